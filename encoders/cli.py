@@ -1,0 +1,147 @@
+"""What the verbs of `launch.py` do."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import importlib.util
+import json
+import sys
+import traceback
+from pathlib import Path
+
+from encoders import report
+from encoders.data.prepare import prepared
+from encoders.experiment import Experiment, ExperimentError, describe, override
+from encoders.ledger import show as ledger
+from encoders.text.corpus import CorpusError
+from encoders.training import loop
+from encoders.training.loop import Run, RunError
+
+
+def is_expected(error: Exception) -> bool:
+    """Whether an error speaks for itself, so that no traceback is shown."""
+    return isinstance(error, ExperimentError | CorpusError | RunError) or type(error) is ValueError
+
+
+def find(name: str) -> Path:
+    """The experiment file that `name` means: a path, or a file of experiments/ without its ending."""
+    home = Path("experiments")
+    for path in (Path(name), home / f"{name}.py", home / name):
+        if path.is_file():
+            return path
+    known = sorted(str(path.relative_to(home).with_suffix("")) for path in home.rglob("*.py"))
+    near = difflib.get_close_matches(name.removeprefix("experiments/").removesuffix(".py"), known, 1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ExperimentError(f"there is no experiment {name!r}{hint} There are {', '.join(known) or 'none here'}")
+
+
+def members(options) -> list[Experiment]:
+    """The experiments of a file, those that `--only` names, with every `--set` applied."""
+    path = find(options.experiment)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found = getattr(module, "experiments", None)
+    if not found or not all(isinstance(each, Experiment) for each in found):
+        raise ExperimentError(f"{path} must define `experiments`, a list of Experiment values")
+    names = [experiment.name for experiment in found]
+    if len(set(names)) < len(names):
+        raise ExperimentError(f"{path}: two members have the same name")
+    for pattern in options.only:
+        if not fnmatch.filter(names, pattern):
+            raise ExperimentError(f"--only {pattern}: no member has that name; there are {', '.join(names)}")
+    chosen = [e for e in found if not options.only or any(fnmatch.fnmatch(e.name, p) for p in options.only)]
+    if len(chosen) > 1 and any(setting.startswith("name=") for setting in options.set):
+        raise ExperimentError(f"--set name=... would give {len(chosen)} members one name; choose one with --only")
+    return [override(experiment, options.set) for experiment in chosen]
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def show(options) -> int:
+    if options.experiment == "table-2.1":
+        print(report.table_2_1())
+        return 0
+    chosen = members(options)
+    if len(chosen) > 1:
+        print(f"{len(chosen)} members: {', '.join(e.name for e in chosen)}\n")
+    for experiment in chosen:
+        print(f"== {experiment.name}")
+        if len(chosen) == 1:
+            print(describe(experiment))
+        print(ledger(experiment), end="\n\n")
+    return 0
+
+
+def prepare(options) -> int:
+    seen = set()
+    for experiment in members(options):
+        store = prepared(experiment.data, say)
+        if store.key not in seen:
+            seen.add(store.key)
+            meta = store.meta
+            print(f"{experiment.name}: {store.path}")
+            keys = ("splits", "unknown_rate", "characters", "seconds", "peak_memory_mb")
+            print(json.dumps({key: meta[key] for key in keys}, indent=1))
+    return 0
+
+
+def train(options) -> int:
+    results, failed, finished = [], [], []
+    chosen = members(options)
+    for experiment in chosen:
+        folder = Path(options.runs) / experiment.name
+        if loop.result(folder):
+            finished.append(experiment.name)
+        try:
+            results.append(loop.train(experiment, folder, say))
+        except Exception as error:
+            if len(chosen) == 1:
+                raise
+            if not is_expected(error):
+                traceback.print_exc()
+            say(f"{experiment.name} failed: {error}")
+            failed.append(experiment.name)
+    if finished:
+        say(f"already finished: {', '.join(finished)}. To start one over, remove its folder in {options.runs}/")
+    if results:
+        print(report.summary(results))
+    if failed:
+        say(f"failed: {', '.join(failed)}")
+    return 1 if failed else 0
+
+
+def restored(options):
+    """The run that the options name, and the parameters of the step they name."""
+    run = Run.open(Path(options.run), options.store)
+    checkpoints = run.checkpoints()
+    steps = checkpoints.steps()
+    if not steps:
+        raise RunError(f"{options.run} has no checkpoint yet")
+    named = {"latest": checkpoints.latest(), "best": checkpoints.best()} | {str(step): step for step in steps}
+    if options.step not in named:
+        raise RunError(f"--step {options.step}: there are latest, best, {', '.join(map(str, steps))}")
+    state, _ = run.restored(checkpoints, named[options.step])
+    checkpoints.close()
+    return run, named[options.step], state.params
+
+
+def evaluate(options) -> int:
+    run, step, params = restored(options)
+    scores = run.evaluate(params, batches=options.batches or 10**9)
+    print(json.dumps({"run": run.experiment.name, "step": step} | scores, indent=1))
+    return 0
+
+
+def fill(options) -> int:
+    from encoders.fill import fill as likeliest
+
+    run, _, params = restored(options)
+    for text in options.text:
+        print(text)
+        for words in likeliest(run, params, text, options.top):
+            print("   " + "   ".join(f"{word} {probability:.1%}" for word, probability in words))
+    return 0

@@ -1,0 +1,219 @@
+"""EXAMPLES → BATCHES: `batch(step)`, a pure function of (seed, step).
+
+There is no iterator to save: resuming is asking for the next step. A batch has, for rows of length l with s = 1
+example each (packing several is a matter of the same fields):
+
+    tokens, example, segments, positions   int32 [b l]   example: 0 on padding, n on the n-th example of the row
+    start, id, epoch, valid                int32 [b s]   where [CLS] stands, the example's name, its pass, is it real
+    next_sentence or sentence_order        int32 [b s]   the label of the format, where it has one
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from encoders.data.formats import A, A_END, B, B_END, LABEL, Format
+from encoders.data.store import Split
+from encoders.text.vocab import Facts
+
+Rows = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Training up to step `until` with `batch` rows of `length` tokens. BERT's 128-then-512 is two of them."""
+
+    until: int
+    length: int
+    batch: int
+    format: Format
+
+    def __post_init__(self):
+        for name, least in (("until", 1), ("length", 8), ("batch", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"phases.{name}={getattr(self, name)} must be at least {least}")
+
+
+def permuted(index: np.ndarray, size: int, key: object) -> np.ndarray:
+    """Where a pseudo-random permutation of `size` numbers puts `index`, without a list of them all.
+
+    A four-round Feistel network on the least even number of bits, walked until it lands below `size`.
+    """
+    half = max(((size - 1).bit_length() + 1) // 2, 1)
+    mask = np.uint64((1 << half) - 1)
+    keys = np.frombuffer(hashlib.blake2b(repr((key, size)).encode(), digest_size=32).digest(), np.uint64)
+
+    def shuffle(x: np.ndarray) -> np.ndarray:
+        left, right = x >> np.uint64(half), x & mask
+        for key in keys:
+            mixed = (right ^ key) * np.uint64(0x9E3779B97F4A7C15)
+            mixed = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
+            left, right = right, left ^ ((mixed >> np.uint64(32)) & mask)
+        return (left << np.uint64(half)) | right
+
+    place = shuffle(np.asarray(index, np.uint64))
+    while (outside := place >= size).any():
+        place[outside] = shuffle(place[outside])
+    return place.astype(np.int64)
+
+
+class Tables:
+    """The example tables of a split, built when needed, kept on disk, and the next pass built in the background."""
+
+    def __init__(self, folder: Path, split: Split, seed: int, copies: int | None):
+        self.folder, self.split, self.seed, self.copies = folder, split, seed, copies
+        self.open: dict[tuple, Future] = {}
+        self.worker = ThreadPoolExecutor(1, thread_name_prefix="tables")
+
+    def name(self, form: Format, length: int, epoch: int) -> tuple:
+        """What an epoch's table depends on: the pass, for formats that draw anew in each, and nothing else."""
+        number = 0 if not form.random else epoch if self.copies is None else epoch % self.copies
+        return form, length, number
+
+    def ask(self, form: Format, length: int, epoch: int) -> Future:
+        name = self.name(form, length, epoch)
+        if name not in self.open:
+            for old in list(self.open)[:-3]:
+                del self.open[old]
+            self.open[name] = self.worker.submit(self.make, *name)
+        return self.open[name]
+
+    def get(self, form: Format, length: int, epoch: int) -> np.ndarray:
+        return self.ask(form, length, epoch).result()
+
+    def make(self, form: Format, length: int, number: int) -> np.ndarray:
+        seed = self.seed if form.random else 0
+        digest = hashlib.sha256(repr((form, length, seed, number)).encode()).hexdigest()[:16]
+        path = self.folder / f"{self.split.name}-{digest}.npy"
+        if not path.exists():
+            parts = [form.table(self.split, shard, length, seed, number) for shard in self.split.shards()]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_suffix(f".partial-{os.getpid()}")
+            with open(partial, "wb") as file:
+                np.save(file, np.concatenate(parts))
+            partial.rename(path)
+        table = np.load(path, mmap_mode="r")
+        if not len(table):
+            raise ValueError(f"{form} makes no example of the {self.split.name} split; it has too little text for it")
+        return table
+
+
+def assemble(split: Split, table: np.ndarray, length: int, facts: Facts, label: str | None) -> Rows:
+    """Rows of a table as batch fields; only `id` and `epoch` are left to the caller."""
+    a, a_end, b, b_end = (table[:, i, None] for i in (A, A_END, B, B_END))
+    size_a, size_b = a_end - a, b_end - b
+    at = np.arange(length)[None]
+    first_sep = size_a + 1
+    last_sep = np.where(size_b > 0, first_sep + size_b + 1, first_sep)
+    in_b = (at > first_sep) & (at < last_sep)
+    where = np.where(in_b, b + at - first_sep - 1, a + at - 1)
+    inside = (at > 0) & (at < last_sep)
+    tokens = split.tokens[np.where(inside, where, 0)].astype(np.int32)
+    tokens = np.where(inside, tokens, facts.pad)
+    tokens[:, 0] = facts.cls
+    tokens[(at == first_sep) | (at == last_sep)] = facts.sep
+    real = at <= last_sep
+    rows = {
+        "tokens": tokens,
+        "example": real.astype(np.int32),
+        "segments": (real & (at > first_sep)).astype(np.int32),
+        "positions": np.where(real, at, 0).astype(np.int32),
+        "start": np.zeros((len(table), 1), np.int32),
+        "valid": np.ones((len(table), 1), np.int32),
+    }
+    return rows | ({label: table[:, LABEL, None].astype(np.int32)} if label else {})
+
+
+class Stream:
+    """The batches of a run. `process` of `processes` gets its share of the rows of every batch."""
+
+    def __init__(
+        self,
+        split: Split,
+        facts: Facts,
+        phases: tuple[Phase, ...],
+        seed: int,
+        copies: int | None,
+        folder: Path,
+        process: int = 0,
+        processes: int = 1,
+    ):
+        self.split, self.facts, self.phases, self.seed = split, facts, phases, seed
+        self.process, self.processes = process, processes
+        self.tables = Tables(folder, split, seed, copies)
+        self.edges: dict[tuple, list[int]] = {}  # example counts of the epochs so far, summed, by format and length
+
+    def phase(self, step: int) -> Phase:
+        """The phase that `step` (from 0) falls in."""
+        return next(phase for phase in self.phases if step < phase.until)
+
+    def consumed(self, step: int) -> int:
+        """Examples of this step's format and length that earlier steps have read."""
+        here, start, total = self.phase(step), 0, 0
+        for phase in self.phases:
+            stop = min(phase.until, step)
+            if (phase.format, phase.length) == (here.format, here.length):
+                total += max(stop - start, 0) * phase.batch
+            start = phase.until
+        return total
+
+    def locate(self, phase: Phase, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Epoch and row (before the shuffle) of the index-th examples of a phase's format and length."""
+        edges = self.edges.setdefault((phase.format, phase.length), [0])
+        while edges[-1] <= index[-1]:
+            edges.append(edges[-1] + len(self.tables.get(phase.format, phase.length, len(edges) - 1)))
+        epoch = np.searchsorted(edges, index, side="right") - 1
+        return epoch, index - np.asarray(edges)[epoch]
+
+    def batch(self, step: int) -> Rows:
+        """The rows of `step` that this process holds."""
+        phase = self.phase(step)
+        share = phase.batch // self.processes
+        first = self.consumed(step) + self.process * share
+        epochs, rows = self.locate(phase, np.arange(first, first + share))
+        parts = []
+        for epoch in np.unique(epochs):
+            table = self.tables.get(phase.format, phase.length, int(epoch))
+            ids = permuted(rows[epochs == epoch], len(table), (self.seed, int(epoch)))
+            part = assemble(self.split, table[ids], phase.length, self.facts, phase.format.label)
+            part["id"] = ids[:, None].astype(np.int32)
+            part["epoch"] = np.full((len(ids), 1), epoch, np.int32)
+            parts.append(part)
+        if phase.format.random:
+            self.tables.ask(phase.format, phase.length, int(epochs[-1]) + 1)
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def batches(self, start: int, stop: int) -> Iterator[Rows]:
+        """The batches of steps `start` to `stop`, each made by a thread while the one before is used."""
+        with ThreadPoolExecutor(1, thread_name_prefix="batches") as worker:
+            ahead = [worker.submit(self.batch, step) for step in range(start, min(start + 2, stop))]
+            for step in range(start, stop):
+                if step + 2 < stop:
+                    ahead.append(worker.submit(self.batch, step + 2))
+                yield ahead.pop(0).result()
+
+
+def heldout_batches(
+    split: Split, facts: Facts, phase: Phase, batch: int, limit: int, folder: Path
+) -> Iterator[Rows]:
+    """Up to `limit` batches of the held-out split, the same for every run: seed, pass and order are fixed.
+
+    The last batch is filled up with rows that are all padding and count nowhere.
+    """
+    tables = Tables(folder, split, 0, 1)
+    table = tables.get(phase.format, phase.length, 0)
+    ids = permuted(np.arange(len(table)), len(table), 0)[: batch * limit]
+    for start in range(0, len(ids), batch):
+        some = ids[start : start + batch]
+        rows = assemble(split, table[some], phase.length, facts, phase.format.label)
+        rows["id"] = some[:, None].astype(np.int32)
+        rows["epoch"] = np.zeros((len(some), 1), np.int32)
+        missing = batch - len(some)
+        yield {name: np.pad(x, ((0, missing), (0, 0))) for name, x in rows.items()} if missing else rows

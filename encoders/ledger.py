@@ -1,0 +1,118 @@
+"""What an experiment costs: parameters by part, matrix-product FLOPs per token, memory. All without allocating it."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import jax
+
+from encoders.experiment import Experiment
+from encoders.model.config import Model
+from encoders.objectives.rtd import ReplacedTokens
+from encoders.text.vocab import Facts
+from encoders.training.optimizer import paths, stacked
+from encoders.training.step import blank
+
+
+def placeholder_facts(size: int) -> Facts:
+    """A vocabulary of `size` entries of which nothing but the size is known."""
+    return Facts(size=size, pad=0, unk=1, cls=2, sep=3, mask=4, special=(0, 1, 2, 3, 4), continuations=b"", common=5)
+
+
+def shapes(model: Model, objective) -> dict:
+    """Shapes of all parameters, by `eval_shape`: any size, no memory."""
+    module = objective.module(model, placeholder_facts(model.vocab))
+    label = next(iter(objective.needs), None)
+
+    def init():
+        batch = objective.corrupt(jax.tree.map(jax.numpy.asarray, blank(8, label)), module.facts, 0)
+        return module.init(jax.random.key(0), batch)["params"]
+
+    return jax.eval_shape(init)
+
+
+def parameters(tree) -> int:
+    """The number of parameters in a tree of arrays or shapes."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def by_part(tree) -> dict[str, int]:
+    """Parameters by part: the networks' embeddings, projections and layer parts, and the heads."""
+    sizes: Counter = Counter()
+    for path, leaf in zip(jax.tree.leaves(paths(tree)), jax.tree.leaves(tree), strict=True):
+        names = path.split("/")
+        networks = names[0] in ("encoder", "generator", "discriminator")
+        depth = (3 if stacked(path) or names[1] == "embed" else 2) if networks else 1
+        sizes["/".join(names[:depth])] += math.prod(leaf.shape)
+    return dict(sizes)
+
+
+def forward_flops(model: Model, length: int) -> float:
+    """Multiply-adds x 2 of the encoder, per token: dense layers and attention over `length` tokens."""
+    d, f = model.hidden, model.intermediate
+    projection = 2 * model.embedding * d if model.embedding != d else 0
+    return projection + model.layers * (2 * (4 * d * d + 2 * d * f) + 4 * length * d)
+
+
+def step_flops(experiment: Experiment, length: int) -> float:
+    """Matrix-product FLOPs of a training step per token: forward, and twice that backward.
+
+    Vocabulary logits count at the chosen positions only; recomputation, softmax and the like count nothing.
+    """
+    model, objective = experiment.model, experiment.objective
+    share = objective.tokens.quotas(length)[-1] / length
+    head = lambda m: share * 2 * (m.hidden * m.embedding + m.embedding * m.vocab)
+    if isinstance(objective, ReplacedTokens):
+        generator = objective.generator(model)
+        rtd = forward_flops(model, length) + 2 * (model.hidden**2 + model.hidden)
+        return 3 * (rtd + forward_flops(generator, length) + head(generator))
+    return 3 * (forward_flops(model, length) + head(model))
+
+
+def memory(experiment: Experiment) -> dict[str, float]:
+    """Estimated bytes on one device that holds it all: parameters and moments, gradients, saved activations.
+
+    Activations: per token and layer about 10 d + 4 f values, and 3 a head and attended token; with rematerialisation
+    only the layer's input ("full") or its matrix products ("dots").
+    """
+    model = experiment.model
+    count = parameters(shapes(model, experiment.objective))
+    item = 2 if model.dtype == "bfloat16" else 4
+    networks = [model]
+    if isinstance(experiment.objective, ReplacedTokens):
+        networks.append(experiment.objective.generator(model))
+
+    def saved(m: Model, length: int) -> float:
+        full = 10 * m.hidden + 4 * m.intermediate + 3 * m.heads * length
+        kept = {"none": full, "dots": 6 * m.hidden + m.intermediate, "full": m.hidden}[m.remat]
+        return item * m.layers * kept
+
+    most = max(
+        phase.batch // experiment.accumulate * phase.length * sum(saved(m, phase.length) for m in networks)
+        for phase in experiment.phases
+    )
+    return {"parameters and moments": 12.0 * count, "gradients": 4.0 * count, "activations": most}
+
+
+def embedding_products(model: Model) -> str:
+    """The arithmetic of factorised embeddings: V x H beside V x E + E x H."""
+    v, e, h = model.vocab, model.embedding, model.hidden
+    whole, parts = v * h, v * e + e * h
+    line = f"V x H = {v:,} x {h:,} = {whole / 1e6:.2f} M"
+    return line if e == h else f"{line}; factorised V x E + E x H = {v:,} x {e} + {e} x {h:,} = {parts / 1e6:.2f} M"
+
+
+def show(experiment: Experiment) -> str:
+    """The ledger as text."""
+    tree = shapes(experiment.model, experiment.objective)
+    width = max(map(len, by_part(tree)))
+    lines = [f"  {name:{width}} {size:>13,}" for name, size in by_part(tree).items()]
+    lines += [f"  {'total':{width}} {parameters(tree):>13,}", f"embedding: {embedding_products(experiment.model)}"]
+    for phase in experiment.phases:
+        flops = step_flops(experiment, phase.length)
+        lines.append(f"FLOPs per token at length {phase.length}: {flops / 1e6:,.1f} M in training, {flops / 3e6:,.1f} M forward")
+    size = memory(experiment)
+    inner = ", ".join(f"{name} {value / 2**30:.2f}" for name, value in size.items())
+    lines.append(f"memory, estimated, on one device: {sum(size.values()) / 2**30:.2f} GiB ({inner})")
+    return "\n".join(lines)

@@ -1,0 +1,61 @@
+"""Sums on the device, means on the host."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Mean(NamedTuple):
+    """A mean as its two sums, so that means over batches and devices add up to the mean over their elements."""
+
+    total: Any
+    count: Any
+
+
+def add(means: Iterable[dict[str, Mean]]) -> dict[str, Mean]:
+    """The sums of all `means` by name, in float64.
+
+    >>> add([{"loss": Mean(6.0, 2)}, {"loss": Mean(0.0, 1)}])["loss"]
+    Mean(total=array(6.), count=array(3.))
+    """
+    sums: dict[str, Mean] = {}
+    for each in means:
+        for name, mean in each.items():
+            old = sums.get(name, Mean(np.float64(0), np.float64(0)))
+            pair = (np.asarray(old[i] + np.asarray(mean[i], np.float64)) for i in (0, 1))
+            sums[name] = Mean(*pair)
+    return sums
+
+
+def value(mean: Mean) -> float:
+    """total / count; 0 where nothing was counted."""
+    return float(mean.total / max(mean.count, 1e-9)) if mean.count else 0.0
+
+
+def accuracy_error(mean: Mean) -> float:
+    """The binomial standard error of a proportion."""
+    p, n = value(mean), float(mean.count)
+    return (p * (1 - p) / n) ** 0.5 if n else 0.0
+
+
+def auc(histogram: np.ndarray) -> tuple[float, float]:
+    """Area under the ROC curve and its standard error (Hanley and McNeil, 1982), from counts by score.
+
+    `histogram[0, i]` negatives and `histogram[1, i]` positives have a score in the i-th bin, lowest first; a tie
+    counts half. 0.5 ± 0 where one class is empty.
+
+    >>> auc(np.array([[1, 1, 0], [0, 1, 1]]))[0]
+    0.875
+    """
+    negative, positive = (np.asarray(row, np.float64) for row in histogram)
+    n, m = negative.sum(), positive.sum()
+    if not n or not m:
+        return 0.5, 0.0
+    below = np.cumsum(negative) - negative
+    area = float((positive * (below + negative / 2)).sum() / (n * m))
+    q1, q2 = area / (2 - area), 2 * area**2 / (1 + area)
+    variance = (area * (1 - area) + (m - 1) * (q1 - area**2) + (n - 1) * (q2 - area**2)) / (n * m)
+    return area, max(variance, 0.0) ** 0.5

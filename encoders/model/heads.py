@@ -1,0 +1,57 @@
+"""Heads on hidden states: tied vocabulary logits, pooler, sentence pair, replaced token.
+
+Axes: b batch, s examples of a row, k chosen positions, l length, d hidden, e embedding, v vocabulary.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from encoders.model.parts import ACTIVATIONS, dense, norm
+
+
+def gather(hidden: Float[Array, "b l d"], positions: Int[Array, "b k"]) -> Float[Array, "b k d"]:
+    """The hidden states at `positions`."""
+    return jnp.take_along_axis(hidden, positions[..., None], axis=1)
+
+
+class MaskedTokenHead(nn.Module):
+    """Dense d → e, activation, layer norm, product with the word table, free bias (BERT's `cls/predictions`)."""
+
+    model: object
+
+    @nn.compact
+    def __call__(self, hidden: Float[Array, "b k d"], table: Float[Array, "v e"]) -> Float[Array, "b k v"]:
+        model = self.model
+        x = ACTIVATIONS[model.activation](dense(model, model.embedding, "dense")(hidden))
+        x = norm(model, "norm")(x)
+        bias = self.param("bias", nn.initializers.zeros, (table.shape[0],))
+        flat = x.reshape(-1, x.shape[-1])
+        logits = jnp.einsum("ne,ve->nv", flat, table.astype(flat.dtype), preferred_element_type=jnp.float32) + bias
+        return logits.reshape(*x.shape[:-1], -1)
+
+
+class PairHead(nn.Module):
+    """Pooler (dense d → d, tanh, on [CLS]) and a linear layer to two classes, as BERT's and ALBERT's."""
+
+    model: object
+
+    @nn.compact
+    def __call__(self, hidden: Float[Array, "b s d"]) -> Float[Array, "b s 2"]:
+        pooled = jnp.tanh(dense(self.model, self.model.hidden, "pooler")(hidden))
+        return dense(self.model, 2, "classes")(pooled).astype(jnp.float32)
+
+
+class ReplacedTokenHead(nn.Module):
+    """Dense d → d, activation, dense d → 1, for every token (ELECTRA; the last layer's init is Glorot there)."""
+
+    model: object
+
+    @nn.compact
+    def __call__(self, hidden: Float[Array, "b l d"]) -> Float[Array, "b l"]:
+        model = self.model
+        x = ACTIVATIONS[model.activation](dense(model, model.hidden, "dense")(hidden))
+        out = dense(model, 1, "out", kernel_init=nn.initializers.glorot_uniform())(x)
+        return out[..., 0].astype(jnp.float32)

@@ -1,0 +1,233 @@
+"""Which tokens are chosen and what is shown in their place: a pure function of (seed, pass, example id, position).
+
+Every token of an example has two random words of its own, hashed from these four numbers, so the same example gets
+the same mask in another batch, at another padding or in a packed row. `pass` is `epoch mod copies`; with
+`copies=None` it is the epoch, which is RoBERTa's dynamic masking.
+
+Axes: b rows, s examples of a row, l length, k slots for chosen positions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, UInt32
+
+from encoders.text.vocab import Facts
+
+Batch = dict[str, Array]
+MASKS, ROUNDING, SAMPLES = 0, 1, 2  # streams of random words
+
+
+@dataclass(frozen=True)
+class Masking:
+    """How a masked language model corrupts its input.
+
+    `split` is the share of chosen tokens that become [MASK], a random token, and stay. `copies` is the number of
+    different masks an example ever gets: 1 (the chapter's BERT), 10 (its released code), 40 (ALBERT), None (a new one
+    each epoch, RoBERTa). `limit` caps the predictions of an example. With `unit="word"` whole words are chosen, in
+    runs of up to `ngrams` words drawn with p(n) ∝ 1/n (ALBERT §3.1). `special`: may [CLS] and [SEP] be chosen.
+    `replacements`: the random token is any entry ("all", BERT's code) or none of the special ones ("words", fairseq).
+    """
+
+    rate: float = 0.15
+    split: tuple[float, float, float] = (0.8, 0.1, 0.1)
+    copies: int | None = 10
+    limit: int | None = None
+    unit: Literal["token", "word"] = "token"
+    ngrams: int = 1
+    special: bool = False
+    rounding: Literal["nearest", "random"] = "nearest"  # of rate x length; "random" adds U[0, 1) first (fairseq)
+    replacements: Literal["all", "words"] = "all"
+
+    def __post_init__(self):
+        if not 0 < self.rate < 1:
+            raise ValueError(f"rate={self.rate} must be above 0 and below 1")
+        if len(self.split) != 3 or min(self.split) < 0 or abs(sum(self.split) - 1) > 1e-6:
+            raise ValueError(f"split={self.split} must be three shares (mask, random, keep) that sum to 1")
+        for name, least in (("copies", 1), ("limit", 1), ("ngrams", 1)):
+            given = getattr(self, name)
+            if given is not None and given < least:
+                raise ValueError(f"{name}={given} must be at least {least}" + ("" if name == "ngrams" else " or None"))
+        if self.ngrams > 1 and self.unit != "word":
+            raise ValueError(f"ngrams={self.ngrams} counts words: it needs unit='word', not {self.unit!r}")
+
+    def quotas(self, length: int) -> np.ndarray:
+        """`rate x n` rounded, at least 1 and at most `limit`, for every example length n from 0 to `length`."""
+        exact = np.arange(length + 1) * self.rate
+        rounded = np.floor(exact) if self.rounding == "random" else np.round(exact)
+        return np.minimum(np.maximum(rounded, 1), self.limit or length).astype(np.int32)
+
+    def budget(self, length: int, examples: int) -> int:
+        """The most positions that can be chosen in a row of `length` tokens that holds `examples` examples."""
+        extra = 1 if self.rounding == "random" else 0
+        one = min(int(self.quotas(length)[-1]) + extra, self.limit or length, length)
+        return one if examples == 1 else min(int(length * self.rate) + examples, examples * one, length)
+
+
+def example_keys(seed, stream: int, times: Int[Array, "b s"], ids: Int[Array, "b s"]) -> Array:
+    """A random key for every example, `[b s]`, from (seed, stream, pass or epoch, example id)."""
+    base = jax.random.fold_in(jax.random.key(seed), stream)
+    one = lambda time, name: jax.random.fold_in(jax.random.fold_in(base, time), name)
+    return jax.vmap(jax.vmap(one))(times, ids)
+
+
+def of_tokens(keys: Array, batch: Batch) -> Array:
+    """Each token's key, `[b l]`: its example's key folded with its position in the example."""
+    owner = jnp.maximum(batch["example"] - 1, 0)
+    mine = jax.random.wrap_key_data(
+        jnp.take_along_axis(jax.random.key_data(keys), owner[..., None], axis=1), impl=jax.random.key_impl(keys)
+    )
+    return jax.vmap(jax.vmap(jax.random.fold_in))(mine, batch["positions"])
+
+
+def uniform(words: UInt32[Array, "..."]) -> Float[Array, "..."]:
+    """Random words to float32 in [0, 1), of 24 bits."""
+    return (words >> 8).astype(jnp.float32) * 2.0**-24
+
+
+def passes(masking: Masking, batch: Batch) -> Int[Array, "b s"]:
+    return batch["epoch"] if masking.copies is None else batch["epoch"] % masking.copies
+
+
+def mask_keys(masking: Masking, batch: Batch, seed) -> Array:
+    return example_keys(seed, MASKS, passes(masking, batch), batch["id"])
+
+
+def members(batch: Batch) -> Bool[Array, "b s l"]:
+    """Which tokens belong to the n-th example of the row."""
+    numbers = jnp.arange(1, batch["id"].shape[1] + 1)
+    return batch["example"][:, None, :] == numbers[None, :, None]
+
+
+def drawn_lengths(words: UInt32[Array, "..."], ngrams: int) -> Int[Array, "..."]:
+    """n-gram lengths 1..`ngrams` with p(n) ∝ 1/n: 6/11, 3/11, 2/11 for three (ALBERT §3.1)."""
+    shares = 1 / np.arange(1, ngrams + 1)
+    edges = np.cumsum(shares / shares.sum())[:-1].astype(np.float32)
+    return 1 + (uniform(words)[..., None] >= edges).sum(-1)
+
+
+def counts_to_choose(masking: Masking, batch: Batch, sizes: Int[Array, "b s"], seed) -> Int[Array, "b s"]:
+    """How many tokens to choose in each example, from its number of tokens (special ones count); 0 where it has none."""
+    length = batch["tokens"].shape[1]
+    quota = jnp.asarray(masking.quotas(length))[sizes]
+    if masking.rounding == "random":
+        keys = example_keys(seed, ROUNDING, passes(masking, batch), batch["id"])
+        draw = uniform(jax.random.key_data(keys)[..., 0].astype(jnp.uint32))
+        quota = jnp.clip(jnp.floor(sizes * masking.rate + draw).astype(jnp.int32), 1, masking.limit or length)
+    return jnp.where(sizes > 0, quota, 0)
+
+
+def choose(masking: Masking, batch: Batch, facts: Facts, seed) -> tuple[Int[Array, "b k"], Float[Array, "b k"]]:
+    """Chosen positions and their weights: 1, or 0 for a slot that stays empty."""
+    example, length = batch["example"], batch["tokens"].shape[1]
+    keys = mask_keys(masking, batch, seed)
+    words = jax.random.key_data(of_tokens(keys, batch)).astype(jnp.uint32)
+    never = () if masking.special else (facts.cls, facts.sep, facts.mask)
+    candidate = (example > 0) & ~jnp.isin(batch["tokens"], jnp.array((facts.pad, *never)))
+    mine = members(batch)
+    quota = counts_to_choose(masking, batch, mine.sum(-1), seed)
+    slots = masking.budget(length, mine.shape[1])
+    scores = jnp.where(mine & candidate[:, None], uniform(words[..., 0])[:, None], -1.0)
+    if masking.unit == "token":
+        best, where = jax.lax.top_k(scores, min(masking.budget(length, 1), length))
+        weights = ((jnp.arange(best.shape[-1]) < quota[..., None]) & (best >= 0)).astype(jnp.float32)
+        where, weights = (x.reshape(x.shape[0], -1) for x in (where, weights))
+        if mine.shape[1] > 1:
+            weights, order = jax.lax.top_k(weights, slots)
+            where = jnp.take_along_axis(where, order, axis=1)
+        return where, weights
+    starts = jnp.asarray(facts.word_starts())[batch["tokens"]] | ~jnp.pad(candidate, ((0, 0), (1, 0)))[:, :-1]
+    flat = lambda x: x.reshape(-1, length)
+    row = lambda x: flat(jnp.broadcast_to(x[:, None], mine.shape))
+    chosen = choose_words(
+        flat(scores), row(starts), row(drawn_lengths(words[..., 1], masking.ngrams)), quota.reshape(-1), masking.ngrams
+    )
+    weights, where = jax.lax.top_k(chosen.reshape(mine.shape).any(1).astype(jnp.float32), slots)
+    return where, weights
+
+
+def choose_words(
+    scores: Float[Array, "r l"],
+    starts: Bool[Array, "r l"],
+    lengths: Int[Array, "r l"],
+    quota: Int[Array, "r"],
+    ngrams: int,
+) -> Bool[Array, "r l"]:
+    """Whole words, in runs: starts are taken in the order of their scores until `quota` tokens are chosen.
+
+    A run that would overflow the quota is shortened word by word, one that touches a chosen word is skipped
+    (`create_masked_lm_predictions` of ALBERT; with runs of one word, BERT's whole-word masking). Scores below 0 are
+    no candidates; a run covers candidates only.
+    """
+    candidate = scores >= 0
+    first = starts & candidate
+    word = jnp.where(candidate, jnp.cumsum(first, axis=1) - 1, -1)
+    ranked, order = jax.lax.top_k(jnp.where(first, scores, -1.0), scores.shape[1])
+    pick = lambda x, t: jnp.take_along_axis(x, order[:, t][:, None], axis=1)
+
+    def unfinished(carry):
+        t, chosen = carry
+        more = (chosen.sum(1) < quota) & (ranked[:, jnp.minimum(t, ranked.shape[1] - 1)] >= 0)
+        return (t < ranked.shape[1]) & more.any()
+
+    def take(carry):
+        t, chosen = carry
+        room, least = (quota - chosen.sum(1))[:, None], pick(word, t)
+        run = jnp.zeros_like(chosen)
+        for n in range(1, ngrams + 1):
+            longer = (word >= least) & (word < least + n)
+            fits = (n <= pick(lengths, t)) & (longer.sum(1, keepdims=True) <= room)
+            run = jnp.where(fits, longer, run)
+        free = (ranked[:, t] >= 0)[:, None] & ~(run & chosen).any(1, keepdims=True)
+        return t + 1, chosen | (run & free)
+
+    return jax.lax.while_loop(unfinished, take, (jnp.int32(0), jnp.zeros_like(candidate)))[1]
+
+
+def corrupt(masking: Masking, batch: Batch, facts: Facts, seed) -> Batch:
+    """`batch` with its chosen tokens replaced, and what is needed to predict them.
+
+    Adds `picked [b k]` positions, `targets [b k]` the tokens that stood there, `weights [b k]`, and `original [b l]`.
+    """
+    where, weights = choose(masking, batch, facts, seed)
+    tokens = batch["tokens"]
+    take = lambda x: jnp.take_along_axis(x, where, axis=1)
+    targets = take(tokens)
+    # A second hash of the chosen tokens alone: what becomes of each must not depend on how it was chosen.
+    again = jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, 1)))(
+        take_keys(of_tokens(mask_keys(masking, batch, seed), batch), where)
+    )
+    words = jax.random.key_data(again).astype(jnp.uint32)
+    special = set(facts.special) if masking.replacements == "words" else set()
+    entries = jnp.asarray(np.array([i for i in range(facts.size) if i not in special], np.int32))
+    fate = uniform(words[..., 0])
+    random = entries[words[..., 1] % len(entries)]
+    as_mask, as_random = masking.split[0], masking.split[0] + masking.split[1]
+    shown = jnp.where(fate < as_mask, facts.mask, jnp.where(fate < as_random, random, targets))
+    return batch | {
+        "tokens": scatter(tokens, where, shown, weights),
+        "original": tokens,
+        "picked": where,
+        "targets": targets,
+        "weights": weights,
+    }
+
+
+def take_keys(keys: Array, where: Int[Array, "b k"]) -> Array:
+    """The keys of the tokens at `where`."""
+    data = jnp.take_along_axis(jax.random.key_data(keys), where[..., None], axis=1)
+    return jax.random.wrap_key_data(data, impl=jax.random.key_impl(keys))
+
+
+def scatter(
+    tokens: Int[Array, "b l"], where: Int[Array, "b k"], new: Int[Array, "b k"], weights: Float[Array, "b k"]
+) -> Int[Array, "b l"]:
+    """`tokens` with `new` at `where`; slots of weight 0 write nothing."""
+    rows = jnp.arange(tokens.shape[0])[:, None]
+    where = jnp.where(weights > 0, where, tokens.shape[1])
+    return tokens.at[rows, where].set(new.astype(tokens.dtype), mode="drop")

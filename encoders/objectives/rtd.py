@@ -1,0 +1,157 @@
+"""ELECTRA's replaced-token detection: a generator fills masks, a discriminator judges every token (§2)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from encoders.metrics import Mean, auc
+from encoders.model.config import Model, narrowed
+from encoders.model.encoder import Encoder
+from encoders.model.heads import MaskedTokenHead, ReplacedTokenHead, gather
+from encoders.objectives.masking import (
+    SAMPLES,
+    Batch,
+    Masking,
+    corrupt,
+    example_keys,
+    of_tokens,
+    scatter,
+    take_keys,
+)
+from encoders.objectives.mlm import masked_token_metrics
+from encoders.objectives.objective import Metrics, means
+from encoders.text.vocab import Facts
+
+BINS = 1024  # of the discriminator's probability, for the ROC curve
+
+# 85 % [MASK], 15 % kept, none random, a new mask each epoch, as in the released code; positions are drawn without
+# replacement, as in the paper (the code draws with replacement and so masks 13.8 % where it says 15 %).
+MASKING = Masking(split=(0.85, 0.0, 0.15), copies=None)
+
+
+@dataclass(frozen=True)
+class ReplacedTokens:
+    """λ times the discriminator's loss over all tokens that are no padding, plus the generator's masked-token loss.
+
+    The generator is the discriminator narrowed to `width` and `depth` of its own. `tie` says which tables it reads of
+    the discriminator's: none, the token embeddings, or all embeddings (word, position, segment and their layer norm,
+    as the released code does). The generator's samples carry no gradient; a sample equal to the original token is
+    labelled original.
+    """
+
+    width: float = 1 / 4
+    depth: float = 1.0
+    tokens: Masking = MASKING
+    weight: float = 50.0
+    temperature: float = 1.0
+    tie: Literal["none", "tokens", "embeddings"] = "embeddings"
+
+    def __post_init__(self):
+        for name in ("width", "depth", "temperature"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"objective.{name}={getattr(self, name)} must be above 0")
+        if self.tokens.special:
+            raise ValueError("objective.tokens.special=True: a generator must not fill in [CLS] and [SEP]")
+
+    needs = frozenset()
+
+    @property
+    def weights(self) -> dict[str, float]:
+        return {"generator_loss": 1.0, "rtd_loss": self.weight}
+
+    @property
+    def copies(self) -> int | None:
+        return self.tokens.copies
+
+    def generator(self, model: Model) -> Model:
+        """The generator that belongs to the discriminator `model`."""
+        return narrowed(model, self.width, self.depth)
+
+    def module(self, model: Model, facts: Facts) -> nn.Module:
+        return ReplacedTokensModule(model, self, facts)
+
+    def corrupt(self, batch: Batch, facts: Facts, seed) -> Batch:
+        masked = corrupt(self.tokens, batch, facts, seed)
+        keys = of_tokens(example_keys(seed, SAMPLES, batch["epoch"], batch["id"]), batch)
+        return masked | {"noise": jax.random.key_data(take_keys(keys, masked["picked"]))}
+
+    def counts(self, batch: Batch) -> dict:
+        return {"generator_loss": batch["weights"].sum(), "rtd_loss": (batch["example"] > 0).sum()}
+
+    def scores(self, sums: Metrics) -> dict[str, float]:
+        scores = means(sums)
+        scores["generator_perplexity"] = math.exp(min(scores["generator_loss"], 700.0))
+        scores["rtd_baseline"] = 1 - scores["rtd_replaced"]  # always "original"
+        if "rtd_histogram" in sums:
+            scores["rtd_auc"], scores["rtd_auc_error"] = auc(sums["rtd_histogram"].total)
+        return scores
+
+
+class ReplacedTokensModule(nn.Module):
+    """Discriminator and generator; the tables that are tied live in the discriminator."""
+
+    model: Model
+    objective: ReplacedTokens
+    facts: Facts
+
+    def setup(self):
+        tie, generator = self.objective.tie, self.objective.generator(self.model)
+        self.discriminator = Encoder(self.model)
+        embed = self.discriminator.embed
+        self.generator = Encoder(
+            generator,
+            lent_embed=embed if tie == "embeddings" else None,
+            lent_word=embed.words if tie == "tokens" else None,
+        )
+        self.tokens = MaskedTokenHead(generator)
+        self.replaced = ReplacedTokenHead(self.model)
+
+    def __call__(self, batch: Batch, train: bool = False) -> Metrics:
+        logits = self.predict(batch, train)
+        metrics = masked_token_metrics(logits, batch, self.facts, prefix="generator")
+        samples = sample(logits / self.objective.temperature, batch["noise"])
+        tokens = scatter(batch["original"], batch["picked"], samples, batch["weights"])
+        labels = (tokens != batch["original"]).astype(jnp.int32)
+        rest = (batch["example"], batch["segments"], batch["positions"])
+        verdict = self.replaced(self.discriminator(tokens, *rest, train=train))
+        return metrics | replaced_token_metrics(verdict, labels, batch, roc=not train)
+
+    def predict(self, batch: Batch, train: bool = False) -> Float[Array, "b k v"]:
+        """The generator's vocabulary logits at `picked` (fill-in)."""
+        rest = (batch["example"], batch["segments"], batch["positions"])
+        hidden = self.generator(batch["tokens"], *rest, train=train)
+        return self.tokens(gather(hidden, batch["picked"]), self.generator.embeddings.words.embedding)
+
+
+def sample(logits: Float[Array, "b k v"], noise: Array) -> Int[Array, "b k"]:
+    """One token a position from softmax(logits), by Gumbel noise from each position's own key, without gradient."""
+    keys = jax.random.wrap_key_data(noise, impl="threefry2x32")
+    gumbel = jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, (logits.shape[-1],))))(keys)
+    return jax.lax.stop_gradient(logits + gumbel).argmax(-1)
+
+
+def replaced_token_metrics(
+    verdict: Float[Array, "b l"], labels: Int[Array, "b l"], batch: Batch, roc: bool
+) -> Metrics:
+    """Binary cross-entropy over all tokens that are no padding; accuracy, recall on the replaced, their fraction."""
+    real = (batch["example"] > 0).astype(jnp.float32)
+    count, replaced = real.sum(), (labels * real).sum()
+    nll = jax.nn.softplus(verdict) - verdict * labels
+    said = (verdict > 0).astype(jnp.int32)
+    metrics = {
+        "rtd_loss": Mean((nll * real).sum(), count),
+        "rtd_accuracy": Mean(((said == labels) * real).sum(), count),
+        "rtd_recall": Mean((said * labels * real).sum(), replaced),
+        "rtd_replaced": Mean(replaced, count),
+    }
+    if roc:
+        bins = jnp.minimum((jax.nn.sigmoid(verdict) * BINS).astype(jnp.int32), BINS - 1)
+        metrics["rtd_histogram"] = Mean(jnp.zeros((2, BINS)).at[labels, bins].add(real), count)
+    return metrics

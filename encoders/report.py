@@ -1,0 +1,90 @@
+"""Runs → tables beside the papers' numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from encoders.families import albert, bert, electra, roberta
+from encoders.ledger import parameters, shapes
+from encoders.objectives.joint import Joint
+from encoders.objectives.nsp import NextSentence
+from encoders.objectives.rtd import ReplacedTokens
+from encoders.objectives.sop import SentenceOrder
+
+
+def grid(rows: Sequence[Sequence[str]]) -> str:
+    """Rows as aligned columns; the first row is the head, the first column is text and the others are numbers."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    line = lambda row: "  ".join(
+        cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+    ).rstrip()
+    return "\n".join([line(rows[0]), line(["-" * width for width in widths]), *map(line, rows[1:])])
+
+
+def percent(scores: dict[str, float], name: str, baseline: str) -> str:
+    """`accuracy ± error (baseline)` in percent, or a dash where the run has no such score."""
+    if name not in scores:
+        return "-"
+    error = scores.get(f"{name}_error")
+    spread = "" if error is None else f" ±{error:.1%}"
+    return f"{scores[name]:.1%}{spread} ({scores[baseline]:.1%})"
+
+
+def summary(results: Sequence[dict]) -> str:
+    """Finished runs, a row each: size, speed, and held-out scores with their baselines in brackets."""
+    rows = [["run", "parameters", "tokens/s", "steps", "loss", "MLM at [MASK] (commonest)", "NSP / SOP", "RTD AUC (0.5)"]]
+    for result in results:
+        scores = result["heldout"]
+        prefix = "generator" if "generator_loss" in scores else "mlm"
+        sentence = next((name for name in ("nsp", "sop") if f"{name}_accuracy" in scores), None)
+        rows.append(
+            [
+                result["name"],
+                f"{result['parameters']:,}",
+                f"{result['tokens_per_second']:,.0f}",
+                f"{result['steps']:,}",
+                f"{scores['loss']:.3f}",
+                percent(scores, f"{prefix}_mask_accuracy", f"{prefix}_mask_baseline"),
+                f"{sentence.upper()} {percent(scores, f'{sentence}_accuracy', f'{sentence}_baseline')}" if sentence else "-",
+                f"{scores['rtd_auc']:.3f} ±{scores['rtd_auc_error']:.3f}" if "rtd_auc" in scores else "-",
+            ]
+        )
+    note = "Held-out scores ± standard error, and in brackets what guessing would reach."
+    return f"{grid(rows)}\n{note}"
+
+
+# The chapter's table 2.1: size, model, objective, the printed number (10^8), and what that number counts.
+TABLE_2_1 = (
+    ("bert-base", bert.BASE, Joint(sentences=NextSentence()), "1.1", "encoder and heads, rounded"),
+    ("bert-large", bert.LARGE, Joint(sentences=NextSentence()), "3.4", "the paper's 340M; exactly 3.36, encoder 3.35"),
+    ("roberta-base", roberta.BASE, Joint(), "1.2", "the paper's 125M, truncated"),
+    ("roberta-large", roberta.LARGE, Joint(), "3.5", "the paper's 355M, truncated"),
+    ("albert-base", albert.BASE, Joint(sentences=SentenceOrder()), "0.12", "the paper's 12M"),
+    ("albert-large", albert.LARGE, Joint(sentences=SentenceOrder()), "0.18", "the paper's 18M"),
+    ("albert-xlarge", albert.XLARGE, Joint(sentences=SentenceOrder()), "0.6", "the paper's 60M; exactly 0.59"),
+    ("albert-xxlarge", albert.XXLARGE, Joint(sentences=SentenceOrder()), "2.2", "the exact count; the paper has 235M, 233M, 225M"),
+    ("electra-small", electra.SMALL, ReplacedTokens(width=1.0), "0.28", "twice the discriminator's 14M: equal networks, nothing tied"),
+    ("electra-base", electra.BASE, ReplacedTokens(width=1 / 3), "2.2", "twice the discriminator's 110M; the real generator is 1/3 wide"),
+    ("electra-large", electra.LARGE, ReplacedTokens(width=1 / 4), "6.6", "twice the discriminator's 335M, as 3.3; the real generator is 1/4 wide"),
+)  # fmt: skip
+FACTS_2_1 = {
+    "bert": ("2018.10", "about 15 GB", "MLM + NSP"),
+    "roberta": ("2019.07", "160 GB", "dynamic MLM"),
+    "albert": ("2019.09", "about 15 GB", "MLM + SOP"),
+    "electra": ("2020.03", "about 20 to 200 GB", "RTD"),
+}
+
+
+def table_2_1() -> str:
+    """The chapter's table 2.1, our exact counts beside it, and what each printed number counts."""
+    rows = [["model", "published", "corpus", "task", "printed", "encoder", "with heads", "what the printed number counts"]]
+    for name, model, objective, printed, reading in TABLE_2_1:
+        tree = shapes(model, objective)
+        discriminator = isinstance(objective, ReplacedTokens)
+        encoder = parameters(tree["discriminator" if discriminator else "encoder"])
+        encoder += parameters(tree["pair"]["pooler"]) if "pair" in tree else 0
+        rows.append([name, *FACTS_2_1[name.split("-")[0]], printed, f"{encoder:,}", f"{parameters(tree):,}", reading])
+    return grid(rows) + (
+        "\nprinted: in 10^8. encoder: with embeddings and, where pre-trained, pooler; for ELECTRA the discriminator's. with"
+        "\nheads: all that pre-training updates; for ELECTRA both networks, embeddings tied."
+    )

@@ -1,0 +1,252 @@
+"""The vocabularies of the released models: their rules, and readers of the files they are published in."""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+# The names of the special tokens as released; when trained they are the first ids, in this order,
+# but for fairseq's <mask>, which is the last.
+NAMES = {
+    "wordpiece": {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"},
+    "bpe": {"cls": "<s>", "pad": "<pad>", "sep": "</s>", "unk": "<unk>", "mask": "<mask>"},
+    "unigram": {"pad": "<pad>", "unk": "<unk>", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"},
+}
+ROLES = ("pad", "unk", "cls", "sep", "mask")
+SYMBOLS = ("(", ")", '"', "-", ".", "–", "£", "€")  # always pieces of their own: ALBERT's spm_train flags
+AVOIDED = -1000.0  # the score of a piece kept for its id only
+FORMS = {  # what a folder is known by, in order of preference
+    "tokenizer.json": ("tokenizer.json",),
+    "vocab.txt": ("vocab.txt",),
+    "vocab.json": ("vocab.json", "merges.txt"),
+    "encoder.json": ("encoder.json", "vocab.bpe", "dict.txt"),
+    "spiece.model": ("spiece.model",),
+}
+
+
+def kind_of(inner) -> str:
+    kind = type(inner.model).__name__.lower()
+    if kind not in NAMES:
+        raise ValueError(f"a tokenizer of the kind {kind!r} is none of {', '.join(NAMES)}")
+    return kind
+
+
+def names_of(tokens: dict[str, int], kind: str) -> dict[str, str]:
+    """The name of each special token; raises `ValueError` when one has none of its usual names."""
+    usual = {role: dict.fromkeys([NAMES[kind][role], *(names[role] for names in NAMES.values())]) for role in ROLES}
+    found = {role: next((name for name in names if name in tokens), None) for role, names in usual.items()}
+    if missing := [" or ".join(usual[role]) for role in ROLES if found[role] is None]:
+        raise ValueError(f"the vocabulary of {len(tokens)} tokens has no {', no '.join(missing)}")
+    return found
+
+
+# The rules of each kind
+
+
+def wordpiece(tokens: dict[str, int], lowercase: bool):
+    """BERT's rules (https://github.com/google-research/bert, tokenization.py)."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    inner = Tokenizer(models.WordPiece(tokens, unk_token="[UNK]", max_input_chars_per_word=200))
+    inner.normalizer = normalizers.BertNormalizer(
+        clean_text=True, handle_chinese_chars=True, strip_accents=lowercase, lowercase=lowercase
+    )
+    inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    inner.decoder = decoders.WordPiece("##")
+    return finished(inner)
+
+
+def bpe(tokens: dict[str, int], merges: list[tuple[str, str]]):
+    """GPT-2's and RoBERTa's rules: bytes, a space belongs to the word after it."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    inner = Tokenizer(models.BPE(tokens, merges))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    return finished(inner)
+
+
+def unigram(pieces: list[tuple[str, float]], lowercase: bool, symbols: Iterable[str], charsmap: bytes | None = None):
+    """ALBERT's rules (https://github.com/google-research/albert, tokenization.py); `charsmap` is SentencePiece's."""
+    from tokenizers import Tokenizer, decoders, models
+
+    # encode_pieces of the released code splits "2000," again, into the number and the comma.
+    scored = [
+        (piece, AVOIDED if len(piece) > 1 and piece[-1] == "," and piece[-2].isdigit() else score)
+        for piece, score in pieces
+    ]
+    unknown = [piece for piece, _ in pieces].index("<unk>")
+    inner = Tokenizer(models.Unigram(scored, unknown, byte_fallback=False))
+    inner.normalizer = albert_text(lowercase, charsmap)
+    inner.pre_tokenizer = albert_words(symbols)
+    inner.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
+    return finished(inner)
+
+
+def albert_words(symbols: Iterable[str]):
+    """▁ before each word, and the user-defined symbols apart."""
+    from tokenizers import Regex, pre_tokenizers
+
+    words = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
+    pattern = "|".join(re.escape(symbol) for symbol in sorted(symbols, key=len, reverse=True))
+    if not pattern:
+        return words
+    return pre_tokenizers.Sequence([words, pre_tokenizers.Split(Regex(pattern), "isolated")])
+
+
+def albert_text(lowercase: bool, charsmap: bytes | None = None):
+    from tokenizers import Regex, normalizers
+
+    steps = [normalizers.Replace("``", '"'), normalizers.Replace("''", '"')]
+    steps += [normalizers.NFKD(), normalizers.StripAccents()]
+    steps += [normalizers.Lowercase()] if lowercase else []
+    steps += [normalizers.Precompiled(charsmap) if charsmap else normalizers.NFKC()]
+    # A model of this kind would take the name of a special token in a text for that piece; SentencePiece does not.
+    steps += [normalizers.Replace(Regex(r"<(?=(?:pad|unk)>)"), "< ")]
+    steps += [normalizers.Replace(Regex(r"\[(?=(?:CLS|SEP|MASK)\])"), "[ ")]
+    steps += [normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
+    return normalizers.Sequence(steps)
+
+
+def finished(inner):
+    """`inner` with its special tokens marked, and the family's way of adding them to a text or a pair."""
+    from tokenizers import AddedToken, processors
+
+    kind = kind_of(inner)
+    names = names_of(inner.get_vocab(), kind)
+    for role, name in names.items():
+        before = kind == "bpe" and role == "mask"  # RoBERTa's mask takes the space before it
+        inner.add_special_tokens([AddedToken(name, lstrip=before, special=True, normalized=False)])
+    cls, sep = ((names[role], inner.token_to_id(names[role])) for role in ("cls", "sep"))
+    if kind == "bpe":
+        inner.post_processor = processors.RobertaProcessing(sep, cls, trim_offsets=True, add_prefix_space=False)
+    else:
+        single, pair = f"{cls[0]} $A {sep[0]}", f"{cls[0]} $A {sep[0]} $B:1 {sep[0]}:1"
+        inner.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=[cls, sep])
+    return inner
+
+
+# The files
+
+
+def read(path: Path, lowercase: bool):
+    """The `tokenizers.Tokenizer` of a published vocabulary; raises `ValueError` naming what is missing."""
+    forms = "; ".join(" + ".join(names) for names in FORMS.values())
+    if path.is_dir():
+        name = next((name for name in FORMS if (path / name).is_file()), None)
+        if name is None:
+            raise ValueError(f"the folder {str(path)!r} holds no vocabulary: {forms}")
+        path = path / name
+    if not path.is_file():
+        raise ValueError(f"there is no vocabulary {str(path)!r}; it may be a file or folder of {forms}")
+    try:
+        if path.suffix == ".txt" and path.name not in ("merges.txt", "dict.txt"):
+            return wordpiece(_lines(path), lowercase)
+        if path.suffix == ".model":
+            return _sentencepiece(path.read_bytes(), lowercase)
+        if path.name in ("encoder.json", "vocab.bpe", "dict.txt"):
+            return _fairseq(path.parent)
+        if path.name == "merges.txt":
+            path = path.with_name("vocab.json")
+        if path.suffix == ".json":
+            content = json.loads(path.read_text("utf-8"))
+            return _serialized(path) if "model" in content and "added_tokens" in content else _bpe(path, content)
+    except FileNotFoundError as error:
+        raise ValueError(f"the vocabulary {str(path)!r} needs {error.filename} beside it") from error
+    except (ValueError, IndexError, struct.error) as error:
+        raise ValueError(f"vocabulary {str(path)!r}: {error}") from error
+    raise ValueError(f"the vocabulary {str(path)!r} is none of {forms}")
+
+
+def _rows(path: Path) -> list[str]:
+    with open(path, encoding="utf-8", newline="\n") as file:  # a token may be U+2028, which ends a line elsewhere
+        return [row.rstrip("\r\n") for row in file]
+
+
+def _lines(path: Path) -> dict[str, int]:
+    rows = _rows(path)
+    while rows and not rows[-1]:
+        rows.pop()
+    return {token: id for id, token in enumerate(rows)}
+
+
+def _serialized(path: Path):
+    from tokenizers import Tokenizer
+
+    return finished(Tokenizer.from_file(str(path)))
+
+
+def _bpe(path: Path, tokens: dict[str, int]):
+    name = next((name for name in ("merges.txt", "vocab.bpe") if path.with_name(name).is_file()), "merges.txt")
+    return bpe(tokens, _merges(path.with_name(name)))
+
+
+def _merges(path: Path) -> list[tuple[str, str]]:
+    rows = [row for row in _rows(path) if row and not row.startswith("#version")]
+    return [tuple(row.split(" ", 1)) for row in rows]
+
+
+def _fairseq(folder: Path):
+    """GPT-2's tokens under the ids of fairseq's dictionary: four special tokens, the dictionary's rows, <mask>."""
+    names = {str(id): token for token, id in json.loads((folder / "encoder.json").read_text("utf-8")).items()}
+    rows = [row.split(" ")[0] for row in _rows(folder / "dict.txt") if row]
+    words = [row for row in rows if not row.startswith("madeupword")]
+    # fairseq fills a dictionary up to a multiple of eight; the file may hold more than RoBERTa's three.
+    filled = rows[: len(rows) if len(rows) == len(words) else len(words) + -(len(words) + 4) % 8]
+    if unknown := [row for row in words if row not in names]:
+        raise ValueError(f"dict.txt names {unknown[0]!r}, which is no id of encoder.json")
+    if len(set(words)) < len(names):
+        raise ValueError(
+            f"dict.txt holds {len(set(words))} of the {len(names)} tokens of encoder.json; it must hold all"
+        )
+    tokens = ["<s>", "<pad>", "</s>", "<unk>", *(names.get(row, row) for row in filled), "<mask>"]
+    return bpe({token: id for id, token in enumerate(tokens)}, _merges(folder / "vocab.bpe"))
+
+
+def _sentencepiece(content: bytes, lowercase: bool):
+    """A spiece.model: SentencePiece's sentencepiece_model.proto, read by field number."""
+    pieces, symbols, charsmap = [], [], None
+    for field, value in _fields(content):
+        if field == 1:  # pieces: the text, its score, and its kind, which is 1 where it is left out
+            entry = {1: b"", 2: struct.pack("<f", 0.0), 3: 1} | dict(_fields(value))
+            piece, (score,) = entry[1].decode(), struct.unpack("<f", entry[2])
+            pieces.append((piece, score))
+            if entry[3] == 4:  # user-defined
+                symbols.append(piece)
+        elif field == 2 and (kind := dict(_fields(value)).get(3, 1)) != 1:  # trainer_spec.model_type
+            raise ValueError(f"a SentencePiece model of type {kind}; only unigram, type 1, is read")
+        elif field == 3:  # normalizer_spec.precompiled_charsmap
+            charsmap = dict(_fields(value)).get(2)
+    if "<unk>" not in dict(pieces):
+        raise ValueError(f"{len(pieces)} pieces without <unk>: not a SentencePiece model of ALBERT's kind")
+    return unigram(pieces, lowercase, symbols, charsmap)
+
+
+def _fields(content: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """The (number, value) pairs of a protocol-buffer message; raises `ValueError` where it is cut off."""
+    at = 0
+
+    def varint() -> int:
+        nonlocal at
+        value = shift = 0
+        while True:
+            value, more = value | (content[at] & 127) << shift, content[at] > 127
+            at, shift = at + 1, shift + 7
+            if not more:
+                return value
+
+    while at < len(content):
+        number, wire = divmod(varint(), 8)
+        if wire == 0:
+            yield number, varint()
+            continue
+        if wire not in (1, 2, 5):
+            raise ValueError(f"not a protocol buffer: wire type {wire} at byte {at}")
+        size = varint() if wire == 2 else {1: 8, 5: 4}[wire]
+        if at + size > len(content):
+            raise ValueError(f"cut off at byte {len(content)}")
+        yield number, content[at : at + size]
+        at += size

@@ -1,0 +1,94 @@
+"""LOSS → UPDATE: the state of a run and the two pure functions that a run is made of."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+
+from encoders.metrics import Mean
+
+PARAMETERS, DROPOUT = 100, 101  # streams of random keys, beside those of objectives/masking.py
+
+
+class State(struct.PyTreeNode):
+    """All that a checkpoint holds. Keys are folded from (seed, step), never stored."""
+
+    step: jax.Array
+    params: dict
+    moments: optax.OptState
+    guard: dict  # updates left out because loss or gradient was not finite: in all, and in a row
+
+
+def blank(length: int, label: str | None) -> dict[str, np.ndarray]:
+    """A batch of one row of ones, for shapes."""
+    fields = {name: np.ones((1, length), np.int32) for name in ("tokens", "example", "segments", "positions")}
+    fields |= {name: np.zeros((1, 1), np.int32) for name in ("start", "id", "epoch", "valid")}
+    return fields | ({label: np.zeros((1, 1), np.int32)} if label else {})
+
+
+def init(seed, *, module, optimizer: optax.GradientTransformation, label: str | None) -> State:
+    """The state before the first step."""
+    batch = module.objective.corrupt(jax.tree.map(jnp.asarray, blank(8, label)), module.facts, 0)
+    params = module.init(jax.random.fold_in(jax.random.key(seed), PARAMETERS), batch)["params"]
+    zero = jnp.zeros((), jnp.int32)
+    return State(zero, params, optimizer.init(params), {"skipped": zero, "streak": zero})
+
+
+def micro_batches(batch: dict, count: int) -> dict:
+    """`[b ...]` to `[count, b / count, ...]`; row i goes to part i mod count, so that no row changes its device."""
+    return jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), batch)
+
+
+@partial(jax.jit, static_argnames=("module", "optimizer", "accumulate"), donate_argnums=0)
+def train_step(state: State, batch: dict, seed, *, module, optimizer, accumulate: int = 1):
+    """One update on `batch`, in `accumulate` micro-steps: `(state, metrics)`.
+
+    Each loss term is a sum over its count in the whole batch, so the micro-steps add up to one large step. An update
+    that is not finite is left out and counted.
+    """
+    objective = module.objective
+    batch = objective.corrupt(batch, module.facts, seed)
+    scale = {name: objective.weights[name] / jnp.maximum(n, 1) for name, n in objective.counts(batch).items()}
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), DROPOUT), state.step)
+
+    def loss(params, micro, index):
+        rngs = {"dropout": jax.random.fold_in(key, index)}
+        metrics = module.apply({"params": params}, micro, train=True, rngs=rngs)
+        return sum(metrics[name].total * factor for name, factor in scale.items()), metrics
+
+    gradient = jax.value_and_grad(loss, has_aux=True)
+    if accumulate == 1:
+        (total, metrics), grads = gradient(state.params, batch, 0)
+    else:
+        micros = micro_batches(batch, accumulate)
+        first = jax.tree.map(lambda x: x[0], micros)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, state.params, first, 0))
+
+        def more(sums, each):
+            return jax.tree.map(jnp.add, sums, gradient(state.params, *each)), None
+
+        ((total, metrics), grads), _ = jax.lax.scan(more, zeros, (micros, jnp.arange(accumulate)))
+    norm = optax.global_norm(grads)
+    updates, moments = optimizer.update(grads, state.moments, state.params)
+    params = optax.apply_updates(state.params, updates)
+    good = jnp.isfinite(total) & jnp.isfinite(norm)
+    keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
+    bad = (~good).astype(jnp.int32)
+    guard = {"skipped": state.guard["skipped"] + bad, "streak": (state.guard["streak"] + 1) * bad}
+    metrics |= {
+        "gradient_norm": Mean(norm, jnp.ones(())),
+        "tokens": Mean((batch["example"] > 0).sum(), jnp.ones(())),
+    }
+    return State(state.step + 1, keep(params, state.params), keep(moments, state.moments), guard), metrics
+
+
+@partial(jax.jit, static_argnames="module")
+def eval_step(params: dict, batch: dict, *, module) -> dict:
+    """Metrics of held-out rows. Their masks and samples do not depend on the run's seed."""
+    batch = module.objective.corrupt(batch, module.facts, 0)
+    return module.apply({"params": params}, batch)

@@ -1,0 +1,73 @@
+"""The one door: python launch.py VERB EXPERIMENT [--set a.b=c ...] [--only NAME]"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+HELP = """\
+Encoders: pre-train BERT, RoBERTa, ALBERT and ELECTRA.
+
+  python launch.py show     experiments/bert.py --only bert-base     what it is, its size and its cost
+  python launch.py show     table-2.1                                the chapter's table beside exact counts
+  python launch.py prepare  experiments/mini.py --set data.corpus=/texts/*.txt.xz
+  python launch.py train    quickstart                               four tiny encoders, minutes on two cores
+  python launch.py train    experiments/mini.py --only mini-electra --set optimizer.rate=5e-4
+  python launch.py evaluate runs/mini-electra                        held-out scores of a checkpoint
+  python launch.py fill     runs/mini-bert "The capital of France is [MASK]."
+
+An EXPERIMENT is a Python file that lists `experiments`, or the name of one in experiments/.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="launch.py", description=HELP, formatter_class=argparse.RawTextHelpFormatter)
+    verbs = top.add_subparsers(dest="verb", metavar="VERB")
+    for name, text in (
+        ("show", "the experiment, its parameters by part, FLOPs per token, memory; or table-2.1"),
+        ("prepare", "turn its corpus into a store of tokens"),
+        ("train", "train every member, going on where an interrupted one stands"),
+    ):
+        verb = verbs.add_parser(name, help=text, description=text)
+        verb.add_argument("experiment", metavar="EXPERIMENT")
+        verb.add_argument("--set", nargs="+", action="extend", default=[], metavar="A.B=C", help="change a field")
+        verb.add_argument("--only", action="append", default=[], metavar="NAME", help="members with this name (globs)")
+        if name == "train":
+            verb.add_argument("--runs", default="runs", metavar="DIR", help="where runs are kept (runs)")
+    verb = verbs.add_parser("evaluate", help="held-out scores of a run's checkpoint, without its experiment file")
+    add_run(verb)
+    verb.add_argument("--batches", type=int, default=None, metavar="N", help="held-out batches to read (all)")
+    verb = verbs.add_parser("fill", help="the likeliest words for [MASK] in a text")
+    add_run(verb)
+    verb.add_argument("text", nargs="+", metavar="TEXT", help="texts with [MASK] (or <mask>) in them")
+    verb.add_argument("--top", type=int, default=5, metavar="N", help="words a mask (5)")
+    return top
+
+
+def add_run(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("run", metavar="RUN", help="a run's folder")
+    verb.add_argument("--step", default="latest", metavar="N", help="latest (default), best, or a step")
+    verb.add_argument("--store", default=None, metavar="DIR", help="where the run's store is, if it has moved")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    if options.verb is None:
+        print(HELP, end="")
+        return 0
+    from encoders import cli
+
+    try:
+        return getattr(cli, options.verb)(options)
+    except (ValueError, OSError) as error:
+        if not cli.is_expected(error):
+            raise
+        print(f"launch.py: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("launch.py: interrupted; the same command goes on from the newest checkpoint", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,247 @@
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from encoders.training.optimizer import AdamW, Lamb, paths, stacked
+
+CLOSE = {"rtol": 2e-6, "atol": 1e-9}  # float32 sums in another order
+BERT = AdamW(rate=1e-4, warmup=10_000)
+ROBERTA = AdamW(rate=6e-4, warmup=24_000, betas=(0.9, 0.98), clip=None, correction=True, schedule="peak", exclude=())
+ELECTRA = AdamW(rate=2e-4, warmup=10_000, schedule="product")
+PLAIN = {"rate": 1.0, "warmup": 0, "decay": 0.0, "clip": None, "schedule": "constant"}
+
+
+def normal(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def model(seed):
+    """A tree with three layers and two groups of shared parameters, of unequal sizes and norms."""
+    grow = lambda n: np.arange(1, n + 1, dtype=np.float32)
+    kernel = normal(seed, 3, 2, 5) * grow(3)[:, None, None]
+    layers = {"attend": {"query": {"kernel": kernel, "bias": normal(seed + 1, 3, 5)}, "norm": {"scale": grow(15)}}}
+    layers["attend"]["norm"]["scale"] = layers["attend"]["norm"]["scale"].reshape(3, 5)
+    shared = {"transform": {"up": {"kernel": normal(seed + 2, 2, 5, 4) * grow(2)[:, None, None]}}}
+    return {"encoder": {"layers": layers, "shared": shared, "embed": {"word": {"embedding": normal(seed + 3, 7, 2)}}}}
+
+
+def unstacked(tree):
+    """The same leaves, those of a stack apart: `encoder/layer0/attend/query/kernel`."""
+    apart = {}
+    for path, leaf in zip(jax.tree.leaves(paths(tree)), jax.tree.leaves(tree), strict=True):
+        if not stacked(path):
+            apart[path] = leaf
+        for i in range(len(leaf) if stacked(path) else 0):
+            apart[re.sub(r"(layers|shared)/", rf"only-\1-{i}/", path)] = leaf[i]
+    return apart
+
+
+def run(optimizer, params, steps=3, total_steps=10, seed=10, split=lambda tree: tree):
+    """The updates of `steps` steps on gradients drawn from `seed`."""
+    transform = optimizer.transform(total_steps)
+    params = split(params)
+    state, updates, update = transform.init(params), [], jax.jit(transform.update)
+    for step in range(steps):
+        change, state = update(split(model(seed + 10 * step)), state, params)
+        params = optax.apply_updates(params, change)
+        updates.append(change)
+    return updates
+
+
+def test_the_first_step_of_bert_moves_nothing():
+    assert BERT.learning_rate(0, 1_000_000) == 0
+    updates = run(AdamW(rate=1.0, warmup=3), model(0), steps=2)
+    assert all(np.all(np.asarray(leaf) == 0) for leaf in jax.tree.leaves(updates[0]))
+    assert all(np.any(np.asarray(leaf) != 0) for leaf in jax.tree.leaves(updates[1]))
+
+
+def test_the_rate_of_bert_drops_where_warm_up_hands_over_to_the_line():
+    rates = BERT.learning_rate(np.array([5_000, 9_999, 10_000, 500_000, 1_000_000]), 1_000_000)
+    np.testing.assert_allclose(rates, [0.5e-4, 0.9999e-4, 0.99e-4, 0.5e-4, 0], **CLOSE)
+
+
+def test_the_rate_of_roberta_falls_from_its_peak_to_nothing():
+    rates = ROBERTA.learning_rate(np.array([0, 12_000, 24_000, 262_000, 500_000]), 500_000)
+    np.testing.assert_allclose(rates, [0, 3e-4, 6e-4, 3e-4, 0], **CLOSE)
+
+
+def test_the_rate_of_electra_is_the_product_of_warm_up_and_line():
+    rates = ELECTRA.learning_rate(np.array([0, 5_000, 10_000, 383_000, 766_000]), 766_000)
+    by_hand = [0, 2e-4 * 0.5 * 761 / 766, 2e-4 * 756 / 766, 1e-4, 0]
+    np.testing.assert_allclose(rates, by_hand, **CLOSE)
+
+
+@pytest.mark.parametrize("schedule", ["replace", "peak", "product", "constant"])
+def test_without_warm_up_every_schedule_starts_at_the_peak_and_none_goes_below_zero(schedule):
+    optimizer = AdamW(rate=0.25, warmup=0, schedule=schedule)
+    assert optimizer.learning_rate(0, 8) == 0.25
+    assert optimizer.learning_rate(9, 8) == (0.25 if schedule == "constant" else 0)
+
+
+def test_a_run_may_be_all_warm_up():
+    optimizer = AdamW(rate=0.25, warmup=4, schedule="peak")
+    np.testing.assert_allclose(optimizer.learning_rate(np.arange(5), 4), [0, 0.0625, 0.125, 0.1875, 0])
+
+
+@pytest.mark.parametrize(
+    "correction, by_hand",
+    [
+        # With a gradient of one, m = 1 - 0.9^t and v = 1 - 0.999^t: 0.1/√0.001, 0.19/√0.001999, 0.271/√0.002997001.
+        (False, [-3.16228, -4.24959, -4.95020]),
+        (True, [-1.0, -1.0, -1.0]),
+    ],
+)
+def test_the_first_updates_are_several_times_larger_without_bias_correction(correction, by_hand):
+    transform = AdamW(**PLAIN, epsilon=1e-12, correction=correction).transform(10)
+    params = {"kernel": jnp.zeros(1)}
+    state, updates = transform.init(params), []
+    for _ in range(3):
+        change, state = transform.update({"kernel": jnp.ones(1)}, state, params)
+        updates.append(float(change["kernel"][0]))
+    np.testing.assert_allclose(updates, by_hand, rtol=2e-5)  # 1 - 0.999^t has few digits left in float32
+
+
+@pytest.mark.parametrize("correction", [False, True])
+@pytest.mark.parametrize("kind", [AdamW, Lamb])
+def test_three_updates_agree_with_the_formula_in_numpy(kind, correction):
+    optimizer = kind(rate=0.5, warmup=2, decay=0.1, betas=(0.8, 0.9), epsilon=1e-3, correction=correction, clip=2.0)
+    params = {path: leaf.astype(np.float64) for path, leaf in unstacked(model(0)).items()}
+    m, v = ({path: np.zeros_like(leaf) for path, leaf in params.items()} for _ in range(2))
+    for step, updates in enumerate(run(optimizer, model(0), split=unstacked)):
+        grads = {path: leaf.astype(np.float64) for path, leaf in unstacked(model(10 + 10 * step)).items()}
+        size = np.sqrt(sum(np.sum(grad**2) for grad in grads.values()))
+        rate = 0.5 * [0, 0.5, 0.8][step]
+        for path, grad in grads.items():
+            grad = grad * min(1, 2.0 / size)
+            m[path] = 0.8 * m[path] + 0.2 * grad
+            v[path] = 0.9 * v[path] + 0.1 * grad**2
+            mean, square = m[path], v[path]
+            if correction:
+                mean, square = mean / (1 - 0.8 ** (step + 1)), square / (1 - 0.9 ** (step + 1))
+            direction = mean / (np.sqrt(square) + 1e-3)
+            if not path.endswith("bias") and "norm" not in path:
+                direction = direction + 0.1 * params[path]
+                if kind is Lamb:
+                    direction = direction * np.linalg.norm(params[path]) / np.linalg.norm(direction)
+            np.testing.assert_allclose(updates[path], -rate * direction, rtol=1e-5, atol=1e-7)  # float64 against 32
+            params[path] = params[path] - rate * direction
+
+
+@pytest.mark.parametrize("optimizer", [AdamW(rate=0.1, warmup=1), Lamb(rate=0.1, warmup=1), Lamb(0.1, 1, exclude=())])
+def test_an_update_of_a_stack_is_the_update_of_its_layers(optimizer):
+    together, apart = run(optimizer, model(0)), run(optimizer, model(0), split=unstacked)
+    for stack, layers in zip(together, apart, strict=True):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **CLOSE), unstacked(stack), layers)
+
+
+def test_lamb_moves_each_layer_by_the_rate_times_its_own_norm():
+    kernel = np.stack([np.full((2, 8), 0.25), np.full((2, 8), 3.0)])  # norms 1 and 12
+    params = {"layers": {"up": {"kernel": kernel}}, "pooler": {"kernel": kernel}}
+    transform = Lamb(**PLAIN | {"rate": 0.5}).transform(10)
+    updates, _ = transform.update(jax.tree.map(np.ones_like, params), transform.init(params), params)
+    size = lambda x: np.sqrt(np.sum(np.square(x), axis=(1, 2)))
+    np.testing.assert_allclose(size(updates["layers"]["up"]["kernel"]), [0.5, 6.0], **CLOSE)
+    # The other is no stack: it moves by half of √(1 + 12²), the same in both halves.
+    np.testing.assert_allclose(size(updates["pooler"]["kernel"]), [0.5 * (145 / 2) ** 0.5] * 2, **CLOSE)
+
+
+def test_lamb_moves_weights_of_zero_as_adam_does():
+    params = {"layers": {"up": {"kernel": np.stack([np.zeros((2, 3)), np.ones((2, 3))])}}}
+    grads = jax.tree.map(np.ones_like, params)
+    updates = []
+    for optimizer in (Lamb(**PLAIN), AdamW(**PLAIN)):
+        transform = optimizer.transform(10)
+        updates.append(transform.update(grads, transform.init(params), params)[0]["layers"]["up"]["kernel"])
+    np.testing.assert_array_equal(updates[0][0], updates[1][0])
+    assert np.all(np.abs(updates[0][1]) < np.abs(updates[1][1]))
+
+
+def test_lamb_without_a_gradient_keeps_finite_weights():
+    params = {"tokens": {"dense": {"kernel": np.ones((2, 3))}}}
+    transform = Lamb(**PLAIN).transform(10)
+    updates, _ = transform.update(jax.tree.map(np.zeros_like, params), transform.init(params), params)
+    np.testing.assert_array_equal(updates["tokens"]["dense"]["kernel"], np.zeros((2, 3)))
+
+
+def test_norms_and_biases_do_not_decay():
+    params = model(0)
+    zeros = jax.tree.map(np.zeros_like, params)
+    transform = AdamW(rate=0.5, warmup=0, decay=0.1, schedule="constant").transform(10)
+    updates, _ = transform.update(zeros, transform.init(params), params)
+    attend, before = updates["encoder"]["layers"]["attend"], params["encoder"]["layers"]["attend"]
+    np.testing.assert_array_equal(attend["norm"]["scale"], np.zeros((3, 5)))
+    np.testing.assert_array_equal(attend["query"]["bias"], np.zeros((3, 5)))
+    np.testing.assert_allclose(attend["query"]["kernel"], -0.05 * before["query"]["kernel"], **CLOSE)
+    word = updates["encoder"]["embed"]["word"]["embedding"]
+    np.testing.assert_allclose(word, -0.05 * params["encoder"]["embed"]["word"]["embedding"], **CLOSE)
+
+
+def test_everything_decays_in_roberta():
+    params = model(0)
+    transform = AdamW(rate=0.5, warmup=0, decay=0.1, schedule="constant", exclude=()).transform(10)
+    updates, _ = transform.update(jax.tree.map(np.zeros_like, params), transform.init(params), params)
+    jax.tree.map(lambda update, param: np.testing.assert_allclose(update, -0.05 * param, **CLOSE), updates, params)
+
+
+@pytest.mark.parametrize("clip, by_hand", [(1.0, [0.06, 0.08]), (None, [0.6, 0.8]), (20.0, [0.6, 0.8])])
+def test_gradients_are_clipped_to_the_global_norm_before_the_moments(clip, by_hand):
+    params = {"a": jnp.zeros(1), "b": jnp.zeros(1)}
+    transform = AdamW(rate=1.0, warmup=0, clip=clip).transform(10)
+    _, state = transform.update({"a": jnp.array([6.0]), "b": jnp.array([8.0])}, transform.init(params), params)
+    np.testing.assert_allclose([state.m["a"][0], state.m["b"][0]], by_hand, **CLOSE)
+
+
+@pytest.mark.parametrize("kind", [AdamW, Lamb])
+def test_the_state_is_a_count_and_two_float32_trees_that_can_be_donated(kind):
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), model(0))
+    transform = kind(rate=0.1, warmup=1).transform(10)
+    state = transform.init(params)
+    updates, after = jax.jit(transform.update, donate_argnums=1)(params, state, params)
+    assert jax.tree.structure(after) == jax.tree.structure(transform.init(params))
+    assert after.count == 1
+    assert jax.tree.map(jnp.shape, after.m) == jax.tree.map(jnp.shape, after.v) == jax.tree.map(jnp.shape, params)
+    assert {leaf.dtype for leaf in jax.tree.leaves((updates, after.m, after.v))} == {jnp.dtype("float32")}
+
+
+def test_paths_name_dictionaries_states_and_lists_alike():
+    moments = AdamW(rate=0.1, warmup=1).transform(10).init({"layers": {"up": {"bias": jnp.zeros(2)}}})
+    assert jax.tree.leaves(paths([moments])) == ["0/count", "0/m/layers/up/bias", "0/v/layers/up/bias"]
+
+
+def test_only_leaves_below_layers_or_shared_are_stacked():
+    assert stacked("layers/attend/query/kernel") and stacked("m/generator/shared/transform/up/bias")
+    assert not stacked("encoder/embed/norm/scale") and not stacked("mylayers/kernel") and not stacked("layers")
+
+
+@pytest.mark.parametrize(
+    "field, value, accepted",
+    [
+        ("rate", 0.0, "above 0"),
+        ("rate", float("nan"), "above 0"),
+        ("warmup", -1, "0 or more"),
+        ("warmup", 0.1, "whole number of steps"),
+        ("decay", -0.01, "0 or more"),
+        ("betas", (0.9,), "two numbers"),
+        ("betas", (0.9, 1.0), "below 1"),
+        ("epsilon", 0.0, "above 0"),
+        ("clip", 0.0, "or None"),
+        ("correction", "no", "True or False"),
+        ("schedule", "cosine", "replace, peak, product, constant"),
+        ("exclude", "bias$", "tuple of regexes"),
+        ("exclude", ("bias(",), "tuple of regexes"),
+    ],
+)
+@pytest.mark.parametrize("kind", [AdamW, Lamb])
+def test_a_value_out_of_range_is_refused_by_name(kind, field, value, accepted):
+    with pytest.raises(ValueError, match=rf"^optimizer\.{field}=.*{accepted}") as error:
+        kind(**{"rate": 0.1, "warmup": 1} | {field: value})
+    assert repr(value) in str(error.value)
+
+
+def test_a_warm_up_longer_than_the_run_is_refused():
+    with pytest.raises(ValueError, match=r"optimizer\.warmup=3125 .* 100 steps"):
+        Lamb().transform(100)

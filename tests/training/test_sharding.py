@@ -1,0 +1,259 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh
+from jax.sharding import PartitionSpec as P
+
+from encoders.model.config import Model
+from encoders.model.encoder import Encoder
+from encoders.training.optimizer import AdamW, paths, stacked
+from encoders.training.sharding import AXES, Mesh, batch_sharding, notes, place, shardings
+
+TINY = Model(vocab=20, hidden=8, layers=3, heads=2, intermediate=12, embedding=4, positions=10)
+
+# What eight devices do is asked of a process of its own, so that the other tests keep one device.
+EIGHT = """
+import json
+import jax
+jax.config.update("jax_num_cpu_devices", 8)
+import jax.numpy as jnp
+import numpy as np
+import optax
+from encoders.model.config import Model
+from encoders.model.encoder import Encoder
+from encoders.training.optimizer import Lamb
+from encoders.training.sharding import Mesh, place, shardings
+
+def refusal(mesh):
+    try:
+        mesh.build()
+    except ValueError as error:
+        return str(error)
+
+tokens = np.arange(40, dtype=np.int32).reshape(8, 5) % 21
+batch = {"tokens": tokens, "example": (tokens > 2).astype(np.int32), "position": np.arange(40).reshape(8, 5) % 5}
+
+def loss(params, model, batch):
+    x = Encoder(model).apply({"params": params}, batch["tokens"], batch["example"], batch["example"], batch["position"])
+    return jnp.mean(x[..., 0] ** 2 * x[..., 1]), x
+
+def start(model):
+    one = jnp.ones((1, 5), int)
+    return jax.jit(lambda key: Encoder(model).init(key, one, one, one, one)["params"])(jax.random.key(0))
+
+def train(model, params, moments, rows):
+    (_, x), grads = jax.value_and_grad(loss, has_aux=True)(params, model, rows)
+    updates, moments = lamb.update(grads, moments, params)
+    return x, optax.apply_updates(params, updates)
+
+lamb = Lamb(rate=0.1, warmup=0).transform(10)
+step = jax.jit(train, static_argnums=0)
+out = {"refused": [refusal(Mesh(data=3)), refusal(Mesh(fsdp=3)), refusal(Mesh(data=2, fsdp=2, model=1))]}
+mesh = Mesh(fsdp=2, model=2).build()
+out["shape"], out["types"] = dict(mesh.shape), sorted({kind.name for kind in mesh.axis_types})
+out["part"] = dict(Mesh(data=1, model=-1).build(jax.devices()[:4]).shape)
+placed = place(batch, mesh)["tokens"]
+out["batch"] = [list(placed.shape), str(placed.sharding.spec), [len(s.data) for s in placed.addressable_shards]]
+out["same batch"] = bool(np.array_equal(placed, tokens))
+out["apart"] = {}
+even = Model(vocab=22, hidden=8, layers=3, heads=2, intermediate=12, embedding=4, positions=10)
+odd = Model(vocab=21, hidden=8, layers=2, heads=1, intermediate=9, embedding=5, positions=10, share=("transform",))
+for name, model in (("even", even), ("odd", odd)):
+    params = start(model)
+    moments = lamb.init(params)
+    spread, spread_moments = (jax.device_put(tree, shardings(tree, mesh)) for tree in (params, moments))
+    results = step(model, params, moments, batch), step(model, spread, spread_moments, place(batch, mesh))
+    difference = jax.tree.map(lambda a, b: np.max(np.abs(np.asarray(a) - np.asarray(b))), *results)
+    out["apart"][name] = float(max(jax.tree.leaves(difference)))
+    if name == "even":
+        kernel = spread["layers"]["transform"]["up"]["kernel"]
+        out["kernel"] = [list(kernel.shape), list(kernel.addressable_shards[0].data.shape)]
+print(json.dumps(out))
+"""
+
+
+def leaf(*shape):
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def mesh(data=1, fsdp=1, model=1):
+    return AbstractMesh((data, fsdp, model), AXES)
+
+
+def parameters(model):
+    one = jnp.ones((1, 5), int)
+    return jax.eval_shape(lambda: Encoder(model).init(jax.random.key(0), one, one, one, one)["params"])
+
+
+def specs(tree, mesh) -> dict[str, P]:
+    found = jax.tree.map(lambda path, sharding: (path, sharding.spec), paths(tree), shardings(tree, mesh))
+    return dict(jax.tree.leaves(found, is_leaf=lambda x: isinstance(x, tuple) and not isinstance(x, P)))
+
+
+@pytest.fixture(scope="module")
+def eight():
+    """What the script above finds on eight devices."""
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-W", "error", "-c", EIGHT]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(root)}
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_the_table_splits_every_kind_of_parameter():
+    found = specs(parameters(TINY), mesh(2, 2, 2))
+    assert found == {
+        "embed/word/embedding": P("model", "fsdp"),
+        "embed/position/embedding": P(None, "fsdp"),
+        "embed/segment/embedding": P(None, "fsdp"),
+        "embed/norm/scale": P(),
+        "embed/norm/bias": P(),
+        "project/kernel": P("fsdp"),
+        "project/bias": P(),
+        **{f"layers/attend/{name}/kernel": P(None, "fsdp", "model") for name in ("query", "key", "value")},
+        **{f"layers/attend/{name}/bias": P(None, "model") for name in ("query", "key", "value")},
+        "layers/attend/out/kernel": P(None, "model", "fsdp"),
+        "layers/attend/out/bias": P(),
+        "layers/transform/up/kernel": P(None, "fsdp", "model"),
+        "layers/transform/up/bias": P(None, "model"),
+        "layers/transform/down/kernel": P(None, "model", "fsdp"),
+        "layers/transform/down/bias": P(),
+        **{f"layers/{part}/norm/{name}": P() for part in ("attend", "transform") for name in ("scale", "bias")},
+    }
+    assert notes(parameters(TINY), mesh(2, 2, 2)) == []
+
+
+def test_heads_are_split_too():
+    heads = {
+        "tokens": {"dense": {"kernel": leaf(8, 4)}, "norm": {"scale": leaf(4)}, "bias": leaf(20)},
+        "sentences": {"kernel": leaf(8, 2), "bias": leaf(2)},
+        "replaced": {"dense": {"kernel": leaf(8, 8)}, "out": {"kernel": leaf(8, 1), "bias": leaf(1)}},
+    }
+    assert specs(heads, mesh(1, 2, 2)) == {
+        "tokens/dense/kernel": P("fsdp"),
+        "tokens/norm/scale": P(),
+        "tokens/bias": P("model"),
+        "sentences/kernel": P("fsdp"),
+        "sentences/bias": P(),
+        "replaced/dense/kernel": P("fsdp"),
+        "replaced/out/kernel": P("fsdp"),
+        "replaced/out/bias": P(),
+    }
+    assert notes(heads, mesh(1, 2, 2)) == []
+
+
+@pytest.mark.parametrize("share", [(), ("attend",), ("transform",), ("attend", "transform")])
+def test_the_first_axis_of_a_stack_stays_whole(share):
+    model = Model(
+        vocab=20, hidden=8, layers=4, heads=2, intermediate=12, embedding=8, share=share, groups=2 if share else 1
+    )
+    found = specs({"discriminator": {"encoder": parameters(model)}}, mesh(2, 2, 2))
+    assert all(spec[:1] in ((), (None,)) for path, spec in found.items() if stacked(path))
+    for part, name in (("attend", "query"), ("transform", "up")):
+        home = "shared" if part in share else "layers"
+        assert found[f"discriminator/encoder/{home}/{part}/{name}/kernel"] == P(None, "fsdp", "model")
+
+
+def test_moments_lie_where_their_parameters_lie():
+    params, on = parameters(TINY), mesh(2, 2, 2)
+    moments = jax.eval_shape(AdamW(rate=0.1, warmup=1).transform(10).init, params)
+    found = shardings({"step": leaf(), "params": params, "moments": moments}, on)
+    assert found["moments"].m == found["moments"].v == found["params"] == shardings(params, on)
+    assert found["step"].spec == found["moments"].count.spec == P()
+
+
+def test_a_mesh_of_one_device_leaves_everything_whole():
+    assert set(specs(parameters(TINY), mesh()).values()) == {P()}
+
+
+def test_the_odd_vocabulary_of_roberta_is_split_by_width_instead():
+    tree, on = {"embed": {"word": {"embedding": leaf(50265, 768)}}, "tokens": {"bias": leaf(50265)}}, mesh(4, 1, 2)
+    assert specs(tree, on) == {"embed/word/embedding": P(None, "model"), "tokens/bias": P()}
+    assert notes(tree, on) == [
+        "embed/word/embedding [50265, 768]: axis 0 is not a multiple of mesh.model=2; axis 1 is split instead",
+        "tokens/bias [50265]: axis 0 is not a multiple of mesh.model=2; it stays whole",
+    ]
+
+
+def test_an_axis_that_is_taken_is_not_split_again():
+    tree, on = {"embed": {"word": {"embedding": leaf(50265, 768)}}}, mesh(1, 2, 4)
+    assert specs(tree, on) == {"embed/word/embedding": P(None, "fsdp")}
+    assert notes(tree, on) == [
+        "embed/word/embedding [50265, 768]: axis 0 is not a multiple of mesh.model=4; it stays whole"
+    ]
+
+
+def test_an_axis_may_fall_to_one_before_it_but_never_to_the_stack():
+    tree = {"layers": {"attend": {"out": {"kernel": leaf(4, 6, 7)}, "query": {"bias": leaf(4, 7)}}}}
+    assert specs(tree, mesh(1, 2, 1)) == {
+        "layers/attend/out/kernel": P(None, "fsdp"),
+        "layers/attend/query/bias": P(),
+    }
+    assert specs(tree, mesh(1, 1, 2)) == {
+        "layers/attend/out/kernel": P(None, "model"),
+        "layers/attend/query/bias": P(),
+    }
+    assert notes(tree, mesh(1, 1, 2)) == [
+        "layers/attend/query/bias [4, 7]: axis 1 is not a multiple of mesh.model=2; it stays whole"
+    ]
+
+
+def test_a_small_generator_with_one_head_has_notes_and_no_error():
+    one = Model(vocab=30, hidden=6, layers=2, heads=1, intermediate=24, embedding=8)
+    found, said = specs(parameters(one), mesh(1, 1, 4)), notes(parameters(one), mesh(1, 1, 4))
+    assert found["layers/attend/query/kernel"] == P()
+    assert found["layers/transform/up/kernel"] == P(None, None, "model")
+    assert "layers/attend/query/kernel [2, 6, 6]: axis 2 is not a multiple of mesh.model=4; it stays whole" in said
+
+
+def test_rows_of_a_batch_are_split_over_data_and_fsdp():
+    assert batch_sharding(mesh(2, 2, 2)).spec == P(("data", "fsdp"))
+    assert batch_sharding(mesh(2, 2, 2), leading=1).spec == P(None, ("data", "fsdp"))
+
+
+def test_a_batch_is_placed_on_the_one_device_of_this_process():
+    batch = {"tokens": np.arange(6, dtype=np.int32).reshape(3, 2), "label": np.arange(3)}
+    on = Mesh().build(jax.devices()[:1])
+    for name, rows in place(batch, on).items():
+        assert rows.sharding == batch_sharding(on)
+        np.testing.assert_array_equal(rows, batch[name])
+
+
+def test_the_rest_of_the_devices_goes_to_the_axis_that_is_minus_one(eight):
+    assert eight["shape"] == {"data": 2, "fsdp": 2, "model": 2}
+    assert eight["part"] == {"data": 1, "fsdp": 1, "model": 4}
+    assert eight["types"] == ["Auto"]
+
+
+def test_a_mesh_that_does_not_divide_the_devices_is_refused(eight):
+    assert eight["refused"] == [
+        "mesh.data=3, mesh.fsdp=1, mesh.model=1 needs exactly 3 devices and there are 8; -1 takes the rest",
+        "mesh.data=-1, mesh.fsdp=3, mesh.model=1 needs a multiple of 3 devices and there are 8; -1 takes the rest",
+        "mesh.data=2, mesh.fsdp=2, mesh.model=1 needs exactly 4 devices and there are 8; -1 takes the rest",
+    ]
+
+
+@pytest.mark.parametrize("sizes", [{"data": 0}, {"fsdp": -2}, {"model": 1.5}, {"data": -1, "model": -1}])
+def test_sizes_of_a_mesh_are_checked(sizes):
+    with pytest.raises(ValueError, match="at least 1|only one axis may be -1"):
+        Mesh(**sizes)
+
+
+def test_a_device_holds_its_part_of_a_kernel_and_its_rows_of_the_batch(eight):
+    assert eight["kernel"] == [[3, 8, 12], [3, 4, 6]]
+    shape, spec, rows = eight["batch"]
+    assert shape == [8, 5] and "('data', 'fsdp')" in spec and rows == [2] * 8
+    assert eight["same batch"]
+
+
+@pytest.mark.parametrize("name", ["even", "odd"])  # odd: one head, and sizes that neither axis divides
+def test_eight_devices_compute_and_learn_what_one_does(eight, name):
+    assert eight["apart"][name] < 1e-5  # float32 sums in another order
