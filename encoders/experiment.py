@@ -194,7 +194,9 @@ def read(text: str, kind: Any, path: str) -> Any:
     if is_dataclass(kind):
         if text == kind.__name__:
             return kind()
-        raise ExperimentError(f"{path}={text!r} is not {kind.__name__}; set its fields, such as {path}.{fields(kind)[0].name}=")
+        raise ExperimentError(
+            f"{path}={text!r} is not {kind.__name__}; set its fields, such as {path}.{fields(kind)[0].name}="
+        )
     raise ExperimentError(f"{path} cannot be set on the command line; write an experiment file")
 
 
@@ -207,7 +209,9 @@ def vary(base: Experiment, axes: Mapping[str, Sequence | Mapping[str, Any]]) -> 
     for path, values in axes.items():
         named = values if isinstance(values, Mapping) else {str(value): value for value in values}
         leaf = path.rpartition(".")[2]
-        choices.append([(path, label if isinstance(values, Mapping) else f"{leaf}{label}", v) for label, v in named.items()])
+        choices.append(
+            [(path, label if isinstance(values, Mapping) else f"{leaf}{label}", v) for label, v in named.items()]
+        )
     members = []
     for combination in itertools.product(*choices):
         changes: dict = {"name": "-".join([base.name, *(label for _, label, _ in combination)])}

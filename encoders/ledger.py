@@ -111,7 +111,9 @@ def show(experiment: Experiment) -> str:
     lines += [f"  {'total':{width}} {parameters(tree):>13,}", f"embedding: {embedding_products(experiment.model)}"]
     for phase in experiment.phases:
         flops = step_flops(experiment, phase.length)
-        lines.append(f"FLOPs per token at length {phase.length}: {flops / 1e6:,.1f} M in training, {flops / 3e6:,.1f} M forward")
+        lines.append(
+            f"FLOPs per token at length {phase.length}: {flops / 1e6:,.1f} M in training, {flops / 3e6:,.1f} M forward"
+        )
     size = memory(experiment)
     inner = ", ".join(f"{name} {value / 2**30:.2f}" for name, value in size.items())
     lines.append(f"memory, estimated, on one device: {sum(size.values()) / 2**30:.2f} GiB ({inner})")

@@ -16,7 +16,8 @@ def grid(rows: Sequence[Sequence[str]]) -> str:
     """Rows as aligned columns; the first row is the head, the first column is text and the others are numbers."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     line = lambda row: "  ".join(
-        cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        cell.ljust(width) if i == 0 else cell.rjust(width)
+        for i, (cell, width) in enumerate(zip(row, widths, strict=True))
     ).rstrip()
     return "\n".join([line(rows[0]), line(["-" * width for width in widths]), *map(line, rows[1:])])
 
@@ -32,7 +33,9 @@ def percent(scores: dict[str, float], name: str, baseline: str) -> str:
 
 def summary(results: Sequence[dict]) -> str:
     """Finished runs, a row each: size, speed, and held-out scores with their baselines in brackets."""
-    rows = [["run", "parameters", "tokens/s", "steps", "loss", "MLM at [MASK] (commonest)", "NSP / SOP", "RTD AUC (0.5)"]]
+    rows = [
+        ["run", "parameters", "tokens/s", "steps", "loss", "MLM at [MASK] (commonest)", "NSP / SOP", "RTD AUC (0.5)"]
+    ]
     for result in results:
         scores = result["heldout"]
         prefix = "generator" if "generator_loss" in scores else "mlm"
@@ -45,7 +48,9 @@ def summary(results: Sequence[dict]) -> str:
                 f"{result['steps']:,}",
                 f"{scores['loss']:.3f}",
                 percent(scores, f"{prefix}_mask_accuracy", f"{prefix}_mask_baseline"),
-                f"{sentence.upper()} {percent(scores, f'{sentence}_accuracy', f'{sentence}_baseline')}" if sentence else "-",
+                f"{sentence.upper()} {percent(scores, f'{sentence}_accuracy', f'{sentence}_baseline')}"
+                if sentence
+                else "-",
                 f"{scores['rtd_auc']:.3f} ±{scores['rtd_auc_error']:.3f}" if "rtd_auc" in scores else "-",
             ]
         )
@@ -53,20 +58,22 @@ def summary(results: Sequence[dict]) -> str:
     return f"{grid(rows)}\n{note}"
 
 
-# The chapter's table 2.1: size, model, objective, the printed number (10^8), and what that number counts.
+NSP, SOP = Joint(sentences=NextSentence()), Joint(sentences=SentenceOrder())
+
+# The chapter's table 2.1: size, model, objective, the printed number (in 10^8), and what that number counts.
 TABLE_2_1 = (
-    ("bert-base", bert.BASE, Joint(sentences=NextSentence()), "1.1", "encoder and heads, rounded"),
-    ("bert-large", bert.LARGE, Joint(sentences=NextSentence()), "3.4", "the paper's 340M; exactly 3.36, encoder 3.35"),
+    ("bert-base", bert.BASE, NSP, "1.1", "the paper's 110M: encoder or with heads"),
+    ("bert-large", bert.LARGE, NSP, "3.4", "the paper's 340M, rounded up from 335M or 336M"),
     ("roberta-base", roberta.BASE, Joint(), "1.2", "the paper's 125M, truncated"),
     ("roberta-large", roberta.LARGE, Joint(), "3.5", "the paper's 355M, truncated"),
-    ("albert-base", albert.BASE, Joint(sentences=SentenceOrder()), "0.12", "the paper's 12M"),
-    ("albert-large", albert.LARGE, Joint(sentences=SentenceOrder()), "0.18", "the paper's 18M"),
-    ("albert-xlarge", albert.XLARGE, Joint(sentences=SentenceOrder()), "0.6", "the paper's 60M; exactly 0.59"),
-    ("albert-xxlarge", albert.XXLARGE, Joint(sentences=SentenceOrder()), "2.2", "the exact count; the paper has 235M, 233M, 225M"),
-    ("electra-small", electra.SMALL, ReplacedTokens(width=1.0), "0.28", "twice the discriminator's 14M: equal networks, nothing tied"),
-    ("electra-base", electra.BASE, ReplacedTokens(width=1 / 3), "2.2", "twice the discriminator's 110M; the real generator is 1/3 wide"),
-    ("electra-large", electra.LARGE, ReplacedTokens(width=1 / 4), "6.6", "twice the discriminator's 335M, as 3.3; the real generator is 1/4 wide"),
-)  # fmt: skip
+    ("albert-base", albert.BASE, SOP, "0.12", "the paper's 12M: encoder or with heads"),
+    ("albert-large", albert.LARGE, SOP, "0.18", "the paper's 18M: encoder or with heads"),
+    ("albert-xlarge", albert.XLARGE, SOP, "0.6", "the paper's 60M, rounded up from 59M"),
+    ("albert-xxlarge", albert.XXLARGE, SOP, "2.2", "the encoder; the paper has 235M, 233M and 225M"),
+    ("electra-small", electra.SMALL, ReplacedTokens(width=1.0), "0.28", "2 x 14M: two equal networks, nothing tied"),
+    ("electra-base", electra.BASE, ReplacedTokens(width=1 / 3), "2.2", "2 x 110M, but the generator is 1/3 wide"),
+    ("electra-large", electra.LARGE, ReplacedTokens(width=1 / 4), "6.6", "2 x 330M, but the generator is 1/4 wide"),
+)
 FACTS_2_1 = {
     "bert": ("2018.10", "about 15 GB", "MLM + NSP"),
     "roberta": ("2019.07", "160 GB", "dynamic MLM"),
@@ -77,7 +84,9 @@ FACTS_2_1 = {
 
 def table_2_1() -> str:
     """The chapter's table 2.1, our exact counts beside it, and what each printed number counts."""
-    rows = [["model", "published", "corpus", "task", "printed", "encoder", "with heads", "what the printed number counts"]]
+    rows = [
+        ["model", "published", "corpus", "task", "printed", "encoder", "with heads", "what the printed number counts"]
+    ]
     for name, model, objective, printed, reading in TABLE_2_1:
         tree = shapes(model, objective)
         discriminator = isinstance(objective, ReplacedTokens)
@@ -85,6 +94,6 @@ def table_2_1() -> str:
         encoder += parameters(tree["pair"]["pooler"]) if "pair" in tree else 0
         rows.append([name, *FACTS_2_1[name.split("-")[0]], printed, f"{encoder:,}", f"{parameters(tree):,}", reading])
     return grid(rows) + (
-        "\nprinted: in 10^8. encoder: with embeddings and, where pre-trained, pooler; for ELECTRA the discriminator's. with"
-        "\nheads: all that pre-training updates; for ELECTRA both networks, embeddings tied."
+        "\nprinted: in 10^8. encoder: with embeddings and, where it is pre-trained, the pooler; for ELECTRA the"
+        "\ndiscriminator's. with heads: all that pre-training updates; for ELECTRA both networks, embeddings tied."
     )

@@ -179,7 +179,9 @@ class ElectraPairs:
     random: ClassVar[bool] = True
 
     def table(self, split: Split, documents: range, length: int, seed: int, number: int) -> np.ndarray:
-        return as_table([row for d in documents for row in self.rows(split.offsets(d), length, generator(seed, number, d))])
+        return as_table(
+            [row for d in documents for row in self.rows(split.offsets(d), length, generator(seed, number, d))]
+        )
 
     def rows(self, offsets: list[int], length: int, rng: Random) -> Iterator[tuple]:
         first, count, target = 0, len(offsets) - 1, length

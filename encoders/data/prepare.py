@@ -118,7 +118,8 @@ def write(data: Data, name: str, path: Path, say: Callable[[str], None]) -> None
                 size += 1
             characters += sum(map(len, lines))
             seconds = time.monotonic() - began - trained
-            say(f"tokens: {size:,} documents, {characters / 1e6:,.0f} M characters, {characters / 1e6 / seconds:.1f} M/s")
+            speed = characters / 1e6 / seconds
+            say(f"tokens: {size:,} documents, {characters / 1e6:,.0f} M characters, {speed:.1f} M/s")
     for split, writer in splits.items():
         if not writer.documents:
             raise ValueError(

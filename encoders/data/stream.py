@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from encoders.data.formats import A, A_END, B, B_END, LABEL, Format
+from encoders.data.formats import A_END, B_END, LABEL, A, B, Format
 from encoders.data.store import Split
 from encoders.text.vocab import Facts
 
@@ -200,9 +200,7 @@ class Stream:
                 yield ahead.pop(0).result()
 
 
-def heldout_batches(
-    split: Split, facts: Facts, phase: Phase, batch: int, limit: int, folder: Path
-) -> Iterator[Rows]:
+def heldout_batches(split: Split, facts: Facts, phase: Phase, batch: int, limit: int, folder: Path) -> Iterator[Rows]:
     """Up to `limit` batches of the held-out split, the same for every run: seed, pass and order are fixed.
 
     The last batch is filled up with rows that are all padding and count nowhere.

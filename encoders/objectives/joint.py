@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 
 import flax.linen as nn
-import jax.numpy as jnp
 
 from encoders.model.config import Model
 from encoders.model.encoder import Encoder

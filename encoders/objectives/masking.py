@@ -112,7 +112,7 @@ def drawn_lengths(words: UInt32[Array, "..."], ngrams: int) -> Int[Array, "..."]
 
 
 def counts_to_choose(masking: Masking, batch: Batch, sizes: Int[Array, "b s"], seed) -> Int[Array, "b s"]:
-    """How many tokens to choose in each example, from its number of tokens (special ones count); 0 where it has none."""
+    """How many tokens to choose in each example, from its size, special tokens included; 0 where it has none."""
     length = batch["tokens"].shape[1]
     quota = jnp.asarray(masking.quotas(length))[sizes]
     if masking.rounding == "random":

@@ -17,9 +17,7 @@ def losses(logits: Float[Array, "... v"], targets: Int[Array, "..."]) -> Float[A
     return jax.nn.logsumexp(logits, axis=-1) - jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
 
 
-def masked_token_metrics(
-    logits: Float[Array, "b k v"], batch: Batch, facts: Facts, prefix: str = "mlm"
-) -> Metrics:
+def masked_token_metrics(logits: Float[Array, "b k v"], batch: Batch, facts: Facts, prefix: str = "mlm") -> Metrics:
     """Loss and accuracy at the chosen positions.
 
     `*_mask_accuracy` counts only those that show [MASK] (the share that keeps its token flatters the whole);

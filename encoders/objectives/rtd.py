@@ -137,9 +137,7 @@ def sample(logits: Float[Array, "b k v"], noise: Array) -> Int[Array, "b k"]:
     return jax.lax.stop_gradient(logits + gumbel).argmax(-1)
 
 
-def replaced_token_metrics(
-    verdict: Float[Array, "b l"], labels: Int[Array, "b l"], batch: Batch, roc: bool
-) -> Metrics:
+def replaced_token_metrics(verdict: Float[Array, "b l"], labels: Int[Array, "b l"], batch: Batch, roc: bool) -> Metrics:
     """Binary cross-entropy over all tokens that are no padding; accuracy, recall on the replaced, their fraction."""
     real = (batch["example"] > 0).astype(jnp.float32)
     count, replaced = real.sum(), (labels * real).sum()

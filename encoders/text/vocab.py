@@ -231,7 +231,7 @@ def _train_unigram(spec: Vocabulary, texts: list[str]):
     # Two things differ between processes: the last digits of sums in the order of a hash table, and the order of the
     # letters without a score, which the trainer sets 0.0001 apart above the lowest one.
     scores = {piece: round(score, 3) for piece, score in found if piece not in fixed}
-    lowest = min(scores.values())
+    lowest = min(scores.values(), default=0.0)
     letters = [piece for piece in scores if len(piece) == 1]
     scores |= {piece: lowest for piece in letters if scores[piece] < lowest + 1e-4 * len(letters) + 1e-3}
     ranked = sorted(scores, key=lambda piece: (len(piece) > 1, -scores[piece], piece))  # no letter is dropped

@@ -79,7 +79,9 @@ def progress(total: int, start: int, name: str):
     from tqdm import tqdm
 
     every = 0.5 if sys.stderr.isatty() else 30.0
-    return tqdm(total=total, initial=start, desc=name, unit="step", mininterval=every, maxinterval=every, file=sys.stderr)
+    return tqdm(
+        total=total, initial=start, desc=name, unit="step", mininterval=every, maxinterval=every, file=sys.stderr
+    )
 
 
 def events(folder: Path):

@@ -1,0 +1,73 @@
+"""The four encoders at about mini size (4 layers, 256 wide) on your own text: an hour or two on a few cores.
+
+    python launch.py train experiments/mini.py --set data.corpus=TEXT.txt.xz
+
+Rows of 128 tokens, 32 a batch, a vocabulary of 8,000 of each family's own kind. The rate and the initial deviation
+of 1/√H are for so small a model on so few tokens; the papers' values are in the file of each family.
+"""
+
+from dataclasses import replace
+
+from encoders.data.formats import ElectraPairs, FullSentences, SegmentPairs
+from encoders.data.prepare import Data
+from encoders.data.stream import Phase
+from encoders.experiment import Experiment
+from encoders.families import albert, bert, electra, roberta
+from encoders.objectives.joint import Joint
+from encoders.objectives.masking import Masking
+from encoders.objectives.nsp import NextSentence
+from encoders.objectives.rtd import ReplacedTokens
+from encoders.objectives.sop import SentenceOrder
+from encoders.text.vocab import Vocabulary
+from encoders.training.log import Cadence
+from encoders.training.optimizer import AdamW
+
+VOCABULARY = 8000
+SIZE = dict(
+    vocab=VOCABULARY, hidden=256, layers=4, heads=4, intermediate=1024, positions=128,
+    deviation=1 / 16, dropout=0.0, attention_dropout=0.0,
+)  # fmt: skip
+
+
+def member(name, model, objective, form, kind):
+    return Experiment(
+        name=f"mini-{name}",
+        model=model,
+        objective=objective,
+        data=Data(vocabulary=Vocabulary(kind=kind, size=VOCABULARY)),
+        optimizer=AdamW(rate=1e-3, warmup=200, correction=True),
+        phases=(Phase(until=4000, length=128, batch=32, format=form),),
+        cadence=Cadence(log=50, evaluate=500, save=250, heldout=50),
+    )
+
+
+experiments = [
+    member(
+        "bert",
+        replace(bert.MINI, **SIZE),
+        Joint(Masking(copies=10), NextSentence()),
+        SegmentPairs("random"),
+        "wordpiece",
+    ),
+    member(
+        "roberta",
+        replace(roberta.of(bert.MINI), **SIZE),
+        Joint(Masking(copies=None)),
+        FullSentences(),
+        "bpe",
+    ),
+    member(
+        "albert",
+        replace(albert.BASE, embedding=128, **SIZE),
+        Joint(Masking(copies=40, unit="word", ngrams=3), SentenceOrder()),
+        SegmentPairs("swapped"),
+        "unigram",
+    ),
+    member(
+        "electra",
+        replace(electra.of(bert.MINI), embedding=128, **SIZE),
+        ReplacedTokens(width=1 / 2),
+        ElectraPairs(),
+        "wordpiece",
+    ),
+]
