@@ -1,4 +1,4 @@
-"""The four encoders at about mini size (4 layers, 256 wide) on your own text: an hour or two on a few cores.
+"""The four encoders at about mini size (4 layers, 256 wide) on your own text: about half an hour each on a core.
 
     python launch.py train experiments/mini.py --set data.corpus=TEXT.txt.xz
 
@@ -36,8 +36,8 @@ def member(name, model, objective, form, kind):
         objective=objective,
         data=Data(vocabulary=Vocabulary(kind=kind, size=VOCABULARY)),
         optimizer=AdamW(rate=1e-3, warmup=200, correction=True),
-        phases=(Phase(until=4000, length=128, batch=32, format=form),),
-        cadence=Cadence(log=50, evaluate=500, save=250, heldout=50),
+        phases=(Phase(until=1500, length=128, batch=32, format=form),),
+        cadence=Cadence(log=25, evaluate=250, save=250, heldout=60),
     )
 
 

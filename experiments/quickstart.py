@@ -32,7 +32,7 @@ def member(name, model, objective, form, kind, steps=1600, length=64):
         name=f"quickstart-{name}",
         model=model,
         objective=objective,
-        data=Data(vocabulary=Vocabulary(kind=kind, size=VOCABULARY, sample=4_000_000)),
+        data=Data(vocabulary=Vocabulary(kind=kind, size=VOCABULARY, sample=4_000_000), heldout=0.1),
         optimizer=AdamW(rate=2e-3, warmup=100, correction=True),
         phases=(Phase(until=steps, length=length, batch=32, format=form),),
         cadence=Cadence(log=50, evaluate=400, save=400, keep=1, heldout=60),

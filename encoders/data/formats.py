@@ -62,8 +62,10 @@ class SegmentPairs:
     """`[CLS] A [SEP] B [SEP]` of BERT (`second="random"`: half of the Bs are random) and ALBERT ("swapped").
 
     Released code: a chunk of one sentence always gets a random B from another document with label 1, also for SOP; a
-    random B fills the row. Both betray the label. Corrected, which is the default: a chunk has two sentences at
-    least, a lone last sentence is left out, and random Bs are the true ones of other documents, matched by length.
+    random B fills the row; the sentence that overflows the row is always B's, so B is the longer segment and a swap
+    shows. All three betray the label. Corrected, which is the default: a chunk has two sentences at least, a lone last
+    sentence is left out, random Bs are the true ones of other documents matched by length, and half of the documents
+    are cut into chunks from their end.
     `short` is the share of documents cut into shorter rows, with a target drawn once a document.
     """
 
@@ -110,9 +112,13 @@ class SegmentPairs:
     def chunks(self, offsets: list[int], budget: int, rng: Random) -> Iterator[tuple[int, int, int]]:
         """First sentence, first of B and end of each chunk: sentences until the target, at least two."""
         target, first, count = self.target(budget, rng), 0, len(offsets) - 1
+        from_end = rng.random() < 0.5
+        if from_end:
+            offsets = [-offset for offset in reversed(offsets)]
         while first + 2 <= count:
             last = min(max(bisect_left(offsets, offsets[first] + target, first + 1), first + 2), count)
-            yield first, first + rng.randint(1, last - first - 1), last
+            middle = first + rng.randint(1, last - first - 1)
+            yield (count - last, count - middle, count - first) if from_end else (first, middle, last)
             first = last
 
     def as_released(self, split: Split, document: int, budget: int, seed: int, number: int) -> Iterator[tuple]:

@@ -1,0 +1,9 @@
+"""The shapes and types that signatures state are checked here, and only here: the hook goes in before the imports."""
+
+from typing import runtime_checkable
+
+from flax.linen import linear
+from jaxtyping import install_import_hook
+
+runtime_checkable(linear.PromoteDtypeFn)  # the hook checks a dataclass's fields, and Flax has this one in its layers
+install_import_hook(["encoders.model", "encoders.families", "encoders.objectives"], "beartype.beartype")
