@@ -8,6 +8,7 @@ import hashlib
 import importlib
 import itertools
 import json
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -53,6 +54,7 @@ class Experiment:
 
         require(self.name and not set(self.name) & set("/\\ \t\n") and self.name[0] != ".", "is no name for a folder")
         require(self.phases, "phases is empty; a run needs at least one")
+        check_choices(self)
         require(0 <= self.seed < 2**31, f"seed={self.seed} must be from 0 to 2147483647")
         require(self.accumulate >= 1, f"accumulate={self.accumulate} must be at least 1")
         untils = [phase.until for phase in self.phases]
@@ -85,6 +87,19 @@ class Experiment:
         return self.phases[-1].until
 
 
+def check_choices(value: Any, path: str = "") -> None:
+    """Every field that has a list of choices holds one of them. Raises `ExperimentError`."""
+    if isinstance(value, tuple):
+        for i, item in enumerate(value):
+            check_choices(item, f"{path}.{i}")
+    elif is_dataclass(value) and not isinstance(value, type):
+        for name, kind in typing.get_type_hints(type(value)).items():
+            given, here = getattr(value, name), f"{path}.{name}" if path else name
+            if typing.get_origin(kind) is typing.Literal and given not in typing.get_args(kind):
+                raise ExperimentError(f"{here}={given!r} is not one of {', '.join(map(str, typing.get_args(kind)))}")
+            check_choices(given, here)
+
+
 # Changing values ------------------------------------------------------------------------------------------------------
 
 
@@ -110,13 +125,17 @@ def override(experiment: Experiment, settings: Iterable[str]) -> Experiment:
             node = node.setdefault(name, {})
             if not isinstance(node, dict):
                 raise ExperimentError(f"--set {path}: {name} is set as a whole and in part")
+        if isinstance(node.get(leaf), dict):
+            raise ExperimentError(f"--set {path}: {leaf} is set as a whole and in part")
         node[leaf] = text.strip()
     return change(experiment, changes)
 
 
 def change(value: Any, changes: Mapping[str, Any], path: str = "") -> Any:
     """A dataclass (or tuple of them) with a nested dict of changes; texts are read by the field's declared type."""
-    if isinstance(value, tuple):
+    if not isinstance(changes, Mapping):
+        raise ExperimentError(f"{path} cannot be set as a whole; set its fields or write an experiment file")
+    if isinstance(value, tuple) and any(map(is_dataclass, value)):
         numbers = [str(i) for i in range(len(value))]
         for name in changes:
             if name not in (*numbers, "*"):
@@ -125,7 +144,7 @@ def change(value: Any, changes: Mapping[str, Any], path: str = "") -> Any:
             each = range(len(value)) if name == "*" else [int(name)]
             value = tuple(change(v, inner, f"{path}.{i}") if i in each else v for i, v in enumerate(value))
         return value
-    if not is_dataclass(value):
+    if not is_dataclass(value) or isinstance(value, type):
         raise ExperimentError(f"{path} is {value!r} and has no fields to set")
     hints = typing.get_type_hints(type(value))
     settable = {f.name for f in fields(value)}
@@ -167,11 +186,17 @@ def read(text: str, kind: Any, path: str) -> Any:
                     return read(text, option, path)
                 except ExperimentError as error:
                     failures.append(error)
+                    if text == getattr(option, "__name__", None):
+                        raise
         if len(failures) == 1:
             raise failures[0]
-        raise ExperimentError(f"{path}={text!r} is not one of {', '.join(o.__name__ for o in inner)}")
+        raise ExperimentError(
+            f"{path}={text!r} is not one of {', '.join(o.__name__ for o in inner if o is not type(None))}"
+        )
     if origin is tuple:
-        parts = [part.strip() for part in text.strip("()[]").split(",") if part.strip()]
+        # Brackets around the whole; those of a glob such as [ab]*.txt stay.
+        inside = text[1:-1] if text[:1] + text[-1:] in ("()", "[]") else text
+        parts = [part.strip() for part in inside.split(",") if part.strip()]
         kinds = [inner[0]] * len(parts) if inner[-1] is Ellipsis else list(inner)
         if len(parts) != len(kinds):
             raise ExperimentError(f"{path}={text!r} must have {len(kinds)} values, separated by commas")
@@ -183,6 +208,8 @@ def read(text: str, kind: Any, path: str) -> Any:
     if kind in (int, float):
         try:
             number = float(text.replace("_", ""))
+            if not math.isfinite(number):
+                raise ValueError
             if kind is int and number != int(number):
                 raise ValueError
             return kind(number) if kind is float or "e" in text.lower() else int(text)
@@ -192,12 +219,21 @@ def read(text: str, kind: Any, path: str) -> Any:
     if kind is str:
         return text
     if is_dataclass(kind):
-        if text == kind.__name__:
+        needed = [f.name for f in fields(kind) if f.default is dataclasses.MISSING]
+        if text == kind.__name__ and not needed:
             return kind()
-        raise ExperimentError(
-            f"{path}={text!r} is not {kind.__name__}; set its fields, such as {path}.{fields(kind)[0].name}="
-        )
+        hint = f"; set its fields, such as {path}.{fields(kind)[0].name}=" if fields(kind) else ""
+        raise ExperimentError(f"{path}={text!r} is not {kind.__name__}{hint}")
     raise ExperimentError(f"{path} cannot be set on the command line; write an experiment file")
+
+
+def label(value: Any) -> str:
+    """`value` as a part of a name."""
+    if isinstance(value, tuple):
+        return "+".join(map(label, value)) or "none"
+    if isinstance(value, type):
+        return value.__name__
+    return type(value).__name__ if is_dataclass(value) else str(value)
 
 
 def vary(base: Experiment, axes: Mapping[str, Sequence | Mapping[str, Any]]) -> list[Experiment]:
@@ -207,14 +243,18 @@ def vary(base: Experiment, axes: Mapping[str, Sequence | Mapping[str, Any]]) -> 
     """
     choices = []
     for path, values in axes.items():
-        named = values if isinstance(values, Mapping) else {str(value): value for value in values}
+        named = values if isinstance(values, Mapping) else {label(value): value for value in values}
+        if len(named) != len(values):
+            raise ExperimentError(
+                f"{path}: two of the values have one name; give them names of their own, {{name: value}}"
+            )
         leaf = path.rpartition(".")[2]
         choices.append(
-            [(path, label if isinstance(values, Mapping) else f"{leaf}{label}", v) for label, v in named.items()]
+            [(path, part if isinstance(values, Mapping) else f"{leaf}{part}", v) for part, v in named.items()]
         )
     members = []
     for combination in itertools.product(*choices):
-        changes: dict = {"name": "-".join([base.name, *(label for _, label, _ in combination)])}
+        changes: dict = {"name": "-".join([base.name, *(part for _, part, _ in combination)])}
         for path, _, value in combination:
             node = changes
             *parents, leaf = path.split(".")
@@ -263,7 +303,10 @@ def from_json(value: Any) -> Any:
     unknown = sorted(set(value) - known - {"class"})
     if unknown:
         raise ExperimentError(f"{value['class']} has no field {', '.join(unknown)}; it has {', '.join(sorted(known))}")
-    return kind(**{name: from_json(item) for name, item in value.items() if name != "class"})
+    try:
+        return kind(**{name: from_json(item) for name, item in value.items() if name != "class"})
+    except TypeError as error:
+        raise ExperimentError(f"{value['class']} cannot be read: {error}") from None
 
 
 def find_class(name: str) -> type:
@@ -298,6 +341,8 @@ def essence(value: Any) -> Any:
         return value.__name__
     if isinstance(value, tuple):
         return [essence(item) for item in value]
+    if isinstance(value, float) and value.is_integer():  # 1 and 1.0 are equal
+        return int(value)
     return value
 
 

@@ -6,4 +6,7 @@ from flax.linen import linear
 from jaxtyping import install_import_hook
 
 runtime_checkable(linear.PromoteDtypeFn)  # the hook checks a dataclass's fields, and Flax has this one in its layers
-install_import_hook(["encoders.model", "encoders.families", "encoders.objectives"], "beartype.beartype")
+install_import_hook(
+    ["encoders.model", "encoders.families", "encoders.objectives"],
+    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",  # 0 will do where a float is asked for
+)

@@ -18,6 +18,7 @@ import numpy as np
 
 from encoders.data.store import Split
 
+VERSION = 1  # of what the formats make; a change of their code that changes tables raises it
 A, A_END, B, B_END, LABEL = range(5)
 
 
@@ -76,6 +77,8 @@ class SegmentPairs:
     random: ClassVar[bool] = True
 
     def __post_init__(self):
+        if self.second not in ("random", "swapped"):
+            raise ValueError(f"second={self.second!r} must be 'random' or 'swapped'")
         if not 0 <= self.short <= 1:
             raise ValueError(f"short={self.short} must be from 0 to 1")
 
@@ -97,13 +100,13 @@ class SegmentPairs:
         table = as_table(rows)
         if self.second == "random":
             exchange(table, np.array(owners), np.flatnonzero(table[:, LABEL]))
+        else:  # before the pair is fitted: of two equal segments the second one is shortened, whichever it is
+            swapped = table[:, LABEL] == 1
+            table[swapped, :LABEL] = table[swapped][:, [B, B_END, A, A_END]]
         for row, rng in zip(table, rngs, strict=True):
             a, a_end, b, b_end = row[:LABEL].tolist()
             if a_end - a + b_end - b > length - 3:
                 row[:LABEL] = fit((a, a_end), (b, b_end), length - 3, rng)
-        if self.second == "swapped":
-            swapped = table[:, LABEL] == 1
-            table[swapped, :LABEL] = table[swapped][:, [B, B_END, A, A_END]]
         return table
 
     def target(self, budget: int, rng: Random) -> int:
@@ -178,7 +181,8 @@ def exchange(table: np.ndarray, owners: np.ndarray, chosen: np.ndarray) -> None:
 class ElectraPairs:
     """ELECTRA's rows: consecutive sentences, nine in ten split into two segments near the middle, no sentence label.
 
-    As `build_pretraining_dataset.py`: what lies beyond the row is thrown away, and one row in twenty is shorter.
+    As `build_pretraining_dataset.py`: what lies beyond the row is thrown away, and one row in twenty is shorter. There
+    a short sentence may also go back to the first segment once the second has begun; here segments stay contiguous.
     """
 
     label: ClassVar[None] = None
@@ -190,8 +194,9 @@ class ElectraPairs:
         )
 
     def rows(self, offsets: list[int], length: int, rng: Random) -> Iterator[tuple]:
-        first, count, target = 0, len(offsets) - 1, length
+        first, count = 0, len(offsets) - 1
         while first < count:
+            target = rng.randint(5, length) if rng.random() < 0.05 else length
             last = min(bisect_left(offsets, offsets[first] + target, first + 1), count)
             start, end = offsets[first], offsets[last]
             half = 100_000 if rng.random() < 0.1 else (target - 3) // 2
@@ -204,7 +209,6 @@ class ElectraPairs:
             b, room = offsets[middle], max(0, length - (a_end - start) - 3)
             b_end = min(end, b + room)
             yield start, a_end, *((b, b_end) if b_end > b else (0, 0)), 0
-            target = rng.randint(5, length) if rng.random() < 0.05 else length
             first = last
 
 
@@ -223,10 +227,12 @@ class FullSentences:
         first, last = split.documents[documents.start], split.documents[documents.stop]
         units = np.asarray(split.sentences[first : last + 1])
         ends = np.asarray(split.sentences[split.documents[documents.start + 1 : documents.stop + 1]])
-        long = np.flatnonzero(np.diff(units) > budget)
-        pieces = [np.arange(units[i] + budget, units[i + 1], budget) for i in long]
+        text_ends = units - np.isin(units, ends)  # a separator that ends a row is the row's own [SEP]
+        long = np.flatnonzero(text_ends[1:] - units[:-1] > budget)
+        pieces = [np.arange(units[i] + budget, text_ends[i + 1], budget) for i in long]
         units = np.unique(np.concatenate([units, *pieces]))
-        after = np.searchsorted(units, units + budget, side="right") - 1
+        text_ends = units - np.isin(units, ends)
+        after = np.searchsorted(text_ends, units + budget, side="right") - 1
         if self.within:
             own_end = ends[np.searchsorted(ends, units, side="right").clip(max=len(ends) - 1)]
             after = np.minimum(after, np.searchsorted(units, own_end))
@@ -236,7 +242,7 @@ class FullSentences:
             chain.append(at)
         edges = units[chain]
         start, end = edges[:-1], edges[1:]
-        end = end - np.isin(end, ends)  # a separator that ends a row is the row's own [SEP]
+        end = end - np.isin(end, ends)
         keep = end > start
         zero = np.zeros(keep.sum(), np.int64)
         return np.stack([start[keep], end[keep], zero, zero, zero], axis=1)

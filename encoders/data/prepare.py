@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import resource
+import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -61,6 +61,9 @@ def content(data: Data) -> dict:
 
 def digest(path: Path) -> str:
     """SHA-256 of a file, or of all files of a folder."""
+    path = path.expanduser()
+    if not path.exists():
+        raise ValueError(f"there is no {str(path)!r}")
     files = sorted(f for f in path.iterdir() if f.is_file()) if path.is_dir() else [path]
     return hashlib.sha256(b"".join(hashlib.sha256(f.read_bytes()).digest() for f in files)).hexdigest()
 
@@ -80,14 +83,16 @@ def prepared(data: Data, say: Callable[[str], None] = lambda line: None) -> Stor
     corpora.check(data.corpus, data.sentences, data.language)
     name = key(data)
     path = Path(data.folder) / name
-    if not (path / "store.json").exists():
-        partial = path.with_name(f"{name}.partial-{os.getpid()}")
-        shutil.rmtree(partial, ignore_errors=True)
+    if not path.exists():
+        partial = path.with_name(f"{name}.partial-{secrets.token_hex(4)}")  # hosts may share process numbers
         partial.mkdir(parents=True)
         try:
             write(data, name, partial, say)
-            if not path.exists():  # else another process has just finished the same store
+            try:
                 partial.rename(path)
+            except OSError:
+                if not path.exists():  # else another process has just finished the same store
+                    raise
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return Store.open(path)

@@ -11,7 +11,7 @@ example each (packing several is a matter of the same fields):
 from __future__ import annotations
 
 import hashlib
-import os
+import secrets
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from encoders.data.formats import A_END, B_END, LABEL, A, B, Format
+from encoders.data.formats import A_END, B_END, LABEL, VERSION, A, B, Format
 from encoders.data.store import Split
 from encoders.text.vocab import Facts
 
@@ -90,12 +90,12 @@ class Tables:
 
     def make(self, form: Format, length: int, number: int) -> np.ndarray:
         seed = self.seed if form.random else 0
-        digest = hashlib.sha256(repr((form, length, seed, number)).encode()).hexdigest()[:16]
+        digest = hashlib.sha256(repr((VERSION, form, length, seed, number)).encode()).hexdigest()[:16]
         path = self.folder / f"{self.split.name}-{digest}.npy"
         if not path.exists():
             parts = [form.table(self.split, shard, length, seed, number) for shard in self.split.shards()]
             path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(f".partial-{os.getpid()}")
+            partial = path.with_suffix(f".partial-{secrets.token_hex(4)}")
             with open(partial, "wb") as file:
                 np.save(file, np.concatenate(parts))
             partial.rename(path)
@@ -147,6 +147,9 @@ class Stream:
     ):
         self.split, self.facts, self.phases, self.seed = split, facts, phases, seed
         self.process, self.processes = process, processes
+        for phase in phases:
+            if phase.batch % processes:
+                raise ValueError(f"phases.batch={phase.batch} is not a multiple of the {processes} processes")
         self.tables = Tables(folder, split, seed, copies)
         self.edges: dict[tuple, list[int]] = {}  # example counts of the epochs so far, summed, by format and length
 

@@ -6,6 +6,8 @@ lent to every layer of the scan; the others are stacks of one set a layer under 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -24,7 +26,7 @@ class Layer(nn.Module):
     model: Model
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b l d"], example, lent: dict, train: bool, collect: bool, group):
+    def __call__(self, x: Float[Array, "b l d"], example, lent: Mapping, train: bool, collect: bool, group):
         for name in PARTS:
             part = getattr(self.model, name)
             if name in lent:

@@ -46,7 +46,6 @@ class Run:
                     f"phases.batch={phase.batch} is not a multiple of {share}: mesh.data x mesh.fsdp x accumulate"
                 )
         self.module = experiment.objective.module(experiment.model, store.facts)
-        self.optimizer = experiment.optimizer.transform(experiment.steps)
 
     @classmethod
     def open(cls, folder: Path, store: str | None = None) -> Run:
@@ -63,7 +62,7 @@ class Run:
     @cached_property
     def init(self) -> Callable:
         label = self.experiment.phases[0].format.label
-        return partial(step.init, module=self.module, optimizer=self.optimizer, label=label)
+        return partial(step.init, module=self.module, optimizer=self.experiment.optimizer, label=label)
 
     @cached_property
     def shapes(self):
@@ -197,7 +196,8 @@ def advance(run: Run, state, at: int, notes: dict, checkpoints: Checkpoints, out
             placed,
             experiment.seed,
             module=run.module,
-            optimizer=run.optimizer,
+            optimizer=experiment.optimizer,
+            steps=steps,
             accumulate=experiment.accumulate,
         )
         waiting.append(measured)

@@ -96,6 +96,11 @@ class Optimizer:
         line = jnp.maximum(0.0, 1.0 - t / total_steps)
         return self.rate * SCHEDULES[self.schedule](t, self.warmup, total_steps, rise, line)
 
+    def init(self, params) -> Moments:
+        """The state before the first update."""
+        zeros = lambda: optax.tree.zeros_like(params, dtype=jnp.float32)
+        return Moments(jnp.zeros([], jnp.int32), zeros(), zeros())  # two trees: a donated buffer may occur once
+
     def transform(self, total_steps: int) -> optax.GradientTransformation:
         """The update as optax has it; its state is a `Moments`, kept in float32 like the updates."""
         if total_steps < 1 or self.warmup > total_steps:
@@ -103,10 +108,6 @@ class Optimizer:
         first, second = self.betas
         # Over the global batch. The released BERT clips on every replica before the all-reduce.
         clip = optax.identity() if self.clip is None else optax.clip_by_global_norm(self.clip)
-
-        def init(params) -> Moments:
-            zeros = lambda: optax.tree.zeros_like(params, dtype=jnp.float32)
-            return Moments(jnp.zeros([], jnp.int32), zeros(), zeros())  # two trees: a donated buffer may occur once
 
         def update(grads, state: Moments, params):
             grads, _ = clip.update(optax.tree.cast(grads, jnp.float32), clip.init(params))
@@ -126,7 +127,7 @@ class Optimizer:
 
             return jax.tree.map(step, paths(params), mean, square, params), Moments(count, m, v)
 
-        return optax.GradientTransformation(init, update)
+        return optax.GradientTransformation(self.init, update)
 
     def adapt(self, path: str, direction: jax.Array, param: jax.Array) -> jax.Array:
         """The direction of a leaf that is not excluded, scaled by what the leaf itself asks for."""

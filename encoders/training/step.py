@@ -11,6 +11,7 @@ import optax
 from flax import struct
 
 from encoders.metrics import Mean
+from encoders.training.optimizer import Moments, Optimizer
 
 PARAMETERS, DROPOUT = 100, 101  # streams of random keys, beside those of objectives/masking.py
 
@@ -20,7 +21,7 @@ class State(struct.PyTreeNode):
 
     step: jax.Array
     params: dict
-    moments: optax.OptState
+    moments: Moments
     guard: dict  # updates left out because loss or gradient was not finite: in all, and in a row
 
 
@@ -31,7 +32,7 @@ def blank(length: int, label: str | None) -> dict[str, np.ndarray]:
     return fields | ({label: np.zeros((1, 1), np.int32)} if label else {})
 
 
-def init(seed, *, module, optimizer: optax.GradientTransformation, label: str | None) -> State:
+def init(seed, *, module, optimizer: Optimizer, label: str | None) -> State:
     """The state before the first step."""
     batch = module.objective.corrupt(jax.tree.map(jnp.asarray, blank(8, label)), module.facts, 0)
     params = module.init(jax.random.fold_in(jax.random.key(seed), PARAMETERS), batch)["params"]
@@ -44,9 +45,9 @@ def micro_batches(batch: dict, count: int) -> dict:
     return jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), batch)
 
 
-@partial(jax.jit, static_argnames=("module", "optimizer", "accumulate"), donate_argnums=0)
-def train_step(state: State, batch: dict, seed, *, module, optimizer, accumulate: int = 1):
-    """One update on `batch`, in `accumulate` micro-steps: `(state, metrics)`.
+@partial(jax.jit, static_argnames=("module", "optimizer", "steps", "accumulate"), donate_argnums=0)
+def train_step(state: State, batch: dict, seed, *, module, optimizer: Optimizer, steps: int, accumulate: int = 1):
+    """One update on `batch`, of a run of `steps`, in `accumulate` micro-steps: `(state, metrics)`.
 
     Each loss term is a sum over its count in the whole batch, so the micro-steps add up to one large step. An update
     that is not finite is left out and counted.
@@ -73,8 +74,8 @@ def train_step(state: State, batch: dict, seed, *, module, optimizer, accumulate
             return jax.tree.map(jnp.add, sums, gradient(state.params, *each)), None
 
         ((total, metrics), grads), _ = jax.lax.scan(more, zeros, (micros, jnp.arange(accumulate)))
-    norm = optax.global_norm(grads)
-    updates, moments = optimizer.update(grads, state.moments, state.params)
+    norm = optax.tree.norm(grads)
+    updates, moments = optimizer.transform(steps).update(grads, state.moments, state.params)
     params = optax.apply_updates(state.params, updates)
     good = jnp.isfinite(total) & jnp.isfinite(norm)
     keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)

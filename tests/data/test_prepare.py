@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.texts import write, written
 
 import encoders
 from encoders.data import prepare
@@ -14,6 +13,7 @@ from encoders.data.prepare import Data, key, prepared
 from encoders.data.store import Store
 from encoders.text.corpus import CorpusError
 from encoders.text.vocab import Vocabulary
+from tests.texts import write, written
 
 FILES = [f"{split}/{name}.bin" for split in ("train", "heldout") for name in ("tokens", "sentences", "documents")]
 
@@ -179,10 +179,10 @@ def test_two_hosts_whose_processes_have_one_number_do_not_disturb_each_other(dat
     assert found == [key(data)] * 2
 
 
-def test_a_folder_whose_store_was_damaged_is_made_anew(data):
-    store = prepared(data)
-    (store.path / "store.json").unlink()
-    assert prepared(data).train.size == store.train.size
+def test_a_folder_that_holds_no_whole_store_is_an_error_before_any_work(data):
+    (Path(data.folder) / key(data)).mkdir(parents=True)
+    with pytest.raises(ValueError, match="is not a prepared store"):
+        prepared(data, lambda line: pytest.fail(f"this is work: {line}"))
 
 
 def test_one_document_is_too_little(tmp_path, data):
@@ -199,7 +199,8 @@ def test_two_documents_are_enough(tmp_path, data):
 
 
 def test_a_document_without_tokens_is_left_out(tmp_path, data):
-    text = written(tmp_path / "some.txt", [["Tan man."], ["\x07"], ["Man ran.", "\x07", "Tan."]])  # controls are no text
+    bell = "\x07"  # control characters are no text
+    text = written(tmp_path / "some.txt", [["Tan man."], [bell], ["Man ran.", bell, "Tan."]])
     store = prepared(replace(data, corpus=(str(text),), sentences="lines", heldout=0.01))
     assert store.train.size == 1 and len(store.train.sentences) == 3
 

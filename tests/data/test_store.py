@@ -2,12 +2,12 @@ import json
 
 import numpy as np
 import pytest
-from tests.texts import write, written
 
 from encoders.data import store
 from encoders.data.prepare import Data, is_held_out, prepared
 from encoders.data.store import Split, Store
 from encoders.text.vocab import Vocabulary
+from tests.texts import write, written
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]  # ids 0 to 4
 SEP, RED, CAT, DOG, RUNS = 3, 5, 6, 7, 8
@@ -28,9 +28,8 @@ def stored(folder, documents, words=WORDS, heldout=0.25):
     folder.mkdir(exist_ok=True)
     text = written(folder / "text.txt", documents)
     vocabulary = known_words(folder, words)
-    return prepared(
-        Data(corpus=(str(text),), vocabulary=vocabulary, sentences="lines", heldout=heldout, folder=str(folder / "stores"))
-    )
+    where = dict(corpus=(str(text),), folder=str(folder / "stores"))
+    return prepared(Data(vocabulary=vocabulary, sentences="lines", heldout=heldout, **where))
 
 
 @pytest.fixture(scope="module")

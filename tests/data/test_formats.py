@@ -1,0 +1,564 @@
+import math
+from itertools import pairwise
+from random import Random
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import ks_2samp
+
+from encoders.data.formats import A_END as AE
+from encoders.data.formats import B_END as BE
+from encoders.data.formats import LABEL, A, B, ElectraPairs, FullSentences, SegmentPairs, fit, generator
+from encoders.data.store import Split
+
+# Samples are drawn from fixed seeds; a share or a mean is then asked to lie within four standard errors.
+ERRORS = 4
+
+
+def split_of(documents):
+    """A split from the sentence lengths of each document; the separators are counted on top."""
+    sizes = [size + (i == len(sentences) - 1) for sentences in documents for i, size in enumerate(sentences)]
+    offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+    counts = np.concatenate([[0], np.cumsum([len(sentences) for sentences in documents])]).astype(np.int64)
+    return Split("train", np.arange(offsets[-1], dtype=np.uint32), offsets, counts)
+
+
+def prose(count=200, seed=0, least=1, sentences=(2, 25), words=(1, 30)):
+    """Sentence lengths of random documents."""
+    rng = np.random.default_rng(seed)
+    return [
+        rng.integers(words[0], words[1], rng.integers(max(sentences[0], least), sentences[1])).tolist()
+        for _ in range(count)
+    ]
+
+
+def whole(form, split, length, seed=0, number=0):
+    return form.table(split, range(split.size), length, seed, number)
+
+
+def sizes(table):
+    return table[:, AE] - table[:, A], table[:, BE] - table[:, B]
+
+
+def owners(split, starts):
+    """The document that each token belongs to."""
+    return np.searchsorted(split.sentences[split.documents], starts, side="right") - 1
+
+
+def close(share, expected, count):
+    return abs(share - expected) < ERRORS * math.sqrt(expected * (1 - expected) / count)
+
+
+def same_mean(ours, theirs):
+    """Whether two samples of independent values have one mean, as far as they can tell."""
+    error = math.sqrt(np.var(ours, ddof=1) / len(ours) + np.var(theirs, ddof=1) / len(theirs))
+    return abs(np.mean(ours) - np.mean(theirs)) <= ERRORS * error
+
+
+PROSE = split_of(prose())
+PAIRS = [SegmentPairs(second) for second in ("random", "swapped")]
+RELEASED = [SegmentPairs(second, released=True) for second in ("random", "swapped")]
+
+documents = st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=9), min_size=1, max_size=8)
+
+
+# Fitting two segments into a row
+
+
+@given(st.integers(0, 50), st.integers(0, 50), st.integers(2, 60), st.integers(0, 99))
+@settings(deadline=None, derandomize=True)
+def test_a_pair_is_shortened_from_the_longer_segment_one_token_at_a_time(size_a, size_b, budget, seed):
+    a, a_end, b, b_end = fit((100, 100 + size_a), (500, 500 + size_b), budget, Random(seed))
+    while size_a + size_b > budget:  # the released truncate_seq_pair: of two equal ones, B
+        if size_a > size_b:
+            size_a -= 1
+        else:
+            size_b -= 1
+    assert (a_end - a, b_end - b) == (size_a, size_b)
+    assert 100 <= a <= a_end <= 150 and 500 <= b <= b_end <= 550
+
+
+def test_tokens_are_dropped_from_front_and_back_with_equal_chance():
+    rng = Random(0)
+    fronts = [fit((0, 100), (200, 210), 70, rng)[0] for _ in range(1000)]  # 40 of A go, Binomial(40, 1/2) in front
+    assert abs(np.mean(fronts) - 20) < ERRORS * math.sqrt(10 / 1000)
+    assert abs(np.var(fronts) - 10) < 2
+
+
+def test_a_generator_depends_on_its_whole_key_and_is_the_same_everywhere():
+    assert generator(1, 2, 3).random() == generator(1, 2, 3).random()
+    assert len({generator(*key).random() for key in [(1, 2, 3), (1, 3, 2), (12, 3), (1, 23), (0, 2, 3)]}) == 5
+    assert generator(1, 2, 3).getrandbits(32) == 703_089_555  # must never change: runs could not be continued
+
+
+# Segment pairs
+
+
+@pytest.mark.parametrize("form", PAIRS + RELEASED)
+@pytest.mark.parametrize("length", [8, 33, 128])
+def test_a_pair_fits_its_row_and_both_segments_hold_text(form, length):
+    table = whole(form, PROSE, length)
+    size_a, size_b = sizes(table)
+    assert size_a.min() >= 1 and size_b.min() >= 1
+    assert (size_a + size_b).max() == length - 3
+    for start, end in ((A, AE), (B, BE)):  # within one document, and never its separator
+        assert (owners(PROSE, table[:, start]) == owners(PROSE, table[:, end])).all()
+
+
+@given(documents, st.integers(8, 40), st.sampled_from(PAIRS + RELEASED), st.integers(0, 99))
+@settings(deadline=None, derandomize=True)
+def test_any_documents_make_pairs_that_fit(lengths, length, form, seed):
+    split = split_of(lengths)
+    table = whole(form, split, length, seed)
+    size_a, size_b = sizes(table)
+    assert (size_a >= 1).all() and (size_b >= 1).all() and (size_a + size_b <= length - 3).all()
+    assert set(table[:, LABEL].tolist()) <= {0, 1}
+    if not form.released:
+        assert set(owners(split, table[:, A]).tolist()) == {n for n, d in enumerate(lengths) if len(d) > 1}
+
+
+@pytest.mark.parametrize("form", PAIRS)
+def test_half_of_the_pairs_have_label_1(form):
+    labels = np.concatenate([whole(form, PROSE, 64, number=n)[:, LABEL] for n in range(3)])
+    assert len(labels) > 2000 and close(labels.mean(), 0.5, len(labels))
+
+
+ONE_BY_ONE = split_of([[1] * n for n in range(2, 150)])  # sentences of one token: nothing is ever truncated
+
+
+def test_the_true_next_segment_begins_where_the_first_one_ends():
+    for form in (*PAIRS, *RELEASED):
+        table = whole(form, ONE_BY_ONE, 20)
+        true = table[table[:, LABEL] == 0]
+        assert len(true) > 100 and (true[:, B] == true[:, AE]).all()
+
+
+def test_the_true_next_segment_follows_in_its_document_also_when_the_pair_is_truncated():
+    for form in (*PAIRS, *RELEASED):
+        table = whole(form, PROSE, 33)
+        true = table[table[:, LABEL] == 0]
+        assert (true[:, B] >= true[:, AE]).all()
+        assert (owners(PROSE, true[:, A]) == owners(PROSE, true[:, B])).all()
+        edges = np.searchsorted(PROSE.sentences, true[:, [AE, B]])  # a sentence ends between the two
+        assert (PROSE.sentences[edges[:, 0]] <= true[:, B]).all()
+
+
+@pytest.mark.parametrize("form", [PAIRS[0], RELEASED[0]])
+def test_a_random_next_segment_comes_from_another_document(form):
+    table = whole(form, PROSE, 64)
+    chosen = table[table[:, LABEL] == 1]
+    assert (owners(PROSE, chosen[:, A]) != owners(PROSE, chosen[:, B])).all()
+
+
+def test_without_another_document_the_next_segment_is_the_true_one():
+    for lengths in ([[5] * 200], [[5] * 200, [7]]):
+        table = whole(PAIRS[0], split_of(lengths), 64)
+        assert len(table) > 10 and not table[:, LABEL].any() and (table[:, B] >= table[:, AE]).all()
+
+
+def test_swapped_pairs_are_true_pairs_with_their_segments_exchanged():
+    table = whole(PAIRS[1], ONE_BY_ONE, 20)
+    swapped = table[table[:, LABEL] == 1]
+    assert len(swapped) > 100 and (swapped[:, BE] == swapped[:, A]).all()
+    swapped = (table := whole(PAIRS[1], PROSE, 33))[table[:, LABEL] == 1]
+    assert (swapped[:, BE] <= swapped[:, A]).all()
+    assert (owners(PROSE, swapped[:, A]) == owners(PROSE, swapped[:, B])).all()
+
+
+LONG = split_of(prose(1000, seed=1))
+
+
+@pytest.mark.parametrize("form", PAIRS)
+@pytest.mark.parametrize("length", [32, 64])
+def test_lengths_do_not_tell_the_label(form, length):
+    table = whole(form, LONG, length)
+    size_a, size_b = sizes(table)
+    one = table[:, LABEL] == 1
+    for measure in (size_a, size_b, size_a + size_b, size_a - size_b):
+        assert same_mean(measure[one], measure[~one])
+        assert ks_2samp(measure[one], measure[~one]).pvalue > 0.001
+    quantiles = [np.quantile(size_b[which], np.linspace(0, 1, 21)) for which in (one, ~one)]
+    assert np.abs(quantiles[0] - quantiles[1]).max() <= 3
+
+
+@pytest.mark.parametrize("form", PAIRS)
+@pytest.mark.parametrize("length", [32, 33])
+def test_the_token_that_cannot_be_split_evenly_does_not_tell_the_label(form, length):
+    # Where truncation made both segments equal, an odd budget leaves one of them a token longer.
+    table = whole(form, LONG, length)
+    size_a, size_b = sizes(table)
+    for difference in (-1, 1):
+        labels = table[(size_a + size_b == length - 3) & (size_a - size_b == difference), LABEL]
+        assert len(labels) == 0 or close(labels.mean(), 0.5, len(labels))
+
+
+def test_pairs_of_whole_sentences_leave_out_nothing_but_a_lone_sentence():
+    table = whole(PAIRS[1], ONE_BY_ONE, 20)
+    used = np.zeros(len(ONE_BY_ONE.tokens), int)
+    for a, a_end, b, b_end, _ in table.tolist():
+        used[a:a_end] += 1
+        used[b:b_end] += 1
+    assert used.max() == 1
+    for document in range(ONE_BY_ONE.size):
+        offsets = ONE_BY_ONE.offsets(document)
+        assert (used[offsets[0] : offsets[-1]] == 0).sum() <= 1
+        assert used[offsets[-1]] == 0  # the separator
+
+
+def test_text_is_lost_next_to_full_rows_only():
+    table, length = whole(PAIRS[1], PROSE, 33), 33
+    spans = sorted((min(a, b), max(ae, be), ae - a + be - b) for a, ae, b, be, _ in table.tolist())
+    for start, end, size in spans:
+        assert size == length - 3 or (size == end - start and {start, end} <= edges(PROSE))
+    for (start, end, size), (following, _, next_size) in pairwise(spans):
+        if owners(PROSE, start) == owners(PROSE, following) and length - 3 not in (size, next_size):
+            assert end == following
+
+
+def edges(split):
+    """Where sentences start and end, the separators left out."""
+    return {offset for document in range(split.size) for offset in split.offsets(document)}
+
+
+def test_a_random_next_segment_is_a_true_one_elsewhere_and_shortened_only_in_a_full_row():
+    table = whole(PAIRS[0], PROSE, 33)
+    size_a, size_b = sizes(table)
+    short = table[(table[:, LABEL] == 1) & (size_a + size_b < 30)]
+    assert len(short) > 30
+    assert set(short[:, [A, AE, B, BE]].ravel().tolist()) <= edges(PROSE)
+
+
+def test_nearly_all_segments_stay_in_use_when_half_of_them_are_exchanged():
+    table = whole(PAIRS[0], ONE_BY_ONE, 20)
+    used = np.zeros(len(ONE_BY_ONE.tokens), int)
+    for a, a_end, b, b_end, _ in table.tolist():
+        used[a:a_end] += 1
+        used[b:b_end] += 1
+    text = len(used) - ONE_BY_ONE.size
+    assert (used > 0).sum() > 0.95 * text
+
+
+@pytest.mark.parametrize("form", [SegmentPairs, lambda *a, **k: SegmentPairs(*a, released=True, **k)])
+def test_a_tenth_of_the_documents_is_cut_into_shorter_rows(form):
+    split = split_of([[1] * 200] * 600)
+    for share in (0.0, 0.1, 1.0):
+        table = whole(form("swapped", short=share), split, 63)
+        size = sum(sizes(table))
+        last = np.flatnonzero(np.diff(owners(split, table[:, A]), append=-1))
+        inner = np.setdiff1d(np.arange(len(table)), last)  # what a document has left over is short in any case
+        targets = [set(size[inner][owners(split, table[inner, A]) == n].tolist()) for n in range(split.size)]
+        assert all(len(target) <= 1 for target in targets)  # drawn once a document
+        drawn = [target.pop() if target else 60 for target in targets]
+        shorter = np.mean([target < 60 for target in drawn])
+        expected = share * 58 / 59  # uniform in 2..60, which may be 60
+        assert shorter == 0 if share == 0 else close(shorter, expected, split.size)
+        if share == 1:
+            assert abs(np.mean(drawn) - 31) < ERRORS * 59 / math.sqrt(12 * split.size)
+
+
+@pytest.mark.parametrize("form", [*PAIRS, *RELEASED, ElectraPairs(), FullSentences(), FullSentences(within=True)])
+def test_a_table_is_a_function_of_seed_and_pass(form):
+    split = split_of(prose(30))
+    tables = [whole(form, split, 40, seed, number) for seed in (0, 1) for number in (0, 1)]
+    again = [whole(form, split, 40, seed, number) for seed in (0, 1) for number in (0, 1)]
+    assert all(x.dtype == np.int64 and x.shape[1] == 5 for x in tables)
+    assert all(np.array_equal(x, y) for x, y in zip(tables, again, strict=True))
+    assert len({x.tobytes() for x in tables}) == (4 if form.random else 1)
+
+
+@pytest.mark.parametrize("form", [PAIRS[1], *RELEASED, ElectraPairs(), FullSentences(within=True)])
+def test_the_examples_of_a_document_do_not_depend_on_the_others_of_its_shard(form):
+    split = split_of(prose(30))
+    parts = [form.table(split, part, 40, 0, 0) for part in (range(17, 30), range(5, 17), range(5))]
+    assert np.array_equal(np.concatenate(parts[::-1]), whole(form, split, 40))
+
+
+def test_the_shard_of_a_document_decides_only_which_random_segments_it_gets():
+    split = split_of(prose(30))
+    later, earlier = (PAIRS[0].table(split, part, 40, 0, 0) for part in (range(12, 30), range(12)))
+    together = whole(PAIRS[0], split, 40)
+    apart = np.concatenate([earlier, later])
+    assert len(apart) == len(together)
+    assert (owners(split, apart[:, A]) == owners(split, together[:, A])).all()
+    assert np.array_equal(earlier, PAIRS[0].table(split, range(12), 40, 0, 0))  # in whatever order they are built
+    assert set(owners(split, earlier[:, B]).tolist()) <= set(range(12))
+
+
+def test_documents_without_two_sentences_make_no_pair():
+    for form in PAIRS:
+        assert whole(form, split_of([[30], [2]]), 16).shape == (0, 5)
+
+
+@pytest.mark.parametrize("wrong", [{"short": -0.1}, {"short": 1.1}, {"second": "swap"}])
+def test_a_pair_format_that_is_none_is_refused(wrong):
+    (name,) = wrong
+    with pytest.raises(ValueError, match=name):
+        SegmentPairs(**wrong)
+
+
+# The released code of BERT and ALBERT, told anew from its description with lists of tokens
+
+
+def released_pairs(documents, index, length, short, swap, rng):
+    """(tokens of A, tokens of B, label, the row's target) of one document."""
+    document, most = documents[index], length - 3
+    target = rng.randint(2, most) if rng.random() < short else most
+    found, current_chunk, current_length, i = [], [], 0, 0
+    while i < len(document):
+        current_chunk.append(document[i])
+        current_length += len(document[i])
+        if i == len(document) - 1 or current_length >= target:
+            a_end = rng.randint(1, len(current_chunk) - 1) if len(current_chunk) >= 2 else 1
+            tokens_a = [token for sentence in current_chunk[:a_end] for token in sentence]
+            tokens_b = [token for sentence in current_chunk[a_end:] for token in sentence]
+            label = 0
+            if len(current_chunk) == 1 or (not swap and rng.random() < 0.5):
+                label, tokens_b = 1, []
+                for _ in range(10):
+                    other = rng.randint(0, len(documents) - 1)
+                    if other != index:
+                        break
+                for j in range(rng.randint(0, len(documents[other]) - 1), len(documents[other])):
+                    tokens_b += documents[other][j]
+                    if len(tokens_b) >= target - len(tokens_a):
+                        break
+                i -= len(current_chunk) - a_end  # what was not used is put back
+            elif swap and rng.random() < 0.5:
+                label, tokens_a, tokens_b = 1, tokens_b, tokens_a
+            while len(tokens_a) + len(tokens_b) > most:
+                longer = tokens_a if len(tokens_a) > len(tokens_b) else tokens_b
+                longer.pop(0 if rng.random() < 0.5 else -1)
+            found.append((tokens_a, tokens_b, label, target))
+            current_chunk, current_length = [], 0
+        i += 1
+    return found
+
+
+def pair_statistics(size_a, size_b, label, before, budget):
+    """Of one pass. `before`: does B stand before A."""
+    size_a, size_b, label, before = map(np.asarray, (size_a, size_b, label, before))
+    total, one = size_a + size_b, label == 1
+    of = lambda values, which: values[which].mean()
+    return {
+        "rows": len(label),
+        "label 1": label.mean(),
+        "full": (total == budget).mean(),
+        "short": (total < 0.75 * budget).mean(),
+        "A": size_a.mean(),
+        "B": size_b.mean(),
+        "A of label 1": of(size_a, one),
+        "B of label 1": of(size_b, one),
+        "B of label 0": of(size_b, ~one),
+        "spread of A": size_a.std(),
+        "spread of B": size_b.std(),
+        "total": total.mean(),
+        "one token": (size_a == 1).mean(),
+        "B before A": before[one].mean(),
+    }
+
+
+@pytest.mark.parametrize("second", ["random", "swapped"])
+@pytest.mark.parametrize("length, words", [(48, (1, 30)), (24, (10, 40)), (128, (2, 25))])
+def test_released_pairs_are_those_of_the_released_code(second, length, words):
+    lengths = prose(200, seed=2, sentences=(1, 25), words=words)
+    split, passes = split_of(lengths), 12
+    texts = [
+        [list(range(start, end)) for start, end in pairwise(split.offsets(document))] for document in range(split.size)
+    ]
+    ours, theirs = [], []
+    for number in range(passes):
+        form = SegmentPairs(second, released=True)
+        table = whole(form, split, length, seed=3, number=number)
+        ours.append(pair_statistics(*sizes(table), table[:, LABEL], table[:, B] < table[:, A], length - 3))
+        rng = Random(number)
+        rows = [r for n in range(len(texts)) for r in released_pairs(texts, n, length, 0.1, second == "swapped", rng)]
+        a, b, label, _ = zip(*rows, strict=True)
+        before = [y[0] < x[0] for x, y in zip(a, b, strict=True)]
+        theirs.append(pair_statistics(list(map(len, a)), list(map(len, b)), label, before, length - 3))
+    for name in ours[0]:
+        mine, given = ([each[name] for each in side] for side in (ours, theirs))
+        assert same_mean(mine, given), f"{name}: {np.mean(mine):.4f}, in the released code {np.mean(given):.4f}"
+
+
+def test_more_than_half_of_the_released_pairs_are_random():
+    table = whole(RELEASED[0], split_of(prose(200, seed=2, sentences=(1, 25))), 48)
+    error = 0.5 / math.sqrt(len(table))
+    assert table[:, LABEL].mean() > 0.5 + ERRORS * error
+
+
+def test_a_chunk_of_one_sentence_gets_a_random_segment_in_the_released_code_of_both():
+    split = split_of([[50]] * 6)  # every sentence fills its row
+    for form in RELEASED:
+        table = whole(form, split, 40)
+        assert len(table) == 6 and table[:, LABEL].all()
+        assert (owners(split, table[:, A]) == np.arange(6)).all()
+        assert (owners(split, table[:, B]) != np.arange(6)).all()
+
+
+def test_the_released_code_takes_up_what_a_random_segment_left_over():
+    split = split_of([[4] * 40, [4] * 40])
+    table = whole(SegmentPairs("random", short=0.0, released=True), split, 43)  # 10 sentences a chunk
+    mine = table[owners(split, table[:, A]) == 0]
+    for row, following in pairwise(mine.tolist()):
+        assert following[A] == (row[AE] if row[LABEL] else row[BE])
+
+
+# ELECTRA's rows
+
+
+def electra_rows(document, length, target, rng):
+    """(first, second, target) segments of a document by the rule of build_pretraining_dataset.py, and the next target.
+
+    One thing is left out: there a short sentence after the second segment has begun may still join the first one.
+    """
+    rows, sentences, size = [], [], 0
+    for number, sentence in enumerate(document):
+        sentences.append(sentence)
+        size += len(sentence)
+        if size >= target or number == len(document) - 1:
+            half = 100_000 if rng.random() < 0.1 else (target - 3) // 2
+            first, second = [], []
+            for each in sentences:
+                fits = not second and len(first) + len(each) < half
+                if not first or fits or (not second and len(first) < half and rng.random() < 0.5):
+                    first = first + each
+                else:
+                    second = second + each
+            first = first[: length - 2]
+            rows.append((first, second[: max(0, length - len(first) - 3)], target))
+            target = rng.randint(5, length) if rng.random() < 0.05 else length
+            sentences, size = [], 0
+    return rows, target
+
+
+def electra_statistics(size_a, size_b, length):
+    size_a, size_b = np.asarray(size_a), np.asarray(size_b)
+    two = size_b > 0
+    return {
+        "rows": len(two),
+        "two segments": two.mean(),
+        "full": (size_a + size_b + 2 + two == length).mean(),
+        "A": size_a[two].mean(),
+        "B": size_b[two].mean(),
+        "alone": size_a[~two].mean(),
+        "spread of A": size_a[two].std(),
+        "spread of B": size_b[two].std(),
+    }
+
+
+@pytest.mark.parametrize("length, words", [(64, (1, 30)), (24, (10, 40)), (128, (2, 25))])
+def test_electra_rows_are_those_of_the_released_code(length, words):
+    # Long documents, as a target that crosses from one document to the next has a test of its own.
+    lengths = prose(60, seed=4, sentences=(60, 120), words=words)
+    split, ours, theirs = split_of(lengths), [], []
+    texts = [
+        [list(range(start, end)) for start, end in pairwise(split.offsets(document))] for document in range(split.size)
+    ]
+    for number in range(8):
+        ours.append(electra_statistics(*sizes(whole(ElectraPairs(), split, length, 5, number)), length))
+        rng, rows = Random(number), []
+        for text in texts:
+            rows += electra_rows(text, length, length, rng)[0]
+        theirs.append(electra_statistics([len(a) for a, _, _ in rows], [len(b) for _, b, _ in rows], length))
+    for name in ours[0]:
+        mine, given = ([each[name] for each in side] for side in (ours, theirs))
+        assert same_mean(mine, given), f"{name}: {np.mean(mine):.4f}, in the released code {np.mean(given):.4f}"
+
+
+@given(documents, st.integers(8, 40), st.integers(0, 99))
+@settings(deadline=None, derandomize=True)
+def test_any_documents_make_electra_rows_that_fit(lengths, length, seed):
+    split = split_of(lengths)
+    table = whole(ElectraPairs(), split, length, seed)
+    size_a, size_b = sizes(table)
+    assert (size_a >= 1).all() and (size_b >= 0).all()
+    assert (size_a + size_b + 2 + (size_b > 0) <= length).all()
+    two = table[size_b > 0]
+    assert (two[:, B] >= two[:, AE]).all() and (owners(split, two[:, A]) == owners(split, two[:, B])).all()
+    assert not table[:, LABEL].any()
+    assert set(owners(split, table[:, A]).tolist()) == set(range(split.size))
+
+
+def test_nine_electra_rows_in_ten_have_two_segments():
+    split = split_of([[3] * 400] * 200)
+    table = whole(ElectraPairs(), split, 64)
+    inner = table[np.diff(owners(split, table[:, A]), append=-1) == 0]  # what is left over may be too short for two
+    _, size_b = sizes(inner)
+    assert len(size_b) > 3000 and close((size_b > 0).mean(), 0.9, len(size_b))
+
+
+def test_electra_throws_away_what_lies_beyond_the_row():
+    split = split_of([[7] * 40])
+    table = whole(ElectraPairs(), split, 32, seed=1)
+    full = table[(table[:, B] > 0) & (table[:, BE] - table[:, A] >= 29)]
+    # 5 sentences reach 32 tokens. Two (14 of 14: the second straddles) or one are A; the rest is cut at 29 in all.
+    for a, a_end, b, b_end, _ in full.tolist():
+        assert a_end - a in (7, 14) and b == a_end and b_end - a == 29
+    assert {7, 14} == {a_end - a for a, a_end, *_ in full.tolist()}
+    assert len(full) > 3 and (np.diff(full[:, A]) % 35 == 0).any()  # the next row starts after the whole sentences
+
+
+def test_one_electra_row_in_twenty_has_a_shorter_target_also_the_first_of_a_document():
+    split = split_of([[1] * 64] * 4000)  # a row each, unless its target is shorter
+    table = whole(ElectraPairs(), split, 64)
+    first = np.flatnonzero(np.diff(owners(split, table[:, A]), prepend=-1))
+    shorter = np.mean(table[first][:, [AE, BE]].max(axis=1) - table[first, A] < 60)
+    assert close(shorter, 0.05 * 55 / 60, len(first))  # uniform in 5..64, of which 5..59 show
+
+
+# Full sentences
+
+
+def test_full_sentences_by_hand():
+    split = split_of([[3, 4], [5, 2, 2], [9]])  # starts 0 3 | 8 13 15 | 18, the separators at 7, 17 and 27
+    rows = lambda length, **kind: whole(FullSentences(**kind), split, length)[:, [A, AE]].tolist()
+    assert rows(10) == [[0, 7], [8, 15], [15, 17], [18, 26], [26, 27]]
+    assert rows(15) == [[0, 13], [13, 17], [18, 27]]
+    assert rows(30) == [[0, 27]]
+    assert rows(15, within=True) == rows(30, within=True) == [[0, 7], [8, 17], [18, 27]]
+
+
+@given(documents, st.integers(8, 60), st.booleans())
+@settings(deadline=None, derandomize=True)
+def test_full_sentences_hold_every_token_once_and_only_separators_at_row_ends_are_left_out(lengths, length, within):
+    split = split_of(lengths)
+    table = whole(FullSentences(within), split, length)
+    separators = set((split.sentences[split.documents[1:]] - 1).tolist())
+    used = [token for a, a_end in table[:, [A, AE]].tolist() for token in range(a, a_end)]
+    assert used == sorted(set(used)) and set(range(len(split.tokens))) - set(used) <= separators
+    size_a, size_b = sizes(table)
+    assert 1 <= size_a.min() and size_a.max() <= length - 2 and not size_b.any() and not table[:, LABEL].any()
+    starts = set(split.sentences.tolist())
+    for a, a_end in table[:, [A, AE]].tolist():
+        assert a not in separators and a_end - 1 not in separators
+        sentence = np.searchsorted(split.sentences, a, side="right") - 1
+        long = split.sentences[sentence + 1] - split.sentences[sentence] > length - 2
+        assert a in starts or long
+        if within:
+            assert owners(split, a) == owners(split, a_end - 1)
+
+
+def test_a_row_of_full_sentences_takes_as_many_as_fit():
+    assert whole(FullSentences(), split_of([[4], [4], [4]]), 16)[:, [A, AE]].tolist() == [[0, 14]]
+    split = split_of(prose(50, words=(1, 20)))
+    last = set(split.sentences[split.documents[1:]].tolist())
+    for within in (False, True):
+        table = whole(FullSentences(within), split, 42)
+        for (a, _), (following, _) in pairwise(table[:, [A, AE]].tolist()):
+            if not (within and owners(split, a) != owners(split, following)):
+                end = int(split.sentences[np.searchsorted(split.sentences, following) + 1])
+                assert end - (end in last) - a > 40  # a separator at the end of a row is the row's own
+
+
+def test_a_sentence_longer_than_a_row_is_cut_into_full_rows():
+    split = split_of([[2, 25, 3], [4]])  # starts 0 2 27 | 31
+    rows = whole(FullSentences(), split, 12)[:, [A, AE]].tolist()
+    assert rows == [[0, 2], [2, 12], [12, 22], [22, 30], [31, 35]]
+
+
+def test_a_row_crosses_documents_with_a_separator_between_them():
+    split = split_of([[4], [4], [4]])
+    assert whole(FullSentences(), split, 17)[:, [A, AE]].tolist() == [[0, 14]]
+    assert whole(FullSentences(), split, 12)[:, [A, AE]].tolist() == [[0, 9], [10, 14]]

@@ -1,0 +1,237 @@
+from dataclasses import replace
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from encoders.model.config import Model, narrowed
+from encoders.model.encoder import Encoder
+from encoders.training.optimizer import paths
+
+QUICK = {"xla_backend_optimization_level": 0}  # compiles in a third of the time
+BOTH = ("attend", "transform")
+MODEL = Model(
+    vocab=19, hidden=12, layers=5, heads=3, intermediate=20, embedding=8, positions=11, dropout=0.0,
+    attention_dropout=0.0,
+)  # fmt: skip
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}  # float32 sums of up to 20 terms in another order, through five layers
+ORDER = {1: [0, 0, 0, 0, 0], 2: [0, 0, 0, 1, 1]}  # set of layer l: l * groups // 5, in whole numbers
+
+
+def rows(*lengths, length=7, seed=0):
+    """Fields of unpacked rows with `lengths` tokens; the segment changes in the middle."""
+    at, size = np.arange(length)[None], np.array(lengths)[:, None]
+    real = at < size
+    tokens = np.random.default_rng(seed).integers(5, 19, (len(lengths), length))
+    fields = np.where(real, tokens, 0), real, real & (at >= size // 2), np.where(real, at, 0)
+    return tuple(field.astype(np.int32) for field in fields)
+
+
+@cache
+def shapes(model):
+    one = jnp.ones((1, 3), jnp.int32)
+    return jax.eval_shape(lambda: Encoder(model).init(jax.random.key(0), one, one, one, one)["params"])
+
+
+def parameters(model, seed=0):
+    """Random parameters, no bias 0 and no scale 1, so that one that is left out shows."""
+    rng, tree = np.random.default_rng(seed), shapes(model)
+    draw = lambda path, leaf: rng.normal(path.endswith("scale"), 0.3, leaf.shape).astype(np.float32)
+    return jax.tree.map(draw, paths(tree), tree)
+
+
+@partial(jax.jit, static_argnames=("model", "collect"), compiler_options=QUICK)
+def states(params, fields, *, model, collect):
+    return Encoder(model).apply({"params": params}, *fields, collect=collect)
+
+
+def forward(params, fields, *, model, collect=False):
+    return np.asarray(states(params, fields, model=model, collect=collect))
+
+
+@partial(jax.jit, static_argnames="model", compiler_options=QUICK)
+def value_and_gradient(params, fields, *, model):
+    """Mean square of the states' difference from a ramp, in training, and its gradient."""
+
+    def loss(params):
+        out = Encoder(model).apply({"params": params}, *fields, train=True, rngs={"dropout": jax.random.key(3)})
+        return jnp.square(out - jnp.linspace(-1, 1, out.size).reshape(out.shape)).mean()
+
+    return jax.value_and_grad(loss)(params)
+
+
+def flat(tree):
+    return zip(jax.tree.leaves(paths(tree)), jax.tree.leaves(tree), strict=True)
+
+
+def names(tree):
+    return {path: leaf.shape for path, leaf in flat(tree)}
+
+
+def equal(tree, other):
+    jax.tree.map(partial(np.testing.assert_allclose, **CLOSE), tree, other)
+
+
+def unshared(params, groups):
+    """Parameters of the model that shares nothing, with the shared sets copied into the layers that use them."""
+    copied = jax.tree.map(lambda stack: stack[np.array(ORDER[groups])], params["shared"])
+    rest = {name: part for name, part in params.items() if name != "shared"}
+    return rest | {"layers": params.get("layers", {}) | copied}
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("share", [("attend",), ("transform",), BOTH])
+def test_a_shared_stack_is_a_stack_of_equal_layers(share, groups):
+    model, fields = replace(MODEL, share=share, groups=groups), rows(7, 4)
+    params = parameters(model)
+    apart = unshared(params, groups)
+    assert names(apart) == names(shapes(MODEL))
+    each, same = (forward(p, fields, model=m, collect=True) for p, m in ((params, model), (apart, MODEL)))
+    assert each.shape == (1 + 5, 2, 7, 12)
+    np.testing.assert_allclose(each, same, **CLOSE)
+    assert np.abs(np.diff(each, axis=0)).max(axis=(1, 2, 3)).min() > 0.1  # every layer does something
+
+
+def test_the_gradient_of_a_shared_set_is_the_sum_over_its_layers():
+    model, fields = replace(MODEL, share=("attend",), groups=2), rows(7, 4)
+    params = parameters(model)
+    _, shared = value_and_gradient(params, fields, model=model)
+    _, apart = value_and_gradient(unshared(params, 2), fields, model=MODEL)
+    sums = jax.tree.map(lambda x: np.stack([x[:3].sum(0), x[3:].sum(0)]), apart["layers"]["attend"])
+    equal(shared["shared"]["attend"], sums)
+    equal(shared["layers"]["transform"], apart["layers"]["transform"])
+
+
+def test_without_sharing_every_layer_has_parameters_of_its_own():
+    assert "shared" not in shapes(MODEL)
+    assert shapes(MODEL)["layers"]["attend"]["query"]["kernel"].shape == (5, 12, 12)
+    both = shapes(replace(MODEL, share=BOTH))
+    assert "layers" not in both and both["shared"]["transform"]["up"]["kernel"].shape == (1, 12, 20)
+
+
+def test_every_set_starts_with_numbers_of_its_own():
+    model, one = replace(MODEL, layers=3, share=("attend",), groups=2), jnp.ones((1, 3), jnp.int32)
+    start = lambda key: Encoder(model).init(key, one, one, one, one)["params"]
+    params = jax.jit(start, compiler_options=QUICK)(jax.random.key(0))
+    kernels = {path: leaf for path, leaf in flat(params) if path.endswith("kernel") and path != "project/kernel"}
+    sets = [np.asarray(values).ravel()[:144] for kernel in kernels.values() for values in kernel]
+    assert len(sets) == 4 * 2 + 2 * 3  # query, key, value and out in two sets; up and down in three layers
+    assert len({values.tobytes() for values in sets}) == len(sets)
+
+
+@pytest.mark.parametrize("change", [{"unroll": True}, {"remat": "dots"}, {"remat": "full"}])
+def test_unrolling_and_rematerialisation_change_no_number_and_no_tree(change):
+    model = replace(MODEL, layers=2, share=("attend",), dropout=0.2, attention_dropout=0.2)
+    other, fields = replace(model, **change), rows(7, 4)
+    assert names(shapes(other)) == names(shapes(model))
+    params = parameters(model)
+    loss, gradient = value_and_gradient(params, fields, model=model)
+    same, other_gradient = value_and_gradient(params, fields, model=other)
+    np.testing.assert_allclose(loss, same, **CLOSE)
+    equal(gradient, other_gradient)
+
+
+def test_what_stands_on_padding_reaches_no_word():
+    (tokens, example, segments, positions), params = rows(7, 4, 5), parameters(MODEL)
+    pad = example == 0
+    noise = lambda x, most: np.where(pad, np.arange(x.size, dtype=np.int32).reshape(x.shape) % most, x)
+    other = noise(tokens, 19), example, noise(segments, 2), noise(positions, 11)
+    one, two = (forward(params, fields, model=MODEL) for fields in ((tokens, example, segments, positions), other))
+    np.testing.assert_array_equal(one[~pad], two[~pad])
+    assert np.abs(one - two)[pad].max() > 0.1
+
+
+def test_more_padding_changes_nothing_at_the_words():
+    params = parameters(MODEL)
+    short = rows(7, 4, 5)
+    long = tuple(np.pad(field, ((0, 0), (0, 3))) for field in short)
+    one, two = (forward(params, fields, model=MODEL) for fields in (short, long))
+    real = short[1] > 0
+    np.testing.assert_allclose(one[real], two[:, :7][real], **CLOSE)
+
+
+def packed(*lengths, length=13):
+    """The unpacked rows of `rows(*lengths)` behind one another in one row."""
+    joined = []
+    for number, fields in enumerate(zip(*rows(*lengths), strict=True), start=1):
+        tokens, example, segments, positions = (field[: lengths[number - 1]] for field in fields)
+        joined.append((tokens, example * np.int32(number), segments, positions))
+    row = [np.concatenate(parts) for parts in zip(*joined, strict=True)]
+    return tuple(np.pad(field, (0, length - len(field)))[None] for field in row)
+
+
+def test_packed_examples_are_what_they_are_alone():
+    params = parameters(MODEL)
+    alone, row = forward(params, rows(7, 4), model=MODEL), forward(params, packed(7, 4), model=MODEL)[0]
+    np.testing.assert_allclose(row[:7], alone[0], **CLOSE)
+    np.testing.assert_allclose(row[7:11], alone[1, :4], **CLOSE)
+
+
+def test_packed_examples_do_not_see_each_other():
+    (tokens, *rest), params = packed(7, 4), parameters(MODEL)
+    other = tokens.copy()
+    other[0, 3] = tokens[0, 3] % 14 + 5
+    one, two = (forward(params, (t, *rest), model=MODEL)[0] for t in (tokens, other))
+    np.testing.assert_array_equal(one[7:], two[7:])
+    assert np.abs(one - two)[:7].max(axis=-1).min() > 1e-4
+
+
+def test_permuting_a_batch_permutes_its_outputs():
+    fields, params, order = rows(7, 4, 5), parameters(MODEL), np.array([2, 0, 1])
+    moved = tuple(field[order] for field in fields)
+    straight, permuted = (forward(params, f, model=MODEL) for f in (fields, moved))
+    np.testing.assert_allclose(straight[order], permuted, **CLOSE)
+
+
+def test_a_projection_stands_only_where_the_widths_differ():
+    assert shapes(MODEL)["project"]["kernel"].shape == (8, 12)
+    assert shapes(MODEL)["embed"]["norm"]["scale"].shape == (8,)  # before the projection: of the embedding's width
+    same = shapes(replace(MODEL, embedding=12))
+    assert "project" not in same and same["embed"]["norm"]["scale"].shape == (12,)
+
+
+def test_the_states_of_all_layers_begin_with_the_embedding_and_end_with_the_output():
+    fields, params = rows(7, 4), parameters(MODEL)
+    each = forward(params, fields, model=MODEL, collect=True)
+    np.testing.assert_allclose(each[-1], forward(params, fields, model=MODEL), **CLOSE)
+    block = MODEL.embed(MODEL).apply({"params": params["embed"]}, *map(jnp.asarray, fields), False)
+    np.testing.assert_allclose(each[0], block @ params["project"]["kernel"] + params["project"]["bias"], **CLOSE)
+
+
+def test_bfloat16_computes_with_float32_parameters_and_comes_near_float32():
+    half, fields = replace(MODEL, layers=3, dtype="bfloat16", share=("attend",)), rows(7, 4)
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes(half))} == {np.dtype("float32")}
+    params = parameters(half)
+    low, full = forward(params, fields, model=half), forward(params, fields, model=replace(half, dtype="float32"))
+    assert low.dtype == jnp.bfloat16 and full.dtype == np.float32
+    apart = np.abs(low.astype(np.float32) - full)
+    assert 0 < apart.mean() < 0.02  # 8 bits are 0.004 of a state of about 1, rounded some times a layer
+
+
+def test_a_generator_is_narrower_with_heads_of_64_and_the_same_embedding():
+    model = Model(vocab=19, hidden=768, layers=12, heads=12, intermediate=3072, embedding=96, share=BOTH, groups=2)
+    third = narrowed(model, 1 / 3)
+    assert (third.hidden, third.heads, third.intermediate, third.layers) == (256, 4, 1024, 12)
+    assert third.embedding == 96 and third.share == () and third.groups == 1
+    tiny = narrowed(model, 1 / 16, depth=0.5)
+    assert (tiny.hidden, tiny.heads, tiny.layers) == (48, 1, 6)  # less than one head of 64 is one head
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"hidden": 13}, "hidden=13 is not a multiple of model.heads=3"),
+        ({"layers": 0}, "layers=0 must be at least 1"),
+        ({"share": ("attention",)}, "may hold 'attend' and 'transform'"),
+        ({"share": ("attend", "attend")}, "each once"),
+        ({"groups": 2}, "needs something shared"),
+        ({"groups": 6, "share": BOTH}, "groups=6 is more than model.layers=5"),
+        ({"dropout": 1.0}, "must be at least 0 and below 1"),
+        ({"deviation": 0.0}, "must be above 0"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(change, said):
+    with pytest.raises(ValueError, match=said):
+        replace(MODEL, **change)

@@ -1,0 +1,78 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from encoders.model.config import Model
+from encoders.model.heads import MaskedTokenHead, PairHead, ReplacedTokenHead, gather
+from encoders.model.parts import ACTIVATIONS
+
+MODEL = Model(vocab=19, hidden=12, layers=2, heads=3, intermediate=20, embedding=8)
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}  # float32 sums of up to 12 terms in another order
+GELU = lambda x: np.asarray(ACTIVATIONS["gelu"](jnp.asarray(x)))
+
+
+def normal(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def parameters(head, *args):
+    """Random parameters, no bias 0 and no scale 1, so that one that is left out shows."""
+    shapes = jax.eval_shape(lambda: head.init(jax.random.key(0), *args)["params"])
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda leaf: rng.normal(0.2, 0.5, leaf.shape).astype(np.float32), shapes)
+
+
+def through(x, p):
+    return x @ p["kernel"] + p["bias"]
+
+
+def test_states_are_gathered_in_the_order_of_their_positions():
+    hidden = normal(0, 2, 7, 12)
+    found = gather(jnp.asarray(hidden), jnp.array([[6, 0, 0], [1, 2, 5]]))
+    np.testing.assert_array_equal(found, [hidden[0, [6, 0, 0]], hidden[1, [1, 2, 5]]])
+
+
+def test_vocabulary_logits_are_products_with_the_word_table_it_is_given():
+    hidden, table = normal(0, 2, 3, 12), normal(1, 19, 8)
+    p = parameters(MaskedTokenHead(MODEL), jnp.asarray(hidden), jnp.asarray(table))
+    assert p["dense"]["kernel"].shape == (12, 8) and p["bias"].shape == (19,) and "embedding" not in p
+    x = GELU(through(hidden, p["dense"]))
+    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-12)
+    x = x * p["norm"]["scale"] + p["norm"]["bias"]
+    found = MaskedTokenHead(MODEL).apply({"params": p}, jnp.asarray(hidden), jnp.asarray(table))
+    np.testing.assert_allclose(found, np.einsum("bke,ve->bkv", x, table) + p["bias"], **CLOSE)
+
+
+def test_the_pair_head_is_a_pooler_with_tanh_and_two_classes():
+    hidden = normal(0, 2, 3, 12)
+    p = parameters(PairHead(MODEL), jnp.asarray(hidden))
+    expected = through(np.tanh(through(hidden, p["pooler"])), p["classes"])
+    found = PairHead(MODEL).apply({"params": p}, jnp.asarray(hidden))
+    assert found.shape == (2, 3, 2)
+    np.testing.assert_allclose(found, expected, **CLOSE)
+
+
+def test_the_replaced_token_head_gives_every_token_one_number():
+    hidden = normal(0, 2, 7, 12)
+    p = parameters(ReplacedTokenHead(MODEL), jnp.asarray(hidden))
+    expected = through(GELU(through(hidden, p["dense"])), p["out"])[..., 0]
+    found = ReplacedTokenHead(MODEL).apply({"params": p}, jnp.asarray(hidden))
+    assert found.shape == (2, 7)
+    np.testing.assert_allclose(found, expected, **CLOSE)
+
+
+def test_the_last_layer_of_the_replaced_token_head_starts_from_glorot():
+    p = ReplacedTokenHead(MODEL).init(jax.random.key(0), jnp.zeros((1, 1, 12)))["params"]
+    limit = np.sqrt(6 / (12 + 1))
+    assert 0.1 < np.abs(p["out"]["kernel"]).max() <= limit  # of the others, 0.04 is the most
+    assert np.abs(p["dense"]["kernel"]).max() <= 0.04
+
+
+def test_logits_are_float32_whatever_the_states_are():
+    half = Model(vocab=19, hidden=12, layers=2, heads=3, intermediate=20, embedding=8, dtype="bfloat16")
+    hidden = jnp.ones((2, 3, 12), jnp.bfloat16)
+    given = {MaskedTokenHead: (hidden, jnp.ones((19, 8))), PairHead: (hidden,), ReplacedTokenHead: (hidden,)}
+    for head, args in given.items():
+        out, variables = jax.eval_shape(head(half).init_with_output, jax.random.key(0), *args)
+        assert out.dtype == jnp.float32
+        assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype("float32")}

@@ -1,0 +1,320 @@
+import itertools
+import math
+from collections import Counter
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from encoders.objectives.masking import Masking, choose_words, corrupt, drawn_lengths, scatter
+from encoders.text.vocab import Facts
+
+QUICK = {"xla_backend_optimization_level": 0}  # compiles in a third of the time
+PAD, UNK, CLS, SEP, MASK = range(5)
+SIZE = 31
+CONTINUES = np.arange(SIZE) >= 20  # ids 20 to 30 continue a word
+FACTS = Facts(
+    size=SIZE, pad=PAD, unk=UNK, cls=CLS, sep=SEP, mask=MASK, special=(0, 1, 2, 3, 4),
+    continuations=np.packbits(CONTINUES).tobytes(), common=5,
+)  # fmt: skip
+WORDS = Masking(unit="word", ngrams=3)
+VARIANTS = [Masking(), Masking(rate=0.45), Masking(special=True), Masking(limit=3), Masking(rounding="random")]
+VARIANTS += [Masking(rounding="random", rate=0.3, limit=7), WORDS, replace(WORDS, rounding="random", limit=4)]
+
+corrupted = jax.jit(corrupt, static_argnums=(0, 2), compiler_options=QUICK)
+runs = jax.jit(choose_words, static_argnums=4)
+
+
+def example(size, seed=0):
+    """`size` tokens from [CLS] to [SEP], words of one to a few pieces between them, and an id."""
+    rng = np.random.default_rng((size, seed))
+    ids = rng.integers(5, SIZE, size)
+    ids[1:2] = 7  # a sentence begins with a word
+    ids[:1], ids[size - 1 :][: size > 1] = CLS, SEP
+    return ids
+
+
+def batch(*rows, length, epoch=0, cap=None):
+    """Rows of examples, each an id and its tokens, packed behind one another and padded to `length`."""
+    cap = cap or max(map(len, rows))
+    fields = {name: np.zeros((len(rows), length), np.int32) for name in ("tokens", "example", "segments", "positions")}
+    fields |= {name: np.zeros((len(rows), cap), np.int32) for name in ("start", "id", "valid")}
+    for b, row in enumerate(rows):
+        at = 0
+        for n, (name, tokens) in enumerate(row):
+            here = slice(at, at + len(tokens))
+            fields["tokens"][b, here], fields["example"][b, here] = tokens, n + 1
+            fields["positions"][b, here] = np.arange(len(tokens))
+            fields["start"][b, n], fields["id"][b, n], fields["valid"][b, n] = at, name, 1
+            at += len(tokens)
+    return fields | {"epoch": np.full((len(rows), cap), epoch, np.int32)}
+
+
+def masked(masking, rows, seed=3):
+    """What `corrupt` makes of a batch, on the host."""
+    return jax.tree.map(np.asarray, corrupted(masking, rows, FACTS, seed))
+
+
+def choices(masking, rows, seed=3):
+    """The chosen tokens of every example: {id: {position in the example: (token, what is shown)}}."""
+    found, after = {}, masked(masking, rows, seed)
+    for b in range(len(rows["tokens"])):
+        for n in range(int(rows["example"][b].max(initial=0))):
+            found[int(rows["id"][b, n])] = {}
+        for at, weight in zip(after["picked"][b], after["weights"][b], strict=True):
+            if weight:
+                name = int(rows["id"][b, rows["example"][b, at] - 1])
+                found[name][int(rows["positions"][b, at])] = int(rows["tokens"][b, at]), int(after["tokens"][b, at])
+    return found
+
+
+def within_four_sigma(count, n, p):
+    return abs(count - n * p) <= 4 * math.sqrt(n * p * (1 - p))
+
+
+# What is shown --------------------------------------------------------------------------------------------------------
+
+
+def shown(masking, facts, tokens=100_000):
+    """Tokens and what stands in their place, of 250 rows of 800 ordinary tokens of which half are chosen."""
+    rows = np.random.default_rng(0).integers(5, facts.size, (250, 800))
+    given = batch(*([(i, row)] for i, row in enumerate(rows)), length=800)
+    after = jax.tree.map(np.asarray, corrupted(replace(masking, rate=0.5), given, facts, 3))
+    assert after["weights"].sum() == tokens
+    np.testing.assert_array_equal(after["original"], given["tokens"])
+    np.testing.assert_array_equal(after["targets"], np.take_along_axis(given["tokens"], after["picked"], 1))
+    left = np.ones_like(given["tokens"], bool)
+    np.put_along_axis(left, after["picked"], False, 1)
+    np.testing.assert_array_equal(after["tokens"][left], given["tokens"][left])  # what is not chosen stays
+    return after["targets"].ravel(), np.take_along_axis(after["tokens"], after["picked"], 1).ravel()
+
+
+def test_four_fifths_become_masks_and_a_tenth_each_is_replaced_and_kept():
+    targets, seen = shown(Masking(), replace(FACTS, size=1000, continuations=bytes(125)))
+    # A tenth is a random one of 1000 entries, of which one is [MASK] and one the token itself.
+    assert within_four_sigma((seen == MASK).sum(), 100_000, 0.8 + 0.1 / 1000)
+    assert within_four_sigma((seen == targets).sum(), 100_000, 0.1 + 0.1 / 1000)
+    assert within_four_sigma(((seen != targets) & (seen != MASK)).sum(), 100_000, 0.1 - 0.2 / 1000)
+
+
+@pytest.mark.parametrize("replacements, entries", [("all", range(SIZE)), ("words", range(5, SIZE))])
+def test_a_random_token_is_any_entry_or_any_that_is_not_special(replacements, entries):
+    _, seen = shown(Masking(split=(0.0, 1.0, 0.0), replacements=replacements), FACTS)
+    counts = np.bincount(seen, minlength=SIZE)
+    assert all(within_four_sigma(counts[i], 100_000, 1 / len(entries)) for i in entries)
+    assert counts[list(entries)].sum() == 100_000
+
+
+@pytest.mark.parametrize("split, kept", [((0.0, 0.0, 1.0), True), ((1.0, 0.0, 0.0), False)])
+def test_a_split_of_one_share_leaves_nothing_to_chance(split, kept):
+    targets, seen = shown(Masking(split=split), FACTS)
+    np.testing.assert_array_equal(seen, targets if kept else MASK)
+
+
+def test_empty_slots_write_nothing():
+    where, new = jnp.array([[2, 0, 3], [1, 1, 1]]), jnp.full((2, 3), 9)
+    weights = jnp.array([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
+    found = scatter(jnp.zeros((2, 5), jnp.int32), where, new, weights)
+    np.testing.assert_array_equal(found, [[0, 0, 9, 9, 0], [0] * 5])
+
+
+# How many are chosen --------------------------------------------------------------------------------------------------
+
+
+def quota(masking, size):
+    """Least and most tokens to choose of an example of `size` tokens."""
+    exact = size * masking.rate
+    low, high = (round(exact),) * 2 if masking.rounding == "nearest" else (math.floor(exact), math.floor(exact) + 1)
+    return tuple(min(max(n, 1), masking.limit or size) for n in (low, high))
+
+
+PACKED = [[64], [1, 2, 3, 58], [20, 21, 23], [5] * 12 + [4], [2] * 13, [1] * 13, [30, 4, 30], [10, 17], [7] * 9]
+
+
+@pytest.mark.parametrize("masking", VARIANTS, ids=str)
+@pytest.mark.parametrize("packed", [False, True])
+def test_as_many_are_chosen_as_the_quota_says_and_none_is_cut(masking, packed):
+    sizes = PACKED if packed else [[size] for size in range(1, 65)]
+    names = itertools.count()
+    rows = [[(next(names), example(size, seed=i)) for i, size in enumerate(row)] for row in sizes]
+    found = choices(masking, batch(*rows, length=64))
+    examples = {name: tokens for row in rows for name, tokens in row}
+    assert set(found) == set(examples)
+    for name, tokens in examples.items():
+        chosen, (low, high) = len(found[name]), quota(masking, len(tokens))
+        candidates = len(tokens) if masking.special else max(len(tokens) - 2, 0)
+        if masking.unit == "token":
+            assert min(low, candidates) <= chosen <= min(high, candidates)
+        else:  # whole words may not fill it; a cut would leave a part of one
+            word = np.cumsum(~CONTINUES[tokens])
+            assert chosen <= high and sum(np.isin(word, word[list(found[name])])) == chosen
+    after = masked(masking, batch(*rows, length=64))
+    assert after["weights"].sum() == sum(map(len, found.values()))  # no position is in two slots
+    assert after["picked"].shape[1] == masking.budget(64, 13 if packed else 1)
+
+
+def test_fifteen_percent_are_chosen():
+    rows = batch([(0, example(128))], [(1, example(64))], [(2, example(10))], [(3, example(3))], length=128)
+    # 19.2 and 9.6 to the nearest, 1.5 to the even neighbour as Python has it; [CLS] and [SEP] count; at least one.
+    assert [len(chosen) for chosen in choices(Masking(), rows).values()] == [19, 10, 2, 1]
+
+
+def test_random_rounding_chooses_fifteen_percent_in_the_mean():
+    rows = batch(*([(i, example(37, seed=i))] for i in range(400)), length=40)
+    counts = Counter(len(chosen) for chosen in choices(Masking(rounding="random"), rows).values())
+    assert set(counts) == {5, 6} and within_four_sigma(counts[6], 400, 0.55)  # 37 x 0.15 = 5.55
+
+
+def test_an_example_never_has_more_predictions_than_the_limit():
+    rows = batch([(0, example(64)), (1, example(30)), (2, example(9))], length=128)
+    assert [len(chosen) for chosen in choices(Masking(limit=4), rows).values()] == [4, 4, 1]
+    assert Masking(limit=20).budget(128, 1) == 19 and Masking(limit=20).budget(512, 1) == 20
+
+
+def test_a_row_without_examples_has_nothing_to_predict():
+    for masking in (WORDS, Masking(rounding="random")):
+        after = masked(masking, batch([], [(1, example(9))], length=12, cap=1))
+        assert after["weights"][0].sum() == 0 < after["weights"][1].sum() and not after["tokens"][0].any()
+
+
+# Which are chosen -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("unit", ["token", "word"])
+def test_special_tokens_are_chosen_only_where_they_may_be(unit):
+    rows = batch(*([(i, example(20, seed=i))] for i in range(200)), length=24)
+
+    def special(allowed):
+        found = choices(Masking(unit=unit, special=allowed, rate=0.3), rows)
+        return sum(token in (PAD, CLS, SEP, MASK) for chosen in found.values() for token, _ in chosen.values())
+
+    assert special(False) == 0
+    if unit == "token":  # two in twenty tokens are special, and six of twenty are chosen: each with 3 in 10
+        assert within_four_sigma(special(True), 400, 0.3)
+
+
+def test_every_token_is_as_likely_as_the_others():
+    rows = batch(*([(i, example(22, seed=i))] for i in range(1000)), length=22)
+    counts = Counter(at for chosen in choices(Masking(), rows).values() for at in chosen)
+    assert set(counts) == set(range(1, 21))  # 22 x 0.15 = 3.3: three of the twenty between [CLS] and [SEP]
+    assert all(within_four_sigma(count, 1000, 3 / 20) for count in counts.values())
+
+
+@pytest.mark.parametrize("ngrams", [1, 3])
+def test_whole_words_are_chosen_whole(ngrams):
+    rows = [(i, example(60, seed=i)) for i in range(100)]
+    found = choices(replace(WORDS, ngrams=ngrams, rate=0.3), batch(*([row] for row in rows), length=60))
+    parts = 0
+    for name, tokens in rows:
+        word = np.cumsum(~CONTINUES[tokens])
+        chosen = np.isin(np.arange(60), list(found[name]))
+        assert all(len({*chosen[word == w]}) == 1 for w in set(word))
+        parts += sum(CONTINUES[tokens[at]] for at in found[name])
+    assert parts > 500  # many words have more than one piece
+
+
+def test_runs_of_words_have_one_two_or_three_with_6_3_and_2_elevenths():
+    lengths = drawn_lengths(jax.random.bits(jax.random.key(0), (110_000,)), 3)
+    counts = np.bincount(lengths)
+    assert counts[0] == 0 and len(counts) == 4
+    assert all(within_four_sigma(counts[n], 110_000, share / 11) for n, share in ((1, 6), (2, 3), (3, 2)))
+    assert set(np.unique(drawn_lengths(jax.random.bits(jax.random.key(0), (50,)), 1))) == {1}
+
+
+# Four words, by their positions: A = 1 2, B = 3, C = 4 5 6, D = 8 9; 0 and 7 are no candidates.
+FIRST = {"A": 1, "B": 3, "C": 4, "D": 8}
+
+
+@pytest.mark.parametrize(
+    "order, lengths, quota, expected",
+    [
+        ("BACD", {}, 1, [3]),
+        ("ABCD", {}, 2, [1, 2]),
+        ("ABCD", {"A": 2}, 3, [1, 2, 3]),
+        ("ABCD", {"A": 3}, 6, [1, 2, 3, 4, 5, 6]),
+        ("ABCD", {"A": 3}, 3, [1, 2, 3]),  # three words would overflow the quota: two fit
+        ("ABCD", {"A": 3}, 2, [1, 2]),  # and here one
+        ("ABCD", {"A": 3}, 5, [1, 2, 3, 8, 9]),  # of the rest B is taken and C too long
+        ("CABD", {}, 2, [1, 2]),  # C does not fit at all: the next one's turn
+        ("BACD", {"A": 2}, 4, [3, 4, 5, 6]),  # the run A B touches B, which is chosen: skipped
+        ("BACD", {"A": 2}, 8, [3, 4, 5, 6, 8, 9]),  # and skipped for good
+        ("BACD", {"A": 2}, 3, [1, 2, 3]),  # but shortened to A it does not
+        ("CDAB", {"C": 2}, 5, [4, 5, 6, 8, 9]),  # a run goes on behind [SEP], as in ALBERT's code
+        ("DABC", {"D": 3}, 3, [3, 8, 9]),  # a run ends with the row
+        ("BCDA", {}, 9, [1, 2, 3, 4, 5, 6, 8, 9]),  # a quota that nothing can fill
+    ],
+)
+def test_runs_of_words_are_taken_in_order_shortened_and_skipped(order, lengths, quota, expected):
+    scores, starts, drawn = np.full(10, -1.0, np.float32), np.zeros(10, bool), np.ones(10, np.int32)
+    scores[[2, 5, 6, 9]] = 0.99  # only a word's first token counts
+    for rank, name in enumerate(order):
+        scores[FIRST[name]], starts[FIRST[name]] = 0.9 - 0.1 * rank, True
+    for name, n in lengths.items():
+        drawn[FIRST[name]] = n
+    # Beside it a row that is finished at once, and must stay so.
+    rows = (jnp.stack([jnp.asarray(x)] * 2) for x in (scores, starts, drawn))
+    found = runs(*rows, jnp.array([quota, 0]), 3)
+    assert np.flatnonzero(found[0]).tolist() == expected and not found[1].any()
+
+
+# When and where a mask repeats ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("masking", [Masking(copies=10), replace(WORDS, copies=3), Masking(copies=1)], ids=str)
+def test_masks_repeat_after_as_many_epochs_as_there_are_copies(masking):
+    rows = lambda epoch: batch([(5, example(60))], [(6, example(50))], length=64, epoch=epoch)
+    seen = [choices(masking, rows(epoch)) for epoch in range(2 * masking.copies + 1)]
+    for epoch, found in enumerate(seen):
+        assert found == seen[epoch % masking.copies]
+    assert len({str(found) for found in seen}) == masking.copies
+
+
+def test_dynamic_masks_do_not_repeat():
+    seen = [choices(Masking(copies=None), batch([(5, example(60))], length=64, epoch=epoch)) for epoch in range(25)]
+    assert len({str(found) for found in seen}) == 25
+
+
+@pytest.mark.parametrize("masking", [Masking(), WORDS], ids=["token", "word"])
+def test_the_seed_changes_the_mask_and_so_does_the_example(masking):
+    rows = batch([(5, example(60))], [(6, example(60))], length=64)
+    one, two, again = (choices(masking, rows, seed=seed) for seed in (3, 4, 3))
+    assert one == again and one[5] != two[5] and one[6] != two[6] and one[5] != one[6]
+
+
+@pytest.mark.parametrize("copies", [10, None])
+@pytest.mark.parametrize("rounding", ["nearest", "random"])
+@pytest.mark.parametrize("unit, ngrams", [("token", 1), ("word", 3)])
+def test_an_example_has_its_mask_in_any_batch_at_any_padding_and_packed(unit, ngrams, rounding, copies):
+    masking = Masking(unit=unit, ngrams=ngrams, rounding=rounding, copies=copies, rate=0.3)
+    a, b, c, other = (71, example(29)), (72, example(12)), (73, example(3)), (9, example(35))
+    alone = choices(masking, batch([a], [b], [c], length=31, epoch=12))
+    packed = choices(masking, batch([b, a], [other, c], length=47, epoch=12))
+    swapped = choices(masking, batch([c, other], [a, b], length=47, epoch=12))
+    for name, least in ((71, 5), (72, 2), (73, 0)):
+        assert len(alone[name]) >= least
+        assert alone[name] == packed[name] == swapped[name]
+
+
+@pytest.mark.parametrize("masking", [Masking(), WORDS], ids=["token", "word"])
+def test_padding_and_neighbours_change_no_mask(masking):
+    a, b = (71, example(29)), (72, example(12))
+    alone, padded = choices(masking, batch([a], length=29)), choices(masking, batch([b], [a], length=40))
+    assert len(alone[71]) == 4 and alone[71] == padded[71]
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"rate": 0.0}, "rate=0.0 must be above 0"),
+        ({"split": (0.8, 0.1, 0.2)}, "three shares"),
+        ({"copies": 0}, "copies=0 must be at least 1 or None"),
+        ({"limit": 0}, "limit=0 must be at least 1 or None"),
+        ({"ngrams": 0}, "ngrams=0 must be at least 1$"),
+        ({"ngrams": 3}, "needs unit='word'"),
+    ],
+)
+def test_a_masking_that_cannot_be_is_refused(change, said):
+    with pytest.raises(ValueError, match=said):
+        Masking(**change)

@@ -1,0 +1,66 @@
+"""Every experiment file loads, its members initialise, and the papers' numbers stand in it."""
+
+import importlib.util
+import math
+from pathlib import Path
+
+import pytest
+
+from encoders.experiment import Experiment
+from encoders.families import albert, bert, electra, roberta
+from encoders.ledger import parameters, shapes
+
+FILES = sorted((Path(__file__).parents[1] / "experiments").rglob("*.py"))
+
+
+def load(path: Path) -> list[Experiment]:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.experiments
+
+
+MEMBERS = {experiment.name: experiment for path in FILES for experiment in load(path)}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_file_has_members_with_names_of_their_own(path):
+    names = [experiment.name for experiment in load(path)]
+    assert names and len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_a_member_initialises_at_its_full_size(name):
+    assert parameters(shapes(MEMBERS[name].model, MEMBERS[name].objective)) > 100_000
+
+
+def test_every_published_size_has_an_experiment():
+    published = bert.SIZES | roberta.SIZES | albert.SIZES | electra.SIZES
+    assert {name: MEMBERS[name].model for name in published} == published
+
+
+@pytest.mark.parametrize(
+    "name, rate, warmup, tokens",
+    [  # papers.md A3: peak rate, warm-up, and batch x steps x length
+        ("bert-base", 1e-4, 10_000, 256 * (900_000 * 128 + 100_000 * 512)),
+        ("bert-large", 1e-4, 10_000, 256 * (900_000 * 128 + 100_000 * 512)),
+        ("roberta-base", 6e-4, 24_000, 8192 * 500_000 * 512),
+        ("roberta-large", 4e-4, 30_000, 8192 * 500_000 * 512),
+        ("albert-base", 1.76e-3, 3125, 4096 * 125_000 * 512),
+        ("electra-small", 5e-4, 10_000, 128 * 1_000_000 * 128),
+        ("electra-base", 2e-4, 10_000, 256 * 766_000 * 512),
+        ("electra-large", 2e-4, 10_000, 2048 * 400_000 * 512),
+    ],
+)
+def test_a_recipe_has_the_papers_numbers(name, rate, warmup, tokens):
+    experiment, start, seen = MEMBERS[name], 0, 0
+    for phase in experiment.phases:
+        seen += (phase.until - start) * phase.batch * phase.length
+        start = phase.until
+    assert (experiment.optimizer.rate, experiment.optimizer.warmup, seen) == (rate, warmup, tokens)
+
+
+def test_quickstart_models_start_at_one_over_the_root_of_their_width():
+    for name in ("bert", "roberta", "albert", "electra"):
+        model = MEMBERS[f"quickstart-{name}"].model
+        assert model.deviation == pytest.approx(1 / math.sqrt(model.hidden))
