@@ -2,7 +2,7 @@
 
     python launch.py train experiments/mini.py --set data.corpus=TEXT.txt.xz
 
-Rows of 128 tokens, 32 a batch, a vocabulary of 8,000 of each family's own kind. The rate and the initial deviation
+Rows of 128 tokens, 16 a batch, a vocabulary of 8,000 of each family's own kind. The rate and the initial deviation
 of 1/√H are for so small a model on so few tokens; the papers' values are in the file of each family.
 """
 
@@ -29,15 +29,15 @@ SIZE = dict(
 )  # fmt: skip
 
 
-def member(name, model, objective, form, kind, steps=1100):
+def member(name, model, objective, form, kind, steps=1800):
     return Experiment(
         name=f"mini-{name}",
         model=model,
         objective=objective,
         data=Data(vocabulary=Vocabulary(kind=kind, size=VOCABULARY)),
         optimizer=AdamW(rate=1e-3, warmup=200, correction=True),
-        phases=(Phase(until=steps, length=128, batch=32, format=form),),
-        cadence=Cadence(log=25, evaluate=250, save=250, heldout=60),
+        phases=(Phase(until=steps, length=128, batch=16, format=form),),
+        cadence=Cadence(log=50, evaluate=200, save=200, heldout=120),
     )
 
 
@@ -69,6 +69,6 @@ experiments = [
         ReplacedTokens(width=1 / 2),
         ElectraPairs(),
         "wordpiece",
-        steps=700,  # two networks: about the time of the others
+        steps=1000,  # two networks: about the time of the others
     ),
 ]

@@ -1,9 +1,15 @@
 """The shapes and types that signatures state are checked here, and only here: the hook goes in before the imports."""
 
+import os
+import tempfile
 from typing import runtime_checkable
 
 from flax.linen import linear
 from jaxtyping import install_import_hook
+
+# One cache of compiled programs for this session: its workers and the processes that tests start share it.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="encoders-tests-"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 runtime_checkable(linear.PromoteDtypeFn)  # the hook checks a dataclass's fields, and Flax has this one in its layers
 install_import_hook(

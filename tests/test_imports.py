@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# Text becomes tokens, batches, hidden states, a loss, an update, a checkpoint, a table: each word knows those before it.
+# Text becomes tokens, batches, hidden states, a loss, an update, a table: each word knows those before it.
 ORDER = (
     ("encoders.metrics",),
     ("encoders.text",),

@@ -244,8 +244,8 @@ def test_a_certain_discriminator_has_a_loss_without_end_and_no_nan():
 
 def test_the_histogram_is_left_out_of_training():
     seen = corrupted(batch(*SIZES))
-    found = [jax.eval_shape(partial(metrics_of, objective=APART, train=t), parameters(APART), seen) for t in (False, True)]
-    assert found[0].keys() - found[1].keys() == {"rtd_histogram"}
+    shapes = lambda train: jax.eval_shape(partial(metrics_of, objective=APART, train=train), parameters(APART), seen)
+    assert shapes(False).keys() - shapes(True).keys() == {"rtd_histogram"}
 
 
 def test_the_discriminator_s_loss_weighs_fifty_times_the_generator_s():

@@ -65,10 +65,7 @@ def experiment(corpus, family: str, folder, steps=12, **changes) -> Experiment:
             objective=objective,
             data=Data((corpus,), Vocabulary(kind=kind, size=300), heldout=0.1, folder=str(folder / "stores")),
             optimizer=optimizer,
-            phases=(
-                Phase(until=steps // 2, length=16, batch=4, format=form),
-                Phase(until=steps, length=32, batch=4, format=form),
-            ),
+            phases=(Phase(until=steps, length=32, batch=4, format=form),),
             cadence=Cadence(log=2, evaluate=4, save=3, heldout=2),
         )
         | changes
@@ -96,6 +93,9 @@ def assert_same_run(a: Path, b: Path):
 @pytest.mark.parametrize("family", ["bert", "roberta", "albert", "electra"])
 def test_a_run_stopped_between_two_logs_goes_on_as_if_it_had_not_been(family, corpus, tmp_path, monkeypatch):
     whole = experiment(corpus, family, tmp_path)
+    if family == "bert":  # two phases, and the second is resumed in its middle
+        short = replace(whole.phases[0], until=6, length=16)
+        whole = replace(whole, phases=(short, *whole.phases))
     scores = loop.train(whole, tmp_path / "whole", quiet)["heldout"]
     assert all(np.isfinite(score) for score in scores.values())
 

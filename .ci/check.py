@@ -1,0 +1,35 @@
+"""Are the scores of finished runs what they must be? Three standard errors above guessing, or learned by heart."""
+
+import json
+import sys
+from pathlib import Path
+
+runs, kind = Path(sys.argv[1]), sys.argv[2]
+failures = []
+
+
+def check(name, value, least):
+    print(f"{name}: {value:.4f}, must be above {least:.4f}")
+    if not value > least:
+        failures.append(name)
+
+
+def above(scores, name, score, guess):
+    check(f"{name} {score}", scores[score], guess + 3 * scores[f"{score}_error"])
+
+
+if kind == "quickstart":
+    for name in ("bert", "roberta", "albert", "electra"):
+        scores = json.loads((runs / f"quickstart-{name}" / "result.json").read_text())["heldout"]
+        prefix = "generator" if name == "electra" else "mlm"
+        above(scores, name, f"{prefix}_mask_accuracy", scores[f"{prefix}_mask_baseline"])
+        if name == "bert":
+            above(scores, name, "nsp_accuracy", scores["nsp_baseline"])
+        if name == "electra":
+            above(scores, name, "rtd_auc", 0.5)
+else:
+    for name, score in (("nsp", "nsp_accuracy"), ("sop", "sop_accuracy"), ("rtd", "rtd_recall")):
+        rows = map(json.loads, (runs / f"memorise-{name}" / "metrics.jsonl").read_text().splitlines())
+        last = [row for row in rows if row["split"] == "train"][-1]
+        check(f"{name} {score}", last[score], 0.95)
+sys.exit(f"failed: {', '.join(failures)}" if failures else 0)

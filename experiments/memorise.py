@@ -1,0 +1,51 @@
+"""Can each objective be learned at all? A few hundred fixed pairs, over and over, until they are known by heart.
+
+Nearly all of the embedded text is held out, which leaves about 500 pairs to train on, and each keeps its one mask and
+label. Read the last training row of `metrics.jsonl`, not the held-out scores: nothing here is meant to generalise.
+"""
+
+from dataclasses import replace
+
+from encoders.data.formats import ElectraPairs, SegmentPairs
+from encoders.data.prepare import Data
+from encoders.data.stream import Phase
+from encoders.experiment import Experiment
+from encoders.families import bert, electra
+from encoders.objectives.joint import Joint
+from encoders.objectives.masking import Masking
+from encoders.objectives.nsp import NextSentence
+from encoders.objectives.rtd import MASKING, ReplacedTokens
+from encoders.objectives.sop import SentenceOrder
+from encoders.text.vocab import Vocabulary
+from encoders.training.log import Cadence
+from encoders.training.optimizer import AdamW
+
+SMALL = dict(
+    vocab=2048, hidden=128, layers=2, heads=2, intermediate=512, positions=64,
+    deviation=128**-0.5, dropout=0.0, attention_dropout=0.0,
+)  # fmt: skip
+
+
+def member(name, model, objective, form, steps):
+    return Experiment(
+        name=f"memorise-{name}",
+        model=replace(model, **SMALL),
+        objective=objective,
+        data=Data(vocabulary=Vocabulary(size=2048, sample=4_000_000), heldout=0.987),
+        optimizer=AdamW(rate=1e-3, warmup=50, correction=True, schedule="constant"),
+        phases=(Phase(until=steps, length=64, batch=32, format=form),),
+        cadence=Cadence(log=50, evaluate=1_000_000, save=1_000_000, heldout=4),
+    )
+
+
+experiments = [
+    member("nsp", bert.TINY, Joint(Masking(copies=1), NextSentence()), SegmentPairs("random", short=0.0), 1500),
+    member("sop", bert.TINY, Joint(Masking(copies=1), SentenceOrder()), SegmentPairs("swapped", short=0.0), 1500),
+    member(
+        "rtd",
+        electra.of(bert.TINY),
+        ReplacedTokens(width=1 / 2, tokens=replace(MASKING, copies=1)),
+        ElectraPairs(),
+        1500,
+    ),
+]

@@ -1,0 +1,165 @@
+"""The door: what it prints, what it refuses, and every command of the README."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import launch
+from tests import texts
+
+ROOT = Path(__file__).parents[1]
+# Minutes become seconds: few steps, few rows, a small text.
+SHORT = ["phases.*.until=6", "phases.*.batch=8", "optimizer.warmup=2", "cadence.log=2", "cadence.evaluate=6"]
+SHORT += ["cadence.heldout=2", "data.heldout=0.2", "data.sentences=lines"]
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder with a text, and the stores and runs that the commands of this file make."""
+    folder = tmp_path_factory.mktemp("home")
+    texts.write(folder / "text.txt", documents=200)
+    return folder
+
+
+def fails(capsys, *arguments) -> str:
+    assert launch.main(list(arguments)) == 1
+    shown = capsys.readouterr().err
+    assert "Traceback" not in shown
+    return shown
+
+
+def test_without_arguments_it_prints_examples(capsys):
+    assert launch.main([]) == 0
+    assert "python launch.py train" in capsys.readouterr().out
+
+
+def test_show_prints_both_products_of_the_factorised_embedding(capsys):
+    assert launch.main(["show", "albert", "--only", "albert-base"]) == 0
+    shown = capsys.readouterr().out
+    assert "30,000 x 768 = 23.04 M" in shown and "30,000 x 128 + 128 x 768 = 3.94 M" in shown
+    assert "11,813,810" in shown
+
+
+def test_table_2_1_has_every_size_with_its_exact_count(capsys):
+    assert launch.main(["show", "table-2.1"]) == 0
+    shown = capsys.readouterr().out
+    for number in ("110,106,428", "336,226,108", "124,697,433", "355,412,057", "11,813,810", "17,847,474"):
+        assert number in shown
+    for number in ("59,021,490", "223,158,450", "23,122,875", "119,386,427", "354,655,291", "0.28", "RTD"):
+        assert number in shown
+
+
+@pytest.mark.parametrize(
+    "setting, said",
+    [
+        ("model.layrs=4", "did you mean 'layers'?"),
+        ("model.layers=four", "is not a whole number"),
+        ("model.attention=cudnn", "is not one of xla"),
+        ("model.hidden=129", "is not a multiple of model.heads"),
+        ("phases.*.length=128", "is longer than model.positions=64"),
+        ("data.vocabulary.size=3", "special tokens"),
+        ("data.vocabulary.size=4096", "model.vocab=2048"),
+        ("accumulate=5", "phases.batch=32 is not a multiple of accumulate=5"),
+        ("optimizer.rate", "must be of the form a.b=value"),
+        ("objective.tokens.rate=2", "rate=2.0 must be above 0 and below 1"),
+        ("optimizer.warmup=1000000", "is more than the"),
+    ],
+)
+def test_a_bad_setting_is_refused_before_any_work(setting, said, capsys, tmp_path):
+    command = ["train", "quickstart", "--only", "quickstart-bert", "--runs", str(tmp_path / "runs"), "--set", setting]
+    assert said in fails(capsys, *command)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_unknown_experiment_is_refused_with_a_suggestion(capsys):
+    assert "did you mean 'quickstart'?" in fails(capsys, "train", "quickstrat")
+    assert "there are quickstart-bert" in fails(capsys, "show", "quickstart", "--only", "bert")
+
+
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        (None, "no-such.txt"),
+        (b"", "empty"),
+        (b"\n\n  \n", "blank"),
+        (b"caf\xe9 is not UTF-8\n", "UTF-8"),
+        (b"one document only.\n", "documents are separated by blank lines"),
+    ],
+)
+def test_a_bad_text_file_is_refused_and_named(content, said, capsys, tmp_path):
+    path = tmp_path / "no-such.txt"
+    if content is not None:
+        path.write_bytes(content)
+    settings = [f"data.corpus={path}", f"data.folder={tmp_path / 'stores'}", *SHORT]
+    shown = fails(
+        capsys, "train", "quickstart", "--only", "quickstart-bert", "--runs", str(tmp_path), "--set", *settings
+    )
+    assert said in shown and "no-such.txt" in shown
+    assert not list(tmp_path.glob("stores/*"))  # nothing half-made is left
+
+
+def test_a_folder_that_holds_no_run_is_refused(capsys, tmp_path):
+    assert "holds no run" in fails(capsys, "evaluate", str(tmp_path))
+
+
+def commands() -> list[str]:
+    """The lines of the README that start with `python launch.py`."""
+    return re.findall(r"^python launch\.py (.*)$", (ROOT / "README.md").read_text(encoding="utf-8"), re.M)
+
+
+@pytest.fixture(scope="module")
+def typed(home) -> dict[str, int]:
+    """Every command of the README, run in its order; long ones are shortened by `--set`."""
+    import os
+
+    status, before = {}, os.getcwd()
+    os.chdir(ROOT)
+    for command in commands():
+        arguments = [word.replace("runs/", f"{home}/runs/") for word in shlex.split(command)]
+        if arguments[0] in ("prepare", "train"):
+            settings = [f"data.corpus={home / 'text.txt'}", f"data.folder={home / 'stores'}", *SHORT]
+            arguments = [word for word in arguments if "TEXTS" not in word] + ["--set", *settings]
+        if arguments[0] == "train":
+            arguments += ["--runs", f"{home}/runs"]
+        status[command] = launch.main(arguments)
+    os.chdir(before)
+    return status
+
+
+def test_every_command_of_the_readme_works(typed):
+    assert len(typed) >= 8
+    assert set(typed.values()) == {0}, typed
+
+
+def test_finished_runs_say_so_and_how_to_start_over(typed, home, capsys):
+    before = {path: path.stat().st_mtime_ns for path in home.rglob("runs/*/metrics.jsonl")}
+    settings = [f"data.corpus={home / 'text.txt'}", f"data.folder={home / 'stores'}", *SHORT]
+    assert launch.main(["train", "quickstart", "--runs", f"{home}/runs", "--set", *settings]) == 0
+    shown = capsys.readouterr()
+    assert "already finished: quickstart-bert, quickstart-roberta, quickstart-albert, quickstart-electra" in shown.err
+    assert "start one over, remove its folder" in shown.err
+    assert all(name in shown.out for name in ("quickstart-bert", "RTD AUC", "NSP", "SOP"))
+    assert before == {path: path.stat().st_mtime_ns for path in home.rglob("runs/*/metrics.jsonl")}
+
+
+def test_evaluate_needs_nothing_but_the_run(typed, home, capsys):
+    assert launch.main(["evaluate", f"{home}/runs/quickstart-electra", "--batches", "2"]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    result = json.loads((home / "runs/quickstart-electra/result.json").read_text())
+    assert scores["rtd_auc"] == pytest.approx(result["heldout"]["rtd_auc"], abs=1e-6)
+    assert "there are latest, best, 6" in fails(capsys, "evaluate", f"{home}/runs/quickstart-electra", "--step", "7")
+
+
+def test_fill_gives_the_likeliest_tokens_of_each_mask(typed, home, capsys):
+    assert launch.main(["fill", f"{home}/runs/quickstart-bert", "a [MASK] and a [MASK]", "--top", "3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3 and all(len(re.findall(r"\d%", line)) == 3 for line in lines[1:])
+    assert "has no [MASK]" in fails(capsys, "fill", f"{home}/runs/quickstart-bert", "no mask here")
