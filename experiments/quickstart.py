@@ -14,7 +14,7 @@ from encoders.families import albert, bert, electra, roberta
 from encoders.objectives.joint import Joint
 from encoders.objectives.masking import Masking
 from encoders.objectives.nsp import NextSentence
-from encoders.objectives.rtd import MASKING, ReplacedTokens
+from encoders.objectives.rtd import ReplacedTokens
 from encoders.objectives.sop import SentenceOrder
 from encoders.text.vocab import Vocabulary
 from encoders.training.log import Cadence
@@ -27,14 +27,14 @@ SMALL = dict(
 )  # fmt: skip
 
 
-def member(name, model, objective, form, kind, steps=1600, length=64):
+def member(name, model, objective, form, kind, steps):
     return Experiment(
         name=f"quickstart-{name}",
         model=model,
         objective=objective,
         data=Data(vocabulary=Vocabulary(kind=kind, size=VOCABULARY, sample=4_000_000), heldout=0.1),
         optimizer=AdamW(rate=2e-3, warmup=100, correction=True),
-        phases=(Phase(until=steps, length=length, batch=32, format=form),),
+        phases=(Phase(until=steps, length=64, batch=32, format=form),),
         cadence=Cadence(log=50, evaluate=400, save=400, keep=1, heldout=60),
     )
 
@@ -46,6 +46,7 @@ experiments = [
         Joint(Masking(copies=10), NextSentence()),
         SegmentPairs("random"),
         "wordpiece",
+        steps=3000,  # next-sentence prediction moves last
     ),
     member(
         "roberta",
@@ -53,6 +54,7 @@ experiments = [
         Joint(Masking(copies=None)),
         FullSentences(),
         "bpe",
+        steps=1000,
     ),
     member(
         "albert",
@@ -60,12 +62,14 @@ experiments = [
         Joint(Masking(copies=40, unit="word", ngrams=3), SentenceOrder()),
         SegmentPairs("swapped"),
         "unigram",
+        steps=1200,
     ),
     member(
         "electra",
         replace(electra.of(bert.TINY), **SMALL),
-        ReplacedTokens(width=1 / 2, tokens=replace(MASKING, rate=0.15)),
+        ReplacedTokens(width=1 / 2),
         ElectraPairs(),
         "wordpiece",
+        steps=1200,
     ),
 ]

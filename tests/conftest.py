@@ -7,6 +7,8 @@ from typing import runtime_checkable
 from flax.linen import linear
 from jaxtyping import install_import_hook
 
+# Tests compile much and compute little: a third of the compile time without most of XLA's optimisations.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # One cache of compiled programs for this session: its workers and the processes that tests start share it.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="encoders-tests-"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")

@@ -126,7 +126,8 @@ def typed(home) -> dict[str, int]:
         arguments = [word.replace("runs/", f"{home}/runs/") for word in shlex.split(command)]
         if arguments[0] in ("prepare", "train"):
             settings = [f"data.corpus={home / 'text.txt'}", f"data.folder={home / 'stores'}", *SHORT]
-            arguments = [word for word in arguments if "TEXTS" not in word] + ["--set", *settings]
+            kept = [word for word in arguments if word != "--set" and "TEXTS" not in word]
+            arguments = [*kept, "--set", *settings]
         if arguments[0] == "train":
             arguments += ["--runs", f"{home}/runs"]
         status[command] = launch.main(arguments)

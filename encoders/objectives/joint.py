@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 import flax.linen as nn
+from jaxtyping import Array, Float
 
 from encoders.model.config import Model
 from encoders.model.encoder import Encoder
@@ -79,7 +80,7 @@ class JointModule(nn.Module):
             metrics |= pair_metrics(classes, batch, self.objective.sentences)
         return metrics
 
-    def predict(self, batch: Batch) -> dict:
-        """Vocabulary logits at `picked`, `[b k v]`, without loss (fill-in)."""
+    def predict(self, batch: Batch) -> Float[Array, "b k v"]:
+        """Vocabulary logits at `picked` (fill-in)."""
         hidden = self.encoder(batch["tokens"], batch["example"], batch["segments"], batch["positions"])
         return self.tokens(gather(hidden, batch["picked"]), self.encoder.embeddings.words.embedding)

@@ -6,9 +6,11 @@ A run's folder holds `experiment.json`, `metrics.jsonl`, `checkpoints/` and, onc
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -129,8 +131,13 @@ def write_record(run: Run) -> None:
         "devices": [str(device) for device in jax.devices()],
         "experiment": to_json(experiment),
     }
+    write_json(path, record)
+
+
+def write_json(path: Path, value: dict) -> None:
+    """Write a file that is either whole or not there."""
     partial_path = path.with_suffix(".partial")
-    partial_path.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    partial_path.write_text(json.dumps(value, indent=1), encoding="utf-8")
     partial_path.rename(path)
 
 
@@ -152,88 +159,128 @@ def train(experiment: Experiment, folder: Path, say: Callable[[str], None] = pri
     state, notes = run.restored(checkpoints, at) if at else (run.fresh(), {})
     out = log.Log(run.folder, at, experiment.steps, experiment.name)
     try:
-        scores = advance(run, state, at, notes, checkpoints, out)
+        scores = advance(run, state, at, Tally.read(notes), checkpoints, out)
     finally:
         checkpoints.close()
         out.close()
-    rates = [row["time"]["tokens_per_second"] for row in log.rows(out.path) if row["split"] == "train"]
-    sizes = jax.tree.map(lambda x: x.size, run.shapes.params)
+    speeds = [row["time"]["tokens_per_second"] for row in log.rows(out.path) if row["split"] == "train"]
     final = {
         "name": experiment.name,
         "fingerprint": fingerprint(experiment, store.key),
         "steps": experiment.steps,
-        "parameters": sum(jax.tree.leaves(sizes)),
-        "tokens_per_second": statistics.median(rates),
+        "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(run.shapes.params)),
+        "tokens_per_second": statistics.median(speeds),
         "heldout": scores,
     }
-    (run.folder / "result.json").write_text(json.dumps(final, indent=1), encoding="utf-8")
+    write_json(run.folder / "result.json", final)
     return final
 
 
-def advance(run: Run, state, at: int, notes: dict, checkpoints: Checkpoints, out: log.Log) -> dict[str, float]:
+@dataclass
+class Tally:
+    """What the steps since the last row of the log have reported, fetched from the device only when it is asked for."""
+
+    sums: dict[str, metrics.Mean] = field(default_factory=dict)
+    tokens: int = 0  # of the whole run
+    waiting: list[dict] = field(default_factory=list)
+    started: float = field(default_factory=time.monotonic)
+    counted_from: int = 0
+
+    @classmethod
+    def read(cls, notes: dict) -> Tally:
+        """The tally that a checkpoint's notes hold."""
+        sums = {name: metrics.Mean(*map(np.float64, pair)) for name, pair in notes.get("pending", {}).items()}
+        tokens = notes.get("tokens", 0)
+        return cls(sums, tokens, counted_from=tokens)
+
+    def notes(self) -> dict:
+        self.collect()
+        pending = {name: [float(mean.total), float(mean.count)] for name, mean in self.sums.items()}
+        return {"pending": pending, "tokens": self.tokens}
+
+    def watch(self, measured: dict) -> None:
+        """Add a step's metrics, and wait until at most two steps are in flight."""
+        self.waiting.append(measured)
+        if len(self.waiting) > 2:
+            jax.block_until_ready(self.waiting[-3])
+
+    def collect(self) -> None:
+        fetched = jax.device_get(self.waiting)
+        self.tokens += sum(int(each.pop("tokens").total) for each in fetched)
+        self.sums, self.waiting = metrics.add([self.sums, *fetched]), []
+
+    def finish(self) -> tuple[dict[str, metrics.Mean], dict[str, float]]:
+        """The sums since the last time, and the time they took; a new interval begins."""
+        self.collect()
+        seconds = time.monotonic() - self.started
+        speed = (self.tokens - self.counted_from) / seconds
+        sums, self.sums, self.started, self.counted_from = self.sums, {}, time.monotonic(), self.tokens
+        return sums, {"seconds": round(seconds, 3), "tokens_per_second": round(speed, 1)}
+
+
+def advance(run: Run, state, at: int, tally: Tally, checkpoints: Checkpoints, out: log.Log) -> dict[str, float]:
     """All steps from `at` on; held-out scores of the last one."""
-    experiment, cadence, objective = run.experiment, run.experiment.cadence, run.experiment.objective
-    store, steps = run.store, run.experiment.steps
+    experiment, cadence, steps = run.experiment, run.experiment.cadence, run.experiment.steps
+    if at == steps:  # interrupted between the last checkpoint and the result
+        return run.evaluate(state.params)
     stream = Stream(
-        store.train, store.facts, experiment.phases, experiment.seed, objective.copies, store.path / "tables"
+        run.store.train,
+        run.store.facts,
+        experiment.phases,
+        experiment.seed,
+        experiment.objective.copies,
+        run.store.path / "tables",
+        jax.process_index(),
+        jax.process_count(),
     )
-    sums = {name: metrics.Mean(*map(np.float64, pair)) for name, pair in notes.get("pending", {}).items()}
-    tokens, waiting, scores, since = notes.get("tokens", 0), [], {}, time.monotonic()
-    interval_tokens = 0.0
-
-    def collect() -> None:
-        """Fetch what the device has reported since the last time."""
-        nonlocal sums, tokens, interval_tokens, waiting
-        fetched = jax.device_get(waiting)
-        sums = metrics.add([sums, *fetched])
-        new = sum(float(each["tokens"].total) for each in fetched)
-        tokens, interval_tokens, waiting = tokens + int(new), interval_tokens + new, []
-
     for index, batch in enumerate(stream.batches(at, steps), start=at + 1):
-        placed = sharding.place(batch, run.mesh)
         state, measured = step.train_step(
             state,
-            placed,
+            sharding.place(batch, run.mesh),
             experiment.seed,
             module=run.module,
             optimizer=experiment.optimizer,
             steps=steps,
             accumulate=experiment.accumulate,
         )
-        waiting.append(measured)
-        if len(waiting) > 2:
-            jax.block_until_ready(waiting[-3])
-        last = index == steps
-        if index % cadence.log == 0 or last:
-            collect()
-            taken = time.monotonic() - since
-            streak = int(state.guard["streak"])
-            row = objective.scores({name: mean for name, mean in sums.items() if name != "tokens"})
-            row = {"loss": total_loss(row, objective.weights), "tokens": tokens} | row
-            rate = interval_tokens / taken
-            out.write(index, "train", row, {"seconds": round(taken, 3), "tokens_per_second": round(rate, 1)})
-            out.advance(index, f"loss {row['loss']:.3f}, {rate:,.0f} tokens/s")
-            if streak >= cadence.patience:
-                raise RunError(
-                    f"{streak} updates in a row were not finite (step {index}); the last good checkpoint is "
-                    f"{checkpoints.latest()}. A lower optimizer.rate or a longer optimizer.warmup may help"
-                )
-            sums, interval_tokens, since = {}, 0.0, time.monotonic()
+        tally.watch(measured)
+        due = lambda every, index=index: index % every == 0 or index == steps
+        if due(cadence.log):
+            record(run, index, tally, out)
+            stop_if_not_finite(run, index, state, checkpoints)
         loss = None
-        if index % cadence.evaluate == 0 or last:
-            paused = time.monotonic()
+        if due(cadence.evaluate):
             jax.block_until_ready(state.params)
+            paused = time.monotonic()
             scores = run.evaluate(state.params, stream.phase(index - 1))
-            loss = scores["loss"]
-            out.write(index, "heldout", scores, {"seconds": round(time.monotonic() - paused, 3)})
-            out.advance(index)
-            out.say(f"{experiment.name} step {index:,}: held-out " + describe(scores))
-            since += time.monotonic() - paused
-        if index % cadence.save == 0 or last:
-            collect()
-            pending = {name: [float(mean.total), float(mean.count)] for name, mean in sums.items()}
-            checkpoints.save(index, state, {"pending": pending, "tokens": tokens}, loss)
+            loss, seconds = scores["loss"], time.monotonic() - paused
+            tally.started += seconds
+            out.write(index, "heldout", scores, {"seconds": round(seconds, 3)})
+            out.say(f"{experiment.name} step {index:,}: held-out {describe(scores)}")
+        if due(cadence.save):
+            checkpoints.save(index, state, tally.notes(), loss)
     return scores
+
+
+def record(run: Run, index: int, tally: Tally, out: log.Log) -> None:
+    """A row of the log, and the progress bar."""
+    experiment = run.experiment
+    sums, taken = tally.finish()
+    scores = experiment.objective.scores(sums)
+    loss = total_loss(scores, experiment.objective.weights)
+    rate = float(experiment.optimizer.learning_rate(index - 1, experiment.steps))
+    out.write(index, "train", {"loss": loss, "tokens": tally.tokens, "learning_rate": rate} | scores, taken)
+    out.advance(index, f"loss {loss:.3f}, {taken['tokens_per_second']:,.0f} tokens/s")
+
+
+def stop_if_not_finite(run: Run, index: int, state, checkpoints: Checkpoints) -> None:
+    """Raises `RunError` after too many updates in a row that had to be left out."""
+    streak = int(state.guard["streak"])
+    if streak >= run.experiment.cadence.patience:
+        raise RunError(
+            f"{run.experiment.name}: the last {streak} updates up to step {index} were not finite and left out; the "
+            f"last checkpoint is {checkpoints.latest()}. A lower optimizer.rate or longer optimizer.warmup may help"
+        )
 
 
 def describe(scores: dict[str, float]) -> str:

@@ -75,8 +75,8 @@ ROWS = batch([example(9, 1)], [example(7, 0)], [example(13, 1)], [], [example(5,
 
 
 def test_cross_entropy_is_in_nats():
-    logits = jnp.log(jnp.array([[1.0, 2.0, 5.0], [3.0, 3.0, 2.0]]))
-    np.testing.assert_allclose(losses(logits, jnp.array([2, 0])), -np.log([5 / 8, 3 / 8]), **CLOSE)
+    logits = np.log(np.array([[1, 2, 5], [3, 3, 2]], np.float32))
+    np.testing.assert_allclose(jax.jit(losses)(logits, np.array([2, 0])), -np.log([5 / 8, 3 / 8]), **CLOSE)
 
 
 @pytest.mark.parametrize("objective", [PAIRS, Joint(Masking(rate=0.3), SentenceOrder()), ALONE])
@@ -137,18 +137,11 @@ def test_the_label_turns_the_loss_of_a_pair():
     assert one["mlm_loss"].total == two["mlm_loss"].total
 
 
-def test_packed_examples_have_the_losses_that_they_have_apart():
+def test_packed_examples_have_the_losses_that_they_have_apart():  # nor does a row of padding change them
     apart = batch([example(9, 1)], [example(4, 0)], [example(6, 1)], [example(3, 1)], [], length=13, cap=1)
     packed = batch([example(6, 1), example(3, 1)], [example(9, 1), example(4, 0)], length=13, cap=3)
     one, two = metrics_of(PAIRS, apart), metrics_of(PAIRS, packed)
     assert one.keys() == two.keys() and one["nsp_loss"].count == 4
-    for name in one:
-        np.testing.assert_allclose(one[name], two[name], **CLOSE)
-
-
-def test_rows_of_padding_count_nowhere():
-    more = {name: np.pad(x, ((0, 2), (0, 0))) for name, x in ROWS.items()}
-    one, two = metrics_of(PAIRS, ROWS), metrics_of(PAIRS, more)
     for name in one:
         np.testing.assert_allclose(one[name], two[name], **CLOSE)
 

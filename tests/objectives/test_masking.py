@@ -20,7 +20,7 @@ FACTS = Facts(
     continuations=np.packbits(CONTINUES).tobytes(), common=5,
 )  # fmt: skip
 WORDS = Masking(unit="word", ngrams=3)
-VARIANTS = [Masking(), Masking(rate=0.45), Masking(special=True), Masking(limit=3), Masking(rounding="random")]
+VARIANTS = [Masking(), Masking(rate=0.45, special=True), Masking(limit=3), Masking(rounding="random")]
 VARIANTS += [Masking(rounding="random", rate=0.3, limit=7), WORDS, replace(WORDS, rounding="random", limit=4)]
 
 corrupted = jax.jit(corrupt, static_argnums=(0, 2), compiler_options=QUICK)
@@ -107,16 +107,10 @@ def test_a_random_token_is_any_entry_or_any_that_is_not_special(replacements, en
     assert counts[list(entries)].sum() == 100_000
 
 
-@pytest.mark.parametrize("split, kept", [((0.0, 0.0, 1.0), True), ((1.0, 0.0, 0.0), False)])
-def test_a_split_of_one_share_leaves_nothing_to_chance(split, kept):
-    targets, seen = shown(Masking(split=split), FACTS)
-    np.testing.assert_array_equal(seen, targets if kept else MASK)
-
-
 def test_empty_slots_write_nothing():
-    where, new = jnp.array([[2, 0, 3], [1, 1, 1]]), jnp.full((2, 3), 9)
-    weights = jnp.array([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
-    found = scatter(jnp.zeros((2, 5), jnp.int32), where, new, weights)
+    where, new = np.array([[2, 0, 3], [1, 1, 1]]), np.full((2, 3), 9)
+    weights = np.array([[1, 0, 1], [0, 0, 0]], np.float32)
+    found = jax.jit(scatter)(np.zeros((2, 5), int), where, new, weights)
     np.testing.assert_array_equal(found, [[0, 0, 9, 9, 0], [0] * 5])
 
 
@@ -133,7 +127,7 @@ def quota(masking, size):
 PACKED = [[64], [1, 2, 3, 58], [20, 21, 23], [5] * 12 + [4], [2] * 13, [1] * 13, [30, 4, 30], [10, 17], [7] * 9]
 
 
-@pytest.mark.parametrize("masking", VARIANTS, ids=str)
+@pytest.mark.parametrize("masking", VARIANTS)
 @pytest.mark.parametrize("packed", [False, True])
 def test_as_many_are_chosen_as_the_quota_says_and_none_is_cut(masking, packed):
     sizes = PACKED if packed else [[size] for size in range(1, 65)]
@@ -162,7 +156,7 @@ def test_fifteen_percent_are_chosen():
 
 
 def test_random_rounding_chooses_fifteen_percent_in_the_mean():
-    rows = batch(*([(i, example(37, seed=i))] for i in range(400)), length=40)
+    rows = batch(*([(i, example(37, seed=i))] for i in range(400)), length=37)  # full rows: the sixth must have a slot
     counts = Counter(len(chosen) for chosen in choices(Masking(rounding="random"), rows).values())
     assert set(counts) == {5, 6} and within_four_sigma(counts[6], 400, 0.55)  # 37 x 0.15 = 5.55
 
@@ -174,9 +168,8 @@ def test_an_example_never_has_more_predictions_than_the_limit():
 
 
 def test_a_row_without_examples_has_nothing_to_predict():
-    for masking in (WORDS, Masking(rounding="random")):
-        after = masked(masking, batch([], [(1, example(9))], length=12, cap=1))
-        assert after["weights"][0].sum() == 0 < after["weights"][1].sum() and not after["tokens"][0].any()
+    after = masked(WORDS, batch([], [(1, example(9))], length=12, cap=1))
+    assert after["weights"].sum(1).tolist() == [0, 1] and not after["tokens"][0].any()
 
 
 # Which are chosen -----------------------------------------------------------------------------------------------------
@@ -216,11 +209,12 @@ def test_whole_words_are_chosen_whole(ngrams):
 
 
 def test_runs_of_words_have_one_two_or_three_with_6_3_and_2_elevenths():
-    lengths = drawn_lengths(jax.random.bits(jax.random.key(0), (110_000,)), 3)
-    counts = np.bincount(lengths)
+    words = jnp.asarray(np.random.default_rng(0).integers(0, 2**32, 110_000, np.uint32))
+    drawn = jax.jit(drawn_lengths, static_argnums=1)
+    counts = np.bincount(drawn(words, 3))
     assert counts[0] == 0 and len(counts) == 4
     assert all(within_four_sigma(counts[n], 110_000, share / 11) for n, share in ((1, 6), (2, 3), (3, 2)))
-    assert set(np.unique(drawn_lengths(jax.random.bits(jax.random.key(0), (50,)), 1))) == {1}
+    assert set(np.unique(drawn(words, 1))) == {1}
 
 
 # Four words, by their positions: A = 1 2, B = 3, C = 4 5 6, D = 8 9; 0 and 7 are no candidates.
@@ -254,15 +248,14 @@ def test_runs_of_words_are_taken_in_order_shortened_and_skipped(order, lengths, 
     for name, n in lengths.items():
         drawn[FIRST[name]] = n
     # Beside it a row that is finished at once, and must stay so.
-    rows = (jnp.stack([jnp.asarray(x)] * 2) for x in (scores, starts, drawn))
-    found = runs(*rows, jnp.array([quota, 0]), 3)
+    found = np.asarray(runs(*(np.stack([x, x]) for x in (scores, starts, drawn)), np.array([quota, 0]), 3))
     assert np.flatnonzero(found[0]).tolist() == expected and not found[1].any()
 
 
 # When and where a mask repeats ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("masking", [Masking(copies=10), replace(WORDS, copies=3), Masking(copies=1)], ids=str)
+@pytest.mark.parametrize("masking", [Masking(copies=10), replace(WORDS, copies=3), Masking(copies=1)])
 def test_masks_repeat_after_as_many_epochs_as_there_are_copies(masking):
     rows = lambda epoch: batch([(5, example(60))], [(6, example(50))], length=64, epoch=epoch)
     seen = [choices(masking, rows(epoch)) for epoch in range(2 * masking.copies + 1)]
@@ -272,22 +265,24 @@ def test_masks_repeat_after_as_many_epochs_as_there_are_copies(masking):
 
 
 def test_dynamic_masks_do_not_repeat():
-    seen = [choices(Masking(copies=None), batch([(5, example(60))], length=64, epoch=epoch)) for epoch in range(25)]
+    rows = lambda epoch: batch([(5, example(60))], length=64, epoch=epoch)
+    seen = [choices(Masking(copies=None), rows(epoch)) for epoch in range(25)]
     assert len({str(found) for found in seen}) == 25
 
 
-@pytest.mark.parametrize("masking", [Masking(), WORDS], ids=["token", "word"])
+@pytest.mark.parametrize("masking", [Masking(), replace(WORDS, copies=3)], ids=["token", "word"])
 def test_the_seed_changes_the_mask_and_so_does_the_example(masking):
     rows = batch([(5, example(60))], [(6, example(60))], length=64)
     one, two, again = (choices(masking, rows, seed=seed) for seed in (3, 4, 3))
     assert one == again and one[5] != two[5] and one[6] != two[6] and one[5] != one[6]
 
 
-@pytest.mark.parametrize("copies", [10, None])
-@pytest.mark.parametrize("rounding", ["nearest", "random"])
-@pytest.mark.parametrize("unit, ngrams", [("token", 1), ("word", 3)])
-def test_an_example_has_its_mask_in_any_batch_at_any_padding_and_packed(unit, ngrams, rounding, copies):
-    masking = Masking(unit=unit, ngrams=ngrams, rounding=rounding, copies=copies, rate=0.3)
+@pytest.mark.parametrize(
+    "unit, rounding, copies",
+    [("token", "nearest", 10), ("token", "random", None), ("word", "nearest", None), ("word", "random", 10)],
+)
+def test_an_example_has_its_mask_in_any_batch_at_any_padding_and_packed(unit, rounding, copies):
+    masking = Masking(unit=unit, ngrams=3 if unit == "word" else 1, rounding=rounding, copies=copies, rate=0.3)
     a, b, c, other = (71, example(29)), (72, example(12)), (73, example(3)), (9, example(35))
     alone = choices(masking, batch([a], [b], [c], length=31, epoch=12))
     packed = choices(masking, batch([b, a], [other, c], length=47, epoch=12))
@@ -297,11 +292,11 @@ def test_an_example_has_its_mask_in_any_batch_at_any_padding_and_packed(unit, ng
         assert alone[name] == packed[name] == swapped[name]
 
 
-@pytest.mark.parametrize("masking", [Masking(), WORDS], ids=["token", "word"])
-def test_padding_and_neighbours_change_no_mask(masking):
-    a, b = (71, example(29)), (72, example(12))
-    alone, padded = choices(masking, batch([a], length=29)), choices(masking, batch([b], [a], length=40))
-    assert len(alone[71]) == 4 and alone[71] == padded[71]
+@pytest.mark.parametrize("masking", [Masking(rate=0.3), replace(WORDS, rate=0.3, copies=None)], ids=["token", "word"])
+def test_padding_changes_no_mask(masking):
+    rows = [[(71, example(29))], [(72, example(12))], [(73, example(3))]]
+    short, long = (choices(masking, batch(*rows, length=length)) for length in (31, 44))
+    assert short == long and sum(map(len, short.values())) > 9
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,97 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from encoders import ledger
+from encoders.data.formats import FullSentences
+from encoders.data.prepare import Data
+from encoders.data.stream import Phase
+from encoders.experiment import Experiment
+from encoders.families import albert, bert, electra
+from encoders.model.config import Model
+from encoders.objectives.joint import Joint
+from encoders.objectives.masking import Masking
+from encoders.objectives.rtd import ReplacedTokens
+from encoders.text.vocab import Vocabulary
+from encoders.training.optimizer import AdamW
+from encoders.training.step import blank
+
+TINY = Model(
+    vocab=500, hidden=128, layers=2, heads=2, intermediate=512, embedding=64, dropout=0.0, attention_dropout=0.0,
+    unroll=True,  # XLA counts the body of a loop once
+)  # fmt: skip
+
+
+def experiment(model, objective, length=40, batch=2):
+    return Experiment(
+        name="costs",
+        model=model,
+        objective=objective,
+        data=Data(vocabulary=Vocabulary(size=model.vocab)),
+        optimizer=AdamW(rate=0.1, warmup=0),
+        phases=(Phase(until=1, length=length, batch=batch, format=FullSentences()),),
+    )
+
+
+def test_factorised_embeddings_of_albert_take_a_sixth():
+    line = ledger.embedding_products(albert.BASE)
+    assert line == "V x H = 30,000 x 768 = 23.04 M; factorised V x E + E x H = 30,000 x 128 + 128 x 768 = 3.94 M"
+    assert ledger.embedding_products(bert.BASE) == "V x H = 30,522 x 768 = 23.44 M"
+
+
+def test_parameters_are_counted_by_part():
+    tree = ledger.shapes(TINY, Joint(Masking()))
+    parts = ledger.by_part(tree)
+    assert parts == {
+        "encoder/embed/word": 500 * 64,
+        "encoder/embed/position": 512 * 64,
+        "encoder/embed/segment": 2 * 64,
+        "encoder/embed/norm": 2 * 64,
+        "encoder/project": 64 * 128 + 128,
+        "encoder/layers/attend": 2 * (4 * (128 * 128 + 128) + 2 * 128),
+        "encoder/layers/transform": 2 * (2 * 128 * 512 + 512 + 128 + 2 * 128),
+        "tokens": 128 * 64 + 64 + 2 * 64 + 500,
+    }
+    assert ledger.parameters(tree) == sum(parts.values())
+
+
+def test_a_token_of_bert_base_costs_two_operations_a_weight_and_attention():
+    # 85 M weights in the matrices of 12 layers: 4 H² + 2 H F each; attention over 512 tokens, 4 L H a layer.
+    assert ledger.forward_flops(bert.BASE, 512) == 2 * 84_934_656 + 12 * 4 * 512 * 768
+    shared = ledger.forward_flops(albert.BASE, 512)  # sharing saves parameters and no work
+    assert shared == ledger.forward_flops(bert.BASE, 512) + 2 * 128 * 768
+
+
+@pytest.mark.parametrize(
+    "model, objective", [(TINY, Joint(Masking())), (electra.of(TINY), ReplacedTokens(width=1 / 2))], ids=["mlm", "rtd"]
+)
+def test_the_flops_of_a_step_are_those_that_xla_counts(model, objective):
+    module = objective.module(model, ledger.placeholder_facts(model.vocab))
+    rows = {name: jnp.asarray(np.repeat(field, 2, axis=0)) for name, field in blank(40, None).items()}
+    batch = jax.eval_shape(lambda: objective.corrupt(rows | {"tokens": rows["tokens"] + 9}, module.facts, 0))
+
+    def loss(params, batch):
+        metrics = module.apply({"params": params}, batch, True)
+        return sum(metrics[name].total for name in objective.weights)
+
+    counted = jax.jit(jax.grad(loss)).lower(ledger.shapes(model, objective), batch).cost_analysis()["flops"]
+    ours = 80 * ledger.step_flops(experiment(model, objective), 40)
+    assert ours < counted < 1.1 * ours  # XLA counts softmax, norms and activations too
+
+
+def test_the_ledger_of_a_large_model_needs_no_memory_and_says_all():
+    text = ledger.show(experiment(bert.LARGE, Joint(Masking()), length=512, batch=256))
+    flops = 3 * (ledger.forward_flops(bert.LARGE, 512) + 77 / 512 * 2 * (1024 * 1024 + 1024 * 30_522)) / 1e6
+    assert "335,174,458" in text and f"{flops:,.1f} M in training" in text  # 0.15 x 512 = 76.8 predictions
+    assert "31.25 M" in text and "GiB" in text
+
+
+def test_memory_counts_twelve_bytes_a_parameter_and_less_where_activations_are_recomputed():
+    sizes = {
+        remat: ledger.memory(experiment(Model(**vars(TINY) | {"remat": remat}), Joint(Masking())))
+        for remat in ("none", "dots", "full")
+    }
+    count = ledger.parameters(ledger.shapes(TINY, Joint(Masking())))
+    assert {size["parameters and moments"] for size in sizes.values()} == {12 * count}
+    assert sizes["none"]["activations"] > sizes["dots"]["activations"] > sizes["full"]["activations"] > 0

@@ -1,0 +1,214 @@
+from dataclasses import replace
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from encoders.model.config import Model
+from encoders.objectives import masking
+from encoders.objectives.joint import Joint
+from encoders.objectives.masking import Masking
+from encoders.objectives.nsp import NextSentence
+from encoders.objectives.rtd import MASKING, ReplacedTokens
+from encoders.text.vocab import Facts
+from encoders.training.optimizer import AdamW
+from encoders.training.step import DROPOUT, PARAMETERS, State, blank, eval_step, init, micro_batches, train_step
+
+QUICK = {"xla_backend_optimization_level": 0}  # compiles in a third of the time
+CLOSE = {"rtol": 1e-5, "atol": 1e-6}  # float32 sums of micro-steps in another order
+FACTS = Facts(size=19, pad=0, unk=1, cls=2, sep=3, mask=4, special=(0, 1, 2, 3, 4), continuations=bytes(3), common=6)
+MODEL = Model(
+    vocab=19, hidden=12, layers=2, heads=3, intermediate=20, embedding=8, positions=13, dropout=0.0,
+    attention_dropout=0.0,
+)  # fmt: skip
+DROPPED = replace(MODEL, dropout=0.3)
+PAIRS = Joint(Masking(rate=0.3), NextSentence())
+REPLACED = ReplacedTokens(width=1 / 2, tokens=replace(MASKING, rate=0.3))
+SIZES = (0, 13, 5, 0, 9, 7)  # of six rows' examples; with three micro-steps the first has padding only
+
+
+class Descent:
+    """Gradient descent with momentum: its first update is minus the gradient, and so shows it."""
+
+    def transform(self, total_steps):
+        return optax.sgd(1.0, momentum=0.9)
+
+    def init(self, params):
+        return self.transform(10).init(params)
+
+
+DESCENT = Descent()
+
+
+def batch(*sizes, length=13):
+    """Unpacked rows of `sizes` tokens, or of none; with labels."""
+    at, size = np.arange(length)[None], np.array(sizes)[:, None]
+    real, number = at < size, np.arange(len(sizes))[:, None]
+    tokens = np.random.default_rng(0).integers(5, 19, (len(sizes), length))
+    tokens[:, 0] = 2
+    fields = {
+        "tokens": np.where(real, tokens, 0), "example": real, "segments": real & (at > 4),
+        "positions": np.where(real, at, 0), "start": 0 * number, "id": number, "epoch": 0 * number,
+        "valid": size > 0, "next_sentence": (size > 0) & (number % 2),
+    }  # fmt: skip
+    return {name: x.astype(np.int32) for name, x in fields.items()}
+
+
+ROWS = batch(*SIZES)
+
+
+@cache
+def parameters(objective):
+    """Random parameters, no bias 0 and no scale 1, so that one that is left out shows."""
+    rows, module = jax.tree.map(jnp.asarray, ROWS), objective.module(MODEL, FACTS)
+    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), objective.corrupt(rows, FACTS, 0))["params"])
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda leaf: rng.normal(0.1, 0.3, leaf.shape).astype(np.float32), shapes)
+
+
+def state(objective=PAIRS, step=0, params=None):
+    params, zero = params or parameters(objective), lambda: jnp.zeros((), jnp.int32)  # a donated buffer may occur once
+    return State(zero() + step, params, DESCENT.init(params), {"skipped": zero(), "streak": zero()})
+
+
+@cache
+def compiled(model, objective, accumulate):
+    given = dict(module=objective.module(model, FACTS), optimizer=DESCENT, steps=10, accumulate=accumulate)
+    return train_step.lower(state(objective), ROWS, 3, **given).compile(compiler_options=QUICK)
+
+
+def step(before, objective=PAIRS, seed=3, model=MODEL, accumulate=1):
+    return jax.device_get(compiled(model, objective, accumulate)(before, ROWS, seed))
+
+
+def equal(tree, other):
+    return all(jax.tree.leaves(jax.tree.map(lambda a, b: np.array_equal(a, b, equal_nan=True), tree, other)))
+
+
+# Accumulation ---------------------------------------------------------------------------------------------------------
+
+
+def test_rows_go_to_the_micro_steps_in_turn():
+    found = micro_batches({"a": jnp.arange(6), "b": jnp.arange(12).reshape(6, 2)}, 3)
+    np.testing.assert_array_equal(found["a"], [[0, 3], [1, 4], [2, 5]])
+    np.testing.assert_array_equal(found["b"][1], [[2, 3], [8, 9]])
+
+
+@pytest.mark.parametrize("objective, parts", [(PAIRS, 3), (REPLACED, 2)], ids=["joint", "replaced"])
+def test_micro_steps_add_up_to_one_step(objective, parts):
+    (whole, metrics), (summed, more) = (step(state(objective), objective, accumulate=k) for k in (1, parts))
+    assert metrics.keys() == more.keys()
+    for name in metrics:
+        np.testing.assert_allclose(metrics[name], more[name], **CLOSE)
+    assert metrics["tokens"] == (sum(SIZES), 1)
+    gradient, same = (jax.tree.map(np.subtract, parameters(objective), s.params) for s in (whole, summed))
+    jax.tree.map(partial(np.testing.assert_allclose, **CLOSE), gradient, same)
+    norm = np.sqrt(sum(np.square(leaf).sum() for leaf in jax.tree.leaves(gradient)))
+    assert metrics["gradient_norm"].total == pytest.approx(norm, rel=1e-4) and norm > 0.1
+
+
+def test_the_loss_is_the_generator_s_mean_and_fifty_times_the_discriminator_s():
+    # Networks that know nothing: every verdict is a half, every token as likely as the 18 others.
+    params = jax.tree.map(np.zeros_like, parameters(REPLACED))
+    after, metrics = step(state(REPLACED, params=params), REPLACED)
+    replaced, count = metrics["rtd_replaced"]
+    assert 0 < replaced <= 11 and count == sum(SIZES)
+    by_hand = 50 * (0.5 - replaced / count)  # of the mean over all tokens: half minus label at each
+    assert -after.params["replaced"]["out"]["bias"][0] == pytest.approx(by_hand, rel=1e-5)
+    gradient = -after.params["tokens"]["bias"]  # of the mean over the 11 masks: 1/19 minus the share of a target
+    targets = (1 / 19 - gradient) * 11
+    np.testing.assert_allclose(targets, np.round(targets), atol=1e-5)
+    assert np.round(targets).min() == 0 and np.round(targets).sum() == 11
+
+
+# Updates that are not finite ------------------------------------------------------------------------------------------
+
+
+def test_an_update_that_is_not_finite_is_left_out_and_counted():
+    good, _ = step(state())
+    assert (good.step, good.guard) == (1, {"skipped": 0, "streak": 0})
+    assert not equal(good.params, parameters(PAIRS)) and not equal(good.moments, DESCENT.init(parameters(PAIRS)))
+    broken = good.params | {"tokens": good.params["tokens"] | {"bias": np.full(19, np.inf, np.float32)}}
+    once, metrics = step(good.replace(params=broken))
+    assert not np.isfinite(metrics["mlm_loss"].total)
+    assert equal(once.params, broken) and equal(once.moments, good.moments)
+    assert (once.step, once.guard) == (2, {"skipped": 1, "streak": 1})
+    twice, _ = step(once)
+    assert (twice.step, twice.guard) == (3, {"skipped": 2, "streak": 2})
+    healed, metrics = step(twice.replace(params=good.params))
+    assert np.isfinite(metrics["mlm_loss"].total) and not equal(healed.params, good.params)
+    assert (healed.step, healed.guard) == (4, {"skipped": 2, "streak": 0})
+
+
+# Randomness -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_step_is_a_function_of_state_batch_and_seed():
+    one, two = (step(state(), model=DROPPED) for _ in range(2))
+    assert equal(one, two)
+    other, _ = step(state(), model=DROPPED, seed=4)
+    assert not equal(one[0].params, other.params)
+
+
+def test_dropout_is_new_in_every_step_and_nothing_else_is():
+    after = {model: [step(state(step=at), model=model) for at in (0, 5)] for model in (MODEL, DROPPED)}
+    (plain, later), (dropped, other) = after[MODEL], after[DROPPED]
+    assert equal(plain[0].params, later[0].params) and equal(plain[1], later[1])
+    assert not equal(dropped[0].params, other[0].params)
+    assert dropped[1]["mlm_loss"].count == other[1]["mlm_loss"].count
+
+
+def test_streams_of_random_keys_are_apart():
+    assert len({DROPOUT, PARAMETERS, masking.MASKS, masking.ROUNDING, masking.SAMPLES}) == 5
+
+
+def test_evaluation_drops_nothing_and_masks_as_seed_zero_does():
+    given = dict(module=PAIRS.module(DROPPED, FACTS))
+    evaluate = eval_step.lower(parameters(PAIRS), ROWS, **given).compile(compiler_options=QUICK)
+    found, (_, trained) = evaluate(parameters(PAIRS), ROWS), step(state(), seed=0)
+    assert found["mlm_loss"].count == 11 and found["nsp_loss"].count == 4
+    assert trained.keys() - found.keys() == {"gradient_norm", "tokens"}
+    for name in found:
+        np.testing.assert_allclose(found[name], trained[name], **CLOSE)
+
+
+# The first state ------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_starts_from_its_seed_alone():
+    module = PAIRS.module(MODEL, FACTS)
+    start = lambda seed: init(seed, module=module, optimizer=AdamW(rate=0.1, warmup=0), label="next_sentence")
+    start = jax.jit(start, compiler_options=QUICK)
+    one, same, other = (jax.device_get(start(seed)) for seed in (0, 0, 1))
+    assert equal(one, same) and not equal(one.params, other.params)
+    assert (one.step, one.moments.count, one.guard) == (0, 0, {"skipped": 0, "streak": 0})
+    shape = lambda tree: jax.tree.map(np.shape, tree)
+    assert shape(one.params) == shape(parameters(PAIRS)) == shape(one.moments.m) == shape(one.moments.v)
+    assert {leaf.dtype for leaf in jax.tree.leaves(one.params)} == {np.dtype("float32")}
+
+
+class OneWeight:
+    """A module with one parameter, and an objective that leaves batches as they are."""
+
+    objective, facts = property(lambda self: self), None
+
+    def corrupt(self, batch, facts, seed):
+        return batch
+
+    def init(self, key, batch):
+        return {"params": {"weight": jnp.ones(2)}}
+
+
+def test_no_buffer_of_the_first_state_occurs_twice():  # it is donated to the first step
+    leaves = jax.tree.leaves(init(0, module=OneWeight(), optimizer=AdamW(rate=0.1, warmup=0), label=None))
+    assert len({leaf.unsafe_buffer_pointer() for leaf in leaves}) == len(leaves) == 1 + 1 + 3 + 2
+
+
+def test_a_blank_batch_has_the_fields_of_a_batch():
+    fields = blank(7, "next_sentence")
+    assert {name: x.shape[1] for name, x in fields.items()} == {
+        name: 7 if x.shape[1] == 13 else 1 for name, x in ROWS.items()
+    }
