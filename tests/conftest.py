@@ -4,14 +4,15 @@ import os
 import tempfile
 from typing import runtime_checkable
 
-from flax.linen import linear
-from jaxtyping import install_import_hook
-
 # Tests compile much and compute little: a third of the compile time without most of XLA's optimisations.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # One cache of compiled programs for this session: its workers and the processes that tests start share it.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="encoders-tests-"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+# jax reads its environment when it is imported, so these come last.
+from flax.linen import linear  # noqa: E402
+from jaxtyping import install_import_hook  # noqa: E402
 
 runtime_checkable(linear.PromoteDtypeFn)  # the hook checks a dataclass's fields, and Flax has this one in its layers
 install_import_hook(

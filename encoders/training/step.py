@@ -36,8 +36,8 @@ def init(seed, *, module, optimizer: Optimizer, label: str | None) -> State:
     """The state before the first step."""
     batch = module.objective.corrupt(jax.tree.map(jnp.asarray, blank(8, label)), module.facts, 0)
     params = module.init(jax.random.fold_in(jax.random.key(seed), PARAMETERS), batch)["params"]
-    zero = jnp.zeros((), jnp.int32)
-    return State(zero, params, optimizer.init(params), {"skipped": zero, "streak": zero})
+    zero = lambda: jnp.zeros((), jnp.int32)  # each its own: a donated buffer may occur once
+    return State(zero(), params, optimizer.init(params), {"skipped": zero(), "streak": zero()})
 
 
 def micro_batches(batch: dict, count: int) -> dict:
@@ -81,10 +81,9 @@ def train_step(state: State, batch: dict, seed, *, module, optimizer: Optimizer,
     keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
     bad = (~good).astype(jnp.int32)
     guard = {"skipped": state.guard["skipped"] + bad, "streak": (state.guard["streak"] + 1) * bad}
-    metrics |= {
-        "gradient_norm": Mean(norm, jnp.ones(())),
-        "tokens": Mean((batch["example"] > 0).sum(), jnp.ones(())),
-    }
+    one = jnp.ones(())
+    metrics = jax.tree.map(lambda x: jnp.where(good, x, 0), metrics | {"gradient_norm": Mean(norm, one)})
+    metrics |= {"skipped": Mean(bad, one), "tokens": Mean((batch["example"] > 0).sum(), one)}
     return State(state.step + 1, keep(params, state.params), keep(moments, state.moments), guard), metrics
 
 
