@@ -23,7 +23,7 @@ from encoders.training.optimizer import AdamW
 VOCABULARY = 2048
 SMALL = dict(
     vocab=VOCABULARY, hidden=128, layers=2, heads=2, intermediate=512, positions=64,
-    deviation=128**-0.5, dropout=0.0, attention_dropout=0.0,
+    deviation=128**-0.5, dropout=0.0, attention_dropout=0.0, unroll=True,
 )  # fmt: skip
 
 
@@ -46,7 +46,7 @@ experiments = [
         Joint(Masking(copies=10), NextSentence()),
         SegmentPairs("random"),
         "wordpiece",
-        steps=3000,  # next-sentence prediction moves last
+        steps=2600,  # next-sentence prediction moves last
     ),
     member(
         "roberta",
@@ -62,7 +62,7 @@ experiments = [
         Joint(Masking(copies=40, unit="word", ngrams=3), SentenceOrder()),
         SegmentPairs("swapped"),
         "unigram",
-        steps=1200,
+        steps=1000,
     ),
     member(
         "electra",
@@ -70,6 +70,6 @@ experiments = [
         ReplacedTokens(width=1 / 2),
         ElectraPairs(),
         "wordpiece",
-        steps=1200,
+        steps=900,
     ),
 ]
