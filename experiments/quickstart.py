@@ -62,7 +62,7 @@ experiments = [
         Joint(Masking(copies=40, unit="word", ngrams=3), SentenceOrder()),
         SegmentPairs("swapped"),
         "unigram",
-        steps=1000,
+        steps=1600,
     ),
     member(
         "electra",
