@@ -1,4 +1,7 @@
-"""Are the scores of finished runs what they must be? Three standard errors above guessing, or learned by heart."""
+"""Are the scores of finished runs what they must be? Three standard errors above guessing, or learned by heart.
+
+Replaced tokens change with the generator's samples, so half of them found, where always "original" finds none, is much.
+"""
 
 import json
 import sys
@@ -28,8 +31,8 @@ if kind == "quickstart":
         if name == "electra":
             above(scores, name, "rtd_auc", 0.5)
 else:
-    for name, score in (("nsp", "nsp_accuracy"), ("sop", "sop_accuracy"), ("rtd", "rtd_recall")):
+    for name, score, least in (("nsp", "nsp_accuracy", 0.95), ("sop", "sop_accuracy", 0.95), ("rtd", "rtd_recall", 0.5)):
         rows = map(json.loads, (runs / f"memorise-{name}" / "metrics.jsonl").read_text().splitlines())
         last = [row for row in rows if row["split"] == "train"][-1]
-        check(f"{name} {score}", last[score], 0.95)
+        check(f"{name} {score}", last[score], least)
 sys.exit(f"failed: {', '.join(failures)}" if failures else 0)
