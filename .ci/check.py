@@ -31,7 +31,8 @@ if kind == "quickstart":
         if name == "electra":
             above(scores, name, "rtd_auc", 0.5)
 else:
-    for name, score, least in (("nsp", "nsp_accuracy", 0.95), ("sop", "sop_accuracy", 0.95), ("rtd", "rtd_recall", 0.5)):
+    known = (("nsp", "nsp_accuracy", 0.95), ("sop", "sop_accuracy", 0.95), ("rtd", "rtd_recall", 0.5))
+    for name, score, least in known:
         rows = map(json.loads, (runs / f"memorise-{name}" / "metrics.jsonl").read_text().splitlines())
         last = [row for row in rows if row["split"] == "train"][-1]
         check(f"{name} {score}", last[score], least)
