@@ -15,14 +15,14 @@ from encoders.training.optimizer import paths, stacked
 from encoders.training.step import blank
 
 
-def placeholder_facts(size: int) -> Facts:
+def blank_facts(size: int) -> Facts:
     """A vocabulary of `size` entries of which nothing but the size is known."""
     return Facts(size=size, pad=0, unk=1, cls=2, sep=3, mask=4, special=(0, 1, 2, 3, 4), continuations=b"", common=5)
 
 
 def shapes(model: Model, objective) -> dict:
     """Shapes of all parameters, by `eval_shape`: any size, no memory."""
-    module = objective.module(model, placeholder_facts(model.vocab))
+    module = objective.module(model, blank_facts(model.vocab))
     label = next(iter(objective.needs), None)
 
     def init():

@@ -67,7 +67,7 @@ def test_a_token_of_bert_base_costs_two_operations_a_weight_and_attention():
     "model, objective", [(TINY, Joint(Masking())), (electra.of(TINY), ReplacedTokens(width=1 / 2))], ids=["mlm", "rtd"]
 )
 def test_the_flops_of_a_step_are_those_that_xla_counts(model, objective):
-    module = objective.module(model, ledger.placeholder_facts(model.vocab))
+    module = objective.module(model, ledger.blank_facts(model.vocab))
     rows = {name: jnp.asarray(np.repeat(field, 2, axis=0)) for name, field in blank(40, None).items()}
     batch = jax.eval_shape(lambda: objective.corrupt(rows | {"tokens": rows["tokens"] + 9}, module.facts, 0))
 
