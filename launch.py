@@ -15,6 +15,8 @@ Encoders: pre-train BERT, RoBERTa, ALBERT and ELECTRA.
   python launch.py train    experiments/mini.py --only mini-electra --set optimizer.rate=5e-4
   python launch.py evaluate runs/mini-electra                        held-out scores of a checkpoint
   python launch.py fill     runs/mini-bert "The capital of France is [MASK]."
+  python launch.py import   bert-base-uncased runs/bert-base         a published checkpoint becomes a run
+  python launch.py export   runs/mini-bert mini-bert                 a run becomes a folder that transformers loads
 
 An EXPERIMENT is a Python file that lists `experiments`, or the name of one in experiments/.
 """
@@ -41,6 +43,15 @@ def parser() -> argparse.ArgumentParser:
     add_run(verb)
     verb.add_argument("text", nargs="+", metavar="TEXT", help="texts with [MASK] (or <mask>) in them")
     verb.add_argument("--top", type=int, default=5, metavar="N", help="words a mask (5)")
+    verb = verbs.add_parser("import", help="make a published checkpoint (a folder, as transformers has it) a run")
+    verb.add_argument("folder", metavar="DIR", help="config.json, weights and tokenizer; or fairseq's .pt and dict.txt")
+    verb.add_argument("run", metavar="RUN", help="the folder of the run to make")
+    verb.add_argument("--generator", default=None, metavar="DIR", help="ELECTRA's generator (DIR/generator, if there)")
+    verb.add_argument("--vocabulary", default=None, metavar="PATH", help="tokenizer files that are elsewhere")
+    verb = verbs.add_parser("export", help="write a run as a folder that transformers loads")
+    verb.add_argument("run", metavar="RUN", help="a run's folder")
+    verb.add_argument("folder", metavar="DIR", help="the folder to make")
+    verb.add_argument("--step", default="latest", metavar="N", help="latest (default), best, or a step")
     return top
 
 
@@ -58,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
     from encoders import cli
 
     try:
-        return getattr(cli, options.verb)(options)
+        return cli.VERBS[options.verb](options)
     except (ValueError, OSError) as error:
         if not cli.is_expected(error):
             raise

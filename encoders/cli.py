@@ -10,18 +10,20 @@ import sys
 import traceback
 from pathlib import Path
 
-from encoders import report
+from encoders import convert, report
 from encoders.data.prepare import prepared
-from encoders.experiment import Experiment, ExperimentError, describe, override
+from encoders.exchange.weights import CheckpointError
+from encoders.experiment import Experiment, describe, override
 from encoders.ledger import show as ledger
 from encoders.text.corpus import CorpusError
 from encoders.training import loop
-from encoders.training.loop import Run, RunError
+from encoders.training.run import Run, RunError
+from encoders.values import ExperimentError
 
 
 def is_expected(error: Exception) -> bool:
     """Whether an error speaks for itself, so that no traceback is shown."""
-    return isinstance(error, ExperimentError | CorpusError | RunError) or type(error) is ValueError
+    return isinstance(error, ExperimentError | CorpusError | RunError | CheckpointError) or type(error) is ValueError
 
 
 def find(name: str) -> Path:
@@ -114,23 +116,14 @@ def train(options) -> int:
     return 1 if failed else 0
 
 
-def restored(options):
-    """The run that the options name, and the parameters of the step they name."""
+def opened(options) -> tuple[Run, int, dict]:
+    """The run that the options name, the step they name, and its parameters."""
     run = Run.open(Path(options.run), options.store)
-    checkpoints = run.checkpoints()
-    steps = checkpoints.steps()
-    if not steps:
-        raise RunError(f"{options.run} has no checkpoint yet")
-    named = {"latest": checkpoints.latest(), "best": checkpoints.best()} | {str(step): step for step in steps}
-    if options.step not in named:
-        raise RunError(f"--step {options.step}: there are latest, best, {', '.join(map(str, steps))}")
-    state, _ = run.restored(checkpoints, named[options.step])
-    checkpoints.close()
-    return run, named[options.step], state.params
+    return run, *run.params(options.step)
 
 
 def evaluate(options) -> int:
-    run, step, params = restored(options)
+    run, step, params = opened(options)
     scores = run.evaluate(params, batches=options.batches or 10**9)
     print(json.dumps({"run": run.experiment.name, "step": step} | scores, indent=1))
     return 0
@@ -139,9 +132,32 @@ def evaluate(options) -> int:
 def fill(options) -> int:
     from encoders.fill import fill as likeliest
 
-    run, _, params = restored(options)
+    run, _, params = opened(options)
     for text in options.text:
         print(text)
         for words in likeliest(run, params, text, options.top):
             print("   " + "   ".join(f"{word} {probability:.1%}" for word, probability in words))
     return 0
+
+
+def bring_in(options) -> int:
+    convert.import_checkpoint(
+        options.folder, options.run, generator=options.generator, vocabulary=options.vocabulary, say=print
+    )
+    return 0
+
+
+def write_out(options) -> int:
+    convert.export_run(options.run, options.folder, step=options.step, say=print)
+    return 0
+
+
+VERBS = {
+    "show": show,
+    "prepare": prepare,
+    "train": train,
+    "evaluate": evaluate,
+    "fill": fill,
+    "import": bring_in,
+    "export": write_out,
+}

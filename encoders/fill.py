@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from encoders.training.loop import Run, RunError
+from encoders.training.run import Run, RunError
 
 
 def fill(run: Run, params: dict, text: str, top: int = 5) -> list[list[tuple[str, float]]]:
     """For each [MASK] (or <mask>) in `text` the `top` likeliest tokens with their probabilities; ELECTRA's generator
     answers for ELECTRA. Raises `RunError` for a text without a mask or longer than the model's positions."""
-    facts, tokenizer = run.store.facts, run.store.tokenizer
+    facts, tokenizer = run.facts, run.tokenizer
     pieces = re.split(r"\[MASK\]|<mask>", text)
     if len(pieces) < 2:
         raise RunError(f"{text!r} has no [MASK]")
@@ -22,8 +22,8 @@ def fill(run: Run, params: dict, text: str, top: int = 5) -> list[list[tuple[str
     for i, piece in enumerate(pieces):
         ids += [facts.mask] * (i > 0) + tokenizer.encode(piece.strip() if i == 0 else piece)
     ids.append(facts.sep)
-    if len(ids) > run.experiment.model.positions:
-        raise RunError(f"{len(ids)} tokens are more than model.positions={run.experiment.model.positions}")
+    if len(ids) > run.network.model.positions:
+        raise RunError(f"{len(ids)} tokens are more than model.positions={run.network.model.positions}")
     tokens = np.array([ids], np.int32)
     picked = np.flatnonzero(tokens[0] == facts.mask)[None]
     batch = {

@@ -11,8 +11,8 @@ from encoders.experiment import Experiment
 from encoders.model.config import Model
 from encoders.objectives.rtd import ReplacedTokens
 from encoders.text.vocab import Facts
+from encoders.training import step
 from encoders.training.optimizer import paths, stacked
-from encoders.training.step import blank
 
 
 def blank_facts(size: int) -> Facts:
@@ -22,14 +22,7 @@ def blank_facts(size: int) -> Facts:
 
 def shapes(model: Model, objective) -> dict:
     """Shapes of all parameters, by `eval_shape`: any size, no memory."""
-    module = objective.module(model, blank_facts(model.vocab))
-    label = next(iter(objective.needs), None)
-
-    def init():
-        batch = objective.corrupt(jax.tree.map(jax.numpy.asarray, blank(8, label)), module.facts, 0)
-        return module.init(jax.random.key(0), batch)["params"]
-
-    return jax.eval_shape(init)
+    return jax.eval_shape(lambda: step.parameters(0, objective.module(model, blank_facts(model.vocab))))
 
 
 def parameters(tree) -> int:
@@ -66,7 +59,7 @@ def step_flops(experiment: Experiment, length: int) -> float:
     if isinstance(objective, ReplacedTokens):
         generator = objective.generator(model)
         rtd = forward_flops(model, length) + 2 * (model.hidden**2 + model.hidden)
-        return 3 * (rtd + forward_flops(generator, length) + head(generator))
+        return 3 * (rtd + (forward_flops(generator, length) + head(generator) if generator else 0))
     return 3 * (forward_flops(model, length) + head(model))
 
 
@@ -80,7 +73,7 @@ def memory(experiment: Experiment) -> dict[str, float]:
     count = parameters(shapes(model, experiment.objective))
     item = 2 if model.dtype == "bfloat16" else 4
     networks = [model]
-    if isinstance(experiment.objective, ReplacedTokens):
+    if isinstance(experiment.objective, ReplacedTokens) and experiment.objective.width is not None:
         networks.append(experiment.objective.generator(model))
 
     def saved(m: Model, length: int) -> float:

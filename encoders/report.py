@@ -91,7 +91,7 @@ def table_2_1() -> str:
         tree = shapes(model, objective)
         discriminator = isinstance(objective, ReplacedTokens)
         encoder = parameters(tree["discriminator" if discriminator else "encoder"])
-        encoder += parameters(tree["pair"]["pooler"]) if "pair" in tree else 0
+        encoder += parameters(tree["pooler"]) if "pooler" in tree else 0
         rows.append([name, *FACTS_2_1[name.split("-")[0]], printed, f"{encoder:,}", f"{parameters(tree):,}", reading])
     return grid(rows) + (
         "\nprinted: in 10^8. encoder: with embeddings and, where it is pre-trained, the pooler; for ELECTRA the"

@@ -9,19 +9,7 @@ from hypothesis import strategies as st
 from encoders.data.formats import ElectraPairs, FullSentences, SegmentPairs
 from encoders.data.prepare import Data
 from encoders.data.stream import Phase
-from encoders.experiment import (
-    Experiment,
-    ExperimentError,
-    describe,
-    differences,
-    essence,
-    fingerprint,
-    flat,
-    from_json,
-    override,
-    to_json,
-    vary,
-)
+from encoders.experiment import Experiment, describe, differences, fingerprint, override, vary
 from encoders.families.electra import ElectraEmbeddings
 from encoders.model.config import Model
 from encoders.objectives.joint import Joint
@@ -33,6 +21,7 @@ from encoders.text.vocab import Vocabulary
 from encoders.training.log import Cadence
 from encoders.training.optimizer import AdamW, Lamb
 from encoders.training.sharding import Mesh
+from encoders.values import ExperimentError, essence, flat, from_json, to_json
 
 BASE = Experiment(
     name="tiny",
@@ -378,14 +367,14 @@ def test_an_experiment_reads_back_equal_from_json(experiment):
         "builtins.eval",
         "subprocess.Popen",
         "encoders",
-        "encoders.experiment",
-        "encoders.experiment.importlib",
-        "encoders.experiment.find_class",
-        "encoders.experiment.Any",
+        "encoders.values",
+        "encoders.values.importlib",
+        "encoders.values.find_class",
+        "encoders.values.Any",
         "encoders.experiment.Data",  # it is at home in encoders.data.prepare
         "encoders.experiment.Nothing",
         "encoders.nowhere.Model",
-        "encoders.experiment.importlib.os.system",
+        "encoders.values.importlib.os.system",
         "encoders_of_others.Model",
         "..os.system",
         "",
@@ -411,8 +400,8 @@ def test_json_that_is_damaged_is_an_experiment_error():
     saved = to_json(BASE)
     with pytest.raises(ExperimentError, match="encoders.model.config.Model has no field leyers; it has activation"):
         from_json(saved | {"model": saved["model"] | {"leyers": 3}})
-    with pytest.raises(ExperimentError, match="encoders.experiment.ExperimentError is not a value"):
-        from_json({"class": "encoders.experiment.ExperimentError"})
+    with pytest.raises(ExperimentError, match="encoders.values.ExperimentError is not a value"):
+        from_json({"class": "encoders.values.ExperimentError"})
     with pytest.raises(ExperimentError, match="is not a class"):
         from_json({"layers": 3})
     with pytest.raises(ExperimentError, match="encoders.training.optimizer.AdamW .*rate"):

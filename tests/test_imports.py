@@ -10,16 +10,20 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # Text becomes tokens, batches, hidden states, a loss, an update, a table: each word knows those before it.
 ORDER = (
-    ("encoders.metrics",),
+    ("encoders.metrics", "encoders.values"),
     ("encoders.text",),
     ("encoders.data",),
     ("encoders.model",),
     ("encoders.families",),
     ("encoders.objectives",),
+    ("encoders.downstream",),
     ("encoders.training",),
     ("encoders.experiment",),
+    ("encoders.training.run",),
+    ("encoders.training.start",),
     ("encoders.training.loop",),
-    ("encoders.ledger", "encoders.fill"),
+    ("encoders.exchange",),
+    ("encoders.convert", "encoders.ledger", "encoders.fill"),
     ("encoders.report",),
     ("encoders.cli",),
 )

@@ -68,7 +68,7 @@ def test_a_token_of_bert_base_costs_two_operations_a_weight_and_attention():
 )
 def test_the_flops_of_a_step_are_those_that_xla_counts(model, objective):
     module = objective.module(model, ledger.blank_facts(model.vocab))
-    rows = {name: jnp.asarray(np.repeat(field, 2, axis=0)) for name, field in blank(40, None).items()}
+    rows = {name: jnp.asarray(np.repeat(field, 2, axis=0)) for name, field in blank(40).items()}
     batch = jax.eval_shape(lambda: objective.corrupt(rows | {"tokens": rows["tokens"] + 9}, module.facts, 0))
 
     def loss(params, batch):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass, field, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Literal
 
 from encoders.model.parts import Attend, Embeddings, Transform
+
+# Parameters mean the same under any value of these.
+FREE = ("vocab", "dropout", "attention_dropout", "deviation", "truncated", "dtype", "always_project")
 
 
 def aside(default=MISSING):
@@ -39,6 +42,7 @@ class Model:
     truncated: bool = True  # TensorFlow's truncated normal, cut at two deviations; False is the plain normal
     share: tuple[str, ...] = ()
     groups: int = 1
+    always_project: bool = False  # e to d also where they are equal: Hugging Face's ALBERT, not Google's
     dtype: Literal["float32", "bfloat16"] = "float32"
     embed: type = Embeddings
     attend: type = Attend
@@ -65,6 +69,16 @@ class Model:
                 raise ValueError(f"model.{name}={getattr(self, name)} must be at least 0 and below 1")
         if self.deviation <= 0:
             raise ValueError(f"model.deviation={self.deviation} must be above 0")
+
+    def computes(self) -> dict[str, object]:
+        """The fields that decide what given parameters compute, apart from their shapes."""
+        names = (f.name for f in fields(self) if f.name not in FREE and not f.metadata.get("aside"))
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def projects(self) -> bool:
+        """Whether a dense layer leads from the embeddings to the hidden width."""
+        return self.always_project or self.embedding != self.hidden
 
 
 def narrowed(model: Model, width: float, depth: float = 1.0) -> Model:

@@ -42,7 +42,7 @@ class Encoder(nn.Module):
     """Tokens to contextual vectors, `[b l d]`.
 
     `lent_embed` is a whole embedding block, `lent_word` only a word table, of another network (ELECTRA's ties).
-    The projection from width `e` to `d`, where they differ, is always the encoder's own.
+    The projection from width `e` to `d`, where there is one, is always the encoder's own.
     """
 
     model: Model
@@ -53,7 +53,7 @@ class Encoder(nn.Module):
         model = self.model
         if self.lent_embed is None:
             self.embed = model.embed(model, lent_word=self.lent_word)
-        if model.embedding != model.hidden:
+        if model.projects:
             self.project = dense(model, model.hidden, kernel_init=model.embed.project_init)
         self.shared = self.param("shared", self.init_shared) if model.share else {}
         body = Layer
@@ -100,7 +100,7 @@ class Encoder(nn.Module):
         """
         model = self.model
         x = self.embeddings(tokens, example, segments, positions, train)
-        if model.embedding != model.hidden:
+        if model.projects:
             x = self.project(x)
         group = jnp.arange(model.layers) * model.groups // model.layers
         last, each = self.layers(x, example, self.shared, train, collect, group)

@@ -1,15 +1,17 @@
-"""Heads on hidden states: tied vocabulary logits, pooler, sentence pair, replaced token.
+"""Heads on hidden states: tied vocabulary logits, pooler, classes, spans, replaced token.
 
-Axes: b batch, s examples of a row, k chosen positions, l length, d hidden, e embedding, v vocabulary.
+Axes: b batch, s examples of a row, k chosen positions, l length, d hidden, e embedding, v vocabulary, c classes.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from encoders.model.parts import ACTIVATIONS, dense, norm
+from encoders.model.parts import ACTIVATIONS, Dropout, dense, norm
 
 
 def gather(hidden: Float[Array, "b l d"], positions: Int[Array, "b k"]) -> Float[Array, "b k d"]:
@@ -33,15 +35,35 @@ class MaskedTokenHead(nn.Module):
         return logits.reshape(*x.shape[:-1], -1)
 
 
-class PairHead(nn.Module):
-    """Pooler (dense d → d, tanh, on [CLS]) and a linear layer to two classes, as BERT's and ALBERT's."""
+class Pooler(nn.Module):
+    """Dense d → d and tanh on [CLS], trained by BERT's and ALBERT's sentence tasks."""
 
     model: object
 
     @nn.compact
-    def __call__(self, hidden: Float[Array, "b s d"]) -> Float[Array, "b s 2"]:
-        pooled = jnp.tanh(dense(self.model, self.model.hidden, "pooler")(hidden))
-        return dense(self.model, 2, "classes")(pooled).astype(jnp.float32)
+    def __call__(self, hidden: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
+        return jnp.tanh(dense(self.model, self.model.hidden, "dense")(hidden))
+
+
+class ClassHead(nn.Module):
+    """From the vector of [CLS], pooled or not, to `count` numbers: dropout and a linear layer.
+
+    With an `activation` a dense layer d → d, the activation and dropout come between (RoBERTa's tanh; Hugging Face's
+    ELECTRA has gelu, Google's has no such layer).
+    """
+
+    model: object
+    count: int
+    dropout: float = 0.0
+    activation: Literal["none", "tanh", "gelu"] = "none"
+
+    @nn.compact
+    def __call__(self, hidden: Float[Array, "b s d"], train: bool = False) -> Float[Array, "b s c"]:
+        x = Dropout(self.dropout)(hidden, train)
+        if self.activation != "none":
+            x = dense(self.model, self.model.hidden, "dense")(x)
+            x = Dropout(self.dropout)(jnp.tanh(x) if self.activation == "tanh" else ACTIVATIONS["gelu"](x), train)
+        return dense(self.model, self.count, "out")(x).astype(jnp.float32)
 
 
 class ReplacedTokenHead(nn.Module):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import flax.linen as nn
 from jaxtyping import Array, Float
 
 from encoders.model.config import Model
 from encoders.model.encoder import Encoder
-from encoders.model.heads import MaskedTokenHead, PairHead, gather
+from encoders.model.heads import ClassHead, MaskedTokenHead, Pooler, gather
 from encoders.objectives.masking import Batch, Masking, corrupt
 from encoders.objectives.mlm import masked_token_metrics
 from encoders.objectives.nsp import NextSentence, pair_metrics
@@ -25,6 +26,8 @@ class Joint:
 
     tokens: Masking = Masking()
     sentences: NextSentence | SentenceOrder | None = None
+
+    body: ClassVar[str] = "encoder"
 
     @property
     def needs(self) -> frozenset[str]:
@@ -59,7 +62,7 @@ class Joint:
 
 
 class JointModule(nn.Module):
-    """An encoder, its masked-token head, and the pair head where there is a sentence task."""
+    """An encoder, its masked-token head, and a pooler and two classes where there is a sentence task."""
 
     model: Model
     objective: Joint
@@ -69,14 +72,15 @@ class JointModule(nn.Module):
         self.encoder = Encoder(self.model)
         self.tokens = MaskedTokenHead(self.model)
         if self.objective.sentences:
-            self.pair = PairHead(self.model)
+            self.pooler = Pooler(self.model)
+            self.pair = ClassHead(self.model, 2)
 
     def __call__(self, batch: Batch, train: bool = False) -> Metrics:
         hidden = self.encoder(batch["tokens"], batch["example"], batch["segments"], batch["positions"], train=train)
         logits = self.tokens(gather(hidden, batch["picked"]), self.encoder.embeddings.words.embedding)
         metrics = masked_token_metrics(logits, batch, self.facts)
         if self.objective.sentences:
-            classes = self.pair(gather(hidden, batch["start"]))
+            classes = self.pair(self.pooler(gather(hidden, batch["start"])))
             metrics |= pair_metrics(classes, batch, self.objective.sentences)
         return metrics
 

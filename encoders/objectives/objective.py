@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import flax.linen as nn
 from jaxtyping import Array
@@ -17,9 +17,11 @@ Metrics = dict[str, Mean]
 
 class Objective(Protocol):
     """A frozen dataclass. `needs` are the batch fields that a format must provide beyond the common ones;
-    `weights` the loss terms, by the name of their metric; `copies` how many passes over the data differ (None: all).
+    `weights` the loss terms, by the name of their metric; `copies` how many passes over the data differ (None: all);
+    `body` the part of the parameters that is the encoder which other objectives begin with.
     """
 
+    body: str
     needs: frozenset[str]
     weights: dict[str, float]
     copies: int | None
@@ -35,6 +37,22 @@ class Objective(Protocol):
 
     def scores(self, sums: Metrics) -> dict[str, float]:
         """Final scores from summed metrics, baselines and standard errors (`*_error`) included."""
+
+
+class Unchanged:
+    """What objectives have in common that show their networks each example as it is."""
+
+    body: ClassVar[str] = "encoder"
+    copies: ClassVar[int | None] = 1
+
+    def corrupt(self, batch: Batch, facts: Facts, seed) -> Batch:
+        return batch
+
+    def counts(self, batch: Batch) -> dict[str, Array]:
+        return {}
+
+    def scores(self, sums: Metrics) -> dict[str, float]:
+        return means(sums)
 
 
 def means(sums: Metrics) -> dict[str, float]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from encoders.metrics import Mean, auc
@@ -40,13 +41,13 @@ MASKING = Masking(split=(0.85, 0.0, 0.15), copies=None)
 class ReplacedTokens:
     """λ times the discriminator's loss over all tokens that are no padding, plus the generator's masked-token loss.
 
-    The generator is the discriminator narrowed to `width` and `depth` of its own. `tie` says which tables it reads of
-    the discriminator's: none, the token embeddings, or all embeddings (word, position, segment and their layer norm,
-    as the released code does). The generator's samples carry no gradient; a sample equal to the original token is
-    labelled original.
+    The generator is the discriminator narrowed to `width` and `depth` of its own; with `width=None` there is none, and
+    every ordinary token is as likely to take a chosen one's place. `tie` says which tables the generator reads of the
+    discriminator's: none, the token embeddings, or all embeddings (word, position, segment and their layer norm, as
+    the released code does). Its samples carry no gradient; a sample equal to the original token is labelled original.
     """
 
-    width: float = 1 / 4
+    width: float | None = 1 / 4
     depth: float = 1.0
     tokens: Masking = MASKING
     weight: float = 50.0
@@ -55,24 +56,25 @@ class ReplacedTokens:
 
     def __post_init__(self):
         for name in ("width", "depth", "temperature"):
-            if getattr(self, name) <= 0:
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"objective.{name}={getattr(self, name)} must be above 0")
         if self.tokens.special:
             raise ValueError("objective.tokens.special=True: a generator must not fill in [CLS] and [SEP]")
 
-    needs = frozenset()
+    body: ClassVar[str] = "discriminator"
+    needs: ClassVar[frozenset[str]] = frozenset()
 
     @property
     def weights(self) -> dict[str, float]:
-        return {"generator_loss": 1.0, "rtd_loss": self.weight}
+        return ({} if self.width is None else {"generator_loss": 1.0}) | {"rtd_loss": self.weight}
 
     @property
     def copies(self) -> int | None:
         return self.tokens.copies
 
-    def generator(self, model: Model) -> Model:
-        """The generator that belongs to the discriminator `model`."""
-        return narrowed(model, self.width, self.depth)
+    def generator(self, model: Model) -> Model | None:
+        """The generator that belongs to the discriminator `model`, if there is one."""
+        return None if self.width is None else narrowed(model, self.width, self.depth)
 
     def module(self, model: Model, facts: Facts) -> nn.Module:
         return ReplacedTokensModule(model, self, facts)
@@ -83,11 +85,13 @@ class ReplacedTokens:
         return masked | {"noise": jax.random.key_data(take_keys(keys, masked["picked"]))}
 
     def counts(self, batch: Batch) -> dict:
-        return {"generator_loss": batch["weights"].sum(), "rtd_loss": (batch["example"] > 0).sum()}
+        terms = {"generator_loss": batch["weights"].sum(), "rtd_loss": (batch["example"] > 0).sum()}
+        return {name: terms[name] for name in self.weights}
 
     def scores(self, sums: Metrics) -> dict[str, float]:
         scores = means(sums)
-        scores["generator_perplexity"] = math.exp(min(scores["generator_loss"], 700.0))
+        if self.width is not None:
+            scores["generator_perplexity"] = math.exp(min(scores["generator_loss"], 700.0))
         scores["rtd_baseline"] = 1 - scores["rtd_replaced"]  # always "original"
         if "rtd_histogram" in sums:
             scores["rtd_auc"], scores["rtd_auc_error"] = auc(sums["rtd_histogram"].total)
@@ -95,7 +99,7 @@ class ReplacedTokens:
 
 
 class ReplacedTokensModule(nn.Module):
-    """Discriminator and generator; the tables that are tied live in the discriminator."""
+    """Discriminator and, if it has one, generator; the tables that are tied live in the discriminator."""
 
     model: Model
     objective: ReplacedTokens
@@ -104,6 +108,9 @@ class ReplacedTokensModule(nn.Module):
     def setup(self):
         tie, generator = self.objective.tie, self.objective.generator(self.model)
         self.discriminator = Encoder(self.model)
+        self.replaced = ReplacedTokenHead(self.model)
+        if generator is None:
+            return
         embed = self.discriminator.embed
         self.generator = Encoder(
             generator,
@@ -111,23 +118,36 @@ class ReplacedTokensModule(nn.Module):
             lent_word=embed.words if tie == "tokens" else None,
         )
         self.tokens = MaskedTokenHead(generator)
-        self.replaced = ReplacedTokenHead(self.model)
 
     def __call__(self, batch: Batch, train: bool = False) -> Metrics:
-        logits = self.predict(batch, train)
-        metrics = masked_token_metrics(logits, batch, self.facts, prefix="generator")
+        if self.objective.width is None:
+            metrics, logits = {}, jnp.asarray(ordinary(self.facts))
+        else:
+            logits = self.predict(batch, train)
+            metrics = masked_token_metrics(logits, batch, self.facts, prefix="generator")
         samples = sample(logits / self.objective.temperature, batch["noise"])
         tokens = scatter(batch["original"], batch["picked"], samples, batch["weights"])
         labels = (tokens != batch["original"]).astype(jnp.int32)
-        rest = (batch["example"], batch["segments"], batch["positions"])
-        verdict = self.replaced(self.discriminator(tokens, *rest, train=train))
+        verdict = self.judge(batch | {"tokens": tokens}, train)
         return metrics | replaced_token_metrics(verdict, labels, batch, roc=not train)
+
+    def judge(self, batch: Batch, train: bool = False) -> Float[Array, "b l"]:
+        """The discriminator's logit, for every token, that it was replaced."""
+        rest = (batch["example"], batch["segments"], batch["positions"])
+        return self.replaced(self.discriminator(batch["tokens"], *rest, train=train))
 
     def predict(self, batch: Batch, train: bool = False) -> Float[Array, "b k v"]:
         """The generator's vocabulary logits at `picked` (fill-in)."""
         rest = (batch["example"], batch["segments"], batch["positions"])
         hidden = self.generator(batch["tokens"], *rest, train=train)
         return self.tokens(gather(hidden, batch["picked"]), self.generator.embeddings.words.embedding)
+
+
+def ordinary(facts: Facts) -> np.ndarray:
+    """Log-probabilities up to a constant, `[1 1 v]`, of a generator to which all but special tokens are the same."""
+    logits = np.zeros((1, 1, facts.size), np.float32)
+    logits[..., list(facts.special)] = -np.inf
+    return logits
 
 
 def sample(logits: Float[Array, "b k v"], noise: Array) -> Int[Array, "b k"]:

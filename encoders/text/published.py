@@ -23,6 +23,7 @@ FORMS = {  # what a folder is known by, in order of preference
     "vocab.txt": ("vocab.txt",),
     "vocab.json": ("vocab.json", "merges.txt"),
     "encoder.json": ("encoder.json", "vocab.bpe", "dict.txt"),
+    "dict.txt": ("dict.txt",),
     "spiece.model": ("spiece.model",),
 }
 
@@ -190,9 +191,14 @@ def _merges(path: Path) -> list[tuple[str, str]]:
 
 
 def _fairseq(folder: Path):
-    """GPT-2's tokens under the ids of fairseq's dictionary: four special tokens, the dictionary's rows, <mask>."""
-    names = {str(id): token for token, id in json.loads((folder / "encoder.json").read_text("utf-8")).items()}
+    """GPT-2's tokens under the ids of fairseq's dictionary: four special tokens, the dictionary's rows, <mask>.
+
+    A dictionary of single characters, such as amino acids, needs no other file: every character is a token.
+    """
     rows = [row.split(" ")[0] for row in _rows(folder / "dict.txt") if row]
+    if not (folder / "encoder.json").exists() and all(len(row) == 1 for row in rows):
+        return bpe({token: id for id, token in enumerate(["<s>", "<pad>", "</s>", "<unk>", *rows, "<mask>"])}, [])
+    names = {str(id): token for token, id in json.loads((folder / "encoder.json").read_text("utf-8")).items()}
     words = [row for row in rows if not row.startswith("madeupword")]
     # fairseq fills a dictionary up to a multiple of eight; the file may hold more than RoBERTa's three.
     filled = rows[: len(rows) if len(rows) == len(words) else len(words) + -(len(words) + 4) % 8]

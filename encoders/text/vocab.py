@@ -119,6 +119,10 @@ class Tokenizer:
             raise IndexError(f"token {id} is not among the {self.facts.size} of the vocabulary")
         return self._inner.id_to_token(int(id)) or ""  # a published list may skip an id
 
+    def same_ids(self, other: Tokenizer) -> bool:
+        """Whether every token has the same id in both."""
+        return self._inner.get_vocab() == other._inner.get_vocab()
+
     def save(self, path) -> None:
         """Writes tokenizer.json, as the file or into the folder `path`."""
         path = Path(path)

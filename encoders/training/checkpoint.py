@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -15,10 +16,11 @@ logging.getLogger("absl").setLevel(logging.ERROR)
 class Checkpoints:
     """The checkpoints of a run: the newest `keep`, and the one with the lowest held-out loss.
 
-    Beside the state each holds `notes`, a small JSON value: sums not yet logged, and the time spent.
+    Each holds the parameters apart, so that they can be read alone; the rest of the state; and `notes`, a small JSON
+    value: sums not yet logged. An imported run's has parameters only. With `keep=None` nothing is written or cleaned.
     """
 
-    def __init__(self, folder: Path, keep: int = 2):
+    def __init__(self, folder: Path, keep: int | None = None):
         best = policies.BestN(
             get_metric_fn=lambda metrics: metrics["loss"], reverse=True, n=1, keep_checkpoints_without_metrics=False
         )
@@ -26,14 +28,29 @@ class Checkpoints:
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
             best_fn=lambda metrics: metrics["loss"],
             best_mode="min",
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=keep is not None,
+            read_only=keep is None,
         )
-        self.manager = ocp.CheckpointManager(folder.resolve(), options=options, item_names=("state", "notes"))
+        handlers = {
+            "params": ocp.StandardCheckpointHandler(),
+            "rest": ocp.StandardCheckpointHandler(),
+            "notes": ocp.JsonCheckpointHandler(),
+        }
+        self.manager = ocp.CheckpointManager(folder.resolve(), options=options, item_handlers=handlers)
 
     def save(self, step: int, state, notes: dict, loss: float | None) -> None:
         """Write in the background; `loss` is the held-out loss at this step, if it was measured."""
-        args = ocp.args.Composite(state=ocp.args.StandardSave(state), notes=ocp.args.JsonSave(notes))
+        rest = {"step": state.step, "moments": state.moments, "guard": state.guard}
+        args = ocp.args.Composite(
+            params=ocp.args.StandardSave(state.params),
+            rest=ocp.args.StandardSave(rest),
+            notes=ocp.args.JsonSave(notes),
+        )
         self.manager.save(step, args=args, metrics=None if loss is None else {"loss": loss})
+
+    def save_params(self, params) -> None:
+        """Write step 0 of an imported run."""
+        self.manager.save(0, args=ocp.args.Composite(params=ocp.args.StandardSave(params)))
 
     def latest(self) -> int | None:
         return self.manager.latest_step()
@@ -48,9 +65,24 @@ class Checkpoints:
 
     def restore(self, step: int, like) -> tuple:
         """State and notes of `step`, the state with the shapes and shardings of `like`."""
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(like), notes=ocp.args.JsonRestore())
+        rest = {"step": like.step, "moments": like.moments, "guard": like.guard}
+        args = ocp.args.Composite(
+            params=ocp.args.StandardRestore(like.params),
+            rest=ocp.args.StandardRestore(rest),
+            notes=ocp.args.JsonRestore(),
+        )
         found = self.manager.restore(step, args=args)
-        return found["state"], found["notes"]
+        return like.replace(params=found["params"], **found["rest"]), found["notes"]
+
+    def params(self, step: int, shardings: Callable) -> dict:
+        """The parameters of `step` alone, placed as `shardings(shapes)` says."""
+        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self.shapes(step))
+        args = ocp.args.Composite(params=ocp.args.StandardRestore(abstract(like, shardings(like))))
+        return self.manager.restore(step, args=args)["params"]
+
+    def shapes(self, step: int):
+        """Shape and dtype of every parameter of `step`, without reading them."""
+        return self.manager.item_metadata(step)["params"].tree
 
     def close(self) -> None:
         """Wait until everything is on disk."""

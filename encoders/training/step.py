@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 
 import jax
@@ -25,17 +26,23 @@ class State(struct.PyTreeNode):
     guard: dict  # updates left out because loss or gradient was not finite: in all, and in a row
 
 
-def blank(length: int, label: str | None) -> dict[str, np.ndarray]:
-    """A batch of one row of ones, for shapes."""
+def blank(length: int, labels: Iterable[str] = ()) -> dict[str, np.ndarray]:
+    """A batch of one row of ones, for shapes; `labels` are its fields beyond those that every batch has."""
     fields = {name: np.ones((1, length), np.int32) for name in ("tokens", "example", "segments", "positions")}
     fields |= {name: np.zeros((1, 1), np.int32) for name in ("start", "id", "epoch", "valid")}
-    return fields | ({label: np.zeros((1, 1), np.int32)} if label else {})
+    return fields | {label: np.zeros((1, 1), np.int32) for label in labels}
 
 
-def init(seed, *, module, optimizer: Optimizer, label: str | None) -> State:
+def parameters(seed, module) -> dict:
+    """Fresh parameters of an objective's module; under `eval_shape` their shapes, of any size without memory."""
+    objective = module.objective
+    batch = objective.corrupt(jax.tree.map(jnp.asarray, blank(8, objective.needs)), module.facts, 0)
+    return module.init(jax.random.fold_in(jax.random.key(seed), PARAMETERS), batch)["params"]
+
+
+def init(seed, *, module, optimizer: Optimizer) -> State:
     """The state before the first step."""
-    batch = module.objective.corrupt(jax.tree.map(jnp.asarray, blank(8, label)), module.facts, 0)
-    params = module.init(jax.random.fold_in(jax.random.key(seed), PARAMETERS), batch)["params"]
+    params = parameters(seed, module)
     zero = lambda: jnp.zeros((), jnp.int32)  # each its own: a donated buffer may occur once
     return State(zero(), params, optimizer.init(params), {"skipped": zero(), "streak": zero()})
 

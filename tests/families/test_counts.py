@@ -21,7 +21,7 @@ shapes = cache(shapes)
 
 
 def count(model, objective, *parts):
-    """Parameters of all parts, or of those named: "encoder", "pair/pooler"."""
+    """Parameters of all parts, or of those named: "encoder", "pooler"."""
     tree = shapes(model, objective)
     chosen = []
     for part in parts:
@@ -54,7 +54,7 @@ def test_every_published_size_is_counted_here():
 @pytest.mark.parametrize("name", BERT)
 def test_parameters_of_bert(name):
     model, (encoder, pairs, tokens) = bert.SIZES[name], BERT[name]
-    assert count(model, NEXT, "encoder", "pair/pooler") == encoder
+    assert count(model, NEXT, "encoder", "pooler") == encoder
     assert count(model, NEXT) == pairs
     assert count(model, TOKENS) == tokens
 
@@ -92,7 +92,7 @@ ALBERT = {
 @pytest.mark.parametrize("name", albert.SIZES)
 def test_parameters_of_albert(name):
     model, (encoder, pairs, tokens) = albert.SIZES[name], ALBERT[name.removesuffix("-v2")]
-    assert count(model, ORDER, "encoder", "pair/pooler") == encoder
+    assert count(model, ORDER, "encoder", "pooler") == encoder
     assert count(model, ORDER) == pairs
     assert count(model, TOKENS) == tokens
 
@@ -121,7 +121,7 @@ def test_version_2_of_albert_is_version_1_without_dropout(name):
 )
 def test_parameters_of_albert_tables_3_and_4(share, embedding, millions):
     model = replace(albert.BASE, share=share, embedding=embedding)
-    pooler = ("pair/pooler",) if share else ()  # which the papers' not-shared rows leave out
+    pooler = ("pooler",) if share else ()  # which the papers' not-shared rows leave out
     assert round(count(model, ORDER, "encoder", *pooler) / 1e6) == millions
 
 
@@ -129,7 +129,7 @@ def test_parameters_of_albert_tables_3_and_4(share, embedding, millions):
 def test_parameters_of_albert_table_12(hidden, exact):
     # The paper says 18, 60, 225 and 499 million; Hugging Face's models have these.
     model = replace(albert.LARGE, layers=3, hidden=hidden, heads=hidden // 64, intermediate=4 * hidden)
-    assert round(count(model, ORDER, "encoder", "pair/pooler") / 1e6, 2) == exact
+    assert round(count(model, ORDER, "encoder", "pooler") / 1e6, 2) == exact
 
 
 def test_depth_costs_albert_nothing():

@@ -3,9 +3,10 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from encoders.model.config import Model
-from encoders.model.heads import MaskedTokenHead, PairHead, ReplacedTokenHead, gather
+from encoders.model.heads import ClassHead, MaskedTokenHead, Pooler, ReplacedTokenHead, gather
 from encoders.model.parts import ACTIVATIONS
 
 QUICK = {"xla_backend_optimization_level": 0}  # compiles in a third of the time
@@ -51,12 +52,20 @@ def test_vocabulary_logits_are_products_with_the_word_table_it_is_given():
     np.testing.assert_allclose(found, np.einsum("bke,ve->bkv", x, table) + p["bias"], **CLOSE)
 
 
-def test_the_pair_head_is_a_pooler_with_tanh_and_two_classes():
+def test_the_pooler_is_a_dense_layer_and_tanh():
     hidden = normal(0, 2, 3, 12)
-    p = parameters(PairHead(MODEL), jnp.asarray(hidden))
-    expected = through(np.tanh(through(hidden, p["pooler"])), p["classes"])
-    found = apply(PairHead(MODEL), p, hidden)
-    assert found.shape == (2, 3, 2)
+    p = parameters(Pooler(MODEL), jnp.asarray(hidden))
+    np.testing.assert_allclose(apply(Pooler(MODEL), p, hidden), np.tanh(through(hidden, p["dense"])), **CLOSE)
+
+
+@pytest.mark.parametrize("activation, between", [("none", None), ("tanh", np.tanh), ("gelu", GELU)])
+def test_the_class_head_is_linear_or_has_a_dense_layer_of_its_own_before(activation, between):
+    hidden, head = normal(0, 2, 3, 12), ClassHead(MODEL, 5, activation=activation)
+    p = parameters(head, jnp.asarray(hidden))
+    assert set(p) == ({"dense", "out"} if between else {"out"})
+    expected = through(between(through(hidden, p["dense"])) if between else hidden, p["out"])
+    found = apply(head, p, hidden)
+    assert found.shape == (2, 3, 5)
     np.testing.assert_allclose(found, expected, **CLOSE)
 
 
@@ -80,8 +89,9 @@ def test_the_last_layer_of_the_replaced_token_head_starts_from_glorot():
 def test_logits_are_float32_whatever_the_states_are():
     half = Model(vocab=19, hidden=12, layers=2, heads=3, intermediate=20, embedding=8, dtype="bfloat16")
     hidden = jnp.ones((2, 3, 12), jnp.bfloat16)
-    given = {MaskedTokenHead: (hidden, jnp.ones((19, 8))), PairHead: (hidden,), ReplacedTokenHead: (hidden,)}
+    given = {MaskedTokenHead(half): (hidden, jnp.ones((19, 8))), ReplacedTokenHead(half): (hidden,)}
+    given |= {ClassHead(half, 3, activation=name): (hidden,) for name in ("none", "tanh")}
     for head, args in given.items():
-        out, variables = jax.eval_shape(head(half).init_with_output, jax.random.key(0), *args)
+        out, variables = jax.eval_shape(head.init_with_output, jax.random.key(0), *args)
         assert out.dtype == jnp.float32
         assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype("float32")}

@@ -125,7 +125,7 @@ def test_a_sentence_task_needs_its_label(sentences, field):
 def test_without_a_sentence_task_there_is_no_pair_head():
     assert ALONE.needs == frozenset() and ALONE.weights == {"mlm_loss": 1.0}
     assert set(parameters(ALONE)) == {"encoder", "tokens"}
-    assert set(parameters(PAIRS)) == {"encoder", "tokens", "pair"}
+    assert set(parameters(PAIRS)) == {"encoder", "tokens", "pooler", "pair"}
 
 
 def test_the_label_turns_the_loss_of_a_pair():

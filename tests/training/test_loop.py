@@ -27,7 +27,9 @@ from encoders.text.vocab import Vocabulary
 from encoders.training import loop
 from encoders.training.log import Cadence, rows
 from encoders.training.optimizer import AdamW, Lamb
+from encoders.training.run import Run
 from encoders.training.step import State
+from encoders.values import to_json
 from tests import texts
 
 ROOT = Path(__file__).parents[2]
@@ -72,7 +74,7 @@ def experiment(corpus, family: str, folder, steps=12, **changes) -> Experiment:
 
 
 def final_state(folder: Path) -> State:
-    run = loop.Run.open(folder)
+    run = Run.open(folder)
     checkpoints = run.checkpoints()
     state, _ = run.restored(checkpoints, checkpoints.latest())
     checkpoints.close()
@@ -156,8 +158,8 @@ def test_a_vocabulary_larger_than_the_model_is_refused(corpus, tmp_path):
 def test_held_out_scores_do_not_depend_on_the_seed_of_the_run(corpus, tmp_path):
     whole = experiment(corpus, "electra", tmp_path, steps=4)
     loop.train(whole, tmp_path / "run", quiet)
-    run = loop.Run.open(tmp_path / "run")
-    other = loop.Run(replace(run.experiment, seed=5), run.store, tmp_path / "other")
+    run = Run.open(tmp_path / "run")
+    other = Run(replace(run.experiment, seed=5), tmp_path / "other", run.facts, lambda: run.store)
     params = final_state(tmp_path / "run").params
     assert run.evaluate(params) == other.evaluate(params)
     assert run.evaluate(params)["loss"] == pytest.approx(loop.result(tmp_path / "run")["heldout"]["loss"], rel=1e-6)
@@ -169,7 +171,7 @@ def test_the_newest_checkpoints_and_the_best_one_are_kept(corpus, tmp_path):
     )
     loop.train(whole, tmp_path / "run", quiet)
     losses = {r["step"]: r["loss"] for r in rows(tmp_path / "run/metrics.jsonl") if r["split"] == "heldout"}
-    checkpoints = loop.Run.open(tmp_path / "run").checkpoints()
+    checkpoints = Run.open(tmp_path / "run").checkpoints()
     assert set(checkpoints.steps()) == {14, 16, min(losses, key=losses.get)}
     assert checkpoints.best() == min(losses, key=losses.get)
     checkpoints.close()
@@ -192,7 +194,7 @@ ALONE = """
 import json, sys
 from pathlib import Path
 sys.path.insert(0, {root!r})
-from encoders.experiment import from_json
+from encoders.values import from_json
 from encoders.training import loop
 loop.train(from_json(json.loads(Path({path!r}).read_text())), Path({folder!r}), lambda line: None)
 """
@@ -212,7 +214,7 @@ def finish(process: subprocess.Popen, *statuses: int) -> None:
 def test_a_run_killed_at_random_moments_ends_bit_identical(corpus, tmp_path):
     cadence = Cadence(log=5, evaluate=50, save=7, keep=2, heldout=2)
     path, whole, killed = (tmp_path / name for name in ("experiment.json", "whole", "killed"))
-    path.write_text(json.dumps(loop.to_json(experiment(corpus, "electra", tmp_path, steps=250, cadence=cadence))))
+    path.write_text(json.dumps(to_json(experiment(corpus, "electra", tmp_path, steps=250, cadence=cadence))))
     finish(started(path, whole), 0)
     chance, kills = random.Random(), 0
     while loop.result(killed) is None:

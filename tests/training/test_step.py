@@ -180,7 +180,7 @@ def test_evaluation_drops_nothing_and_masks_as_seed_zero_does():
 
 def test_a_run_starts_from_its_seed_alone():
     module = PAIRS.module(MODEL, FACTS)
-    start = lambda seed: init(seed, module=module, optimizer=AdamW(rate=0.1, warmup=0), label="next_sentence")
+    start = lambda seed: init(seed, module=module, optimizer=AdamW(rate=0.1, warmup=0))
     start = jax.jit(start, compiler_options=QUICK)
     one, same, other = (jax.device_get(start(seed)) for seed in (0, 0, 1))
     assert equal(one, same) and not equal(one.params, other.params)
@@ -193,7 +193,7 @@ def test_a_run_starts_from_its_seed_alone():
 class OneWeight:
     """A module with one parameter, and an objective that leaves batches as they are."""
 
-    objective, facts = property(lambda self: self), None
+    objective, facts, needs = property(lambda self: self), None, ()
 
     def corrupt(self, batch, facts, seed):
         return batch
@@ -203,12 +203,12 @@ class OneWeight:
 
 
 def test_no_buffer_of_the_first_state_occurs_twice():  # it is donated to the first step
-    leaves = jax.tree.leaves(init(0, module=OneWeight(), optimizer=AdamW(rate=0.1, warmup=0), label=None))
+    leaves = jax.tree.leaves(init(0, module=OneWeight(), optimizer=AdamW(rate=0.1, warmup=0)))
     assert len({leaf.unsafe_buffer_pointer() for leaf in leaves}) == len(leaves) == 1 + 1 + 3 + 2
 
 
 def test_a_blank_batch_has_the_fields_of_a_batch():
-    fields = blank(7, "next_sentence")
+    fields = blank(7, ["next_sentence"])
     assert {name: x.shape[1] for name, x in fields.items()} == {
         name: 7 if x.shape[1] == 13 else 1 for name, x in ROWS.items()
     }

@@ -1,0 +1,274 @@
+"""Published checkpoints in and out: a folder as transformers writes it ↔ a run of ours, exactly, without PyTorch.
+
+Everything that does not fit is found before anything is written, and listed in one error. A run and a folder appear
+whole or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from encoders.exchange import fairseq, tokenizers
+from encoders.exchange.architectures import ARCHITECTURES, Architecture
+from encoders.exchange.published import Published, classes_in_config, read
+from encoders.exchange.weights import CheckpointError, listed, write_safetensors
+from encoders.experiment import Network
+from encoders.model.config import Model
+from encoders.objectives.rtd import ReplacedTokens
+from encoders.training import sharding, step
+from encoders.training.checkpoint import Checkpoints
+from encoders.training.optimizer import paths, stacked
+from encoders.training.run import Run, record, write_json
+
+Say = Callable[[str], None]
+Leaf = Callable[[], np.ndarray]
+
+
+def import_checkpoint(
+    folder: str | Path,
+    run: str | Path,
+    *,
+    generator: str | Path | None = None,
+    vocabulary: str | Path | None = None,
+    say: Say = lambda line: None,
+) -> None:
+    """Make the published checkpoint in `folder` the run `run`, which must not exist yet.
+
+    The folder is one of transformers, or fairseq's .pt file, or a folder that holds one. An ELECTRA discriminator may bring its `generator`: another such folder, or the one named generator inside its own.
+    `vocabulary` names the tokenizer's files where they are elsewhere. Raises `CheckpointError`, a `ValueError`, that
+    lists all that does not fit.
+
+        import_checkpoint("bert-base-uncased", "runs/bert-base-uncased")
+    """
+    folder, run = Path(folder), Path(run)
+    if run.exists():
+        raise CheckpointError(f"{run} exists; choose another name, or remove it")
+    file = fairseq.file_in(folder)
+    main = fairseq.read(file) if file else read(folder)
+    if generator is None and (folder / "generator" / "config.json").is_file():
+        generator = folder / "generator"
+    sources = pair(main, read(Path(generator))) if generator else Sources(main.model, main.objective, {"": main})
+    tokenizer = tokenizers.read(Path(vocabulary or (file.parent if file else folder)))
+    network = Network(name=run.name, model=sources.model, objective=sources.objective)
+    shapes = sources.shapes(tokenizer.facts)
+    problems = sources.problems(shapes)
+    if tokenizer.facts.size > network.model.vocab:
+        problems.append(
+            f"the vocabulary has {tokenizer.facts.size} entries and the word table {network.model.vocab} rows"
+        )
+    if problems:
+        raise CheckpointError(f"{folder} cannot be imported:\n  " + "\n  ".join(problems))
+    mesh = network.mesh.build()
+    with appearing(run) as partial_run:
+        tokenizer.save(partial_run)
+        write_json(partial_run / "experiment.json", record(network, sources.digest(), tokenizer.facts))
+        checkpoints = Checkpoints(partial_run / "checkpoints", keep=1)
+        try:
+            checkpoints.save_params(jax.tree.map(sources.load, paths(shapes), shapes, sharding.shardings(shapes, mesh)))
+        finally:
+            checkpoints.close()
+    say(f"{run}: {sources.model.layers} layers, {type(sources.objective).__name__}, {', '.join(shapes)}")
+
+
+@dataclass(frozen=True)
+class Sources:
+    """One published checkpoint, or ELECTRA's two, as the parameters of one network.
+
+    `parts` maps the first names of a path in our tree to the checkpoint that has it; "" is all the others. `bodies`
+    are those whose encoder has another name here.
+    """
+
+    model: Model
+    objective: object
+    parts: dict[str, Published]
+    tied: frozenset[str] = frozenset()
+
+    def of(self, path: str) -> tuple[Published, str]:
+        """The checkpoint that holds the leaf at `path`, and the leaf's path there."""
+        part, _, rest = path.partition("/")
+        source = self.parts.get(part, self.parts[""])
+        return source, f"encoder/{rest}" if part in ("discriminator", "generator") else path
+
+    def shapes(self, facts) -> dict:
+        """Shapes of all parameters, and of a pooler that comes along without being part of the objective."""
+        shapes = dict(jax.eval_shape(partial(step.parameters, 0, self.objective.module(self.model, facts))))
+        extra = self.parts[""].found - set(shapes)
+        if "pooler" in extra:
+            d, f32 = self.model.hidden, np.float32
+            kernel, bias = jax.ShapeDtypeStruct((d, d), f32), jax.ShapeDtypeStruct((d,), f32)
+            shapes["pooler"] = {"dense": {"kernel": kernel, "bias": bias}}
+        return shapes
+
+    def problems(self, shapes) -> list[str]:
+        """What does not fit, a line each."""
+        wanted = {id(source): {} for source in self.parts.values()}
+        for path, leaf in zip(jax.tree.leaves(paths(shapes)), jax.tree.leaves(shapes), strict=True):
+            source, there = self.of(path)
+            wanted[id(source)][there] = leaf.shape
+        return [line for source in set(self.parts.values()) for line in source.problems(wanted[id(source)], self.tied)]
+
+    def load(self, path: str, leaf, sharding):
+        """The leaf at `path`, read where it belongs: a device's share of it, a layer at a time."""
+        source, there = self.of(path)
+
+        def read(index) -> np.ndarray:
+            if not stacked(path):
+                return np.ascontiguousarray(source.tensor(there)[index])
+            layers = range(*index[0].indices(leaf.shape[0]))
+            size = (len(layers), *(len(range(*i.indices(n))) for i, n in zip(index[1:], leaf.shape[1:], strict=True)))
+            stack = np.empty(size, np.float32)
+            for place, layer in enumerate(layers):
+                stack[place] = source.tensor(there, layer)[index[1:]]
+            return stack
+
+        return jax.make_array_from_callback(leaf.shape, sharding, read)
+
+    def digest(self) -> str:
+        """A fingerprint of the files that were read."""
+        whole = hashlib.sha256()
+        for _, source in sorted(self.parts.items()):
+            for path in source.files:
+                with open(path, "rb") as file:
+                    whole.update(hashlib.file_digest(file, "sha256").digest())
+        return whole.hexdigest()[:16]
+
+
+def pair(discriminator: Published, generator: Published) -> Sources:
+    """ELECTRA's two networks as one; what they share is found by comparing their tables."""
+    if discriminator.found != {"replaced"} or generator.found != {"tokens"}:
+        raise CheckpointError(
+            f"a discriminator and a generator have the parts replaced and tokens; these have "
+            f"{', '.join(sorted(discriminator.found))} and {', '.join(sorted(generator.found))}"
+        )
+    there, here = generator.model, discriminator.model
+    objective = ReplacedTokens(width=there.hidden / here.hidden, depth=there.layers / here.layers)
+    ours = objective.generator(here)
+    differing = [
+        f"{name} is {value} there and would be {ours.computes()[name]} here"
+        for name, value in there.computes().items()
+        if value != ours.computes()[name]
+    ]
+    if differing or there.vocab != here.vocab:
+        differing += [f"vocab is {there.vocab} there and {here.vocab} here"] * (there.vocab != here.vocab)
+        raise CheckpointError(f"the generator is not one that belongs to the discriminator: {'; '.join(differing)}")
+    names = ["word/embedding", "position/embedding", "segment/embedding", "norm/scale", "norm/bias"]
+    same = [name for name in names if discriminator.same(generator, f"encoder/embed/{name}")]
+    tie = "embeddings" if same == names else "tokens" if "word/embedding" in same else "none"
+    tied = {"embeddings": names, "tokens": names[:1], "none": []}[tie]
+    return Sources(
+        here,
+        replace(objective, tie=tie),
+        {"": discriminator, "generator": generator, "tokens": generator},
+        frozenset(f"encoder/embed/{name}" for name in tied),
+    )
+
+
+# Out ------------------------------------------------------------------------------------------------------------------
+
+
+def export_run(run: str | Path, folder: str | Path, *, step: str = "latest", say: Say = lambda line: None) -> None:
+    """Write the run `run` as a folder that transformers loads, which must not exist yet.
+
+    ELECTRA's generator goes into the folder `generator` inside it. Raises `CheckpointError` for what transformers has
+    no class for.
+
+        export_run("runs/mini-bert", "mini-bert")
+    """
+    opened, folder = Run.open(Path(run)), Path(folder)
+    if folder.exists():
+        raise CheckpointError(f"{folder} exists; choose another name, or remove it")
+    _, params = opened.params(step)
+    written = [(place, *described(opened, model, tree)) for place, model, tree in networks(opened, params)]
+    with appearing(folder) as partial_folder:
+        for place, config, tensors in written:
+            (partial_folder / place).mkdir(exist_ok=True)
+            write_json(partial_folder / place / "config.json", config)
+            write_safetensors(partial_folder / place / "model.safetensors", tensors)
+            tokenizers.write(opened.tokenizer, partial_folder / place, opened.network.model)
+            say(f"{folder / place}: {config['architectures'][0]}")
+
+
+def networks(run: Run, params: dict) -> Iterator[tuple[str, Model, dict]]:
+    """The networks of a run as transformers has them, one a folder: where, its model, its parameters."""
+    model, objective = run.network.model, run.network.objective
+    if not isinstance(objective, ReplacedTokens):
+        yield "", model, params
+        return
+    yield "", model, {"encoder": params["discriminator"], "replaced": params["replaced"]}
+    if "generator" in params:
+        theirs, encoder = params["discriminator"]["embed"], params["generator"]
+        embed = theirs if objective.tie == "embeddings" else dict(encoder["embed"])
+        embed |= {"word": theirs["word"]} if objective.tie == "tokens" else {}
+        tree = {"encoder": encoder | {"embed": embed}, "tokens": params["tokens"]}
+        yield "generator", objective.generator(model), tree
+
+
+def described(run: Run, model: Model, tree: dict) -> tuple[dict, dict[str, tuple[tuple[int, ...], Leaf]]]:
+    """config.json and the tensors of one network. Raises `CheckpointError` where no architecture has it."""
+    reasons = []
+    for architecture in ARCHITECTURES.values():
+        reason = obstacle(run, architecture, model, tree)
+        if reason is None:
+            break
+        reasons.append(f"{architecture.name}: {reason}")
+    else:
+        raise CheckpointError("transformers has no architecture for this run:\n  " + "\n  ".join(reasons))
+    if "project" not in tree["encoder"] and architecture.model.get("always_project"):
+        eye = {"kernel": np.eye(model.hidden, dtype=np.float32), "bias": np.zeros(model.hidden, np.float32)}
+        tree = tree | {"encoder": tree["encoder"] | {"project": eye}}  # the identity: x stays what it is
+    facts, parts = run.facts, set(tree) - {"encoder"}
+    name = max((found for found in architecture.classes if found[0] <= parts), key=lambda found: len(found[0]))[1]
+    config = {"architectures": [name], "model_type": architecture.name} | architecture.write(model)
+    config |= {"pad_token_id": facts.pad, "bos_token_id": facts.cls, "eos_token_id": facts.sep, "dtype": "float32"}
+    config |= classes_in_config(run.network.objective)
+    tensors = {}
+    for path, leaf in zip(jax.tree.leaves(paths(tree)), jax.tree.leaves(tree), strict=True):
+        theirs, kind = architecture.place(path)
+        turned = lambda x, kind=kind: np.asarray(x).T if kind == "kernel" else np.asarray(x)
+        for i in range(leaf.shape[0] if stacked(path) else 1):
+            part = partial(lambda leaf, i, turned: turned(leaf[i]), leaf, i, turned) if stacked(path) else None
+            shape = leaf.shape[1:] if stacked(path) else leaf.shape
+            tensors[theirs.format(i)] = (
+                shape[::-1] if kind == "kernel" else shape,
+                part or partial(turned, leaf),
+            )
+    return config, dict(sorted(tensors.items()))
+
+
+def obstacle(run: Run, architecture: Architecture, model: Model, tree: dict) -> str | None:
+    """Why `architecture` cannot have this network; None where it can."""
+    config = architecture.write(model) | {"pad_token_id": run.facts.pad}
+    try:
+        theirs = architecture.read(config).computes()
+    except ValueError as error:
+        return str(error)
+    differing = [f"{name}={value!r}" for name, value in model.computes().items() if theirs[name] != value]
+    lacking = [path for path in jax.tree.leaves(paths(tree)) if architecture.place(path) is None]
+    if differing or lacking:
+        return f"it has no {listed([*differing, *lacking])}"
+    if model.activation != "gelu" and (fixed := [part for part in architecture.always_gelu if part in tree]):
+        return f"its {fixed[0]} head has gelu and not {model.activation}"
+    head = getattr(run.network.objective, "head", architecture.classifier)
+    return None if head == architecture.classifier else f"its classifier is {architecture.classifier} and not {head}"
+
+
+@contextmanager
+def appearing(folder: Path) -> Iterator[Path]:
+    """A folder to fill that gets its name when it is whole, and is gone if that fails."""
+    partial_folder = folder.with_name(f".{folder.name}.partial-{secrets.token_hex(4)}")
+    partial_folder.mkdir(parents=True)
+    try:
+        yield partial_folder
+        partial_folder.rename(folder)
+    finally:
+        shutil.rmtree(partial_folder, ignore_errors=True)

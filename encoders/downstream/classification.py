@@ -1,0 +1,80 @@
+"""Classification and regression of one text or two, from [CLS] (BERT §4.1; RoBERTa §5.1; ELECTRA appendix A)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from encoders.metrics import Mean
+from encoders.model.config import Model
+from encoders.model.encoder import Encoder
+from encoders.model.heads import ClassHead, Pooler, gather
+from encoders.objectives.masking import Batch
+from encoders.objectives.mlm import losses
+from encoders.objectives.objective import Metrics, Unchanged
+from encoders.text.vocab import Facts
+
+
+@dataclass(frozen=True)
+class Classification(Unchanged):
+    """One of `labels` for each example, or a number where there is one label only.
+
+    `head`: a linear layer on the pooled [CLS] (BERT, ALBERT), on [CLS] itself ("linear", Google's ELECTRA), or after a
+    dense layer of its own and tanh (RoBERTa) or gelu (Hugging Face's ELECTRA).
+    """
+
+    labels: tuple[str, ...]
+    head: Literal["pooled", "linear", "tanh", "gelu"] = "pooled"
+    dropout: float = 0.1
+
+    needs: ClassVar[frozenset[str]] = frozenset({"label"})
+    weights: ClassVar[dict[str, float]] = {"label_loss": 1.0}
+
+    def __post_init__(self):
+        if not self.labels or len(set(self.labels)) < len(self.labels):
+            raise ValueError(f"objective.labels={self.labels} must be one or more names, each once")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"objective.dropout={self.dropout} must be at least 0 and below 1")
+
+    def module(self, model: Model, facts: Facts) -> nn.Module:
+        return ClassificationModule(model, self, facts)
+
+    def counts(self, batch: Batch) -> dict:
+        return {"label_loss": batch["valid"].sum()}
+
+
+class ClassificationModule(nn.Module):
+    """An encoder, a pooler where the head reads it, and the head."""
+
+    model: Model
+    objective: Classification
+    facts: Facts
+
+    def setup(self):
+        objective = self.objective
+        self.encoder = Encoder(self.model)
+        if objective.head == "pooled":
+            self.pooler = Pooler(self.model)
+        activation = objective.head if objective.head in ("tanh", "gelu") else "none"
+        self.classes = ClassHead(self.model, len(objective.labels), objective.dropout, activation)
+
+    def __call__(self, batch: Batch, train: bool = False) -> Metrics:
+        logits, labels = self.logits(batch, train), batch["label"]
+        valid = batch["valid"].astype(jnp.float32)
+        count = valid.sum()
+        if len(self.objective.labels) == 1:
+            return {"label_loss": Mean((jnp.square(logits[..., 0] - labels) * valid).sum(), count)}
+        return {
+            "label_loss": Mean((losses(logits, labels) * valid).sum(), count),
+            "label_accuracy": Mean(((logits.argmax(-1) == labels) * valid).sum(), count),
+        }
+
+    def logits(self, batch: Batch, train: bool = False) -> Float[Array, "b s c"]:
+        """A number for each label of each example."""
+        hidden = self.encoder(batch["tokens"], batch["example"], batch["segments"], batch["positions"], train=train)
+        first = gather(hidden, batch["start"])
+        return self.classes(self.pooler(first) if self.objective.head == "pooled" else first, train)

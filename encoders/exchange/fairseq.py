@@ -1,0 +1,117 @@
+"""fairseq's RoBERTa checkpoints: a .pt file that names its tensors, and holds its options, in its own way.
+
+https://github.com/facebookresearch/fairseq, models/roberta. The options become a configuration of transformers, the
+names those of its RoBERTa, and all else is the same.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from encoders.exchange import pickles
+from encoders.exchange.published import Published, interpret
+from encoders.exchange.weights import CheckpointError, Entry, entry
+
+NAMES = (
+    (r"(encoder|decoder)\.(?=sentence_encoder|lm_head)", ""),
+    (r"sentence_encoder\.embed_tokens", "roberta.embeddings.word_embeddings"),
+    (r"sentence_encoder\.embed_positions", "roberta.embeddings.position_embeddings"),
+    (r"sentence_encoder\.(emb_layer_norm|layernorm_embedding)", "roberta.embeddings.LayerNorm"),
+    (r"sentence_encoder\.layers\.(\d+)", r"roberta.encoder.layer.\1"),
+    (r"self_attn\.(q|k|v)_proj", lambda match: f"attention.self.{dict(q='query', k='key', v='value')[match[1]]}"),
+    (r"self_attn\.out_proj", "attention.output.dense"),
+    (r"self_attn_layer_norm", "attention.output.LayerNorm"),
+    (r"\.fc1", ".intermediate.dense"),
+    (r"\.fc2", ".output.dense"),
+    (r"final_layer_norm", "output.LayerNorm"),
+    (r"lm_head\.weight", "lm_head.decoder.weight"),
+    (r"classification_heads\.\w+\.(dense|out_proj)", r"classifier.\1"),
+)
+VERSION = r"sentence_encoder\.version$"  # a buffer
+OFFSET = 2  # positions start after the padding index, which is 1
+# Field of config.json, fairseq's option, and what fairseq takes without it.
+OPTIONS = (
+    ("num_attention_heads", "encoder_attention_heads", 12),
+    ("hidden_dropout_prob", "dropout", 0.1),
+    ("attention_probs_dropout_prob", "attention_dropout", 0.1),
+    ("hidden_act", "activation_fn", "gelu"),
+)
+
+
+def file_in(path: Path) -> Path | None:
+    """The .pt file that `path` is, or that is the only one in a folder without a config.json."""
+    if path.suffix == ".pt" and path.is_file():
+        return path
+    found = list(path.glob("*.pt")) if not (path / "config.json").exists() else []
+    return found[0] if len(found) == 1 else None
+
+
+def read(path: Path) -> Published:
+    """The checkpoint in a .pt file. Raises `CheckpointError` for one that cannot be read."""
+    try:
+        content, numbers = pickles.load(path)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
+    tensors = content.get("model") if isinstance(content, dict) else None
+    options = found_options(content) if isinstance(tensors, dict) else None
+    if options is None:
+        raise CheckpointError(f"{path.name} is no checkpoint of fairseq: it has no model and its options")
+    entries = {}
+    for name, tensor in tensors.items():
+        if isinstance(tensor, pickles.Tensor) and not re.search(VERSION, name):
+            entries |= renamed(name, entry(tensor.shape, tensor.storage.dtype.name, lambda t=tensor: numbers(t)))
+    return interpret(configuration(options, entries), with_segments(entries), (path,))
+
+
+def found_options(content: dict) -> dict | None:
+    """The model's options, which older files have in `args` and newer ones in `cfg`."""
+    options = content.get("args")
+    if options is None and isinstance(content.get("cfg"), dict):
+        options = content["cfg"].get("model")
+    if isinstance(options, pickles.Stub):
+        options = vars(options)
+    return options if isinstance(options, dict) else None
+
+
+def renamed(name: str, tensor: Entry) -> dict[str, Entry]:
+    """A tensor under its name in transformers; the older query, key and value in one are three."""
+    if match := re.fullmatch(r"(.*self_attn\.)in_proj_(weight|bias)", name):
+        size, rest = tensor.shape[0] // 3, tensor.shape[1:]
+        cut = lambda i: Entry((size, *rest), tensor.dtype, lambda: tensor.read()[i * size : (i + 1) * size])
+        parts = {f"{match[1]}{letter}_proj.{match[2]}": cut(i) for i, letter in enumerate("qkv")}
+    else:
+        parts = {name: tensor}
+    for pattern, replacement in NAMES:
+        parts = {re.sub(pattern, replacement, name): part for name, part in parts.items()}
+    return parts
+
+
+def configuration(options: dict, entries: dict[str, Entry]) -> dict:
+    """config.json as transformers would have it."""
+    shape = lambda name: entries[name].shape if name in entries else (0, 0)
+    vocab, hidden = (*shape("roberta.embeddings.word_embeddings.weight"), 0)[:2]
+    layers = {match[1] for name in entries if (match := re.match(r"roberta\.encoder\.layer\.(\d+)\.", name))}
+    classes = (*shape("classifier.out_proj.weight"), 0)[0]
+    return {
+        "model_type": "roberta",
+        "vocab_size": vocab,
+        "hidden_size": hidden,
+        "num_hidden_layers": len(layers),
+        "intermediate_size": shape("roberta.encoder.layer.0.intermediate.dense.weight")[0],
+        "max_position_embeddings": shape("roberta.embeddings.position_embeddings.weight")[0],
+        "type_vocab_size": 1,
+        "layer_norm_eps": 1e-5,
+        "pad_token_id": OFFSET - 1,
+        **({"num_labels": classes} if classes else {}),
+        **{ours: options.get(theirs, default) for ours, theirs, default in OPTIONS},
+    }
+
+
+def with_segments(entries: dict[str, Entry]) -> dict[str, Entry]:
+    """fairseq has no table of segments: one row of zeros is the same."""
+    width = entries["roberta.embeddings.word_embeddings.weight"].shape[-1]
+    zeros = Entry((1, width), "float32", lambda: np.zeros((1, width), np.float32))
+    return entries | {"roberta.embeddings.token_type_embeddings.weight": zeros}

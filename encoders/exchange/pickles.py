@@ -1,0 +1,196 @@
+"""A reader of PyTorch's files that runs nothing they contain.
+
+torch.save pickles its tensors' descriptions, and a pickle may name any function to be called. Here the names that
+rebuild a tensor stand for functions of this file, and every other name for an inert `Stub`: nothing is imported and
+nothing of the file is executed. Both layouts are read: the zip archive, and the plain one from before PyTorch 1.6.
+"""
+
+from __future__ import annotations
+
+import collections
+import pickle
+import struct
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of the layout before PyTorch 1.6
+DTYPES = {
+    "Double": np.float64,
+    "Float": np.float32,
+    "Half": np.float16,
+    "BFloat16": ml_dtypes.bfloat16,
+    "Long": np.int64,
+    "Int": np.int32,
+    "Short": np.int16,
+    "Char": np.int8,
+    "Byte": np.uint8,
+    "Bool": np.bool_,
+}
+
+
+@dataclass(frozen=True)
+class Storage:
+    """The numbers behind one or more tensors, read when asked for."""
+
+    key: str
+    dtype: np.dtype
+    size: int  # elements
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor as a view of its storage; `read` gives its numbers."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]  # in elements
+
+    def check(self, size: int) -> None:
+        """Raises `ValueError` unless the view lies within `size` elements."""
+        values = (self.offset, *self.shape, *self.strides)
+        if not all(type(n) is int and n >= 0 for n in values) or len(self.shape) != len(self.strides):
+            raise ValueError(f"a tensor of shape {self.shape} with strides {self.strides} at {self.offset}")
+        last = self.offset + sum((n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True))
+        if all(self.shape) and last >= size:
+            raise ValueError(f"a tensor of shape {self.shape} reaches beyond its storage of {size}")
+
+    def of(self, numbers: np.ndarray) -> np.ndarray:
+        """The tensor out of its storage's numbers; checked again, as a pickle may have changed it since."""
+        self.check(len(numbers))
+        strides = [stride * numbers.itemsize for stride in self.strides]
+        return np.lib.stride_tricks.as_strided(numbers[self.offset :], self.shape, strides, writeable=False)
+
+
+class Stub:
+    """Stands for whatever else a pickle names: it can be made, called and filled, and does nothing."""
+
+    def __init__(self, *_, **__):
+        pass
+
+    def __call__(self, *_, **__):
+        return Stub()
+
+    def __setstate__(self, state):
+        if isinstance(state, dict):
+            self.__dict__.update({name: value for name, value in state.items() if isinstance(name, str)})
+
+    def __setitem__(self, key, value):
+        pass
+
+    def append(self, value):
+        pass
+
+    def extend(self, values):
+        pass
+
+
+def rebuild_tensor(storage, offset, shape, strides, *_) -> Tensor:
+    if not isinstance(storage, Storage):
+        raise ValueError("a tensor without a storage")
+    tensor = Tensor(storage, offset, tuple(shape), tuple(strides))
+    tensor.check(storage.size)
+    return tensor
+
+
+def rebuild_parameter(tensor, *_) -> Any:
+    return tensor
+
+
+KNOWN: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("torch._utils", "_rebuild_tensor"): rebuild_tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): rebuild_tensor,
+    ("torch._utils", "_rebuild_parameter"): rebuild_parameter,
+}
+
+
+class Unpickler(pickle.Unpickler):
+    """Gives what a pickle holds with `Tensor`s for its tensors."""
+
+    def __init__(self, file):
+        super().__init__(file, encoding="utf-8")
+        self.storages: dict[str, Storage] = {}
+
+    def find_class(self, module: str, name: str):
+        kind = name.removesuffix("Storage")
+        if module == "torch" and kind in DTYPES:
+            return kind
+        return KNOWN.get((module, name), Stub)
+
+    def persistent_load(self, pid) -> Storage:
+        match pid:
+            case ("storage", str(kind), str(key), _, int(size), *rest) if kind in DTYPES and size >= 0:
+                if rest and rest[0] is not None:
+                    raise ValueError("a storage that is a view of another one")
+                return self.storages.setdefault(key, Storage(key, np.dtype(DTYPES[kind]), size))
+        raise ValueError(f"a stored object of an unknown kind: {str(pid)[:80]}")
+
+
+def load(path: Path) -> tuple[Any, Callable[[Tensor], np.ndarray]]:
+    """What `torch.save` wrote to `path`, and a function that reads one of its tensors.
+
+    Raises `ValueError` for anything that is not such a file, whole.
+    """
+    try:
+        return _archive(path) if zipfile.is_zipfile(path) else _plain(path)
+    except (
+        *(pickle.UnpicklingError, zipfile.BadZipFile, struct.error, EOFError, KeyError, IndexError, AttributeError),
+        *(TypeError, ValueError, RecursionError, MemoryError, OverflowError, NotImplementedError, ImportError),
+    ) as error:
+        raise ValueError(f"{path.name} is not a whole PyTorch file: {type(error).__name__}: {error}") from None
+
+
+def _archive(path: Path):
+    with zipfile.ZipFile(path) as archive:
+        found = [name for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl"]
+        if len(found) != 1:
+            raise ValueError(f"{len(found)} entries data.pkl")
+        root = found[0].removesuffix("data.pkl")
+        order = f"{root}byteorder"
+        if order in archive.namelist() and archive.read(order) != b"little":
+            raise ValueError("its numbers are not little-endian")
+        with archive.open(found[0]) as file:
+            content = Unpickler(file).load()
+
+    def read(tensor: Tensor) -> np.ndarray:
+        storage = tensor.storage
+        with zipfile.ZipFile(path) as archive:
+            entry = archive.getinfo(f"{root}data/{storage.key}")
+            size = storage.size * storage.dtype.itemsize
+            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size < size:
+                raise ValueError(f"{path.name}: {entry.filename} does not hold the {size} bytes it should")
+            return tensor.of(np.frombuffer(archive.read(entry), storage.dtype, storage.size))
+
+    return content, read
+
+
+def _plain(path: Path):
+    with open(path, "rb") as file:
+        if Unpickler(file).load() != MAGIC or Unpickler(file).load() != PROTOCOL:
+            raise ValueError("its first bytes are none of PyTorch's")
+        if not Unpickler(file).load().get("little_endian", True):
+            raise ValueError("its numbers are not little-endian")
+        reader = Unpickler(file)
+        content = reader.load()
+        keys, offsets, end = Unpickler(file).load(), {}, path.stat().st_size
+        for key in keys:
+            storage = reader.storages[key]
+            (size,) = struct.unpack("<q", file.read(8))
+            start = file.tell()
+            if size != storage.size or start + size * storage.dtype.itemsize > end:
+                raise ValueError(f"storage {key} does not hold its {storage.size} elements")
+            offsets[key] = start
+            file.seek(start + size * storage.dtype.itemsize)
+
+    def read(tensor: Tensor) -> np.ndarray:
+        storage = tensor.storage
+        return tensor.of(np.fromfile(path, storage.dtype, storage.size, offset=offsets[storage.key]))
+
+    return content, read

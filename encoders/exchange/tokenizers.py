@@ -1,0 +1,52 @@
+"""Tokenizers as published: read from the files beside the weights, written so that AutoTokenizer gives the same ids."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from encoders.exchange.weights import CheckpointError, read_json
+from encoders.model.config import Model
+from encoders.text.vocab import Tokenizer, load
+
+# The name of each special token in tokenizer_config.json.
+ROLES = {"pad_token": "pad", "unk_token": "unk", "cls_token": "cls", "sep_token": "sep", "mask_token": "mask"}
+
+
+def read(path: Path) -> Tokenizer:
+    """The tokenizer of the files at `path`, a folder or one of the files that `Vocabulary.path` takes.
+
+    Raises `CheckpointError` where there is none, and for rules that are not read.
+    """
+    options = path / "tokenizer_config.json" if path.is_dir() else path.with_name("tokenizer_config.json")
+    settings = read_json(options) if options.is_file() else {}
+    lowercase = settings.get("do_lower_case", True)
+    if not isinstance(lowercase, bool):
+        raise CheckpointError(f"tokenizer_config.json: do_lower_case={lowercase!r} is not true or false")
+    serialized = path.name == "tokenizer.json" or (path / "tokenizer.json").is_file()
+    accents, chinese = settings.get("strip_accents"), settings.get("tokenize_chinese_chars", True)
+    if not serialized and (accents not in (None, lowercase) or chinese is not True):
+        raise CheckpointError(
+            f"tokenizer_config.json: strip_accents={accents!r} and tokenize_chinese_chars={chinese!r} can be read from "
+            "a tokenizer.json only; save the tokenizer with transformers first"
+        )
+    try:
+        return load(path, lowercase)
+    except ValueError as error:
+        raise CheckpointError(f"{error}; other files can be named with --vocabulary") from None
+
+
+def write(tokenizer: Tokenizer, folder: Path, model: Model) -> None:
+    """tokenizer.json, tokenizer_config.json and, for WordPiece, the vocab.txt of older tools."""
+    tokenizer.save(folder)
+    names = {name: tokenizer.token(getattr(tokenizer.facts, role)) for name, role in ROLES.items()}
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": model.positions,
+        "model_input_names": ["input_ids", *(["token_type_ids"] if model.segments > 1 else []), "attention_mask"],
+        "clean_up_tokenization_spaces": False,
+    } | names
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")
+    if tokenizer.kind == "wordpiece":
+        words = [tokenizer.token(id) for id in range(tokenizer.facts.size)]
+        (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in words), encoding="utf-8")

@@ -1,0 +1,204 @@
+"""A run's folder: the network that is trained there, its vocabulary, its checkpoints and its scores.
+
+    runs/NAME/
+      experiment.json     the experiment, its fingerprint, its vocabulary's facts, and where its store is
+      tokenizer.json
+      checkpoints/        the newest and the best
+      metrics.jsonl       a row a log and an evaluation
+      result.json         once it is finished
+
+An imported run has a network in the place of the experiment, and neither store, metrics nor result.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import cached_property, partial
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from encoders import metrics
+from encoders.data.store import Store
+from encoders.data.stream import heldout_batches
+from encoders.experiment import Experiment, Network, differences, fingerprint
+from encoders.objectives.objective import total_loss
+from encoders.text.vocab import Facts
+from encoders.training import sharding, step
+from encoders.training.checkpoint import Checkpoints, abstract
+from encoders.values import from_json, to_json
+
+
+class RunError(ValueError):
+    """A run that cannot start or go on."""
+
+
+class Run:
+    """A network and its vocabulary, in its folder; with a store, if text is to be read."""
+
+    def __init__(self, network: Network, folder: Path, facts: Facts, store: Callable[[], Store]):
+        self.network, self.folder, self.facts, self.find_store = network, Path(folder), facts, store
+        self.mesh = network.mesh.build()
+        if facts.size > network.model.vocab:
+            raise RunError(f"the vocabulary has {facts.size} entries and model.vocab={network.model.vocab} is less")
+        self.module = network.objective.module(network.model, facts)
+
+    @classmethod
+    def open(cls, folder: Path, store: str | None = None) -> Run:
+        """A run from its folder alone; `store` says where its store has moved to."""
+        record = read_record(folder)
+        find = partial(find_store, folder, record, store)
+        return cls(from_json(record["experiment"]), folder, Facts.from_json(record["facts"]), find)
+
+    @property
+    def experiment(self) -> Experiment:
+        """The experiment. Raises `RunError` for an imported run, which is none."""
+        if not isinstance(self.network, Experiment):
+            raise RunError(
+                f"{self.folder} was imported, with no text and nothing to train; an experiment can begin with its "
+                f"parameters: --set start={self.folder}"
+            )
+        return self.network
+
+    @cached_property
+    def store(self) -> Store:
+        return self.find_store()
+
+    @cached_property
+    def tokenizer(self):
+        """The vocabulary's rules. Raises `RunError` where the run was imported without."""
+        from encoders.text.vocab import load
+
+        path = self.folder / "tokenizer.json"
+        if not path.exists():
+            raise RunError(f"{self.folder} has no tokenizer.json, so it reads ids only, and no text")
+        return load(path)
+
+    @cached_property
+    def init(self) -> Callable:
+        return partial(step.init, module=self.module, optimizer=self.experiment.optimizer)
+
+    @cached_property
+    def shapes(self):
+        return jax.eval_shape(self.init, self.experiment.seed)
+
+    @cached_property
+    def shardings(self):
+        return self.placed(self.shapes)
+
+    def placed(self, tree):
+        """Where every leaf of parameters or of a state belongs on this run's mesh."""
+        return sharding.shardings(tree, self.mesh)
+
+    def checkpoints(self, keep: int | None = None) -> Checkpoints:
+        """The run's checkpoints; to write some, say how many to keep."""
+        return Checkpoints(self.folder / "checkpoints", keep)
+
+    def restored(self, checkpoints: Checkpoints, at: int):
+        """State and notes of the step `at`."""
+        return checkpoints.restore(at, abstract(self.shapes, self.shardings))
+
+    def params(self, at: str = "latest") -> tuple[int, dict]:
+        """The step that `at` names (latest, best, or its number), and the parameters it has."""
+        checkpoints = self.checkpoints()
+        steps = checkpoints.steps()
+        if not steps:
+            raise RunError(f"{self.folder} has no checkpoint yet")
+        named = {"latest": checkpoints.latest(), "best": checkpoints.best()} | {str(step): step for step in steps}
+        if at not in named:
+            raise RunError(f"--step {at}: there are latest, best, {', '.join(map(str, steps))}")
+        found = checkpoints.params(named[at], self.placed)
+        checkpoints.close()
+        return named[at], found
+
+    def check_batches(self) -> None:
+        """Raises `RunError` for rows that the mesh and the micro-steps do not divide."""
+        share = self.mesh.shape["data"] * self.mesh.shape["fsdp"] * self.experiment.accumulate
+        for phase in self.experiment.phases:
+            if phase.batch % share:
+                raise RunError(
+                    f"phases.batch={phase.batch} is not a multiple of {share}: mesh.data x mesh.fsdp x accumulate"
+                )
+
+    def evaluate(self, params, phase=None, batches: int | None = None) -> dict[str, float]:
+        """Held-out scores in the given phase's format, by default the last one's."""
+        self.check_batches()
+        phase = phase or self.experiment.phases[-1]
+        limit = batches or self.experiment.cadence.heldout
+        rows = heldout_batches(self.store.heldout, self.facts, phase, phase.batch, limit, self.store.path / "tables")
+        sums = [step.eval_step(params, sharding.place(b, self.mesh), module=self.module) for b in rows]
+        objective = self.experiment.objective
+        scores = objective.scores(metrics.add(jax.device_get(sums)))
+        return {"loss": total_loss(scores, objective.weights)} | scores
+
+
+def find_store(folder: Path, record: dict, moved: str | None) -> Store:
+    """The store a run was trained on, checked by its key."""
+    path = Path(moved or record["store"])
+    if not (path / "store.json").exists():
+        raise RunError(f"the store of {folder} is not at {path}; pass where it is now with --store DIR")
+    opened = Store.open(path)
+    if opened.key != record["store_key"]:
+        raise RunError(f"{path} is another store: {opened.key}, and the run was made with {record['store_key']}")
+    return opened
+
+
+def read_record(folder: Path) -> dict:
+    """`experiment.json` of a run's folder. Raises `RunError` where there is none."""
+    path = Path(folder) / "experiment.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise RunError(f"{folder} holds no run (no experiment.json)") from None
+    except ValueError as error:
+        raise RunError(f"{path} is damaged: {error}") from None
+
+
+def record(network: Network, mark: str, facts: Facts) -> dict:
+    """What `experiment.json` says of any run; `mark` is its fingerprint."""
+    return {
+        "fingerprint": mark,
+        "versions": {package.__name__: package.__version__ for package in (jax, np)},
+        "devices": [str(device) for device in jax.devices()],
+        "facts": facts.to_json(),
+        "experiment": to_json(network),
+    }
+
+
+def claim(run: Run, start_key: str | None) -> str:
+    """Claim the run's folder for its experiment, and return its fingerprint.
+
+    Raises `RunError` where the folder belongs to another experiment.
+    """
+    experiment, path = run.experiment, run.folder / "experiment.json"
+    mine = fingerprint(experiment, run.store.key, start_key)
+    if path.exists():
+        theirs = read_record(run.folder)
+        if theirs["fingerprint"] != mine:
+            network = from_json(theirs["experiment"])
+            changes = differences(network, experiment) or ["the content of data.corpus or of start"]
+            raise RunError(
+                f"{run.folder} belongs to another experiment: {'; '.join(changes)}. "
+                "Give this one a name of its own (--set name=...), or remove that folder"
+            )
+        return mine
+    run.folder.mkdir(parents=True, exist_ok=True)
+    run.store.tokenizer.save(run.folder)
+    place = {"store": str(run.store.path.resolve()), "store_key": run.store.key}
+    write_json(path, record(experiment, mine, run.facts) | place)
+    return mine
+
+
+def write_json(path: Path, value: dict) -> None:
+    """Write a file that is either whole or not there."""
+    partial_path = path.with_suffix(".partial")
+    partial_path.write_text(json.dumps(value, indent=1), encoding="utf-8")
+    partial_path.rename(path)
+
+
+def result(folder: Path) -> dict | None:
+    """The result of a finished run, else None."""
+    path = Path(folder) / "result.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None

@@ -1,0 +1,88 @@
+"""How a run begins: with fresh parameters, or with those of another run, trained or imported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+
+from encoders.text.vocab import load
+from encoders.training.optimizer import paths
+from encoders.training.run import Run, RunError, read_record
+
+
+def fresh(run: Run):
+    """The state before the first step, made where it belongs."""
+    return jax.jit(run.init, out_shardings=run.shardings)(run.experiment.seed)
+
+
+class Start:
+    """The run whose parameters `experiment.start` names.
+
+    Raises `RunError` where the model or the vocabulary of the two do not fit, before any long work.
+    """
+
+    def __init__(self, experiment):
+        self.run = Run.open(Path(experiment.start))
+        checkpoints = self.run.checkpoints()
+        self.at = checkpoints.latest()
+        checkpoints.close()
+        if self.at is None:
+            raise RunError(f"start={experiment.start} has no checkpoint yet")
+        self.key = f"{read_record(self.run.folder)['fingerprint']}@{self.at}"
+        mine, theirs = experiment.model, self.run.network.model
+        changes = [
+            f"model.{name} is {value} there and {mine.computes()[name]} here"
+            for name, value in theirs.computes().items()
+            if value != mine.computes()[name]
+        ]
+        if changes:
+            raise RunError(f"start={experiment.start} is of another model: {'; '.join(changes)}")
+        if (path := experiment.data.vocabulary.path) is not None:
+            self.check_vocabulary(load(path, experiment.data.vocabulary.lowercase))
+
+    def check_vocabulary(self, tokenizer) -> None:
+        """Raises `RunError` unless `tokenizer` gives every token the id it had in the run begun with."""
+        if not tokenizer.same_ids(self.run.tokenizer):
+            raise RunError(
+                f"the vocabulary is not that of start={self.run.folder}, whose parameters would mean other tokens; "
+                f"set data.vocabulary.path={self.run.folder / 'tokenizer.json'}"
+            )
+
+    def state(self, run: Run, say: Callable[[str], None]):
+        """The state before the first step of `run`: every part that both have, as it was; the others fresh.
+
+        Raises `RunError` for an encoder of other shapes.
+        """
+        theirs, mine = self.run.network.objective.body, run.network.objective.body
+        _, found = self.run.params(str(self.at))
+        # Under another body, heads of the same name need not mean the same.
+        found = found if theirs == mine else {mine: found[theirs]} | {k: found[k] for k in found if k == "pooler"}
+        wanted = run.shapes.params
+        shapes = lambda tree: jax.tree.map(lambda x: x.shape, tree)
+        taken = {part: found[part] for part in wanted if part in found and shapes(found[part]) == shapes(wanted[part])}
+        if mine not in taken:
+            there, here = (dict(leaves(tree)) for tree in (found[mine], wanted[mine]))
+            changes = [
+                f"{path} is {there.get(path)} there and {here.get(path)} here"
+                for path in sorted(there.keys() | here.keys())
+                if there.get(path) != here.get(path)
+            ]
+            raise RunError(f"start={self.run.folder} has an encoder of other shapes: {'; '.join(changes)}")
+
+        def rest(seed):
+            state = run.init(seed)
+            return state.replace(params={part: tree for part, tree in state.params.items() if part not in taken})
+
+        left = {part: tree for part, tree in run.shardings.params.items() if part not in taken}
+        state = jax.jit(rest, out_shardings=run.shardings.replace(params=left))(run.experiment.seed)
+        placed = {part: jax.device_put(tree, run.shardings.params[part]) for part, tree in taken.items()}
+        new = f"; new: {', '.join(left)}" if left else ""
+        say(f"begins with {self.run.folder} (step {self.at}): {', '.join(taken)}{new}")
+        return state.replace(params={part: placed.get(part, state.params.get(part)) for part in wanted})
+
+
+def leaves(tree) -> list[tuple[str, tuple[int, ...]]]:
+    """Path and shape of every leaf."""
+    return [(p, x.shape) for p, x in zip(jax.tree.leaves(paths(tree)), jax.tree.leaves(tree), strict=True)]
