@@ -44,9 +44,10 @@ def import_checkpoint(
 ) -> None:
     """Make the published checkpoint in `folder` the run `run`, which must not exist yet.
 
-    The folder is one of transformers, or fairseq's .pt file, or a folder that holds one. An ELECTRA discriminator may bring its `generator`: another such folder, or the one named generator inside its own.
-    `vocabulary` names the tokenizer's files where they are elsewhere. Raises `CheckpointError`, a `ValueError`, that
-    lists all that does not fit.
+    The folder is one of transformers, or fairseq's .pt file, or a folder that holds one. An ELECTRA discriminator may
+    bring its `generator`: another such folder, or the one named generator inside its own. `vocabulary` names the
+    tokenizer's files where they are elsewhere. Raises `CheckpointError`, a `ValueError`, that lists all that does not
+    fit.
 
         import_checkpoint("bert-base-uncased", "runs/bert-base-uncased")
     """
