@@ -13,14 +13,17 @@ from encoders.training.run import Run, RunError
 
 def fill(run: Run, params: dict, text: str, top: int = 5) -> list[list[tuple[str, float]]]:
     """For each [MASK] (or <mask>) in `text` the `top` likeliest tokens with their probabilities; ELECTRA's generator
-    answers for ELECTRA. Raises `RunError` for a text without a mask or longer than the model's positions."""
+    answers for ELECTRA. Raises `RunError` for a text without a mask or longer than the model's positions, and for a
+    run without a masked-token head."""
+    if "tokens" not in params:
+        raise RunError(f"{run.folder} has no masked-token head, only {', '.join(sorted(params))}")
     facts, tokenizer = run.facts, run.tokenizer
     pieces = re.split(r"\[MASK\]|<mask>", text)
     if len(pieces) < 2:
         raise RunError(f"{text!r} has no [MASK]")
-    ids = [facts.cls]
+    ids = [facts.cls]  # the space before a mask belongs to the mask
     for i, piece in enumerate(pieces):
-        ids += [facts.mask] * (i > 0) + tokenizer.encode(piece.strip() if i == 0 else piece)
+        ids += [facts.mask] * (i > 0) + tokenizer.encode(piece.rstrip())
     ids.append(facts.sep)
     if len(ids) > run.network.model.positions:
         raise RunError(f"{len(ids)} tokens are more than model.positions={run.network.model.positions}")

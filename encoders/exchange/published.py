@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,8 @@ def interpret(config: dict, entries: dict[str, Entry], files: tuple[Path, ...]) 
         raise CheckpointError(f"config.json: {error}") from None
     if model.layers > len(entries):
         raise CheckpointError(f"config.json: num_hidden_layers={model.layers}, and there are {len(entries)} tensors")
+    if model.always_project and model.embedding == model.hidden:
+        model, entries = without_identity(architecture, model, entries)
     found = frozenset(filter(None, (architecture.part(name) for name in entries))) - {"encoder"}
     if model.activation != "gelu" and (fixed := [part for part in architecture.always_gelu if part in found]):
         raise CheckpointError(f"config.json: hidden_act={config['hidden_act']!r} with a {fixed[0]} head of gelu")
@@ -138,6 +140,18 @@ def named_today(architecture: Architecture, entries: dict[str, Entry]) -> dict[s
         if original not in renamed and copy in renamed:
             renamed[original] = renamed[copy]
     return renamed
+
+
+def without_identity(architecture: Architecture, model: Model, entries: dict[str, Entry]):
+    """Model and tensors without a projection that changes nothing, such as the export of a model that has none."""
+    kernel, bias = (architecture.place(f"encoder/project/{leaf}")[0] for leaf in ("kernel", "bias"))
+    square = (model.hidden, model.hidden)
+    if kernel not in entries or bias not in entries or entries[kernel].shape != square:
+        return model, entries
+    if entries[bias].read().any() or not np.array_equal(entries[kernel].read(), np.eye(model.hidden)):
+        return model, entries
+    rest = {name: entry for name, entry in entries.items() if name not in (kernel, bias)}
+    return replace(model, always_project=False), rest
 
 
 def objective(architecture: Architecture, config: dict, found: frozenset[str]):

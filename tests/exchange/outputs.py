@@ -1,0 +1,61 @@
+"""What a run of ours computes from ids, under the names that `references.py` gives to transformers' outputs."""
+
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from encoders.objectives.rtd import ReplacedTokens
+from encoders.training.run import Run
+
+
+def batch_of(inputs: dict[str, np.ndarray]) -> dict:
+    """A batch in which every position is picked."""
+    ids = jnp.asarray(inputs["ids"], jnp.int32)
+    at = jnp.broadcast_to(jnp.arange(ids.shape[1], dtype=jnp.int32), ids.shape)
+    rest = {"example": jnp.asarray(inputs["mask"], jnp.int32), "segments": jnp.asarray(inputs["types"], jnp.int32)}
+    return {"tokens": ids, "positions": at, "picked": at, "start": jnp.zeros((len(ids), 1), jnp.int32)} | rest
+
+
+def everything(module, batch: dict) -> dict:
+    """Hidden states, and what each head of a bound module says."""
+    lone = isinstance(module.objective, ReplacedTokens)
+    encoder = module.discriminator if lone else module.encoder
+    rest = (batch["example"], batch["segments"], batch["positions"])
+    out = {"hidden": encoder(batch["tokens"], *rest, collect=True)}
+    first = out["hidden"][-1][:, :1]
+    if lone:
+        out["replaced"] = module.judge(batch)
+    if hasattr(module, "tokens"):
+        out["tokens"] = module.predict(batch)
+    if hasattr(module, "pair"):
+        out["pair"] = module.pair(module.pooler(first))[:, 0]
+    elif hasattr(module, "pooler") and not hasattr(module, "classes"):
+        out["pooled"] = module.pooler(first)[:, 0]
+    if hasattr(module, "classes"):
+        out["classes"] = module.logits(batch)[:, 0]
+    if hasattr(module, "spans"):
+        out["spans"] = module.logits(batch)
+    return out
+
+
+def ours(run: Path, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The outputs of the run in a folder."""
+    opened = Run.open(run)
+    _, params = opened.params()
+    out = opened.module.apply({"params": params}, batch_of(inputs), method=everything)
+    return {name: np.asarray(array) for name, array in out.items()}
+
+
+def furthest(mine: dict, expected) -> dict[str, float]:
+    """For every output the largest difference on real tokens, relative to the largest number there."""
+    mask = expected["mask"] > 0
+    real = {"hidden": lambda x: x[:, mask], "tokens": lambda x: x[mask], "replaced": lambda x: x[mask]}
+    real["spans"] = real["tokens"]
+    apart = {}
+    for name in sorted(set(expected) - {"ids", "mask", "types"}):
+        cut = real.get(name, lambda x: x)
+        theirs, here = cut(expected[name]), cut(mine[name])
+        assert theirs.shape == here.shape, (name, theirs.shape, here.shape)
+        apart[name] = float(np.abs(theirs - here).max() / np.abs(theirs).max())
+    return apart

@@ -1,0 +1,270 @@
+"""Small published checkpoints with what transformers computes from them, for every family and head.
+
+    python tests/exchange/references.py
+
+writes `tests/exchange/references/`, from which the tests run without PyTorch; it needs the packages of the `torch`
+extra and sentencepiece. The live tests make the same models anew with other numbers. Sizes are unequal, so that a
+swapped axis shows; rows are padded, and have two segments where the family has.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+HOME = Path(__file__).with_suffix("")
+VOCABULARY = {"bert": 61, "roberta": 291, "albert": 47, "electra": 61}
+LENGTH = 11
+TEXTS = ["Tan ber, sin lon mut!", "ker (tan)  bér [MASK] lon", "sin, 中 and 7 tan.", ""]
+
+
+@dataclass(frozen=True)
+class Case:
+    """`kind` is the class of transformers without its family's name, `config` what differs from `SIZES`."""
+
+    family: str
+    kind: str
+    config: dict = field(default_factory=dict)
+    files: str = "safetensors"  # or sharded, archive, plain (pickles of both layouts), fairseq
+    generator: dict | None = None  # of an ELECTRA pair: what its configuration has instead
+
+
+SIZES = dict(
+    hidden_size=12, num_hidden_layers=3, num_attention_heads=3, intermediate_size=20, max_position_embeddings=19
+)  # fmt: skip
+CLASSES = {
+    "num_labels": 3,
+    "id2label": {0: "no", 1: "perhaps", 2: "yes"},
+    "label2id": {"no": 0, "perhaps": 1, "yes": 2},
+}
+NUMBER = {"num_labels": 1}
+SPLIT = {"embedding_size": 8}
+HALF = {"hidden_size": 6, "num_attention_heads": 1, "intermediate_size": 24}
+CASES = {
+    "bert-pretraining": Case("bert", "ForPreTraining"),
+    "bert-masked": Case("bert", "ForMaskedLM", {"hidden_act": "gelu_new"}, files="archive"),
+    "bert-classes": Case("bert", "ForSequenceClassification", CLASSES, files="plain"),
+    "bert-number": Case("bert", "ForSequenceClassification", NUMBER),
+    "bert-questions": Case("bert", "ForQuestionAnswering", files="sharded"),
+    "bert-encoder": Case("bert", "Model"),
+    "roberta-masked": Case("roberta", "ForMaskedLM", {"layer_norm_eps": 1e-3}),
+    "roberta-fairseq": Case("roberta", "ForMaskedLM", {"layer_norm_eps": 1e-5}, files="fairseq"),
+    "roberta-classes": Case("roberta", "ForSequenceClassification", CLASSES),
+    "roberta-number": Case("roberta", "ForSequenceClassification", NUMBER),
+    "roberta-questions": Case("roberta", "ForQuestionAnswering"),
+    "roberta-encoder": Case("roberta", "Model"),
+    "albert-pretraining": Case("albert", "ForPreTraining", {"num_hidden_groups": 2, "num_hidden_layers": 5} | SPLIT),
+    "albert-masked": Case("albert", "ForMaskedLM", {"embedding_size": 12, "hidden_act": "gelu"}),
+    "albert-classes": Case("albert", "ForSequenceClassification", CLASSES | SPLIT),
+    "albert-number": Case("albert", "ForSequenceClassification", NUMBER | SPLIT),
+    "albert-questions": Case("albert", "ForQuestionAnswering", {"num_hidden_groups": 3} | SPLIT),
+    "albert-encoder": Case("albert", "Model", SPLIT),
+    "electra-discriminator": Case("electra", "ForPreTraining", SPLIT),
+    "electra-generator": Case("electra", "ForMaskedLM", SPLIT),
+    "electra-pair": Case("electra", "ForPreTraining", {"embedding_size": 12}, generator=HALF),
+    "electra-classes": Case("electra", "ForSequenceClassification", CLASSES | SPLIT),
+    "electra-number": Case("electra", "ForSequenceClassification", NUMBER | SPLIT),
+    "electra-questions": Case("electra", "ForQuestionAnswering", {"embedding_size": 12}),
+    "electra-encoder": Case("electra", "Model", SPLIT),
+}  # fmt: skip
+
+
+def config_of(case: Case):
+    """The configuration of a case as transformers has it."""
+    import transformers
+
+    special = {"pad_token_id": 1, "type_vocab_size": 1} if case.family == "roberta" else {}
+    values = SIZES | {"vocab_size": VOCABULARY[case.family]} | special | case.config
+    return getattr(transformers, f"{case.family.capitalize()}Config")(**values)
+
+
+def model_of(case: Case, seed: int, config=None):
+    """A model with random numbers large enough for every part to matter."""
+    import torch
+    import transformers
+
+    model = getattr(transformers, f"{case.family.capitalize()}{case.kind}")(config or config_of(case)).eval()
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, leaf in model.named_parameters():
+            noise = torch.randn(leaf.shape, generator=draw)
+            norm = "norm" in name.lower() and name.endswith("weight")
+            leaf.copy_(1 + 0.3 * noise if norm else 0.3 * noise)
+    return model
+
+
+def inputs_of(case: Case, seed: int) -> dict[str, np.ndarray]:
+    """Three rows of ids, of unequal lengths, and two segments where the family has them."""
+    draw = np.random.default_rng(seed)
+    mask = np.array([[1] * size + [0] * (LENGTH - size) for size in (LENGTH, 7, 4)])
+    ids = np.where(mask, draw.integers(5, VOCABULARY[case.family], mask.shape), int(case.family == "roberta"))
+    types = np.where((np.arange(LENGTH) > 2) & (mask > 0), case.family != "roberta", 0)
+    return {"ids": ids, "mask": mask, "types": types}
+
+
+# The names of their outputs, and ours.
+OUTPUTS = {"prediction_logits": "tokens", "seq_relationship_logits": "pair", "sop_logits": "pair"}
+LOGITS = {"ForMaskedLM": "tokens", "ForPreTraining": "replaced", "ForSequenceClassification": "classes"}
+
+
+def outputs_of(case: Case, model, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Hidden states of the embeddings and of every layer, and the logits of every head."""
+    import torch
+
+    given = {name: torch.tensor(array) for name, array in inputs.items()}
+    with torch.no_grad():
+        out = model(given["ids"], given["mask"], given["types"], output_hidden_states=True)
+    found = {"hidden": torch.stack(out.hidden_states)}
+    found |= {ours: out[theirs] for theirs, ours in OUTPUTS.items() if theirs in out}
+    if "logits" in out:
+        found[LOGITS[case.kind]] = out.logits
+    if "start_logits" in out:
+        found["spans"] = torch.stack([out.start_logits, out.end_logits], -1)
+    if out.get("pooler_output") is not None:
+        found["pooled"] = out.pooler_output
+    return {name: array.numpy() for name, array in found.items()}
+
+
+def make(name: str, folder: Path, seed: int = 0) -> None:
+    """Write the checkpoint `name`, the inputs and the outputs to `folder`."""
+    case = CASES[name]
+    model, inputs = model_of(case, seed), inputs_of(case, seed)
+    outputs = outputs_of(case, model, inputs)
+    folder.mkdir(parents=True)
+    SAVE[case.files](model, folder)
+    if case.generator is not None:
+        twin = Case("electra", "ForMaskedLM", case.config | case.generator)
+        generator = model_of(twin, seed + 1)
+        generator.electra.embeddings = model.electra.embeddings
+        generator.tie_weights()
+        outputs |= {"tokens": outputs_of(twin, generator, inputs)["tokens"]}
+        safetensors(generator, folder / "generator")
+    np.savez_compressed(folder / "expected.npz", **inputs, **outputs)
+
+
+def safetensors(model, folder: Path, **options) -> None:
+    model.save_pretrained(folder, **options)
+    (folder / "generation_config.json").unlink(missing_ok=True)
+
+
+def pickled(model, folder: Path, layout: bool) -> None:
+    """pytorch_model.bin, with the names that layer norms had at first."""
+    import torch
+
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    old = lambda name: name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+    state = {old(name): tensor for name, tensor in model.state_dict().items()}
+    torch.save(state, folder / "pytorch_model.bin", _use_new_zipfile_serialization=layout)
+
+
+def fairseq(model, folder: Path) -> None:
+    """model.pt as fairseq's RoBERTa has it: other names, query, key and value in one, no segments."""
+    import torch
+
+    names = (
+        ("roberta.embeddings.word_embeddings", "decoder.sentence_encoder.embed_tokens"),
+        ("roberta.embeddings.position_embeddings", "decoder.sentence_encoder.embed_positions"),
+        ("roberta.embeddings.LayerNorm", "decoder.sentence_encoder.emb_layer_norm"),
+        ("roberta.encoder.layer", "decoder.sentence_encoder.layers"),
+        ("attention.output.dense", "self_attn.out_proj"),
+        ("attention.output.LayerNorm", "self_attn_layer_norm"),
+        ("intermediate.dense", "fc1"),
+        ("output.dense", "fc2"),
+        ("output.LayerNorm", "final_layer_norm"),
+        ("lm_head.decoder.weight", "lm_head.weight"),
+        ("lm_head", "decoder.lm_head"),
+    )
+    state = model.state_dict()
+    # What fairseq has no place for goes into the positions, which every token has one of.
+    state["roberta.embeddings.position_embeddings.weight"] += state.pop(
+        "roberta.embeddings.token_type_embeddings.weight"
+    )
+    for at in range(model.config.num_hidden_layers):
+        place = f"roberta.encoder.layer.{at}.attention.self"
+        for leaf in ("weight", "bias"):
+            parts = [state.pop(f"{place}.{part}.{leaf}") for part in ("query", "key", "value")]
+            state[f"decoder.sentence_encoder.layers.{at}.self_attn.in_proj_{leaf}"] = torch.cat(parts)
+    state.pop("lm_head.decoder.bias", None)
+    renamed = {}
+    for name, tensor in state.items():
+        for theirs, fairseqs in names:
+            name = name.replace(theirs, fairseqs)
+        renamed[name] = tensor
+    options = argparse.Namespace(encoder_attention_heads=model.config.num_attention_heads, arch="roberta_base")
+    torch.save({"args": options, "model": renamed}, folder / "model.pt")
+
+
+SAVE: dict[str, Callable] = {
+    "safetensors": safetensors,
+    "sharded": lambda model, folder: safetensors(model, folder, max_shard_size="6KB"),
+    "archive": lambda model, folder: pickled(model, folder, True),
+    "plain": lambda model, folder: pickled(model, folder, False),
+    "fairseq": fairseq,
+}
+
+
+def make_tokenizer(family: str, folder: Path) -> None:
+    """The vocabulary of a family in its published files, and the ids transformers gives `TEXTS`."""
+    import transformers
+    from tokenizers import ByteLevelBPETokenizer, trainers
+    from tokenizers.implementations import BertWordPieceTokenizer
+
+    from tests import texts
+
+    folder.mkdir(parents=True)
+    lines = [line for document in texts.made_up(60) for line in document]
+    size = VOCABULARY[family]
+    settings = {"do_lower_case": True} if family in ("bert", "electra") else {}
+    if family == "roberta":
+        tokenizer = ByteLevelBPETokenizer()
+        special = ["<s>", "<pad>", "</s>", "<unk>"]
+        tokenizer.train_from_iterator(lines, size - 1, min_frequency=1, special_tokens=special, show_progress=False)
+        tokenizer.save_model(str(folder))
+        vocabulary = json.loads((folder / "vocab.json").read_text())
+        (folder / "vocab.json").write_text(json.dumps(vocabulary | {"<mask>": len(vocabulary)}))
+    elif family == "albert":
+        import sentencepiece
+
+        (folder / "lines.txt").write_text("\n".join(lines))
+        sentencepiece.SentencePieceTrainer.train(
+            input=str(folder / "lines.txt"), model_prefix=str(folder / "spiece"), vocab_size=size, pad_id=0, unk_id=1,
+            bos_id=-1, eos_id=-1, control_symbols=["[CLS]", "[SEP]", "[MASK]"], minloglevel=2, hard_vocab_limit=True,
+            normalization_rule_name="nfkc",
+        )  # fmt: skip
+        for extra in ("lines.txt", "spiece.vocab"):
+            (folder / extra).unlink()
+    else:
+        tokenizer = BertWordPieceTokenizer()
+        trainer = trainers.WordPieceTrainer(
+            vocab_size=size, special_tokens=["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"], show_progress=False
+        )
+        tokenizer._tokenizer.train_from_iterator(lines, trainer)
+        tokenizer.save_model(str(folder))
+    kind = {"bert": "Bert", "electra": "Electra", "roberta": "Roberta", "albert": "Albert"}[family]
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": f"{kind}Tokenizer"} | settings))
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    ids = {text: theirs(text, add_special_tokens=False)["input_ids"] for text in TEXTS}
+    (folder / "ids.json").write_text(json.dumps(ids))
+
+
+def main() -> None:
+    sys.path.insert(0, str(Path(__file__).parents[2]))
+    shutil.rmtree(HOME, ignore_errors=True)
+    for name in CASES:
+        make(name, HOME / name)
+    for family in VOCABULARY:
+        make_tokenizer(family, HOME / "vocabularies" / family)
+    total = sum(path.stat().st_size for path in HOME.rglob("*") if path.is_file())
+    print(f"{HOME}: {len(CASES)} checkpoints, {len(VOCABULARY)} vocabularies, {total / 1e3:.0f} kB")
+
+
+if __name__ == "__main__":
+    main()
