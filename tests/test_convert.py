@@ -162,6 +162,7 @@ def test_a_network_that_transformers_has_not_is_refused_with_the_reasons(setting
     like = Run.open(run)
     network = Network(name="own", model=replace(bert.TINY, **setting), objective=Joint())
     folder = tmp_path / "own"
+    folder.mkdir()
     like.tokenizer.save(folder)
     write_json(folder / "experiment.json", record(network, "mark", like.facts))
     checkpoints = Checkpoints(folder / "checkpoints", keep=1)
