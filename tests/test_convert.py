@@ -154,7 +154,7 @@ def test_an_export_that_fails_leaves_nothing(tmp_path, monkeypatch):
     "setting, said",
     [
         ({"share": ("attend",)}, "share="),
-        ({"position_offset": 1}, "position_offset=1"),
+        ({"position_offset": 3}, "position_offset=3"),
     ],
 )
 def test_a_network_that_transformers_has_not_is_refused_with_the_reasons(setting, said, tmp_path):
