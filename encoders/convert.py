@@ -26,7 +26,7 @@ from encoders.experiment import Network
 from encoders.model.config import Model
 from encoders.objectives.rtd import ReplacedTokens
 from encoders.training import sharding, step
-from encoders.training.checkpoint import Checkpoints
+from encoders.training.checkpoint import save_params
 from encoders.training.optimizer import paths, stacked
 from encoders.training.run import Run, record, write_json
 
@@ -73,11 +73,8 @@ def import_checkpoint(
     with appearing(run) as partial_run:
         tokenizer.save(partial_run)
         write_json(partial_run / "experiment.json", record(network, sources.digest(), tokenizer.facts))
-        checkpoints = Checkpoints(partial_run / "checkpoints", keep=1)
-        try:
-            checkpoints.save_params(jax.tree.map(sources.load, paths(shapes), shapes, sharding.shardings(shapes, mesh)))
-        finally:
-            checkpoints.close()
+        params = jax.tree.map(sources.load, paths(shapes), shapes, sharding.shardings(shapes, mesh))
+        save_params(partial_run / "checkpoints", params)
     say(f"{run}: {sources.model.layers} layers, {type(sources.objective).__name__}, {', '.join(shapes)}")
 
 

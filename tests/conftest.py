@@ -16,6 +16,6 @@ from jaxtyping import install_import_hook  # noqa: E402
 
 runtime_checkable(linear.PromoteDtypeFn)  # the hook checks a dataclass's fields, and Flax has this one in its layers
 install_import_hook(
-    ["encoders.model", "encoders.families", "encoders.objectives"],
+    ["encoders.model", "encoders.families", "encoders.objectives", "encoders.downstream"],
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",  # 0 will do where a float is asked for
 )

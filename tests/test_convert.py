@@ -14,7 +14,7 @@ from encoders.exchange.weights import CheckpointError, weights
 from encoders.experiment import Network
 from encoders.families import bert
 from encoders.objectives.joint import Joint
-from encoders.training.checkpoint import Checkpoints
+from encoders.training.checkpoint import save_params
 from encoders.training.run import Run, record, write_json
 from encoders.training.step import parameters
 from tests.exchange.outputs import furthest, ours
@@ -165,9 +165,7 @@ def test_a_network_that_transformers_has_not_is_refused_with_the_reasons(setting
     folder.mkdir()
     like.tokenizer.save(folder)
     write_json(folder / "experiment.json", record(network, "mark", like.facts))
-    checkpoints = Checkpoints(folder / "checkpoints", keep=1)
-    checkpoints.save_params(parameters(0, network.objective.module(network.model, like.facts)))
-    checkpoints.close()
+    save_params(folder / "checkpoints", parameters(0, network.objective.module(network.model, like.facts)))
     with pytest.raises(CheckpointError, match="no architecture for this run") as caught:
         export_run(folder, tmp_path / "out")
     assert all(family in str(caught.value) for family in ("bert", "roberta", "albert", "electra"))

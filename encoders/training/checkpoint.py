@@ -17,7 +17,7 @@ class Checkpoints:
     """The checkpoints of a run: the newest `keep`, and the one with the lowest held-out loss.
 
     Each holds the parameters apart, so that they can be read alone; the rest of the state; and `notes`, a small JSON
-    value: sums not yet logged. An imported run's has parameters only. With `keep=None` nothing is written or cleaned.
+    value: sums not yet logged. With `keep=None` nothing is written or cleaned.
     """
 
     def __init__(self, folder: Path, keep: int | None = None):
@@ -36,7 +36,8 @@ class Checkpoints:
             "rest": ocp.StandardCheckpointHandler(),
             "notes": ocp.JsonCheckpointHandler(),
         }
-        self.manager = ocp.CheckpointManager(folder.resolve(), options=options, item_handlers=handlers)
+        self.folder = folder.resolve()
+        self.manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
 
     def save(self, step: int, state, notes: dict, loss: float | None) -> None:
         """Write in the background; `loss` is the held-out loss at this step, if it was measured."""
@@ -47,10 +48,6 @@ class Checkpoints:
             notes=ocp.args.JsonSave(notes),
         )
         self.manager.save(step, args=args, metrics=None if loss is None else {"loss": loss})
-
-    def save_params(self, params) -> None:
-        """Write step 0 of an imported run."""
-        self.manager.save(0, args=ocp.args.Composite(params=ocp.args.StandardSave(params)))
 
     def latest(self) -> int | None:
         return self.manager.latest_step()
@@ -77,8 +74,9 @@ class Checkpoints:
     def params(self, step: int, shardings: Callable) -> dict:
         """The parameters of `step` alone, placed as `shardings(shapes)` says."""
         like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self.shapes(step))
-        args = ocp.args.Composite(params=ocp.args.StandardRestore(abstract(like, shardings(like))))
-        return self.manager.restore(step, args=args)["params"]
+        args = ocp.args.StandardRestore(abstract(like, shardings(like)))
+        with sparing(like) as checkpointer:
+            return checkpointer.restore(params_of(self.folder, step), args=args)
 
     def shapes(self, step: int):
         """Shape and dtype of every parameter of `step`, without reading them."""
@@ -88,6 +86,22 @@ class Checkpoints:
         """Wait until everything is on disk."""
         self.manager.wait_until_finished()
         self.manager.close()
+
+
+def save_params(folder: Path, params) -> None:
+    """Make step 0 of a run that has parameters only, in its folder of checkpoints."""
+    with sparing(params) as checkpointer:
+        checkpointer.save(params_of(folder.resolve(), 0), args=ocp.args.StandardSave(params))
+
+
+def params_of(folder: Path, step: int) -> Path:
+    return folder / str(step) / "params"
+
+
+def sparing(like) -> ocp.Checkpointer:
+    """Reads and writes arrays such as those of `like` with few of them on their way at once, to need little memory."""
+    most = 2 * max(x.size * x.dtype.itemsize for x in jax.tree.leaves(like)) / 1e9
+    return ocp.Checkpointer(ocp.StandardCheckpointHandler(save_concurrent_gb=most, restore_concurrent_gb=most))
 
 
 def abstract(shapes, shardings):

@@ -85,18 +85,18 @@ def config_of(case: Case):
     return getattr(transformers, f"{case.family.capitalize()}Config")(**values)
 
 
-def model_of(case: Case, seed: int, config=None):
-    """A model with random numbers large enough for every part to matter."""
+def model_of(case: Case, seed: int, scale: float = 0.3):
+    """A model with random numbers, by default large enough for every part of a small model to matter."""
     import torch
     import transformers
 
-    model = getattr(transformers, f"{case.family.capitalize()}{case.kind}")(config or config_of(case)).eval()
+    model = getattr(transformers, f"{case.family.capitalize()}{case.kind}")(config_of(case)).eval()
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, leaf in model.named_parameters():
             noise = torch.randn(leaf.shape, generator=draw)
             norm = "norm" in name.lower() and name.endswith("weight")
-            leaf.copy_(1 + 0.3 * noise if norm else 0.3 * noise)
+            leaf.copy_(scale * noise + norm)
     return model
 
 
