@@ -9,14 +9,17 @@ import logging
 import numpy as np
 import pytest
 
+import launch
 from encoders.convert import export_run, import_checkpoint
 from encoders.exchange.architectures import ARCHITECTURES
 from encoders.fill import fill
 from encoders.model.config import Model
 from encoders.training.run import Run
+from tests import texts
 from tests.exchange import references
 from tests.exchange.outputs import furthest, ours
 from tests.exchange.references import CASES, HOME
+from tests.test_launch import SHORT
 
 pytestmark = pytest.mark.live
 # float32 on both sides; sums in another order.
@@ -77,17 +80,28 @@ def test_the_exported_tokenizer_gives_the_same_ids(family, transformers, tmp_pat
     assert (whole[0], whole[-1]) == (mine.facts.cls, mine.facts.sep)
 
 
-@pytest.mark.parametrize("name", ["bert-pretraining", "roberta-masked", "albert-pretraining", "electra-pair"])
-def test_fill_mask_names_the_same_five_words(name, transformers, tmp_path):
-    case = CASES[name]
-    import_checkpoint(HOME / name, tmp_path / "run", vocabulary=HOME / "vocabularies" / case.family)
-    export_run(tmp_path / "run", tmp_path / "out")
-    place = tmp_path / "out" / ("generator" if case.generator else "")
-    run = Run.open(tmp_path / "run")
-    pipe = transformers.pipeline("fill-mask", str(place), top_k=5)
-    mine = fill(run, run.params()[1], "tan [MASK] mut [MASK].")
-    said = pipe("tan [MASK] mut [MASK].".replace("[MASK]", pipe.tokenizer.mask_token))
-    for theirs, here in zip(said, mine, strict=True):
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Runs of all four families, trained here for a few steps with vocabularies of their own."""
+    home = tmp_path_factory.mktemp("trained")
+    texts.write(home / "text.txt", documents=200)
+    settings = [f"data.corpus={home / 'text.txt'}", f"data.folder={home / 'stores'}", *SHORT]
+    settings += ["model.vocab=300", "data.vocabulary.size=300"]  # no row of the table without a token
+    assert launch.main(["train", "quickstart", "--runs", str(home / "runs"), "--set", *settings]) == 0
+    return home / "runs"
+
+
+@pytest.mark.parametrize("family", references.VOCABULARY)
+def test_what_is_trained_here_reads_and_fills_in_the_same_there(family, trained, transformers, tmp_path):
+    run = Run.open(trained / f"quickstart-{family}")
+    export_run(run.folder, tmp_path / "out")
+    generator = tmp_path / "out" / "generator"
+    pipe = transformers.pipeline("fill-mask", str(generator if generator.exists() else tmp_path / "out"), top_k=5)
+    for text in (*references.TEXTS, *(line for document in texts.made_up(20, seed=1) for line in document)):
+        assert pipe.tokenizer(text, add_special_tokens=False)["input_ids"] == run.tokenizer.encode(text)
+    text = "tan [MASK] mut [MASK]."
+    said = pipe(text.replace("[MASK]", pipe.tokenizer.mask_token))
+    for theirs, here in zip(said, fill(run, run.params()[1], text), strict=True):
         assert [run.tokenizer.token(each["token"]) for each in theirs] == [word for word, _ in here]
         assert [each["score"] for each in theirs] == pytest.approx([score for _, score in here], rel=1e-4)
 

@@ -1,0 +1,194 @@
+"""Files of tensors as published, whole and damaged."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from encoders.exchange.weights import CheckpointError, listed, read_json, weights, write_safetensors
+
+TENSORS = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(4, np.float32)}
+
+
+def whole(folder) -> dict:
+    """Every tensor of a folder, read."""
+    return {name: entry.read() for name, entry in weights(folder)[0].items()}
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
+def test_numbers_of_any_precision_are_read_as_float32(dtype, tmp_path):
+    save_file({"a": np.array([1.5, -2.0], dtype)}, tmp_path / "model.safetensors")
+    entry = weights(tmp_path)[0]["a"]
+    assert entry.dtype == dtype and entry.shape == (2,)
+    assert entry.read().dtype == np.float32 and entry.read().tolist() == [1.5, -2.0]
+
+
+def test_bfloat16_is_read_as_float32(tmp_path):
+    header = json.dumps({"a": {"dtype": "BF16", "shape": [2], "data_offsets": [0, 4]}}).encode()
+    numbers = np.array([1.5, -2.0], np.float32).view(np.uint32) >> 16
+    content = len(header).to_bytes(8, "little") + header + numbers.astype("<u2").tobytes()
+    (tmp_path / "model.safetensors").write_bytes(content)
+    assert whole(tmp_path)["a"].tolist() == [1.5, -2.0]
+
+
+def test_what_is_written_is_read_by_the_library_of_the_format(tmp_path):
+    path = tmp_path / "model.safetensors"
+    write_safetensors(path, {name: (array.shape, lambda array=array: array) for name, array in TENSORS.items()})
+    assert all(np.array_equal(array, TENSORS[name]) for name, array in load_file(path).items())
+    with safe_open(path, "numpy") as file:
+        assert file.metadata() == {"format": "pt"}
+    assert int.from_bytes(path.read_bytes()[:8], "little") % 8 == 0
+
+
+# Indices -----------------------------------------------------------------------------------------------------------
+
+
+def index(folder, places) -> None:
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+
+
+def test_an_index_places_tensors_in_files_beside_it(tmp_path):
+    for name, array in TENSORS.items():
+        save_file({name: array}, tmp_path / f"model-{name[0]}.safetensors")
+    index(tmp_path, {name: f"model-{name[0]}.safetensors" for name in TENSORS})
+    assert all(np.array_equal(array, TENSORS[name]) for name, array in whole(tmp_path).items())
+    assert len(weights(tmp_path)[1]) == 2
+
+
+@pytest.mark.parametrize(
+    "place", ["../out.safetensors", "{home}/out.safetensors", "sub/in.safetensors", "./../out.safetensors", "", "..", "~"]
+)
+def test_an_index_reaches_no_file_outside_its_folder(place, tmp_path):
+    folder = tmp_path / "folder"
+    (folder / "sub").mkdir(parents=True)
+    for path in (tmp_path / "out.safetensors", folder / "sub" / "in.safetensors"):
+        save_file(TENSORS, path)
+    index(folder, {"b": place.format(home=tmp_path)})
+    with pytest.raises(CheckpointError, match="no file of weights beside it"):
+        weights(folder)
+
+
+@pytest.mark.parametrize("places", [None, [], "model.safetensors", {"b": 1}, {"b": None}, {"b": ["x.safetensors"]}])
+def test_an_index_that_is_no_map_of_names_is_refused(places, tmp_path):
+    index(tmp_path, places)
+    with pytest.raises(CheckpointError, match='no "weight_map"'):
+        weights(tmp_path)
+
+
+def test_an_index_of_a_file_without_the_tensor_or_of_no_file_is_refused(tmp_path):
+    save_file(TENSORS, tmp_path / "model-1.safetensors")
+    index(tmp_path, {"c": "model-1.safetensors"})
+    with pytest.raises(CheckpointError, match="places c in files that do not hold them"):
+        weights(tmp_path)
+    index(tmp_path, {"b": "model-2.safetensors"})
+    with pytest.raises(CheckpointError, match="names 'model-2.safetensors'"):
+        weights(tmp_path)
+
+
+def test_a_folder_without_weights_names_what_could_be_there(tmp_path):
+    with pytest.raises(CheckpointError, match="model.safetensors, .*pytorch_model.bin"):
+        weights(tmp_path)
+
+
+# JSON --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"7", b'"x"', b"null", b"\xff\xfe{}", b'{"a":}', b"[" * 100_000, b'{"a":' * 100_000]
+)
+def test_malformed_json_is_refused(content, tmp_path):
+    path = tmp_path / "config.json"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="config.json"):
+        read_json(path)
+
+
+def test_a_byte_order_mark_is_no_error(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_bytes(b'\xef\xbb\xbf{"a": 1}')
+    assert read_json(path) == {"a": 1}
+
+
+def test_long_lists_are_abbreviated():
+    assert listed("abc", 3) == "a, b, c" and listed("abcde", 3) == "a, b, c and 2 more"
+
+
+# Damage ------------------------------------------------------------------------------------------------------------
+
+
+def content() -> bytes:
+    header = {
+        "a.weight": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]},
+        "b": {"dtype": "F32", "shape": [4], "data_offsets": [24, 40]},
+    }
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + b"".join(array.tobytes() for array in TENSORS.values())
+
+
+SIZE = len(content())
+HEADER = SIZE - 40
+
+
+def read_or_refused(folder, damaged: bytes) -> None:
+    """Tensors of the shapes that are said, or a `CheckpointError`; anything else is raised."""
+    (folder / "model.safetensors").write_bytes(damaged)
+    try:
+        found = weights(folder)[0]
+    except CheckpointError as error:
+        assert "not a whole safetensors file" in str(error)
+        return
+    for entry in found.values():
+        try:
+            assert entry.read().shape == entry.shape
+        except CheckpointError as error:
+            assert "cannot be read" in str(error)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("damaged")
+
+
+def test_a_truncated_file_is_refused_wherever_it_ends(folder):
+    for size in range(SIZE):
+        (folder / "model.safetensors").write_bytes(content()[:size])
+        with pytest.raises(CheckpointError, match="not a whole safetensors file"):
+            weights(folder)
+
+
+@settings(derandomize=True, max_examples=400, deadline=None)
+@given(st.lists(st.integers(0, 8 * HEADER - 1), min_size=1, max_size=4))
+def test_flipped_bits_of_the_header_are_an_error_or_other_tensors(folder, bits):
+    damaged = bytearray(content())
+    for bit in bits:
+        damaged[bit // 8] ^= 1 << bit % 8
+    read_or_refused(folder, bytes(damaged))
+
+
+@settings(derandomize=True, max_examples=100, deadline=None)
+@given(st.integers(0, 2**64 - 1) | st.sampled_from([2**63 - 1, 2**63, 2**64 - 1, 10**8, 10**8 + 1]))
+def test_a_header_of_any_declared_size_is_an_error(folder, size):
+    if size != HEADER - 8:
+        (folder / "model.safetensors").write_bytes(size.to_bytes(8, "little") + content()[8:])
+        with pytest.raises(CheckpointError):
+            weights(folder)
+
+
+@pytest.mark.parametrize("shape", [[2**62, 4], [2**40], [-1], [1.5], "x", [2**64], [[2]]])
+def test_a_shape_of_absurd_size_is_refused_without_making_room_for_it(shape, folder):
+    header = json.dumps({"a": {"dtype": "F32", "shape": shape, "data_offsets": [0, 16]}}).encode()
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))
+    with pytest.raises(CheckpointError):
+        weights(folder)
+
+
+@pytest.mark.parametrize("dtype", ["I64", "BOOL", "U8", "F8_E4M3", "F8_E5M2"])
+def test_numbers_that_are_no_weights_keep_their_name_for_the_list_of_what_does_not_fit(dtype, folder):
+    size = {"I64": 8}.get(dtype, 1)
+    header = json.dumps({"a": {"dtype": dtype, "shape": [2], "data_offsets": [0, 2 * size]}}).encode()
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(2 * size))
+    assert weights(folder)[0]["a"].dtype == dtype
