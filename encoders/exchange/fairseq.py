@@ -45,7 +45,7 @@ def file_in(path: Path) -> Path | None:
     """The .pt file that `path` is, or that is the only one in a folder without a config.json."""
     if path.suffix == ".pt" and path.is_file():
         return path
-    found = list(path.glob("*.pt")) if not (path / "config.json").exists() else []
+    found = [] if (path / "config.json").exists() else [file for file in path.glob("*.pt") if file.is_file()]
     return found[0] if len(found) == 1 else None
 
 
@@ -61,9 +61,13 @@ def read(path: Path) -> Published:
         raise CheckpointError(f"{path.name} is no checkpoint of fairseq: it has no model and its options")
     entries = {}
     for name, tensor in tensors.items():
-        if isinstance(tensor, pickles.Tensor) and not re.search(VERSION, name):
-            entries |= renamed(name, entry(tensor.shape, tensor.storage.dtype.name, lambda t=tensor: numbers(t)))
-    return interpret(configuration(options, entries), with_segments(entries), (path,))
+        if isinstance(name, str) and isinstance(tensor, pickles.Tensor) and not re.search(VERSION, name):
+            parts = renamed(name, entry(tensor.shape, tensor.storage.dtype.name, lambda t=tensor: numbers(t)))
+            if twice := entries.keys() & parts.keys():
+                raise CheckpointError(f"two tensors have the name {min(twice)}")
+            entries |= parts
+    config = configuration(options, entries)
+    return interpret(config, with_segments(entries, config["hidden_size"]), (path,))
 
 
 def found_options(content: dict) -> dict | None:
@@ -78,8 +82,10 @@ def found_options(content: dict) -> dict | None:
 
 def renamed(name: str, tensor: Entry) -> dict[str, Entry]:
     """A tensor under its name in transformers; the older query, key and value in one are three."""
-    if match := re.fullmatch(r"(.*self_attn\.)in_proj_(weight|bias)", name):
-        size, rest = tensor.shape[0] // 3, tensor.shape[1:]
+    rows, *rest = tensor.shape or (0,)
+    match = re.fullmatch(r"(.*self_attn\.)in_proj_(weight|bias)", name)
+    if match and rows and rows % 3 == 0:
+        size = rows // 3
         cut = lambda i: Entry((size, *rest), tensor.dtype, lambda: tensor.read()[i * size : (i + 1) * size])
         parts = {f"{match[1]}{letter}_proj.{match[2]}": cut(i) for i, letter in enumerate("qkv")}
     else:
@@ -91,10 +97,10 @@ def renamed(name: str, tensor: Entry) -> dict[str, Entry]:
 
 def configuration(options: dict, entries: dict[str, Entry]) -> dict:
     """config.json as transformers would have it."""
-    shape = lambda name: entries[name].shape if name in entries else (0, 0)
-    vocab, hidden = (*shape("roberta.embeddings.word_embeddings.weight"), 0)[:2]
+    shape = lambda name: (*(entries[name].shape if name in entries else ()), 0, 0)[:2]
+    vocab, hidden = shape("roberta.embeddings.word_embeddings.weight")
     layers = {match[1] for name in entries if (match := re.match(r"roberta\.encoder\.layer\.(\d+)\.", name))}
-    classes = (*shape("classifier.out_proj.weight"), 0)[0]
+    classes = shape("classifier.out_proj.weight")[0]
     return {
         "model_type": "roberta",
         "vocab_size": vocab,
@@ -110,8 +116,7 @@ def configuration(options: dict, entries: dict[str, Entry]) -> dict:
     }
 
 
-def with_segments(entries: dict[str, Entry]) -> dict[str, Entry]:
+def with_segments(entries: dict[str, Entry], width: int) -> dict[str, Entry]:
     """fairseq has no table of segments: one row of zeros is the same."""
-    width = entries["roberta.embeddings.word_embeddings.weight"].shape[-1]
     zeros = Entry((1, width), "float32", lambda: np.zeros((1, width), np.float32))
     return entries | {"roberta.embeddings.token_type_embeddings.weight": zeros}

@@ -11,7 +11,9 @@ import collections
 import pickle
 import struct
 import zipfile
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,21 @@ DTYPES = {
     "Byte": np.uint8,
     "Bool": np.bool_,
 }
+# What a damaged file can make the readers of pickles and of archives raise.
+FAULTS = (
+    *(pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, struct.error, EOFError, KeyError, IndexError),
+    *(
+        AttributeError,
+        TypeError,
+        ValueError,
+        RecursionError,
+        MemoryError,
+        OverflowError,
+        RuntimeError,
+        ImportError,
+        OSError,
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -138,12 +155,16 @@ def load(path: Path) -> tuple[Any, Callable[[Tensor], np.ndarray]]:
 
     Raises `ValueError` for anything that is not such a file, whole.
     """
-    try:
+    with whole(path):
         return _archive(path) if zipfile.is_zipfile(path) else _plain(path)
-    except (
-        *(pickle.UnpicklingError, zipfile.BadZipFile, struct.error, EOFError, KeyError, IndexError, AttributeError),
-        *(TypeError, ValueError, RecursionError, MemoryError, OverflowError, NotImplementedError, ImportError),
-    ) as error:
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[None]:
+    """Whatever reading a damaged file may raise becomes a `ValueError` that names it."""
+    try:
+        yield
+    except FAULTS as error:
         raise ValueError(f"{path.name} is not a whole PyTorch file: {type(error).__name__}: {error}") from None
 
 
@@ -161,11 +182,11 @@ def _archive(path: Path):
 
     def read(tensor: Tensor) -> np.ndarray:
         storage = tensor.storage
-        with zipfile.ZipFile(path) as archive:
+        with whole(path), zipfile.ZipFile(path) as archive:
             entry = archive.getinfo(f"{root}data/{storage.key}")
             size = storage.size * storage.dtype.itemsize
             if entry.compress_type != zipfile.ZIP_STORED or entry.file_size < size:
-                raise ValueError(f"{path.name}: {entry.filename} does not hold the {size} bytes it should")
+                raise ValueError(f"{entry.filename} does not hold the {size} bytes it should")
             return tensor.of(np.frombuffer(archive.read(entry), storage.dtype, storage.size))
 
     return content, read
@@ -191,6 +212,7 @@ def _plain(path: Path):
 
     def read(tensor: Tensor) -> np.ndarray:
         storage = tensor.storage
-        return tensor.of(np.fromfile(path, storage.dtype, storage.size, offset=offsets[storage.key]))
+        with whole(path):
+            return tensor.of(np.fromfile(path, storage.dtype, storage.size, offset=offsets[storage.key]))
 
     return content, read

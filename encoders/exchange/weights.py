@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
 SAFE_FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 # In order of preference, as transformers has it.
@@ -31,8 +32,15 @@ class Entry:
 
 
 def entry(shape: tuple[int, ...], dtype: str, read: Callable[[], np.ndarray]) -> Entry:
-    """An `Entry` of numbers in any precision."""
-    return Entry(shape, dtype, lambda: np.asarray(read(), np.float32))
+    """An `Entry` of numbers in any precision, whose `read` raises `CheckpointError` where the file is damaged."""
+
+    def numbers() -> np.ndarray:
+        try:
+            return np.asarray(read(), np.float32)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise CheckpointError(f"a tensor of shape {list(shape)} cannot be read: {error}") from None
+
+    return Entry(shape, dtype, numbers)
 
 
 def weights(folder: Path) -> tuple[dict[str, Entry], list[Path]]:
@@ -55,7 +63,6 @@ def one(path: Path) -> dict[str, Entry]:
 
 def safe(path: Path) -> dict[str, Entry]:
     """The tensors of a safetensors file. It is opened anew for each, so that no mapped page outlives its reading."""
-    from safetensors import SafetensorError, safe_open
 
     def read(name: str) -> np.ndarray:
         with safe_open(path, "numpy") as file:

@@ -60,7 +60,8 @@ def test_an_index_places_tensors_in_files_beside_it(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "place", ["../out.safetensors", "{home}/out.safetensors", "sub/in.safetensors", "./../out.safetensors", "", "..", "~"]
+    "place",
+    ["../out.safetensors", "{home}/out.safetensors", "sub/in.safetensors", "./../out.safetensors", "", "..", "~"],
 )
 def test_an_index_reaches_no_file_outside_its_folder(place, tmp_path):
     folder = tmp_path / "folder"

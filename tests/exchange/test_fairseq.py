@@ -1,0 +1,198 @@
+"""fairseq's RoBERTa: the reference as fairseq saved it, and what else its files may hold."""
+
+import shutil
+from argparse import Namespace
+
+import numpy as np
+import pytest
+
+from encoders.exchange import fairseq, pickles
+from encoders.exchange.fairseq import file_in, renamed
+from encoders.exchange.weights import CheckpointError, Entry
+from tests.exchange.references import HOME
+
+PATH = HOME / "roberta-fairseq" / "model.pt"
+PLACE = "decoder.sentence_encoder.layers.1.self_attn."
+THEIRS = "roberta.encoder.layer.1.attention.self."
+WORDS = "decoder.sentence_encoder.embed_tokens.weight"
+
+
+def of(array: np.ndarray) -> Entry:
+    return Entry(array.shape, "float32", lambda: array)
+
+
+@pytest.fixture
+def content(monkeypatch):
+    """What the reference holds; `fairseq.read` finds the changes that a test makes to it."""
+    held, numbers = pickles.load(PATH)
+    monkeypatch.setattr(pickles, "load", lambda path: (held, numbers))
+    return held
+
+
+def shapeless(tensor: pickles.Tensor) -> pickles.Tensor:
+    return pickles.Tensor(tensor.storage, 0, (), ())
+
+
+def test_query_key_and_value_in_one_are_those_apart():
+    for shape in [(12, 4), (12,)]:
+        whole = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+        leaf = "weight" if len(shape) == 2 else "bias"
+        together = renamed(f"{PLACE}in_proj_{leaf}", of(whole))
+        assert list(together) == [f"{THEIRS}{part}.{leaf}" for part in ("query", "key", "value")]
+        for i, letter in enumerate("qkv"):
+            rows = whole[4 * i : 4 * i + 4]
+            ((name, apart),) = renamed(f"{PLACE}{letter}_proj.{leaf}", of(rows)).items()
+            assert np.array_equal(together[name].read(), rows) and np.array_equal(apart.read(), rows)
+            assert together[name].shape == apart.shape == rows.shape
+
+
+@pytest.mark.parametrize(
+    "theirs, ours",
+    [
+        ("decoder.sentence_encoder.emb_layer_norm.bias", "roberta.embeddings.LayerNorm.bias"),
+        ("encoder.sentence_encoder.layernorm_embedding.bias", "roberta.embeddings.LayerNorm.bias"),
+        ("decoder.sentence_encoder.layers.10.fc2.weight", "roberta.encoder.layer.10.output.dense.weight"),
+        ("encoder.lm_head.weight", "lm_head.decoder.weight"),
+        ("decoder.lm_head.layer_norm.weight", "lm_head.layer_norm.weight"),
+        ("classification_heads.mnli.out_proj.bias", "classifier.out_proj.bias"),
+    ],
+)
+def test_old_and_new_names_of_fairseq_are_those_of_transformers(theirs, ours):
+    assert list(renamed(theirs, of(np.zeros(1)))) == [ours]
+
+
+def test_a_checkpoint_says_its_sizes_by_its_shapes_and_the_rest_by_its_options():
+    model = fairseq.read(PATH).model
+    assert (model.vocab, model.hidden, model.layers, model.heads, model.intermediate) == (291, 12, 3, 3, 20)
+    assert (model.positions, model.position_offset, model.segments, model.norm_epsilon) == (17, 2, 1, 1e-5)
+    assert (model.dropout, model.attention_dropout, model.activation) == (0.1, 0.1, "gelu")
+
+
+def test_the_table_of_segments_is_a_row_of_zeros():
+    table = fairseq.read(PATH).entries["roberta.embeddings.token_type_embeddings.weight"]
+    assert table.read().shape == table.shape == (1, 12) and not table.read().any()
+
+
+def test_options_are_a_namespace_or_a_dictionary_within_one(content):
+    assert isinstance(content["args"], pickles.Stub)  # argparse.Namespace, which is not imported
+    before = fairseq.read(PATH).model
+    content["cfg"] = {"model": vars(content.pop("args")) | {"dropout": 0.25}}
+    assert fairseq.read(PATH).model.computes() == before.computes() and fairseq.read(PATH).model.dropout == 0.25
+    within = content["cfg"]["model"]
+    content["cfg"]["model"] = pickles.Stub()
+    content["cfg"]["model"].__setstate__(within)
+    assert fairseq.read(PATH).model.dropout == 0.25
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"encoder_attention_heads": 3.0},
+        {"encoder_attention_heads": "3"},
+        {"encoder_attention_heads": None},
+        {"encoder_attention_heads": 0},
+        {"encoder_attention_heads": -3},
+        {"encoder_attention_heads": 5},
+        {"encoder_attention_heads": True},
+        {"dropout": [0.1]},
+        {"dropout": 1.5},
+        {"dropout": float("nan")},
+        {"attention_dropout": pickles.Stub()},
+        {"activation_fn": {"gelu": 1}},
+        {"activation_fn": "relu"},
+        {"activation_fn": None},
+    ],
+    ids=str,
+)
+def test_options_that_describe_no_model_are_refused(wrong, content):
+    vars(content["args"]).update(wrong)
+    with pytest.raises(CheckpointError, match="config.json: "):
+        fairseq.read(PATH)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": None},
+        {"model": []},
+        {"args": None},
+        {"args": 7},
+        {"args": Namespace(dropout=0.1)},
+        {"args": None, "cfg": []},
+        {"args": None, "cfg": {}},
+        {"args": None, "cfg": {"model": "roberta"}},
+    ],
+    ids=str,
+)
+def test_a_file_without_a_model_or_its_options_is_refused(change, content):
+    content.update(change)
+    with pytest.raises(CheckpointError, match="model.pt is no checkpoint of fairseq"):
+        fairseq.read(PATH)
+
+
+def test_a_file_of_something_else_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="is no checkpoint of fairseq"):
+        fairseq.read(HOME / "bert-masked" / "pytorch_model.bin")
+    (tmp_path / "x.pt").write_bytes(b"nothing of the kind")
+    with pytest.raises(CheckpointError, match="x.pt is not a whole PyTorch file"):
+        fairseq.read(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("name", [WORDS, "decoder.sentence_encoder.embed_positions.weight"])
+def test_a_table_that_is_missing_or_no_table_is_refused(name, content):
+    whole = content["model"][name]
+    for wrong in ({name: shapeless(whole)}, {}):
+        del content["model"][name]
+        content["model"].update(wrong)
+        with pytest.raises(CheckpointError, match="config.json: "):
+            fairseq.read(PATH)
+
+
+def test_tensors_of_no_layer_or_without_axes_are_refused(content):
+    tensors = content["model"]
+    layer = {name: tensor for name, tensor in tensors.items() if ".layers.0.fc1." in name}
+    tensors.update({name: shapeless(tensor) for name, tensor in layer.items()})
+    with pytest.raises(CheckpointError, match="intermediate"):
+        fairseq.read(PATH)
+    for name in [name for name in tensors if ".layers." in name]:
+        del tensors[name]
+    with pytest.raises(CheckpointError, match="layers=0"):
+        fairseq.read(PATH)
+
+
+@pytest.mark.parametrize("shape, strides", [((), ()), ((37, 12), (12, 1)), ((35, 12), (12, 1))])
+def test_rows_that_are_no_three_equal_parts_are_not_cut(shape, strides, content):
+    whole = content["model"][f"{PLACE}in_proj_weight"]
+    content["model"][f"{PLACE}in_proj_weight"] = pickles.Tensor(whole.storage, 0, shape, strides)
+    found = fairseq.read(PATH)
+    said = "\n".join(found.problems({"encoder/layers/attend/query/kernel": (3, 12, 12)}))
+    assert f"missing: {THEIRS}query.weight" in said and "unexpected: " in said
+
+
+def test_two_heads_of_classes_are_one_too_many(content):
+    draw = content["model"]["decoder.lm_head.dense.weight"]
+    for head in ("mnli", "rte"):
+        content["model"][f"classification_heads.{head}.dense.weight"] = draw
+    with pytest.raises(CheckpointError, match="two tensors have the name classifier.dense.weight"):
+        fairseq.read(PATH)
+
+
+def test_names_that_are_no_text_and_what_is_no_tensor_are_left_aside(content):
+    before = set(fairseq.read(PATH).entries)
+    content["model"].update({7: content["model"][WORDS], "decoder.sentence_encoder.step": 3})
+    content["model"]["decoder.sentence_encoder.version"] = content["model"][WORDS]
+    assert set(fairseq.read(PATH).entries) == before
+
+
+def test_a_folder_stands_for_its_only_pt_file_unless_it_is_one_of_transformers(tmp_path):
+    assert file_in(PATH) == file_in(PATH.parent) == PATH
+    assert file_in(HOME / "bert-masked") is None and file_in(tmp_path) is None
+    assert file_in(tmp_path / "nothing") is None and file_in(tmp_path / "nothing.pt") is None
+    shutil.copy(PATH, tmp_path / "a.pt")
+    (tmp_path / "folder.pt").mkdir()
+    assert file_in(tmp_path) == tmp_path / "a.pt" and file_in(tmp_path / "folder.pt") is None
+    (tmp_path / "config.json").write_text("{}")
+    assert file_in(tmp_path) is None and file_in(tmp_path / "a.pt") == tmp_path / "a.pt"
+    (tmp_path / "config.json").unlink()
+    shutil.copy(PATH, tmp_path / "b.pt")
+    assert file_in(tmp_path) is None
