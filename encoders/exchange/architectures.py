@@ -134,7 +134,10 @@ class Architecture:
         values["activation"] = ACTIVATIONS[values["activation"]]
         values = {"embedding": values["hidden"]} | values | self.model
         if self.padding_positions:
-            values["position_offset"] = config.get("pad_token_id", 1) + 1
+            pad = config.get("pad_token_id", 1)
+            if type(pad) is not int or pad < 0:
+                raise ValueError(f"pad_token_id={pad!r} is not the number of a token")
+            values["position_offset"] = pad + 1
             values["positions"] -= values["position_offset"]
         return Model(**values)
 

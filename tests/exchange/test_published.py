@@ -1,0 +1,143 @@
+"""What a configuration and tensors are together."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from encoders.downstream.classification import Classification
+from encoders.exchange.architectures import ARCHITECTURES
+from encoders.exchange.published import classes_in_config, identify, interpret, labels, objective
+from encoders.exchange.weights import CheckpointError, Entry, weights
+from encoders.objectives.nsp import NextSentence
+from encoders.objectives.sop import SentenceOrder
+from tests.exchange.references import HOME
+
+
+def of(name: str) -> tuple[dict, dict[str, Entry]]:
+    """Configuration and tensors of a reference checkpoint."""
+    return json.loads((HOME / name / "config.json").read_text()), weights(HOME / name)[0]
+
+
+def read(config: dict, entries: dict[str, Entry]):
+    return interpret(config, entries, ())
+
+
+@pytest.mark.parametrize("name", ["bert-pretraining", "roberta-masked", "albert-masked", "electra-discriminator"])
+def test_a_configuration_without_a_type_is_known_by_its_tensors(name):
+    config, entries = of(name)
+    del config["model_type"]
+    assert identify(config, entries).name == name.partition("-")[0]
+
+
+def test_an_encoder_alone_may_leave_the_family_out_of_its_names():
+    config, entries = of("roberta-encoder")
+    assert all(not name.startswith("roberta.") for name in entries)
+    found = read(config, entries)
+    assert "roberta.embeddings.word_embeddings.weight" in found.entries and found.found == {"pooler"}
+
+
+def test_names_of_tensorflow_are_those_of_today():
+    config, entries = of("bert-masked")
+    assert any(name.endswith(".gamma") for name in entries)
+    found = read(config, entries).entries
+    assert "bert.embeddings.LayerNorm.weight" in found and not any(name.endswith("gamma") for name in found)
+
+
+def test_two_tensors_of_one_name_are_refused():
+    config, entries = of("bert-masked")
+    entries["bert.embeddings.LayerNorm.weight"] = entries["bert.embeddings.LayerNorm.gamma"]
+    with pytest.raises(CheckpointError, match="two tensors have the name bert.embeddings.LayerNorm.weight"):
+        read(config, entries)
+
+
+def test_a_tied_tensor_may_have_its_second_name_only():
+    config, entries = of("bert-pretraining")
+    entries["cls.predictions.decoder.weight"] = entries.pop("bert.embeddings.word_embeddings.weight")
+    assert read(config, entries).entries["bert.embeddings.word_embeddings.weight"].shape == (61, 12)
+
+
+def test_positions_that_count_up_are_no_parameters():
+    config, entries = of("bert-pretraining")
+    buffer = {"bert.embeddings.position_ids": Entry((1, 19), "int64", lambda: np.arange(19)[None])}
+    assert read(config, entries | buffer).entries.keys() == read(config, entries).entries.keys()
+
+
+def test_a_head_whose_gelu_is_fixed_cannot_have_another_activation():
+    config, entries = of("electra-generator")
+    with pytest.raises(CheckpointError, match="hidden_act='gelu_new' with a tokens head of gelu"):
+        read(config | {"hidden_act": "gelu_new"}, entries)
+    config, entries = of("electra-encoder")
+    assert read(config | {"hidden_act": "gelu_new"}, entries).model.activation == "gelu_tanh"
+
+
+def test_parts_say_what_a_checkpoint_was_trained_for():
+    of_parts = lambda family, *found: objective(ARCHITECTURES[family], {}, frozenset(found))
+    assert of_parts("bert", "tokens", "pooler", "pair").sentences == NextSentence()
+    assert of_parts("albert", "tokens", "pooler", "pair").sentences == SentenceOrder()
+    assert of_parts("bert", "tokens").sentences is None
+    assert of_parts("electra", "replaced").width is None
+    assert of_parts("roberta", "classes").head == "tanh" and of_parts("electra", "classes").head == "gelu"
+    assert type(of_parts("bert", "spans")).__name__ == "Spans" and of_parts("bert", "pooler").pooler
+
+
+def test_classes_have_names_in_their_order():
+    assert labels({"id2label": {"1": "b", "0": "a"}}) == ("a", "b")
+    assert labels({"num_labels": 3}) == ("LABEL_0", "LABEL_1", "LABEL_2")
+    assert labels({"num_labels": 1, "id2label": {"0": "a", "1": "b"}}) == ("LABEL_0",)
+    assert labels({}) == ("LABEL_0", "LABEL_1")
+
+
+@pytest.mark.parametrize("names", [("no", "perhaps", "yes"), ("score",)])
+def test_classes_in_a_configuration_read_back(names):
+    config = classes_in_config(Classification(names, "tanh", 0.25))
+    assert labels(json.loads(json.dumps(config))) == names
+    again = objective(ARCHITECTURES["roberta"], config, frozenset({"classes"}))
+    assert again == Classification(names, "tanh", 0.25)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"num_labels": 0},
+        {"num_labels": "3"},
+        {"num_labels": 10**12},
+        {"num_labels": True},
+        {"id2label": {"0": "a", "2": "b"}},
+        {"id2label": {"0": "a", "1": 5}},
+        {"id2label": {}},
+    ],
+)
+def test_classes_that_are_not_numbered_are_refused(config):
+    with pytest.raises(CheckpointError, match="num_labels=|id2label must name"):
+        labels(config)
+
+
+@pytest.mark.parametrize("change", [{"classifier_dropout": "x"}, {"id2label": {"0": "a", "1": "a"}, "num_labels": 2}])
+def test_a_classifier_that_cannot_be_is_refused(change):
+    config, entries = of("bert-classes")
+    with pytest.raises(CheckpointError, match="config.json: "):
+        read(config | change, entries)
+
+
+REFERENCES = {name: of(name) for name in ("bert-classes", "roberta-masked", "albert-classes", "electra-generator")}
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@settings(derandomize=True, max_examples=600, deadline=None)
+@given(st.sampled_from(sorted(REFERENCES)), st.data())
+def test_any_configuration_is_read_or_refused(name, data):
+    config, entries = REFERENCES[name]
+    keys = st.sampled_from([*config, "pad_token_id", "num_labels", "hidden_act", "quantization_config"])
+    try:
+        found = read(config | data.draw(st.dictionaries(keys, VALUES, min_size=1, max_size=3)), entries)
+    except CheckpointError as error:
+        assert str(error)
+    else:
+        assert found.model.layers <= len(entries)
