@@ -3,12 +3,14 @@
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 
 import launch
 from tests import texts
+from tests.exchange.references import HOME
 
 ROOT = Path(__file__).parents[1]
 # Minutes become seconds: few steps, few rows, a small text.
@@ -115,6 +117,12 @@ def commands() -> list[str]:
     return re.findall(r"^python launch\.py (.*)$", (ROOT / "README.md").read_text(encoding="utf-8"), re.M)
 
 
+def published(folder: Path) -> None:
+    """A checkpoint as transformers writes it, small."""
+    shutil.copytree(HOME / "bert-pretraining", folder)
+    shutil.copy(HOME / "vocabularies" / "bert" / "vocab.txt", folder)
+
+
 @pytest.fixture(scope="module")
 def typed(home) -> dict[str, int]:
     """Every command of the README, run in its order; long ones are shortened by `--set`."""
@@ -122,12 +130,17 @@ def typed(home) -> dict[str, int]:
 
     status, before = {}, os.getcwd()
     os.chdir(ROOT)
+    published(home / "published" / "bert-base-uncased")
     for command in commands():
-        arguments = [word.replace("runs/", f"{home}/runs/") for word in shlex.split(command)]
+        moved = {"runs/": f"{home}/runs/", "PUBLISHED": f"{home}/published", "exported": f"{home}/exported"}
+        for theirs, here in moved.items():
+            command = command.replace(theirs, here)
+        arguments = shlex.split(command)
         if arguments[0] in ("prepare", "train"):
             settings = [f"data.corpus={home / 'text.txt'}", f"data.folder={home / 'stores'}", *SHORT]
-            kept = [word for word in arguments if word != "--set" and "TEXTS" not in word]
-            arguments = [*kept, "--set", *settings]
+            settings += ["phases.0.until=3"] * ("mini" in command)  # its first phase of two
+            kept = [word for word in arguments if "TEXTS" not in word]
+            arguments = [*kept, *([] if "--set" in kept else ["--set"]), *settings]
         if arguments[0] == "train":
             arguments += ["--runs", f"{home}/runs"]
         status[command] = launch.main(arguments)
