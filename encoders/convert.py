@@ -29,6 +29,7 @@ from encoders.training import sharding, step
 from encoders.training.checkpoint import save_params
 from encoders.training.optimizer import paths, stacked
 from encoders.training.run import Run, record, write_json
+from encoders.training.sharding import Mesh
 
 Say = Callable[[str], None]
 Leaf = Callable[[], np.ndarray]
@@ -60,7 +61,8 @@ def import_checkpoint(
         generator = folder / "generator"
     sources = pair(main, read(Path(generator))) if generator else Sources(main.model, main.objective, {"": main})
     tokenizer = tokenizers.read(Path(vocabulary or (file.parent if file else folder)))
-    network = Network(name=run.name, model=sources.model, objective=sources.objective)
+    everywhere = Mesh(data=1, fsdp=-1)  # every device has its share of the parameters
+    network = Network(name=run.name, model=sources.model, objective=sources.objective, mesh=everywhere)
     shapes = sources.shapes(tokenizer.facts)
     problems = sources.problems(shapes)
     if tokenizer.facts.size > network.model.vocab:

@@ -2,7 +2,10 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -148,6 +151,33 @@ def test_an_export_that_fails_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         export_run(run, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+FOUR = """
+import json, sys
+sys.path.insert(0, {root!r})
+import jax
+jax.config.update("jax_num_cpu_devices", 4)
+from encoders.convert import export_run, import_checkpoint
+from encoders.training.run import Run
+import_checkpoint({folder!r}, {run!r}, vocabulary={vocabulary!r})
+params = Run.open({run!r}).params()[1]
+table = params["encoder"]["embed"]["word"]["embedding"]
+print(json.dumps([list(table.shape), *(list(piece.data.shape) for piece in table.addressable_shards)]))
+export_run({run!r}, {out!r})
+"""
+
+
+def test_every_device_reads_its_share_of_the_parameters(tmp_path):
+    """In a process with four of them; what is read and written there is the same as with one."""
+    places = dict(run=str(tmp_path / "run"), out=str(tmp_path / "out"), root=str(Path(__file__).parents[1]))
+    places |= dict(folder=str(HOME / "bert-pretraining"), vocabulary=str(HOME / "vocabularies" / "bert"))
+    done = subprocess.run([sys.executable, "-c", FOUR.format(**places)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [[61, 12], *[[61, 3]] * 4]
+    assert same(params_of(tmp_path / "run"), params_of(brought_in("bert-pretraining", tmp_path / "one")))
+    before, after = weights(HOME / "bert-pretraining")[0], weights(tmp_path / "out")[0]
+    assert all(np.array_equal(before[name].read(), after[name].read()) for name in before)
 
 
 @pytest.mark.parametrize(

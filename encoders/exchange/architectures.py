@@ -129,6 +129,8 @@ class Architecture:
             kind = {"int": int, "float": (int, float)}.get(kinds[ours], str)
             if not isinstance(values[ours], kind) or isinstance(values[ours], bool):
                 raise ValueError(f"{theirs}={values[ours]!r} is not {'text' if kind is str else 'a number'}")
+            if kind is not str and not int(kind is int) <= values[ours] < 2**31:  # beyond it JAX's integers end
+                raise ValueError(f"{theirs}={values[ours]!r} must be at least {int(kind is int)} and below 2**31")
         if values["activation"] not in ACTIVATIONS:
             raise ValueError(f"hidden_act={values['activation']!r} is not one of {', '.join(ACTIVATIONS)}")
         values["activation"] = ACTIVATIONS[values["activation"]]

@@ -8,10 +8,11 @@ nothing of the file is executed. Both layouts are read: the zip archive, and the
 from __future__ import annotations
 
 import collections
+import math
 import pickle
+import reprlib
 import struct
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,21 +35,6 @@ DTYPES = {
     "Byte": np.uint8,
     "Bool": np.bool_,
 }
-# What a damaged file can make the readers of pickles and of archives raise.
-FAULTS = (
-    *(pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, struct.error, EOFError, KeyError, IndexError),
-    *(
-        AttributeError,
-        TypeError,
-        ValueError,
-        RecursionError,
-        MemoryError,
-        OverflowError,
-        RuntimeError,
-        ImportError,
-        OSError,
-    ),
-)
 
 
 @dataclass(frozen=True)
@@ -72,15 +58,17 @@ class Tensor:
     def check(self, size: int) -> None:
         """Raises `ValueError` unless the view lies within `size` elements."""
         values = (self.offset, *self.shape, *self.strides)
-        if not all(type(n) is int and n >= 0 for n in values) or len(self.shape) != len(self.strides):
-            raise ValueError(f"a tensor of shape {self.shape} with strides {self.strides} at {self.offset}")
+        if not all(type(n) is int and 0 <= n < 2**63 for n in values) or len(self.shape) != len(self.strides):
+            raise ValueError(f"offset, shape and strides {reprlib.repr((self.offset, self.shape, self.strides))}")
         last = self.offset + sum((n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True))
         if all(self.shape) and last >= size:
             raise ValueError(f"a tensor of shape {self.shape} reaches beyond its storage of {size}")
 
     def of(self, numbers: np.ndarray) -> np.ndarray:
-        """The tensor out of its storage's numbers; checked again, as a pickle may have changed it since."""
+        """The tensor out of its storage's numbers, of which a file may hold fewer than it says."""
         self.check(len(numbers))
+        if math.prod(self.shape) > len(numbers):
+            raise ValueError(f"a tensor of shape {self.shape} repeats the {len(numbers)} numbers of its storage")
         strides = [stride * numbers.itemsize for stride in self.strides]
         return np.lib.stride_tricks.as_strided(numbers[self.offset :], self.shape, strides, writeable=False)
 
@@ -128,8 +116,11 @@ KNOWN: dict[tuple[str, str], Any] = {
 }
 
 
-class Unpickler(pickle.Unpickler):
-    """Gives what a pickle holds with `Tensor`s for its tensors."""
+class Unpickler(pickle._Unpickler):
+    """Gives what a pickle holds with `Tensor`s for its tensors.
+
+    It is the reader in Python: the one in C makes room for as many objects as a few bytes of the file declare.
+    """
 
     def __init__(self, file):
         super().__init__(file, encoding="utf-8")
@@ -147,7 +138,18 @@ class Unpickler(pickle.Unpickler):
                 if rest and rest[0] is not None:
                     raise ValueError("a storage that is a view of another one")
                 return self.storages.setdefault(key, Storage(key, np.dtype(DTYPES[kind]), size))
-        raise ValueError(f"a stored object of an unknown kind: {str(pid)[:80]}")
+        raise ValueError(f"a stored object of an unknown kind: {reprlib.repr(pid)}")
+
+    def load_build(self):
+        """Only a stub has a state; one given to a tensor or a function would change what they are."""
+        state = self.stack.pop()
+        if isinstance(self.stack[-1], Stub):
+            self.stack[-1].__setstate__(state)
+
+    dispatch = pickle._Unpickler.dispatch | {
+        pickle.BUILD[0]: load_build,
+        pickle.BYTEARRAY8[0]: pickle._Unpickler.load_binbytes8,  # its own makes room before it reads
+    }
 
 
 def load(path: Path) -> tuple[Any, Callable[[Tensor], np.ndarray]]:
@@ -164,7 +166,7 @@ def whole(path: Path) -> Iterator[None]:
     """Whatever reading a damaged file may raise becomes a `ValueError` that names it."""
     try:
         yield
-    except FAULTS as error:
+    except Exception as error:  # damaged pickles and archives raise almost anything
         raise ValueError(f"{path.name} is not a whole PyTorch file: {type(error).__name__}: {error}") from None
 
 
@@ -174,6 +176,8 @@ def _archive(path: Path):
         if len(found) != 1:
             raise ValueError(f"{len(found)} entries data.pkl")
         root = found[0].removesuffix("data.pkl")
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise ValueError("its entries are compressed, and could be of any size")
         order = f"{root}byteorder"
         if order in archive.namelist() and archive.read(order) != b"little":
             raise ValueError("its numbers are not little-endian")
@@ -185,7 +189,7 @@ def _archive(path: Path):
         with whole(path), zipfile.ZipFile(path) as archive:
             entry = archive.getinfo(f"{root}data/{storage.key}")
             size = storage.size * storage.dtype.itemsize
-            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size < size:
+            if entry.file_size < size:
                 raise ValueError(f"{entry.filename} does not hold the {size} bytes it should")
             return tensor.of(np.frombuffer(archive.read(entry), storage.dtype, storage.size))
 

@@ -159,8 +159,9 @@ def objective(architecture: Architecture, config: dict, found: frozenset[str]):
     if "classes" in found:
         dropout = config.get("classifier_dropout", config.get("classifier_dropout_prob"))
         dropout = config.get("hidden_dropout_prob", 0.1) if dropout is None else dropout
+        names = labels(config)
         try:
-            return Classification(labels(config), architecture.classifier, dropout)
+            return Classification(names, architecture.classifier, dropout)
         except (TypeError, ValueError) as error:
             raise CheckpointError(f"config.json: {error}") from None
     if "spans" in found:

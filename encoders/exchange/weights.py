@@ -32,11 +32,17 @@ class Entry:
 
 
 def entry(shape: tuple[int, ...], dtype: str, read: Callable[[], np.ndarray]) -> Entry:
-    """An `Entry` of numbers in any precision, whose `read` raises `CheckpointError` where the file is damaged."""
+    """An `Entry` of numbers in any precision, infinite beyond float32's.
+
+    Its `read` raises `CheckpointError` for integers and the like, and where the file is damaged.
+    """
 
     def numbers() -> np.ndarray:
+        if "float" not in dtype:
+            raise CheckpointError(f"a tensor of shape {list(shape)} holds {dtype} and no floating-point numbers")
         try:
-            return np.asarray(read(), np.float32)
+            with np.errstate(over="ignore", invalid="ignore"):
+                return np.asarray(read(), np.float32)
         except (SafetensorError, OSError, ValueError) as error:
             raise CheckpointError(f"a tensor of shape {list(shape)} cannot be read: {error}") from None
 
@@ -105,9 +111,9 @@ def sharded(index: Path) -> tuple[dict[str, Entry], list[Path]]:
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
         raise CheckpointError(f'{index.name} has no "weight_map" from tensors to files')
-    names = sorted(set(places.values()))
+    names, files = sorted(set(places.values())), {path.name for path in index.parent.iterdir() if path.is_file()}
     for name in names:
-        if not re.fullmatch(r"[\w.-]+\.(safetensors|bin)", name) or not (index.parent / name).is_file():
+        if not re.fullmatch(r".+\.(safetensors|bin)", name) or name not in files:
             raise CheckpointError(f"{index.name} names {name!r}, which is no file of weights beside it")
     parts = {name: one(index.parent / name) for name in names}
     lacking = sorted(tensor for tensor, name in places.items() if tensor not in parts[name])

@@ -18,6 +18,7 @@ NAMES = {
 ROLES = ("pad", "unk", "cls", "sep", "mask")
 SYMBOLS = ("(", ")", '"', "-", ".", "–", "£", "€")  # always pieces of their own: ALBERT's spm_train flags
 AVOIDED = -1000.0  # the score of a piece kept for its id only
+LARGEST = 2**24  # ids; room is made for all up to the largest, and no published vocabulary comes near
 FORMS = {  # what a folder is known by, in order of preference
     "tokenizer.json": ("tokenizer.json",),
     "vocab.txt": ("vocab.txt",),
@@ -116,8 +117,10 @@ def finished(inner):
     """`inner` with its special tokens marked, and the family's way of adding them to a text or a pair."""
     from tokenizers import AddedToken, processors
 
-    kind = kind_of(inner)
-    names = names_of(inner.get_vocab(), kind)
+    kind, tokens = kind_of(inner), inner.get_vocab()
+    names = names_of(tokens, kind)
+    if max(tokens.values()) >= LARGEST:
+        raise ValueError(f"a token has the id {max(tokens.values())}; ids are below {LARGEST}")
     for role, name in names.items():
         before = kind == "bpe" and role == "mask"  # RoBERTa's mask takes the space before it
         inner.add_special_tokens([AddedToken(name, lstrip=before, special=True, normalized=False)])
@@ -157,7 +160,7 @@ def read(path: Path, lowercase: bool):
             return _serialized(path) if "model" in content and "added_tokens" in content else _bpe(path, content)
     except FileNotFoundError as error:
         raise ValueError(f"the vocabulary {str(path)!r} needs {error.filename} beside it") from error
-    except (ValueError, IndexError, struct.error) as error:
+    except Exception as error:  # damage shows in many ways, and the tokenizers library raises Exception itself
         raise ValueError(f"vocabulary {str(path)!r}: {error}") from error
     raise ValueError(f"the vocabulary {str(path)!r} is none of {forms}")
 

@@ -56,7 +56,9 @@ class Start:
         Raises `RunError` for an encoder of other shapes.
         """
         theirs, mine = self.run.network.objective.body, run.network.objective.body
-        _, found = self.run.params(str(self.at))
+        checkpoints = self.run.checkpoints()
+        found = checkpoints.params(self.at, run.placed)
+        checkpoints.close()
         # Under another body, heads of the same name need not mean the same.
         found = found if theirs == mine else {mine: found[theirs]} | {k: found[k] for k in found if k == "pooler"}
         wanted = run.shapes.params
@@ -77,10 +79,9 @@ class Start:
 
         left = {part: tree for part, tree in run.shardings.params.items() if part not in taken}
         state = jax.jit(rest, out_shardings=run.shardings.replace(params=left))(run.experiment.seed)
-        placed = {part: jax.device_put(tree, run.shardings.params[part]) for part, tree in taken.items()}
         new = f"; new: {', '.join(left)}" if left else ""
         say(f"begins with {self.run.folder} (step {self.at}): {', '.join(taken)}{new}")
-        return state.replace(params={part: placed.get(part, state.params.get(part)) for part in wanted})
+        return state.replace(params={part: taken.get(part, state.params.get(part)) for part in wanted})
 
 
 def leaves(tree) -> list[tuple[str, tuple[int, ...]]]:

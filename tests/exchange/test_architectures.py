@@ -54,3 +54,44 @@ def test_the_published_roberta_is_not_the_default_of_its_configuration():
 def test_albert_without_values_is_the_xxlarge_one_with_its_tanh():
     model = ALBERT.read({})
     assert (model.hidden, model.heads, model.embedding, model.activation) == (4096, 64, 128, "gelu_tanh")
+
+
+def test_roberta_counts_its_positions_from_its_padding_on():
+    model = roberta.BASE
+    assert (
+        ROBERTA.write(model)["max_position_embeddings"] == 514
+        and BERT.write(bert.BASE)["max_position_embeddings"] == 512
+    )
+    assert ROBERTA.read({"pad_token_id": 0}).position_offset == 1
+    with pytest.raises(ValueError, match="positions=0"):
+        ROBERTA.read({"max_position_embeddings": 2})
+
+
+@pytest.mark.parametrize("pad", [None, -1, True, 1.0, "1", [1]], ids=str)
+def test_a_padding_that_is_no_token_is_refused(pad):
+    with pytest.raises(ValueError, match="pad_token_id="):
+        ROBERTA.read({"pad_token_id": pad})
+
+
+@pytest.mark.parametrize("name, value", [("type_vocab_size", 0), ("layer_norm_eps", -1e-5), ("hidden_size", 0)])
+def test_a_number_below_what_it_can_be_is_refused_by_name(name, value):
+    with pytest.raises(ValueError, match=f"{name}={value} must be at least"):
+        BERT.read({name: value})
+    with pytest.raises(ValueError, match=f"{name}=inf"):
+        BERT.read({name: float("inf")})
+
+
+def test_no_tensor_has_two_places():
+    for architecture in ARCHITECTURES.values():
+        theirs = [place for _, place in architecture.table]
+        assert len(set(theirs)) == len(theirs) == len({ours for ours, _ in architecture.table})
+        assert all(architecture.part(original) for _, original in architecture.ties)
+        assert not {copy for copy, _ in architecture.ties} & {original for _, original in architecture.ties}
+
+
+def test_what_is_in_no_table_has_no_place():
+    for architecture in ARCHITECTURES.values():
+        assert architecture.place("encoder/embed/other/bias") is None and architecture.part("other.weight") is None
+        assert architecture.part(f"{architecture.name}.embeddings.word_embeddings.weight.x") is None
+    assert ALBERT.model["always_project"] and ALBERT.place("encoder/project/kernel")[1] == "kernel"
+    assert BERT.place("encoder/project/kernel") is None

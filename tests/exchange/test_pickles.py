@@ -4,8 +4,10 @@ import io
 import os
 import pickle
 import struct
+import tracemalloc
 import zipfile
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -77,11 +79,11 @@ def archive(path, value, data={"0": bytes(16)}, compression=zipfile.ZIP_STORED, 
     return path
 
 
-def plain(path, value, data={"0": bytes(16)}):  # noqa: B006
+def plain(path, value, data={"0": bytes(16)}, width=4):  # noqa: B006
     """The layout before PyTorch 1.6."""
     parts = [dumped(MAGIC), dumped(PROTOCOL), dumped({"little_endian": True})]
     parts += [value if isinstance(value, bytes) else dumped(value), dumped(list(data))]
-    path.write_bytes(b"".join(parts) + b"".join(struct.pack("<q", len(x) // 4) + x for x in data.values()))
+    path.write_bytes(b"".join(parts) + b"".join(struct.pack("<q", len(x) // width) + x for x in data.values()))
     return path
 
 
@@ -107,6 +109,16 @@ def test_a_tensor_is_a_view_of_its_storage(layout, tmp_path):
     turned = {"a": tensor(1, (2, 2), (1, 2), size=6), "whole": tensor(0, (2, 3), (3, 1), size=6)}
     found = tensors(layout(tmp_path / "x.bin", turned, {"0": numbers.tobytes()}))
     assert found["a"].tolist() == [[1, 3], [2, 4]] and found["whole"].tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+@pytest.mark.parametrize("kind, dtype", [("Double", "f8"), ("Half", "f2"), ("BFloat16", ml_dtypes.bfloat16)])
+def test_numbers_of_any_precision_are_read(kind, dtype, tmp_path):
+    numbers, one = np.array([1.5, -2, 0.25, 8], dtype), {"a": tensor(kind=f"{kind}Storage")}
+    new = archive(tmp_path / "new.bin", one, {"0": numbers.tobytes()})
+    old = plain(tmp_path / "old.bin", one, {"0": numbers.tobytes()}, numbers.itemsize)
+    for path in (new, old):
+        entry = torch(path)["a"]
+        assert entry.dtype == numbers.dtype.name and entry.read().tolist() == [[1.5, -2], [0.25, 8]]
 
 
 # Hostile pickles ---------------------------------------------------------------------------------------------------
@@ -164,6 +176,38 @@ def test_no_opcode_reaches_a_function(way, layout, tmp_path):
     assert not canary.exists()
 
 
+TENSOR = dumped(tensor())[2:-1]  # without its protocol and its end
+STATES = {  # what __reduce__ gives beside the call that makes an object, put into its place
+    "of a dictionary": (b"ccollections\nOrderedDict\n)R(Va\n%bu}Vitems\nK\x01sb.", "a"),
+    "of a tensor": (b"(dVa\n%b}Vstorage\nK\x01sbs.", "a"),
+    "of a function": (b"(dVa\n%bsctorch._utils\n_rebuild_parameter\nN}V__defaults__\nK\x01\x85s\x86b0.", "a"),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("whose", STATES)
+def test_a_state_changes_nothing_but_stubs(whose, layout, tmp_path):
+    content, name = STATES[whose]
+    found = torch(layout(tmp_path / "x.bin", b"\x80\x02" + content.replace(b"%b", TENSOR)))
+    assert found[name].dtype == "float32" and found[name].read().shape == (2, 2)
+    assert pickles.rebuild_parameter.__defaults__ is None
+
+
+def test_the_metadata_of_a_module_is_left_aside(tmp_path):
+    state = b"ccollections\nOrderedDict\n)R(Va\n%bu}V_metadata\nccollections\nOrderedDict\n)Rsb."
+    assert list(torch(archive(tmp_path / "x.bin", b"\x80\x02" + state.replace(b"%b", TENSOR)))) == ["a"]
+
+
+@pytest.mark.parametrize(
+    "content", [b"N" + b"2\x86" * 60 + b"Q.", TENSOR.replace(b"K\x00K", b"N" + b"2\x86" * 60 + b"K") + b"."]
+)
+def test_what_is_nested_without_end_is_printed_in_short(content, tmp_path):
+    """Each pair holds the one before it twice: written out, these would fill any memory."""
+    with pytest.raises(ValueError, match=r"\.\.\.") as caught:
+        load(archive(tmp_path / "x.bin", b"\x80\x02" + content))
+    assert len(str(caught.value)) < 1000
+
+
 def test_the_canary_of_these_tests_would_sing(tmp_path):
     """The same pickles, given to Python's own reader, do run."""
     for way in ("GLOBAL REDUCE", "INST", "STACK_GLOBAL"):
@@ -202,6 +246,14 @@ def test_a_storage_that_is_not_there_in_full_is_refused_without_making_room_for_
         tensors(layout(tmp_path / "x.bin", {"a": tensor(shape=(10**13,), strides=(1,), size=10**13)}))
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_tensor_that_repeats_its_numbers_is_refused_without_making_room_for_it(layout, tmp_path):
+    _, read = load(path := layout(tmp_path / "x.bin", {"a": tensor(shape=(10**13,), strides=(0,)), "b": tensor()}))
+    with pytest.raises(CheckpointError, match="repeats the 4 numbers"):
+        torch(path)["a"].read()
+    assert torch(path)["b"].read().shape == (2, 2)
+
+
 @pytest.mark.parametrize("kind", ["ComplexStorage", "os", "Storage", "QInt8Storage"])
 def test_a_storage_of_an_unknown_kind_is_refused(kind, tmp_path):
     with pytest.raises(ValueError, match="unknown kind"):
@@ -214,8 +266,10 @@ def test_an_archive_that_torch_would_not_write_is_refused(tmp_path):
         load(archive(tmp_path / "a.bin", one, extra={"other/data.pkl": b"."}))
     with pytest.raises(ValueError, match="little-endian"):
         load(archive(tmp_path / "b.bin", one, extra={"model/byteorder": b"big"}))
+    with pytest.raises(ValueError, match="compressed"):
+        load(archive(tmp_path / "c.bin", one, compression=zipfile.ZIP_DEFLATED))
     with pytest.raises(ValueError, match="does not hold the 16 bytes"):
-        tensors(archive(tmp_path / "c.bin", one, compression=zipfile.ZIP_DEFLATED))
+        tensors(archive(tmp_path / "e.bin", one, {"0": bytes(15)}))
     with pytest.raises(ValueError, match="no item named 'model/data/0'"):
         tensors(archive(tmp_path / "d.bin", one, {}))
 
@@ -257,7 +311,7 @@ def test_a_truncated_file_is_refused(source, place, at):
 
 @pytest.mark.parametrize("source", [ARCHIVE, PLAIN])
 @settings(derandomize=True, max_examples=300, deadline=None)
-@given(flips=st.lists(st.tuples(st.integers(0, 2500), st.integers(1, 255), st.booleans()), min_size=1, max_size=5))
+@given(flips=st.lists(st.tuples(st.integers(0, 8000), st.integers(1, 255), st.booleans()), min_size=1, max_size=5))
 def test_flipped_bytes_are_an_error_or_other_numbers(source, place, flips):
     """Near both ends of the file, where its directory and its pickle are."""
     damaged = bytearray(source.read_bytes())
@@ -266,16 +320,31 @@ def test_flipped_bytes_are_an_error_or_other_numbers(source, place, flips):
     read_or_refused(place, bytes(damaged))
 
 
-def test_a_pickle_that_declares_much_makes_no_room_for_it(tmp_path):
-    """Four gigabytes of text, a long number, or a list: Python's reader asks the file first."""
-    for opcode in (
-        b"X\xff\xff\xff\xff",
-        b"\x8b\xff\xff\xff\x7f",
-        b"B\xff\xff\xff\xff",
-        b"\x8e" + b"\xff" * 7 + b"\x0f",
-    ):
-        with pytest.raises(ValueError, match="not a whole PyTorch file"):
-            load(archive(tmp_path / "x.bin", b"\x80\x04" + opcode + b"."))
+DECLARED = {  # a quarter of a gigabyte or more, by a few bytes
+    "text": b"X\xff\xff\xff\x0f",
+    "long text": b"\x8d" + struct.pack("<Q", 2**40),
+    "bytes": b"B\xff\xff\xff\x0f",
+    "long bytes": b"\x8e" + struct.pack("<Q", 2**28),
+    "bytes that may change": b"\x96" + struct.pack("<Q", 2**28),
+    "number": b"\x8b\xff\xff\xff\x0f",
+    "frame": b"\x95" + struct.pack("<Q", 2**28),
+    "memory": b"Nr" + struct.pack("<I", 2**25),
+    "memory in digits": b"Np33554432\n",
+}
+
+
+@pytest.mark.parametrize("what", DECLARED)
+def test_a_pickle_that_declares_much_makes_no_room_for_it(what, tmp_path):
+    path = archive(tmp_path / "x.bin", b"\x80\x05" + DECLARED[what] + b".")
+    tracemalloc.start()
+    try:
+        load(path)
+    except ValueError as error:
+        assert "not a whole PyTorch file" in str(error)
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < 2**20
 
 
 def test_the_names_that_are_known_are_all_there_are():

@@ -1,6 +1,7 @@
 """What a configuration and tensors are together."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from encoders.downstream.classification import Classification
+from encoders.exchange import published
 from encoders.exchange.architectures import ARCHITECTURES
 from encoders.exchange.published import classes_in_config, identify, interpret, labels, objective
 from encoders.exchange.weights import CheckpointError, Entry, weights
@@ -141,3 +143,53 @@ def test_any_configuration_is_read_or_refused(name, data):
         assert str(error)
     else:
         assert found.model.layers <= len(entries)
+
+
+ABSURD = [None, True, [], {}, "", "12", -1, 0, 10**40, -(10**40), 1.0, 1e300, math.inf, math.nan]
+NUMBERS = {theirs for each in ARCHITECTURES.values() for _, theirs, _ in each.names()} - {"hidden_act"}
+
+
+@pytest.mark.parametrize("key", sorted(NUMBERS | {"pad_token_id"}))
+@pytest.mark.parametrize("name", REFERENCES)
+def test_no_absurd_number_is_a_size_or_a_rate(name, key):
+    config, entries = REFERENCES[name]
+    read(config, entries)
+    for value in ABSURD:
+        try:
+            model = read(config | {key: value}, entries).model
+        except CheckpointError as error:
+            assert str(error).count("config.json: ") == 1
+            continue
+        assert min(model.vocab, model.layers, model.heads, model.positions, model.segments, model.groups) >= 1, value
+        assert all(0 <= rate < math.inf for rate in (model.dropout, model.norm_epsilon, model.deviation)), value
+        assert model.position_offset >= 0, value
+
+
+@pytest.mark.parametrize("given", ["gpt2", "", 7, True, [], ["bert"], {"bert": 1}], ids=str)
+def test_another_type_of_model_is_refused(given):
+    with pytest.raises(CheckpointError, match="is not one of bert, roberta, albert, electra"):
+        identify({"model_type": given}, {})
+
+
+def test_what_is_wrong_with_classes_is_said_once():
+    config, entries = of("bert-classes")
+    with pytest.raises(CheckpointError, match="^config.json: id2label must name the classes 0 to 0$"):
+        read(config | {"id2label": {"0": 1}}, entries)
+
+
+def test_the_dropout_of_classes_is_that_of_the_hidden_states_unless_it_has_its_own():
+    config, entries = of("bert-classes")
+    config |= {"hidden_dropout_prob": 0.3}
+    assert config.pop("classifier_dropout") is None
+    for change, dropout in ({}, 0.3), ({"classifier_dropout": 0.0}, 0.0), ({"classifier_dropout_prob": 0.2}, 0.2):
+        assert read(config | change, entries).objective.dropout == dropout
+
+
+@pytest.mark.parametrize(
+    "content", ['{"num_labels": 1' + "0" * 5000 + "}", '{"hidden_size": NaN}', "[]", "", '{"id2label": ' * 10_000]
+)
+def test_a_folder_whose_configuration_cannot_be_read_is_refused(content, tmp_path):
+    (tmp_path / "model.safetensors").write_bytes((HOME / "bert-encoder" / "model.safetensors").read_bytes())
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(CheckpointError, match="config.json"):
+        published.read(tmp_path)

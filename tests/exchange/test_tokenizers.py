@@ -4,6 +4,9 @@ import json
 import shutil
 
 import pytest
+from hypothesis import given
+from hypothesis import settings as set_up
+from hypothesis import strategies as st
 
 from encoders.exchange.architectures import ARCHITECTURES
 from encoders.exchange.tokenizers import read, write
@@ -88,3 +91,73 @@ def test_a_damaged_vocabulary_is_refused(name, content, tmp_path):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(CheckpointError, match="--vocabulary"):
         read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("7", "null", "[]", '"model added_tokens"', '["model", "added_tokens"]', '{"model": 1, "added_tokens": 2}'),
+        *(json.dumps({"<s>": id, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4}) for id in ("x", -1, 1.5, 2**32)),
+        "[" * 100_000,
+    ],
+    ids=lambda content: content[:15],
+)
+@pytest.mark.parametrize("name", ["vocab.json", "tokenizer.json"])
+def test_json_that_is_no_vocabulary_is_refused(name, content, tmp_path):
+    (tmp_path / name).write_text(content)
+    (tmp_path / "merges.txt").write_text("")
+    with pytest.raises(CheckpointError, match="--vocabulary"):
+        read(tmp_path)
+
+
+def test_room_is_made_for_no_more_ids_than_a_vocabulary_has(tmp_path):
+    ids = {"<s>": 2**24, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4}
+    (tmp_path / "merges.txt").write_text("")
+    (tmp_path / "vocab.json").write_text(json.dumps(ids))
+    with pytest.raises(CheckpointError, match="a token has the id 16777216"):
+        read(tmp_path)
+    (tmp_path / "vocab.json").write_text(json.dumps(ids | {"<s>": 9}))
+    assert read(tmp_path).facts.size == 10
+
+
+# A number where a message should be, at every depth that is read.
+@pytest.mark.parametrize(
+    "content", [b"\x08\x01", b"\x10\x01", b"\x18\x01", b"\n\x02\x08\x01", b"\n\x02\x10\x05", b"\x80" * 99]
+)
+def test_a_sentencepiece_model_of_other_fields_is_refused(content, tmp_path):
+    (tmp_path / "spiece.model").write_bytes(content)
+    with pytest.raises(CheckpointError, match="--vocabulary"):
+        read(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """The files of every kind, whole; tokenizer.json too."""
+    home = tmp_path_factory.mktemp("vocabularies")
+    shutil.copytree(VOCABULARIES, home, dirs_exist_ok=True)
+    for family in ("bert", "roberta"):
+        (home / f"{family}-saved").mkdir()
+        read(VOCABULARIES / family).save(home / f"{family}-saved")
+    return {path: path.read_bytes() for path in home.rglob("*") if path.name != "ids.json" and path.is_file()}
+
+
+PLACES = ["bert/vocab.txt", "roberta/vocab.json", "roberta/merges.txt", "albert/spiece.model"]
+
+
+@pytest.mark.parametrize("place", [*PLACES, "bert-saved/tokenizer.json", "roberta-saved/tokenizer.json"])
+@set_up(derandomize=True, max_examples=100, deadline=None)
+@given(data=st.data())
+def test_a_vocabulary_with_changed_bytes_is_another_one_or_refused(place, published, data):
+    path = next(path for path in published if path.match(place))
+    damaged = bytearray(published[path])
+    at = st.integers(0, min(len(damaged), 4000) - 1)  # the pieces; a map of characters comes after them
+    for i, value in data.draw(st.lists(st.tuples(at, st.integers(1, 255)), min_size=1, max_size=4)):
+        damaged[i] ^= value
+    path.write_bytes(damaged[: data.draw(st.none() | st.integers(0, len(damaged)))])
+    try:
+        tokenizer = read(path.parent)
+        assert all(0 <= id < tokenizer.facts.size for id in tokenizer.encode("tan [MASK] ber"))
+    except CheckpointError as error:
+        assert "--vocabulary" in str(error)
+    finally:
+        path.write_bytes(published[path])

@@ -35,6 +35,11 @@ def test_bfloat16_is_read_as_float32(tmp_path):
     assert whole(tmp_path)["a"].tolist() == [1.5, -2.0]
 
 
+def test_numbers_beyond_float32_are_infinite(tmp_path):
+    save_file({"a": np.array([1e300, -1e300, 1e-300])}, tmp_path / "model.safetensors")
+    assert whole(tmp_path)["a"].tolist() == [np.inf, -np.inf, 0]
+
+
 def test_what_is_written_is_read_by_the_library_of_the_format(tmp_path):
     path = tmp_path / "model.safetensors"
     write_safetensors(path, {name: (array.shape, lambda array=array: array) for name, array in TENSORS.items()})
@@ -61,16 +66,46 @@ def test_an_index_places_tensors_in_files_beside_it(tmp_path):
 
 @pytest.mark.parametrize(
     "place",
-    ["../out.safetensors", "{home}/out.safetensors", "sub/in.safetensors", "./../out.safetensors", "", "..", "~"],
+    [
+        *(
+            "../out.safetensors",
+            "{home}/out.safetensors",
+            "sub/in.safetensors",
+            "link/in.safetensors",
+            "./../out.safetensors",
+        ),
+        *(
+            "",
+            "..",
+            "~",
+            "sub",
+            "sub/..",
+            "\0.safetensors",
+            "a\nb.safetensors",
+            f"{'a' * 5000}.safetensors",
+            "ünï.safetensors",
+        ),
+    ],
 )
 def test_an_index_reaches_no_file_outside_its_folder(place, tmp_path):
     folder = tmp_path / "folder"
     (folder / "sub").mkdir(parents=True)
+    (folder / "link").symlink_to(folder / "sub")
     for path in (tmp_path / "out.safetensors", folder / "sub" / "in.safetensors"):
         save_file(TENSORS, path)
     index(folder, {"b": place.format(home=tmp_path)})
     with pytest.raises(CheckpointError, match="no file of weights beside it"):
         weights(folder)
+
+
+def test_a_link_beside_the_index_is_a_file_beside_it(tmp_path):
+    """The hub's cache keeps every file under its hash, and links to it."""
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "snapshot").mkdir()
+    save_file(TENSORS, tmp_path / "blobs" / "0af3")
+    (tmp_path / "snapshot" / "model-1.safetensors").symlink_to(tmp_path / "blobs" / "0af3")
+    index(tmp_path / "snapshot", {"b": "model-1.safetensors"})
+    assert whole(tmp_path / "snapshot")["b"].tolist() == [1, 1, 1, 1]
 
 
 @pytest.mark.parametrize("places", [None, [], "model.safetensors", {"b": 1}, {"b": None}, {"b": ["x.safetensors"]}])
@@ -187,9 +222,12 @@ def test_a_shape_of_absurd_size_is_refused_without_making_room_for_it(shape, fol
         weights(folder)
 
 
-@pytest.mark.parametrize("dtype", ["I64", "BOOL", "U8", "F8_E4M3", "F8_E5M2"])
-def test_numbers_that_are_no_weights_keep_their_name_for_the_list_of_what_does_not_fit(dtype, folder):
-    size = {"I64": 8}.get(dtype, 1)
+@pytest.mark.parametrize("dtype", ["I64", "BOOL", "U8", "C64", "F8_E4M3", "F8_E5M2"])
+def test_numbers_that_are_no_weights_have_a_name_and_are_not_read(dtype, folder):
+    size = {"I64": 8, "C64": 8}.get(dtype, 1)
     header = json.dumps({"a": {"dtype": dtype, "shape": [2], "data_offsets": [0, 2 * size]}}).encode()
     (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(2 * size))
-    assert weights(folder)[0]["a"].dtype == dtype
+    entry = weights(folder)[0]["a"]
+    assert entry.dtype == dtype
+    with pytest.raises(CheckpointError, match=f"holds {dtype} and no floating-point numbers"):
+        entry.read()
