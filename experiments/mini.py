@@ -1,4 +1,4 @@
-"""The four encoders at about mini size (4 layers, 256 wide) on your own text: about three quarters of an hour each on a core.
+"""The four encoders at about mini size (4 layers, 256 wide) on your own text: most of an hour each on a core.
 
     python launch.py train experiments/mini.py --set data.corpus=TEXT.txt.xz
 
