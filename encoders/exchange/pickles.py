@@ -108,8 +108,21 @@ def rebuild_parameter(tensor, *_) -> Any:
     return tensor
 
 
+def ordered(*_) -> dict:
+    """torch.save makes it empty, and fills it."""
+    return collections.OrderedDict()
+
+
+def fill(target, items: list) -> None:
+    """Put keys and values in turn into `target`, where the key is a name or a number: the hash of a tuple of tuples may
+    take for ever."""
+    for key, value in zip(items[::2], items[1::2], strict=True):
+        if isinstance(key, str | int):
+            target[key] = value
+
+
 KNOWN: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("collections", "OrderedDict"): ordered,
     ("torch._utils", "_rebuild_tensor"): rebuild_tensor,
     ("torch._utils", "_rebuild_tensor_v2"): rebuild_tensor,
     ("torch._utils", "_rebuild_parameter"): rebuild_parameter,
@@ -146,8 +159,30 @@ class Unpickler(pickle._Unpickler):
         if isinstance(self.stack[-1], Stub):
             self.stack[-1].__setstate__(state)
 
+    def load_setitems(self):
+        items = self.pop_mark()
+        fill(self.stack[-1], items)
+
+    def load_setitem(self):
+        value, key = self.stack.pop(), self.stack.pop()
+        fill(self.stack[-1], [key, value])
+
+    def load_dict(self):
+        items, made = self.pop_mark(), {}
+        fill(made, items)
+        self.append(made)
+
+    def load_set(self):
+        """A set, which no tensor is kept in."""
+        self.pop_mark()
+
     dispatch = pickle._Unpickler.dispatch | {
         pickle.BUILD[0]: load_build,
+        pickle.SETITEM[0]: load_setitem,
+        pickle.SETITEMS[0]: load_setitems,
+        pickle.DICT[0]: load_dict,
+        pickle.ADDITEMS[0]: load_set,
+        pickle.FROZENSET[0]: lambda self: (self.pop_mark(), self.append(Stub())),
         pickle.BYTEARRAY8[0]: pickle._Unpickler.load_binbytes8,  # its own makes room before it reads
     }
 

@@ -349,3 +349,21 @@ def test_a_pickle_that_declares_much_makes_no_room_for_it(what, tmp_path):
 
 def test_the_names_that_are_known_are_all_there_are():
     assert {module for module, _ in pickles.KNOWN} == {"collections", "torch._utils"}
+
+
+HASHED = {  # what comes before and after a key or a member
+    "SETITEM": (b"}", b"K\x01s."),
+    "SETITEMS": (b"}(", b"K\x01u."),
+    "DICT": (b"(", b"K\x01d."),
+    "ADDITEMS": (b"\x8f(", b"\x90."),
+    "FROZENSET": (b"(", b"\x91."),
+    "OrderedDict": (b"ccollections\nOrderedDict\n((", b"K\x01\x86ltR."),
+}
+
+
+@pytest.mark.parametrize("way", HASHED)
+def test_nothing_is_hashed_whose_hash_takes_for_ever(way, tmp_path):
+    """A tuple of one tuple twice, eighty times over, is small in the file; its hash visits 2**80 of them."""
+    start, end = HASHED[way]
+    content, _ = load(archive(tmp_path / "x.bin", b"\x80\x04" + start + b")" + b"q\x00h\x00\x86" * 80 + end))
+    assert isinstance(content, Stub) or not content

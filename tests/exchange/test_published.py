@@ -2,12 +2,14 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from encoders.convert import import_checkpoint
 from encoders.downstream.classification import Classification
 from encoders.exchange import published
 from encoders.exchange.architectures import ARCHITECTURES
@@ -193,3 +195,26 @@ def test_a_folder_whose_configuration_cannot_be_read_is_refused(content, tmp_pat
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(CheckpointError, match="config.json"):
         published.read(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    """A checkpoint whose configuration may be changed, in a folder of its own."""
+    return shutil.copytree(HOME / "bert-encoder", tmp_path_factory.mktemp("copy") / "theirs")
+
+
+SIZES = st.sampled_from([1, 2**31 - 1, 2**31, 3 * 2**29, 3 * 2**40, 10**40, 1e9, 1e39])
+
+
+@settings(derandomize=True, max_examples=60, deadline=None)
+@given(st.dictionaries(st.sampled_from(sorted(NUMBERS)), SIZES | VALUES, min_size=1, max_size=3))
+def test_an_import_is_a_run_or_leaves_nothing(copy, change):
+    config, run = json.loads((HOME / "bert-encoder" / "config.json").read_text()), copy.with_name("run")
+    (copy / "config.json").write_text(json.dumps(config | change))
+    try:
+        import_checkpoint(copy, run, vocabulary=HOME / "vocabularies" / "bert")
+        assert (run / "experiment.json").is_file()
+        shutil.rmtree(run)
+    except CheckpointError as error:
+        assert str(error)
+    assert [path.name for path in copy.parent.iterdir()] == ["theirs"]
