@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, fields
+from reprlib import repr as shown
 from typing import Any
 
 from encoders.families.albert import BOTH
@@ -122,17 +123,17 @@ class Architecture:
         """The model that a config.json describes. Raises `ValueError` naming what no model here does."""
         for name, accepted in FIXED.items():
             if config.get(name, accepted[0]) not in accepted:
-                raise ValueError(f"{name}={config[name]!r}; only {accepted[0]!r} can be read")
+                raise ValueError(f"{name}={shown(config[name])}; only {accepted[0]!r} can be read")
         values = {ours: config.get(theirs, default) for ours, theirs, default in self.names()}
         kinds = {f.name: f.type for f in fields(Model)}
         for ours, theirs, _ in self.names():
             kind = {"int": int, "float": (int, float)}.get(kinds[ours], str)
             if not isinstance(values[ours], kind) or isinstance(values[ours], bool):
-                raise ValueError(f"{theirs}={values[ours]!r} is not {'text' if kind is str else 'a number'}")
+                raise ValueError(f"{theirs}={shown(values[ours])} is not {'text' if kind is str else 'a number'}")
             if kind is not str and not int(kind is int) <= values[ours] < 2**31:  # beyond it JAX's integers end
                 raise ValueError(f"{theirs}={values[ours]!r} must be at least {int(kind is int)} and below 2**31")
         if values["activation"] not in ACTIVATIONS:
-            raise ValueError(f"hidden_act={values['activation']!r} is not one of {', '.join(ACTIVATIONS)}")
+            raise ValueError(f"hidden_act={shown(values['activation'])} is not one of {', '.join(ACTIVATIONS)}")
         values["activation"] = ACTIVATIONS[values["activation"]]
         values = {"embedding": values["hidden"]} | values | self.model
         if self.padding_positions:

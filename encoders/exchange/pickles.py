@@ -241,6 +241,8 @@ def _plain(path: Path):
         content = reader.load()
         keys, offsets, end = Unpickler(file).load(), {}, path.stat().st_size
         for key in keys:
+            if not isinstance(key, str):
+                raise ValueError("a storage without a name")
             storage = reader.storages[key]
             (size,) = struct.unpack("<q", file.read(8))
             start = file.tell()

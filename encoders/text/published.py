@@ -160,7 +160,9 @@ def read(path: Path, lowercase: bool):
             return _serialized(path) if "model" in content and "added_tokens" in content else _bpe(path, content)
     except FileNotFoundError as error:
         raise ValueError(f"the vocabulary {str(path)!r} needs {error.filename} beside it") from error
-    except Exception as error:  # damage shows in many ways, and the tokenizers library raises Exception itself
+    except BaseException as error:  # damage shows in many ways: the tokenizers library raises Exception, and panics
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise ValueError(f"vocabulary {str(path)!r}: {error}") from error
     raise ValueError(f"the vocabulary {str(path)!r} is none of {forms}")
 

@@ -102,12 +102,23 @@ def test_options_are_a_namespace_or_a_dictionary_within_one(content):
         {"activation_fn": "relu"},
         {"activation_fn": None},
     ],
-    ids=str,
+    ids=lambda wrong: f"{next(iter(wrong))}-{type(next(iter(wrong.values()))).__name__}",
 )
 def test_options_that_describe_no_model_are_refused(wrong, content):
     vars(content["args"]).update(wrong)
     with pytest.raises(CheckpointError, match="config.json: "):
         fairseq.read(PATH)
+
+
+def test_an_option_nested_without_end_is_printed_in_short(content):
+    """Each pair holds the one before it twice, which a few bytes of a pickle can say."""
+    option = ()
+    for _ in range(60):
+        option = (option, option)
+    vars(content["args"])["dropout"] = option
+    with pytest.raises(CheckpointError, match=r"hidden_dropout_prob=.*\.\.\.") as caught:
+        fairseq.read(PATH)
+    assert len(str(caught.value)) < 2000
 
 
 @pytest.mark.parametrize(

@@ -367,3 +367,11 @@ def test_nothing_is_hashed_whose_hash_takes_for_ever(way, tmp_path):
     start, end = HASHED[way]
     content, _ = load(archive(tmp_path / "x.bin", b"\x80\x04" + start + b")" + b"q\x00h\x00\x86" * 80 + end))
     assert isinstance(content, Stub) or not content
+
+
+def test_the_keys_of_storages_are_names(tmp_path):
+    path = plain(tmp_path / "x.bin", {})
+    keys = b"\x80\x02](N" + b"2\x86" * 80 + b"e."
+    path.write_bytes(path.read_bytes().replace(dumped(["0"]), keys))
+    with pytest.raises(ValueError, match="a storage without a name"):
+        load(path)
