@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from encoders.exchange.weights import CheckpointError, read_json
+from encoders.exchange.weights import CheckpointError, listed, read_json
 from encoders.model.config import Model
 from encoders.text.vocab import Tokenizer, load
 
@@ -18,22 +18,30 @@ def read(path: Path) -> Tokenizer:
 
     Raises `CheckpointError` where there is none, and for rules that are not read.
     """
-    options = path / "tokenizer_config.json" if path.is_dir() else path.with_name("tokenizer_config.json")
+    folder = path if path.is_dir() else path.parent
+    options = folder / "tokenizer_config.json"
     settings = read_json(options) if options.is_file() else {}
     lowercase = settings.get("do_lower_case", True)
     if not isinstance(lowercase, bool):
         raise CheckpointError(f"tokenizer_config.json: do_lower_case={lowercase!r} is not true or false")
-    serialized = path.name == "tokenizer.json" or (path / "tokenizer.json").is_file()
-    accents, chinese = settings.get("strip_accents"), settings.get("tokenize_chinese_chars", True)
-    if not serialized and (accents not in (None, lowercase) or chinese is not True):
-        raise CheckpointError(
-            f"tokenizer_config.json: strip_accents={accents!r} and tokenize_chinese_chars={chinese!r} can be read from "
-            "a tokenizer.json only; save the tokenizer with transformers first"
-        )
     try:
-        return load(path, lowercase)
+        tokenizer = load(path, lowercase)
     except ValueError as error:
         raise CheckpointError(f"{error}; other files can be named with --vocabulary") from None
+    if path.name != "tokenizer.json" and not (path / "tokenizer.json").is_file():
+        unread = {"strip_accents": (None, lowercase), "tokenize_chinese_chars": (None, True)}
+        unread |= {"keep_accents": (None, False)}
+        rules = [f"{name}={settings[name]!r}" for name, read in unread.items() if settings.get(name) not in read]
+        extra = folder / "added_tokens.json"
+        added = read_json(extra) if extra.is_file() else {}
+        known = {tokenizer.token(id): id for id in range(tokenizer.facts.size)}
+        rules += [f"the added token {name!r}" for name, id in added.items() if known.get(name) != id]
+        if rules:
+            raise CheckpointError(
+                f"{folder.name}: {listed(rules)} can be read from a tokenizer.json only; save the tokenizer with "
+                "transformers first"
+            )
+    return tokenizer
 
 
 def write(tokenizer: Tokenizer, folder: Path, model: Model) -> None:

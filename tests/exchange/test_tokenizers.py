@@ -73,6 +73,7 @@ def test_a_cased_vocabulary_keeps_capitals(folder):
         ('{"do_lower_case": "yes"}', "do_lower_case='yes' is not true or false"),
         ('{"do_lower_case": true, "strip_accents": false}', "strip_accents=False"),
         ('{"tokenize_chinese_chars": false}', "tokenize_chinese_chars=False"),
+        ('{"keep_accents": true}', "keep_accents=True"),
         ('{"do_lower', "cannot be read as JSON"),
         ("[]", "must hold a JSON object"),
     ],
@@ -161,3 +162,11 @@ def test_a_vocabulary_with_changed_bytes_is_another_one_or_refused(place, publis
         assert "--vocabulary" in str(error)
     finally:
         path.write_bytes(published[path])
+
+
+def test_tokens_added_in_a_file_of_their_own_are_refused_unless_they_are_there_already(folder):
+    (folder / "added_tokens.json").write_text('{"[MASK]": 4}')
+    assert read(folder).facts.mask == 4
+    (folder / "added_tokens.json").write_text('{"[MASK]": 4, "[NEW]": 61}')
+    with pytest.raises(CheckpointError, match=r"the added token '\[NEW\]' can be read from a tokenizer.json only"):
+        read(folder)
