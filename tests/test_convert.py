@@ -16,9 +16,10 @@ from encoders.convert import export_run, import_checkpoint
 from encoders.exchange.weights import CheckpointError, weights
 from encoders.experiment import Network
 from encoders.families import bert
+from encoders.fill import fill
 from encoders.objectives.joint import Joint
 from encoders.training.checkpoint import save_params
-from encoders.training.run import Run, record, write_json
+from encoders.training.run import Run, RunError, record, write_json
 from encoders.training.step import parameters
 from tests.exchange.outputs import furthest, ours
 from tests.exchange.references import CASES, HOME
@@ -135,6 +136,23 @@ def test_an_export_can_be_loaded_by_its_folder_and_both_verbs_name_what_they_mad
     assert "3 layers, Classification, classes, encoder, pooler" in shown and "BertForSequenceClassification" in shown
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["id2label"] == {"0": "no", "1": "perhaps", "2": "yes"}
+
+
+def test_a_pooler_that_comes_along_without_its_task_is_kept(tmp_path):
+    """As in the published files of RoBERTa and of ALBERT's masked words."""
+    folder = copied("bert-pretraining", tmp_path / "theirs")
+    rewrite(folder, lambda tensors: {name: x for name, x in tensors.items() if "seq_relationship" not in name})
+    run = brought_in("bert-pretraining", tmp_path / "run", folder)
+    assert Run.open(run).network.objective.sentences is None and "pooler" in params_of(run)
+    export_run(run, tmp_path / "out")
+    assert weights(tmp_path / "out")[0].keys() == weights(folder)[0].keys()
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"] == ["BertForMaskedLM"]
+
+
+def test_only_a_run_with_a_masked_token_head_fills_in(tmp_path):
+    run = Run.open(brought_in("bert-classes", tmp_path / "run"))
+    with pytest.raises(RunError, match="no masked-token head, only classes, encoder, pooler"):
+        fill(run, run.params()[1], "tan [MASK]")
 
 
 def test_a_folder_that_exists_is_never_written_to(tmp_path):

@@ -68,12 +68,12 @@ class Run:
 
     @cached_property
     def tokenizer(self):
-        """The vocabulary's rules. Raises `RunError` where the run was imported without."""
+        """The vocabulary's rules. Raises `RunError` where their file is gone."""
         from encoders.text.vocab import load
 
         path = self.folder / "tokenizer.json"
         if not path.exists():
-            raise RunError(f"{self.folder} has no tokenizer.json, so it reads ids only, and no text")
+            raise RunError(f"{self.folder} has lost its tokenizer.json")
         return load(path)
 
     @cached_property
