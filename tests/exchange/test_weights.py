@@ -64,29 +64,12 @@ def test_an_index_places_tensors_in_files_beside_it(tmp_path):
     assert len(weights(tmp_path)[1]) == 2
 
 
-@pytest.mark.parametrize(
-    "place",
-    [
-        *(
-            "../out.safetensors",
-            "{home}/out.safetensors",
-            "sub/in.safetensors",
-            "link/in.safetensors",
-            "./../out.safetensors",
-        ),
-        *(
-            "",
-            "..",
-            "~",
-            "sub",
-            "sub/..",
-            "\0.safetensors",
-            "a\nb.safetensors",
-            f"{'a' * 5000}.safetensors",
-            "ünï.safetensors",
-        ),
-    ],
-)
+OUTSIDE = ["../out.safetensors", "{home}/out.safetensors", "./../out.safetensors"]
+BELOW = ["sub/in.safetensors", "link/in.safetensors", "sub", "sub/.."]
+NO_FILE = ["", "..", "~", "\0.safetensors", "a\nb.safetensors", f"{'a' * 5000}.safetensors", "ünï.safetensors"]
+
+
+@pytest.mark.parametrize("place", OUTSIDE + BELOW + NO_FILE)
 def test_an_index_reaches_no_file_outside_its_folder(place, tmp_path):
     folder = tmp_path / "folder"
     (folder / "sub").mkdir(parents=True)
