@@ -7,10 +7,7 @@ whole or not at all.
 from __future__ import annotations
 
 import hashlib
-import secrets
-import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,12 +20,13 @@ from encoders.exchange.architectures import ARCHITECTURES, Architecture
 from encoders.exchange.published import Published, classes_in_config, read
 from encoders.exchange.weights import CheckpointError, listed, write_safetensors
 from encoders.experiment import Network
+from encoders.files import appearing, write_json
 from encoders.model.config import Model
 from encoders.objectives.rtd import ReplacedTokens
 from encoders.training import sharding, step
 from encoders.training.checkpoint import save_params
 from encoders.training.optimizer import paths, stacked
-from encoders.training.run import Run, record, write_json
+from encoders.training.run import Run, record
 from encoders.training.sharding import Mesh
 
 Say = Callable[[str], None]
@@ -260,15 +258,3 @@ def obstacle(run: Run, architecture: Architecture, model: Model, tree: dict) -> 
         return f"its {fixed[0]} head has gelu and not {model.activation}"
     head = getattr(run.network.objective, "head", architecture.classifier)
     return None if head == architecture.classifier else f"its classifier is {architecture.classifier} and not {head}"
-
-
-@contextmanager
-def appearing(folder: Path) -> Iterator[Path]:
-    """A folder to fill that gets its name when it is whole, and is gone if that fails."""
-    partial_folder = folder.with_name(f".{folder.name}.partial-{secrets.token_hex(4)}")
-    partial_folder.mkdir(parents=True)
-    try:
-        yield partial_folder
-        partial_folder.rename(folder)
-    finally:
-        shutil.rmtree(partial_folder, ignore_errors=True)

@@ -16,10 +16,11 @@ from encoders.convert import export_run, import_checkpoint
 from encoders.exchange.weights import CheckpointError, weights
 from encoders.experiment import Network
 from encoders.families import bert
+from encoders.files import write_json
 from encoders.fill import fill
 from encoders.objectives.joint import Joint
 from encoders.training.checkpoint import save_params
-from encoders.training.run import Run, RunError, record, write_json
+from encoders.training.run import Run, RunError, record
 from encoders.training.step import parameters
 from tests.exchange.outputs import furthest, ours
 from tests.exchange.references import CASES, HOME

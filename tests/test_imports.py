@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # Text becomes tokens, batches, hidden states, a loss, an update, a table: each word knows those before it.
 ORDER = (
-    ("encoders.metrics", "encoders.values"),
+    ("encoders.metrics", "encoders.values", "encoders.files"),
     ("encoders.text",),
     ("encoders.data",),
     ("encoders.model",),

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import resource
-import secrets
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -18,6 +17,7 @@ from typing import Literal
 import numpy as np
 
 from encoders.data.store import OFFSETS, Store
+from encoders.files import appearing
 from encoders.text import corpus as corpora
 from encoders.text import vocab
 from encoders.text.vocab import Vocabulary
@@ -84,17 +84,12 @@ def prepared(data: Data, say: Callable[[str], None] = lambda line: None) -> Stor
     name = key(data)
     path = Path(data.folder) / name
     if not path.exists():
-        partial = path.with_name(f"{name}.partial-{secrets.token_hex(4)}")  # hosts may share process numbers
-        partial.mkdir(parents=True)
         try:
-            write(data, name, partial, say)
-            try:
-                partial.rename(path)
-            except OSError:
-                if not path.exists():  # else another process has just finished the same store
-                    raise
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            with appearing(path) as partial:
+                write(data, name, partial, say)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):  # another process has just finished the same store
+                raise
     return Store.open(path)
 
 

@@ -16,10 +16,11 @@ from encoders import metrics
 from encoders.data.prepare import prepared
 from encoders.data.stream import Stream
 from encoders.experiment import Experiment
+from encoders.files import write_json
 from encoders.objectives.objective import total_loss
 from encoders.training import log, sharding, step
 from encoders.training.checkpoint import Checkpoints
-from encoders.training.run import Run, RunError, claim, result, write_json
+from encoders.training.run import Run, RunError, claim, result
 from encoders.training.start import Start, fresh
 
 

@@ -24,6 +24,7 @@ from encoders import metrics
 from encoders.data.store import Store
 from encoders.data.stream import heldout_batches
 from encoders.experiment import Experiment, Network, differences, fingerprint
+from encoders.files import write_json
 from encoders.objectives.objective import total_loss
 from encoders.text.vocab import Facts
 from encoders.training import sharding, step
@@ -189,13 +190,6 @@ def claim(run: Run, start_key: str | None) -> str:
     place = {"store": str(run.store.path.resolve()), "store_key": run.store.key}
     write_json(path, record(experiment, mine, run.facts) | place)
     return mine
-
-
-def write_json(path: Path, value: dict) -> None:
-    """Write a file that is either whole or not there."""
-    partial_path = path.with_suffix(".partial")
-    partial_path.write_text(json.dumps(value, indent=1), encoding="utf-8")
-    partial_path.rename(path)
 
 
 def result(folder: Path) -> dict | None:

@@ -1,4 +1,5 @@
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -183,6 +184,17 @@ def test_a_folder_that_holds_no_whole_store_is_an_error_before_any_work(data):
     (Path(data.folder) / key(data)).mkdir(parents=True)
     with pytest.raises(ValueError, match="is not a prepared store"):
         prepared(data, lambda line: pytest.fail(f"this is work: {line}"))
+
+
+def test_a_store_that_another_process_has_finished_meanwhile_is_taken(data, monkeypatch):
+    def late(data, name, path, say):
+        fill(data, name, path, say)
+        shutil.copytree(path, path.with_name(name))
+
+    fill = prepare.write
+    monkeypatch.setattr(prepare, "write", late)
+    assert prepared(data).key == key(data)
+    assert [path.name for path in Path(data.folder).iterdir()] == [key(data)]
 
 
 def test_one_document_is_too_little(tmp_path, data):
