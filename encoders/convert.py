@@ -25,7 +25,7 @@ from encoders.model.config import Model
 from encoders.objectives.rtd import ReplacedTokens
 from encoders.training import sharding, step
 from encoders.training.checkpoint import save_params
-from encoders.training.optimizer import paths, stacked
+from encoders.training.optimizer import leaves, paths, stacked
 from encoders.training.run import Run, record
 from encoders.training.sharding import Mesh
 
@@ -82,8 +82,8 @@ def import_checkpoint(
 class Sources:
     """One published checkpoint, or ELECTRA's two, as the parameters of one network.
 
-    `parts` maps the first names of a path in our tree to the checkpoint that has it; "" is all the others. `bodies`
-    are those whose encoder has another name here.
+    `parts` maps the first names of a path in our tree to the checkpoint that has it; "" is all the others. The leaves
+    in `tied` are in both, and are taken from the first.
     """
 
     model: Model
@@ -109,11 +109,11 @@ class Sources:
 
     def problems(self, shapes) -> list[str]:
         """What does not fit, a line each."""
-        wanted = {id(source): {} for source in self.parts.values()}
-        for path, leaf in zip(jax.tree.leaves(paths(shapes)), jax.tree.leaves(shapes), strict=True):
+        wanted = {source: {} for source in self.parts.values()}
+        for path, leaf in leaves(shapes):
             source, there = self.of(path)
-            wanted[id(source)][there] = leaf.shape
-        return [line for source in set(self.parts.values()) for line in source.problems(wanted[id(source)], self.tied)]
+            wanted[source][there] = leaf.shape
+        return [line for source, shapes in wanted.items() for line in source.problems(shapes, self.tied)]
 
     def load(self, path: str, leaf, sharding):
         """The leaf at `path`, read where it belongs: a device's share of it, a layer at a time."""
@@ -230,17 +230,16 @@ def described(run: Run, model: Model, tree: dict) -> tuple[dict, dict[str, tuple
     config |= {"pad_token_id": facts.pad, "bos_token_id": facts.cls, "eos_token_id": facts.sep, "dtype": "float32"}
     config |= classes_in_config(run.network.objective)
     tensors = {}
-    for path, leaf in zip(jax.tree.leaves(paths(tree)), jax.tree.leaves(tree), strict=True):
-        theirs, kind = architecture.place(path)
-        turned = lambda x, kind=kind: np.asarray(x).T if kind == "kernel" else np.asarray(x)
-        for i in range(leaf.shape[0] if stacked(path) else 1):
-            part = partial(lambda leaf, i, turned: turned(leaf[i]), leaf, i, turned) if stacked(path) else None
-            shape = leaf.shape[1:] if stacked(path) else leaf.shape
-            tensors[theirs.format(i)] = (
-                shape[::-1] if kind == "kernel" else shape,
-                part or partial(turned, leaf),
-            )
+    for path, leaf in leaves(tree):
+        for i, (theirs, shape) in enumerate(architecture.tensors(path, leaf.shape)):
+            tensors[theirs] = shape, partial(published, path, leaf, i)
     return config, dict(sorted(tensors.items()))
+
+
+def published(path: str, leaf, layer: int) -> np.ndarray:
+    """The leaf at `path`, or a layer of it, as transformers has it: kernels transposed."""
+    one = np.asarray(leaf[layer] if stacked(path) else leaf)
+    return one.T if path.endswith("/kernel") else one
 
 
 def obstacle(run: Run, architecture: Architecture, model: Model, tree: dict) -> str | None:
@@ -251,7 +250,7 @@ def obstacle(run: Run, architecture: Architecture, model: Model, tree: dict) -> 
     except ValueError as error:
         return str(error)
     differing = [f"{name}={value!r}" for name, value in model.computes().items() if theirs[name] != value]
-    lacking = [path for path in jax.tree.leaves(paths(tree)) if architecture.place(path) is None]
+    lacking = [path for path, _ in leaves(tree) if architecture.place(path) is None]
     if differing or lacking:
         return f"it has no {listed([*differing, *lacking])}"
     if model.activation != "gelu" and (fixed := [part for part in architecture.always_gelu if part in tree]):

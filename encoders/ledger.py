@@ -12,7 +12,7 @@ from encoders.model.config import Model
 from encoders.objectives.rtd import ReplacedTokens
 from encoders.text.vocab import Facts
 from encoders.training import step
-from encoders.training.optimizer import paths, stacked
+from encoders.training.optimizer import leaves, stacked
 
 
 def blank_facts(size: int) -> Facts:
@@ -33,7 +33,7 @@ def parameters(tree) -> int:
 def by_part(tree) -> dict[str, int]:
     """Parameters by part: the networks' embeddings, projections and layer parts, and the heads."""
     sizes: Counter = Counter()
-    for path, leaf in zip(jax.tree.leaves(paths(tree)), jax.tree.leaves(tree), strict=True):
+    for path, leaf in leaves(tree):
         names = path.split("/")
         networks = names[0] in ("encoder", "generator", "discriminator")
         depth = (3 if stacked(path) or names[1] == "embed" else 2) if networks else 1

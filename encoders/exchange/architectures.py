@@ -16,6 +16,7 @@ from encoders.families.electra import ElectraEmbeddings
 from encoders.model.config import Model
 from encoders.objectives.nsp import NextSentence
 from encoders.objectives.sop import SentenceOrder
+from encoders.training.optimizer import stacked
 
 LEAVES = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
 ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
@@ -45,7 +46,7 @@ FIXED = {
     "pruned_heads": ({}, None),
     "quantization_config": (None,),
 }
-# Tensors without information of their own: positions that count up, and copies that torch keeps of tied tensors.
+# Tensors without information of their own: positions that count up, and segments that are all zero.
 BUFFERS = r"(^|\.)embeddings\.(position_ids|token_type_ids)$"
 
 TABLES = (
@@ -105,6 +106,15 @@ class Architecture:
         module, _, leaf = path.rpartition("/")
         theirs = next((theirs for ours, theirs in self.table if ours == module), None)
         return theirs and (f"{theirs.replace('{root}', self.name)}.{LEAVES[leaf]}", leaf)
+
+    def tensors(self, path: str, shape: tuple[int, ...]) -> list[tuple[str, tuple[int, ...]]]:
+        """Their tensors for the leaf at `path` of our tree, one a layer, with the shapes they have."""
+        place = self.place(path)
+        if place is None:
+            return []
+        theirs, kind = place
+        count, one = (shape[0], shape[1:]) if stacked(path) else (1, shape)
+        return [(theirs.format(i), one[::-1] if kind == "kernel" else one) for i in range(count)]
 
     def part(self, name: str) -> str | None:
         """The part of a checkpoint that their tensor `name` belongs to."""

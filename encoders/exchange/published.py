@@ -18,7 +18,6 @@ from encoders.model.config import Model
 from encoders.objectives.joint import Joint
 from encoders.objectives.masking import Masking
 from encoders.objectives.rtd import ReplacedTokens
-from encoders.training.optimizer import stacked
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,16 +30,6 @@ class Published:
     found: frozenset[str]
     entries: dict[str, Entry]
     files: tuple[Path, ...]
-
-    def names(self, path: str, shape: tuple[int, ...]) -> list[tuple[str, tuple[int, ...]]]:
-        """Their tensors for the leaf at `path` of our tree, with the shapes they must have."""
-        place = self.architecture.place(path)
-        if place is None:
-            return []
-        theirs, kind = place
-        one = shape[1:] if stacked(path) else shape
-        one = one[::-1] if kind == "kernel" else one
-        return [(theirs.format(i), one) for i in range(shape[0] if stacked(path) else 1)]
 
     def tensor(self, path: str, layer: int = 0) -> np.ndarray:
         """The leaf at `path`, or one layer of it, as ours: kernels transposed. Raises `CheckpointError` for NaN."""
@@ -59,7 +48,7 @@ class Published:
 
     def problems(self, leaves: dict[str, tuple[int, ...]], tied: frozenset[str] = frozenset()) -> list[str]:
         """What does not fit the leaves wanted of it (path → shape), a line each; `tied` come from elsewhere."""
-        wanted = dict(pair for path, shape in leaves.items() for pair in self.names(path, shape))
+        wanted = dict(pair for path, shape in leaves.items() for pair in self.architecture.tensors(path, shape))
         known = set(wanted) | {self.architecture.place(path)[0] for path in tied}
         ties = dict(self.architecture.ties)
         lines = [f"missing: {listed(missing)}"] if (missing := sorted(set(wanted) - set(self.entries))) else []

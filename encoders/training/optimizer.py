@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +47,11 @@ def paths(tree):
     """
     name = lambda path, _: jax.tree_util.keystr(path, simple=True, separator="/")
     return jax.tree_util.tree_map_with_path(name, tree)
+
+
+def leaves(tree) -> list[tuple[str, Any]]:
+    """The path of every leaf, and the leaf."""
+    return list(zip(jax.tree.leaves(paths(tree)), jax.tree.leaves(tree), strict=True))
 
 
 def stacked(path: str) -> bool:

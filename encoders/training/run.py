@@ -101,8 +101,8 @@ class Run:
         """State and notes of the step `at`."""
         return checkpoints.restore(at, abstract(self.shapes, self.shardings))
 
-    def params(self, at: str = "latest") -> tuple[int, dict]:
-        """The step that `at` names (latest, best, or its number), and the parameters it has."""
+    def params(self, at: str = "latest", placed: Callable | None = None) -> tuple[int, dict]:
+        """The step that `at` names (latest, best, or its number), and its parameters, where `placed` says or on the mesh."""
         checkpoints = self.checkpoints()
         steps = checkpoints.steps()
         if not steps:
@@ -110,7 +110,7 @@ class Run:
         named = {"latest": checkpoints.latest(), "best": checkpoints.best()} | {str(step): step for step in steps}
         if at not in named:
             raise RunError(f"--step {at}: there are latest, best, {', '.join(map(str, steps))}")
-        found = checkpoints.params(named[at], self.placed)
+        found = checkpoints.params(named[at], placed or self.placed)
         checkpoints.close()
         return named[at], found
 

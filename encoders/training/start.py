@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 
 from encoders.text.vocab import load
-from encoders.training.optimizer import paths
+from encoders.training.optimizer import leaves
 from encoders.training.run import Run, RunError, read_record
 
 
@@ -56,16 +56,14 @@ class Start:
         Raises `RunError` for an encoder of other shapes.
         """
         theirs, mine = self.run.network.objective.body, run.network.objective.body
-        checkpoints = self.run.checkpoints()
-        found = checkpoints.params(self.at, run.placed)
-        checkpoints.close()
+        _, found = self.run.params(str(self.at), run.placed)
         # Under another body, heads of the same name need not mean the same.
         found = found if theirs == mine else {mine: found[theirs]} | {k: found[k] for k in found if k == "pooler"}
         wanted = run.shapes.params
         shapes = lambda tree: jax.tree.map(lambda x: x.shape, tree)
         taken = {part: found[part] for part in wanted if part in found and shapes(found[part]) == shapes(wanted[part])}
         if mine not in taken:
-            there, here = (dict(leaves(tree)) for tree in (found[mine], wanted[mine]))
+            there, here = ({path: x.shape for path, x in leaves(tree)} for tree in (found[mine], wanted[mine]))
             changes = [
                 f"{path} is {there.get(path)} there and {here.get(path)} here"
                 for path in sorted(there.keys() | here.keys())
@@ -82,8 +80,3 @@ class Start:
         new = f"; new: {', '.join(left)}" if left else ""
         say(f"begins with {self.run.folder} (step {self.at}): {', '.join(taken)}{new}")
         return state.replace(params={part: taken.get(part, state.params.get(part)) for part in wanted})
-
-
-def leaves(tree) -> list[tuple[str, tuple[int, ...]]]:
-    """Path and shape of every leaf."""
-    return [(p, x.shape) for p, x in zip(jax.tree.leaves(paths(tree)), jax.tree.leaves(tree), strict=True)]

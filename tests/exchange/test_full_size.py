@@ -66,17 +66,14 @@ def test_bert_large_is_converted_within_twice_its_size_of_memory(tmp_path):
 
     from encoders.text.vocab import load
     from encoders.training import step
-    from encoders.training.optimizer import paths, stacked
+    from encoders.training.optimizer import leaves
 
     facts = load(HOME / "vocabularies" / "bert", True).facts
     shapes = jax.eval_shape(partial(step.parameters, 0, Joint(sentences=NextSentence()).module(bert.LARGE, facts)))
     theirs, tensors, draw = tmp_path / "theirs", {}, np.random.default_rng(0)
-    for path, leaf in zip(jax.tree.leaves(paths(shapes)), jax.tree.leaves(shapes), strict=True):
-        name, kind = BERT.place(path)
-        for layer in range(leaf.shape[0] if stacked(path) else 1):
-            shape = leaf.shape[1:] if stacked(path) else leaf.shape
-            shape = shape[::-1] if kind == "kernel" else shape
-            tensors[name.format(layer)] = shape, partial(draw.standard_normal, shape, np.float32)
+    for path, leaf in leaves(shapes):
+        for name, shape in BERT.tensors(path, leaf.shape):
+            tensors[name] = shape, partial(draw.standard_normal, shape, np.float32)
     shutil.copytree(HOME / "vocabularies" / "bert", theirs)
     write_safetensors(theirs / "model.safetensors", tensors)
     (theirs / "config.json").write_text(json.dumps({"model_type": "bert"} | BERT.write(bert.LARGE)))

@@ -8,7 +8,7 @@ import pytest
 
 from encoders.model.config import Model, narrowed
 from encoders.model.encoder import Encoder
-from encoders.training.optimizer import paths
+from encoders.training.optimizer import leaves, paths
 
 QUICK = {"xla_backend_optimization_level": 0}  # compiles in a third of the time
 BOTH = ("attend", "transform")
@@ -62,12 +62,8 @@ def value_and_gradient(params, fields, *, model):
     return jax.value_and_grad(loss)(params)
 
 
-def flat(tree):
-    return zip(jax.tree.leaves(paths(tree)), jax.tree.leaves(tree), strict=True)
-
-
 def names(tree):
-    return {path: leaf.shape for path, leaf in flat(tree)}
+    return {path: leaf.shape for path, leaf in leaves(tree)}
 
 
 def equal(tree, other):
@@ -115,7 +111,7 @@ def test_every_set_starts_with_numbers_of_its_own():
     model, one = replace(MODEL, layers=3, share=("attend",), groups=2), jnp.ones((1, 3), jnp.int32)
     start = lambda key: Encoder(model).init(key, one, one, one, one)["params"]
     params = jax.jit(start, compiler_options=QUICK)(jax.random.key(0))
-    kernels = {path: leaf for path, leaf in flat(params) if path.endswith("kernel") and path != "project/kernel"}
+    kernels = {path: leaf for path, leaf in leaves(params) if path.endswith("kernel") and path != "project/kernel"}
     sets = [np.asarray(values).ravel()[:144] for kernel in kernels.values() for values in kernel]
     assert len(sets) == 4 * 2 + 2 * 3  # query, key, value and out in two sets; up and down in three layers
     assert len({values.tobytes() for values in sets}) == len(sets)

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from encoders.training.optimizer import AdamW, Lamb, paths, stacked
+from encoders.training.optimizer import AdamW, Lamb, leaves, paths, stacked
 
 CLOSE = {"rtol": 2e-6, "atol": 1e-9}  # float32 sums in another order
 BERT = AdamW(rate=1e-4, warmup=10_000)
@@ -32,7 +32,7 @@ def model(seed):
 def unstacked(tree):
     """The same leaves, those of a stack apart: `encoder/layer0/attend/query/kernel`."""
     apart = {}
-    for path, leaf in zip(jax.tree.leaves(paths(tree)), jax.tree.leaves(tree), strict=True):
+    for path, leaf in leaves(tree):
         if not stacked(path):
             apart[path] = leaf
         for i in range(len(leaf) if stacked(path) else 0):
