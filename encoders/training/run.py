@@ -102,7 +102,7 @@ class Run:
         return checkpoints.restore(at, abstract(self.shapes, self.shardings))
 
     def params(self, at: str = "latest", placed: Callable | None = None) -> tuple[int, dict]:
-        """The step that `at` names (latest, best, or its number), and its parameters, where `placed` says or on the mesh."""
+        """The step `at` names (latest, best, or its number), and its parameters, on this mesh or `placed` elsewhere."""
         checkpoints = self.checkpoints()
         steps = checkpoints.steps()
         if not steps:
