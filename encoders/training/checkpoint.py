@@ -99,8 +99,8 @@ def params_of(folder: Path, step: int) -> Path:
 
 
 def sparing(like) -> ocp.Checkpointer:
-    """Reads and writes arrays such as those of `like` with few of them on their way at once, to need little memory."""
-    most = 2 * max(x.size * x.dtype.itemsize for x in jax.tree.leaves(like)) / 1e9
+    """Reads and writes arrays such as those of `like`, the largest of them alone on its way, to need little memory."""
+    most = 1.1 * max(x.size * x.dtype.itemsize for x in jax.tree.leaves(like)) / 1e9
     return ocp.Checkpointer(ocp.StandardCheckpointHandler(save_concurrent_gb=most, restore_concurrent_gb=most))
 
 
