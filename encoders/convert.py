@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from encoders.exchange import fairseq, tokenizers
-from encoders.exchange.architectures import ARCHITECTURES, Architecture
+from encoders.exchange.architectures import ARCHITECTURES, Architecture, groups_differ
 from encoders.exchange.published import Published, classes_in_config, read
 from encoders.exchange.weights import CheckpointError, listed, write_safetensors
 from encoders.experiment import Network
@@ -113,7 +113,12 @@ class Sources:
         for path, leaf in leaves(shapes):
             source, there = self.of(path)
             wanted[source][there] = leaf.shape
-        return [line for source, shapes in wanted.items() for line in source.problems(shapes, self.tied)]
+        two = {self.parts[name]: f"{name}: " for name in self.parts if name == "generator"}
+        return [
+            two.get(source, "") + line
+            for source, shapes in wanted.items()
+            for line in source.problems(shapes, self.tied)
+        ]
 
     def load(self, path: str, leaf, sharding):
         """The leaf at `path`, read where it belongs: a device's share of it, a layer at a time."""
@@ -177,8 +182,9 @@ def pair(discriminator: Published, generator: Published) -> Sources:
 def export_run(run: str | Path, folder: str | Path, *, step: str = "latest", say: Say = lambda line: None) -> None:
     """Write the run `run` as a folder that transformers loads, which must not exist yet.
 
-    ELECTRA's generator goes into the folder `generator` inside it. Raises `CheckpointError` for what transformers has
-    no class for.
+    ELECTRA's generator goes into the folder `generator` inside it. A pooler that no class of transformers has beside
+    the other parts, such as that of a masked-token model, is left out, and `say` is told. Raises `CheckpointError` for
+    what transformers has no class for.
 
         export_run("runs/mini-bert", "mini-bert")
     """
@@ -188,12 +194,12 @@ def export_run(run: str | Path, folder: str | Path, *, step: str = "latest", say
     _, params = opened.params(step)
     written = [(place, *described(opened, model, tree)) for place, model, tree in networks(opened, params)]
     with appearing(folder) as partial_folder:
-        for place, config, tensors in written:
+        for place, config, tensors, left in written:
             (partial_folder / place).mkdir(exist_ok=True)
             write_json(partial_folder / place / "config.json", config)
             write_safetensors(partial_folder / place / "model.safetensors", tensors)
             tokenizers.write(opened.tokenizer, partial_folder / place, opened.network.model)
-            say(f"{folder / place}: {config['architectures'][0]}")
+            say(f"{folder / place}: {config['architectures'][0]}" + (f" without the {left}" if left else ""))
 
 
 def networks(run: Run, params: dict) -> Iterator[tuple[str, Model, dict]]:
@@ -211,8 +217,11 @@ def networks(run: Run, params: dict) -> Iterator[tuple[str, Model, dict]]:
         yield "generator", objective.generator(model), tree
 
 
-def described(run: Run, model: Model, tree: dict) -> tuple[dict, dict[str, tuple[tuple[int, ...], Leaf]]]:
-    """config.json and the tensors of one network. Raises `CheckpointError` where no architecture has it."""
+def described(run: Run, model: Model, tree: dict) -> tuple[dict, dict[str, tuple[tuple[int, ...], Leaf]], str]:
+    """config.json and the tensors of one network, and the parts left out.
+
+    Raises `CheckpointError` where no architecture has it.
+    """
     reasons = []
     for architecture in ARCHITECTURES.values():
         reason = obstacle(run, architecture, model, tree)
@@ -224,16 +233,16 @@ def described(run: Run, model: Model, tree: dict) -> tuple[dict, dict[str, tuple
     if "project" not in tree["encoder"] and architecture.model.get("always_project"):
         eye = {"kernel": np.eye(model.hidden, dtype=np.float32), "bias": np.zeros(model.hidden, np.float32)}
         tree = tree | {"encoder": tree["encoder"] | {"project": eye}}  # the identity: x stays what it is
-    facts, parts = run.facts, set(tree) - {"encoder"}
-    name = max((found for found in architecture.classes if found[0] <= parts), key=lambda found: len(found[0]))[1]
+    facts, found = run.facts, frozenset(tree) - {"encoder"}
+    parts, name = architecture.written(found)
     config = {"architectures": [name], "model_type": architecture.name} | architecture.write(model)
     config |= {"pad_token_id": facts.pad, "bos_token_id": facts.cls, "eos_token_id": facts.sep, "dtype": "float32"}
-    config |= classes_in_config(run.network.objective)
+    config |= classes_in_config(architecture, run.network.objective)
     tensors = {}
-    for path, leaf in leaves(tree):
+    for path, leaf in leaves({part: tree[part] for part in ("encoder", *parts)}):
         for i, (theirs, shape) in enumerate(architecture.tensors(path, leaf.shape)):
             tensors[theirs] = shape, partial(published, path, leaf, i)
-    return config, dict(sorted(tensors.items()))
+    return config, dict(sorted(tensors.items())), ", ".join(sorted(found - parts))
 
 
 def published(path: str, leaf, layer: int) -> np.ndarray:
@@ -249,6 +258,8 @@ def obstacle(run: Run, architecture: Architecture, model: Model, tree: dict) -> 
         theirs = architecture.read(config).computes()
     except ValueError as error:
         return str(error)
+    if groups_differ(model):
+        return f"it rounds {model.layers} layers in {model.groups} groups, with one in another group than here"
     differing = [f"{name}={value!r}" for name, value in model.computes().items() if theirs[name] != value]
     lacking = [path for path, _ in leaves(tree) if architecture.place(path) is None]
     if differing or lacking:

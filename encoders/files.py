@@ -6,7 +6,7 @@ import json
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -19,14 +19,19 @@ def write_json(path: Path, value: dict) -> None:
 
 @contextmanager
 def appearing(folder: Path) -> Iterator[Path]:
-    """A folder to fill that gets its name when it is whole, and is gone if that fails.
+    """A folder to fill that gets its name when it is whole, and is gone, with those made for it, if that fails.
 
     Raises `OSError` where another one has got the name meanwhile.
     """
     partial = folder.with_name(f".{folder.name}.partial-{secrets.token_hex(4)}")  # hosts may share process numbers
+    made = [parent for parent in folder.parents if not parent.exists()]
     partial.mkdir(parents=True)
     try:
         yield partial
         partial.rename(folder)
-    finally:
+    except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
+        with suppress(OSError):  # another process may have put something there
+            for parent in made:
+                parent.rmdir()
+        raise

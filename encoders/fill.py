@@ -18,13 +18,10 @@ def fill(run: Run, params: dict, text: str, top: int = 5) -> list[list[tuple[str
     if "tokens" not in params:
         raise RunError(f"{run.folder} has no masked-token head, only {', '.join(sorted(params))}")
     facts, tokenizer = run.facts, run.tokenizer
-    pieces = re.split(r"\[MASK\]|<mask>", text)
-    if len(pieces) < 2:
+    text, found = re.subn(r"\[MASK\]|<mask>", tokenizer.token(facts.mask), text)
+    if not found:
         raise RunError(f"{text!r} has no [MASK]")
-    ids = [facts.cls]  # the space before a mask belongs to the mask
-    for i, piece in enumerate(pieces):
-        ids += [facts.mask] * (i > 0) + tokenizer.encode(piece.rstrip())
-    ids.append(facts.sep)
+    ids = [facts.cls, *tokenizer.encode(text), facts.sep]
     if len(ids) > run.network.model.positions:
         raise RunError(f"{len(ids)} tokens are more than model.positions={run.network.model.positions}")
     tokens = np.array([ids], np.int32)

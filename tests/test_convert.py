@@ -1,6 +1,7 @@
 """Published checkpoints in and out, without PyTorch: `exchange/references.py` made the files with transformers."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -139,14 +140,17 @@ def test_an_export_can_be_loaded_by_its_folder_and_both_verbs_name_what_they_mad
     assert config["id2label"] == {"0": "no", "1": "perhaps", "2": "yes"}
 
 
-def test_a_pooler_that_comes_along_without_its_task_is_kept(tmp_path):
-    """As in the published files of RoBERTa and of ALBERT's masked words."""
+def test_a_pooler_that_comes_along_without_its_task_is_kept_until_a_class_has_none(tmp_path):
+    """As in the published files of RoBERTa and of ALBERT's masked words; transformers would call it unexpected."""
     folder = copied("bert-pretraining", tmp_path / "theirs")
     rewrite(folder, lambda tensors: {name: x for name, x in tensors.items() if "seq_relationship" not in name})
     run = brought_in("bert-pretraining", tmp_path / "run", folder)
     assert Run.open(run).network.objective.sentences is None and "pooler" in params_of(run)
-    export_run(run, tmp_path / "out")
-    assert weights(tmp_path / "out")[0].keys() == weights(folder)[0].keys()
+    said = []
+    export_run(run, tmp_path / "out", say=said.append)
+    assert said == [f"{tmp_path / 'out'}: BertForMaskedLM without the pooler"]
+    kept = {name for name in weights(folder)[0] if "pooler" not in name}
+    assert weights(tmp_path / "out")[0].keys() == kept
     assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"] == ["BertForMaskedLM"]
 
 
@@ -167,8 +171,9 @@ def test_a_folder_that_exists_is_never_written_to(tmp_path):
 def test_an_export_that_fails_leaves_nothing(tmp_path, monkeypatch):
     run = brought_in("bert-encoder", tmp_path / "run")
     monkeypatch.setattr("encoders.exchange.tokenizers.write", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        export_run(run, tmp_path / "out")
+    for folder in (tmp_path / "out", tmp_path / "made" / "for" / "out"):
+        with pytest.raises(ZeroDivisionError):
+            export_run(run, folder)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
@@ -269,8 +274,11 @@ def test_tied_tensors_that_disagree_are_refused(tmp_path):
 
 def test_numbers_that_are_not_finite_are_refused(tmp_path):
     folder = copied("bert-encoder", tmp_path / "theirs")
-    rewrite(folder, lambda tensors: {name: np.full_like(value, np.nan) for name, value in tensors.items()})
-    assert "not finite" in refused("bert-encoder", folder, tmp_path / "run")
+    wrong = {"encoder.layer.2.output.dense.bias": np.nan, "pooler.dense.weight": np.inf}
+    rewrite(folder, lambda tensors: {name: value + np.float32(wrong.get(name, 0)) for name, value in tensors.items()})
+    said = refused("bert-encoder", folder, tmp_path / "run")
+    assert all(f"bert.{name} holds numbers that are not finite" in said for name in wrong)
+    assert said.count("finite") == 2
 
 
 def test_a_vocabulary_larger_than_the_word_table_is_refused(tmp_path):
@@ -289,6 +297,27 @@ def test_a_generator_of_another_discriminator_is_refused(tmp_path):
     folder = copied("electra-pair", tmp_path / "theirs")
     configure(folder / "generator", layer_norm_eps=1e-3)
     assert "norm_epsilon is 0.001 there and would be 1e-12 here" in refused("electra-pair", folder, tmp_path / "run")
+
+
+def test_problems_of_a_generator_are_told_from_those_of_its_discriminator(tmp_path):
+    folder = copied("electra-pair", tmp_path / "theirs")
+    lost = "electra.encoder.layer.0.output.dense.bias"
+    for part in (folder, folder / "generator"):
+        rewrite(part, lambda tensors: {name: value for name, value in tensors.items() if name != lost})
+    said = refused("electra-pair", folder, tmp_path / "run").splitlines()
+    assert f"  missing: {lost}" in said and f"  generator: missing: {lost}" in said
+
+
+def test_a_tensor_that_cannot_be_read_is_named(tmp_path):
+    """Two bytes of an archive are changed, which its own sum of the entry tells."""
+    folder = copied("bert-masked", tmp_path / "theirs")
+    path = folder / "pytorch_model.bin"
+    table = weights(folder)[0]["bert.embeddings.word_embeddings.weight"].read().tobytes()
+    content = path.read_bytes()
+    assert content.count(table) == 1
+    path.write_bytes(content.replace(table, b"\x01\x02" + table[2:]))
+    said = refused("bert-masked", folder, tmp_path / "run")
+    assert re.search(r"bert.embeddings.word_embeddings.weight: a tensor of shape \[61, 12\] cannot be read: .+", said)
 
 
 def test_a_folder_without_a_checkpoint_or_without_a_vocabulary_is_refused(tmp_path, capsys):

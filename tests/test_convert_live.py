@@ -5,6 +5,7 @@ These need the `torch` extra, and run with `python -m pytest -m live`.
 
 import json
 import logging
+import shutil
 
 import numpy as np
 import pytest
@@ -68,6 +69,39 @@ def test_transformers_loads_what_is_exported_whole_and_computes_the_same(name, t
         assert furthest(theirs, inputs | {"tokens": generator})["tokens"] < TOLERANCE
 
 
+def test_a_pooler_that_the_class_has_not_is_left_out(transformers, tmp_path, caplog):
+    """Published masked-token models of RoBERTa bring one."""
+    run = tmp_path / "run"
+    case = CASES["roberta-masked"]
+    theirs = references.model_of(case, seed=2)
+    theirs.roberta = references.model_of(references.Case("roberta", "Model", case.config), seed=2)  # with a pooler
+    theirs.tie_weights()
+    theirs.save_pretrained(tmp_path / "theirs")
+    import_checkpoint(tmp_path / "theirs", run, vocabulary=HOME / "vocabularies" / "roberta")
+    assert "pooler" in Run.open(run).params()[1]
+    with caplog.at_level(logging.WARNING):
+        export_run(run, tmp_path / "out")
+        _, info = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(info.values()) and not caplog.records
+
+
+@pytest.mark.parametrize("settings", [{}, {"add_prefix_space": True}])
+@pytest.mark.parametrize("saved", [False, True])
+def test_a_space_before_a_text_is_there_where_the_configuration_says_so(settings, saved, transformers, tmp_path):
+    folder = shutil.copytree(HOME / "vocabularies" / "roberta", tmp_path / "theirs")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "RobertaTokenizer"} | settings))
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    if saved:
+        theirs.save_pretrained(tmp_path / "saved")
+    import_checkpoint(HOME / "roberta-encoder", tmp_path / "run", vocabulary=tmp_path / "saved" if saved else folder)
+    export_run(tmp_path / "run", tmp_path / "out")
+    again, mine = transformers.AutoTokenizer.from_pretrained(tmp_path / "out"), Run.open(tmp_path / "run").tokenizer
+    for text in references.TEXTS:
+        ids = theirs(text, add_special_tokens=False)["input_ids"]
+        assert again(text, add_special_tokens=False)["input_ids"] == ids == mine.encode(text)
+        assert again(text, text)["input_ids"] == theirs(text, text)["input_ids"]
+
+
 @pytest.mark.parametrize("family", references.VOCABULARY)
 def test_the_exported_tokenizer_gives_the_same_ids(family, transformers, tmp_path):
     import_checkpoint(HOME / f"{family}-encoder", tmp_path / "run", vocabulary=HOME / "vocabularies" / family)
@@ -99,11 +133,11 @@ def test_what_is_trained_here_reads_and_fills_in_the_same_there(family, trained,
     pipe = transformers.pipeline("fill-mask", str(generator if generator.exists() else tmp_path / "out"), top_k=5)
     for text in (*references.TEXTS, *(line for document in texts.made_up(20, seed=1) for line in document)):
         assert pipe.tokenizer(text, add_special_tokens=False)["input_ids"] == run.tokenizer.encode(text)
-    text = "tan [MASK] mut [MASK]."
-    said = pipe(text.replace("[MASK]", pipe.tokenizer.mask_token))
-    for theirs, here in zip(said, fill(run, run.params()[1], text), strict=True):
-        assert [run.tokenizer.token(each["token"]) for each in theirs] == [word for word, _ in here]
-        assert [each["score"] for each in theirs] == pytest.approx([score for _, score in here], rel=1e-4)
+    for text in ("tan [MASK] mut [MASK].", "[MASK] tan  [MASK] "):
+        said = pipe(text.replace("[MASK]", pipe.tokenizer.mask_token))
+        for theirs, here in zip(said, fill(run, run.params()[1], text), strict=True):
+            assert [run.tokenizer.token(each["token"]) for each in theirs] == [word for word, _ in here]
+            assert [each["score"] for each in theirs] == pytest.approx([score for _, score in here], rel=1e-4)
 
 
 @pytest.mark.parametrize("family", references.VOCABULARY)

@@ -86,7 +86,8 @@ class Architecture:
     `classes` gives for the parts of a checkpoint, beside its encoder, the class that has just them. `model` holds what
     every model of this architecture has in common here, `defaults` where its configuration differs from BERT's.
     `always_gelu` are parts whose activation is gelu whatever the configuration says. `classifier` is the kind of
-    `Classification` head it has.
+    `Classification` head it has, `class_dropout` where config.json has that head's rate and what it is without, None
+    for that of the hidden states.
     """
 
     name: str
@@ -94,6 +95,7 @@ class Architecture:
     ties: tuple[tuple[str, str], ...]
     classes: tuple[tuple[frozenset[str], str], ...]
     classifier: str
+    class_dropout: tuple[str, float | None] = ("classifier_dropout", None)
     sentences: NextSentence | SentenceOrder | None = None  # what a pair head was trained for
     model: dict[str, Any] = field(default_factory=dict)
     fields: tuple[tuple[str, str], ...] = ()  # of `Model` and config.json, beyond `FIELDS`
@@ -154,12 +156,22 @@ class Architecture:
             values["positions"] -= values["position_offset"]
         return Model(**values)
 
+    def written(self, found: frozenset[str]) -> tuple[frozenset[str], str]:
+        """The largest class whose parts are all in `found`: its parts and its name."""
+        return max((row for row in self.classes if row[0] <= found), key=lambda row: len(row[0]))
+
     def write(self, model: Model) -> dict:
         """The fields of config.json for `model`."""
         config = {theirs: getattr(model, ours) for ours, theirs, _ in self.names()}
         config["hidden_act"] = next(theirs for theirs, ours in ACTIVATIONS.items() if ours == model.activation)
         config["max_position_embeddings"] += model.position_offset
         return config
+
+
+def groups_differ(model: Model) -> bool:
+    """Whether transformers, which divides in floating point, has a layer in another group than it is in here."""
+    layers, groups = model.layers, model.groups
+    return any(int(i / (layers / groups)) != i * groups // layers for i in range(layers if groups > 1 else 0))
 
 
 def parts(*names: str) -> frozenset[str]:
@@ -188,6 +200,7 @@ BERT = Architecture(
         (parts("tokens"), "BertForMaskedLM"),
         (parts("pooler", "classes"), "BertForSequenceClassification"),
         (parts("spans"), "BertForQuestionAnswering"),
+        (parts("pooler"), "BertModel"),
         (parts(), "BertModel"),
     ),
     classifier="pooled",
@@ -215,6 +228,7 @@ ROBERTA = Architecture(
         (parts("tokens"), "RobertaForMaskedLM"),
         (parts("classes"), "RobertaForSequenceClassification"),
         (parts("spans"), "RobertaForQuestionAnswering"),
+        (parts("pooler"), "RobertaModel"),
         (parts(), "RobertaModel"),
     ),
     classifier="tanh",
@@ -247,9 +261,11 @@ ALBERT = Architecture(
         (parts("tokens"), "AlbertForMaskedLM"),
         (parts("pooler", "classes"), "AlbertForSequenceClassification"),
         (parts("spans"), "AlbertForQuestionAnswering"),
+        (parts("pooler"), "AlbertModel"),
         (parts(), "AlbertModel"),
     ),
     classifier="pooled",
+    class_dropout=("classifier_dropout_prob", 0.1),
     sentences=SentenceOrder(),
     # Its projection e → d is there also where the widths are equal, which Google's code has not.
     model={"share": BOTH, "always_project": True},

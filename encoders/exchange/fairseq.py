@@ -37,6 +37,7 @@ OPTIONS = (
     ("num_attention_heads", "encoder_attention_heads", 12),
     ("hidden_dropout_prob", "dropout", 0.1),
     ("attention_probs_dropout_prob", "attention_dropout", 0.1),
+    ("classifier_dropout", "pooler_dropout", 0.0),
     ("hidden_act", "activation_fn", "gelu"),
 )
 
@@ -66,6 +67,8 @@ def read(path: Path) -> Published:
             if twice := entries.keys() & parts.keys():
                 raise CheckpointError(f"two tensors have the name {min(twice)}")
             entries |= parts
+    if any(name.startswith("classifier.") for name in entries):  # fine-tuned files keep the masked-token head unused
+        entries = {name: tensor for name, tensor in entries.items() if not name.startswith("lm_head.")}
     config = configuration(options, entries)
     return interpret(config, with_segments(entries, config["hidden_size"]), (path,))
 

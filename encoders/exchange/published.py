@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
+from reprlib import repr as shown
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy as np
 from encoders.downstream.classification import Classification
 from encoders.downstream.features import Features
 from encoders.downstream.questions import Spans
-from encoders.exchange.architectures import ARCHITECTURES, BUFFERS, Architecture
+from encoders.exchange.architectures import ARCHITECTURES, BUFFERS, Architecture, groups_differ
 from encoders.exchange.weights import CheckpointError, Entry, listed, read_json, weights
 from encoders.model.config import Model
 from encoders.objectives.joint import Joint
@@ -32,12 +33,9 @@ class Published:
     files: tuple[Path, ...]
 
     def tensor(self, path: str, layer: int = 0) -> np.ndarray:
-        """The leaf at `path`, or one layer of it, as ours: kernels transposed. Raises `CheckpointError` for NaN."""
+        """The leaf at `path`, or one layer of it, as ours: kernels transposed."""
         theirs, kind = self.architecture.place(path)
-        name = theirs.format(layer)
-        numbers = self.entries[name].read()
-        if not np.isfinite(numbers).all():
-            raise CheckpointError(f"{name} holds numbers that are not finite")
+        numbers = self.entries[theirs.format(layer)].read()
         return numbers.T if kind == "kernel" else numbers
 
     def same(self, other: Published, path: str) -> bool:
@@ -60,8 +58,17 @@ class Published:
             elif name in self.entries and "float" not in self.entries[name].dtype:
                 lines.append(f"{name} holds {self.entries[name].dtype}; only floating-point numbers are read")
         if not lines:
+            lines = [line for name in wanted if (line := self.unsound(name))]
+        if not lines:
             lines = [line for copy, original in ties.items() if (line := self.disagreement(copy, original))]
         return lines
+
+    def unsound(self, name: str) -> str | None:
+        """Why the numbers of a tensor are of no use."""
+        try:
+            return None if np.isfinite(self.entries[name].read()).all() else f"{name} holds numbers that are not finite"
+        except CheckpointError as error:
+            return f"{name}: {error}"
 
     def disagreement(self, copy: str, original: str) -> str | None:
         """How a tensor differs from the one it should repeat."""
@@ -93,12 +100,21 @@ def interpret(config: dict, entries: dict[str, Entry], files: tuple[Path, ...]) 
         raise CheckpointError(f"config.json: {error}") from None
     if model.layers > len(entries):
         raise CheckpointError(f"config.json: num_hidden_layers={model.layers}, and there are {len(entries)} tensors")
+    if groups_differ(model):
+        raise CheckpointError(
+            f"config.json: num_hidden_groups={model.groups} with num_hidden_layers={model.layers}: "
+            "transformers rounds, and has a layer in another group than it is in here"
+        )
+    classes = dict.fromkeys(name for _, name in architecture.classes)
+    named = config.get("architectures") or []
+    if not isinstance(named, list) or (named and not any(name in classes for name in map(str, named))):
+        raise CheckpointError(f"config.json: architectures={shown(named)} names none of {', '.join(classes)}")
     if model.always_project and model.embedding == model.hidden:
         model, entries = without_identity(architecture, model, entries)
     found = frozenset(filter(None, (architecture.part(name) for name in entries))) - {"encoder"}
     if model.activation != "gelu" and (fixed := [part for part in architecture.always_gelu if part in found]):
         raise CheckpointError(f"config.json: hidden_act={config['hidden_act']!r} with a {fixed[0]} head of gelu")
-    return Published(architecture, model, objective(architecture, config, found), found, entries, files)
+    return Published(architecture, model, objective(architecture, config, model, found), found, entries, files)
 
 
 def identify(config: dict, entries: dict[str, Entry]) -> Architecture:
@@ -143,12 +159,18 @@ def without_identity(architecture: Architecture, model: Model, entries: dict[str
     return replace(model, always_project=False), rest
 
 
-def objective(architecture: Architecture, config: dict, found: frozenset[str]):
+def objective(architecture: Architecture, config: dict, model: Model, found: frozenset[str]):
     """What a checkpoint with these parts was trained for last."""
     if "classes" in found:
-        dropout = config.get("classifier_dropout", config.get("classifier_dropout_prob"))
-        dropout = config.get("hidden_dropout_prob", 0.1) if dropout is None else dropout
-        names = labels(config)
+        key, default = architecture.class_dropout
+        dropout, names = config.get(key, default), labels(config)
+        dropout = model.dropout if dropout is None else dropout
+        kind = config.get("problem_type")
+        if kind not in (None, problem_type(names)):
+            raise CheckpointError(
+                f"config.json: problem_type={shown(kind)} with num_labels={len(names)}; "
+                f"only {problem_type(names)!r} can be read with it"
+            )
         try:
             return Classification(names, architecture.classifier, dropout)
         except (TypeError, ValueError) as error:
@@ -175,15 +197,18 @@ def labels(config: dict) -> tuple[str, ...]:
     return tuple(names[str(i)] for i in range(count))
 
 
-def classes_in_config(objective) -> dict:
+def problem_type(names: tuple[str, ...]) -> str:
+    """transformers' word for what is learned of these classes."""
+    return "regression" if len(names) == 1 else "single_label_classification"
+
+
+def classes_in_config(architecture: Architecture, objective) -> dict:
     """What config.json says of an objective's classes."""
     if not isinstance(objective, Classification):
         return {}
-    kind = "regression" if len(objective.labels) == 1 else "single_label_classification"
     return {
         "id2label": {str(i): name for i, name in enumerate(objective.labels)},
         "label2id": {name: i for i, name in enumerate(objective.labels)},
-        "problem_type": kind,
-        "classifier_dropout": objective.dropout,
-        "classifier_dropout_prob": objective.dropout,
+        "problem_type": problem_type(objective.labels),
+        architecture.class_dropout[0]: objective.dropout,
     }

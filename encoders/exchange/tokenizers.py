@@ -21,24 +21,32 @@ def read(path: Path) -> Tokenizer:
     folder = path if path.is_dir() else path.parent
     options = folder / "tokenizer_config.json"
     settings = read_json(options) if options.is_file() else {}
-    lowercase = settings.get("do_lower_case", True)
-    if not isinstance(lowercase, bool):
-        raise CheckpointError(f"tokenizer_config.json: do_lower_case={lowercase!r} is not true or false")
+    rules = {name: settings[name] for name in ("do_lower_case", "add_prefix_space") if name in settings}
+    for name, value in rules.items():
+        if not isinstance(value, bool):
+            raise CheckpointError(f"tokenizer_config.json: {name}={value!r} is not true or false")
+    lowercase = rules.get("do_lower_case", True)
     try:
-        tokenizer = load(path, lowercase)
+        tokenizer = load(path, lowercase, rules.get("add_prefix_space", False))
     except ValueError as error:
         raise CheckpointError(f"{error}; other files can be named with --vocabulary") from None
+    for name, value in tokenizer.rules().items():
+        if rules.get(name, value) != value:
+            raise CheckpointError(
+                f"{folder.name}: tokenizer_config.json has {name}={rules[name]}, tokenizer.json does as with {value}; "
+                "transformers takes one or the other, by its version and class: make them agree"
+            )
     if path.name != "tokenizer.json" and not (path / "tokenizer.json").is_file():
         unread = {"strip_accents": (None, lowercase), "tokenize_chinese_chars": (None, True)}
         unread |= {"keep_accents": (None, False)}
-        rules = [f"{name}={settings[name]!r}" for name, read in unread.items() if settings.get(name) not in read]
+        lacking = [f"{name}={settings[name]!r}" for name, read in unread.items() if settings.get(name) not in read]
         extra = folder / "added_tokens.json"
         added = read_json(extra) if extra.is_file() else {}
         known = {tokenizer.token(id): id for id in range(tokenizer.facts.size)}
-        rules += [f"the added token {name!r}" for name, id in added.items() if known.get(name) != id]
-        if rules:
+        lacking += [f"the added token {name!r}" for name, id in added.items() if known.get(name) != id]
+        if lacking:
             raise CheckpointError(
-                f"{folder.name}: {listed(rules)} can be read from a tokenizer.json only; save the tokenizer with "
+                f"{folder.name}: {listed(lacking)} can be read from a tokenizer.json only; save the tokenizer with "
                 "transformers first"
             )
     return tokenizer

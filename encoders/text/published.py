@@ -61,12 +61,12 @@ def wordpiece(tokens: dict[str, int], lowercase: bool):
     return finished(inner)
 
 
-def bpe(tokens: dict[str, int], merges: list[tuple[str, str]]):
-    """GPT-2's and RoBERTa's rules: bytes, a space belongs to the word after it."""
+def bpe(tokens: dict[str, int], merges: list[tuple[str, str]], prefix: bool = False):
+    """GPT-2's and RoBERTa's rules: bytes, a space belongs to the word after it; `prefix` puts one before a text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     inner = Tokenizer(models.BPE(tokens, merges))
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
     inner.decoder = decoders.ByteLevel()
     return finished(inner)
 
@@ -114,17 +114,27 @@ def albert_text(lowercase: bool, charsmap: bytes | None = None):
 
 
 def finished(inner):
-    """`inner` with its special tokens marked, and the family's way of adding them to a text or a pair."""
+    """`inner` with its special tokens marked, and the family's way of adding them to a text or a pair.
+
+    What a file says of either itself is kept.
+    """
     from tokenizers import AddedToken, processors
 
     kind, tokens = kind_of(inner), inner.get_vocab()
     names = names_of(tokens, kind)
     if max(tokens.values()) >= LARGEST:
         raise ValueError(f"a token has the id {max(tokens.values())}; ids are below {LARGEST}")
+    inner.no_truncation()
+    inner.no_padding()
+    marked = {token.content for token in inner.get_added_tokens_decoder().values() if token.special}
     for role, name in names.items():
+        if name in marked:
+            continue
         before = kind == "bpe" and role == "mask"  # RoBERTa's mask takes the space before it
         inner.add_special_tokens([AddedToken(name, lstrip=before, special=True, normalized=False)])
     cls, sep = ((names[role], inner.token_to_id(names[role])) for role in ("cls", "sep"))
+    if [cls[1], sep[1]] == inner.encode("").ids:
+        return inner
     if kind == "bpe":
         inner.post_processor = processors.RobertaProcessing(sep, cls, trim_offsets=True, add_prefix_space=False)
     else:
@@ -136,8 +146,10 @@ def finished(inner):
 # The files
 
 
-def read(path: Path, lowercase: bool):
+def read(path: Path, lowercase: bool, prefix: bool):
     """The `tokenizers.Tokenizer` of a published vocabulary; raises `ValueError` naming what is missing."""
+    from tokenizers import Tokenizer
+
     forms = "; ".join(" + ".join(names) for names in FORMS.values())
     if path.is_dir():
         name = next((name for name in FORMS if (path / name).is_file()), None)
@@ -152,12 +164,13 @@ def read(path: Path, lowercase: bool):
         if path.suffix == ".model":
             return _sentencepiece(path.read_bytes(), lowercase)
         if path.name in ("encoder.json", "vocab.bpe", "dict.txt"):
-            return _fairseq(path.parent)
+            return _fairseq(path.parent, prefix)
         if path.name == "merges.txt":
             path = path.with_name("vocab.json")
         if path.suffix == ".json":
             content = json.loads(path.read_text("utf-8"))
-            return _serialized(path) if "model" in content and "added_tokens" in content else _bpe(path, content)
+            serialized = "model" in content and "added_tokens" in content
+            return finished(Tokenizer.from_file(str(path))) if serialized else _bpe(path, content, prefix)
     except FileNotFoundError as error:
         raise ValueError(f"the vocabulary {str(path)!r} needs {error.filename} beside it") from error
     except BaseException as error:  # damage shows in many ways: the tokenizers library raises Exception, and panics
@@ -179,15 +192,9 @@ def _lines(path: Path) -> dict[str, int]:
     return {token: id for id, token in enumerate(rows)}
 
 
-def _serialized(path: Path):
-    from tokenizers import Tokenizer
-
-    return finished(Tokenizer.from_file(str(path)))
-
-
-def _bpe(path: Path, tokens: dict[str, int]):
+def _bpe(path: Path, tokens: dict[str, int], prefix: bool):
     name = next((name for name in ("merges.txt", "vocab.bpe") if path.with_name(name).is_file()), "merges.txt")
-    return bpe(tokens, _merges(path.with_name(name)))
+    return bpe(tokens, _merges(path.with_name(name)), prefix)
 
 
 def _merges(path: Path) -> list[tuple[str, str]]:
@@ -195,14 +202,15 @@ def _merges(path: Path) -> list[tuple[str, str]]:
     return [tuple(row.split(" ", 1)) for row in rows]
 
 
-def _fairseq(folder: Path):
+def _fairseq(folder: Path, prefix: bool):
     """GPT-2's tokens under the ids of fairseq's dictionary: four special tokens, the dictionary's rows, <mask>.
 
     A dictionary of single characters, such as amino acids, needs no other file: every character is a token.
     """
     rows = [row.split(" ")[0] for row in _rows(folder / "dict.txt") if row]
     if not (folder / "encoder.json").exists() and all(len(row) == 1 for row in rows):
-        return bpe({token: id for id, token in enumerate(["<s>", "<pad>", "</s>", "<unk>", *rows, "<mask>"])}, [])
+        tokens = ["<s>", "<pad>", "</s>", "<unk>", *rows, "<mask>"]
+        return bpe({token: id for id, token in enumerate(tokens)}, [], prefix)
     names = {str(id): token for token, id in json.loads((folder / "encoder.json").read_text("utf-8")).items()}
     words = [row for row in rows if not row.startswith("madeupword")]
     # fairseq fills a dictionary up to a multiple of eight; the file may hold more than RoBERTa's three.
@@ -214,7 +222,7 @@ def _fairseq(folder: Path):
             f"dict.txt holds {len(set(words))} of the {len(names)} tokens of encoder.json; it must hold all"
         )
     tokens = ["<s>", "<pad>", "</s>", "<unk>", *(names.get(row, row) for row in filled), "<mask>"]
-    return bpe({token: id for id, token in enumerate(tokens)}, _merges(folder / "vocab.bpe"))
+    return bpe({token: id for id, token in enumerate(tokens)}, _merges(folder / "vocab.bpe"), prefix)
 
 
 def _sentencepiece(content: bytes, lowercase: bool):

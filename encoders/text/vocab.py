@@ -93,8 +93,6 @@ class Tokenizer:
     """
 
     def __init__(self, inner):
-        inner.no_truncation()
-        inner.no_padding()
         self.kind = kind_of(inner)
         self.facts = facts_of(inner, self.kind)
         self.joiner = " " if self.kind == "bpe" else ""
@@ -119,6 +117,13 @@ class Tokenizer:
             raise IndexError(f"token {id} is not among the {self.facts.size} of the vocabulary")
         return self._inner.id_to_token(int(id)) or ""  # a published list may skip an id
 
+    def rules(self) -> dict[str, bool]:
+        """What it does to a text, under the names of transformers."""
+        normalizer, words = self._inner.normalizer, self._inner.pre_tokenizer
+        if self.kind == "bpe":
+            return {"add_prefix_space": words is not None and words.pre_tokenize_str("a")[:1] == [("Ġa", (0, 1))]}
+        return {"do_lower_case": normalizer is not None and normalizer.normalize_str("A") == "a"}
+
     def same_ids(self, other: Tokenizer) -> bool:
         """Whether every token has the same id in both."""
         return self._inner.get_vocab() == other._inner.get_vocab()
@@ -129,12 +134,13 @@ class Tokenizer:
         self._inner.save(str(path / "tokenizer.json" if path.is_dir() else path))
 
 
-def load(path, lowercase: bool = True) -> Tokenizer:
+def load(path, lowercase: bool = True, prefix: bool = False) -> Tokenizer:
     """A published vocabulary in any of the forms of `Vocabulary.path`, its special tokens found by name.
 
-    Raises `ValueError` for a path that is none of them and for special tokens that are missing.
+    `prefix` lets byte-level BPE see a space before a text, as `add_prefix_space` of transformers does. Raises
+    `ValueError` for a path that is none of them and for special tokens that are missing.
     """
-    return Tokenizer(read(Path(path).expanduser(), lowercase))
+    return Tokenizer(read(Path(path).expanduser(), lowercase, prefix))
 
 
 def train(spec: Vocabulary, documents: Iterable[list[str]]) -> Tokenizer:

@@ -22,7 +22,7 @@ import numpy as np
 HOME = Path(__file__).with_suffix("")
 VOCABULARY = {"bert": 61, "roberta": 291, "albert": 47, "electra": 61}
 LENGTH = 11
-TEXTS = ["Tan ber, sin lon mut!", "ker (tan)  bér [MASK] lon", "sin, 中 and 7 tan.", ""]
+TEXTS = ["Tan ber, sin lon mut!", "ker (tan)  bér [MASK] lon", "sin, 中 and 7 tan.", " ", ""]
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ CASES = {
     "roberta-masked": Case("roberta", "ForMaskedLM", {"layer_norm_eps": 1e-3}),
     "roberta-fairseq": Case("roberta", "ForMaskedLM", {"layer_norm_eps": 1e-5}, files="fairseq"),
     "roberta-classes": Case("roberta", "ForSequenceClassification", CLASSES),
+    "roberta-fairseq-classes": Case("roberta", "ForSequenceClassification", {"layer_norm_eps": 1e-5}, files="fairseq"),
     "roberta-number": Case("roberta", "ForSequenceClassification", NUMBER),
     "roberta-questions": Case("roberta", "ForQuestionAnswering"),
     "roberta-encoder": Case("roberta", "Model"),
@@ -166,7 +167,10 @@ def pickled(model, folder: Path, layout: bool) -> None:
 
 
 def fairseq(model, folder: Path) -> None:
-    """model.pt as fairseq's RoBERTa has it: other names, query, key and value in one, no segments."""
+    """model.pt as fairseq's RoBERTa has it: other names, query, key and value in one, no segments.
+
+    A fine-tuned one still has the masked-token head, which nothing uses.
+    """
     import torch
 
     names = (
@@ -181,6 +185,7 @@ def fairseq(model, folder: Path) -> None:
         ("output.LayerNorm", "final_layer_norm"),
         ("lm_head.decoder.weight", "lm_head.weight"),
         ("lm_head", "decoder.lm_head"),
+        ("classifier", "classification_heads.mnli"),
     )
     state = model.state_dict()
     # What fairseq has no place for goes into the positions, which every token has one of.
@@ -193,6 +198,8 @@ def fairseq(model, folder: Path) -> None:
             parts = [state.pop(f"{place}.{part}.{leaf}") for part in ("query", "key", "value")]
             state[f"decoder.sentence_encoder.layers.{at}.self_attn.in_proj_{leaf}"] = torch.cat(parts)
     state.pop("lm_head.decoder.bias", None)
+    if "classifier.dense.weight" in state:
+        state |= {"lm_head.dense.weight": state["classifier.dense.weight"] + 1, "lm_head.bias": torch.ones(291)}
     renamed = {}
     for name, tensor in state.items():
         for theirs, fairseqs in names:

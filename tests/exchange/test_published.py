@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from encoders.convert import import_checkpoint
 from encoders.downstream.classification import Classification
 from encoders.exchange import published
-from encoders.exchange.architectures import ARCHITECTURES
+from encoders.exchange.architectures import ARCHITECTURES, groups_differ
 from encoders.exchange.published import classes_in_config, identify, interpret, labels, objective
 from encoders.exchange.weights import CheckpointError, Entry, weights
 from encoders.objectives.nsp import NextSentence
@@ -78,7 +78,8 @@ def test_a_head_whose_gelu_is_fixed_cannot_have_another_activation():
 
 
 def test_parts_say_what_a_checkpoint_was_trained_for():
-    of_parts = lambda family, *found: objective(ARCHITECTURES[family], {}, frozenset(found))
+    model = lambda family: ARCHITECTURES[family].read({})
+    of_parts = lambda family, *found: objective(ARCHITECTURES[family], {}, model(family), frozenset(found))
     assert of_parts("bert", "tokens", "pooler", "pair").sentences == NextSentence()
     assert of_parts("albert", "tokens", "pooler", "pair").sentences == SentenceOrder()
     assert of_parts("bert", "tokens").sentences is None
@@ -95,11 +96,13 @@ def test_classes_have_names_in_their_order():
 
 
 @pytest.mark.parametrize("names", [("no", "perhaps", "yes"), ("score",)])
-def test_classes_in_a_configuration_read_back(names):
-    config = classes_in_config(Classification(names, "tanh", 0.25))
-    assert labels(json.loads(json.dumps(config))) == names
-    again = objective(ARCHITECTURES["roberta"], config, frozenset({"classes"}))
-    assert again == Classification(names, "tanh", 0.25)
+@pytest.mark.parametrize("family", ARCHITECTURES)
+def test_classes_in_a_configuration_read_back(family, names):
+    architecture = ARCHITECTURES[family]
+    before = Classification(names, architecture.classifier, 0.25)
+    config = json.loads(json.dumps(classes_in_config(architecture, before)))
+    assert labels(config) == names
+    assert objective(architecture, config, architecture.read({}), frozenset({"classes"})) == before
 
 
 @pytest.mark.parametrize(
@@ -183,8 +186,50 @@ def test_the_dropout_of_classes_is_that_of_the_hidden_states_unless_it_has_its_o
     config, entries = of("bert-classes")
     config |= {"hidden_dropout_prob": 0.3}
     assert config.pop("classifier_dropout") is None
-    for change, dropout in ({}, 0.3), ({"classifier_dropout": 0.0}, 0.0), ({"classifier_dropout_prob": 0.2}, 0.2):
+    for change, dropout in ({}, 0.3), ({"classifier_dropout": 0.0}, 0.0), ({"classifier_dropout_prob": 0.2}, 0.3):
         assert read(config | change, entries).objective.dropout == dropout
+
+
+def test_the_dropout_of_alberts_classes_is_a_tenth_unless_it_has_its_own():
+    config, entries = of("albert-classes")
+    del config["classifier_dropout_prob"]
+    for change, dropout in ({}, 0.1), ({"classifier_dropout_prob": 0.2}, 0.2), ({"classifier_dropout": 0.3}, 0.1):
+        assert read(config | change | {"hidden_dropout_prob": 0.4}, entries).objective.dropout == dropout
+
+
+@pytest.mark.parametrize("names", [["BertForTokenClassification"], ["BertForMultipleChoice", 7], "BertModel", {"a": 1}])
+def test_a_class_with_another_task_is_refused(names):
+    """A classifier of tokens or of choices has tensors of the same names and shapes as one of sequences."""
+    config, entries = of("bert-classes")
+    with pytest.raises(CheckpointError, match="architectures=.* names none of BertForPreTraining, BertForMaskedLM"):
+        read(config | {"architectures": names}, entries)
+    for known in [], None, ["BertForSequenceClassification"], ["Other", "BertModel"]:
+        assert read(config | {"architectures": known}, entries).found == {"pooler", "classes"}
+
+
+@pytest.mark.parametrize(
+    "name, kind",
+    [
+        ("bert-classes", "multi_label_classification"),
+        ("bert-classes", "regression"),
+        ("bert-number", "single_label_classification"),
+        ("bert-number", 7),
+    ],
+)
+def test_a_kind_of_problem_that_no_head_here_learns_is_refused(name, kind):
+    config, entries = of(name)
+    with pytest.raises(CheckpointError, match="problem_type=.*; only '(regression|single_label_classification)' can"):
+        read(config | {"problem_type": kind}, entries)
+
+
+def test_groups_that_transformers_rounds_otherwise_are_refused():
+    config, entries = of("albert-pretraining")
+    model = ARCHITECTURES["albert"].read
+    sizes = lambda layers, groups: model({"num_hidden_layers": layers, "num_hidden_groups": groups})
+    assert not any(groups_differ(sizes(layers, groups)) for layers, groups in [(12, 1), (5, 2), (5, 3), (24, 6)])
+    assert groups_differ(sizes(18, 14)) and int(9 / (18 / 14)) == 6 and 9 * 14 // 18 == 7
+    with pytest.raises(CheckpointError, match="num_hidden_groups=14 with num_hidden_layers=18: transformers rounds"):
+        read(config | {"num_hidden_layers": 18, "num_hidden_groups": 14}, entries)
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,49 @@ def test_a_cased_vocabulary_keeps_capitals(folder):
     assert read(folder).encode("Tan") == read(folder).encode("tan")
 
 
+def test_rules_that_two_files_give_differently_are_refused(tmp_path):
+    """Versions of transformers differ in which of the two they follow."""
+    for family, name, ours in ("bert", "do_lower_case", True), ("roberta", "add_prefix_space", False):
+        folder = tmp_path / family
+        folder.mkdir()
+        read(VOCABULARIES / family).save(folder)
+        (folder / "tokenizer_config.json").write_text(json.dumps({name: ours}))
+        assert read(folder).rules() == {name: ours}
+        (folder / "tokenizer_config.json").write_text(json.dumps({name: not ours}))
+        with pytest.raises(CheckpointError, match=f"has {name}={not ours}, tokenizer.json does as with {ours}"):
+            read(folder)
+
+
+def test_a_space_may_go_before_a_text_of_bytes(tmp_path):
+    folder = shutil.copytree(VOCABULARIES / "roberta", tmp_path / "roberta")
+    (folder / "tokenizer_config.json").write_text('{"add_prefix_space": true, "do_lower_case": true}')
+    assert read(folder).rules() == {"add_prefix_space": True}
+    assert read(folder).encode("tan") == read(VOCABULARIES / "roberta").encode(" tan")
+    (folder / "tokenizer_config.json").write_text('{"add_prefix_space": "yes"}')
+    with pytest.raises(CheckpointError, match="add_prefix_space='yes' is not true or false"):
+        read(folder)
+
+
+def test_what_a_file_says_of_its_special_tokens_is_kept(tmp_path):
+    from tokenizers import Tokenizer
+
+    read(VOCABULARIES / "roberta").save(tmp_path)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    mask = next(token for token in content["added_tokens"] if token["content"] == "<mask>")
+    assert mask["lstrip"] and content["post_processor"]["type"] == "RobertaProcessing"
+    mask["lstrip"] = False
+    content["post_processor"]["trim_offsets"] = False
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    (tmp_path / "again").mkdir()
+    read(tmp_path).save(tmp_path / "again")
+    again = json.loads((tmp_path / "again" / "tokenizer.json").read_text())
+    assert again["added_tokens"] == content["added_tokens"] and again["post_processor"] == content["post_processor"]
+    content["post_processor"] = None
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    read(tmp_path).save(tmp_path / "again")
+    assert Tokenizer.from_file(str(tmp_path / "again" / "tokenizer.json")).encode("").ids == [0, 2]
+
+
 @pytest.mark.parametrize(
     "settings, said",
     [
