@@ -131,7 +131,7 @@ def test_an_error_in_the_middle_leaves_nothing(data):
 
     with pytest.raises(OSError, match="the disk is full"):
         prepared(data, fail)
-    assert list(Path(data.folder).iterdir()) == []
+    assert not Path(data.folder).exists()
     assert prepared(data).train.size > 0
 
 
@@ -201,7 +201,7 @@ def test_one_document_is_too_little(tmp_path, data):
     text = written(tmp_path / "one.txt", [["Tan man.", "Man ran."]])
     with pytest.raises(ValueError, match=r"the train split is empty: 1 document\(s\) in .*one.txt; .* blank lines"):
         prepared(replace(data, corpus=(str(text),)))
-    assert list(Path(data.folder).iterdir()) == []
+    assert not Path(data.folder).exists()
 
 
 def test_two_documents_are_enough(tmp_path, data):
