@@ -17,6 +17,7 @@ Encoders: pre-train BERT, RoBERTa, ALBERT and ELECTRA.
   python launch.py fill     runs/mini-bert "The capital of France is [MASK]."
   python launch.py import   bert-base-uncased runs/bert-base         a published checkpoint becomes a run
   python launch.py export   runs/mini-bert mini-bert                 a run becomes a folder that transformers loads
+  python launch.py bench    step --only bert-small                   speed, beside this device's ceiling and others
 
 An EXPERIMENT is a Python file that lists `experiments`, or the name of one in experiments/.
 """
@@ -36,6 +37,7 @@ def parser() -> argparse.ArgumentParser:
         verb.add_argument("--only", action="append", default=[], metavar="NAME", help="members with this name (globs)")
         if name == "train":
             verb.add_argument("--runs", default="runs", metavar="DIR", help="where runs are kept (runs)")
+            verb.add_argument("--profile", action="store_true", help="trace the first steps and say where time goes")
     verb = verbs.add_parser("evaluate", help="held-out scores of a run's checkpoint, without its experiment file")
     add_run(verb)
     verb.add_argument("--batches", type=int, default=None, metavar="N", help="held-out batches to read (all)")
@@ -52,7 +54,23 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("run", metavar="RUN", help="a run's folder")
     verb.add_argument("folder", metavar="DIR", help="the folder to make")
     verb.add_argument("--step", default="latest", metavar="N", help="latest (default), best, or a step")
+    add_bench(verbs.add_parser("bench", help="measure: step, infer, data, peers, ceiling, roofline or ablate"))
     return top
+
+
+def add_bench(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("part", metavar="PART", help="step, infer, data, peers, ceiling, roofline or ablate")
+    verb.add_argument("experiment", metavar="EXPERIMENT", nargs="?", default="speed", help="what is measured (speed)")
+    verb.add_argument("--set", nargs="+", action="extend", default=[], metavar="A.B=C", help="change a field")
+    verb.add_argument("--only", action="append", default=[], metavar="NAME", help="members with this name (globs)")
+    verb.add_argument("--rounds", type=int, default=7, metavar="N", help="measurements of each variant, in turn (7)")
+    verb.add_argument("--units", type=int, default=1, metavar="N", help="steps a measurement (1)")
+    verb.add_argument("--device", choices=("cpu", "gpu", "tpu"), default="cpu", help="on a CPU one core is used (cpu)")
+    verb.add_argument("--core", type=int, default=None, metavar="N", help="the core to be pinned to (the last one)")
+    verb.add_argument("--task", choices=("train", "infer"), default="train", help="of peers (train)")
+    verb.add_argument("--text", action="store_true", help="batches of the experiment's text, not of random ids")
+    verb.add_argument("--as-installed", action="store_true", help="do not let glibc keep freed memory, on either side")
+    verb.add_argument("--out", default="bench", metavar="DIR", help="where PART.json is written (bench)")
 
 
 def add_run(verb: argparse.ArgumentParser) -> None:

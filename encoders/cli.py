@@ -6,9 +6,12 @@ import difflib
 import fnmatch
 import importlib.util
 import json
+import os
 import sys
 import traceback
 from pathlib import Path
+
+import jax
 
 from encoders import convert, report
 from encoders.data.prepare import prepared
@@ -91,7 +94,15 @@ def prepare(options) -> int:
     return 0
 
 
+def keep_compiled() -> None:
+    """Compiled steps stay on disk between runs: where `JAX_COMPILATION_CACHE_DIR` says, else in the user's cache."""
+    if not jax.config.jax_compilation_cache_dir:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(home / "encoders" / "compiled"))
+
+
 def train(options) -> int:
+    keep_compiled()
     results, failed, finished = [], [], []
     chosen = members(options)
     for experiment in chosen:
@@ -99,7 +110,7 @@ def train(options) -> int:
         if loop.result(folder):
             finished.append(experiment.name)
         try:
-            results.append(loop.train(experiment, folder, say))
+            results.append(loop.train(experiment, folder, say, options.profile))
         except Exception as error:
             if len(chosen) == 1:
                 raise
@@ -152,7 +163,14 @@ def write_out(options) -> int:
     return 0
 
 
+def measure(options) -> int:
+    from encoders.bench.table import measured
+
+    return measured(options, members(options), say)
+
+
 VERBS = {
+    "bench": measure,
     "show": show,
     "prepare": prepare,
     "train": train,

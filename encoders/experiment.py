@@ -88,6 +88,10 @@ class Experiment(Network):
             missing = ", ".join(sorted(self.objective.needs - provided))
             have = ", ".join(sorted(provided)) or "no label"
             kind = type(phase.format).__name__
+            require(
+                kind != "Packed" or self.model.attention != "cudnn",
+                "model.attention=cudnn is for rows of one example, and the format is Packed; take cudnn_packed",
+            )
             require(not missing, f"the objective needs {missing}, and the format {kind} provides {have}")
             require(
                 phase.batch % self.accumulate == 0,

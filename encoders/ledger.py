@@ -6,6 +6,7 @@ import math
 from collections import Counter
 
 import jax
+import numpy as np
 
 from encoders.experiment import Experiment
 from encoders.model.config import Model
@@ -41,33 +42,41 @@ def by_part(tree) -> dict[str, int]:
     return dict(sizes)
 
 
-def forward_flops(model: Model, length: int) -> float:
-    """Multiply-adds x 2 of the encoder, per token: dense layers and attention over `length` tokens."""
+def forward_flops(model: Model, sizes: np.ndarray) -> np.ndarray:
+    """Multiply-adds x 2 of the encoder for examples of `sizes` tokens: dense layers, and attention within each."""
     d, f = model.hidden, model.intermediate
-    projection = 2 * model.embedding * d if model.embedding != d else 0
-    return projection + model.layers * (2 * (4 * d * d + 2 * d * f) + 4 * length * d)
+    projection = 2 * model.embedding * d if model.projects else 0
+    return sizes * (projection + model.layers * (2.0 * (4 * d * d + 2 * d * f) + 4 * sizes * d))
 
 
-def step_flops(experiment: Experiment, length: int) -> float:
-    """Matrix-product FLOPs of a training step per token: forward, and twice that backward.
+def step_flops(experiment: Experiment, sizes: np.ndarray) -> np.ndarray:
+    """Matrix-product FLOPs of a training step for examples of `sizes` tokens: forward, and twice that backward.
 
-    Vocabulary logits count at the chosen positions only; recomputation, softmax and the like count nothing.
+    Vocabulary logits count at the chosen positions only; padding, recomputation, softmax and the like count nothing.
     """
     model, objective = experiment.model, experiment.objective
-    share = objective.tokens.quotas(length)[-1] / length
-    head = lambda m: share * 2 * (m.hidden * m.embedding + m.embedding * m.vocab)
+    chosen = objective.tokens.quotas(int(sizes.max()))[sizes]
+    head = lambda m: chosen * 2.0 * (m.hidden * m.embedding + m.embedding * m.vocab)
     if isinstance(objective, ReplacedTokens):
         generator = objective.generator(model)
-        rtd = forward_flops(model, length) + 2 * (model.hidden**2 + model.hidden)
-        return 3 * (rtd + (forward_flops(generator, length) + head(generator) if generator else 0))
-    return 3 * (forward_flops(model, length) + head(model))
+        rtd = forward_flops(model, sizes) + sizes * 2.0 * (model.hidden**2 + model.hidden)
+        return 3 * (rtd + (forward_flops(generator, sizes) + head(generator) if generator else 0))
+    return 3 * (forward_flops(model, sizes) + head(model))
+
+
+def saved_values(model: Model, length: int) -> int:
+    """Numbers of a token that the forward pass leaves for the backward one, with nothing rematerialised.
+
+    About 10 d + 4 f a layer and, where attention weights are stored, 3 a head and attended token.
+    """
+    weights = 3 * model.heads * length if model.attention == "xla" else 0
+    return model.layers * (10 * model.hidden + 4 * model.intermediate + weights)
 
 
 def memory(experiment: Experiment) -> dict[str, float]:
     """Estimated bytes on one device that holds it all: parameters and moments, gradients, saved activations.
 
-    Activations: per token and layer about 10 d + 4 f values, and 3 a head and attended token; with rematerialisation
-    only the layer's input ("full") or its matrix products ("dots").
+    Activations are `saved_values`; with rematerialisation only the layers' inputs ("full") or matrix products ("dots").
     """
     model = experiment.model
     count = parameters(shapes(model, experiment.objective))
@@ -77,9 +86,8 @@ def memory(experiment: Experiment) -> dict[str, float]:
         networks.append(experiment.objective.generator(model))
 
     def saved(m: Model, length: int) -> float:
-        full = 10 * m.hidden + 4 * m.intermediate + 3 * m.heads * length
-        kept = {"none": full, "dots": 6 * m.hidden + m.intermediate, "full": m.hidden}[m.remat]
-        return item * m.layers * kept
+        products, inputs = m.layers * (6 * m.hidden + m.intermediate), m.layers * m.hidden
+        return item * {"none": saved_values(m, length), "dots": products, "full": inputs}[m.remat]
 
     most = max(
         phase.batch // experiment.accumulate * phase.length * sum(saved(m, phase.length) for m in networks)
@@ -103,7 +111,7 @@ def show(experiment: Experiment) -> str:
     lines = [f"  {name:{width}} {size:>13,}" for name, size in by_part(tree).items()]
     lines += [f"  {'total':{width}} {parameters(tree):>13,}", f"embedding: {embedding_products(experiment.model)}"]
     for phase in experiment.phases:
-        flops = step_flops(experiment, phase.length)
+        flops = step_flops(experiment, np.array([phase.length])).item() / phase.length
         lines.append(
             f"FLOPs per token at length {phase.length}: {flops / 1e6:,.1f} M in training, {flops / 3e6:,.1f} M forward"
         )

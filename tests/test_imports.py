@@ -25,6 +25,7 @@ ORDER = (
     ("encoders.exchange",),
     ("encoders.convert", "encoders.ledger", "encoders.fill"),
     ("encoders.report",),
+    ("encoders.bench",),
     ("encoders.cli",),
 )
 ABSENT = (

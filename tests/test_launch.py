@@ -64,7 +64,8 @@ def test_table_2_1_has_every_size_with_its_exact_count(capsys):
     [
         ("model.layrs=4", "did you mean 'layers'?"),
         ("model.layers=four", "is not a whole number"),
-        ("model.attention=cudnn", "is not one of xla"),
+        ("model.attention=flash", "is not one of xla"),
+        ("model.attention=cudnn", "model.attention='cudnn' has no dropout and no float32"),
         ("model.hidden=129", "is not a multiple of model.heads"),
         ("phases.*.length=128", "is longer than model.positions=64"),
         ("data.vocabulary.size=3", "special tokens"),

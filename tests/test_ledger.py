@@ -58,9 +58,18 @@ def test_parameters_are_counted_by_part():
 
 def test_a_token_of_bert_base_costs_two_operations_a_weight_and_attention():
     # 85 M weights in the matrices of 12 layers: 4 H² + 2 H F each; attention over 512 tokens, 4 L H a layer.
-    assert ledger.forward_flops(bert.BASE, 512) == 2 * 84_934_656 + 12 * 4 * 512 * 768
+    assert ledger.forward_flops(bert.BASE, 512) == 512 * (2 * 84_934_656 + 12 * 4 * 512 * 768)
     shared = ledger.forward_flops(albert.BASE, 512)  # sharing saves parameters and no work
-    assert shared == ledger.forward_flops(bert.BASE, 512) + 2 * 128 * 768
+    assert shared == ledger.forward_flops(bert.BASE, 512) + 512 * 2 * 128 * 768
+
+
+def test_attention_costs_the_square_of_each_example_and_not_of_the_row():
+    sizes = np.array([100, 300, 112])
+    together = ledger.step_flops(experiment(bert.BASE, Joint(Masking())), sizes)
+    assert together.tolist() == [
+        ledger.step_flops(experiment(bert.BASE, Joint(Masking())), np.array([size])).item() for size in sizes
+    ]
+    assert together.sum() < ledger.step_flops(experiment(bert.BASE, Joint(Masking())), np.array([512])).item()
 
 
 @pytest.mark.parametrize(
@@ -76,13 +85,14 @@ def test_the_flops_of_a_step_are_those_that_xla_counts(model, objective):
         return sum(metrics[name].total for name in objective.weights)
 
     counted = jax.jit(jax.grad(loss)).lower(ledger.shapes(model, objective), batch).cost_analysis()["flops"]
-    ours = 80 * ledger.step_flops(experiment(model, objective), 40)
+    ours = 2 * ledger.step_flops(experiment(model, objective), np.array([40])).item()
     assert ours < counted < 1.1 * ours  # XLA counts softmax, norms and activations too
 
 
 def test_the_ledger_of_a_large_model_needs_no_memory_and_says_all():
     text = ledger.show(experiment(bert.LARGE, Joint(Masking()), length=512, batch=256))
-    flops = 3 * (ledger.forward_flops(bert.LARGE, 512) + 77 / 512 * 2 * (1024 * 1024 + 1024 * 30_522)) / 1e6
+    head = 77 / 512 * 2 * (1024 * 1024 + 1024 * 30_522)  # a token
+    flops = 3 * (ledger.forward_flops(bert.LARGE, 512) / 512 + head) / 1e6
     assert "335,174,458" in text and f"{flops:,.1f} M in training" in text  # 0.15 x 512 = 76.8 predictions
     assert "31.25 M" in text and "GiB" in text
 

@@ -1,8 +1,9 @@
 """TOKENS → EXAMPLES: how sentences become rows, as a table of token spans.
 
 A table has one row an example: start and end of segment A, start and end of segment B (empty where there is one
-segment only), label. It is a pure function of (seed, pass, documents), built shard by shard. `released` follows the
-authors' code to the letter; otherwise its known slips are put right, as each format says.
+segment only), label. Where several examples share a row it is `[rows, examples, 5]`, with zeros behind the last one.
+It is a pure function of (seed, pass, documents), built shard by shard. `released` follows the authors' code to the
+letter; otherwise its known slips are put right, as each format says.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Format(Protocol):
     random: bool
 
     def table(self, split: Split, documents: range, length: int, seed: int, number: int) -> np.ndarray:
-        """The examples of `documents` in rows of `length` tokens, in pass `number`: int64 `[examples, 5]`."""
+        """The examples of `documents` in rows of `length` tokens, in pass `number`: int64 `[rows, (examples,) 5]`."""
 
 
 def generator(*key: int) -> Random:
@@ -40,6 +41,17 @@ def generator(*key: int) -> Random:
 
 def as_table(rows: list[tuple[int, ...]]) -> np.ndarray:
     return np.array(rows, np.int64).reshape(-1, 5)
+
+
+def examples(table: np.ndarray) -> np.ndarray:
+    """A table as `[rows, examples, 5]`, also where a row holds one."""
+    return table if table.ndim == 3 else table[:, None]
+
+
+def row_sizes(table: np.ndarray) -> np.ndarray:
+    """The tokens of each row, special ones included."""
+    a, a_end, b, b_end, _ = np.moveaxis(examples(table), -1, 0)
+    return ((a_end - a + 2) * (a_end > a) + (b_end - b + 1) * (b_end > b)).sum(axis=1)
 
 
 def cut(start: int, end: int, drop: int, rng: Random) -> tuple[int, int]:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Literal
 
@@ -173,7 +173,7 @@ class Writer:
             return None
         sizes = np.array([len(ids) for ids in sentences])
         sizes[-1] += 1
-        tokens = np.fromiter((i for ids in sentences for i in ids), self.dtype, sizes.sum() - 1)
+        tokens = np.fromiter(chain.from_iterable(sentences), self.dtype, sizes.sum() - 1)
         np.append(tokens, np.array([self.separator], self.dtype)).tofile(self.files["tokens"])
         (self.tokens + np.cumsum(sizes)).astype(np.int64).tofile(self.files["sentences"])
         self.tokens, self.sentences = self.tokens + int(sizes.sum()), self.sentences + len(sizes)

@@ -1,7 +1,7 @@
 """EXAMPLES → BATCHES: `batch(step)`, a pure function of (seed, step).
 
-There is no iterator to save: resuming is asking for the next step. A batch has, for rows of length l with s = 1
-example each (packing several is a matter of the same fields):
+There is no iterator to save: resuming is asking for the next step. A batch has, for rows of length l with at most s
+examples each, which is 1 unless the format packs several:
 
     tokens, example, segments, positions   int32 [b l]   example: 0 on padding, n on the n-th example of the row
     start, id, epoch, valid                int32 [b s]   where [CLS] stands, the example's name, its pass, is it real
@@ -15,15 +15,18 @@ import secrets
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
-from encoders.data.formats import A_END, B_END, LABEL, VERSION, A, B, Format
+from encoders.data.formats import A_END, B_END, LABEL, VERSION, A, B, Format, examples, row_sizes
 from encoders.data.store import Split
 from encoders.text.vocab import Facts
 
 Rows = dict[str, np.ndarray]
+BLOCK = 1 << 14  # rows that are shuffled at a time
+CUTS = 8  # lengths that held-out batches may have, each of which is compiled
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,19 @@ def permuted(index: np.ndarray, size: int, key: object) -> np.ndarray:
     return place.astype(np.int64)
 
 
+@lru_cache(maxsize=4)
+def block(number: int, size: int, key: object) -> np.ndarray:
+    """Where a permutation puts the `number`-th `BLOCK` of its numbers, kept: all cost little more than a few."""
+    return permuted(np.arange(number * BLOCK, min((number + 1) * BLOCK, size)), size, key)
+
+
+def shuffled(index: np.ndarray, size: int, key: object) -> np.ndarray:
+    """`permuted` for numbers that follow one another."""
+    first, last = int(index[0]) // BLOCK, int(index[-1]) // BLOCK
+    whole = np.concatenate([block(number, size, key) for number in range(first, last + 1)])
+    return whole[index - first * BLOCK]
+
+
 class Tables:
     """The example tables of a split, built when needed, kept on disk, and the next pass built in the background."""
 
@@ -99,36 +115,64 @@ class Tables:
             with open(partial, "wb") as file:
                 np.save(file, np.concatenate(parts))
             partial.rename(path)
-        table = np.load(path, mmap_mode="r")
+        table = np.asarray(np.load(path, mmap_mode="r"))
         if not len(table):
             raise ValueError(f"{form} makes no example of the {self.split.name} split; it has too little text for it")
         return table
 
 
+@lru_cache(maxsize=4)
+def counting(count: int, dtype: type) -> np.ndarray:
+    """0, 1, 2, ..., kept: making it takes longer than adding it."""
+    return np.arange(count, dtype=dtype)
+
+
 def assemble(split: Split, table: np.ndarray, length: int, facts: Facts, label: str | None) -> Rows:
-    """Rows of a table as batch fields; only `id` and `epoch` are left to the caller."""
-    a, a_end, b, b_end = (table[:, i, None] for i in (A, A_END, B, B_END))
-    size_a, size_b = a_end - a, b_end - b
-    at = np.arange(length)[None]
-    first_sep = size_a + 1
-    last_sep = np.where(size_b > 0, first_sep + size_b + 1, first_sep)
-    in_b = (at > first_sep) & (at < last_sep)
-    where = np.where(in_b, b + at - first_sep - 1, a + at - 1)
-    inside = (at > 0) & (at < last_sep)
-    tokens = split.tokens[np.where(inside, where, 0)].astype(np.int32)
-    tokens = np.where(inside, tokens, facts.pad)
-    tokens[:, 0] = facts.cls
-    tokens[(at == first_sep) | (at == last_sep)] = facts.sep
-    real = at <= last_sep
-    rows = {
-        "tokens": tokens,
-        "example": real.astype(np.int32),
-        "segments": (real & (at > first_sep)).astype(np.int32),
-        "positions": np.where(real, at, 0).astype(np.int32),
-        "start": np.zeros((len(table), 1), np.int32),
-        "valid": np.ones((len(table), 1), np.int32),
-    }
-    return rows | ({label: table[:, LABEL, None].astype(np.int32)} if label else {})
+    """Rows of a table as batch fields; only `id` and `epoch` are left to the caller.
+
+    A row is runs of tokens: `[CLS] A [SEP]` and `B [SEP]` of each example, then padding. What is one number for a whole
+    run is repeated over its tokens.
+    """
+    spans = examples(table)
+    a, a_end, b, b_end, labels = (spans[..., column] for column in (A, A_END, B, B_END, LABEL))
+    size_a, size_b, slots = a_end - a, b_end - b, spans.shape[1]
+    valid, pair = size_a > 0, size_b > 0
+    runs = np.zeros((len(spans), 2 * slots + 1), np.int64)
+    first, last, padding = np.s_[:, :-1:2], np.s_[:, 1::2], np.s_[:, -1]
+    runs[first], runs[last] = (size_a + 2) * valid, (size_b + 1) * pair
+    runs[padding] = length - runs.sum(axis=1)
+    cells = runs.cumsum().reshape(runs.shape) - runs  # where each run starts, counted over all rows
+    over = lambda values, dtype: np.repeat(values.astype(dtype).ravel(), runs.ravel())
+
+    source = np.zeros_like(runs)
+    source[first], source[last] = a - 1, b
+    where = over(source - cells, np.int64)
+    where += counting(len(where), np.int64)
+    tokens = np.asarray(split.tokens).take(where, mode="clip").astype(np.int32)  # special tokens and padding follow
+    tokens[cells[first][valid]] = facts.cls
+    tokens[(cells[first] + size_a + 1)[valid]] = facts.sep
+    tokens[(cells[last] + size_b)[pair]] = facts.sep
+
+    numbers, segments, starts = np.zeros((3, *runs.shape), np.int32)
+    numbers[first] = numbers[last] = np.arange(1, slots + 1)
+    segments[last] = 1
+    starts[first] = starts[last] = cells[first]
+    example, positions = over(numbers, np.int32), over(starts, np.int32)
+    np.subtract(counting(len(where), np.int32), positions, out=positions)
+    outside = np.flatnonzero(example == 0)
+    tokens[outside], positions[outside] = facts.pad, 0
+    flat = {"tokens": tokens, "example": example, "segments": over(segments, np.int32), "positions": positions}
+    start = (cells[first] - length * np.arange(len(spans))[:, None]) * valid
+    rows = {name: values.reshape(len(spans), length) for name, values in flat.items()}
+    rows |= {"start": start.astype(np.int32), "valid": valid.astype(np.int32)}
+    return rows | ({label: labels.astype(np.int32)} if label else {})
+
+
+def named(rows: Rows, ids: np.ndarray, epochs: np.ndarray) -> Rows:
+    """Rows with the name of each example: its place in the table, and its epoch."""
+    slots = rows["valid"].shape[1]
+    names, passes = ids[:, None] * slots + np.arange(slots), np.repeat(epochs[:, None], slots, axis=1)
+    return rows | {"id": names.astype(np.int32), "epoch": passes.astype(np.int32)}
 
 
 class Stream:
@@ -151,6 +195,7 @@ class Stream:
             if phase.batch % processes:
                 raise ValueError(f"phases.batch={phase.batch} is not a multiple of the {processes} processes")
         self.tables = Tables(folder, split, seed, copies)
+        np.empty(1 << 24, np.uint8)  # freed at once: glibc then keeps the memory of batches rather than give it back
         self.edges: dict[tuple, list[int]] = {}  # example counts of the epochs so far, summed, by format and length
 
     def phase(self, step: int) -> Phase:
@@ -182,16 +227,14 @@ class Stream:
         first = self.consumed(step) + self.process * share
         epochs, rows = self.locate(phase, np.arange(first, first + share))
         parts = []
-        for epoch in np.unique(epochs):
-            table = self.tables.get(phase.format, phase.length, int(epoch))
-            ids = permuted(rows[epochs == epoch], len(table), (self.seed, int(epoch)))
-            part = assemble(self.split, table[ids], phase.length, self.facts, phase.format.label)
-            part["id"] = ids[:, None].astype(np.int32)
-            part["epoch"] = np.full((len(ids), 1), epoch, np.int32)
-            parts.append(part)
+        for epoch in range(epochs[0], epochs[-1] + 1):
+            table = self.tables.get(phase.format, phase.length, epoch)
+            ids = shuffled(rows[epochs == epoch], len(table), (self.seed, epoch))
+            parts.append((table[ids], ids, np.full(len(ids), epoch)))
         if phase.format.random:
             self.tables.ask(phase.format, phase.length, int(epochs[-1]) + 1)
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        table, ids, epochs = map(np.concatenate, zip(*parts, strict=True))
+        return named(assemble(self.split, table, phase.length, self.facts, phase.format.label), ids, epochs)
 
     def batches(self, start: int, stop: int) -> Iterator[Rows]:
         """The batches of steps `start` to `stop`, each made by a thread while the one before is used."""
@@ -206,15 +249,19 @@ class Stream:
 def heldout_batches(split: Split, facts: Facts, phase: Phase, batch: int, limit: int, folder: Path) -> Iterator[Rows]:
     """Up to `limit` batches of the held-out split, the same for every run: seed, pass and order are fixed.
 
-    The last batch is filled up with rows that are all padding and count nowhere.
+    The longest rows come first, and a batch is as long as the least part of `phase.length` in `CUTS` equal ones that
+    holds its rows. The last batch is filled up with rows that are all padding and count nowhere.
     """
     tables = Tables(folder, split, 0, 1)
     table = tables.get(phase.format, phase.length, 0)
     ids = permuted(np.arange(len(table)), len(table), 0)[: batch * limit]
+    sizes = row_sizes(table[ids])
+    order = np.argsort(-sizes, kind="stable")
     for start in range(0, len(ids), batch):
-        some = ids[start : start + batch]
-        rows = assemble(split, table[some], phase.length, facts, phase.format.label)
-        rows["id"] = some[:, None].astype(np.int32)
-        rows["epoch"] = np.zeros((len(some), 1), np.int32)
+        some = order[start : start + batch]
+        cut = -(-sizes[some[0]] * CUTS // phase.length)
+        length = int(-(-phase.length * cut // CUTS))
+        rows = assemble(split, table[ids[some]], length, facts, phase.format.label)
+        rows = named(rows, ids[some], np.zeros(len(some)))
         missing = batch - len(some)
         yield {name: np.pad(x, ((0, missing), (0, 0))) for name, x in rows.items()} if missing else rows

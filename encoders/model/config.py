@@ -47,7 +47,7 @@ class Model:
     embed: type = Embeddings
     attend: type = Attend
     transform: type = Transform
-    attention: Literal["xla"] = aside("xla")
+    attention: Literal["xla", "cudnn", "cudnn_packed"] = aside("xla")  # cudnn: one example a row, padded at its end
     unroll: bool = aside(False)
     remat: Literal["none", "dots", "full"] = aside("none")
 
@@ -67,6 +67,11 @@ class Model:
         for name in ("dropout", "attention_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"model.{name}={getattr(self, name)} must be at least 0 and below 1")
+        if self.attention != "xla" and (self.attention_dropout or self.dtype != "bfloat16"):
+            raise ValueError(
+                f"model.attention={self.attention!r} has no dropout and no float32: it needs "
+                f"model.attention_dropout=0, not {self.attention_dropout}, and model.dtype=bfloat16, not {self.dtype}"
+            )
         if self.deviation <= 0:
             raise ValueError(f"model.deviation={self.deviation} must be above 0")
 

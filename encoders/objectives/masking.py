@@ -142,51 +142,52 @@ def choose(masking: Masking, batch: Batch, facts: Facts, seed) -> tuple[Int[Arra
             where = jnp.take_along_axis(where, order, axis=1)
         return where, weights
     starts = jnp.asarray(facts.word_starts())[batch["tokens"]] | ~jnp.pad(candidate, ((0, 0), (1, 0)))[:, :-1]
-    flat = lambda x: x.reshape(-1, length)
-    row = lambda x: flat(jnp.broadcast_to(x[:, None], mine.shape))
-    chosen = choose_words(
-        flat(scores), row(starts), row(drawn_lengths(words[..., 1], masking.ngrams)), quota.reshape(-1), masking.ngrams
-    )
-    weights, where = jax.lax.top_k(chosen.reshape(mine.shape).any(1).astype(jnp.float32), slots)
+    scores, lengths = jnp.where(candidate, uniform(words[..., 0]), -1.0), drawn_lengths(words[..., 1], masking.ngrams)
+    chosen = choose_words(scores, starts, lengths, mine, quota, masking.ngrams)
+    weights, where = jax.lax.top_k(chosen.astype(jnp.float32), slots)
     return where, weights
 
 
 def choose_words(
-    scores: Float[Array, "r l"],
-    starts: Bool[Array, "r l"],
-    lengths: Int[Array, "r l"],
-    quota: Int[Array, "r"],
+    scores: Float[Array, "b l"],
+    starts: Bool[Array, "b l"],
+    lengths: Int[Array, "b l"],
+    mine: Bool[Array, "b s l"],
+    quota: Int[Array, "b s"],
     ngrams: int,
-) -> Bool[Array, "r l"]:
-    """Whole words, in runs: starts are taken in the order of their scores until `quota` tokens are chosen.
+) -> Bool[Array, "b l"]:
+    """Whole words, in runs: starts are taken in the order of their scores until each example has its `quota` of tokens.
 
     A run that would overflow the quota is shortened word by word, one that touches a chosen word is skipped
     (`create_masked_lm_predictions` of ALBERT; with runs of one word, BERT's whole-word masking). Scores below 0 are
-    no candidates; a run covers candidates only.
+    no candidates; a run covers candidates of its example only.
     """
     candidate = scores >= 0
     first = starts & candidate
     word = jnp.where(candidate, jnp.cumsum(first, axis=1) - 1, -1)
+    owner = mine.argmax(1)
     ranked, order = jax.lax.top_k(jnp.where(first, scores, -1.0), scores.shape[1])
     pick = lambda x, t: jnp.take_along_axis(x, order[:, t][:, None], axis=1)
 
     def unfinished(carry):
-        t, chosen = carry
-        more = (chosen.sum(1) < quota) & (ranked[:, jnp.minimum(t, ranked.shape[1] - 1)] >= 0)
+        t, _, room = carry
+        more = (room > 0).any(1) & (ranked[:, jnp.minimum(t, ranked.shape[1] - 1)] >= 0)
         return (t < ranked.shape[1]) & more.any()
 
     def take(carry):
-        t, chosen = carry
-        room, least = (quota - chosen.sum(1))[:, None], pick(word, t)
+        t, chosen, room = carry
+        least, example = pick(word, t), pick(owner, t)
+        left = jnp.take_along_axis(room, example, axis=1)
         run = jnp.zeros_like(chosen)
         for n in range(1, ngrams + 1):
-            longer = (word >= least) & (word < least + n)
-            fits = (n <= pick(lengths, t)) & (longer.sum(1, keepdims=True) <= room)
+            longer = (word >= least) & (word < least + n) & (owner == example)
+            fits = (n <= pick(lengths, t)) & (longer.sum(1, keepdims=True) <= left)
             run = jnp.where(fits, longer, run)
-        free = (ranked[:, t] >= 0)[:, None] & ~(run & chosen).any(1, keepdims=True)
-        return t + 1, chosen | (run & free)
+        run &= (ranked[:, t] >= 0)[:, None] & ~(run & chosen).any(1, keepdims=True)
+        slot = jnp.arange(room.shape[1]) == example
+        return t + 1, chosen | run, room - slot * run.sum(1, keepdims=True)
 
-    return jax.lax.while_loop(unfinished, take, (jnp.int32(0), jnp.zeros_like(candidate)))[1]
+    return jax.lax.while_loop(unfinished, take, (jnp.int32(0), jnp.zeros_like(candidate), quota))[1]
 
 
 def corrupt(masking: Masking, batch: Batch, facts: Facts, seed) -> Batch:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,18 +14,22 @@ import numpy as np
 
 from encoders import metrics
 from encoders.data.prepare import prepared
-from encoders.data.stream import Stream
+from encoders.data.stream import Rows, Stream
 from encoders.experiment import Experiment
 from encoders.files import write_json
-from encoders.objectives.objective import total_loss
+from encoders.objectives.objective import Metrics, total_loss
 from encoders.training import log, sharding, step
 from encoders.training.checkpoint import Checkpoints
+from encoders.training.profile import STEPS, Profile
 from encoders.training.run import Run, RunError, claim, result
 from encoders.training.start import Start, fresh
 
 
-def train(experiment: Experiment, folder: Path, say: Callable[[str], None] = print) -> dict:
-    """Train to the end, from where the folder's newest checkpoint stands, and return the result."""
+def train(experiment: Experiment, folder: Path, say: Callable[[str], None] = print, profile: bool = False) -> dict:
+    """Train to the end, from where the folder's newest checkpoint stands, and return the result.
+
+    With `profile` the first steps are traced into the folder, and `say` is told where their time went.
+    """
     start = Start(experiment) if experiment.start else None
     store = prepared(experiment.data, say)
     if start:
@@ -43,7 +47,8 @@ def train(experiment: Experiment, folder: Path, say: Callable[[str], None] = pri
         state, notes = start.state(run, say) if start else fresh(run), {}
     out = log.Log(run.folder, at, experiment.steps, experiment.name)
     try:
-        scores = advance(run, state, at, Tally.read(notes), checkpoints, out)
+        watch = profiled(run, at, state, say) if profile else lambda measured: None
+        scores = advance(run, state, at, Tally.read(notes), checkpoints, out, watch)
     finally:
         checkpoints.close()
         out.close()
@@ -84,6 +89,7 @@ class Tally:
 
     def watch(self, measured: dict) -> None:
         """Add a step's metrics, and wait until at most two steps are in flight."""
+        jax.tree.map(lambda x: x.copy_to_host_async(), measured)
         self.waiting.append(measured)
         if len(self.waiting) > 2:
             jax.block_until_ready(self.waiting[-3])
@@ -102,12 +108,10 @@ class Tally:
         return sums, {"seconds": round(seconds, 3), "tokens_per_second": round(speed, 1)}
 
 
-def advance(run: Run, state, at: int, tally: Tally, checkpoints: Checkpoints, out: log.Log) -> dict[str, float]:
-    """All steps from `at` on; held-out scores of the last one."""
-    experiment, cadence, steps = run.experiment, run.experiment.cadence, run.experiment.steps
-    if at == steps:  # interrupted between the last checkpoint and the result
-        return run.evaluate(state.params)
-    stream = Stream(
+def batches(run: Run) -> Stream:
+    """The batches of a run's training split that this process holds."""
+    experiment = run.experiment
+    return Stream(
         run.store.train,
         run.facts,
         experiment.phases,
@@ -117,16 +121,53 @@ def advance(run: Run, state, at: int, tally: Tally, checkpoints: Checkpoints, ou
         jax.process_index(),
         jax.process_count(),
     )
-    for index, batch in enumerate(stream.batches(at, steps), start=at + 1):
-        state, measured = step.train_step(
-            state,
-            sharding.place(batch, run.mesh),
-            experiment.seed,
-            module=run.module,
-            optimizer=experiment.optimizer,
-            steps=steps,
-            accumulate=experiment.accumulate,
-        )
+
+
+def placed(rows: Iterator[Rows], mesh) -> Iterator[dict[str, jax.Array]]:
+    """The batches on the devices, each put there before the step that is ahead of it begins."""
+    ahead = None
+    for each in rows:
+        ahead, ready = sharding.place(each, mesh), ahead
+        if ready is not None:
+            yield ready
+    if ahead is not None:
+        yield ahead
+
+
+def profiled(run: Run, at: int, state, say: Callable[[str], None]) -> Callable[[Metrics], None]:
+    """What watches the first steps and says where their time went. Raises `RunError` where too few are left."""
+    if run.experiment.steps - at < 2 + STEPS:
+        raise RunError(f"a profile needs {2 + STEPS} steps, and {run.experiment.steps - at} are left")
+    batch = sharding.place(batches(run).batch(at), run.mesh)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), (state, batch))
+    text = lambda: step.train_step.lower(*shapes, run.experiment.seed, **static(run)).compile().as_text()
+    return Profile(run.folder / "profile", text, say).watch
+
+
+def static(run: Run) -> dict:
+    """What a compiled step of the run depends on beside shapes."""
+    experiment = run.experiment
+    named = {"module": run.module, "optimizer": experiment.optimizer, "steps": experiment.steps}
+    return named | {"accumulate": experiment.accumulate}
+
+
+def advance(
+    run: Run,
+    state,
+    at: int,
+    tally: Tally,
+    checkpoints: Checkpoints,
+    out: log.Log,
+    watch: Callable[[Metrics], None] = lambda measured: None,
+) -> dict[str, float]:
+    """All steps from `at` on, `watch` told of each; held-out scores of the last one."""
+    experiment, cadence, steps = run.experiment, run.experiment.cadence, run.experiment.steps
+    if at == steps:  # interrupted between the last checkpoint and the result
+        return run.evaluate(state.params)
+    stream = batches(run)
+    for index, batch in enumerate(placed(stream.batches(at, steps), run.mesh), start=at + 1):
+        state, measured = step.train_step(state, batch, experiment.seed, **static(run))
+        watch(measured)
         tally.watch(measured)
         due = lambda every, index=index: index % every == 0 or index == steps
         if due(cadence.log):

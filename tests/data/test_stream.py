@@ -87,6 +87,21 @@ def test_a_row_by_hand():
     assert all(field.dtype == np.int32 for field in rows.values())
 
 
+def test_a_row_of_two_examples_by_hand():
+    split = split_of([[[11, 12], [13], [14, 15, 16]], [[21, 22]]])  # tokens 11 12 13 14 15 16 SEP 21 22 SEP
+    table = np.array([[[7, 9, 2, 3, 1], [4, 6, 0, 0, 0], [0] * 5], [[0, 6, 0, 0, 1], [0] * 5, [0] * 5]])
+    rows = assemble(split, table, 12, FACTS, "next_sentence")
+    assert rows["tokens"].tolist() == [
+        [CLS, 21, 22, SEP, 13, SEP, CLS, 15, 16, SEP, PAD, PAD],
+        [CLS, 11, 12, 13, 14, 15, 16, SEP, PAD, PAD, PAD, PAD],
+    ]
+    assert rows["example"].tolist() == [[1] * 6 + [2] * 4 + [0] * 2, [1] * 8 + [0] * 4]
+    assert rows["segments"].tolist() == [[0] * 4 + [1] * 2 + [0] * 6, [0] * 12]
+    assert rows["positions"].tolist() == [[0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 0, 0], [0, 1, 2, 3, 4, 5, 6, 7, 0, 0, 0, 0]]
+    assert rows["start"].tolist() == [[0, 6, 0], [0, 0, 0]] and rows["valid"].tolist() == [[1, 1, 0], [1, 0, 0]]
+    assert rows["next_sentence"].tolist() == [[1, 0, 0], [1, 0, 0]]
+
+
 def test_a_format_without_a_label_makes_no_label():
     rows = assemble(PROSE, FULL.table(PROSE, range(3), 16, 0, 0), 16, FACTS, None)
     assert set(rows) == {"tokens", "example", "segments", "positions", "start", "valid"}
@@ -356,6 +371,15 @@ def test_a_shuffle_is_the_same_everywhere():
     assert permuted(np.arange(8), 8, (1, 2)).tolist() == [2, 0, 3, 7, 4, 6, 1, 5]
 
 
+def test_numbers_that_follow_one_another_are_shuffled_as_each_alone(monkeypatch):
+    monkeypatch.setattr(stream, "BLOCK", 32)
+    for size, key in ((1000, 1), (33, 2), (5, 3)):
+        whole = permuted(np.arange(size), size, key)
+        for start, stop in ((0, 1), (0, size), (size // 3, size // 2 + 1), (size - 1, size)):
+            assert np.array_equal(stream.shuffled(np.arange(start, stop), size, key), whole[start:stop])
+    stream.block.cache_clear()
+
+
 # Held-out batches
 
 
@@ -372,17 +396,39 @@ def test_held_out_batches_are_the_same_for_every_run(opened, tmp_path):
 
 def test_held_out_batches_hold_every_example_once_and_end_with_rows_that_count_nowhere(tmp_path):
     heldout = prose(8, seed=1, name="heldout")
-    size = len(Tables(tmp_path, heldout, 0, 1).get(PAIRS, 16, 0))
-    batch = size - 3
+    table = Tables(tmp_path, heldout, 0, 1).get(PAIRS, 16, 0)
+    batch = len(table) - 3
     first, last = heldout_batches(heldout, FACTS, ONE[0], batch, 100, tmp_path)
     assert first["valid"].all() and last["valid"][:, 0].tolist() == [1, 1, 1] + [0] * (batch - 3)
-    assert {name: rows.shape for name, rows in first.items()} == {name: rows.shape for name, rows in last.items()}
-    assert not last["example"][3:].any()
+    assert not last["example"][3:].any() and all(len(rows) == batch for rows in last.values())
     ids = np.concatenate([first["id"][:, 0], last["id"][:3, 0]])
-    assert sorted(ids.tolist()) == list(range(size)) and ids.tolist() != sorted(ids.tolist())
-    table = Tables(tmp_path, heldout, 0, 1).get(PAIRS, 16, 0)
+    assert sorted(ids.tolist()) == list(range(len(table))) and ids.tolist() != sorted(ids.tolist())
     expected = assemble(heldout, table[ids[:batch]], 16, FACTS, "sentence_order")
     assert all(np.array_equal(first[name], expected[name]) for name in expected)
+
+
+def test_held_out_batches_are_as_long_as_the_eighth_that_holds_their_rows(tmp_path):
+    heldout, phase = prose(60, seed=1, name="heldout"), Phase(until=1, length=44, batch=5, format=PAIRS)
+    batches = list(heldout_batches(heldout, FACTS, phase, 5, 100, tmp_path))
+    sizes = [(batch["example"] > 0).sum(axis=1) for batch in batches]
+    longest = np.concatenate(sizes)
+    assert (np.diff(longest) <= 0).all() and longest[0] == 44
+    eighths = [6, 11, 17, 22, 28, 33, 39, 44]  # 44 n / 8, rounded up
+    lengths = [batch["tokens"].shape[1] for batch in batches]
+    assert lengths == [min(n for n in eighths if n >= size[0]) for size in sizes]
+    assert len(set(lengths)) > 4 and 1 - longest.sum() / (5 * sum(lengths)) < 0.12 < 0.3 < 1 - longest.mean() / 44
+    table = Tables(tmp_path, heldout, 0, 1).get(PAIRS, 44, 0)
+    for batch, length in zip(batches, lengths, strict=True):
+        whole, real = assemble(heldout, table[batch["id"][:, 0]], 44, FACTS, None), batch["valid"][:, 0] == 1
+        assert all(np.array_equal(whole[name][real, :length], batch[name][real]) for name in ("tokens", "segments"))
+
+
+def test_a_limit_leaves_the_same_held_out_examples_whatever_their_lengths(tmp_path):
+    heldout = prose(60, seed=1, name="heldout")
+    size = len(Tables(tmp_path, heldout, 0, 1).get(PAIRS, 16, 0))
+    batches = list(heldout_batches(heldout, FACTS, ONE[0], 4, 3, tmp_path))
+    chosen = sorted(id for batch in batches for id in batch["id"][:, 0].tolist())
+    assert chosen == sorted(permuted(np.arange(size), size, 0)[:12].tolist())
 
 
 def test_held_out_batches_stop_at_their_limit(tmp_path):

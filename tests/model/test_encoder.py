@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from encoders.model import parts
 from encoders.model.config import Model, narrowed
 from encoders.model.encoder import Encoder
 from encoders.training.optimizer import leaves, paths
@@ -156,6 +157,31 @@ def packed(*lengths, length=13):
         joined.append((tokens, example * np.int32(number), segments, positions))
     row = [np.concatenate(parts) for parts in zip(*joined, strict=True)]
     return tuple(np.pad(field, (0, length - len(field)))[None] for field in row)
+
+
+def test_packed_examples_are_what_they_are_alone_also_without_weights_as_an_array(monkeypatch):
+    params = parameters(MODEL)
+    alone = forward(params, rows(7, 4), model=MODEL)
+    monkeypatch.setattr(parts, "FUSED", "xla")
+    monkeypatch.setitem(parts.ATTENTION, "xla", parts.fused_by_mask)
+    row = np.asarray(Encoder(MODEL).apply({"params": params}, *map(jnp.asarray, packed(7, 4))))[0]
+    np.testing.assert_allclose(row[:7], alone[0], **CLOSE)
+    np.testing.assert_allclose(row[7:11], alone[1, :4], **CLOSE)
+
+
+def test_a_row_of_padding_stays_finite_with_every_attention(monkeypatch):
+    monkeypatch.setattr(parts, "FUSED", "xla")
+    for how in list(parts.ATTENTION.values()):
+        monkeypatch.setitem(parts.ATTENTION, "xla", how)
+        assert np.isfinite(Encoder(MODEL).apply({"params": parameters(MODEL)}, *map(jnp.asarray, rows(7, 0)))).all()
+
+
+@pytest.mark.parametrize("wrong", [{"attention_dropout": 0.1, "dtype": "bfloat16"}, {"attention_dropout": 0.0}])
+@pytest.mark.parametrize("how", ["cudnn", "cudnn_packed"])
+def test_attention_of_cudnn_is_for_bfloat16_without_dropout(how, wrong):
+    with pytest.raises(ValueError, match=f"model.attention='{how}' has no dropout and no float32"):
+        replace(MODEL, attention=how, **wrong)
+    assert replace(MODEL, attention=how, attention_dropout=0.0, dtype="bfloat16").attention == how
 
 
 def test_packed_examples_are_what_they_are_alone():

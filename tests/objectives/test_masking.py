@@ -24,7 +24,7 @@ VARIANTS = [Masking(), Masking(rate=0.45, special=True), Masking(limit=3), Maski
 VARIANTS += [Masking(rounding="random", rate=0.3, limit=7), WORDS, replace(WORDS, rounding="random", limit=4)]
 
 corrupted = jax.jit(corrupt, static_argnums=(0, 2), compiler_options=QUICK)
-runs = jax.jit(choose_words, static_argnums=4)
+runs = jax.jit(choose_words, static_argnums=5)
 
 
 def example(size, seed=0):
@@ -248,7 +248,8 @@ def test_runs_of_words_are_taken_in_order_shortened_and_skipped(order, lengths, 
     for name, n in lengths.items():
         drawn[FIRST[name]] = n
     # Beside it a row that is finished at once, and must stay so.
-    found = np.asarray(runs(*(np.stack([x, x]) for x in (scores, starts, drawn)), np.array([quota, 0]), 3))
+    two = (np.stack([x, x]) for x in (scores, starts, drawn))
+    found = np.asarray(runs(*two, np.ones((2, 1, 10), bool), np.array([[quota], [0]]), 3))
     assert np.flatnonzero(found[0]).tolist() == expected and not found[1].any()
 
 

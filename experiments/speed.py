@@ -1,0 +1,47 @@
+"""What `launch.py bench` measures by default: one step of 8 x 128 tokens, or 8 x 512 of packed sentence pairs.
+
+    python launch.py bench peers --only bert-base
+    python launch.py bench peers --only "*-packed" --set data.corpus=TEXTS
+
+With `--device gpu` see `speed_gpu`.
+"""
+
+from encoders.data.formats import SegmentPairs
+from encoders.data.packing import Packed
+from encoders.data.prepare import Data
+from encoders.data.stream import Phase
+from encoders.experiment import Experiment
+from encoders.families import albert, bert, electra
+from encoders.objectives.joint import Joint
+from encoders.objectives.masking import Masking
+from encoders.objectives.nsp import NextSentence
+from encoders.objectives.rtd import ReplacedTokens
+from encoders.objectives.sop import SentenceOrder
+from encoders.text.vocab import Vocabulary
+from encoders.training.optimizer import AdamW
+
+NSP = Joint(Masking(copies=10), NextSentence())
+SOP = Joint(Masking(copies=40), SentenceOrder())
+PAIRS, SWAPPED = SegmentPairs("random"), SegmentPairs("swapped")
+
+
+def speed(name, model, objective, form, rows=8, length=128):
+    return Experiment(
+        name=name,
+        model=model,
+        objective=objective,
+        data=Data(vocabulary=Vocabulary(size=model.vocab)),
+        optimizer=AdamW(rate=1e-4, warmup=100),
+        phases=(Phase(until=1000, length=length, batch=rows, format=form),),
+    )
+
+
+experiments = [
+    speed("bert-base", bert.BASE, NSP, PAIRS),
+    speed("bert-small", bert.SMALL, NSP, PAIRS),
+    speed("albert-base", albert.BASE, SOP, SWAPPED),
+    speed("electra-pair", electra.of(bert.SMALL), ReplacedTokens(width=1 / 4), PAIRS),
+    speed("bert-large", bert.LARGE, NSP, PAIRS),
+    speed("bert-small-packed", bert.SMALL, SOP, Packed(SWAPPED), length=512),
+    speed("bert-base-packed", bert.BASE, SOP, Packed(SWAPPED), length=512),
+]

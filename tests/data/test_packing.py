@@ -1,0 +1,250 @@
+from functools import cache, partial
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from encoders.data.formats import ElectraPairs, FullSentences, SegmentPairs, row_sizes
+from encoders.data.packing import OF_TOKENS, Packed, pack, unpacked
+from encoders.data.stream import Phase, Stream, heldout_batches
+from encoders.downstream.classification import Classification
+from encoders.model.config import Model
+from encoders.model.encoder import Encoder
+from encoders.objectives.joint import Joint
+from encoders.objectives.masking import Masking
+from encoders.objectives.nsp import NextSentence
+from encoders.objectives.rtd import ReplacedTokens
+from encoders.objectives.sop import SentenceOrder
+from encoders.text.vocab import Facts
+from encoders.training import step
+from encoders.values import change, essence, from_json, to_json
+from tests.data.test_stream import prose, same, split_of
+
+QUICK = {"xla_backend_optimization_level": 0}  # compiles in a third of the time
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}  # float32 sums in another order
+PAD, CLS, SEP, MASK = 1, 2, 3, 4
+CONTINUES = np.arange(100) % 3 == 2
+CONTINUES[:5] = False
+FACTS = Facts(100, PAD, 0, CLS, SEP, MASK, (0, 1, 2, 3, 4), np.packbits(CONTINUES).tobytes(), common=6)
+LENGTH, MOST = 72, 4
+MODEL = Model(
+    vocab=100, hidden=12, layers=2, heads=3, intermediate=20, embedding=8, positions=LENGTH, dropout=0.0,
+    attention_dropout=0.0,
+)  # fmt: skip
+PROSE = prose(14)
+NEXT, ORDER = (SegmentPairs(second, short=0.6) for second in ("random", "swapped"))
+WORDS = Masking(rate=0.3, unit="word", ngrams=3)
+
+
+def stream_of(form, folder, batch=7, copies=None, split=PROSE):
+    return Stream(split, FACTS, (Phase(until=1000, length=LENGTH, batch=batch, format=form),), 0, copies, folder)
+
+
+# Rows
+
+
+def test_the_largest_come_first_and_each_goes_where_least_room_is_left():
+    row, slot = pack(np.array([3, 8, 2, 5, 6, 1]), 10, 8)
+    assert row.tolist() == [1, 0, 0, 2, 1, 1]  # 8 | 6 | 5 | 3 beside 6, which leaves 1; 2 beside 8; 1 beside 6 and 3
+    assert slot.tolist() == [1, 0, 1, 0, 0, 2]
+
+
+@given(st.lists(st.integers(3, 40), max_size=60), st.integers(1, 9))
+@settings(deadline=None, derandomize=True)
+def test_every_example_has_a_place_of_its_own_and_rows_are_not_overfull(sizes, most):
+    sizes = np.array(sizes, np.int64)
+    row, slot = pack(sizes, 40, most)
+    assert len(set(zip(row.tolist(), slot.tolist(), strict=True))) == len(sizes)
+    if len(sizes):
+        counts = np.bincount(row)
+        assert (np.bincount(row, sizes) <= 40).all() and counts.min() >= 1 and counts.max() <= most
+        assert all(sorted(slot[row == n].tolist()) == list(range(counts[n])) for n in range(len(counts)))
+        filled = np.sort(np.bincount(row, sizes)[counts < most])
+        assert len(filled) < 2 or filled[0] + filled[1] > 40  # else the second would have gone to the first
+
+
+@pytest.mark.parametrize("form", [NEXT, ORDER, ElectraPairs(), FullSentences(within=True)])
+def test_a_packed_table_holds_the_examples_of_its_format(form):
+    examples = form.table(PROSE, range(PROSE.size), LENGTH, 1, 2)
+    rows = Packed(form, MOST).table(PROSE, range(PROSE.size), LENGTH, 1, 2)
+    assert rows.dtype == np.int64 and rows.shape[1:] == (MOST, 5) and len(rows) < len(examples)
+    packed = rows.reshape(-1, 5)
+    packed = packed[packed[:, 1] > packed[:, 0]]
+    assert sorted(map(tuple, packed)) == sorted(map(tuple, examples))
+    assert row_sizes(rows).sum() == row_sizes(examples).sum() and row_sizes(rows).max() <= LENGTH
+
+
+def test_a_shard_without_examples_makes_no_row():
+    split = split_of([[[5, 6]], [[7]]])
+    assert Packed(ORDER, MOST).table(split, range(2), LENGTH, 0, 0).shape == (0, MOST, 5)
+
+
+def test_rows_of_512_tokens_are_nearly_full():
+    # Sentences of 25 tokens in documents of about 4,000, as in Wikipedia articles that are not stubs.
+    rng = np.random.default_rng(0)
+    sentence = lambda: [9] * int(rng.lognormal(3.1, 0.5) + 1)
+    split = split_of([[sentence() for _ in range(int(rng.lognormal(4.6, 1)) + 2)] for _ in range(400)])
+    padding = {}
+    for form in (SegmentPairs("swapped"), Packed(SegmentPairs("swapped"))):
+        sizes = row_sizes(form.table(split, range(split.size), 512, 0, 0))
+        padding[type(form)] = 1 - sizes.mean() / 512
+    assert padding[SegmentPairs] > 0.12 and padding[Packed] < 0.01
+
+
+# Batches
+
+
+def test_packed_batches_have_the_fields_of_others(tmp_path):
+    batch = stream_of(Packed(ORDER, MOST), tmp_path).batch(0)
+    assert {name: rows.shape for name, rows in batch.items()} == {
+        **dict.fromkeys(OF_TOKENS, (7, LENGTH)),
+        **dict.fromkeys(["start", "valid", "id", "epoch", "sentence_order"], (7, MOST)),
+    }
+    assert all(rows.dtype == np.int32 for rows in batch.values())
+    assert batch["valid"].sum() > 7 and len(np.unique(batch["id"])) == 7 * MOST
+
+
+def test_a_packed_row_by_hand(tmp_path):
+    batch = stream_of(Packed(ORDER, MOST), tmp_path).batch(0)
+    for b in range(7):
+        starts = batch["start"][b][batch["valid"][b] == 1].tolist()
+        ends = [*starts[1:], (batch["example"][b] > 0).sum()]
+        for n, (start, end) in enumerate(zip(starts, ends, strict=True), 1):
+            one = {name: batch[name][b, start:end] for name in OF_TOKENS}
+            assert (one["example"] == n).all() and one["positions"].tolist() == list(range(end - start))
+            seps = np.flatnonzero(one["tokens"] == SEP)
+            assert one["tokens"][0] == CLS and len(seps) == 2 and seps[1] == end - start - 1
+            assert one["segments"].tolist() == [0] * (seps[0] + 1) + [1] * (seps[1] - seps[0])
+        assert (batch["tokens"][b, ends[-1] :] == PAD).all()
+        assert not any(batch[name][b, ends[-1] :].any() for name in OF_TOKENS[1:])
+
+
+@pytest.mark.parametrize("form", [ORDER, FullSentences(within=True)])
+def test_every_example_is_read_once_a_pass(form, tmp_path):
+    apart, together = stream_of(form, tmp_path), stream_of(Packed(form, MOST), tmp_path)
+    seen = []
+    for made in (apart, together):
+        (phase,) = made.phases
+        size = len(made.tables.get(phase.format, LENGTH, 0))
+        batches = [unpacked(made.batch(at), PAD) for at in range(size // 7 + 1)]
+        rows = {name: np.concatenate([b[name] for b in batches]) for name in batches[0]}
+        first = rows["epoch"][:, 0] == 0
+        ids = rows["id"][first, 0]
+        assert len(set(ids.tolist())) == len(ids)
+        seen.append(sorted(map(tuple, rows["tokens"][first].tolist())))
+    assert seen[0] == seen[1]
+
+
+def test_unpacking_what_is_not_packed_changes_nothing(tmp_path):
+    batch = stream_of(ORDER, tmp_path).batch(0)
+    assert same(unpacked(batch, PAD), batch)
+
+
+def test_packed_batches_depend_on_their_step_alone_and_are_shared_by_processes(tmp_path):
+    form = Packed(NEXT, MOST)
+    alone = stream_of(form, tmp_path, batch=8)
+    halves = [Stream(PROSE, FACTS, alone.phases, 0, None, tmp_path / "other", n, 2) for n in (0, 1)]
+    for at in (9, 0, 4):
+        parts = [half.batch(at) for half in halves]
+        together = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        assert same(together, alone.batch(at))
+
+
+def test_held_out_rows_that_are_packed_hold_every_example_once(tmp_path):
+    form = Packed(ORDER, MOST)
+    examples = row_sizes(ORDER.table(PROSE, range(PROSE.size), LENGTH, 0, 0))
+    batches = list(heldout_batches(PROSE, FACTS, Phase(1, LENGTH, 4, form), 4, 1000, tmp_path))
+    assert sum(batch["valid"].sum() for batch in batches) == len(examples)
+    assert sum((batch["example"] > 0).sum() for batch in batches) == examples.sum()
+
+
+# What a model makes of them
+
+
+OBJECTIVES = [
+    (NEXT, Joint(Masking(rate=0.3, copies=3), NextSentence())),
+    (ORDER, Joint(WORDS, SentenceOrder())),
+    (FullSentences(within=True), Joint(Masking(copies=None))),
+    (ElectraPairs(), ReplacedTokens(width=0.5)),
+    (NEXT, Classification(("x", "y", "z"), dropout=0.0)),
+]
+
+
+@cache
+def parameters(objective):
+    """Random parameters, no bias 0 and no scale 1, so that one that is left out shows."""
+    shapes = jax.eval_shape(lambda: step.parameters(0, objective.module(MODEL, FACTS)))
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda leaf: rng.normal(0.1, 0.3, leaf.shape).astype(np.float32), shapes)
+
+
+@partial(jax.jit, static_argnames="objective", compiler_options=QUICK)
+def sums(params, batch, *, objective):
+    seen = objective.corrupt(batch, FACTS, 3)
+    return objective.module(MODEL, FACTS).apply({"params": params}, seen), objective.counts(seen)
+
+
+@pytest.mark.parametrize("form, objective", OBJECTIVES, ids=lambda value: type(value).__name__)
+def test_examples_give_the_same_sums_packed_and_one_a_row(form, objective, tmp_path):
+    batch = stream_of(Packed(form, MOST), tmp_path, batch=5).batch(2)
+    if "label" in objective.needs:
+        batch["label"] = np.random.default_rng(0).integers(0, 3, batch["id"].shape).astype(np.int32) * batch["valid"]
+    alone = unpacked(batch, PAD)
+    assert len(alone["tokens"]) > 5
+    packed, apart = (sums(parameters(objective), rows, objective=objective) for rows in (batch, alone))
+    assert set(packed[0]) >= set(objective.weights)
+    jax.tree.map(partial(np.testing.assert_allclose, **CLOSE), packed, apart)
+
+
+def test_held_out_rows_cut_short_give_the_same_sums_as_long_ones(tmp_path):
+    objective, phase = Joint(WORDS, SentenceOrder()), Phase(1, LENGTH, 9, ORDER)
+    short = list(heldout_batches(PROSE, FACTS, phase, 9, 100, tmp_path))[2]
+    missing = LENGTH - short["tokens"].shape[1]
+    assert missing > 0
+    long = short | {name: np.pad(short[name], ((0, 0), (0, missing))) for name in OF_TOKENS}
+    cut, whole = (sums(parameters(objective), rows, objective=objective) for rows in (short, long))
+    jax.tree.map(partial(np.testing.assert_allclose, **CLOSE), cut, whole)
+
+
+def test_no_token_reaches_the_other_examples_of_its_row(tmp_path):
+    batch = stream_of(Packed(ORDER, MOST), tmp_path, batch=5).batch(0)
+    encoder = Encoder(MODEL)
+    run = jax.jit(encoder.apply, compiler_options=QUICK)
+    shapes = jax.eval_shape(encoder.init, jax.random.key(0), *(batch[name] for name in OF_TOKENS))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: rng.normal(0.1, 0.3, leaf.shape).astype(np.float32), shapes)
+    before = run(params, *(batch[name] for name in OF_TOKENS))
+    for number in (1, 2):
+        theirs = batch["example"] == number
+        other = np.where(theirs, 5 + (batch["tokens"] + 7) % 90, batch["tokens"]).astype(np.int32)
+        after = run(params, other, *(batch[name] for name in OF_TOKENS[1:]))
+        others = (batch["example"] > 0) & ~theirs
+        np.testing.assert_allclose(after[others], before[others], rtol=0, atol=1e-6)
+        assert theirs.sum() > 5 and (np.abs(after - before).max(-1)[theirs] > 1e-3).mean() > 0.9
+
+
+# As a value
+
+
+@pytest.mark.parametrize("wrong, message", [((Packed(ORDER),), "Packed"), ((ORDER, 0), "most=0")])
+def test_a_packing_that_cannot_be_is_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        Packed(*wrong)
+
+
+def test_what_a_format_says_of_itself_its_packing_says():
+    for form in (NEXT, ORDER, FullSentences(), ElectraPairs()):
+        assert (Packed(form).label, Packed(form).random) == (form.label, form.random)
+
+
+def test_a_packed_phase_is_saved_read_back_and_set():
+    phase = Phase(until=3, length=LENGTH, batch=4, format=Packed(SegmentPairs("swapped", short=0.2)))
+    assert from_json(to_json(phase)) == phase
+    (set_,) = change((phase,), {"0": {"format": {"most": "4", "format": {"short": "0.5"}}}})
+    assert set_.format == Packed(SegmentPairs("swapped", short=0.5), most=4)
+    assert essence(phase)["format"] == {
+        "class": "Packed",
+        "format": {"class": "SegmentPairs", "second": "swapped", "short": 0.2},
+    }

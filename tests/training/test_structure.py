@@ -1,0 +1,69 @@
+"""What a compiled step must be, whatever the time it takes: its size, its buffers, its memory, its products."""
+
+import re
+from dataclasses import replace
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from encoders.families import bert, electra
+from encoders.ledger import blank_facts, saved_values
+from encoders.objectives.joint import Joint
+from encoders.objectives.masking import Masking
+from encoders.objectives.nsp import NextSentence
+from encoders.objectives.rtd import ReplacedTokens
+from encoders.training import step
+from encoders.training.optimizer import AdamW
+
+ROWS, LENGTH, VOCAB = 6, 40, 997
+MODEL = replace(bert.TINY, vocab=VOCAB, positions=LENGTH)
+PAIRS, REPLACED = Joint(Masking(), NextSentence()), ReplacedTokens(width=1 / 2)
+BOTH = pytest.mark.parametrize("objective, model", [(PAIRS, MODEL), (REPLACED, electra.of(MODEL))], ids=str)
+
+
+@cache
+def lowered(objective, model, rows=ROWS, length=LENGTH):
+    module, optimizer = objective.module(model, blank_facts(model.vocab)), AdamW(rate=1e-4, warmup=1)
+    state = jax.eval_shape(lambda: step.init(0, module=module, optimizer=optimizer))
+    batch = {name: jnp.asarray(np.repeat(x, rows, axis=0)) for name, x in step.blank(length, objective.needs).items()}
+    return state, step.train_step.lower(state, batch, 0, module=module, optimizer=optimizer, steps=10)
+
+
+@BOTH
+def test_the_size_of_a_program_does_not_depend_on_depth(objective, model):
+    shallow, deep = (lowered(objective, replace(model, layers=layers))[1].as_text() for layers in (2, 24))
+    assert abs(len(deep) - len(shallow)) < 0.01 * len(shallow)
+    unrolled = lowered(objective, replace(model, layers=4, unroll=True))[1].as_text()
+    assert len(unrolled) > 1.1 * len(shallow)
+
+
+@BOTH
+def test_no_buffer_holds_the_vocabulary_for_every_token(objective, model):
+    shapes = set(re.findall(r"tensor<((?:\d+x)+)", lowered(objective, model)[1].as_text()))
+    sizes = [np.prod([int(n) for n in shape.split("x")[:-1]]) for shape in shapes]
+    with_vocabulary = [size for shape, size in zip(shapes, sizes, strict=True) if str(VOCAB) in shape.split("x")]
+    assert ROWS * round(0.15 * LENGTH) * VOCAB in with_vocabulary  # logits at the chosen positions
+    assert max(with_vocabulary) < ROWS * LENGTH * VOCAB
+
+
+@BOTH
+def test_the_new_state_lies_where_the_old_one_lay(objective, model):
+    state, program = lowered(objective, model)
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    assert program.compile().memory_analysis().alias_size_in_bytes >= size
+
+
+def test_a_step_works_in_the_memory_that_the_ledger_expects():
+    """Activations and gradients: with nothing rematerialised those of the ledger, otherwise much less."""
+    temporary = {}
+    for remat in ("none", "dots", "full"):
+        state, program = lowered(PAIRS, replace(bert.MINI, vocab=VOCAB, layers=8, remat=remat), 8, 128)
+        temporary[remat] = program.compile().memory_analysis().temp_size_in_bytes
+    gradients = sum(leaf.size * 4 for leaf in jax.tree.leaves(state.params))
+    activations = 4 * 8 * 128 * saved_values(replace(bert.MINI, layers=8), 128)
+    assert temporary["none"] < gradients + 1.25 * activations
+    assert temporary["dots"] < gradients + 0.7 * activations
+    assert temporary["full"] < gradients + 0.4 * activations
