@@ -15,6 +15,8 @@ from tests.exchange.references import HOME
 ROOT = Path(__file__).parents[1]
 # Minutes become seconds: few steps, few rows, a small text.
 SHORT = ["phases.*.until=6", "phases.*.batch=8", "optimizer.warmup=2", "cadence.log=2", "cadence.evaluate=6"]
+SMALL = ["model.layers=1", "model.hidden=8", "model.heads=2", "model.intermediate=16", "model.embedding=8"]
+SMALL += ["model.vocab=300", "data.vocabulary.size=300", "phases.*.batch=2", "phases.*.length=32"]
 SHORT += ["cadence.heldout=2", "data.heldout=0.2", "data.sentences=lines"]
 
 
@@ -144,6 +146,9 @@ def typed(home) -> dict[str, int]:
             arguments = [*kept, *([] if "--set" in kept else ["--set"]), *settings]
         if arguments[0] == "train":
             arguments += ["--runs", f"{home}/runs"]
+        if arguments[0] == "bench":
+            arguments += ["--rounds", "1", "--out", f"{home}/bench", "--set", *SMALL, f"data.folder={home / 'stores'}"]
+            arguments += [f"data.corpus={home / 'text.txt'}", "data.heldout=0.2", "data.sentences=lines"]
         status[command] = launch.main(arguments)
     os.chdir(before)
     return status
@@ -163,6 +168,23 @@ def test_finished_runs_say_so_and_how_to_start_over(typed, home, capsys):
     assert "start one over, remove its folder" in shown.err
     assert all(name in shown.out for name in ("quickstart-bert", "RTD AUC", "NSP", "SOP"))
     assert before == {path: path.stat().st_mtime_ns for path in home.rglob("runs/*/metrics.jsonl")}
+
+
+def test_a_profile_says_where_a_step_spends_its_time(typed, home):
+    assert list((home / "runs" / "profiled" / "profile").rglob("*.xplane.pb"))
+
+
+@pytest.mark.parametrize("part", ["ceiling", "step", "data", "roofline"])
+def test_a_part_of_the_benchmark_writes_its_rows_and_where_they_were_measured(part, typed, home):
+    written = json.loads((home / "bench" / f"{part}.json").read_text())
+    assert written["part"] == part and written["rows"] and all(row["what"] for row in written["rows"])
+    assert {"commit", "python", "jax", "processor", "core", "load before", "load after"} <= written["about"].keys()
+
+
+def test_a_part_that_there_is_not_is_refused(capsys):
+    assert "bench 'speed' is not one of step, infer, data" in fails(capsys, "bench", "speed")
+    assert "--rounds 0 must be at least 1" in fails(capsys, "bench", "step", "--rounds", "0")
+    assert "--core 99999 is not one of" in fails(capsys, "bench", "step", "--core", "99999")
 
 
 def test_evaluate_needs_nothing_but_the_run(typed, home, capsys):

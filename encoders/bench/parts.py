@@ -135,15 +135,20 @@ def infer(members: Sequence[Experiment], options: Options) -> Iterator[Row]:
     return step(members, replace(options, task="infer"))
 
 
-OURS = {
-    "train": {"scan": [], "unrolled": ["model.unroll=true"], "rematerialised": ["model.remat=dots"]},
-    "infer": {"scan": [], "unrolled": ["model.unroll=true"]},
-}
-EAGER, COMPILED = {"engine": "eager", "fast": True}, {"engine": "compile", "fast": True}
-THEIRS = {
-    "float32": {"as installed": {"engine": "eager", "fast": False}, "eager": EAGER, "compiled": COMPILED},
-    "bfloat16": {"eager": EAGER, "compiled": COMPILED},
-}
+SCAN, UNROLLED, DOTS = {"scan": []}, {"unrolled": ["model.unroll=true"]}, {"rematerialised": ["model.remat=dots"]}
+AS_INSTALLED = {"as installed": {"engine": "eager", "fast": False}}
+EAGER, COMPILED = {"eager": {"engine": "eager", "fast": True}}, {"compiled": {"engine": "compile", "fast": True}}
+EXPORTED = {"onnxruntime": {"engine": "onnxruntime", "fast": False}}
+
+
+def ways(options: Options, dtype: str) -> tuple[dict[str, list[str]], dict[str, dict]]:
+    """Our ways to do a piece of work, as settings, and theirs; only the fastest on an accelerator."""
+    if options.device != "cpu":
+        return SCAN | UNROLLED, COMPILED
+    ours = SCAN | UNROLLED | (DOTS if options.task == "train" else {})
+    whole = dtype == "float32"
+    exported = EXPORTED if whole and options.task == "infer" else {}
+    return ours, (AS_INSTALLED if whole else {}) | EAGER | COMPILED | exported
 
 
 def peers(members: Sequence[Experiment], options: Options) -> Iterator[Row]:
@@ -156,12 +161,13 @@ def peers(members: Sequence[Experiment], options: Options) -> Iterator[Row]:
         padded = replace(member, phases=(replace(member.phases[0], format=getattr(form, "format", form)),))
         same_text = replace(options, text=options.text or padded != member)
         with ready(member, options) as found, ready(padded, same_text) as flat:
-            choices = {f"{member.name}, {name}": s for name, s in OURS[options.task].items()}
+            ours, others = ways(options, member.model.dtype)
+            choices = {f"{member.name}, {name}": settings for name, settings in ours.items()}
             tried = options.run(*(found.variant(name, options, settings) for name, settings in choices.items()))
             if not tried:
                 continue
             best = min(tried, key=lambda name: tried[name].seconds())
-            theirs = other_side(flat, options)
+            theirs = other_side(flat, others, options)
             timings = options.run(found.variant(best, options, choices[best]), *theirs)
         for name in choices:
             if name in tried and name != best:
@@ -176,7 +182,7 @@ def peers(members: Sequence[Experiment], options: Options) -> Iterator[Row]:
                 yield row | {"ours is x times as fast": times and times * found.tokens / flat.tokens}
 
 
-def other_side(found: Prepared, options: Options) -> list[Variant]:
+def other_side(found: Prepared, others: dict[str, dict], options: Options) -> list[Variant]:
     """The variants of other libraries for a member's batches."""
     experiment = found.experiment
     model, objective = experiment.model, experiment.objective
@@ -196,12 +202,9 @@ def other_side(found: Prepared, options: Options) -> list[Variant]:
         "threads": 1,
         "inputs": str(path),
     }
-    ways = THEIRS[model.dtype]
-    if options.task == "infer" and model.dtype == "float32" and options.device == "cpu":
-        ways = ways | {"onnxruntime": {"engine": "onnxruntime", "fast": False}}
     return [
         Variant(f"{experiment.name}, transformers {name}", "theirs", shared | way, options.environment())
-        for name, way in ways.items()
+        for name, way in others.items()
     ]
 
 

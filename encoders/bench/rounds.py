@@ -13,6 +13,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -95,7 +97,11 @@ class Worker:
             cwd=root,
             env=environment | {"PYTHONPATH": os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))},
         )
-        self.facts = self.ask({"module": variant.module, "spec": variant.spec, "core": core})
+        try:
+            self.facts = self.ask({"module": variant.module, "spec": variant.spec, "core": core})
+        except Unavailable:
+            self.close()
+            raise
 
     def ask(self, message: dict) -> dict:
         """The answer to a message. Raises `Unavailable` with what the process said when it could not."""
@@ -112,8 +118,9 @@ class Worker:
     def close(self) -> None:
         self.process.kill()
         self.process.wait()
-        self.process.stdin.close()
         self.process.stdout.close()
+        with suppress(OSError):  # what it did not read any more
+            self.process.stdin.close()
 
 
 def alternate(
@@ -125,11 +132,13 @@ def alternate(
     """
     workers: dict[str, Worker] = {}
     try:
-        for variant in variants:
+        with ThreadPoolExecutor(len(variants) if core is None else 1) as pool:  # many cores compile side by side
+            starting = {variant.name: pool.submit(Worker, variant, core) for variant in variants}
+        for name, start in starting.items():
             try:
-                workers[variant.name] = Worker(variant, core)
+                workers[name] = start.result()
             except Unavailable as error:
-                say(f"{variant.name} is left out: {error}")
+                say(f"{name} is left out: {error}")
         timings = {name: Timing(worker.facts) for name, worker in workers.items()}
         for round in range(-1, rounds):  # the first one only warms up
             for name in list(workers)[:: -1 if round % 2 else 1]:

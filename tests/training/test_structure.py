@@ -21,7 +21,9 @@ from encoders.training.optimizer import AdamW
 ROWS, LENGTH, VOCAB = 6, 40, 997
 MODEL = replace(bert.TINY, vocab=VOCAB, positions=LENGTH)
 PAIRS, REPLACED = Joint(Masking(), NextSentence()), ReplacedTokens(width=1 / 2)
-BOTH = pytest.mark.parametrize("objective, model", [(PAIRS, MODEL), (REPLACED, electra.of(MODEL))], ids=str)
+BOTH = pytest.mark.parametrize(
+    "objective, model", [(PAIRS, MODEL), (REPLACED, electra.of(MODEL))], ids=["pairs", "rtd"]
+)
 
 
 @cache
@@ -36,8 +38,8 @@ def lowered(objective, model, rows=ROWS, length=LENGTH):
 def test_the_size_of_a_program_does_not_depend_on_depth(objective, model):
     shallow, deep = (lowered(objective, replace(model, layers=layers))[1].as_text() for layers in (2, 24))
     assert abs(len(deep) - len(shallow)) < 0.01 * len(shallow)
-    unrolled = lowered(objective, replace(model, layers=4, unroll=True))[1].as_text()
-    assert len(unrolled) > 1.1 * len(shallow)
+    unrolled = lowered(objective, replace(model, layers=8, unroll=True))[1].as_text()
+    assert len(unrolled) > 1.2 * len(shallow)
 
 
 @BOTH
@@ -57,13 +59,13 @@ def test_the_new_state_lies_where_the_old_one_lay(objective, model):
 
 
 def test_a_step_works_in_the_memory_that_the_ledger_expects():
-    """Activations and gradients: with nothing rematerialised those of the ledger, otherwise much less."""
+    """Gradients and the ledger's activations, of the layers and two more at work; rematerialised, much less."""
     temporary = {}
     for remat in ("none", "dots", "full"):
-        state, program = lowered(PAIRS, replace(bert.MINI, vocab=VOCAB, layers=8, remat=remat), 8, 128)
+        state, program = lowered(PAIRS, replace(bert.MINI, vocab=VOCAB, remat=remat), 8, 128)
         temporary[remat] = program.compile().memory_analysis().temp_size_in_bytes
     gradients = sum(leaf.size * 4 for leaf in jax.tree.leaves(state.params))
-    activations = 4 * 8 * 128 * saved_values(replace(bert.MINI, layers=8), 128)
-    assert temporary["none"] < gradients + 1.25 * activations
-    assert temporary["dots"] < gradients + 0.7 * activations
-    assert temporary["full"] < gradients + 0.4 * activations
+    activations = 4 * 8 * 128 * saved_values(replace(bert.MINI, layers=bert.MINI.layers + 2), 128)
+    assert temporary["none"] < gradients + activations
+    assert temporary["dots"] < gradients + 0.55 * activations
+    assert temporary["full"] < gradients + 0.35 * activations

@@ -1,0 +1,51 @@
+"""What `launch.py bench` measures on a GPU: bfloat16, sizes that fit 80 GB, with the papers' dropout and with none on
+attention, which lets cuDNN compute it.
+
+    python launch.py bench peers speed_gpu --device gpu --rounds 5 --units 10
+
+never ran so far: no GPU was there.
+"""
+
+from dataclasses import replace
+
+from encoders.data.formats import ElectraPairs, FullSentences, SegmentPairs
+from encoders.data.prepare import Data
+from encoders.data.stream import Phase
+from encoders.experiment import Experiment
+from encoders.families import albert, bert, electra, roberta
+from encoders.objectives.joint import Joint
+from encoders.objectives.masking import Masking
+from encoders.objectives.nsp import NextSentence
+from encoders.objectives.rtd import ReplacedTokens
+from encoders.objectives.sop import SentenceOrder
+from encoders.text.vocab import Vocabulary
+from encoders.training.optimizer import AdamW
+
+NSP, MLM = Joint(Masking(), NextSentence()), Joint(Masking(copies=None))
+SOP, RTD = Joint(Masking(copies=40), SentenceOrder()), ReplacedTokens(width=1 / 3)
+PAIRS, SWAPPED = SegmentPairs("random"), SegmentPairs("swapped")
+
+# model, objective, format, rows, length
+CASES = {
+    "bert-base-128": (bert.BASE, NSP, PAIRS, 512, 128),
+    "bert-base-512": (bert.BASE, NSP, PAIRS, 64, 512),
+    "bert-large-128": (bert.LARGE, NSP, PAIRS, 192, 128),
+    "bert-large-512": (bert.LARGE, NSP, PAIRS, 24, 512),
+    "roberta-base-512": (roberta.BASE, MLM, FullSentences(), 64, 512),
+    "albert-base-512": (albert.BASE, SOP, SWAPPED, 64, 512),
+    "electra-base-128": (electra.BASE, RTD, ElectraPairs(), 384, 128),
+}
+DROPOUT = {"": {}, "-free": {"attention_dropout": 0.0, "attention": "cudnn"}}
+
+experiments = [
+    Experiment(
+        name=name + ending,
+        model=replace(model, dtype="bfloat16", **changes),
+        objective=objective,
+        data=Data(vocabulary=Vocabulary(size=model.vocab)),
+        optimizer=AdamW(rate=1e-4, warmup=100),
+        phases=(Phase(until=1000, length=length, batch=rows, format=form),),
+    )
+    for name, (model, objective, form, rows, length) in CASES.items()
+    for ending, changes in DROPOUT.items()
+]
