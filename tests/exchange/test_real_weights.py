@@ -97,15 +97,15 @@ def test_minilm_ranks_the_pairs_of_sts_b_as_it_is_known_to(brought_in):
     rows = [dict(zip(names, line.split("\t"), strict=False)) for line in lines[1:]]
     texts = [row[column] for column in ("sentence1", "sentence2") for row in rows]
     ids = [[facts.cls, *tokenizer.encode(text), facts.sep] for text in texts]
-    size = max(map(len, ids))
-    vectors = []
+    order, vectors = sorted(range(len(ids)), key=lambda i: len(ids[i])), np.empty((len(ids), 384), np.float32)
     for at in range(0, len(ids), 250):
-        some = ids[at : at + 250]
+        some = [ids[i] for i in order[at : at + 250]]
+        size = max(map(len, some))
         mask = np.array([[1] * len(row) + [0] * (size - len(row)) for row in some])
         padded = np.array([row + [facts.pad] * (size - len(row)) for row in some])
         hidden = ours(run, {"ids": padded, "mask": mask, "types": np.zeros_like(mask)})["hidden"][-1]
         mean = (hidden * mask[..., None]).sum(1) / mask.sum(1)[:, None]
-        vectors.append(mean / np.linalg.norm(mean, axis=-1, keepdims=True))
-    first, second = np.split(np.concatenate(vectors), 2)
+        vectors[order[at : at + 250]] = mean / np.linalg.norm(mean, axis=-1, keepdims=True)
+    first, second = np.split(vectors, 2)
     score = spearmanr((first * second).sum(-1), [float(row["score"]) for row in rows]).statistic
     assert score == pytest.approx(0.8672, abs=5e-5)
