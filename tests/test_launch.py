@@ -6,9 +6,11 @@ import shlex
 import shutil
 from pathlib import Path
 
+import jax
 import pytest
 
 import launch
+from encoders.cli import keep_compiled
 from tests import texts
 from tests.exchange.references import HOME
 
@@ -168,6 +170,19 @@ def test_finished_runs_say_so_and_how_to_start_over(typed, home, capsys):
     assert "start one over, remove its folder" in shown.err
     assert all(name in shown.out for name in ("quickstart-bert", "RTD AUC", "NSP", "SOP"))
     assert before == {path: path.stat().st_mtime_ns for path in home.rglob("runs/*/metrics.jsonl")}
+
+
+def test_compiled_steps_are_kept_where_the_user_says_else_in_the_users_cache(monkeypatch, tmp_path):
+    kept = jax.config.jax_compilation_cache_dir
+    keep_compiled()
+    assert kept and jax.config.jax_compilation_cache_dir == kept
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    try:
+        jax.config.update("jax_compilation_cache_dir", None)
+        keep_compiled()
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "encoders" / "compiled")
+    finally:
+        jax.config.update("jax_compilation_cache_dir", kept)
 
 
 def test_a_profile_says_where_a_step_spends_its_time(typed, home):

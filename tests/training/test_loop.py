@@ -28,6 +28,7 @@ from encoders.training import loop
 from encoders.training.log import Cadence, rows
 from encoders.training.optimizer import AdamW, Lamb
 from encoders.training.run import Run
+from encoders.training.sharding import Mesh
 from encoders.training.step import State
 from encoders.values import to_json
 from tests import texts
@@ -117,6 +118,26 @@ def test_a_run_stopped_between_two_logs_goes_on_as_if_it_had_not_been(family, co
     assert loop.result(tmp_path / "parts") is None
     loop.train(whole, tmp_path / "parts", quiet)
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_batches_are_on_the_devices_one_ahead_and_in_their_order():
+    made, mesh = [], Mesh().build()
+
+    def rows():
+        for number in range(4):
+            made.append(number)
+            yield {"tokens": np.full((1, 2), number, np.int32)}
+
+    for number, batch in enumerate(loop.placed(rows(), mesh)):
+        assert batch["tokens"].tolist() == [[number, number]] and isinstance(batch["tokens"], jax.Array)
+        assert len(made) == min(number + 2, 4)
+    assert number == 3
+
+
+def test_a_profile_needs_steps_to_trace(corpus, tmp_path):
+    whole = experiment(corpus, "roberta", tmp_path, steps=4)
+    with pytest.raises(loop.RunError, match="a profile needs 5 steps, and 4 are left"):
+        loop.train(whole, tmp_path / "run", quiet, profile=True)
 
 
 def test_a_finished_run_is_not_run_again(corpus, tmp_path, monkeypatch):

@@ -1,0 +1,50 @@
+"""bfloat16 learns what float32 learns."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from encoders.families import bert, electra
+from encoders.ledger import blank_facts
+from encoders.objectives.joint import Joint
+from encoders.objectives.masking import Masking
+from encoders.objectives.nsp import NextSentence
+from encoders.objectives.rtd import ReplacedTokens
+from encoders.training import step
+from encoders.training.optimizer import AdamW
+
+SMALL = dict(vocab=97, hidden=64, embedding=64, intermediate=128, positions=16, deviation=0.1, dropout=0.0)
+MODEL = replace(bert.TINY, **SMALL, attention_dropout=0.0)
+
+
+def losses(objective, model, steps=60) -> np.ndarray:
+    """The loss of every step on one batch of random ids."""
+    module, optimizer = objective.module(model, blank_facts(model.vocab)), AdamW(rate=3e-3, warmup=5)
+    batch = {name: np.repeat(x, 8, axis=0) for name, x in step.blank(16, objective.needs).items()}
+    batch |= {"tokens": np.random.default_rng(0).integers(5, 97, (8, 16)), "positions": np.arange(16)[None] + 0 * 8}
+    batch |= {
+        "id": np.arange(8)[:, None],
+        "valid": np.ones((8, 1)),
+        **{n: np.arange(8)[:, None] % 2 for n in objective.needs},
+    }
+    batch = {name: jnp.asarray(np.broadcast_to(x, (8, x.shape[1])), jnp.int32) for name, x in batch.items()}
+    state, found = step.init(0, module=module, optimizer=optimizer), []
+    for _ in range(steps):
+        state, metrics = step.train_step(state, batch, 0, module=module, optimizer=optimizer, steps=steps)
+        found.append(sum(w * metrics[name].total / metrics[name].count for name, w in objective.weights.items()))
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(state.params))
+    return np.array(found)
+
+
+@pytest.mark.parametrize(
+    "objective, model",
+    [(Joint(Masking(copies=1), NextSentence()), MODEL), (ReplacedTokens(width=1 / 2), electra.of(MODEL))],
+    ids=["pairs", "rtd"],
+)
+def test_bfloat16_reaches_the_loss_of_float32(objective, model):
+    full, half = losses(objective, model), losses(objective, replace(model, dtype="bfloat16"))
+    assert full[-5:].mean() < 0.75 * full[0]  # something was learned
+    assert half[-5:].mean() == pytest.approx(full[-5:].mean(), rel=0.05, abs=0.05)
