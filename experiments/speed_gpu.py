@@ -1,9 +1,7 @@
-"""What `launch.py bench` measures on a GPU: bfloat16, sizes that fit 80 GB, with the papers' dropout and with none on
-attention, which lets cuDNN compute it.
+"""What `launch.py bench` measures on a GPU: bfloat16, sizes for 80 GB, with the papers' dropout and with none on
+attention, which lets cuDNN compute it. Written without a GPU at hand, and not run yet.
 
     python launch.py bench peers speed_gpu --device gpu --rounds 5 --units 10
-
-never ran so far: no GPU was there.
 """
 
 from dataclasses import replace
