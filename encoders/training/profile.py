@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -53,12 +54,15 @@ def newest(folder: Path) -> Path:
 def operations(trace: Path) -> Counter:
     """Seconds of every operation of the compiled programs in a trace, in all, by its name there."""
     found: Counter = Counter()
-    for plane in jax.profiler.ProfileData.from_file(str(trace)).planes:
-        for line in plane.lines:
-            for event in line.events:
-                name = dict(event.stats).get("hlo_op")
-                if name and not re.match(CONTROL, name):
-                    found[name] += event.duration_ns / 1e9
+    with warnings.catch_warnings():
+        # jaxlib's types on Python 3.12; as an error it would end the process.
+        warnings.filterwarnings("ignore", r"builtin type \w+ has no __module__ attribute", DeprecationWarning)
+        for plane in jax.profiler.ProfileData.from_file(str(trace)).planes:
+            for line in plane.lines:
+                for event in line.events:
+                    name = dict(event.stats).get("hlo_op")
+                    if name and not re.match(CONTROL, name):
+                        found[name] += event.duration_ns / 1e9
     return found
 
 
