@@ -25,6 +25,7 @@ from encoders.objectives.masking import (
     of_tokens,
     scatter,
     take_keys,
+    uniform,
 )
 from encoders.objectives.mlm import masked_token_metrics
 from encoders.objectives.objective import Metrics, means
@@ -151,10 +152,29 @@ def ordinary(facts: Facts) -> np.ndarray:
 
 
 def sample(logits: Float[Array, "b k v"], noise: Array) -> Int[Array, "b k"]:
-    """One token a position from softmax(logits), by Gumbel noise from each position's own key, without gradient."""
-    keys = jax.random.wrap_key_data(noise, impl="threefry2x32")
-    gumbel = jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, (logits.shape[-1],))))(keys)
-    return jax.lax.stop_gradient(logits + gumbel).argmax(-1)
+    """One token a position from softmax(logits), by each position's own random number in [0, 1), without gradient.
+
+    The token under which the number falls when probabilities lie side by side: found first among sums of about √v
+    tokens, then within one of them. Gumbel noise, the same distribution, needs a random word for every entry.
+    """
+    size = math.isqrt(logits.shape[-1] - 1) + 1
+    logits = jax.lax.stop_gradient(logits)
+    weights = jnp.exp(logits - logits.max(-1, keepdims=True))
+    weights = jnp.pad(weights, ((0, 0), (0, 0), (0, size**2 - weights.shape[-1])))
+    weights = jnp.broadcast_to(weights.reshape(*weights.shape[:2], size, size), (*noise.shape[:2], size, size))
+    sums = weights.sum(-1)
+    block, left = under(sums, uniform(noise[..., 0]) * sums.sum(-1))
+    inner, _ = under(jnp.take_along_axis(weights, block[..., None, None], axis=2)[..., 0, :], left)
+    return block * size + inner
+
+
+def under(parts: Float[Array, "b k n"], number: Float[Array, "b k"]) -> tuple[Int[Array, "b k"], Float[Array, "b k"]]:
+    """Under which of the `parts`, side by side, a number falls, and how far into it; never under an empty one."""
+    ends = jnp.cumsum(parts, axis=-1)
+    beyond = ends > number[..., None]
+    found = jnp.where(beyond.any(-1), beyond.argmax(-1), parts.argmax(-1))
+    take = lambda x: jnp.take_along_axis(x, found[..., None], axis=-1)[..., 0]
+    return found, number - (take(ends) - take(parts))
 
 
 def replaced_token_metrics(verdict: Float[Array, "b l"], labels: Int[Array, "b l"], batch: Batch, roc: bool) -> Metrics:
