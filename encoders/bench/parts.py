@@ -167,7 +167,7 @@ def peers(members: Sequence[Experiment], options: Options) -> Iterator[Row]:
             tried = options.run(*(found.variant(name, options, settings) for name, settings in choices.items()))
             if not tried:
                 continue
-            best = min(tried, key=lambda name: tried[name].seconds())
+            best = min(tried, key=lambda name: tried[name].steady())
             theirs = other_side(flat, others, options)
             timings = options.run(found.variant(best, options, choices[best]), *theirs)
         for name in choices:

@@ -19,8 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 BUSY = 1.3  # wall over processor time, above which no ratio is given
-# glibc gives freed memory back to the system and faults it in again in every step; both sides of a ratio keep it.
+# glibc gives freed memory back to the system, from threads' own arenas always, and faults it in again in every step;
+# both sides of a ratio keep it.
 ALLOCATOR = {
+    "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "34359738368",
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
@@ -52,6 +54,11 @@ class Timing:
 
     def counted(self) -> list[float]:
         return self.cpu if self.facts.get("device", "cpu") == "cpu" else self.wall
+
+    def steady(self) -> float:
+        """The upper quartile, by which the best of several is chosen: one that varies is no good choice."""
+        counted = self.counted()
+        return max(counted) if len(counted) < 4 else statistics.quantiles(counted, n=4, method="inclusive")[2]
 
     def busy(self) -> float:
         """Wall over processor time, 1 where wall time counts anyway."""
