@@ -17,7 +17,7 @@ Encoders: pre-train BERT, RoBERTa, ALBERT and ELECTRA.
   python launch.py fill     runs/mini-bert "The capital of France is [MASK]."
   python launch.py import   bert-base-uncased runs/bert-base         a published checkpoint becomes a run
   python launch.py export   runs/mini-bert mini-bert                 a run becomes a folder that transformers loads
-  python launch.py bench    step --only bert-small                   speed, beside this device's ceiling and others
+  python launch.py bench    step --only bert-small-8x128             speed, beside this device's ceiling and others
 
 An EXPERIMENT is a Python file that lists `experiments`, or the name of one in experiments/.
 """

@@ -1,6 +1,6 @@
 """What `launch.py bench` measures by default: one step of 8 x 128 tokens, or 8 x 512 of packed sentence pairs.
 
-    python launch.py bench peers --only bert-base
+    python launch.py bench peers --only bert-base-8x128
     python launch.py bench peers --only "*-packed" --set data.corpus=TEXTS
 
 With `--device gpu` see `speed_gpu`.
@@ -37,11 +37,11 @@ def speed(name, model, objective, form, rows=8, length=128):
 
 
 experiments = [
-    speed("bert-base", bert.BASE, NSP, PAIRS),
-    speed("bert-small", bert.SMALL, NSP, PAIRS),
-    speed("albert-base", albert.BASE, SOP, SWAPPED),
-    speed("electra-pair", electra.of(bert.SMALL), ReplacedTokens(width=1 / 4), PAIRS),
-    speed("bert-large", bert.LARGE, NSP, PAIRS),
+    speed("bert-base-8x128", bert.BASE, NSP, PAIRS),
+    speed("bert-small-8x128", bert.SMALL, NSP, PAIRS),
+    speed("albert-base-8x128", albert.BASE, SOP, SWAPPED),
+    speed("electra-pair-8x128", electra.of(bert.SMALL), ReplacedTokens(width=1 / 4), PAIRS),
+    speed("bert-large-8x128", bert.LARGE, NSP, PAIRS),
     speed("bert-small-packed", bert.SMALL, SOP, Packed(SWAPPED), length=512),
     speed("bert-base-packed", bert.BASE, SOP, Packed(SWAPPED), length=512),
 ]

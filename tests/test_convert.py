@@ -76,7 +76,6 @@ def refused(name, folder, run) -> str:
 def test_hidden_states_and_every_logit_equal_those_of_transformers(name, tmp_path, monkeypatch):
     """With every implementation of attention; those of cuDNN as XLA computes them, for a CPU has no cuDNN."""
     run = brought_in(name, tmp_path / "run")
-    monkeypatch.setattr(parts, "FUSED", "xla")
     with np.load(HOME / name / "expected.npz") as expected:
         for how in parts.ATTENTION.values():
             monkeypatch.setitem(parts.ATTENTION, "xla", how)

@@ -119,20 +119,22 @@ def in_parts(query, key, value, example, drop):
     return jnp.einsum("bhlm,bmhk->blhk", drop(weights), value)
 
 
-FUSED = "cudnn"  # the implementation behind jax.nn.dot_product_attention: tests on a CPU put "xla" here
+def fused(query, key, value, **which):
+    """cuDNN's on a GPU; elsewhere what XLA makes of the same, so that a run can be opened anywhere."""
+    how = "cudnn" if jax.default_backend() == "gpu" else "xla"
+    return jax.nn.dot_product_attention(query, key, value, implementation=how, **which)
 
 
 def fused_by_length(query, key, value, example, drop):
     """Without the weights as an array: for rows of one example each, padded at the end."""
     count = jnp.maximum((example > 0).sum(-1), 1).astype(jnp.int32)  # a row without a key would not be finite
-    lengths = dict(query_seq_lengths=count, key_value_seq_lengths=count)
-    return jax.nn.dot_product_attention(query, key, value, implementation=FUSED, **lengths)
+    return fused(query, key, value, query_seq_lengths=count, key_value_seq_lengths=count)
 
 
 def fused_by_mask(query, key, value, example, drop):
     """Without the weights as an array, over any rows: reads a mask of every pair of tokens."""
     same = example[:, None, :, None] == example[:, None, None, :]
-    return jax.nn.dot_product_attention(query, key, value, mask=same, implementation=FUSED)
+    return fused(query, key, value, mask=same)
 
 
 ATTENTION = {"xla": in_parts, "cudnn": fused_by_length, "cudnn_packed": fused_by_mask}

@@ -162,7 +162,6 @@ def packed(*lengths, length=13):
 def test_packed_examples_are_what_they_are_alone_also_without_weights_as_an_array(monkeypatch):
     params = parameters(MODEL)
     alone = forward(params, rows(7, 4), model=MODEL)
-    monkeypatch.setattr(parts, "FUSED", "xla")
     monkeypatch.setitem(parts.ATTENTION, "xla", parts.fused_by_mask)
     row = np.asarray(Encoder(MODEL).apply({"params": params}, *map(jnp.asarray, packed(7, 4))))[0]
     np.testing.assert_allclose(row[:7], alone[0], **CLOSE)
@@ -170,7 +169,6 @@ def test_packed_examples_are_what_they_are_alone_also_without_weights_as_an_arra
 
 
 def test_a_row_of_padding_stays_finite_with_every_attention(monkeypatch):
-    monkeypatch.setattr(parts, "FUSED", "xla")
     for how in list(parts.ATTENTION.values()):
         monkeypatch.setitem(parts.ATTENTION, "xla", how)
         assert np.isfinite(Encoder(MODEL).apply({"params": parameters(MODEL)}, *map(jnp.asarray, rows(7, 0)))).all()
