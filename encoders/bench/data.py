@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import statistics
 import tempfile
@@ -17,11 +18,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from encoders.bench.inputs import sizes
 from encoders.data.formats import Format, FullSentences, SegmentPairs, row_sizes
 from encoders.data.packing import Packed, pack
 from encoders.data.prepare import Data, prepared
 from encoders.data.store import Store
-from encoders.data.stream import Phase, Rows, Stream
+from encoders.data.stream import Phase, Rows, Stream, block
 from encoders.experiment import Experiment
 from encoders.ledger import step_flops
 
@@ -128,11 +130,16 @@ def reading(where: str, stream: Stream, members: Sequence[Experiment], rounds: i
     """Batches, one after the other; what counts is the tokens that are no padding."""
     counted = [(tokens_of(rows), rows["tokens"].size) for rows in map(stream.batch, range(BATCHES))]
     tokens, cells = np.sum(counted, axis=0)
-    work = lambda: deque(map(stream.batch, range(BATCHES)), maxlen=0)  # keeps none of them
+    lengths = sizes([stream.batch(0)])
+    starts = itertools.count(BATCHES, BATCHES)  # others in every round, as in training
+
+    def work():
+        first = next(starts)
+        deque(map(stream.batch, range(first, first + BATCHES)), maxlen=0)  # keeps none of them
+
     row = timed(f"read {where}", tokens, work, rounds, padding=1 - tokens / cells)
     for member in members:
-        length = np.array([stream.phases[0].length])
-        flops = step_flops(member, length).item() / length.item()
+        flops = step_flops(member, lengths).sum() / lengths.sum()
         row[f"feeds {member.name}"] = feeds(row["tokens_per_cpu_second"], flops)
     return row
 
@@ -143,7 +150,12 @@ def restarting(where: str, stream: Callable[[], Stream], rounds: int) -> Row:
     size = len(stream().tables.get(phase.format, phase.length, 0))
     step = 3 * size // (2 * phase.batch)
     tokens = tokens_of(stream().batch(step))
-    return timed(f"first batch after a restart, {where}", tokens, lambda: stream().batch(step), rounds)
+
+    def work():
+        block.cache_clear()
+        stream().batch(step)
+
+    return timed(f"first batch after a restart, {where}", tokens, work, rounds)
 
 
 def masking(where: str, member: Experiment, store: Store, rows: Rows, rounds: int) -> Row:

@@ -20,6 +20,7 @@ def random_rows(experiment: Experiment, phase: Phase, count: int) -> tuple[Facts
     """`count` batches of one full example a row, two segments where the model has them."""
     facts, draw = blank_facts(experiment.model.vocab), np.random.default_rng(0)
     shape, at = (phase.batch, phase.length), np.arange(phase.length, dtype=np.int32)
+    segments = ((at > phase.length // 2) & (experiment.model.segments > 1)).astype(np.int32)
     batches = []
     for number in range(count):
         tokens = draw.integers(len(facts.special), facts.size, shape, np.int32)
@@ -28,7 +29,7 @@ def random_rows(experiment: Experiment, phase: Phase, count: int) -> tuple[Facts
         rows = {
             "tokens": tokens,
             "example": np.ones(shape, np.int32),
-            "segments": np.broadcast_to((at > phase.length // 2).astype(np.int32), shape),
+            "segments": np.broadcast_to(segments, shape),
             "positions": np.broadcast_to(at, shape),
             "id": ids,
             "start": 0 * ids,

@@ -87,7 +87,7 @@ def infer(spec: dict) -> Work:
 def product(spec: dict) -> Work:
     """A product of matrices of a feed-forward layer: the rate that nothing here can exceed."""
     n, d, f = spec["sizes"]
-    a, b = (jnp.full(shape, 0.5, spec["dtype"]) for shape in ((n, d), (d, f)))
+    a, b = jnp.full((n, d), 0.5, spec["dtype"]), jnp.ones((d, f), spec["dtype"])
 
     def many(a, b, times):  # each product depends on the one before, so that none is left out
         body = lambda _, x: (x @ b)[:, :d] * jnp.asarray(1 / d, x.dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,8 @@ from encoders.text.vocab import Facts
 from encoders.values import to_json
 
 Row = dict[str, object]
-PRODUCT = (1024, 768, 3072)  # rows, hidden and intermediate width of the product that is the ceiling
+# Rows, hidden and intermediate width of the product that is the ceiling; an accelerator needs a large one.
+PRODUCT, LARGE_PRODUCT = (1024, 768, 3072), (16_384, 4096, 16_384)
 BATCHES = 4  # different ones, used in turn
 
 
@@ -37,6 +38,7 @@ class Options:
     text: bool = False  # batches of the experiment's text in place of random ids
     task: str = "train"
     say: Callable[[str], None] = print
+    variants: dict[str, dict] = field(default_factory=dict)  # what each said of itself, and all its seconds
 
     def environment(self) -> dict[str, str]:
         platform = {"gpu": "cuda"}.get(self.device, self.device)
@@ -48,7 +50,10 @@ class Options:
         return "cuda" if self.device == "gpu" else self.device
 
     def run(self, *variants: Variant) -> dict[str, Timing]:
-        return alternate(variants, self.rounds, self.units, self.core, self.say)
+        timings = alternate(variants, self.rounds, self.units, self.core, self.say)
+        for name, timing in timings.items():
+            self.variants[name] = timing.facts | {"cpu": timing.cpu, "wall": timing.wall, "values": timing.values}
+        return timings
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,7 @@ def ready(member: Experiment, options: Options) -> Iterator[Prepared]:
 
 def product(dtype: str, options: Options) -> Variant:
     """The ceiling: a product of matrices again and again."""
-    spec = {"task": "product", "sizes": PRODUCT, "dtype": dtype}
+    spec = {"task": "product", "sizes": PRODUCT if options.device == "cpu" else LARGE_PRODUCT, "dtype": dtype}
     return Variant(f"product {dtype}", "ours", spec, options.environment())
 
 
@@ -145,7 +150,7 @@ EXPORTED = {"onnxruntime": {"engine": "onnxruntime", "fast": False}}
 def ways(options: Options, dtype: str) -> tuple[dict[str, list[str]], dict[str, dict]]:
     """Our ways to do a piece of work, as settings, and theirs; only the fastest on an accelerator."""
     if options.device != "cpu":
-        return SCAN | UNROLLED, COMPILED
+        return SCAN, COMPILED
     ours = SCAN | UNROLLED | (DOTS if options.task == "train" else {})
     whole = dtype == "float32"
     exported = EXPORTED if whole and options.task == "infer" else {}
@@ -170,6 +175,8 @@ def peers(members: Sequence[Experiment], options: Options) -> Iterator[Row]:
             best = min(tried, key=lambda name: tried[name].steady())
             theirs = other_side(flat, others, options)
             timings = options.run(found.variant(best, options, choices[best]), *theirs)
+        if best not in timings:
+            continue
         for name in choices:
             if name in tried and name != best:
                 yield timed(name, tried[name], found.tokens)

@@ -7,14 +7,14 @@ only where wall time shows that the core was free. On an accelerator the wall ti
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -130,6 +130,17 @@ class Worker:
             self.process.stdin.close()
 
 
+@contextmanager
+def left_out(name: str, workers: dict[str, Worker], say: Callable[[str], None]) -> Iterator[None]:
+    """A variant that fails inside is said to be left out, and its process ended."""
+    try:
+        yield
+    except Unavailable as error:
+        say(f"{name} is left out: {error}")
+        if name in workers:
+            workers.pop(name).close()
+
+
 def alternate(
     variants: Sequence[Variant], rounds: int, units: int, core: int | None, say: Callable[[str], None]
 ) -> dict[str, Timing]:
@@ -139,23 +150,24 @@ def alternate(
     """
     workers: dict[str, Worker] = {}
     try:
-        with ThreadPoolExecutor(len(variants) if core is None else 1) as pool:  # many cores compile side by side
-            starting = {variant.name: pool.submit(Worker, variant, core) for variant in variants}
-        for name, start in starting.items():
-            try:
-                workers[name] = start.result()
-            except Unavailable as error:
-                say(f"{name} is left out: {error}")
+        for variant in variants:
+            with left_out(variant.name, workers, say):
+                workers[variant.name] = Worker(variant, core)
         timings = {name: Timing(worker.facts) for name, worker in workers.items()}
         for round in range(-1, rounds):  # the first one only warms up
             for name in list(workers)[:: -1 if round % 2 else 1]:
-                answer = workers[name].ask({"units": units})
-                if round >= 0:
-                    timings[name].cpu.append(answer["cpu"] / units)
-                    timings[name].wall.append(answer["wall"] / units)
-                    timings[name].values.append(answer["value"])
-        for name, worker in workers.items():
-            timings[name].facts |= worker.ask({"units": 0})
+                with left_out(name, workers, say):
+                    answer = workers[name].ask({"units": units})
+                    if not math.isfinite(answer["value"]):
+                        raise Unavailable(f"what it computes is {answer['value']}")
+                    if round >= 0:
+                        timings[name].cpu.append(answer["cpu"] / units)
+                        timings[name].wall.append(answer["wall"] / units)
+                        timings[name].values.append(answer["value"])
+        for name in list(workers):
+            with left_out(name, workers, say):
+                timings[name].facts |= workers[name].ask({"units": 0})
+        timings = {name: timing for name, timing in timings.items() if name in workers}
     finally:
         for worker in workers.values():
             worker.close()

@@ -46,7 +46,8 @@ def measured(options, members: Sequence[Experiment], say: Callable[[str], None])
     print("; ".join(f"{name} {value}" for name, value in about.items()))
     folder = Path(options.out)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / f"{options.part}.json", {"part": options.part, "about": about, "rows": rows})
+    content = {"part": options.part, "about": about, "rows": rows, "variants": chosen.variants}
+    write_json(folder / f"{options.part}.json", content)
     return 0
 
 

@@ -8,6 +8,7 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Callable
 
 
 def main() -> None:
@@ -27,14 +28,29 @@ def main() -> None:
         return
     answer(facts)
     for line in sys.stdin:
-        units, value = json.loads(line)["units"], None
-        cpu, wall = time.process_time(), time.perf_counter()
-        for _ in range(units):
-            value = run()
-        value = None if value is None else float(value)  # waits for the device
-        cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        answer({"cpu": cpu, "wall": wall, "value": value} if units else {"peak_bytes": peak})
+        units = json.loads(line)["units"]
+        try:
+            answer(timed(run, units) if units else {"peak_bytes": peak_bytes()})
+        except Exception as error:
+            answer({"error": f"{type(error).__name__}: {str(error).strip()[:500]}"})
+
+
+def timed(run: Callable, units: int) -> dict:
+    """Processor and wall seconds of `units` units of work, and what the last one computed."""
+    cpu, wall = time.process_time(), time.perf_counter()
+    for _ in range(units):
+        value = run()
+    value = float(value)  # waits for the device
+    return {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall, "value": value}
+
+
+def peak_bytes() -> int:
+    """The most memory that this process had: of the accelerator if it has one, else of the machine."""
+    if "torch" in sys.modules and sys.modules["torch"].cuda.is_initialized():
+        return sys.modules["torch"].cuda.max_memory_allocated()
+    if "jax" in sys.modules and (stats := sys.modules["jax"].local_devices()[0].memory_stats()):
+        return stats["peak_bytes_in_use"]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 if __name__ == "__main__":

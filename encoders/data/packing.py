@@ -12,9 +12,6 @@ import numpy as np
 
 from encoders.data.formats import LABEL, Format, row_sizes
 from encoders.data.store import Split
-from encoders.data.stream import Rows
-
-OF_TOKENS = ("tokens", "example", "segments", "positions")  # the fields of a batch that are [b l]
 
 
 @dataclass(frozen=True)
@@ -74,16 +71,3 @@ def pack(sizes: np.ndarray, length: int, most: int) -> tuple[np.ndarray, np.ndar
             spaces |= 1 << left
     rows[order], slots[order] = np.array(placed, np.int64).reshape(-1, 2).T
     return rows, slots
-
-
-def unpacked(batch: Rows, pad: int = 0) -> Rows:
-    """The examples of a packed batch, one a row, with the fields they had; `pad` is the token of padding."""
-    length = batch["tokens"].shape[1]
-    row, slot = np.nonzero(batch["valid"])
-    at = batch["start"][row, slot][:, None] + np.arange(length)
-    where = (row[:, None], np.minimum(at, length - 1))
-    mine = (at < length) & (batch["example"][where] == slot[:, None] + 1)
-    alone = {name: field[row, slot][:, None] for name, field in batch.items() if name not in OF_TOKENS}
-    alone |= {name: np.where(mine, batch[name][where], 0) for name in ("segments", "positions")}
-    tokens = np.where(mine, batch["tokens"][where], np.int32(pad))
-    return alone | {"tokens": tokens, "example": mine.astype(np.int32), "start": np.zeros_like(alone["start"])}

@@ -174,7 +174,7 @@ def under(parts: Float[Array, "b k n"], number: Float[Array, "b k"]) -> tuple[In
     beyond = ends > number[..., None]
     found = jnp.where(beyond.any(-1), beyond.argmax(-1), parts.argmax(-1))
     take = lambda x: jnp.take_along_axis(x, found[..., None], axis=-1)[..., 0]
-    return found, number - (take(ends) - take(parts))
+    return found, jnp.maximum(number - (take(ends) - take(parts)), 0)
 
 
 def replaced_token_metrics(verdict: Float[Array, "b l"], labels: Int[Array, "b l"], batch: Batch, roc: bool) -> Metrics:

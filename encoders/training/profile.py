@@ -60,8 +60,9 @@ def operations(trace: Path) -> Counter:
         for plane in jax.profiler.ProfileData.from_file(str(trace)).planes:
             for line in plane.lines:
                 for event in line.events:
-                    name = dict(event.stats).get("hlo_op")
-                    if name and not re.match(CONTROL, name):
+                    stats = dict(event.stats)
+                    name, ours = stats.get("hlo_op"), str(stats.get("hlo_module")).startswith("jit_train_step")
+                    if name and ours and not re.match(CONTROL, name):
                         found[name] += event.duration_ns / 1e9
     return found
 
@@ -73,7 +74,7 @@ def part(source: str, name: str) -> str:
     'encoder/layers/attend backward, products'
     """
     if "jvp(" not in source:
-        return "update" if source else f"other: {re.sub(r'[.0-9]+$', '', name)}"
+        return "update, masks, counts" if source else f"other: {re.sub(r'[.0-9]+$', '', name)}"
     path = [x for x in source.split(";")[0].split("/") if re.fullmatch(r"[A-Za-z_]\w*", x) and x not in SKIPPED]
     kind = "dropout" if re.search(r"[Dd]rop", source) else "products" if "dot_general" in source else "the rest"
     place = "/".join(path[:3] if len(path) > 1 and path[1] == "layers" else path[:1]) or "loss"

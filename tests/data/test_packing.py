@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from encoders.data.formats import ElectraPairs, FullSentences, SegmentPairs, row_sizes
-from encoders.data.packing import OF_TOKENS, Packed, pack, unpacked
-from encoders.data.stream import Phase, Stream, heldout_batches
+from encoders.data.packing import Packed, pack
+from encoders.data.stream import Phase, Rows, Stream, heldout_batches
 from encoders.downstream.classification import Classification
 from encoders.model.config import Model
 from encoders.model.encoder import Encoder
@@ -36,10 +36,24 @@ MODEL = Model(
 PROSE = prose(14)
 NEXT, ORDER = (SegmentPairs(second, short=0.6) for second in ("random", "swapped"))
 WORDS = Masking(rate=0.3, unit="word", ngrams=3)
+OF_TOKENS = ("tokens", "example", "segments", "positions")  # the fields of a batch that are [b l]
 
 
 def stream_of(form, folder, batch=7, copies=None, split=PROSE):
     return Stream(split, FACTS, (Phase(until=1000, length=LENGTH, batch=batch, format=form),), 0, copies, folder)
+
+
+def unpacked(batch: Rows, pad: int = 0) -> Rows:
+    """The examples of a packed batch, one a row, with the fields they had; `pad` is the token of padding."""
+    length = batch["tokens"].shape[1]
+    row, slot = np.nonzero(batch["valid"])
+    at = batch["start"][row, slot][:, None] + np.arange(length)
+    where = (row[:, None], np.minimum(at, length - 1))
+    mine = (at < length) & (batch["example"][where] == slot[:, None] + 1)
+    alone = {name: field[row, slot][:, None] for name, field in batch.items() if name not in OF_TOKENS}
+    alone |= {name: np.where(mine, batch[name][where], 0) for name in ("segments", "positions")}
+    tokens = np.where(mine, batch["tokens"][where], np.int32(pad))
+    return alone | {"tokens": tokens, "example": mine.astype(np.int32), "start": np.zeros_like(alone["start"])}
 
 
 # Rows

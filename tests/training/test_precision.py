@@ -24,7 +24,7 @@ def losses(objective, model, steps=60) -> np.ndarray:
     """The loss of every step on one batch of random ids."""
     module, optimizer = objective.module(model, blank_facts(model.vocab)), AdamW(rate=3e-3, warmup=5)
     batch = {name: np.repeat(x, 8, axis=0) for name, x in step.blank(16, objective.needs).items()}
-    batch |= {"tokens": np.random.default_rng(0).integers(5, 97, (8, 16)), "positions": np.arange(16)[None] + 0 * 8}
+    batch |= {"tokens": np.random.default_rng(0).integers(5, 97, (8, 16)), "positions": np.arange(16)[None]}
     batch |= {
         "id": np.arange(8)[:, None],
         "valid": np.ones((8, 1)),
