@@ -1,7 +1,9 @@
 """What `launch.py bench` measures on a GPU: bfloat16, sizes for 80 GB, with the papers' dropout and with none on
-attention, which lets cuDNN compute it. Written without a GPU at hand, and not run yet.
+attention, which lets cuDNN compute it. Written without a GPU at hand, and not run yet; each half is meant to take less
+than ten minutes, most of them torch's compilation.
 
-    python launch.py bench peers speed_gpu --device gpu --rounds 5 --units 10
+    python launch.py bench peers speed_gpu --device gpu --rounds 5 --units 10 --only "*-free"
+    python launch.py bench peers speed_gpu --device gpu --rounds 5 --units 10 --only "*-128" --only "*-512"
 """
 
 from dataclasses import replace
