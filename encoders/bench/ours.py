@@ -36,6 +36,7 @@ def about(**facts) -> dict:
 
 def compiled(function, *arguments, **static) -> tuple[Callable, dict]:
     """The executable of a jitted function, and what making it took: processor seconds, and bytes it works in."""
+    jax.block_until_ready(arguments)  # or making them is counted
     start = time.process_time()
     executable = function.lower(*arguments, **static).compile()
     seconds, memory = time.process_time() - start, executable.memory_analysis()
