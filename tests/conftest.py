@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from pathlib import Path
 from typing import runtime_checkable
 
 # Tests compile much and compute little: a third of the compile time without most of XLA's optimisations.
@@ -11,6 +12,8 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="enco
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 # jax reads its environment when it is imported, so these come last.
+import jax  # noqa: E402
+import pytest  # noqa: E402
 from flax.linen import linear  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
@@ -19,3 +22,12 @@ install_import_hook(
     ["encoders.model", "encoders.families", "encoders.objectives", "encoders.downstream"],
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",  # 0 will do where a float is asked for
 )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def not_too_many_programs():
+    """A compiled program maps memory, and Linux allows a process 65,530 maps: beyond them it crashes."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 30_000:
+        jax.clear_caches()
