@@ -9,9 +9,6 @@ import pytest
 
 from encoders.families import bert, electra
 from encoders.ledger import blank_facts
-from encoders.objectives.joint import Joint
-from encoders.objectives.masking import Masking
-from encoders.objectives.nsp import NextSentence
 from encoders.objectives.rtd import ReplacedTokens
 from encoders.training import step
 from encoders.training.optimizer import AdamW
@@ -39,12 +36,9 @@ def losses(objective, model, steps=60) -> np.ndarray:
     return np.array(found)
 
 
-@pytest.mark.parametrize(
-    "objective, model",
-    [(Joint(Masking(copies=1), NextSentence()), MODEL), (ReplacedTokens(width=1 / 2), electra.of(MODEL))],
-    ids=["pairs", "rtd"],
-)
-def test_bfloat16_reaches_the_loss_of_float32(objective, model):
+def test_bfloat16_reaches_the_loss_of_float32():
+    """Of the objective with two networks and every kind of layer."""
+    objective, model = ReplacedTokens(width=1 / 2), electra.of(MODEL)
     full, half = losses(objective, model), losses(objective, replace(model, dtype="bfloat16"))
     assert full[-5:].mean() < 0.75 * full[0]  # something was learned
     assert half[-5:].mean() == pytest.approx(full[-5:].mean(), rel=0.05, abs=0.05)
