@@ -33,8 +33,7 @@ def parser() -> argparse.ArgumentParser:
     ):
         verb = verbs.add_parser(name, help=text, description=text)
         verb.add_argument("experiment", metavar="EXPERIMENT")
-        verb.add_argument("--set", nargs="+", action="extend", default=[], metavar="A.B=C", help="change a field")
-        verb.add_argument("--only", action="append", default=[], metavar="NAME", help="members with this name (globs)")
+        add_members(verb)
         if name == "train":
             verb.add_argument("--runs", default="runs", metavar="DIR", help="where runs are kept (runs)")
             verb.add_argument("--profile", action="store_true", help="trace the first steps and say where time goes")
@@ -58,11 +57,15 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def add_members(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--set", nargs="+", action="extend", default=[], metavar="A.B=C", help="change a field")
+    verb.add_argument("--only", action="append", default=[], metavar="NAME", help="members with this name (globs)")
+
+
 def add_bench(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("part", metavar="PART", help="step, infer, data, peers, ceiling, roofline or ablate")
     verb.add_argument("experiment", metavar="EXPERIMENT", nargs="?", default="speed", help="what is measured (speed)")
-    verb.add_argument("--set", nargs="+", action="extend", default=[], metavar="A.B=C", help="change a field")
-    verb.add_argument("--only", action="append", default=[], metavar="NAME", help="members with this name (globs)")
+    add_members(verb)
     verb.add_argument("--rounds", type=int, default=7, metavar="N", help="measurements of each variant, in turn (7)")
     verb.add_argument("--units", type=int, default=1, metavar="N", help="steps a measurement (1)")
     verb.add_argument("--device", choices=("cpu", "gpu", "tpu"), default="cpu", help="on a CPU one core is used (cpu)")

@@ -113,11 +113,9 @@ class Sources:
         for path, leaf in leaves(shapes):
             source, there = self.of(path)
             wanted[source][there] = leaf.shape
-        two = {self.parts[name]: f"{name}: " for name in self.parts if name == "generator"}
+        place = lambda source: "generator: " if source is self.parts.get("generator") else ""
         return [
-            two.get(source, "") + line
-            for source, shapes in wanted.items()
-            for line in source.problems(shapes, self.tied)
+            place(source) + line for source, shapes in wanted.items() for line in source.problems(shapes, self.tied)
         ]
 
     def load(self, path: str, leaf, sharding):
@@ -253,14 +251,12 @@ def published(path: str, leaf, layer: int) -> np.ndarray:
 
 def obstacle(run: Run, architecture: Architecture, model: Model, tree: dict) -> str | None:
     """Why `architecture` cannot have this network; None where it can."""
-    config = architecture.write(model) | {"pad_token_id": run.facts.pad}
     try:
-        theirs = architecture.read(config).computes()
+        differing = architecture.differing(model, run.facts.pad)
     except ValueError as error:
         return str(error)
     if groups_differ(model):
         return f"it rounds {model.layers} layers in {model.groups} groups, with one in another group than here"
-    differing = [f"{name}={value!r}" for name, value in model.computes().items() if theirs[name] != value]
     lacking = [path for path, _ in leaves(tree) if architecture.place(path) is None]
     if differing or lacking:
         return f"it has no {listed([*differing, *lacking])}"

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from encoders.data.packing import Packed
 from encoders.data.prepare import Data
 from encoders.data.stream import Phase
 from encoders.downstream.classification import Classification
@@ -89,7 +90,7 @@ class Experiment(Network):
             have = ", ".join(sorted(provided)) or "no label"
             kind = type(phase.format).__name__
             require(
-                kind != "Packed" or self.model.attention != "cudnn",
+                not isinstance(phase.format, Packed) or self.model.attention != "cudnn",
                 "model.attention=cudnn is for rows of one example, and the format is Packed; take cudnn_packed",
             )
             require(not missing, f"the objective needs {missing}, and the format {kind} provides {have}")

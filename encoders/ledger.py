@@ -73,6 +73,13 @@ def saved_values(model: Model, length: int) -> int:
     return model.layers * (10 * model.hidden + 4 * model.intermediate + weights)
 
 
+def networks(experiment: Experiment) -> list[Model]:
+    """The encoders that a step runs: the model, and ELECTRA's generator where there is one."""
+    model, objective = experiment.model, experiment.objective
+    generator = objective.generator(model) if isinstance(objective, ReplacedTokens) else None
+    return [model] if generator is None else [model, generator]
+
+
 def memory(experiment: Experiment) -> dict[str, float]:
     """Estimated bytes on one device that holds it all: parameters and moments, gradients, saved activations.
 
@@ -81,16 +88,13 @@ def memory(experiment: Experiment) -> dict[str, float]:
     model = experiment.model
     count = parameters(shapes(model, experiment.objective))
     item = 2 if model.dtype == "bfloat16" else 4
-    networks = [model]
-    if isinstance(experiment.objective, ReplacedTokens) and experiment.objective.width is not None:
-        networks.append(experiment.objective.generator(model))
 
     def saved(m: Model, length: int) -> float:
         products, inputs = m.layers * (6 * m.hidden + m.intermediate), m.layers * m.hidden
         return item * {"none": saved_values(m, length), "dots": products, "full": inputs}[m.remat]
 
     most = max(
-        phase.batch // experiment.accumulate * phase.length * sum(saved(m, phase.length) for m in networks)
+        phase.batch // experiment.accumulate * phase.length * sum(saved(m, phase.length) for m in networks(experiment))
         for phase in experiment.phases
     )
     return {"parameters and moments": 12.0 * count, "gradients": 4.0 * count, "activations": most}

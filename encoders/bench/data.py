@@ -6,7 +6,6 @@ import itertools
 import os
 import statistics
 import tempfile
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from encoders.bench.inputs import sizes
+from encoders.bench.rounds import Row, clocked
 from encoders.data.formats import Format, FullSentences, SegmentPairs, row_sizes
 from encoders.data.packing import Packed, pack
 from encoders.data.prepare import Data, prepared
@@ -27,7 +27,6 @@ from encoders.data.stream import Phase, Rows, Stream, block
 from encoders.experiment import Experiment
 from encoders.ledger import step_flops
 
-Row = dict[str, object]
 SHAPES = ((256, 128), (64, 512))  # rows and length of a batch
 BATCHES = 32  # read in a round
 PATIENCE = 20  # seconds, after which there are no more rounds
@@ -81,9 +80,7 @@ def timed(what: str, tokens: float, work: Callable[[], object], rounds: int, **c
     """A row with the medians of processor and wall seconds of `work`, which makes `tokens` tokens."""
     spent: list[tuple[float, float]] = []
     while len(spent) < rounds and sum(wall for _, wall in spent) <= PATIENCE:
-        cpu, wall = time.process_time(), time.perf_counter()
-        work()
-        spent.append((time.process_time() - cpu, time.perf_counter() - wall))
+        spent.append(clocked(work)[:2])
     seconds, wall = (statistics.median(each) for each in zip(*spent, strict=True))
     return {"what": what, "seconds": seconds, "wall": wall, "tokens_per_cpu_second": tokens / seconds} | columns
 

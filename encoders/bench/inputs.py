@@ -13,6 +13,7 @@ from encoders.data.prepare import prepared
 from encoders.data.stream import Phase, Rows, Stream
 from encoders.experiment import Experiment
 from encoders.ledger import blank_facts
+from encoders.objectives.masking import members
 from encoders.text.vocab import Facts
 
 
@@ -50,8 +51,7 @@ def text_rows(experiment: Experiment, phase: Phase, count: int) -> tuple[Facts, 
 
 def sizes(batches: Sequence[Rows]) -> np.ndarray:
     """The number of tokens of every example."""
-    each = [(b["example"][:, None] == np.arange(1, b["id"].shape[1] + 1)[:, None]).sum(-1).ravel() for b in batches]
-    found = np.concatenate(each)
+    found = np.concatenate([members(jax.tree.map(jnp.asarray, batch)).sum(-1).ravel() for batch in batches])
     return found[found > 0]
 
 

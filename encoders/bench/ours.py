@@ -13,8 +13,10 @@ from encoders.bench.inputs import load
 from encoders.bench.rounds import repeats
 from encoders.ledger import parameters
 from encoders.model.encoder import Encoder
+from encoders.objectives.objective import total_loss
 from encoders.text.vocab import Facts
 from encoders.training import step
+from encoders.training.loop import static
 from encoders.values import from_json
 
 Work = tuple[Callable[[], object], dict]
@@ -49,18 +51,17 @@ def train(spec: dict) -> Work:
     experiment, facts = from_json(spec["experiment"]), Facts.from_json(spec["facts"])
     batches = load(spec["inputs"])
     module = experiment.objective.module(experiment.model, facts)
-    static = dict(module=module, optimizer=experiment.optimizer, steps=experiment.steps)
-    static |= {"accumulate": experiment.accumulate}
-    state = jax.jit(step.init, static_argnames=("module", "optimizer"))(0, module=module, optimizer=static["optimizer"])
-    count, seed = parameters(state.params), jnp.int32(0)
-    run_step, taken = compiled(step.train_step, state, jax.device_put(batches[0]), seed, **static)
+    first = jax.jit(step.init, static_argnames=("module", "optimizer"))
+    state, seed = first(0, module=module, optimizer=experiment.optimizer), jnp.int32(0)
+    settings, count = static(experiment, module), parameters(state.params)
+    run_step, taken = compiled(step.train_step, state, jax.device_put(batches[0]), seed, **settings)
     terms, number = experiment.objective.weights, 0
 
     def run():
         nonlocal state, number
         state, metrics = run_step(state, jax.device_put(batches[number % len(batches)]), seed)
         number += 1
-        return sum(weight * metrics[name].total / metrics[name].count for name, weight in terms.items())
+        return total_loss({name: metrics[name].total / metrics[name].count for name in terms}, terms)
 
     return run, about(parameters=count, **taken)
 

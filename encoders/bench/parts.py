@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from encoders.bench import inputs
-from encoders.bench.rounds import ALLOCATOR, Timing, Variant, alternate, ratio
+from encoders.bench.data import measure
+from encoders.bench.rounds import ALLOCATOR, Row, Timing, Variant, alternate, ratio
 from encoders.data.packing import Packed
 from encoders.exchange.architectures import ARCHITECTURES, Architecture
 from encoders.experiment import Experiment, override
-from encoders.ledger import forward_flops, parameters, saved_values, shapes, step_flops
+from encoders.ledger import forward_flops, networks, parameters, saved_values, shapes, step_flops
 from encoders.objectives.rtd import ReplacedTokens
 from encoders.text.vocab import Facts
 from encoders.values import to_json
 
-Row = dict[str, object]
 # Rows, hidden and intermediate width of the product that is the ceiling; an accelerator needs a large one.
 PRODUCT, LARGE_PRODUCT = (1024, 768, 3072), (16_384, 4096, 16_384)
 BATCHES = 4  # different ones, used in turn
@@ -164,9 +164,11 @@ def peers(members: Sequence[Experiment], options: Options) -> Iterator[Row]:
     """
     for member in members:
         form = member.phases[0].format
-        padded = replace(member, phases=(replace(member.phases[0], format=getattr(form, "format", form)),))
-        same_text = replace(options, text=options.text or padded != member)
-        with ready(member, options) as found, ready(padded, same_text) as flat:
+        with ExitStack() as stack:
+            found = flat = stack.enter_context(ready(member, options))
+            if isinstance(form, Packed):
+                padded = replace(member, phases=(replace(member.phases[0], format=form.format),))
+                flat = stack.enter_context(ready(padded, replace(options, text=True)))
             ours, others = ways(options, member.model.dtype)
             choices = {f"{member.name}, {name}": settings for name, settings in ours.items()}
             tried = options.run(*(found.variant(name, options, settings) for name, settings in choices.items()))
@@ -221,8 +223,7 @@ def architecture_of(experiment: Experiment) -> Architecture:
     model = experiment.model
     known = [ARCHITECTURES["electra"]] if isinstance(experiment.objective, ReplacedTokens) else ARCHITECTURES.values()
     for architecture in known:
-        config = architecture.write(model) | {"pad_token_id": max(model.position_offset - 1, 0)}
-        if architecture.read(config).computes() == model.computes():
+        if not architecture.differing(model, max(model.position_offset - 1, 0)):
             return architecture
     raise ValueError(f"{experiment.name}: transformers has no architecture for this model")
 
@@ -284,12 +285,10 @@ def roofline(members: Sequence[Experiment], options: Options) -> Iterator[Row]:
     written (4 passes); parameters, moments and gradients move 40 bytes each.
     """
     for member in members:
-        phase, networks = member.phases[0], [member.model]
-        if isinstance(member.objective, ReplacedTokens) and member.objective.width is not None:
-            networks.append(member.objective.generator(member.model))
+        phase = member.phases[0]
         tokens = phase.batch * phase.length
         flops = step_flops(member, np.array([phase.length])).sum() * phase.batch
-        moved = 4 * tokens * sum(saved_values(m, phase.length) for m in networks) * 2
+        moved = 4 * tokens * sum(saved_values(m, phase.length) for m in networks(member)) * 2
         moved += 40 * parameters(shapes(member.model, member.objective))
         for device, (peak, bandwidth) in DEVICES.items():
             products, memory = flops / peak, moved / bandwidth
@@ -302,17 +301,10 @@ def roofline(members: Sequence[Experiment], options: Options) -> Iterator[Row]:
             }
 
 
-def data(members: Sequence[Experiment], options: Options) -> Iterator[Row]:
-    """Text to batches, and masks, on one core."""
-    from encoders.bench.data import measure
-
-    yield from measure(members, options)
-
-
 PARTS = {
     "step": step,
     "infer": infer,
-    "data": data,
+    "data": measure,
     "peers": peers,
     "ceiling": ceiling,
     "roofline": roofline,

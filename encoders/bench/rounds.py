@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+Row = dict[str, object]  # of a table: column and value
 BUSY = 1.3  # wall over processor time, above which no ratio is given
 # glibc gives freed memory back to the system, from threads' own arenas always, and faults it in again in every step;
 # both sides of a ratio keep it.
@@ -55,10 +56,13 @@ class Timing:
     def counted(self) -> list[float]:
         return self.cpu if self.facts.get("device", "cpu") == "cpu" else self.wall
 
+    def quartiles(self) -> list[float]:
+        """The three quartiles, of two rounds or more."""
+        return statistics.quantiles(self.counted(), n=4, method="inclusive")
+
     def steady(self) -> float:
         """The upper quartile, by which the best of several is chosen: one that varies is no good choice."""
-        counted = self.counted()
-        return max(counted) if len(counted) < 4 else statistics.quantiles(counted, n=4, method="inclusive")[2]
+        return max(self.counted()) if len(self.counted()) < 4 else self.quartiles()[2]
 
     def busy(self) -> float:
         """Wall over processor time, 1 where wall time counts anyway."""
@@ -66,10 +70,9 @@ class Timing:
 
     def spread(self) -> float:
         """The distance of the quartiles over the median."""
-        counted = self.counted()
-        if len(counted) < 2:
+        if len(self.counted()) < 2:
             return 0.0
-        low, _, high = statistics.quantiles(counted, n=4, method="inclusive")
+        low, _, high = self.quartiles()
         return (high - low) / self.seconds()
 
 
@@ -78,12 +81,17 @@ def ratio(slow: Timing, fast: Timing) -> float | None:
     return None if max(slow.busy(), fast.busy()) > BUSY else slow.seconds() / fast.seconds()
 
 
+def clocked(work: Callable[[], object]) -> tuple[float, float, object]:
+    """Processor and wall seconds of `work`, and what it gives."""
+    cpu, wall = time.process_time(), time.perf_counter()
+    value = work()
+    return time.process_time() - cpu, time.perf_counter() - wall, value
+
+
 def repeats(once: Callable[[], object], seconds: float = 0.5) -> int:
     """How often something short is to be done to take about `seconds`."""
     once()
-    start = time.perf_counter()
-    once()
-    return max(1, round(seconds / max(time.perf_counter() - start, 1e-9)))
+    return max(1, round(seconds / max(clocked(once)[1], 1e-9)))
 
 
 class Unavailable(Exception):

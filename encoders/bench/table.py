@@ -10,7 +10,8 @@ from pathlib import Path
 
 import jax
 
-from encoders.bench.parts import PARTS, Options, Row
+from encoders.bench.parts import PARTS, Options
+from encoders.bench.rounds import Row
 from encoders.experiment import Experiment, ExperimentError
 from encoders.files import write_json
 from encoders.report import grid

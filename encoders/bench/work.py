@@ -7,8 +7,9 @@ import json
 import os
 import resource
 import sys
-import time
 from collections.abc import Callable
+
+from encoders.bench.rounds import clocked
 
 
 def main() -> None:
@@ -37,11 +38,13 @@ def main() -> None:
 
 def timed(run: Callable, units: int) -> dict:
     """Processor and wall seconds of `units` units of work, and what the last one computed."""
-    cpu, wall = time.process_time(), time.perf_counter()
-    for _ in range(units):
-        value = run()
-    value = float(value)  # waits for the device
-    return {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall, "value": value}
+
+    def work() -> float:
+        for _ in range(units):
+            value = run()
+        return float(value)  # waits for the device
+
+    return dict(zip(("cpu", "wall", "value"), clocked(work), strict=True))
 
 
 def peak_bytes() -> int:

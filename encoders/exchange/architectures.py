@@ -156,6 +156,11 @@ class Architecture:
             values["positions"] -= values["position_offset"]
         return Model(**values)
 
+    def differing(self, model: Model, pad: int) -> list[str]:
+        """What this architecture computes otherwise than `model`, as name=value; raises `ValueError` as `read` does."""
+        theirs = self.read(self.write(model) | {"pad_token_id": pad}).computes()
+        return [f"{name}={value!r}" for name, value in model.computes().items() if theirs[name] != value]
+
     def written(self, found: frozenset[str]) -> tuple[frozenset[str], str]:
         """The largest class whose parts are all in `found`: its parts and its name."""
         return max((row for row in self.classes if row[0] <= found), key=lambda row: len(row[0]))

@@ -24,6 +24,8 @@ from encoders.training.profile import STEPS, Profile
 from encoders.training.run import Run, RunError, claim, result
 from encoders.training.start import Start, fresh
 
+Watch = Callable[[step.State, dict, Metrics], None]  # told of every step: the new state, its batch, its metrics
+
 
 def train(experiment: Experiment, folder: Path, say: Callable[[str], None] = print, profile: bool = False) -> dict:
     """Train to the end, from where the folder's newest checkpoint stands, and return the result.
@@ -47,7 +49,7 @@ def train(experiment: Experiment, folder: Path, say: Callable[[str], None] = pri
         state, notes = start.state(run, say) if start else fresh(run), {}
     out = log.Log(run.folder, at, experiment.steps, experiment.name)
     try:
-        watch = profiled(run, at, state, say) if profile else lambda measured: None
+        watch = profiled(run, at, say) if profile else lambda *_: None
         scores = advance(run, state, at, Tally.read(notes), checkpoints, out, watch)
     finally:
         checkpoints.close()
@@ -108,21 +110,6 @@ class Tally:
         return sums, {"seconds": round(seconds, 3), "tokens_per_second": round(speed, 1)}
 
 
-def batches(run: Run) -> Stream:
-    """The batches of a run's training split that this process holds."""
-    experiment = run.experiment
-    return Stream(
-        run.store.train,
-        run.facts,
-        experiment.phases,
-        experiment.seed,
-        experiment.objective.copies,
-        run.store.path / "tables",
-        jax.process_index(),
-        jax.process_count(),
-    )
-
-
 def placed(rows: Iterator[Rows], mesh) -> Iterator[dict[str, jax.Array]]:
     """The batches on the devices, each put there before the step that is ahead of it begins."""
     ahead = None
@@ -134,40 +121,42 @@ def placed(rows: Iterator[Rows], mesh) -> Iterator[dict[str, jax.Array]]:
         yield ahead
 
 
-def profiled(run: Run, at: int, state, say: Callable[[str], None]) -> Callable[[Metrics], None]:
+def profiled(run: Run, at: int, say: Callable[[str], None]) -> Watch:
     """What watches the first steps and says where their time went. Raises `RunError` where too few are left."""
     if run.experiment.steps - at < 2 + STEPS:
         raise RunError(f"a profile needs {2 + STEPS} steps, and {run.experiment.steps - at} are left")
-    batch = sharding.place(batches(run).batch(at), run.mesh)
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), (state, batch))
-    text = lambda: step.train_step.lower(*shapes, run.experiment.seed, **static(run)).compile().as_text()
-    return Profile(run.folder / "profile", text, say).watch
+    settings = static(run.experiment, run.module)
+    program = lambda state, batch: step.train_step.lower(state, batch, run.experiment.seed, **settings).compile()
+    return Profile(run.folder / "profile", lambda *given: program(*given).as_text(), say).watch
 
 
-def static(run: Run) -> dict:
-    """What a compiled step of the run depends on beside shapes."""
-    experiment = run.experiment
-    named = {"module": run.module, "optimizer": experiment.optimizer, "steps": experiment.steps}
+def static(experiment: Experiment, module) -> dict:
+    """What a compiled `train_step` depends on beside shapes."""
+    named = {"module": module, "optimizer": experiment.optimizer, "steps": experiment.steps}
     return named | {"accumulate": experiment.accumulate}
 
 
 def advance(
-    run: Run,
-    state,
-    at: int,
-    tally: Tally,
-    checkpoints: Checkpoints,
-    out: log.Log,
-    watch: Callable[[Metrics], None] = lambda measured: None,
+    run: Run, state, at: int, tally: Tally, checkpoints: Checkpoints, out: log.Log, watch: Watch
 ) -> dict[str, float]:
     """All steps from `at` on, `watch` told of each; held-out scores of the last one."""
     experiment, cadence, steps = run.experiment, run.experiment.cadence, run.experiment.steps
     if at == steps:  # interrupted between the last checkpoint and the result
         return run.evaluate(state.params)
-    stream = batches(run)
+    stream = Stream(
+        run.store.train,
+        run.facts,
+        experiment.phases,
+        experiment.seed,
+        experiment.objective.copies,
+        run.store.path / "tables",
+        jax.process_index(),
+        jax.process_count(),
+    )
+    settings = static(experiment, run.module)
     for index, batch in enumerate(placed(stream.batches(at, steps), run.mesh), start=at + 1):
-        state, measured = step.train_step(state, batch, experiment.seed, **static(run))
-        watch(measured)
+        state, measured = step.train_step(state, batch, experiment.seed, **settings)
+        watch(state, batch, measured)
         tally.watch(measured)
         due = lambda every, index=index: index % every == 0 or index == steps
         if due(cadence.log):

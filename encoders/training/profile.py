@@ -18,11 +18,11 @@ CONTROL = r"^(while|call|conditional|async|tuple)\b"  # their time is that of th
 class Profile:
     """Traces `STEPS` steps, after the second of this process, into `folder`, and says where their time went."""
 
-    def __init__(self, folder: Path, compiled: Callable[[], str], say: Callable[[str], None]):
-        self.folder, self.compiled, self.say, self.seen = folder, compiled, say, 0
+    def __init__(self, folder: Path, program: Callable[..., str], say: Callable[[str], None]):
+        self.folder, self.program, self.say, self.seen = folder, program, say, 0
 
-    def watch(self, measured) -> None:
-        """To be called with what every step hands back."""
+    def watch(self, state, batch, measured) -> None:
+        """To be called with what every step hands back; `program` gives the compiled step's text for such arguments."""
         self.seen += 1
         if self.seen in (2, 2 + STEPS):
             jax.block_until_ready(measured)
@@ -30,7 +30,8 @@ class Profile:
             jax.profiler.start_trace(self.folder)
         elif self.seen == 2 + STEPS:
             jax.profiler.stop_trace()
-            self.say(f"a trace of {STEPS} steps is in {self.folder}\n" + summary(self.folder, self.compiled(), STEPS))
+            text = self.program(state, batch)
+            self.say(f"a trace of {STEPS} steps is in {self.folder}\n" + summary(self.folder, text, STEPS))
 
 
 def summary(folder: Path, program: str, steps: int, most: int = 16) -> str:
