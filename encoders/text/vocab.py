@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -23,6 +23,7 @@ from encoders.text.published import (
     unigram,
     wordpiece,
 )
+from encoders.text.words import Words, bert_words, gpt2_words
 
 COVERAGE = 0.99995  # of a unigram vocabulary's training characters; ALBERT's spm_train flags
 LETTERS = 1000  # distinct characters of a WordPiece vocabulary, at most
@@ -97,12 +98,14 @@ class Tokenizer:
         self.facts = facts_of(inner, self.kind)
         self.joiner = " " if self.kind == "bpe" else ""
         self._inner = inner
-        self._literal = type(inner).from_str(inner.to_str())
-        self._literal.encode_special_tokens = True
+        literal = type(inner).from_str(inner.to_str())
+        literal.encode_special_tokens = True
+        whole = lambda texts: [row.ids for row in literal.encode_batch_fast(texts, add_special_tokens=False)]
+        self._words = Words(whole, known_words(inner))
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """The ids of each text; a special token's name in a text is text like any other, and none is added."""
-        return [row.ids for row in self._literal.encode_batch_fast(texts, add_special_tokens=False)]
+        return self._words.encode_batch(texts)
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text in which a special token's name, such as [MASK], stands for the token; none is added."""
@@ -132,6 +135,21 @@ class Tokenizer:
         """Writes tokenizer.json, as the file or into the folder `path`."""
         path = Path(path)
         self._inner.save(str(path / "tokenizer.json" if path.is_dir() else path))
+
+
+def known_words(inner) -> Callable[[str], list[str] | None]:
+    """How the rules of `inner` split a text into words, where they are known and nothing is added to them."""
+    if all(token.special for token in inner.get_added_tokens_decoder().values()):
+        rules = type(inner.normalizer).__name__, type(inner.pre_tokenizer).__name__
+        if rules == ("BertNormalizer", "BertPreTokenizer"):
+            return bert_words
+        if (
+            rules == ("NoneType", "ByteLevel")
+            and inner.pre_tokenizer.use_regex
+            and not inner.pre_tokenizer.add_prefix_space
+        ):
+            return gpt2_words
+    return lambda text: None
 
 
 def load(path, lowercase: bool = True, prefix: bool = False) -> Tokenizer:
