@@ -85,7 +85,7 @@ class Experiment(Network):
                 phase.length <= positions,
                 f"phases.length={phase.length} is longer than model.positions={positions}",
             )
-            provided = {phase.format.label} - {None}
+            provided = set(phase.format.labels)
             missing = ", ".join(sorted(self.objective.needs - provided))
             have = ", ".join(sorted(provided)) or "no label"
             kind = type(phase.format).__name__

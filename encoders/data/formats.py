@@ -1,8 +1,9 @@
 """TOKENS → EXAMPLES: how sentences become rows, as a table of token spans.
 
 A table has one row an example: start and end of segment A, start and end of segment B (empty where there is one
-segment only), label. Where several examples share a row it is `[rows, examples, 5]`, with zeros behind the last one.
-It is a pure function of (seed, pass, documents), built shard by shard. `released` follows the authors' code to the
+segment only), and a number that says which label it has. Where several examples share a row it is
+`[rows, examples, 5]`, with zeros behind the last one. It is a pure function of (seed, pass, documents), built shard by
+shard. `released` follows the authors' code to the
 letter; otherwise its known slips are put right, as each format says.
 """
 
@@ -24,13 +25,33 @@ A, A_END, B, B_END, LABEL = range(5)
 
 
 class Format(Protocol):
-    """`label` names the sentence-task field that the last column fills, if any; `random`: do passes differ."""
+    """`labels` names the batch fields it makes beyond the common ones; `random`: do passes differ; `between`: how many
+    separators stand between two segments."""
 
-    label: str | None
+    labels: tuple[str, ...]
     random: bool
+    between: int
 
     def table(self, split: Split, documents: range, length: int, seed: int, number: int) -> np.ndarray:
         """The examples of `documents` in rows of `length` tokens, in pass `number`: int64 `[rows, (examples,) 5]`."""
+
+    def fields(self, split: Split, spans: np.ndarray, start: np.ndarray) -> dict[str, np.ndarray]:
+        """The fields of `labels` for the rows of a table `spans`, `[rows, examples, 5]`, whose examples stand at
+        `start`, `[rows, examples]`."""
+
+
+class Running:
+    """What formats of running text have in common: one separator, and one label, the table's last column, or none."""
+
+    label: str | None
+    between: ClassVar[int] = 1
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return (self.label,) if self.label else ()
+
+    def fields(self, split: Split, spans: np.ndarray, start: np.ndarray) -> dict[str, np.ndarray]:
+        return {label: spans[..., LABEL].astype(np.int32) for label in self.labels}
 
 
 def generator(*key: int) -> Random:
@@ -48,10 +69,10 @@ def examples(table: np.ndarray) -> np.ndarray:
     return table if table.ndim == 3 else table[:, None]
 
 
-def row_sizes(table: np.ndarray) -> np.ndarray:
+def row_sizes(table: np.ndarray, between: int = 1) -> np.ndarray:
     """The tokens of each row, special ones included."""
     a, a_end, b, b_end, _ = np.moveaxis(examples(table), -1, 0)
-    return ((a_end - a + 2) * (a_end > a) + (b_end - b + 1) * (b_end > b)).sum(axis=1)
+    return ((a_end - a + 2) * (a_end > a) + (b_end - b + between) * (b_end > b)).sum(axis=1)
 
 
 def cut(start: int, end: int, drop: int, rng: Random) -> tuple[int, int]:
@@ -71,7 +92,7 @@ def fit(a: tuple[int, int], b: tuple[int, int], budget: int, rng: Random) -> tup
 
 
 @dataclass(frozen=True)
-class SegmentPairs:
+class SegmentPairs(Running):
     """`[CLS] A [SEP] B [SEP]` of BERT (`second="random"`: half of the Bs are random) and ALBERT ("swapped").
 
     Released code: a chunk of one sentence always gets a random B from another document with label 1, also for SOP; a
@@ -190,7 +211,7 @@ def exchange(table: np.ndarray, owners: np.ndarray, chosen: np.ndarray) -> None:
 
 
 @dataclass(frozen=True)
-class ElectraPairs:
+class ElectraPairs(Running):
     """ELECTRA's rows: consecutive sentences, nine in ten split into two segments near the middle, no sentence label.
 
     As `build_pretraining_dataset.py`: what lies beyond the row is thrown away, and one row in twenty is shorter. There
@@ -225,7 +246,7 @@ class ElectraPairs:
 
 
 @dataclass(frozen=True)
-class FullSentences:
+class FullSentences(Running):
     """RoBERTa's FULL-SENTENCES (§4.2): whole sentences up to the row's length, over documents, one extra separator
     between two; with `within` DOC-SENTENCES, rows that end with their document. A longer sentence is cut."""
 

@@ -28,8 +28,12 @@ class Packed:
             raise ValueError(f"most={self.most} must be at least 1")
 
     @property
-    def label(self) -> str | None:
-        return self.format.label
+    def labels(self) -> tuple[str, ...]:
+        return self.format.labels
+
+    @property
+    def between(self) -> int:
+        return self.format.between
 
     @property
     def random(self) -> bool:
@@ -37,10 +41,13 @@ class Packed:
 
     def table(self, split: Split, documents: range, length: int, seed: int, number: int) -> np.ndarray:
         examples = self.format.table(split, documents, length, seed, number)
-        row, slot = pack(row_sizes(examples), length, self.most)
+        row, slot = pack(row_sizes(examples, self.between), length, self.most)
         rows = np.zeros((row.max(initial=-1) + 1, self.most, LABEL + 1), np.int64)
         rows[row, slot] = examples
         return rows
+
+    def fields(self, split: Split, spans: np.ndarray, start: np.ndarray) -> dict[str, np.ndarray]:
+        return self.format.fields(split, spans, start)
 
 
 def pack(sizes: np.ndarray, length: int, most: int) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 
@@ -24,6 +24,23 @@ from encoders.text.vocab import Vocabulary
 
 VERSION = 1  # of the store's layout; a change makes old stores another key
 CHUNK = 4_000_000  # characters that are tokenised at a time
+
+
+class Source(Protocol):
+    """What a store is made of; a frozen dataclass. The store is kept in `folder`."""
+
+    vocabulary: Vocabulary
+    folder: str
+    labels: tuple[str, ...]  # what the rows are labelled with, if they are
+
+    def check(self) -> None:
+        """Raises a `ValueError` for what cannot be read, before any long work."""
+
+    def content(self) -> dict:
+        """What determines the store's content: file hashes or versions rather than paths."""
+
+    def write(self, name: str, path: Path, say: Callable[[str], None]) -> None:
+        """Fill the folder `path`, with `store.json`, which names it, last."""
 
 
 @dataclass(frozen=True)
@@ -42,21 +59,27 @@ class Data:
     heldout: float = 0.02
     folder: str = field(default="stores", metadata={"aside": True})
 
+    labels: ClassVar[tuple[str, ...]] = ()
+
     def __post_init__(self):
         if not self.corpus:
             raise ValueError("data.corpus is empty; it takes 'embedded', 'tfds:NAME', or text files")
         if not 0 < self.heldout < 1:
             raise ValueError(f"data.heldout={self.heldout} must be above 0 and below 1")
 
+    def check(self) -> None:
+        corpora.check(self.corpus, self.sentences, self.language)
 
-def content(data: Data) -> dict:
-    """What determines the store's content: file hashes or versions rather than paths."""
-    spec = asdict(data)
-    del spec["folder"]
-    spec["corpus"] = corpora.identity(data.corpus)
-    if data.vocabulary.path:
-        spec["vocabulary"]["path"] = digest(Path(data.vocabulary.path))
-    return spec | {"version": VERSION}
+    def content(self) -> dict:
+        spec = asdict(self)
+        del spec["folder"]
+        spec["corpus"] = corpora.identity(self.corpus)
+        if self.vocabulary.path:
+            spec["vocabulary"]["path"] = digest(Path(self.vocabulary.path))
+        return spec | {"version": VERSION}
+
+    def write(self, name: str, path: Path, say: Callable[[str], None]) -> None:
+        write(self, name, path, say)
 
 
 def digest(path: Path) -> str:
@@ -68,9 +91,9 @@ def digest(path: Path) -> str:
     return hashlib.sha256(b"".join(hashlib.sha256(f.read_bytes()).digest() for f in files)).hexdigest()
 
 
-def key(data: Data) -> str:
+def key(data: Source) -> str:
     """The content key of the store that `data` makes."""
-    return hashlib.sha256(json.dumps(content(data), sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(data.content(), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def is_held_out(document: int, share: float) -> bool:
@@ -78,15 +101,15 @@ def is_held_out(document: int, share: float) -> bool:
     return (document * 0x9E3779B97F4A7C15) % 2**64 < share * 2**64
 
 
-def prepared(data: Data, say: Callable[[str], None] = lambda line: None) -> Store:
+def prepared(data: Source, say: Callable[[str], None] = lambda line: None) -> Store:
     """The store of `data`, made now if it is not there. Raises `CorpusError` or `ValueError` before any long work."""
-    corpora.check(data.corpus, data.sentences, data.language)
+    data.check()
     name = key(data)
     path = Path(data.folder) / name
     if not path.exists():
         try:
             with appearing(path) as partial:
-                write(data, name, partial, say)
+                data.write(name, partial, say)
         except OSError as error:
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):  # another process has just finished the same store
                 raise
@@ -94,7 +117,7 @@ def prepared(data: Data, say: Callable[[str], None] = lambda line: None) -> Stor
 
 
 def write(data: Data, name: str, path: Path, say: Callable[[str], None]) -> None:
-    """Fill the folder `path`: vocabulary, then tokens, then `store.json` last."""
+    """A store of running text: vocabulary, then tokens, then `store.json`."""
     began = time.monotonic()
     texts = lambda: corpora.documents(data.corpus, data.sentences, data.language)
     spec = data.vocabulary
@@ -112,7 +135,7 @@ def write(data: Data, name: str, path: Path, say: Callable[[str], None]) -> None
             ids = iter(tokenizer.encode_batch(lines))
             for document in batch:
                 split = "heldout" if is_held_out(size, data.heldout) else "train"
-                counted = splits[split].add(list(islice(ids, len(document))))
+                counted = splits[split].add([row for row in islice(ids, len(document)) if row])
                 if split == "train" and counted is not None:
                     counts += np.bincount(counted, minlength=facts.size)
                 size += 1
@@ -130,7 +153,7 @@ def write(data: Data, name: str, path: Path, say: Callable[[str], None]) -> None
     ordinary[list(facts.special)] = 0
     meta = {
         "key": name,
-        "content": content(data),
+        "content": data.content(),
         "dtype": np.dtype(dtype).name,
         "facts": replace(facts, common=int(ordinary.argmax())).to_json(),
         "splits": {split: writer.summary() for split, writer in splits.items()},
@@ -167,9 +190,8 @@ class Writer:
             np.zeros(1, np.int64).tofile(self.files[name])
 
     def add(self, sentences: list[list[int]]) -> np.ndarray | None:
-        """Write one document and return its tokens; a document without any is left out."""
-        sentences = [ids for ids in sentences if ids]
-        if not sentences:
+        """Write one document and return its tokens; one without any is left out."""
+        if not any(sentences):
             return None
         sizes = np.array([len(ids) for ids in sentences])
         sizes[-1] += 1

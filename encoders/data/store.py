@@ -3,7 +3,8 @@
     store/
       store.json                   what made it (its key), vocabulary facts, counts
       tokenizer.json
-      train/ heldout/              tokens.bin (uint16 or uint32), sentences.bin, documents.bin (int64 offsets)
+      train/ heldout/ ...          tokens.bin (uint16 or uint32), sentences.bin, documents.bin (int64 offsets); for
+                                   labelled rows a document is a row, NAME.npy its labels, notes.jsonl what scores need
       tables/                      example tables, built when first needed
 
 Each document ends with one separator token, so that a span over several documents holds one between any two.
@@ -12,7 +13,8 @@ Each document ends with one separator token, so that a span over several documen
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -28,18 +30,29 @@ class Split:
     """Documents of one side of the held-out split.
 
     Sentence i is `tokens[sentences[i] : sentences[i + 1]]`; document j has the sentences from `documents[j]` to
-    `documents[j + 1]`, and the last of them ends with the separator.
+    `documents[j + 1]`, and the last of them ends with the separator. `columns` are labels by name: a number or several
+    for each document, or one for each token.
     """
 
     name: str
     tokens: np.ndarray
     sentences: np.ndarray
     documents: np.ndarray
+    columns: Mapping[str, np.ndarray] = field(default_factory=dict)
+    folder: Path | None = None
 
     @classmethod
     def open(cls, folder: Path, dtype: np.dtype) -> Split:
         read = lambda name, kind: np.memmap(folder / name, kind, mode="r")
-        return cls(folder.name, read("tokens.bin", dtype), *(read(f"{n}.bin", np.int64) for n in OFFSETS))
+        columns = {path.stem: np.load(path) for path in sorted(folder.glob("*.npy"))}
+        offsets = (read(f"{name}.bin", np.int64) for name in OFFSETS)
+        return cls(folder.name, read("tokens.bin", dtype), *offsets, columns, folder)
+
+    @cached_property
+    def notes(self) -> list[dict]:
+        """What was kept of each labelled row, such as its name and its text."""
+        lines = (self.folder / "notes.jsonl").read_text(encoding="utf-8").split("\n")
+        return [json.loads(line) for line in lines if line]
 
     @property
     def size(self) -> int:
@@ -92,10 +105,21 @@ class Store:
 
         return load(self.path / "tokenizer.json")
 
-    @cached_property
-    def train(self) -> Split:
-        return Split.open(self.path / "train", np.dtype(self.meta["dtype"]))
+    def split(self, name: str) -> Split:
+        """Raises `ValueError` for a split that the store has not."""
+        if name not in self.meta["splits"]:
+            raise ValueError(f"{self.path} has no split {name!r}; it has {', '.join(self.meta['splits'])}")
+        return Split.open(self.path / name, np.dtype(self.meta["dtype"]))
 
     @cached_property
+    def train(self) -> Split:
+        return self.split("train")
+
+    @cached_property
+    def heldouts(self) -> list[Split]:
+        """What is evaluated: of running text one split, of labelled rows every development set."""
+        return [self.split(name) for name in self.meta["splits"] if name.startswith(("heldout", "dev"))]
+
+    @property
     def heldout(self) -> Split:
-        return Split.open(self.path / "heldout", np.dtype(self.meta["dtype"]))
+        return self.heldouts[0]

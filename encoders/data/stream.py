@@ -5,7 +5,7 @@ examples each, which is 1 unless the format packs several:
 
     tokens, example, segments, positions   int32 [b l]   example: 0 on padding, n on the n-th example of the row
     start, id, epoch, valid                int32 [b s]   where [CLS] stands, the example's name, its pass, is it real
-    next_sentence or sentence_order        int32 [b s]   the label of the format, where it has one
+    next_sentence, label, ...              [b s ...]     the labels of the format, where it has some
 """
 
 from __future__ import annotations
@@ -20,26 +20,32 @@ from pathlib import Path
 
 import numpy as np
 
-from encoders.data.formats import A_END, B_END, LABEL, VERSION, A, B, Format, examples, row_sizes
+from encoders.data.formats import A_END, B_END, VERSION, A, B, Format, examples, row_sizes
 from encoders.data.store import Split
 from encoders.text.vocab import Facts
 
 Rows = dict[str, np.ndarray]
 BLOCK = 1 << 14  # rows that are shuffled at a time
+CHUNK = 64  # batches among whose rows those of like length are found
 CUTS = 8  # lengths that held-out batches may have, each of which is compiled
 
 
 @dataclass(frozen=True)
 class Phase:
-    """Training up to step `until` with `batch` rows of `length` tokens. BERT's 128-then-512 is two of them."""
+    """Training up to step `until` with `batch` rows of `length` tokens. BERT's 128-then-512 is two of them.
+
+    With `cuts` above 1 a batch holds rows of like length, found among those of `CHUNK` batches, and is only as long as
+    the least of that many equal parts of `length` that holds them. Every length is compiled.
+    """
 
     until: int
     length: int
     batch: int
     format: Format
+    cuts: int = 1
 
     def __post_init__(self):
-        for name, least in (("until", 1), ("length", 8), ("batch", 1)):
+        for name, least in (("until", 1), ("length", 8), ("batch", 1), ("cuts", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"phases.{name}={getattr(self, name)} must be at least {least}")
 
@@ -127,31 +133,33 @@ def counting(count: int, dtype: type) -> np.ndarray:
     return np.arange(count, dtype=dtype)
 
 
-def assemble(split: Split, table: np.ndarray, length: int, facts: Facts, label: str | None) -> Rows:
+def assemble(split: Split, table: np.ndarray, length: int, facts: Facts, form: Format) -> Rows:
     """Rows of a table as batch fields; only `id` and `epoch` are left to the caller.
 
     A row is runs of tokens: `[CLS] A [SEP]` and `B [SEP]` of each example, then padding. What is one number for a whole
-    run is repeated over its tokens.
+    run is repeated over its tokens. Where two separators stand between A and B (RoBERTa), the second begins B's run.
     """
-    spans = examples(table)
-    a, a_end, b, b_end, labels = (spans[..., column] for column in (A, A_END, B, B_END, LABEL))
+    spans, more = examples(table), form.between - 1
+    a, a_end, b, b_end = (spans[..., column] for column in (A, A_END, B, B_END))
     size_a, size_b, slots = a_end - a, b_end - b, spans.shape[1]
     valid, pair = size_a > 0, size_b > 0
     runs = np.zeros((len(spans), 2 * slots + 1), np.int64)
     first, last, padding = np.s_[:, :-1:2], np.s_[:, 1::2], np.s_[:, -1]
-    runs[first], runs[last] = (size_a + 2) * valid, (size_b + 1) * pair
+    runs[first], runs[last] = (size_a + 2) * valid, (size_b + 1 + more) * pair
     runs[padding] = length - runs.sum(axis=1)
     cells = runs.cumsum().reshape(runs.shape) - runs  # where each run starts, counted over all rows
     over = lambda values, dtype: np.repeat(values.astype(dtype).ravel(), runs.ravel())
 
     source = np.zeros_like(runs)
-    source[first], source[last] = a - 1, b
+    source[first], source[last] = a - 1, b - more
     where = over(source - cells, np.int64)
     where += counting(len(where), np.int64)
     tokens = np.asarray(split.tokens).take(where, mode="clip").astype(np.int32)  # special tokens and padding follow
     tokens[cells[first][valid]] = facts.cls
     tokens[(cells[first] + size_a + 1)[valid]] = facts.sep
-    tokens[(cells[last] + size_b)[pair]] = facts.sep
+    tokens[(cells[last] + size_b + more)[pair]] = facts.sep
+    if more:
+        tokens[cells[last][pair]] = facts.sep
 
     numbers, segments, starts = np.zeros((3, *runs.shape), np.int32)
     numbers[first] = numbers[last] = np.arange(1, slots + 1)
@@ -165,7 +173,7 @@ def assemble(split: Split, table: np.ndarray, length: int, facts: Facts, label: 
     start = (cells[first] - length * np.arange(len(spans))[:, None]) * valid
     rows = {name: values.reshape(len(spans), length) for name, values in flat.items()}
     rows |= {"start": start.astype(np.int32), "valid": valid.astype(np.int32)}
-    return rows | ({label: labels.astype(np.int32)} if label else {})
+    return rows | form.fields(split, spans, rows["start"])
 
 
 def named(rows: Rows, ids: np.ndarray, epochs: np.ndarray) -> Rows:
@@ -196,6 +204,7 @@ class Stream:
                 raise ValueError(f"phases.batch={phase.batch} is not a multiple of the {processes} processes")
         self.tables = Tables(folder, split, seed, copies)
         np.empty(1 << 24, np.uint8)  # freed at once: glibc then keeps the memory of batches rather than give it back
+        self.chunk: tuple = (None,)  # rows of like length: the step they are from, and what `alike` makes of them
         self.edges: dict[tuple, list[int]] = {}  # example counts of the epochs so far, summed, by format and length
 
     def phase(self, step: int) -> Phase:
@@ -220,12 +229,9 @@ class Stream:
         epoch = np.searchsorted(edges, index, side="right") - 1
         return epoch, index - np.asarray(edges)[epoch]
 
-    def batch(self, step: int) -> Rows:
-        """The rows of `step` that this process holds."""
-        phase = self.phase(step)
-        share = phase.batch // self.processes
-        first = self.consumed(step) + self.process * share
-        epochs, rows = self.locate(phase, np.arange(first, first + share))
+    def drawn(self, phase: Phase, first: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """`count` rows of the tables from the `first` on in the order of training, their places and their epochs."""
+        epochs, rows = self.locate(phase, np.arange(first, first + count))
         parts = []
         for epoch in range(epochs[0], epochs[-1] + 1):
             table = self.tables.get(phase.format, phase.length, epoch)
@@ -233,8 +239,39 @@ class Stream:
             parts.append((table[ids], ids, np.full(len(ids), epoch)))
         if phase.format.random:
             self.tables.ask(phase.format, phase.length, int(epochs[-1]) + 1)
-        table, ids, epochs = map(np.concatenate, zip(*parts, strict=True))
-        return named(assemble(self.split, table, phase.length, self.facts, phase.format.label), ids, epochs)
+        return tuple(map(np.concatenate, zip(*parts, strict=True)))
+
+    def alike(self, step: int) -> tuple[list[np.ndarray], int]:
+        """What `drawn` gives for a batch of rows of like length, and that length.
+
+        The rows of `CHUNK` steps are sorted by size, cut into batches, and the batches shuffled.
+        """
+        phase = self.phase(step)
+        begun = max((other.until for other in self.phases if other.until <= step), default=0)
+        at, place = divmod(step - begun, CHUNK)
+        start = begun + at * CHUNK
+        if self.chunk[0] != start:
+            count = min(CHUNK, phase.until - start)
+            rows = self.drawn(phase, self.consumed(start), count * phase.batch)
+            sizes = row_sizes(rows[0], phase.format.between)
+            batches = np.argsort(sizes, kind="stable").reshape(count, -1)
+            self.chunk = start, rows, sizes, batches[permuted(np.arange(count), count, (self.seed, start))]
+        _, rows, sizes, batches = self.chunk
+        mine = batches[place]
+        return [column[mine] for column in rows], cut(int(sizes[mine].max()), phase.length, phase.cuts)
+
+    def batch(self, step: int) -> Rows:
+        """The rows of `step` that this process holds."""
+        phase = self.phase(step)
+        share = phase.batch // self.processes
+        first = self.process * share
+        if phase.cuts == 1:
+            found, length = self.drawn(phase, self.consumed(step) + first, share), phase.length
+        else:
+            whole, length = self.alike(step)
+            found = [column[first : first + share] for column in whole]
+        table, ids, epochs = found
+        return named(assemble(self.split, table, length, self.facts, phase.format), ids, epochs)
 
     def batches(self, start: int, stop: int) -> Iterator[Rows]:
         """The batches of steps `start` to `stop`, each made by a thread while the one before is used."""
@@ -246,22 +283,31 @@ class Stream:
                 yield ahead.pop(0).result()
 
 
+def cut(size: int, length: int, cuts: int) -> int:
+    """The least of `cuts` equal parts of `length` that holds `size` tokens."""
+    return -(-length * -(-size * cuts // length) // cuts)
+
+
 def heldout_batches(split: Split, facts: Facts, phase: Phase, batch: int, limit: int, folder: Path) -> Iterator[Rows]:
-    """Up to `limit` batches of the held-out split, the same for every run: seed, pass and order are fixed.
+    """Up to `limit` batches of a held-out split, the same for every run: seed, pass and order are fixed.
 
     The longest rows come first, and a batch is as long as the least part of `phase.length` in `CUTS` equal ones that
     holds its rows. The last batch is filled up with rows that are all padding and count nowhere.
     """
-    tables = Tables(folder, split, 0, 1)
-    table = tables.get(phase.format, phase.length, 0)
+    table = heldout_table(split, phase, folder)
     ids = permuted(np.arange(len(table)), len(table), 0)[: batch * limit]
-    sizes = row_sizes(table[ids])
+    sizes = row_sizes(table[ids], phase.format.between)
     order = np.argsort(-sizes, kind="stable")
     for start in range(0, len(ids), batch):
         some = order[start : start + batch]
-        cut = -(-sizes[some[0]] * CUTS // phase.length)
-        length = int(-(-phase.length * cut // CUTS))
-        rows = assemble(split, table[ids[some]], length, facts, phase.format.label)
+        length = cut(int(sizes[some[0]]), phase.length, CUTS)
+        rows = assemble(split, table[ids[some]], length, facts, phase.format)
         rows = named(rows, ids[some], np.zeros(len(some)))
         missing = batch - len(some)
-        yield {name: np.pad(x, ((0, missing), (0, 0))) for name, x in rows.items()} if missing else rows
+        padding = lambda x, missing=missing: np.pad(x, ((0, missing), *((0, 0),) * (x.ndim - 1)))
+        yield {name: padding(x) for name, x in rows.items()} if missing else rows
+
+
+def heldout_table(split: Split, phase: Phase, folder: Path) -> np.ndarray:
+    """The example table whose rows the `id`s of held-out batches name."""
+    return Tables(folder, split, 0, 1).get(phase.format, phase.length, 0)

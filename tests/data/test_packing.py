@@ -250,7 +250,7 @@ def test_a_packing_that_cannot_be_is_refused(wrong, message):
 
 def test_what_a_format_says_of_itself_its_packing_says():
     for form in (NEXT, ORDER, FullSentences(), ElectraPairs()):
-        assert (Packed(form).label, Packed(form).random) == (form.label, form.random)
+        assert (Packed(form).labels, Packed(form).random) == (form.labels, form.random)
 
 
 def test_a_packed_phase_is_saved_read_back_and_set():

@@ -73,7 +73,7 @@ def counts(made, phase, epochs):
 def test_a_row_by_hand():
     split = split_of([[[11, 12], [13], [14, 15, 16]], [[21, 22]]])  # tokens 11 12 13 14 15 16 SEP 21 22 SEP
     table = np.array([[0, 2, 2, 5, 1], [7, 8, 2, 3, 0], [4, 9, 0, 0, 0]])
-    rows = assemble(split, table, 8, FACTS, "next_sentence")
+    rows = assemble(split, table, 8, FACTS, SegmentPairs("random"))
     assert rows["tokens"].tolist() == [
         [CLS, 11, 12, SEP, 13, 14, 15, SEP],
         [CLS, 21, SEP, 13, SEP, PAD, PAD, PAD],
@@ -90,7 +90,7 @@ def test_a_row_by_hand():
 def test_a_row_of_two_examples_by_hand():
     split = split_of([[[11, 12], [13], [14, 15, 16]], [[21, 22]]])  # tokens 11 12 13 14 15 16 SEP 21 22 SEP
     table = np.array([[[7, 9, 2, 3, 1], [4, 6, 0, 0, 0], [0] * 5], [[0, 6, 0, 0, 1], [0] * 5, [0] * 5]])
-    rows = assemble(split, table, 12, FACTS, "next_sentence")
+    rows = assemble(split, table, 12, FACTS, SegmentPairs("random"))
     assert rows["tokens"].tolist() == [
         [CLS, 21, 22, SEP, 13, SEP, CLS, 15, 16, SEP, PAD, PAD],
         [CLS, 11, 12, 13, 14, 15, 16, SEP, PAD, PAD, PAD, PAD],
@@ -103,7 +103,7 @@ def test_a_row_of_two_examples_by_hand():
 
 
 def test_a_format_without_a_label_makes_no_label():
-    rows = assemble(PROSE, FULL.table(PROSE, range(3), 16, 0, 0), 16, FACTS, None)
+    rows = assemble(PROSE, FULL.table(PROSE, range(3), 16, 0, 0), 16, FACTS, FULL)
     assert set(rows) == {"tokens", "example", "segments", "positions", "start", "valid"}
 
 
@@ -118,7 +118,7 @@ def test_a_batch_has_the_fields_that_models_and_objectives_read(opened):
 
 def test_a_large_vocabulary_keeps_its_ids():
     split = replace(PROSE, tokens=np.full(len(PROSE.tokens), 70_000, np.uint32))
-    assert assemble(split, np.array([[0, 2, 0, 0, 0]]), 8, FACTS, None)["tokens"][0, 1] == 70_000
+    assert assemble(split, np.array([[0, 2, 0, 0, 0]]), 8, FACTS, FULL)["tokens"][0, 1] == 70_000
 
 
 # A pure function of (seed, step)
@@ -185,7 +185,7 @@ def test_a_batch_over_two_epochs_names_both(opened):
     for epoch in (0, 1):
         which = batch["epoch"][:, 0] == epoch
         table = made.tables.get(PAIRS, 16, epoch)[batch["id"][which, 0]]
-        rows = assemble(PROSE, table, 16, FACTS, "sentence_order")
+        rows = assemble(PROSE, table, 16, FACTS, PAIRS)
         assert all(np.array_equal(rows[name], batch[name][which]) for name in rows)
 
 
@@ -403,7 +403,7 @@ def test_held_out_batches_hold_every_example_once_and_end_with_rows_that_count_n
     assert not last["example"][3:].any() and all(len(rows) == batch for rows in last.values())
     ids = np.concatenate([first["id"][:, 0], last["id"][:3, 0]])
     assert sorted(ids.tolist()) == list(range(len(table))) and ids.tolist() != sorted(ids.tolist())
-    expected = assemble(heldout, table[ids[:batch]], 16, FACTS, "sentence_order")
+    expected = assemble(heldout, table[ids[:batch]], 16, FACTS, PAIRS)
     assert all(np.array_equal(first[name], expected[name]) for name in expected)
 
 
@@ -419,7 +419,7 @@ def test_held_out_batches_are_as_long_as_the_eighth_that_holds_their_rows(tmp_pa
     assert len(set(lengths)) > 4 and 1 - longest.sum() / (5 * sum(lengths)) < 0.12 < 0.3 < 1 - longest.mean() / 44
     table = Tables(tmp_path, heldout, 0, 1).get(PAIRS, 44, 0)
     for batch, length in zip(batches, lengths, strict=True):
-        whole, real = assemble(heldout, table[batch["id"][:, 0]], 44, FACTS, None), batch["valid"][:, 0] == 1
+        whole, real = assemble(heldout, table[batch["id"][:, 0]], 44, FACTS, FULL), batch["valid"][:, 0] == 1
         assert all(np.array_equal(whole[name][real, :length], batch[name][real]) for name in ("tokens", "segments"))
 
 

@@ -11,8 +11,9 @@ from encoders.text.vocab import Vocabulary, train
 from tests.texts import made_up
 
 PIECES = (
-    "the", "Tan", "tan's", "don't", "'ll", "12", "3a", " ", "  ", "   ", ".", "...", "?!", "'", "''", "[MASK]", "<mask>",
-    "é", "é", "naïve", "日本", "🙂", "\t", "\n", "\x00", "\x1c", "\x7f", "\u00a0", "\u2028", "ΑΣ", "İ", "x" * 70,
+    "the", "Tan", "tan's", "don't", "'ll", "12", "3a", " ", "  ", "   ", ".", "...", "?!", "'", "''",
+    "[MASK]", "<mask>", "é", "é", "naïve", "日本", "🙂", "\t", "\n", "\x00", "\x1c", "\x7f", "\u00a0", "\u2028",
+    "ΑΣ", "İ", "x" * 70,
 )  # fmt: skip
 TEXTS = st.lists(st.sampled_from(PIECES) | st.text(max_size=4), max_size=12).map("".join)
 
