@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from encoders.data.labelled import Labelled
 from encoders.data.packing import Packed
 from encoders.data.prepare import Data
 from encoders.data.stream import Phase
@@ -55,13 +56,14 @@ class Experiment(Network):
     `ExperimentError` for parts that do not fit together.
     """
 
-    data: Data
+    data: Data | Labelled
     optimizer: AdamW | Lamb
     phases: tuple[Phase, ...]
     seed: int = 0
     accumulate: int = 1  # micro-steps a batch is split into
     start: str | None = aside(None)
     cadence: Cadence = aside(Cadence())
+    stop_after: int | None = None  # evaluations in a row without a better score that end the run
 
     def __post_init__(self):
         super().__post_init__()
@@ -70,6 +72,9 @@ class Experiment(Network):
         require(self.phases, "phases is empty; a run needs at least one")
         require(0 <= self.seed < 2**31, f"seed={self.seed} must be from 0 to 2147483647")
         require(self.accumulate >= 1, f"accumulate={self.accumulate} must be at least 1")
+        require(
+            self.stop_after is None or self.stop_after >= 1, f"stop_after={self.stop_after} must be at least 1, or None"
+        )
         untils = [phase.until for phase in self.phases]
         require(untils == sorted(set(untils)), f"phases.until={untils} must rise from phase to phase")
         spec = self.data.vocabulary
@@ -79,10 +84,14 @@ class Experiment(Network):
         )
         warmup = self.optimizer.warmup
         require(warmup <= self.steps, f"optimizer.warmup={warmup} is more than the {self.steps} steps of phases.until")
+        decay, shared = self.optimizer.layer_decay, self.model.share
+        require(
+            decay == 1 or not shared, f"optimizer.layer_decay={decay} is for layers that share nothing, not {shared}"
+        )
         for phase in self.phases:
             positions = self.model.positions
             require(
-                phase.length <= positions,
+                phase.format.longest(phase.length) <= positions,
                 f"phases.length={phase.length} is longer than model.positions={positions}",
             )
             provided = set(phase.format.labels)
@@ -92,6 +101,11 @@ class Experiment(Network):
             require(
                 not isinstance(phase.format, Packed) or self.model.attention != "cudnn",
                 "model.attention=cudnn is for rows of one example, and the format is Packed; take cudnn_packed",
+            )
+            labels = self.objective.answers
+            require(
+                labels == self.data.labels or not labels,
+                f"objective.labels={labels}, and the rows' are {self.data.labels}",
             )
             require(not missing, f"the objective needs {missing}, and the format {kind} provides {have}")
             require(

@@ -32,6 +32,9 @@ class Format(Protocol):
     random: bool
     between: int
 
+    def longest(self, length: int) -> int:
+        """The most tokens that an example in a row of `length` may have."""
+
     def table(self, split: Split, documents: range, length: int, seed: int, number: int) -> np.ndarray:
         """The examples of `documents` in rows of `length` tokens, in pass `number`: int64 `[rows, (examples,) 5]`."""
 
@@ -49,6 +52,9 @@ class Running:
     @property
     def labels(self) -> tuple[str, ...]:
         return (self.label,) if self.label else ()
+
+    def longest(self, length: int) -> int:
+        return length
 
     def fields(self, split: Split, spans: np.ndarray, start: np.ndarray) -> dict[str, np.ndarray]:
         return {label: spans[..., LABEL].astype(np.int32) for label in self.labels}

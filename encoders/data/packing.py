@@ -39,6 +39,9 @@ class Packed:
     def random(self) -> bool:
         return self.format.random
 
+    def longest(self, length: int) -> int:
+        return self.format.longest(length)
+
     def table(self, split: Split, documents: range, length: int, seed: int, number: int) -> np.ndarray:
         examples = self.format.table(split, documents, length, seed, number)
         row, slot = pack(row_sizes(examples, self.between), length, self.most)

@@ -7,21 +7,25 @@ from typing import ClassVar, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
+from encoders.data.formats import LABEL
+from encoders.data.store import Split
+from encoders.downstream.scores import CLASSES, NUMBERS
 from encoders.metrics import Mean
 from encoders.model.config import Model
 from encoders.model.encoder import Encoder
 from encoders.model.heads import ClassHead, Pooler, gather
 from encoders.objectives.masking import Batch
 from encoders.objectives.mlm import losses
-from encoders.objectives.objective import Metrics, Unchanged
+from encoders.objectives.objective import Metrics, Task, TaskModule
 from encoders.text.vocab import Facts
 
 
 @dataclass(frozen=True)
-class Classification(Unchanged):
-    """One of `labels` for each example, or a number where there is one label only.
+class Classification(Task):
+    """One of `labels` for each example, or a number where there is one label only, judged by `scores`.
 
     `head`: a linear layer on the pooled [CLS] (BERT, ALBERT), on [CLS] itself ("linear", Google's ELECTRA), or after a
     dense layer of its own and tanh (RoBERTa) or gelu (Hugging Face's ELECTRA).
@@ -30,6 +34,7 @@ class Classification(Unchanged):
     labels: tuple[str, ...]
     head: Literal["pooled", "linear", "tanh", "gelu"] = "pooled"
     dropout: float = 0.1
+    judged_by: tuple[str, ...] = ()  # of accuracy, f1, matthews; of numbers pearson, spearman; the first is the goal
 
     needs: ClassVar[frozenset[str]] = frozenset({"label"})
     weights: ClassVar[dict[str, float]] = {"label_loss": 1.0}
@@ -39,6 +44,26 @@ class Classification(Unchanged):
             raise ValueError(f"objective.labels={self.labels} must be one or more names, each once")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"objective.dropout={self.dropout} must be at least 0 and below 1")
+        if unknown := set(self.judged_by) - set(self.known):
+            raise ValueError(f"objective.judged_by={sorted(unknown)} is none of {', '.join(self.known)}")
+
+    @property
+    def known(self) -> dict:
+        """The scores that there are."""
+        return CLASSES if len(self.labels) > 1 else NUMBERS
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        return self.labels if len(self.labels) > 1 else ()
+
+    @property
+    def goal(self) -> str:
+        return next(iter(self.judged_by or self.known))
+
+    def score(self, said: dict[str, np.ndarray], rows: np.ndarray, split: Split) -> dict[str, float]:
+        numbers, labels = said["logits"][:, 0], split.columns["label"][rows[:, 0, LABEL]]
+        numbers = numbers.argmax(-1) if len(self.labels) > 1 else numbers[:, 0]
+        return {name: self.known[name](numbers, labels) for name in self.judged_by or self.known}
 
     def module(self, model: Model, facts: Facts) -> nn.Module:
         return ClassificationModule(model, self, facts)
@@ -47,7 +72,7 @@ class Classification(Unchanged):
         return {"label_loss": batch["valid"].sum()}
 
 
-class ClassificationModule(nn.Module):
+class ClassificationModule(TaskModule):
     """An encoder, a pooler where the head reads it, and the head."""
 
     model: Model
@@ -62,8 +87,8 @@ class ClassificationModule(nn.Module):
         activation = objective.head if objective.head in ("tanh", "gelu") else "none"
         self.classes = ClassHead(self.model, len(objective.labels), objective.dropout, activation)
 
-    def __call__(self, batch: Batch, train: bool = False) -> Metrics:
-        logits, labels = self.logits(batch, train), batch["label"]
+    def metrics(self, logits: Float[Array, "b s c"], batch: Batch) -> Metrics:
+        labels = batch["label"]
         valid = batch["valid"].astype(jnp.float32)
         count = valid.sum()
         if len(self.objective.labels) == 1:
@@ -78,3 +103,6 @@ class ClassificationModule(nn.Module):
         hidden = self.encoder(batch["tokens"], batch["example"], batch["segments"], batch["positions"], train=train)
         first = gather(hidden, batch["start"])
         return self.classes(self.pooler(first) if self.objective.head == "pooled" else first, train)
+
+    def said(self, logits: Float[Array, "b s c"], batch: Batch) -> dict[str, Array]:
+        return {"logits": logits}

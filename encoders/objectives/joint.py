@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import flax.linen as nn
 from jaxtyping import Array, Float
@@ -15,19 +14,17 @@ from encoders.model.heads import ClassHead, MaskedTokenHead, Pooler, gather
 from encoders.objectives.masking import Batch, Masking, corrupt
 from encoders.objectives.mlm import masked_token_metrics
 from encoders.objectives.nsp import NextSentence, pair_metrics
-from encoders.objectives.objective import Metrics, means
+from encoders.objectives.objective import Metrics, Objectives, means
 from encoders.objectives.sop import SentenceOrder
 from encoders.text.vocab import Facts
 
 
 @dataclass(frozen=True)
-class Joint:
+class Joint(Objectives):
     """The sum of the masked-token loss and, unless `sentences` is None, of a sentence-pair loss."""
 
     tokens: Masking = Masking()
     sentences: NextSentence | SentenceOrder | None = None
-
-    body: ClassVar[str] = "encoder"
 
     @property
     def needs(self) -> frozenset[str]:

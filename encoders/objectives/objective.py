@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import ClassVar, Protocol
 
 import flax.linen as nn
+import numpy as np
 from jaxtyping import Array
 
+from encoders.data.store import Split
 from encoders.metrics import Mean, accuracy_error, value
 from encoders.model.config import Model
 from encoders.objectives.masking import Batch
@@ -18,10 +20,14 @@ Metrics = dict[str, Mean]
 class Objective(Protocol):
     """A frozen dataclass. `needs` are the batch fields that a format must provide beyond the common ones;
     `weights` the loss terms, by the name of their metric; `copies` how many passes over the data differ (None: all);
-    `body` the part of the parameters that is the encoder which other objectives begin with.
+    `body` the part of the parameters that is the encoder which other objectives begin with; `answers` what its heads
+    stand for, the classes of a classifier, if that is not always the same; `goal` the score by which a checkpoint is
+    the best, which is the lowest for "loss" and else the highest.
     """
 
     body: str
+    answers: tuple[str, ...]
+    goal: str
     needs: frozenset[str]
     weights: dict[str, float]
     copies: int | None
@@ -39,10 +45,21 @@ class Objective(Protocol):
         """Final scores from summed metrics, baselines and standard errors (`*_error`) included."""
 
 
-class Unchanged:
-    """What objectives have in common that show their networks each example as it is."""
+class Objectives:
+    """What most objectives have in common."""
 
     body: ClassVar[str] = "encoder"
+    answers: ClassVar[tuple[str, ...]] = ()
+    goal: ClassVar[str] = "loss"
+
+    def cost(self, scores: dict[str, float]) -> float:
+        """What is lowest at the best checkpoint."""
+        return scores["loss"] if self.goal == "loss" else -scores[self.goal]
+
+
+class Unchanged(Objectives):
+    """What objectives have in common that show their networks each example as it is."""
+
     copies: ClassVar[int | None] = 1
 
     def corrupt(self, batch: Batch, facts: Facts, seed) -> Batch:
@@ -53,6 +70,32 @@ class Unchanged:
 
     def scores(self, sums: Metrics) -> dict[str, float]:
         return means(sums)
+
+
+class Task(Unchanged):
+    """What objectives on labelled rows have in common: `score` of what their networks said of every row."""
+
+    def score(self, said: dict[str, np.ndarray], rows: np.ndarray, split: Split) -> dict[str, float]:
+        """Scores of `said`, by name `[rows, examples, ...]`, on the rows of an example table, `[rows, examples, 5]`."""
+        raise NotImplementedError
+
+
+class TaskModule(nn.Module):
+    """Networks for labelled rows: loss and scores when trained, what they say when evaluated or used.
+
+    A subclass has `logits(batch, train)`, `metrics(logits, batch)` and `said(logits, batch)`.
+    """
+
+    def __call__(self, batch: Batch, train: bool = False) -> Metrics:
+        return self.metrics(self.logits(batch, train), batch)
+
+    def outputs(self, batch: Batch) -> dict[str, Array]:
+        """What is said of each example, `[b s ...]`; labels are not needed."""
+        return self.said(self.logits(batch), batch)
+
+    def evaluate(self, batch: Batch) -> tuple[Metrics, dict[str, Array]]:
+        logits = self.logits(batch)
+        return self.metrics(logits, batch), self.said(logits, batch)
 
 
 def means(sums: Metrics) -> dict[str, float]:

@@ -28,7 +28,7 @@ from encoders.objectives.masking import (
     uniform,
 )
 from encoders.objectives.mlm import masked_token_metrics
-from encoders.objectives.objective import Metrics, means
+from encoders.objectives.objective import Metrics, Objectives, means
 from encoders.text.vocab import Facts
 
 BINS = 1024  # of the discriminator's probability, for the ROC curve
@@ -39,7 +39,7 @@ MASKING = Masking(split=(0.85, 0.0, 0.15), copies=None)
 
 
 @dataclass(frozen=True)
-class ReplacedTokens:
+class ReplacedTokens(Objectives):
     """λ times the discriminator's loss over all tokens that are no padding, plus the generator's masked-token loss.
 
     The generator is the discriminator narrowed to `width` and `depth` of its own; with `width=None` there is none, and

@@ -292,6 +292,25 @@ def _docstrings(node: ast.AST) -> Iterator[str]:
 
 def _source(item: str):
     """The builder, split name, records and text feature of a prepared dataset, read without TensorFlow."""
+    builder, split, records = _dataset(item)
+    tfds = _module("tensorflow_datasets", f"corpus {item!r}")
+    texts = [key for key, kind in builder.info.features.items() if isinstance(kind, tfds.features.Text)]
+    feature = next((key for key in TEXTS if key in texts), texts[0] if len(texts) == 1 else None)
+    if feature is None:
+        raise CorpusError(f"corpus {item!r} has the text features {texts}; one must be named {', '.join(TEXTS)}")
+    return builder, split, records, feature
+
+
+def tfds_records(item: str) -> Iterator[dict]:
+    """The records of a prepared data set "tfds:NAME@SPLIT", bytes as text. Raises `CorpusError`."""
+    _, _, records = _dataset(item)
+    said = lambda x: x.decode(errors="surrogateescape") if isinstance(x, bytes) else x
+    for index in range(len(records)):
+        yield {name: said(value) for name, value in records[index].items()}
+
+
+def _dataset(item: str):
+    """The builder, split name and records of a prepared dataset, read without TensorFlow."""
     name, _, split = item.removeprefix("tfds:").partition("@")
     split = split or "train"
     tfds = _module("tensorflow_datasets", f"corpus {item!r}")
@@ -325,11 +344,7 @@ def _source(item: str):
             f"corpus {item!r} in {builder.data_dir} cannot be read: {error}; without TensorFlow it must have been "
             "prepared with file_format='array_record'"
         ) from error
-    texts = [key for key, kind in builder.info.features.items() if isinstance(kind, tfds.features.Text)]
-    feature = next((key for key in TEXTS if key in texts), texts[0] if len(texts) == 1 else None)
-    if feature is None:
-        raise CorpusError(f"corpus {item!r} has the text features {texts}; one must be named {', '.join(TEXTS)}")
-    return builder, split, records, feature
+    return builder, split, records
 
 
 def _tfds_lines(item: str) -> Iterator[str]:

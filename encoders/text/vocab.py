@@ -101,11 +101,20 @@ class Tokenizer:
         literal = type(inner).from_str(inner.to_str())
         literal.encode_special_tokens = True
         whole = lambda texts: [row.ids for row in literal.encode_batch_fast(texts, add_special_tokens=False)]
-        self._words = Words(whole, known_words(inner))
+        self._literal, self._words = literal, Words(whole, known_words(inner))
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """The ids of each text; a special token's name in a text is text like any other, and none is added."""
         return self._words.encode_batch(texts)
+
+    def encode_places(self, texts: list[str]) -> tuple[list[list[int]], list[list[tuple[int, int]]]]:
+        """The ids of each text as `encode_batch` has them, and the place in it of each: first character and end.
+
+        White space around a token is not part of it.
+        """
+        rows = self._literal.encode_batch(texts, add_special_tokens=False)
+        places = [[trim(text, *place) for place in row.offsets] for text, row in zip(texts, rows, strict=True)]
+        return [row.ids for row in rows], places
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text in which a special token's name, such as [MASK], stands for the token; none is added."""
@@ -135,6 +144,17 @@ class Tokenizer:
         """Writes tokenizer.json, as the file or into the folder `path`."""
         path = Path(path)
         self._inner.save(str(path / "tokenizer.json" if path.is_dir() else path))
+
+
+def trim(text: str, start: int, end: int) -> tuple[int, int]:
+    """The place without the white space at its sides.
+
+    >>> trim("a  bc ", 1, 6)
+    (3, 5)
+    """
+    part = text[start:end]
+    first = start + len(part) - len(part.lstrip())
+    return first, max(first, start + len(part.rstrip()))
 
 
 def known_words(inner) -> Callable[[str], list[str] | None]:

@@ -14,7 +14,7 @@ logging.getLogger("absl").setLevel(logging.ERROR)
 
 
 class Checkpoints:
-    """The checkpoints of a run: the newest `keep`, and the one with the lowest held-out loss.
+    """The checkpoints of a run: the newest `keep`, and the best one, which has the lowest cost.
 
     Each holds the parameters apart, so that they can be read alone; the rest of the state; and `notes`, a small JSON
     value: sums not yet logged. With `keep=None` nothing is written or cleaned.
@@ -22,11 +22,11 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int | None = None):
         best = policies.BestN(
-            get_metric_fn=lambda metrics: metrics["loss"], reverse=True, n=1, keep_checkpoints_without_metrics=False
+            get_metric_fn=lambda metrics: metrics["cost"], reverse=True, n=1, keep_checkpoints_without_metrics=False
         )
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
-            best_fn=lambda metrics: metrics["loss"],
+            best_fn=lambda metrics: metrics["cost"],
             best_mode="min",
             cleanup_tmp_directories=keep is not None,
             read_only=keep is None,
@@ -39,15 +39,15 @@ class Checkpoints:
         self.folder = folder.resolve()
         self.manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
 
-    def save(self, step: int, state, notes: dict, loss: float | None) -> None:
-        """Write in the background; `loss` is the held-out loss at this step, if it was measured."""
+    def save(self, step: int, state, notes: dict, cost: float | None) -> None:
+        """Write in the background; `cost` is what the best step has least of, if it was measured at this one."""
         rest = {"step": state.step, "moments": state.moments, "guard": state.guard}
         args = ocp.args.Composite(
             params=ocp.args.StandardSave(state.params),
             rest=ocp.args.StandardSave(rest),
             notes=ocp.args.JsonSave(notes),
         )
-        self.manager.save(step, args=args, metrics=None if loss is None else {"loss": loss})
+        self.manager.save(step, args=args, metrics=None if cost is None else {"cost": cost})
 
     def latest(self) -> int | None:
         return self.manager.latest_step()
@@ -56,7 +56,7 @@ class Checkpoints:
         return sorted(self.manager.all_steps())
 
     def best(self) -> int | None:
-        """The step with the lowest held-out loss, or the latest where none was measured."""
+        """The step with the lowest cost, or the latest where none was measured."""
         step = self.manager.best_step()
         return self.latest() if step is None else step
 

@@ -54,14 +54,16 @@ def train(experiment: Experiment, folder: Path, say: Callable[[str], None] = pri
     finally:
         checkpoints.close()
         out.close()
-    speeds = [row["time"]["tokens_per_second"] for row in log.rows(out.path) if row["split"] == "train"]
+    rows = list(log.rows(out.path))
+    speeds = [row["time"]["tokens_per_second"] for row in rows if row["split"] == "train"]
     final = {
         "name": experiment.name,
         "fingerprint": mark,
-        "steps": experiment.steps,
+        "steps": rows[-1]["step"],
         "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(run.shapes.params)),
         "tokens_per_second": statistics.median(speeds),
         "heldout": scores,
+        "best": evaluations(out, experiment.objective)[1],
     }
     write_json(run.folder / "result.json", final)
     return final
@@ -141,8 +143,9 @@ def advance(
 ) -> dict[str, float]:
     """All steps from `at` on, `watch` told of each; held-out scores of the last one."""
     experiment, cadence, steps = run.experiment, run.experiment.cadence, run.experiment.steps
-    if at == steps:  # interrupted between the last checkpoint and the result
-        return run.evaluate(state.params)
+    since = lambda: evaluations(out, experiment.objective)[0]
+    if at == steps or (experiment.stop_after and since() >= experiment.stop_after):
+        return run.evaluate(state.params)  # interrupted between the last checkpoint and the result
     stream = Stream(
         run.store.train,
         run.facts,
@@ -162,18 +165,33 @@ def advance(
         if due(cadence.log):
             record(run, index, tally, out)
             stop_if_not_finite(run, index, state, checkpoints)
-        loss = None
+        cost = None
         if due(cadence.evaluate):
             jax.block_until_ready(state.params)
             paused = time.monotonic()
             scores = run.evaluate(state.params, stream.phase(index - 1))
-            loss, seconds = scores["loss"], time.monotonic() - paused
+            cost, seconds = experiment.objective.cost(scores), time.monotonic() - paused
             tally.started += seconds
             out.write(index, "heldout", scores, {"seconds": round(seconds, 3)})
             out.say(f"{experiment.name} step {index:,}: held-out {describe(scores)}")
-        if due(cadence.save):
-            checkpoints.save(index, state, tally.notes(), loss)
+        done = cost is not None and experiment.stop_after and since() >= experiment.stop_after
+        if done or due(cadence.save):
+            checkpoints.save(index, state, tally.notes(), cost)
+        if done:
+            out.say(
+                f"{experiment.name}: step {index:,} is the last, {experiment.stop_after} evaluations after the best"
+            )
+            break
     return scores
+
+
+def evaluations(out: log.Log, objective) -> tuple[int, dict[str, float]]:
+    """How many evaluations the best one lies back, and the best: its step and its scores."""
+    rows = [row for row in log.rows(out.path) if row["split"] == "heldout"]
+    best = min(range(len(rows)), key=lambda i: objective.cost(rows[i]), default=None)
+    if best is None:
+        return 0, {}
+    return len(rows) - 1 - best, {n: value for n, value in rows[best].items() if n not in ("split", "time")}
 
 
 def record(run: Run, index: int, tally: Tally, out: log.Log) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 Schedule = Literal["replace", "peak", "product", "constant"]
@@ -29,6 +30,9 @@ SCHEDULES = {
     "product": lambda t, w, total, rise, line: rise * line,
     "constant": lambda t, w, total, rise, line: rise,
 }
+
+
+BODIES = ("encoder/", "discriminator/")  # in a path: what fine-tuning begins with
 
 
 class Moments(NamedTuple):
@@ -75,6 +79,8 @@ class Optimizer:
     correction: bool = False  # Adam's bias correction: RoBERTa has it, the code of BERT, ALBERT and ELECTRA has not
     schedule: Schedule = "replace"
     exclude: tuple[str, ...] = (r"norm/", r"bias$")  # () for RoBERTa, where everything decays
+    layer_decay: float = 1.0  # each layer's rate is this times that of the layer above; the heads have `rate` (ELECTRA)
+    released_layer_decay: bool = False  # the top layer's rate has the factor twice, as in all numbers of ELECTRA's code
 
     def __post_init__(self):
         def require(name, fits, accepted):
@@ -89,6 +95,7 @@ class Optimizer:
         require("betas", pair and all(finite(x) and 0 <= x < 1 for x in self.betas), "two numbers from 0 to below 1")
         require("epsilon", finite(self.epsilon) and self.epsilon > 0, "a number above 0")
         require("clip", self.clip is None or finite(self.clip) and self.clip > 0, "a number above 0, or None")
+        require("layer_decay", finite(self.layer_decay) and 0 < self.layer_decay <= 1, "above 0 and at most 1")
         require("correction", isinstance(self.correction, bool), "True or False")
         known = get_args(Schedule)
         require("schedule", self.schedule in known, f"one of {', '.join(known)}")
@@ -124,15 +131,35 @@ class Optimizer:
             mean = optax.tree.bias_correction(m, first, count) if self.correction else m
             square = optax.tree.bias_correction(v, second, count) if self.correction else v
 
+            shares = self.shares(params)
+
             def step(path, mean, square, param):
                 direction, param = mean / (jnp.sqrt(square) + self.epsilon), param.astype(jnp.float32)
                 if not any(re.search(pattern, path) for pattern in self.exclude):
                     direction = self.adapt(path, direction + self.decay * param, param)
-                return -rate * direction
+                return -rate * shares[path] * direction
 
             return jax.tree.map(step, paths(params), mean, square, params), Moments(count, m, v)
 
         return optax.GradientTransformation(self.init, update)
+
+    def shares(self, params) -> dict[str, np.ndarray | float]:
+        """The share of the rate that each leaf has: `layer_decay` to the power of its distance from the heads.
+
+        Of n layers the top one has the power 1, and the embeddings with the projection after them n + 1.
+        """
+        found = dict(leaves(params))
+        count = max((len(leaf) for path, leaf in found.items() if "/layers/" in path), default=0)
+        top = 2 if self.released_layer_decay else 1
+
+        def power(path, leaf):
+            if not path.startswith(BODIES):
+                return np.zeros(())
+            if "/layers/" not in path:
+                return np.full((), count + top)
+            return np.arange(count, 0, -1).reshape(-1, *[1] * (leaf.ndim - 1)) + top - 1
+
+        return {path: np.float32(self.layer_decay) ** power(path, leaf) for path, leaf in found.items()}
 
     def adapt(self, path: str, direction: jax.Array, param: jax.Array) -> jax.Array:
         """The direction of a leaf that is not excluded, scaled by what the leaf itself asks for."""
@@ -157,6 +184,24 @@ class Lamb(Optimizer):
 
     rate: float = 1.76e-3
     warmup: int = 3125
+
+    def shares(self, params) -> dict[str, np.ndarray | float]:
+        """The share of the rate that each leaf has: `layer_decay` to the power of its distance from the heads.
+
+        Of n layers the top one has the power 1, and the embeddings with the projection after them n + 1.
+        """
+        found = dict(leaves(params))
+        count = max((len(leaf) for path, leaf in found.items() if "/layers/" in path), default=0)
+        top = 2 if self.released_layer_decay else 1
+
+        def power(path, leaf):
+            if not path.startswith(BODIES):
+                return np.zeros(())
+            if "/layers/" not in path:
+                return np.full((), count + top)
+            return np.arange(count, 0, -1).reshape(-1, *[1] * (leaf.ndim - 1)) + top - 1
+
+        return {path: np.float32(self.layer_decay) ** power(path, leaf) for path, leaf in found.items()}
 
     def adapt(self, path: str, direction: jax.Array, param: jax.Array) -> jax.Array:
         axes = tuple(range(int(stacked(path)), param.ndim))  # a stack has one norm a layer

@@ -21,8 +21,9 @@ import jax
 import numpy as np
 
 from encoders import metrics
-from encoders.data.store import Store
-from encoders.data.stream import heldout_batches
+from encoders.data.formats import examples
+from encoders.data.store import Split, Store
+from encoders.data.stream import Phase, heldout_batches, heldout_table
 from encoders.experiment import Experiment, Network, differences, fingerprint
 from encoders.files import write_json
 from encoders.objectives.objective import total_loss
@@ -128,11 +129,51 @@ class Run:
         self.check_batches()
         phase = phase or self.experiment.phases[-1]
         limit = batches or self.experiment.cadence.heldout
-        rows = heldout_batches(self.store.heldout, self.facts, phase, phase.batch, limit, self.store.path / "tables")
-        sums = [step.eval_step(params, sharding.place(b, self.mesh), module=self.module) for b in rows]
-        objective = self.experiment.objective
+        first, *others = self.store.heldouts
+        scores = self.judged(params, first, phase, limit)
+        for split in others:  # dev_mismatched gives mismatched_accuracy
+            part = split.name.removeprefix("dev_")
+            scores |= {f"{part}_{name}": score for name, score in self.judged(params, split, phase, limit).items()}
+        return scores
+
+    def judged(self, params, split: Split, phase: Phase, limit: int) -> dict[str, float]:
+        """The scores of up to `limit` batches of one split."""
+        objective, sums = self.experiment.objective, []
+        ids, said = [], []
+        for rows in heldout_batches(split, self.facts, phase, phase.batch, limit, self.store.path / "tables"):
+            summed, heard = step.eval_step(params, sharding.place(rows, self.mesh), module=self.module)
+            sums.append(summed)
+            if heard:
+                ids.append(rows["id"][:, 0] // rows["id"].shape[1])
+                said.append((rows["valid"][:, 0] == 1, heard))
         scores = objective.scores(metrics.add(jax.device_get(sums)))
-        return {"loss": total_loss(scores, objective.weights)} | scores
+        scores = {"loss": total_loss(scores, objective.weights)} | scores
+        if said:
+            table = examples(heldout_table(split, phase, self.store.path / "tables"))
+            real = np.concatenate([valid for valid, _ in said])
+            rows = np.concatenate(ids)[real]
+            scores |= objective.score(joined([fetched(heard) for _, heard in said], real), table[rows], split)
+        return scores
+
+
+def fetched(tree):
+    """Arrays of the devices on the host, those of other processes too."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    from jax.experimental.multihost_utils import process_allgather
+
+    return process_allgather(tree, tiled=True)
+
+
+def joined(parts: list[dict[str, np.ndarray]], chosen: np.ndarray) -> dict[str, np.ndarray]:
+    """The chosen rows of all parts by name; what is shorter than the longest part is filled up with zeros."""
+    whole = {}
+    for name in parts[0]:
+        arrays = [part[name] for part in parts]
+        shape = np.max([array.shape[1:] for array in arrays], axis=0, initial=0).astype(int)
+        full = [np.pad(x, [(0, 0), *((0, n - m) for n, m in zip(shape, x.shape[1:], strict=True))]) for x in arrays]
+        whole[name] = np.concatenate(full)[chosen]
+    return whole
 
 
 def find_store(folder: Path, record: dict, moved: str | None) -> Store:

@@ -55,10 +55,12 @@ class Start:
 
         Raises `RunError` for an encoder of other shapes.
         """
-        theirs, mine = self.run.network.objective.body, run.network.objective.body
+        before, now = self.run.network.objective, run.network.objective
+        theirs, mine = before.body, now.body
         _, found = self.run.params(str(self.at), run.placed)
-        # Under another body, heads of the same name need not mean the same.
-        found = found if theirs == mine else {mine: found[theirs]} | {k: found[k] for k in found if k == "pooler"}
+        # Under another body, or for other classes, heads of the same name need not mean the same.
+        if theirs != mine or (before.answers and before.answers != now.answers):
+            found = {mine: found[theirs]} | {k: found[k] for k in found if k == "pooler"}
         wanted = run.shapes.params
         shapes = lambda tree: jax.tree.map(lambda x: x.shape, tree)
         taken = {part: found[part] for part in wanted if part in found and shapes(found[part]) == shapes(wanted[part])}

@@ -12,6 +12,7 @@ import optax
 from flax import struct
 
 from encoders.metrics import Mean
+from encoders.objectives.objective import TaskModule
 from encoders.training.optimizer import Moments, Optimizer
 
 PARAMETERS, DROPOUT = 100, 101  # streams of random keys, beside those of objectives/masking.py
@@ -95,7 +96,9 @@ def train_step(state: State, batch: dict, seed, *, module, optimizer: Optimizer,
 
 
 @partial(jax.jit, static_argnames="module")
-def eval_step(params: dict, batch: dict, *, module) -> dict:
-    """Metrics of held-out rows. Their masks and samples do not depend on the run's seed."""
+def eval_step(params: dict, batch: dict, *, module) -> tuple[dict, dict]:
+    """Metrics of held-out rows, and of labelled ones what is said. No mask or sample depends on the run's seed."""
     batch = module.objective.corrupt(batch, module.facts, 0)
-    return module.apply({"params": params}, batch)
+    if isinstance(module, TaskModule):
+        return module.apply({"params": params}, batch, method="evaluate")
+    return module.apply({"params": params}, batch), {}

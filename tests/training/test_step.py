@@ -168,7 +168,8 @@ def test_streams_of_random_keys_are_apart():
 def test_evaluation_drops_nothing_and_masks_as_seed_zero_does():
     given = dict(module=PAIRS.module(DROPPED, FACTS))
     evaluate = eval_step.lower(parameters(PAIRS), ROWS, **given).compile(compiler_options=QUICK)
-    found, (_, trained) = evaluate(parameters(PAIRS), ROWS), step(state(), seed=0)
+    (found, said), (_, trained) = evaluate(parameters(PAIRS), ROWS), step(state(), seed=0)
+    assert said == {}
     assert found["mlm_loss"].count == 11 and found["nsp_loss"].count == 4
     assert trained.keys() - found.keys() == {"gradient_norm", "skipped", "tokens"}
     for name in found:

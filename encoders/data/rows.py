@@ -1,0 +1,120 @@
+"""Files of labelled rows: TSV as GLUE has it, CSV and JSON lines, a row at a time, each with its place."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+Errors = Literal["stop", "skip"]
+
+
+class RowError(ValueError):
+    """A row that cannot be used; says where it is."""
+
+    def __init__(self, place: str, what: str):
+        super().__init__(f"{place}: {what}")
+
+
+@dataclass(frozen=True)
+class Record:
+    """The fields of a row by column, and where it stands."""
+
+    place: str
+    values: dict[str, Any]
+
+    def __getitem__(self, column: str) -> Any:
+        if column not in self.values:
+            raise RowError(self.place, f"there is no column {column!r}; there are {', '.join(map(str, self.values))}")
+        return self.values[column]
+
+    def text(self, column: str) -> str:
+        """A text that is there. Raises `RowError` for one that is empty or not text."""
+        found = self[column]
+        if not isinstance(found, str):
+            raise RowError(self.place, f"{column}={found!r} is not text")
+        if not found.strip():
+            raise RowError(self.place, f"{column} is empty")
+        if any("\ud800" <= letter <= "\udfff" for letter in found):  # of `surrogateescape`
+            raise RowError(self.place, f"{column} is not UTF-8")
+        return found
+
+
+class Reader:
+    """Reads rows, and stops at the first bad one or skips and counts them."""
+
+    def __init__(self, errors: Errors = "stop"):
+        self.errors, self.skipped = errors, []
+
+    def read(self, rows: Iterator, make: Callable[[Any], Any]) -> Iterator:
+        """`make(row)` of each row; one that is a `RowError`, or raises it, stops or is skipped."""
+        for row in rows:
+            try:
+                if isinstance(row, RowError):
+                    raise row
+                yield make(row)
+            except RowError as error:
+                if self.errors == "stop":
+                    raise
+                self.skipped.append(str(error))
+
+
+def records(path: Path, columns: tuple[str, ...] = ()) -> Iterator[Record | RowError]:
+    """The rows of a file by its ending: .tsv (no quoting), .csv or .jsonl; `columns` names those of one without a head.
+
+    A row that is damaged comes as a `RowError` in its place. Raises `RowError` for a file without rows.
+    """
+    kinds = {".tsv": tab_separated, ".txt": tab_separated, ".csv": comma_separated, ".jsonl": json_lines}
+    if path.suffix not in kinds:
+        raise RowError(str(path), f"the ending {path.suffix!r} is not one of {', '.join(kinds)}")
+    empty = True
+    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        for record in kinds[path.suffix](path, file, columns):
+            empty = False
+            yield record
+    if empty:
+        raise RowError(str(path), "there are no rows")
+
+
+def fitted(place: str, columns: list[str], values: list[str]) -> Record | RowError:
+    if len(values) != len(columns):
+        return RowError(place, f"there are {len(values)} fields and {len(columns)} columns: {', '.join(columns)}")
+    return Record(place, dict(zip(columns, values, strict=True)))
+
+
+def tab_separated(path: Path, file, columns: tuple[str, ...]) -> Iterator[Record | RowError]:
+    names = list(columns)
+    for number, line in enumerate(file, 1):  # universal newlines are off: a lone \r belongs to its field
+        values = line.rstrip("\r\n").split("\t")
+        if not names:
+            names = values
+        elif values != [""]:
+            yield fitted(f"{path}:{number}", names, values)
+
+
+def comma_separated(path: Path, file, columns: tuple[str, ...]) -> Iterator[Record | RowError]:
+    rows, names = csv.reader(file, strict=True), list(columns)
+    try:
+        for values in rows:
+            if not names:
+                names = values
+            elif values:
+                yield fitted(f"{path}:{rows.line_num}", names, values)
+    except csv.Error as error:
+        raise RowError(f"{path}:{rows.line_num}", str(error)) from None
+
+
+def json_lines(path: Path, file, columns: tuple[str, ...]) -> Iterator[Record | RowError]:
+    for number, line in enumerate(file, 1):
+        if not line.strip():
+            continue
+        place = f"{path}:{number}"
+        try:
+            values = json.loads(line)
+        except ValueError as error:
+            yield RowError(place, f"not JSON: {error}")
+            continue
+        yield Record(place, values) if isinstance(values, dict) else RowError(place, "not a JSON object")

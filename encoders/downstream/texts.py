@@ -1,0 +1,134 @@
+"""Tasks of one text or two with a class or a number: GLUE's, and those of a user's own files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from encoders.data.formats import A_END, B_END, LABEL, A, B
+from encoders.data.labelled import Encoded, Example
+from encoders.data.rows import Reader, Record, RowError, records
+from encoders.data.store import Split
+from encoders.text.corpus import tfds_records
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Rows of one or two `texts`, named by their columns, and a `label`: one of `labels`, or without them a number.
+
+    `columns` names those of training and development files that have no head. `scores` are what it is judged by, the
+    first of them by which a checkpoint is the best. `symmetric`: the order of the two texts means nothing. In a TFDS
+    data set the texts are in the columns `tfds`, and a label is its number.
+    """
+
+    name: str = field(metadata={"aside": True})
+    texts: tuple[str, ...]
+    label: str = "label"
+    labels: tuple[str, ...] = ()
+    scores: tuple[str, ...] = field(default=(), metadata={"aside": True})
+    files: tuple[tuple[str, str], ...] = (("train", "train.tsv"), ("dev", "dev.tsv"), ("test", "test.tsv"))
+    columns: tuple[str, ...] = ()
+    symmetric: bool = False
+    tfds: tuple[str, ...] = ()
+
+    needs_places: ClassVar[bool] = False
+
+    def __post_init__(self):
+        if len(self.texts) not in (1, 2):
+            raise ValueError(f"{self.name}: texts={self.texts} must name one column or two")
+
+    def read(self, root: str, split: str, reader: Reader) -> Iterator[Example]:
+        place = dict(self.files)[split]
+        if root.startswith("tfds:"):
+            rows = (Record(f"{root}@{place}:{i}", row) for i, row in enumerate(tfds_records(f"{root}@{place}")))
+            yield from reader.read(rows, lambda row: self.example(row, self.tfds or self.texts, "label", split))
+        else:
+            rows = records(Path(root).expanduser() / place, () if split.startswith("test") else self.columns)
+            yield from reader.read(rows, lambda row: self.example(row, self.texts, self.label, split))
+
+    def example(self, row: Record, texts: tuple[str, ...], label: str, split: str) -> Example:
+        found = tuple(row.text(column) for column in texts)
+        target = self.unknown if split.startswith("test") else self.target(row.place, row[label])
+        return Example(row.place, found, target, {"index": row.values.get("index", row.values.get("id"))})
+
+    @property
+    def unknown(self) -> int | float:
+        """The label of a row whose label is not known."""
+        return 0 if self.labels else 0.0
+
+    def target(self, place: str, label) -> int | float:
+        """The number that a row's label stands for."""
+        if not self.labels:
+            try:
+                number = float(label)
+            except (TypeError, ValueError):
+                number = math.nan
+            if not math.isfinite(number):
+                raise RowError(place, f"{self.label}={label!r} is not a number")
+            return number
+        if isinstance(label, int | np.integer) and str(label) not in self.labels and 0 <= label < len(self.labels):
+            return int(label)  # TFDS numbers its classes
+        if str(label) not in self.labels:
+            raise RowError(place, f"{self.label}={label!r} is not one of {', '.join(self.labels)}")
+        return self.labels.index(str(label))
+
+    def targets(self, example: Example, encoded: Encoded) -> dict[str, np.ndarray]:
+        return {"label": np.array([example.target], np.int32 if self.labels else np.float32)}
+
+    def answer(self, said: np.ndarray) -> str:
+        """What a submission says of a row, from the numbers of its labels."""
+        return self.labels[int(said.argmax())] if self.labels else f"{float(said[0]):.3f}"
+
+
+@dataclass(frozen=True)
+class TextRows:
+    """`[CLS] text [SEP]` or `[CLS] text 1 [SEP] text 2 [SEP]`, the longer text shortened at its end to fit.
+
+    With `symmetric` training sees every pair in both orders (ELECTRA's `double_unordered`). RoBERTa has two separators
+    `between` the texts.
+    """
+
+    symmetric: bool = False
+    between: int = 1
+
+    labels: ClassVar[tuple[str, ...]] = ("label",)
+    random: ClassVar[bool] = False
+
+    def longest(self, length: int) -> int:
+        return length
+
+    def table(self, split: Split, documents: range, length: int, seed: int, number: int) -> np.ndarray:
+        first = split.documents[documents.start : documents.stop]
+        ends = split.documents[documents.start + 1 : documents.stop + 1]
+        rows = np.zeros((len(documents), LABEL + 1), np.int64)
+        rows[:, A], rows[:, A_END] = split.sentences[first], split.sentences[first + 1]
+        pair = ends - first == 2
+        rows[pair, B], rows[pair, B_END] = split.sentences[first[pair] + 1], split.sentences[ends[pair]]
+        rows[np.arange(len(rows)), np.where(pair, B_END, A_END)] -= 1  # the separator that ends a document
+        rows[:, LABEL] = documents
+        if self.symmetric and split.name == "train":
+            rows = np.concatenate([rows, rows[:, [B, B_END, A, A_END, LABEL]]])
+        shorten(rows, length, self.between)
+        return rows
+
+    def fields(self, split: Split, spans: np.ndarray, start: np.ndarray) -> dict[str, np.ndarray]:
+        return {"label": split.columns["label"][spans[..., LABEL]]}
+
+
+def shorten(rows: np.ndarray, length: int, between: int) -> None:
+    """Cut texts at their ends until rows have at most `length` tokens, one token at a time from the longer text.
+
+    Of two that are equally long the second is cut, as `_truncate_seq_pair` of google-research/bert does.
+    """
+    a, b = rows[:, A_END] - rows[:, A], rows[:, B_END] - rows[:, B]
+    room = length - np.where(b > 0, 2 + between, 2)
+    excess = np.maximum(a + b - room, 0)
+    level = np.minimum(excess, np.abs(a - b))
+    rest = excess - level
+    rows[:, A_END] -= np.where(a > b, level, 0) + rest // 2
+    rows[:, B_END] -= np.where(a > b, 0, level) + (rest + 1) // 2
