@@ -15,7 +15,7 @@ from encoders.data.prepare import Data
 from encoders.data.stream import Phase
 from encoders.downstream.classification import Classification
 from encoders.downstream.features import Features
-from encoders.downstream.questions import Spans
+from encoders.downstream.questions import ConditionedSpans, JudgedSpans, Spans
 from encoders.model.config import Model, aside
 from encoders.objectives.joint import Joint
 from encoders.objectives.rtd import ReplacedTokens
@@ -34,7 +34,7 @@ class Network:
 
     name: str = aside()
     model: Model
-    objective: Joint | ReplacedTokens | Classification | Spans | Features
+    objective: Joint | ReplacedTokens | Classification | Spans | JudgedSpans | ConditionedSpans | Features
     mesh: Mesh = aside(Mesh())
 
     def __post_init__(self):

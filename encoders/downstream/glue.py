@@ -1,4 +1,4 @@
-"""The tasks of GLUE (Wang et al., 2018, https://arxiv.org/abs/1804.07461), in their original layout or as TFDS has them.
+"""The tasks of GLUE (Wang et al., 2018, https://arxiv.org/abs/1804.07461): in their original layout, or TFDS's.
 
 CoLA is judged by Matthews' correlation, MRPC and QQP by accuracy and F1, STS-B by Pearson's and Spearman's correlation
 (the papers here report Spearman's), the others by accuracy. AX has no training rows: an MNLI run answers it.

@@ -59,9 +59,10 @@ class Dense(nn.Dense):
         return super().__call__(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], self.features)
 
 
-def dense(model, features: int, name: str | None = None, kernel_init=None) -> Dense:
+def dense(model, features: int, name: str | None = None, kernel_init=None, bias: bool = True) -> Dense:
     """A `Dense` with the initialiser and the compute dtype of `model`."""
-    return Dense(features, dtype=jnp.dtype(model.dtype), kernel_init=kernel_init or initializer(model), name=name)
+    init = kernel_init or initializer(model)
+    return Dense(features, use_bias=bias, dtype=jnp.dtype(model.dtype), kernel_init=init, name=name)
 
 
 class Norm(nn.LayerNorm):

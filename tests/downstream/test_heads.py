@@ -80,7 +80,7 @@ def test_a_span_lies_in_its_example():
     """Start and end are chosen among the tokens of the example, so others in the row change nothing."""
     module, variables = made(Spans())
     batch = packed() | {"first": jnp.array([[1, 5], [2, 0]]), "last": jnp.array([[3, 6], [2, 0]])}
-    logits = np.asarray(module.apply(variables, batch, method="logits"), float)
+    logits = np.asarray(module.apply(variables, batch, method="logits")[0], float)
     spans = [(0, range(4), 1, 3), (0, range(4, 7), 5, 6), (1, range(5), 2, 2)]
     losses = {"first_loss": [], "last_loss": []}
     for row, inside, *answer in spans:
