@@ -58,6 +58,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def add_members(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--with", nargs="+", action="extend", default=[], metavar="NAME=VALUE", dest="given",
+        help="what a file whose experiments are a function takes, such as start=runs/NAME",
+    )  # fmt: skip
     verb.add_argument("--set", nargs="+", action="extend", default=[], metavar="A.B=C", help="change a field")
     verb.add_argument("--only", action="append", default=[], metavar="NAME", help="members with this name (globs)")
 

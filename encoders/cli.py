@@ -5,10 +5,12 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import importlib.util
+import inspect
 import json
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -21,7 +23,7 @@ from encoders.ledger import show as ledger
 from encoders.text.corpus import CorpusError
 from encoders.training import loop
 from encoders.training.run import Run, RunError
-from encoders.values import ExperimentError
+from encoders.values import ExperimentError, read
 
 
 def is_expected(error: Exception) -> bool:
@@ -48,6 +50,10 @@ def members(options) -> list[Experiment]:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     found = getattr(module, "experiments", None)
+    if callable(found):
+        found = found(**arguments(found, options))
+    elif options.given:
+        raise ExperimentError(f"{path} lists its experiments and takes nothing --with")
     if not found or not all(isinstance(each, Experiment) for each in found):
         raise ExperimentError(f"{path} must define `experiments`, a list of Experiment values")
     names = [experiment.name for experiment in found]
@@ -60,6 +66,21 @@ def members(options) -> list[Experiment]:
     if len(chosen) > 1 and any(setting.startswith("name=") for setting in options.set):
         raise ExperimentError(f"--set name=... would give {len(chosen)} members one name; choose one with --only")
     return [override(experiment, options.set) for experiment in chosen]
+
+
+def arguments(make: Callable, options) -> dict:
+    """What `--with` gives the function that makes the experiments of a file, each read by its declared type."""
+    declared = inspect.signature(make, eval_str=True).parameters
+    given = {}
+    for setting in options.given:
+        name, equals, text = setting.partition("=")
+        if not equals or name not in declared:
+            raise ExperimentError(f"--with {setting!r} must be NAME=VALUE with a name of {', '.join(declared)}")
+        given[name] = read(text, declared[name].annotation, f"--with {name}")
+    missing = [name for name, each in declared.items() if each.default is each.empty and name not in given]
+    if missing:
+        raise ExperimentError(f"{options.experiment} needs --with {' '.join(f'{name}=...' for name in missing)}")
+    return given
 
 
 def say(line: str) -> None:

@@ -1,50 +1,33 @@
-"""Fine-tuning as an experiment: a task's rows, a head of the model's family, a recipe, and the run to begin with."""
+"""Fine-tuning as an experiment: a task's rows, heads as the model's family has them, a recipe, a run to begin with."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from encoders.data.labelled import Labelled
+from encoders.data.labelled import Labelled, Task
 from encoders.data.stream import Phase
-from encoders.downstream.classification import Classification
-from encoders.downstream.texts import TextRows, Texts
+from encoders.downstream.conventions import conventions
 from encoders.experiment import Experiment, Network
-from encoders.families.electra import ElectraEmbeddings
 from encoders.model.config import Model
 from encoders.text.vocab import Vocabulary
 from encoders.training.log import Cadence
 from encoders.training.optimizer import AdamW
 from encoders.training.run import read_record
-from encoders.values import from_json
+from encoders.values import ExperimentError, from_json
 
 ALL = 10**9  # held-out batches: labelled rows are evaluated whole
 
 
 @dataclass(frozen=True)
-class Conventions:
-    """What a family's fine-tuning has of its own: its classification head, and the separators between two texts."""
-
-    head: str = "pooled"
-    between: int = 1
-
-
-def conventions(model: Model) -> Conventions:
-    """Those of the family whose parts and positions `model` has: ELECTRA's embeddings, RoBERTa's offset positions.
-
-    BERT's and ALBERT's are the same. ELECTRA's head is Google's, one layer on the raw [CLS].
-    """
-    if model.embed is ElectraEmbeddings:
-        return Conventions(head="linear")
-    return Conventions(head="tanh", between=2) if model.position_offset else Conventions()
-
-
-@dataclass(frozen=True)
 class Recipe:
-    """How a task is learned. A warm-up below 1 is a share of the steps; `model` are changes such as another dropout.
+    """How a task is learned: `epochs` over its rows, or `steps`. A warm-up below 1 is a share of the steps.
 
-    A number of `steps` takes the place of `epochs`. `evaluations` is how often an epoch is scored.
+    `dropout` is that of the head, `model` changes of the model such as ("dropout", 0.0), `evaluations` how often an
+    epoch is scored. Where the order of two texts means nothing, `both_orders` trains on both. Batches have rows of like
+    length and up to `cuts` lengths.
     """
 
     rate: float
@@ -54,12 +37,12 @@ class Recipe:
     warmup: float = 0.1
     length: int = 128
     optimizer: AdamW = AdamW(rate=1.0, warmup=0)
-    dropout: float = 0.1  # of the head
+    dropout: float = 0.1
     model: tuple[tuple[str, float], ...] = ()
-    symmetric: bool = False
+    both_orders: bool = False
     evaluations: int = 1
     stop_after: int | None = None
-    cuts: int = 8  # lengths that batches are cut to
+    cuts: int = 8
 
 
 def network(run: str | Path) -> Network:
@@ -69,7 +52,7 @@ def network(run: str | Path) -> Network:
 
 def finetuned(
     name: str,
-    task: Texts,
+    task: Task,
     root: str,
     recipe: Recipe,
     rows: int,
@@ -78,26 +61,43 @@ def finetuned(
     model: Model | None = None,
     vocabulary: str | None = None,
     seed: int = 0,
+    objective=None,
 ) -> Experiment:
     """The experiment that fine-tunes the run `start` on the `rows` training rows of `task` in the folder `root`.
 
     `model` and `vocabulary` are those of `start` unless given, as they must be where it is not trained yet, or is None.
+    An `objective` takes the place of the one that the task has under the conventions of the model's family.
     """
+    if start is None and (model is None or vocabulary is None):
+        raise ExperimentError(f"{name}: without a run to start from, a model and a vocabulary are needed")
     model = replace(model or network(start).model, **dict(recipe.model))
-    family = conventions(model)
-    steps = recipe.steps or math.ceil(rows * (1 + recipe.symmetric) / recipe.batch * recipe.epochs)
-    epoch = steps if recipe.steps else math.ceil(steps / recipe.epochs)
-    every = max(epoch // recipe.evaluations, 1)
+    usual, form = task.parts(conventions(model), recipe.dropout, recipe.both_orders)
+    rows *= 2 if recipe.both_orders and task.symmetric else 1
+    steps = recipe.steps or math.ceil(rows / recipe.batch * recipe.epochs)
+    every = max(round(rows / recipe.batch / recipe.evaluations), 1)
     warmup = recipe.warmup if recipe.warmup >= 1 else recipe.warmup * steps
     return Experiment(
         name=name,
         model=model,
-        objective=Classification(task.labels or ("number",), family.head, recipe.dropout, task.scores),
+        objective=objective or usual,
         data=Labelled(task, root, Vocabulary(path=vocabulary or f"{start}/tokenizer.json")),
         optimizer=replace(recipe.optimizer, rate=recipe.rate, warmup=int(warmup)),
-        phases=(Phase(steps, recipe.length, recipe.batch, TextRows(recipe.symmetric, family.between), recipe.cuts),),
+        phases=(Phase(steps, recipe.length, recipe.batch, form, recipe.cuts),),
         seed=seed,
         start=start,
-        cadence=Cadence(log=max(min(every, 100), 1), evaluate=every, save=every, keep=1, heldout=ALL),
+        cadence=Cadence(log=min(every, 100), evaluate=every, save=every, keep=1, heldout=ALL),
         stop_after=recipe.stop_after,
     )
+
+
+def grid(
+    name: str, task: Task, root: str, recipes: Sequence[Recipe], rows: int, *, seeds: int = 1, **given
+) -> list[Experiment]:
+    """Every recipe with `seeds` seeds, named after what differs between the recipes; `given` is for `finetuned`."""
+    told = {field: {getattr(recipe, field) for recipe in recipes} for field in ("rate", "batch", "epochs")}
+    parts = [[f"{f}{getattr(recipe, f):g}" for f, values in told.items() if len(values) > 1] for recipe in recipes]
+    return [
+        finetuned("-".join([name, *part, f"seed{seed}"]), task, root, recipe, rows, seed=seed, **given)
+        for recipe, part in zip(recipes, parts, strict=True)
+        for seed in range(seeds)
+    ]

@@ -10,6 +10,7 @@ import numpy as np
 
 from encoders.experiment import Experiment
 from encoders.model.config import Model
+from encoders.objectives.objective import Task
 from encoders.objectives.rtd import ReplacedTokens
 from encoders.text.vocab import Facts
 from encoders.training import step
@@ -52,9 +53,11 @@ def forward_flops(model: Model, sizes: np.ndarray) -> np.ndarray:
 def step_flops(experiment: Experiment, sizes: np.ndarray) -> np.ndarray:
     """Matrix-product FLOPs of a training step for examples of `sizes` tokens: forward, and twice that backward.
 
-    Vocabulary logits count at the chosen positions only; padding, recomputation, softmax and the like count nothing.
+    Vocabulary logits count at the chosen positions only; padding, recomputation, softmax, the small heads of tasks and the like count nothing.
     """
     model, objective = experiment.model, experiment.objective
+    if isinstance(objective, Task):
+        return 3 * forward_flops(model, sizes)
     chosen = objective.tokens.quotas(int(sizes.max()))[sizes]
     head = lambda m: chosen * 2.0 * (m.hidden * m.embedding + m.embedding * m.vocab)
     if isinstance(objective, ReplacedTokens):

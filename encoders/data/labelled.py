@@ -41,14 +41,19 @@ class Encoded:
 class Task(Protocol):
     """Rows and what is to be said of them; a frozen dataclass.
 
-    `files` gives the file, or the split of a TFDS data set, of each split: train, dev..., test... `labels` are the
-    classes, none for a number. `needs_places`: do labels depend on where tokens stand in their text.
+    `files` gives the file of each split: train, dev..., test...; a TFDS data set has validation for dev. `labels` are
+    the classes, none for a number. `symmetric`: does the order of two texts mean nothing. `needs_places`: do labels
+    depend on where tokens stand in their text.
     """
 
     name: str
     files: tuple[tuple[str, str], ...]
     labels: tuple[str, ...]
+    symmetric: bool
     needs_places: bool
+
+    def parts(self, family, dropout: float, both_orders: bool):
+        """The objective and the format of rows, by the `Conventions` of a family; `dropout` is the head's."""
 
     def read(self, root: str, split: str, reader: Reader) -> Iterator[Example]:
         """The rows of a split. Raises `RowError` for a bad one where the reader stops at it."""
@@ -58,6 +63,11 @@ class Task(Protocol):
 
         Raises `RowError` for what does not fit its tokens.
         """
+
+
+def tfds_split(split: str) -> str:
+    """TFDS's name of a split."""
+    return split.replace("dev", "validation")
 
 
 @dataclass(frozen=True)
@@ -84,7 +94,7 @@ class Labelled:
     def present(self) -> dict[str, Path | str]:
         """The file, or the split of a TFDS data set, of each split that is there."""
         if self.root.startswith("tfds:"):
-            return dict(self.task.files)
+            return {split: tfds_split(split) for split, _ in self.task.files if split != "test_ax"}
         paths = {split: Path(self.root).expanduser() / name for split, name in self.task.files}
         return {split: path for split, path in paths.items() if path.is_file()}
 

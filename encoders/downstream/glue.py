@@ -39,7 +39,7 @@ TASKS = {
         tfds=PAIR,
     ),
     "STS-B": Texts("STS-B", PAIR, "score", scores=("spearman", "pearson"), symmetric=True),
-    "QQP": Texts("QQP", ("question1", "question2"), "is_duplicate", BINARY, ("accuracy", "f1"), symmetric=True),
+    "QQP": Texts("QQP", ("question1", "question2"), "is_duplicate", BINARY, ("accuracy", "f1")),
     "MNLI": Texts(
         "MNLI", PAIR, "gold_label", MNLI_LABELS, ("accuracy",), files=MNLI_FILES, tfds=("premise", "hypothesis")
     ),
@@ -47,6 +47,7 @@ TASKS = {
     "RTE": Texts("RTE", PAIR, labels=ENTAILS, scores=("accuracy",)),
     "WNLI": Texts("WNLI", PAIR, labels=BINARY, scores=("accuracy",)),
 }
+TFDS = {name: f"glue/{name.lower().replace('-', '')}" for name in TASKS}
 # Training rows, as released.
 ROWS = {
     "CoLA": 8551, "SST-2": 67_349, "MRPC": 3668, "STS-B": 5749, "QQP": 363_846, "MNLI": 392_702, "QNLI": 104_743,

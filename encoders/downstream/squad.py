@@ -11,15 +11,17 @@ from typing import ClassVar
 import numpy as np
 
 from encoders.data.formats import A_END, B_END, LABEL, A, B
-from encoders.data.labelled import Encoded, Example
+from encoders.data.labelled import Encoded, Example, tfds_split
 from encoders.data.rows import Reader, RowError
 from encoders.data.store import Split
+from encoders.downstream import questions as objectives
+from encoders.downstream.conventions import Conventions
 from encoders.text.corpus import tfds_records
 
 
 @dataclass(frozen=True)
 class Questions:
-    """Questions with the text that answers them, or that does not (`is_impossible`, SQuAD 2.0).
+    """Questions with the text that answers them, or that does not (`is_impossible`; `unanswerable`: are there such).
 
     A question of more than `longest` tokens is a bad row; without it windows cut questions, as the released code does.
     """
@@ -27,16 +29,18 @@ class Questions:
     name: str = field(default="SQuAD", metadata={"aside": True})
     files: tuple[tuple[str, str], ...] = (("train", "train-v1.1.json"), ("dev", "dev-v1.1.json"))
     longest: int | None = None
+    unanswerable: bool = field(default=False, metadata={"aside": True})
 
     labels: ClassVar[tuple[str, ...]] = ()
+    symmetric: ClassVar[bool] = False
     needs_places: ClassVar[bool] = True
 
     def read(self, root: str, split: str, reader: Reader) -> Iterator[Example]:
-        place = dict(self.files)[split]
         if root.startswith("tfds:"):
-            rows = ((f"{root}@{place}", row) for row in tfds_records(f"{root}@{place}"))
+            source = f"{root}@{tfds_split(split)}"
+            rows = ((source, row) for row in tfds_records(source))
         else:
-            rows = questions(Path(root).expanduser() / place)
+            rows = questions(Path(root).expanduser() / dict(self.files)[split])
         yield from reader.read(rows, lambda row: example(*row))
 
     def targets(self, example: Example, encoded: Encoded) -> dict[str, np.ndarray]:
@@ -55,6 +59,20 @@ class Questions:
             "answer": np.array([answer], np.int32),
             "places": np.array([*places, *text, (0, 0)], np.int32),
         }
+
+    def parts(self, family: Conventions, dropout: float, both_orders: bool) -> tuple[objectives.Questions, Windows]:
+        """Whether there is an answer is asked only where there may be none."""
+        return (family.unanswerable if self.unanswerable else objectives.Spans()), Windows(between=family.between)
+
+
+V1, V2 = (
+    Questions(
+        f"SQuAD {version}",
+        (("train", f"train-v{version}.json"), ("dev", f"dev-v{version}.json")),
+        unanswerable=version == "2.0",
+    )
+    for version in ("1.1", "2.0")
+)
 
 
 def questions(path: Path) -> Iterator[tuple[str, dict] | RowError]:

@@ -11,9 +11,11 @@ from typing import ClassVar
 import numpy as np
 
 from encoders.data.formats import A_END, B_END, LABEL, A, B
-from encoders.data.labelled import Encoded, Example
+from encoders.data.labelled import Encoded, Example, tfds_split
 from encoders.data.rows import Reader, Record, RowError, records
 from encoders.data.store import Split
+from encoders.downstream.classification import Classification
+from encoders.downstream.conventions import Conventions
 from encoders.text.corpus import tfds_records
 
 
@@ -33,7 +35,7 @@ class Texts:
     scores: tuple[str, ...] = field(default=(), metadata={"aside": True})
     files: tuple[tuple[str, str], ...] = (("train", "train.tsv"), ("dev", "dev.tsv"), ("test", "test.tsv"))
     columns: tuple[str, ...] = ()
-    symmetric: bool = False
+    symmetric: bool = field(default=False, metadata={"aside": True})
     tfds: tuple[str, ...] = ()
 
     needs_places: ClassVar[bool] = False
@@ -43,12 +45,13 @@ class Texts:
             raise ValueError(f"{self.name}: texts={self.texts} must name one column or two")
 
     def read(self, root: str, split: str, reader: Reader) -> Iterator[Example]:
-        place = dict(self.files)[split]
         if root.startswith("tfds:"):
-            rows = (Record(f"{root}@{place}:{i}", row) for i, row in enumerate(tfds_records(f"{root}@{place}")))
+            source = f"{root}@{tfds_split(split)}"
+            rows = (Record(f"{source}:{i}", row) for i, row in enumerate(tfds_records(source)))
             yield from reader.read(rows, lambda row: self.example(row, self.tfds or self.texts, "label", split))
         else:
-            rows = records(Path(root).expanduser() / place, () if split.startswith("test") else self.columns)
+            path = Path(root).expanduser() / dict(self.files)[split]
+            rows = records(path, () if split.startswith("test") else self.columns)
             yield from reader.read(rows, lambda row: self.example(row, self.texts, self.label, split))
 
     def example(self, row: Record, texts: tuple[str, ...], label: str, split: str) -> Example:
@@ -79,6 +82,10 @@ class Texts:
 
     def targets(self, example: Example, encoded: Encoded) -> dict[str, np.ndarray]:
         return {"label": np.array([example.target], np.int32 if self.labels else np.float32)}
+
+    def parts(self, family: Conventions, dropout: float, both_orders: bool) -> tuple[Classification, TextRows]:
+        objective = Classification(self.labels or ("number",), family.head, dropout, self.scores)
+        return objective, TextRows(self.symmetric and both_orders, family.between)
 
     def answer(self, said: np.ndarray) -> str:
         """What a submission says of a row, from the numbers of its labels."""
