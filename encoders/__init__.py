@@ -1,0 +1,13 @@
+"""Encoder-only language models in JAX and Flax."""
+
+
+def load(run, step: str = "latest", batch: int = 32):
+    """A run, trained or imported, that answers questions about new texts: `encoders.predict.Predictor`.
+
+    import encoders
+    predictor = encoders.load("runs/bert-base")
+    next(predictor.fill(["The capital of France is [MASK]."]))
+    """
+    from encoders import predict
+
+    return predict.load(run, step, batch)

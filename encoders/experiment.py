@@ -13,11 +13,10 @@ from encoders.data.labelled import Labelled
 from encoders.data.packing import Packed
 from encoders.data.prepare import Data
 from encoders.data.stream import Phase
-from encoders.downstream.classification import Classification
 from encoders.downstream.features import Features
-from encoders.downstream.questions import ConditionedSpans, JudgedSpans, Spans
 from encoders.model.config import Model, aside
 from encoders.objectives.joint import Joint
+from encoders.objectives.objective import Task
 from encoders.objectives.rtd import ReplacedTokens
 from encoders.training.log import Cadence
 from encoders.training.optimizer import AdamW, Lamb
@@ -34,7 +33,7 @@ class Network:
 
     name: str = aside()
     model: Model
-    objective: Joint | ReplacedTokens | Classification | Spans | JudgedSpans | ConditionedSpans | Features
+    objective: Joint | ReplacedTokens | Task | Features
     mesh: Mesh = aside(Mesh())
 
     def __post_init__(self):

@@ -53,7 +53,8 @@ def forward_flops(model: Model, sizes: np.ndarray) -> np.ndarray:
 def step_flops(experiment: Experiment, sizes: np.ndarray) -> np.ndarray:
     """Matrix-product FLOPs of a training step for examples of `sizes` tokens: forward, and twice that backward.
 
-    Vocabulary logits count at the chosen positions only; padding, recomputation, softmax, the small heads of tasks and the like count nothing.
+    Vocabulary logits count at the chosen positions only; padding, recomputation, softmax, the heads of tasks and the
+    like count nothing.
     """
     model, objective = experiment.model, experiment.objective
     if isinstance(objective, Task):

@@ -14,7 +14,8 @@ The folder is in GLUE's layout, TASK/train.tsv and so on; `root=tfds` reads glue
 - electra: 3 epochs, 10 of RTE and STS-B, 32 rows, layer-wise decay (Clark et al., 2020, table 7), with the released
   code's weight decay 0.01 (0 in the paper), its decay of the top layer twice, and MRPC and STS-B in both orders.
 
-`rates` and `epochs` take the place of the recipe's. With `mnli=runs/...` RTE, MRPC and STS-B begin with that run, as in RoBERTa's and ALBERT's best results.
+`rates` and `epochs` take the place of the recipe's. With `mnli=runs/...` RTE, MRPC and STS-B begin with that run, as in
+RoBERTa's and ALBERT's best results.
 """
 
 from dataclasses import replace

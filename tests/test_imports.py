@@ -23,7 +23,7 @@ ORDER = (
     ("encoders.training.start",),
     ("encoders.training.loop",),
     ("encoders.exchange",),
-    ("encoders.convert", "encoders.ledger", "encoders.fill"),
+    ("encoders.convert", "encoders.ledger", "encoders.predict", "encoders.finetune"),
     ("encoders.report",),
     ("encoders.bench",),
     ("encoders.cli",),

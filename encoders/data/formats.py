@@ -38,9 +38,9 @@ class Format(Protocol):
     def table(self, split: Split, documents: range, length: int, seed: int, number: int) -> np.ndarray:
         """The examples of `documents` in rows of `length` tokens, in pass `number`: int64 `[rows, (examples,) 5]`."""
 
-    def fields(self, split: Split, spans: np.ndarray, start: np.ndarray) -> dict[str, np.ndarray]:
-        """The fields of `labels` for the rows of a table `spans`, `[rows, examples, 5]`, whose examples stand at
-        `start`, `[rows, examples]`."""
+    def fields(self, split: Split, spans: np.ndarray, start: np.ndarray, length: int) -> dict[str, np.ndarray]:
+        """The fields of `labels` for rows of `length` tokens of a table `spans`, `[rows, examples, 5]`, whose examples
+        stand at `start`, `[rows, examples]`."""
 
 
 class Running:
@@ -56,7 +56,7 @@ class Running:
     def longest(self, length: int) -> int:
         return length
 
-    def fields(self, split: Split, spans: np.ndarray, start: np.ndarray) -> dict[str, np.ndarray]:
+    def fields(self, split: Split, spans: np.ndarray, start: np.ndarray, length: int) -> dict[str, np.ndarray]:
         return {label: spans[..., LABEL].astype(np.int32) for label in self.labels}
 
 

@@ -49,8 +49,8 @@ class Packed:
         rows[row, slot] = examples
         return rows
 
-    def fields(self, split: Split, spans: np.ndarray, start: np.ndarray) -> dict[str, np.ndarray]:
-        return self.format.fields(split, spans, start)
+    def fields(self, split: Split, spans: np.ndarray, start: np.ndarray, length: int) -> dict[str, np.ndarray]:
+        return self.format.fields(split, spans, start, length)
 
 
 def pack(sizes: np.ndarray, length: int, most: int) -> tuple[np.ndarray, np.ndarray]:

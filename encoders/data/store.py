@@ -40,6 +40,7 @@ class Split:
     documents: np.ndarray
     columns: Mapping[str, np.ndarray] = field(default_factory=dict)
     folder: Path | None = None
+    kept: tuple[dict, ...] | None = None  # notes that are in no file
 
     @classmethod
     def open(cls, folder: Path, dtype: np.dtype) -> Split:
@@ -51,6 +52,8 @@ class Split:
     @cached_property
     def notes(self) -> list[dict]:
         """What was kept of each labelled row, such as its name and its text."""
+        if self.kept is not None:
+            return list(self.kept)
         lines = (self.folder / "notes.jsonl").read_text(encoding="utf-8").split("\n")
         return [json.loads(line) for line in lines if line]
 

@@ -173,7 +173,7 @@ def assemble(split: Split, table: np.ndarray, length: int, facts: Facts, form: F
     start = (cells[first] - length * np.arange(len(spans))[:, None]) * valid
     rows = {name: values.reshape(len(spans), length) for name, values in flat.items()}
     rows |= {"start": start.astype(np.int32), "valid": valid.astype(np.int32)}
-    return rows | form.fields(split, spans, rows["start"])
+    return rows | form.fields(split, spans, rows["start"], length)
 
 
 def named(rows: Rows, ids: np.ndarray, epochs: np.ndarray) -> Rows:
@@ -289,18 +289,25 @@ def cut(size: int, length: int, cuts: int) -> int:
 
 
 def heldout_batches(split: Split, facts: Facts, phase: Phase, batch: int, limit: int, folder: Path) -> Iterator[Rows]:
-    """Up to `limit` batches of a held-out split, the same for every run: seed, pass and order are fixed.
-
-    The longest rows come first, and a batch is as long as the least part of `phase.length` in `CUTS` equal ones that
-    holds its rows. The last batch is filled up with rows that are all padding and count nowhere.
-    """
+    """Up to `limit` batches of a held-out split, the same for every run: seed, pass and order are fixed."""
     table = heldout_table(split, phase, folder)
     ids = permuted(np.arange(len(table)), len(table), 0)[: batch * limit]
+    yield from longest_first(split, facts, table, ids, phase, batch)
+
+
+def longest_first(
+    split: Split, facts: Facts, table: np.ndarray, ids: np.ndarray, phase: Phase, batch: int, cuts: int = CUTS
+) -> Iterator[Rows]:
+    """The rows `ids` of a table, the longest ones first, in batches.
+
+    A batch is as long as the least part of `phase.length` in `cuts` equal ones that holds its rows. The last batch is
+    filled up with rows that are all padding and count nowhere.
+    """
     sizes = row_sizes(table[ids], phase.format.between)
     order = np.argsort(-sizes, kind="stable")
     for start in range(0, len(ids), batch):
         some = order[start : start + batch]
-        length = cut(int(sizes[some[0]]), phase.length, CUTS)
+        length = cut(int(sizes[some[0]]), phase.length, cuts)
         rows = assemble(split, table[ids[some]], length, facts, phase.format)
         rows = named(rows, ids[some], np.zeros(len(some)))
         missing = batch - len(some)

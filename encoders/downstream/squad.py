@@ -150,7 +150,7 @@ class Windows:
             rows += [(a, a_end, at, min(at + room, end), document) for at in range(b, b + count * step, step)]
         return np.array(rows, np.int64).reshape(-1, LABEL + 1)
 
-    def fields(self, split: Split, spans: np.ndarray, start: np.ndarray) -> dict[str, np.ndarray]:
+    def fields(self, split: Split, spans: np.ndarray, start: np.ndarray, length: int) -> dict[str, np.ndarray]:
         documents = spans[..., LABEL]
         text = split.sentences[split.documents[documents] + 1]
         answer = split.columns["answer"][documents] + text[..., None]  # as tokens of the split

@@ -123,7 +123,7 @@ class TextRows:
         shorten(rows, length, self.between)
         return rows
 
-    def fields(self, split: Split, spans: np.ndarray, start: np.ndarray) -> dict[str, np.ndarray]:
+    def fields(self, split: Split, spans: np.ndarray, start: np.ndarray, length: int) -> dict[str, np.ndarray]:
         return {"label": split.columns["label"][spans[..., LABEL]]}
 
 
