@@ -14,7 +14,8 @@ Encoders: pre-train BERT, RoBERTa, ALBERT and ELECTRA.
   python launch.py train    quickstart                               four tiny encoders, minutes on two cores
   python launch.py train    experiments/mini.py --only mini-electra --set optimizer.rate=5e-4
   python launch.py evaluate runs/mini-electra                        held-out scores of a checkpoint
-  python launch.py fill     runs/mini-bert "The capital of France is [MASK]."
+  python launch.py train    glue --with start=runs/mini-bert root=GLUE tasks=SST-2
+  python launch.py predict  runs/mini-bert fill "The capital of France is [MASK]."
   python launch.py import   bert-base-uncased runs/bert-base         a published checkpoint becomes a run
   python launch.py export   runs/mini-bert mini-bert                 a run becomes a folder that transformers loads
   python launch.py bench    step --only bert-small-8x128             speed, beside this device's ceiling and others
@@ -40,10 +41,12 @@ def parser() -> argparse.ArgumentParser:
     verb = verbs.add_parser("evaluate", help="held-out scores of a run's checkpoint, without its experiment file")
     add_run(verb)
     verb.add_argument("--batches", type=int, default=None, metavar="N", help="held-out batches to read (all)")
-    verb = verbs.add_parser("fill", help="the likeliest words for [MASK] in a text")
-    add_run(verb)
-    verb.add_argument("text", nargs="+", metavar="TEXT", help="texts with [MASK] (or <mask>) in them")
-    verb.add_argument("--top", type=int, default=5, metavar="N", help="words a mask (5)")
+    add_predict(verbs.add_parser("predict", help="what a run says of new texts"))
+    verb = verbs.add_parser("submit", help="answer a task's test rows in the format that is handed in")
+    verb.add_argument("run", metavar="RUN", help="a fine-tuned run's folder")
+    verb.add_argument("folder", metavar="DIR", help="where the files are written")
+    verb.add_argument("--root", default=None, metavar="DIR", help="where the task's files are, if not where they were")
+    verb.add_argument("--step", default="best", metavar="N", help="best (default), latest, or a step")
     verb = verbs.add_parser("import", help="make a published checkpoint (a folder, as transformers has it) a run")
     verb.add_argument("folder", metavar="DIR", help="config.json, weights and tokenizer; or fairseq's .pt and dict.txt")
     verb.add_argument("run", metavar="RUN", help="the folder of the run to make")
@@ -78,6 +81,32 @@ def add_bench(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--text", action="store_true", help="batches of the experiment's text, not of random ids")
     verb.add_argument("--as-installed", action="store_true", help="do not let glibc keep freed memory, on either side")
     verb.add_argument("--out", default="bench", metavar="DIR", help="where PART.json is written (bench)")
+
+
+def add_predict(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("run", metavar="RUN", help="a run's folder")
+    verb.add_argument(
+        "what", choices=("fill", "classify", "answer", "similarity", "embed", "tokens", "replaced"),
+        help="fill [MASK], classify one text or two, answer a question, similarity of two texts or of all, vectors of "
+        "texts or of tokens, mark replaced tokens (ELECTRA)",
+    )  # fmt: skip
+    verb.add_argument("text", nargs="*", metavar="TEXT", help="texts; without any, lines of --file or standard input")
+    verb.add_argument(
+        "--second", nargs="+", default=[], metavar="TEXT", help="the second text of each, or the text asked"
+    )
+    verb.add_argument(
+        "--file", default=None, metavar="FILE",
+        help='lines of a text, of two with a tab between, or of {"text": ..., "second": ...}; - is standard input',
+    )  # fmt: skip
+    verb.add_argument("--step", default="best", metavar="N", help="best (default), latest, or a step")
+    verb.add_argument("--json", action="store_true", help="print JSON lines")
+    verb.add_argument("--top", type=int, default=5, metavar="N", help="words a mask (5)")
+    verb.add_argument("--pool", choices=("cls", "mean", "pooled"), default="mean", help="the vector of a text (mean)")
+    verb.add_argument("--layer", type=int, default=-1, metavar="N", help="0 is the embedding, -1 the last (-1)")
+    verb.add_argument(
+        "--threshold", type=float, default=None, metavar="X", help="of `null`, above it: no answer (tuned)"
+    )
+    verb.add_argument("--batch", type=int, default=32, metavar="N", help="texts at a time (32)")
 
 
 def add_run(verb: argparse.ArgumentParser) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import jax
 
 from encoders import convert, report
+from encoders.data.labelled import Labelled
 from encoders.data.prepare import prepared
 from encoders.exchange.weights import CheckpointError
 from encoders.experiment import Experiment, describe, override
@@ -110,8 +111,8 @@ def prepare(options) -> int:
             seen.add(store.key)
             meta = store.meta
             print(f"{experiment.name}: {store.path}")
-            keys = ("splits", "unknown_rate", "characters", "seconds", "peak_memory_mb")
-            print(json.dumps({key: meta[key] for key in keys}, indent=1))
+            keys = ("splits", "skipped", "unknown_rate", "characters", "seconds", "peak_memory_mb")
+            print(json.dumps({key: meta[key] for key in keys if key in meta}, indent=1))
     return 0
 
 
@@ -131,7 +132,7 @@ def train(options) -> int:
         if loop.result(folder):
             finished.append(experiment.name)
         try:
-            results.append(loop.train(experiment, folder, say, options.profile))
+            results.append((experiment, loop.train(experiment, folder, say, options.profile)))
         except Exception as error:
             if len(chosen) == 1:
                 raise
@@ -161,14 +162,27 @@ def evaluate(options) -> int:
     return 0
 
 
-def fill(options) -> int:
-    from encoders.fill import fill as likeliest
+def predict(options) -> int:
+    from encoders.ask import ask
 
-    run, _, params = opened(options)
-    for text in options.text:
-        print(text)
-        for words in likeliest(run, params, text, options.top):
-            print("   " + "   ".join(f"{word} {probability:.1%}" for word, probability in words))
+    return ask(options, say)
+
+
+def submit(options) -> int:
+    from encoders.predict import load
+
+    predictor = load(options.run, options.step)
+    data = predictor.run.experiment.data
+    if not isinstance(data, Labelled):
+        raise ExperimentError(f"{options.run} was trained on no task whose rows could be answered")
+    folder = Path(options.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = list(data.task.submission(predictor, options.root or data.root))
+    for name, text in files:
+        (folder / name).write_text(text, encoding="utf-8")
+        print(folder / name)
+    if not files:
+        raise ExperimentError(f"{options.root or data.root} has no test rows of {data.task.name}")
     return 0
 
 
@@ -196,7 +210,8 @@ VERBS = {
     "prepare": prepare,
     "train": train,
     "evaluate": evaluate,
-    "fill": fill,
+    "predict": predict,
+    "submit": submit,
     "import": bring_in,
     "export": write_out,
 }

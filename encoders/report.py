@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 
+from encoders.experiment import Experiment
 from encoders.families import albert, bert, electra, roberta
 from encoders.ledger import parameters, shapes
 from encoders.objectives.joint import Joint
 from encoders.objectives.nsp import NextSentence
+from encoders.objectives.objective import Task
 from encoders.objectives.rtd import ReplacedTokens
 from encoders.objectives.sop import SentenceOrder
 
@@ -31,8 +34,34 @@ def percent(scores: dict[str, float], name: str, baseline: str) -> str:
     return f"{scores[name]:.1%}{spread} ({scores[baseline]:.1%})"
 
 
-def summary(results: Sequence[dict]) -> str:
-    """Finished runs, a row each: size, speed, and held-out scores with their baselines in brackets."""
+def summary(finished: Sequence[tuple[Experiment, dict]]) -> str:
+    """Finished runs and their results: a table of pre-training, and one of tasks."""
+    tasks = [pair for pair in finished if isinstance(pair[0].objective, Task)]
+    others = [result for experiment, result in finished if not isinstance(experiment.objective, Task)]
+    return "\n\n".join([*[pre_trained(others)] * bool(others), *[fine_tuned(tasks)] * bool(tasks)])
+
+
+def fine_tuned(finished: Sequence[tuple[Experiment, dict]]) -> str:
+    """A row for all seeds of an experiment: the median of the goal's score, its lowest and highest, and other scores."""
+    seeds: dict[str, list[tuple[Experiment, dict]]] = {}
+    for experiment, result in finished:
+        seeds.setdefault(experiment.name.removesuffix(f"-seed{experiment.seed}"), []).append((experiment, result))
+    rows = [["run", "seeds", "goal", "median", "lowest", "highest", "steps", "other medians"]]
+    for name, runs in seeds.items():
+        goal = runs[0][0].objective.goal
+        best = [result["best"] for _, result in runs]
+        each = sorted(scores[goal] for scores in best)
+        hidden = ("step", "loss", goal)
+        others = [n for n in best[0] if n not in hidden and not n.endswith(("_loss", "_error", "label_accuracy"))]
+        medians = ", ".join(f"{n.replace('_', ' ')} {statistics.median(s[n] for s in best):.4g}" for n in others)
+        numbers = (statistics.median(each), each[0], each[-1])
+        steps = f"{statistics.median(scores['step'] for scores in best):,.0f} of {runs[0][0].steps:,}"
+        rows.append([name, str(len(each)), goal, *(f"{number:.4g}" for number in numbers), steps, medians])
+    return f"{grid(rows)}\nScores of each run's best checkpoint on the development rows; steps: the median of the best."
+
+
+def pre_trained(results: Sequence[dict]) -> str:
+    """A row for each run: size, speed, and held-out scores with their baselines in brackets."""
     rows = [
         ["run", "parameters", "tokens/s", "steps", "loss", "MLM at [MASK] (commonest)", "NSP / SOP", "RTD AUC (0.5)"]
     ]

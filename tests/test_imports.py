@@ -24,6 +24,7 @@ ORDER = (
     ("encoders.training.loop",),
     ("encoders.exchange",),
     ("encoders.convert", "encoders.ledger", "encoders.predict", "encoders.finetune"),
+    ("encoders.ask",),
     ("encoders.report",),
     ("encoders.bench",),
     ("encoders.cli",),

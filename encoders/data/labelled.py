@@ -55,6 +55,9 @@ class Task(Protocol):
     def parts(self, family, dropout: float, both_orders: bool):
         """The objective and the format of rows, by the `Conventions` of a family; `dropout` is the head's."""
 
+    def submission(self, predictor, root: str) -> Iterator[tuple[str, str]]:
+        """Files to hand in, as their names and what they hold, for the rows whose labels are not known."""
+
     def read(self, root: str, split: str, reader: Reader) -> Iterator[Example]:
         """The rows of a split. Raises `RowError` for a bad one where the reader stops at it."""
 
@@ -92,10 +95,11 @@ class Labelled:
         return self.task.labels
 
     def present(self) -> dict[str, Path | str]:
-        """The file, or the split of a TFDS data set, of each split that is there."""
+        """The file, or the split of a TFDS data set, of training and of each development set that is there."""
+        files = {split: name for split, name in self.task.files if not split.startswith("test")}
         if self.root.startswith("tfds:"):
-            return {split: tfds_split(split) for split, _ in self.task.files if split != "test_ax"}
-        paths = {split: Path(self.root).expanduser() / name for split, name in self.task.files}
+            return {split: tfds_split(split) for split in files}
+        paths = {split: Path(self.root).expanduser() / name for split, name in files.items()}
         return {split: path for split, path in paths.items() if path.is_file()}
 
     def check(self) -> None:

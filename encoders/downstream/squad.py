@@ -64,6 +64,14 @@ class Questions:
         """Whether there is an answer is asked only where there may be none."""
         return (family.unanswerable if self.unanswerable else objectives.Spans()), Windows(between=family.between)
 
+    def submission(self, predictor, root: str) -> Iterator[tuple[str, str]]:
+        """The answers to the questions of the development set by their ids, as the official scripts read them."""
+        rows = list(self.read(root, "dev", Reader()))
+        said = list(predictor.answer(row.texts for row in rows))
+        by_id = lambda name: {row.note["id"]: each[name] for row, each in zip(rows, said, strict=True)}
+        yield "predictions.json", json.dumps(by_id("answer"), ensure_ascii=False, indent=1)
+        yield "null_odds.json", json.dumps(by_id("null"), indent=1)
+
 
 V1, V2 = (
     Questions(

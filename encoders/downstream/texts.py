@@ -18,6 +18,8 @@ from encoders.downstream.classification import Classification
 from encoders.downstream.conventions import Conventions
 from encoders.text.corpus import tfds_records
 
+SUBMITTED = {"test": "{}.tsv", "test_matched": "{}-m.tsv", "test_mismatched": "{}-mm.tsv", "test_ax": "AX.tsv"}
+
 
 @dataclass(frozen=True)
 class Texts:
@@ -87,9 +89,17 @@ class Texts:
         objective = Classification(self.labels or ("number",), family.head, dropout, self.scores)
         return objective, TextRows(self.symmetric and both_orders, family.between)
 
-    def answer(self, said: np.ndarray) -> str:
-        """What a submission says of a row, from the numbers of its labels."""
-        return self.labels[int(said.argmax())] if self.labels else f"{float(said[0]):.3f}"
+    def submission(self, predictor, root: str) -> Iterator[tuple[str, str]]:
+        """GLUE's files: a head, then the number of each row and its label, or its number in the range of the labels."""
+        for split, name in SUBMITTED.items():
+            if split in dict(self.files) and (Path(root).expanduser() / dict(self.files)[split]).is_file():
+                rows = self.read(root, split, Reader())
+                said = predictor.classify(row.texts if len(row.texts) == 2 else row.texts[0] for row in rows)
+                lines = [f"{i}\t{self.answer(each)}" for i, each in enumerate(said)]
+                yield name.format(self.name), "\n".join(["index\tprediction", *lines]) + "\n"
+
+    def answer(self, said: dict[str, float]) -> str:
+        return max(said, key=said.get) if self.labels else f"{next(iter(said.values())):.3f}"
 
 
 @dataclass(frozen=True)
