@@ -42,7 +42,7 @@ def summary(finished: Sequence[tuple[Experiment, dict]]) -> str:
 
 
 def fine_tuned(finished: Sequence[tuple[Experiment, dict]]) -> str:
-    """A row for all seeds of an experiment: the median of the goal's score, its lowest and highest, and other scores."""
+    """A row for all seeds of an experiment: median, lowest and highest of the goal's score, and other medians."""
     seeds: dict[str, list[tuple[Experiment, dict]]] = {}
     for experiment, result in finished:
         seeds.setdefault(experiment.name.removesuffix(f"-seed{experiment.seed}"), []).append((experiment, result))

@@ -131,7 +131,7 @@ class Labelled:
                 writer = Writer(stack, path / split, dtype, facts.sep)
                 for example, ids, labels in self.encoded(split, reader, tokenizer):
                     counts += np.bincount(writer.add(ids), minlength=facts.size) * (split == "train")
-                    notes.append(json.dumps(example.note, ensure_ascii=False) + "\n")
+                    notes.append(json.dumps(example.note) + "\n")
                     for column, values in labels.items():
                         columns.setdefault(column, []).append(values)
             if not notes:

@@ -71,7 +71,7 @@ def records(path: Path, columns: tuple[str, ...] = ()) -> Iterator[Record | RowE
     if path.suffix not in kinds:
         raise RowError(str(path), f"the ending {path.suffix!r} is not one of {', '.join(kinds)}")
     empty = True
-    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
         for record in kinds[path.suffix](path, file, columns):
             empty = False
             yield record
@@ -87,7 +87,7 @@ def fitted(place: str, columns: list[str], values: list[str]) -> Record | RowErr
 
 def tab_separated(path: Path, file, columns: tuple[str, ...]) -> Iterator[Record | RowError]:
     names = list(columns)
-    for number, line in enumerate(file, 1):  # universal newlines are off: a lone \r belongs to its field
+    for number, line in enumerate(file, 1):  # a lone \r belongs to its field
         values = line.rstrip("\r\n").split("\t")
         if not names:
             names = values
@@ -97,14 +97,18 @@ def tab_separated(path: Path, file, columns: tuple[str, ...]) -> Iterator[Record
 
 def comma_separated(path: Path, file, columns: tuple[str, ...]) -> Iterator[Record | RowError]:
     rows, names = csv.reader(file, strict=True), list(columns)
-    try:
-        for values in rows:
-            if not names:
-                names = values
-            elif values:
-                yield fitted(f"{path}:{rows.line_num}", names, values)
-    except csv.Error as error:
-        raise RowError(f"{path}:{rows.line_num}", str(error)) from None
+    while True:
+        try:
+            values = next(rows, None)
+        except csv.Error as error:
+            yield RowError(f"{path}:{rows.line_num}", str(error))
+            continue
+        if values is None:
+            return
+        if not names:
+            names = values
+        elif values:
+            yield fitted(f"{path}:{rows.line_num}", names, values)
 
 
 def json_lines(path: Path, file, columns: tuple[str, ...]) -> Iterator[Record | RowError]:

@@ -285,7 +285,7 @@ class Stream:
 
 def cut(size: int, length: int, cuts: int) -> int:
     """The least of `cuts` equal parts of `length` that holds `size` tokens."""
-    return -(-length * -(-size * cuts // length) // cuts)
+    return next(part for k in range(1, cuts + 1) if (part := -(-length * k // cuts)) >= size)
 
 
 def heldout_batches(split: Split, facts: Facts, phase: Phase, batch: int, limit: int, folder: Path) -> Iterator[Rows]:

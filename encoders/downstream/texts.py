@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -45,20 +45,24 @@ class Texts:
     def __post_init__(self):
         if len(self.texts) not in (1, 2):
             raise ValueError(f"{self.name}: texts={self.texts} must name one column or two")
+        if self.symmetric and len(self.texts) == 1:
+            raise ValueError(f"{self.name}: symmetric is for two texts, and texts={self.texts} names one")
 
     def read(self, root: str, split: str, reader: Reader) -> Iterator[Example]:
         if root.startswith("tfds:"):
             source = f"{root}@{tfds_split(split)}"
             rows = (Record(f"{source}:{i}", row) for i, row in enumerate(tfds_records(source)))
-            yield from reader.read(rows, lambda row: self.example(row, self.tfds or self.texts, "label", split))
+            numbered = replace(self, label="label", texts=self.tfds or self.texts)
+            yield from reader.read(rows, lambda row: numbered.example(row, split, tuple(range(len(self.labels)))))
         else:
             path = Path(root).expanduser() / dict(self.files)[split]
             rows = records(path, () if split.startswith("test") else self.columns)
-            yield from reader.read(rows, lambda row: self.example(row, self.texts, self.label, split))
+            yield from reader.read(rows, lambda row: self.example(row, split, self.labels))
 
-    def example(self, row: Record, texts: tuple[str, ...], label: str, split: str) -> Example:
-        found = tuple(row.text(column) for column in texts)
-        target = self.unknown if split.startswith("test") else self.target(row.place, row[label])
+    def example(self, row: Record, split: str, labels: tuple) -> Example:
+        """A row whose label is one of `labels`."""
+        found = tuple(row.text(column) for column in self.texts)
+        target = self.unknown if split.startswith("test") else self.target(row.place, row[self.label], labels)
         return Example(row.place, found, target, {"index": row.values.get("index", row.values.get("id"))})
 
     @property
@@ -66,7 +70,7 @@ class Texts:
         """The label of a row whose label is not known."""
         return 0 if self.labels else 0.0
 
-    def target(self, place: str, label) -> int | float:
+    def target(self, place: str, label, labels: tuple | None = None) -> int | float:
         """The number that a row's label stands for."""
         if not self.labels:
             try:
@@ -76,11 +80,10 @@ class Texts:
             if not math.isfinite(number):
                 raise RowError(place, f"{self.label}={label!r} is not a number")
             return number
-        if isinstance(label, int | np.integer) and str(label) not in self.labels and 0 <= label < len(self.labels):
-            return int(label)  # TFDS numbers its classes
-        if str(label) not in self.labels:
-            raise RowError(place, f"{self.label}={label!r} is not one of {', '.join(self.labels)}")
-        return self.labels.index(str(label))
+        names = [str(name) for name in (self.labels if labels is None else labels)]
+        if str(label) not in names:
+            raise RowError(place, f"{self.label}={label!r} is not one of {', '.join(names)}")
+        return names.index(str(label))
 
     def targets(self, example: Example, encoded: Encoded) -> dict[str, np.ndarray]:
         return {"label": np.array([example.target], np.int32 if self.labels else np.float32)}
@@ -90,7 +93,7 @@ class Texts:
         return objective, TextRows(self.symmetric and both_orders, family.between)
 
     def submission(self, predictor, root: str) -> Iterator[tuple[str, str]]:
-        """GLUE's files: a head, then the number of each row and its label, or its number in the range of the labels."""
+        """GLUE's files: a head, then the number of each row and its label, or the number that was said of it."""
         for split, name in SUBMITTED.items():
             if split in dict(self.files) and (Path(root).expanduser() / dict(self.files)[split]).is_file():
                 rows = self.read(root, split, Reader())
