@@ -82,7 +82,7 @@ def finetuned(
         objective=objective or usual,
         data=Labelled(task, root, Vocabulary(path=vocabulary or f"{start}/tokenizer.json")),
         optimizer=replace(recipe.optimizer, rate=recipe.rate, warmup=int(warmup)),
-        phases=(Phase(steps, recipe.length, recipe.batch, form, recipe.cuts),),
+        phases=(Phase(steps, min(recipe.length, model.positions), recipe.batch, form, recipe.cuts),),
         seed=seed,
         start=start,
         cadence=Cadence(log=min(every, 100), evaluate=every, save=every, keep=1, heldout=ALL),

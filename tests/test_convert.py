@@ -18,9 +18,9 @@ from encoders.exchange.weights import CheckpointError, weights
 from encoders.experiment import Network
 from encoders.families import bert
 from encoders.files import write_json
-from encoders.fill import fill
 from encoders.model import parts
 from encoders.objectives.joint import Joint
+from encoders.predict import load
 from encoders.training.checkpoint import save_params
 from encoders.training.run import Run, RunError, record
 from encoders.training.step import parameters
@@ -159,9 +159,9 @@ def test_a_pooler_that_comes_along_without_its_task_is_kept_until_a_class_has_no
 
 
 def test_only_a_run_with_a_masked_token_head_fills_in(tmp_path):
-    run = Run.open(brought_in("bert-classes", tmp_path / "run"))
+    run = load(brought_in("bert-classes", tmp_path / "run"))
     with pytest.raises(RunError, match="no masked-token head, only classes, encoder, pooler"):
-        fill(run, run.params()[1], "tan [MASK]")
+        next(run.fill(["tan [MASK]"]))
 
 
 def test_a_folder_that_exists_is_never_written_to(tmp_path):

@@ -13,8 +13,8 @@ import pytest
 import launch
 from encoders.convert import export_run, import_checkpoint
 from encoders.exchange.architectures import ARCHITECTURES
-from encoders.fill import fill
 from encoders.model.config import Model
+from encoders.predict import load
 from encoders.training.run import Run
 from tests import texts
 from tests.exchange import references
@@ -135,7 +135,8 @@ def test_what_is_trained_here_reads_and_fills_in_the_same_there(family, trained,
         assert pipe.tokenizer(text, add_special_tokens=False)["input_ids"] == run.tokenizer.encode(text)
     for text in ("tan [MASK] mut [MASK].", "[MASK] tan  [MASK] "):
         said = pipe(text.replace("[MASK]", pipe.tokenizer.mask_token))
-        for theirs, here in zip(said, fill(run, run.params()[1], text), strict=True):
+        (filled,) = load(run.folder).fill([text])
+        for theirs, here in zip(said, filled, strict=True):
             assert [run.tokenizer.token(each["token"]) for each in theirs] == [word for word, _ in here]
             assert [each["score"] for each in theirs] == pytest.approx([score for _, score in here], rel=1e-4)
 

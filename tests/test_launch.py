@@ -11,7 +11,7 @@ import pytest
 
 import launch
 from encoders.cli import keep_compiled
-from tests import texts
+from tests import tasks, texts
 from tests.exchange.references import HOME
 
 ROOT = Path(__file__).parents[1]
@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 SHORT = ["phases.*.until=6", "phases.*.batch=8", "optimizer.warmup=2", "cadence.log=2", "cadence.evaluate=6"]
 SMALL = ["model.layers=1", "model.hidden=8", "model.heads=2", "model.intermediate=16", "model.embedding=8"]
 SMALL += ["model.vocab=300", "data.vocabulary.size=300", "phases.*.batch=2", "phases.*.length=32"]
+TASK = ["phases.*.until=6", "phases.*.batch=8", "phases.*.length=32", "optimizer.warmup=2", "cadence.evaluate=3"]
 SHORT += ["cadence.heldout=2", "data.heldout=0.2", "data.sentences=lines"]
 
 
@@ -136,8 +137,10 @@ def typed(home) -> dict[str, int]:
     status, before = {}, os.getcwd()
     os.chdir(ROOT)
     published(home / "published" / "bert-base-uncased")
+    tasks.classes(home / "GLUE" / "SST-2"), tasks.numbers(home / "GLUE" / "STS-B"), tasks.squad(home / "squad")
     for command in commands():
         moved = {"runs/": f"{home}/runs/", "PUBLISHED": f"{home}/published", "exported": f"{home}/exported"}
+        moved |= {"submissions": f"{home}/submissions", "root=GLUE": f"root={home}/GLUE", "SQUAD": f"{home}/squad"}
         for theirs, here in moved.items():
             command = command.replace(theirs, here)
         arguments = shlex.split(command)
@@ -145,7 +148,7 @@ def typed(home) -> dict[str, int]:
             settings = [f"data.corpus={home / 'text.txt'}", f"data.folder={home / 'stores'}", *SHORT]
             settings += ["phases.0.until=3"] * ("mini" in command)  # its first phase of two
             kept = [word for word in arguments if "TEXTS" not in word]
-            arguments = [*kept, *([] if "--set" in kept else ["--set"]), *settings]
+            arguments = [*kept, *([] if "--set" in kept else ["--set"]), *(TASK if "--with" in kept else settings)]
         if arguments[0] == "train":
             arguments += ["--runs", f"{home}/runs"]
         if arguments[0] == "bench":
@@ -211,7 +214,8 @@ def test_evaluate_needs_nothing_but_the_run(typed, home, capsys):
 
 
 def test_fill_gives_the_likeliest_tokens_of_each_mask(typed, home, capsys):
-    assert launch.main(["fill", f"{home}/runs/quickstart-bert", "a [MASK] and a [MASK]", "--top", "3"]) == 0
+    command = ["predict", f"{home}/runs/quickstart-bert", "fill"]
+    assert launch.main([*command, "a [MASK] and a [MASK]", "--top", "3"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3 and all(len(re.findall(r"\d%", line)) == 3 for line in lines[1:])
-    assert "has no [MASK]" in fails(capsys, "fill", f"{home}/runs/quickstart-bert", "no mask here")
+    assert "has no [MASK]" in fails(capsys, *command, "no mask here")

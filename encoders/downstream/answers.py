@@ -109,14 +109,19 @@ def normalised(text: str) -> str:
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
 
+def gold(answers: Sequence[str]) -> list[str]:
+    """The answers, normalised, without those of which nothing is left; "" where there is none."""
+    return [each for each in map(normalised, answers) if each] or [""]
+
+
 def exact(said: str, answers: Sequence[str]) -> float:
     """1 where `said` equals one of the answers once both are normalised; none at all is answered by ""."""
-    return float(any(normalised(said) == normalised(answer) for answer in answers or [""]))
+    return float(any(normalised(said) == answer for answer in gold(answers)))
 
 
 def f1(said: str, answers: Sequence[str]) -> float:
     """The best overlap in words with one of the answers."""
-    return max(overlap(normalised(said).split(), normalised(answer).split()) for answer in answers or [""])
+    return max(overlap(normalised(said).split(), answer.split()) for answer in gold(answers))
 
 
 def overlap(said: list[str], answer: list[str]) -> float:
@@ -140,13 +145,14 @@ def question_scores(found: dict[int, Verdict], notes: list[dict]) -> dict[str, f
     nulls = np.array([verdict.null for verdict in found.values()])
     order = np.argsort(nulls, kind="stable")
     empty = np.array([not golds[document] for document in found], float)[order]
+    silent = np.array([not best[document] for document in found], float)[order]  # no candidate at any threshold
 
     def at(values: dict[int, float]) -> np.ndarray:
         """The sum of scores when the first n questions are answered, for every n."""
-        answered = np.where(empty > 0, 0.0, np.array(list(values.values()))[order])
+        answered = np.where(empty > 0, silent, np.array(list(values.values()))[order])
         return np.concatenate([[0], np.cumsum(answered)]) + empty.sum() - np.concatenate([[0], np.cumsum(empty)])
 
-    whole, right = at(points["f1"]), at({d: 1.0 for d in found})
+    whole, right = at(points["f1"]), at({d: float(bool(best[d])) for d in found})
     sums = {"f1": whole, "exact": at(points["exact"]), "no_answer_accuracy": right}
     apart = np.concatenate([[True], np.diff(nulls[order]) > 0, [True]])  # equal ones fall on one side
     cut = int(np.where(apart, whole, -1).argmax())

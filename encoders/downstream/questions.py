@@ -194,7 +194,8 @@ class ConditionedSpansModule(TaskModule):
         self.end_token, self.end_start = dense(model, width), dense(model, width, bias=False)
         self.end_norm = norm(model) if objective.norm else lambda x: x
         self.end = dense(model, 1)
-        self.answer, self.answerable = dense(model, width), dense(model, 1)
+        self.answer = dense(model, width)
+        self.answerable = dense(model, 1, bias=not objective.norm)  # ALBERT's has none
         self.drop = Dropout(objective.dropout)
 
     def act(self, x):

@@ -86,11 +86,14 @@ V1, V2 = (
 def questions(path: Path) -> Iterator[tuple[str, dict] | RowError]:
     """The questions of a file of SQuAD's layout, each with its place. Raises `RowError` for another layout."""
     try:
-        articles = json.loads(path.read_bytes().decode("utf-8"))["data"]
+        content = json.loads(path.read_bytes().decode("utf-8"))
     except UnicodeDecodeError as error:
         raise RowError(str(path), f"not UTF-8 at byte {error.start}") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise RowError(str(path), f'not JSON with "data" in it: {error}') from None
+    except ValueError as error:
+        raise RowError(str(path), f"not JSON: {error}") from None
+    articles = content.get("data") if isinstance(content, dict) else None
+    if not isinstance(articles, list) or not all(isinstance(article, dict) for article in articles):
+        raise RowError(str(path), 'not JSON with a list "data" of articles in it')
     for article in articles:
         for number, paragraph in enumerate(article.get("paragraphs", ())):
             for row in paragraph.get("qas", ()):
@@ -106,13 +109,15 @@ def example(place: str, row: dict) -> Example:
     for name in ("id", "question", "context"):
         if not isinstance(row.get(name), str) or not row[name].strip():
             raise RowError(place, f"{name} is empty or missing")
+        if any("\ud800" <= letter <= "\udfff" for letter in row[name]):
+            raise RowError(place, f"{name} is not UTF-8")
     answers, text = row["answers"], row["context"]
     texts, starts = [str(answer) for answer in answers["text"]], list(answers["answer_start"])
     for answer, start in zip(texts, starts, strict=True):
         if not isinstance(start, int | np.integer) or text[start : start + len(answer)] != answer or not answer:
             at = text[start : start + len(answer)] if isinstance(start, int) else None
             raise RowError(place, f"answer_start={start} has {at!r} and not the answer {answer!r}")
-    impossible = bool(row.get("is_impossible", not texts))
+    impossible = bool(row.get("is_impossible", False))
     if not impossible and not texts:
         raise RowError(place, "there is no answer, and is_impossible is not true")
     target = None if impossible else (int(starts[0]), int(starts[0]) + len(texts[0]))

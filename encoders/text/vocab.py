@@ -110,11 +110,12 @@ class Tokenizer:
     def encode_places(self, texts: list[str]) -> tuple[list[list[int]], list[list[tuple[int, int]]]]:
         """The ids of each text as `encode_batch` has them, and the place in it of each: first character and end.
 
-        White space around a token is not part of it.
+        White space around a token is not part of it; a character that the rules drop, such as a combining accent, is
+        part of the token before it, or after it where a word begins.
         """
         rows = self._literal.encode_batch(texts, add_special_tokens=False)
         places = [[trim(text, *place) for place in row.offsets] for text, row in zip(texts, rows, strict=True)]
-        return [row.ids for row in rows], places
+        return [row.ids for row in rows], [widened(text, row) for text, row in zip(texts, places, strict=True)]
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text in which a special token's name, such as [MASK], stands for the token; none is added."""
@@ -155,6 +156,25 @@ def trim(text: str, start: int, end: int) -> tuple[int, int]:
     part = text[start:end]
     first = start + len(part) - len(part.lstrip())
     return first, max(first, start + len(part.rstrip()))
+
+
+def widened(text: str, places: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Rising places with the characters between two of them, but for white space, added to one.
+
+    >>> widened("a' `b", [(0, 1), (4, 5)])
+    [(0, 2), (3, 5)]
+    >>> widened("a'b", [(0, 1), (2, 3)])
+    [(0, 2), (2, 3)]
+    """
+    wide, before = [], 0
+    for (start, end), after in zip(places, [*(start for start, _ in places[1:]), len(text)], strict=True):
+        while start > before and not text[start - 1].isspace():
+            start -= 1
+        while end < after and not text[end].isspace():
+            end += 1
+        wide.append((start, end))
+        before = max(before, end)
+    return wide
 
 
 def known_words(inner) -> Callable[[str], list[str] | None]:

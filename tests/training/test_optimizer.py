@@ -245,3 +245,30 @@ def test_a_value_out_of_range_is_refused_by_name(kind, field, value, accepted):
 def test_a_warm_up_longer_than_the_run_is_refused():
     with pytest.raises(ValueError, match=r"optimizer\.warmup=3125 .* 100 steps"):
         Lamb().transform(100)
+
+
+# Layer-wise rates -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("released, top", [(False, 1), (True, 2)])
+def test_a_layer_learns_at_a_share_of_the_rate_of_the_one_above(released, top):
+    """ELECTRA's decay; the released code has the factor twice at the top (google-research/electra, issue 51)."""
+    params = model(0)
+    params["encoder"].pop("shared")
+    params |= {"classes": {"out": {"kernel": normal(9, 2, 3)}}}
+    gradient = jax.tree.map(np.ones_like, params)
+    share = {}
+    for decay in (1.0, 0.8):
+        transform = AdamW(**PLAIN, layer_decay=decay, released_layer_decay=released).transform(10)
+        share[decay], _ = jax.jit(transform.update)(gradient, transform.init(params), params)
+    found = jax.tree.map(lambda a, b: np.asarray(a) / np.asarray(b), share[0.8], share[1.0])
+    np.testing.assert_allclose(found["classes"]["out"]["kernel"], 1.0, rtol=1e-6)
+    np.testing.assert_allclose(found["encoder"]["embed"]["word"]["embedding"], 0.8 ** (3 + top), rtol=1e-6)
+    for layer, power in enumerate((2 + top, 1 + top, top)):
+        np.testing.assert_allclose(found["encoder"]["layers"]["attend"]["query"]["bias"][layer], 0.8**power, rtol=1e-6)
+
+
+@pytest.mark.parametrize("wrong", [0.0, 1.1, "much"])
+def test_a_decay_that_is_none_is_refused(wrong):
+    with pytest.raises(ValueError, match="layer_decay"):
+        AdamW(1e-3, 1, layer_decay=wrong)
