@@ -65,7 +65,7 @@ def ran(objective):
 
 
 def layer(params, name: str, x: np.ndarray) -> np.ndarray:
-    return x @ np.asarray(params[name]["kernel"], float) + params[name]["bias"]
+    return x @ np.asarray(params[name]["kernel"], float) + params[name].get("bias", 0)
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
