@@ -101,11 +101,8 @@ class Experiment(Network):
                 not isinstance(phase.format, Packed) or self.model.attention != "cudnn",
                 "model.attention=cudnn is for rows of one example, and the format is Packed; take cudnn_packed",
             )
-            labels = self.objective.answers
-            require(
-                labels == self.data.labels or not labels,
-                f"objective.labels={labels}, and the rows' are {self.data.labels}",
-            )
+            told, there = self.objective.answers, self.data.labels
+            require(told == there or not told or not there, f"objective.labels={told}, and the rows' are {there}")
             require(not missing, f"the objective needs {missing}, and the format {kind} provides {have}")
             require(
                 phase.batch % self.accumulate == 0,

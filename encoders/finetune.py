@@ -62,8 +62,11 @@ def finetuned(
     vocabulary: str | None = None,
     seed: int = 0,
     objective=None,
+    limit: int | None = None,
 ) -> Experiment:
     """The experiment that fine-tunes the run `start` on the `rows` training rows of `task` in the folder `root`.
+
+    With a `limit` on the first so many of them.
 
     `model` and `vocabulary` are those of `start` unless given, as they must be where it is not trained yet, or is None.
     An `objective` takes the place of the one that the task has under the conventions of the model's family.
@@ -71,6 +74,7 @@ def finetuned(
     if start is None and (model is None or vocabulary is None):
         raise ExperimentError(f"{name}: without a run to start from, a model and a vocabulary are needed")
     model = replace(model or network(start).model, **dict(recipe.model))
+    rows = min(rows, limit or rows)
     usual, form = task.parts(conventions(model), recipe.dropout, recipe.both_orders)
     rows *= 2 if recipe.both_orders and task.symmetric else 1
     steps = recipe.steps or math.ceil(rows / recipe.batch * recipe.epochs)
@@ -80,7 +84,7 @@ def finetuned(
         name=name,
         model=model,
         objective=objective or usual,
-        data=Labelled(task, root, Vocabulary(path=vocabulary or f"{start}/tokenizer.json")),
+        data=Labelled(task, root, Vocabulary(path=vocabulary or f"{start}/tokenizer.json"), limit=limit),
         optimizer=replace(recipe.optimizer, rate=recipe.rate, warmup=int(warmup)),
         phases=(Phase(steps, min(recipe.length, model.positions), recipe.batch, form, recipe.cuts),),
         seed=seed,

@@ -20,17 +20,20 @@ import numpy as np
 from encoders.data.formats import Format, examples
 from encoders.data.store import Split
 from encoders.data.stream import Phase, longest_first
+from encoders.downstream.answers import Verdict
 from encoders.downstream.classification import Classification
 from encoders.downstream.conventions import conventions
 from encoders.downstream.questions import Questions
 from encoders.downstream.squad import Windows
 from encoders.downstream.texts import TextRows
+from encoders.experiment import Experiment
 from encoders.model.encoder import Encoder
 from encoders.model.heads import Pooler, gather
 from encoders.training.run import Run, RunError
 
 CHUNK = 4096  # texts that are sorted by length at a time
 CUTS = 16  # lengths that batches may have
+WINDOW = 384  # tokens, where the run does not say
 Pool = Literal["cls", "mean", "pooled"]
 Text = str | tuple[str, str]  # one text or two
 
@@ -117,30 +120,31 @@ class Predictor:
         if not isinstance(self.objective, Questions):
             raise RunError(f"{self.run.folder} answers no questions, it is {type(self.objective).__name__}")
         threshold = self.threshold if threshold is None else threshold
-        form, tokenizer = Windows(between=self.between), self.run.tokenizer
         for chunk in batched(questions, CHUNK):
-            ids, places = tokenizer.encode_places(list(chain.from_iterable(chunk)))
-            pairs = [self.whole(ids[i : i + 2], text) for i, text in zip(range(0, len(ids), 2), chunk, strict=True)]
-            ends = [*places[0::2]], [*places[1::2]]
-            flat = [place for question, text in zip(*ends, strict=True) for place in (*question, *text, (0, 0))]
-            columns = {"answer": np.full((len(chunk), 2), -1), "places": np.array(flat)}
-            notes = tuple({"context": text, "place": f"{question!r}"} for question, text in chunk)
-            split = split_of(pairs, self.run.facts, columns, notes)
-            said, rows = {}, []
-            for batch in self.batches(split, form, min(self.model.positions, 384)):
-                heard = apply(self.params, batch, module=self.run.module, method="outputs")
-                real = batch["valid"][:, 0] == 1
-                rows.append(batch["id"][real, 0])
-                for name, values in jax.device_get(heard).items():
-                    said.setdefault(name, []).append(values[real])
-            table = self.table(split, form, min(self.model.positions, 384))
-            whole = {name: np.concatenate(parts) for name, parts in said.items()}
-            found = self.objective.verdicts(whole, examples(table)[np.concatenate(rows)], split)
-            for document in range(len(chunk)):
-                verdict = found[document]
+            for verdict in self.verdicts(chunk):
                 best = verdict.answers[0] if verdict.text(threshold) else None
                 place = {"start": best.start, "end": best.end, "score": best.score} if best else {}
                 yield {"answer": best.text if best else ""} | place | {"null": verdict.null}
+
+    def verdicts(self, questions: Sequence[tuple[str, str]]) -> list[Verdict]:
+        """What is said of each (question, text), through windows such as the run was trained on."""
+        network = self.run.network
+        phase = network.phases[-1] if isinstance(network, Experiment) else None
+        form, length = (phase.format, phase.length) if phase else (Windows(between=self.between), WINDOW)
+        length = min(length, self.model.positions)
+        ids, places = self.run.tokenizer.encode_places(list(chain.from_iterable(questions)))
+        pairs = [self.whole([a, b], text) for a, b, text in zip(ids[::2], ids[1::2], questions, strict=True)]
+        flat = [place for a, b in zip(places[::2], places[1::2], strict=True) for place in (*a, *b, (0, 0))]
+        columns = {"answer": np.full((len(questions), 2), -1), "places": np.array(flat)}
+        notes = tuple({"context": text, "place": repr(question)} for question, text in questions)
+        split = split_of(pairs, self.run.facts, columns, notes)
+        table, heard, rows = form.table(split, range(split.size), length, 0, 0), [], []
+        for batch in self.batches(split, table, form, length):
+            heard.append(jax.device_get(apply(self.params, batch, module=self.run.module, method="outputs")))
+            rows.append(batch["id"][:, 0])
+        said = {name: np.concatenate([each[name] for each in heard])[: len(table)] for name in heard[0]}
+        found = self.objective.verdicts(said, examples(table)[np.concatenate(rows)[: len(table)]], split)
+        return [found[document] for document in range(len(questions))]
 
     @property
     def threshold(self) -> float | None:
@@ -219,11 +223,8 @@ class Predictor:
             raise RunError(f"{text!r} has no tokens, or one of its texts has none")
         return ids
 
-    def table(self, split: Split, form: Format, length: int) -> np.ndarray:
-        return form.table(split, range(split.size), length, 0, 0)
-
-    def batches(self, split: Split, form: Format, length: int) -> Iterator[dict]:
-        table = self.table(split, form, length)
+    def batches(self, split: Split, table: np.ndarray, form: Format, length: int) -> Iterator[dict]:
+        """The rows of a table, the longest first; rows that fill up the last batch are its last."""
         phase = Phase(1, length, self.batch, form)
         for rows in longest_first(split, self.run.facts, table, np.arange(len(table)), phase, self.batch, CUTS):
             yield {name: rows[name] for name in FIELDS}
@@ -239,7 +240,7 @@ class Predictor:
             self.cut += int((sizes > length).sum())
             split = split_of(ids, self.run.facts, {"label": np.zeros(len(ids))})
             found = [None] * len(ids)
-            for rows in self.batches(split, form, length):
+            for rows in self.batches(split, form.table(split, range(split.size), length, 0, 0), form, length):
                 each = zip(rows["id"][:, 0], rows["valid"][:, 0], said(rows), strict=True)
                 for place, _, answer in (row for row in each if row[1]):
                     found[place] = answer

@@ -19,8 +19,15 @@ ROOT = Path(__file__).parents[1]
 SHORT = ["phases.*.until=6", "phases.*.batch=8", "optimizer.warmup=2", "cadence.log=2", "cadence.evaluate=6"]
 SMALL = ["model.layers=1", "model.hidden=8", "model.heads=2", "model.intermediate=16", "model.embedding=8"]
 SMALL += ["model.vocab=300", "data.vocabulary.size=300", "phases.*.batch=2", "phases.*.length=32"]
-TASK = ["phases.*.until=6", "phases.*.batch=8", "phases.*.length=19", "optimizer.warmup=2", "cadence.evaluate=3"]
-SHORT += ["cadence.heldout=2", "data.heldout=0.2", "data.sentences=lines"]
+TASK = [
+    "phases.*.until=6",
+    "phases.*.cuts=1",
+    "phases.*.batch=8",
+    "phases.*.length=19",
+    "optimizer.warmup=2",
+    "cadence.evaluate=3",
+]
+SHORT += ["model.layers=1", "cadence.heldout=2", "data.heldout=0.2", "data.sentences=lines"]
 
 
 @pytest.fixture(autouse=True)

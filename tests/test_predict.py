@@ -27,7 +27,7 @@ from tests import tasks, texts
 
 TINY = dict(vocab=400, hidden=16, layers=2, heads=2, intermediate=24, positions=64, deviation=0.3)
 BERT = replace(bert.TINY, **TINY, embedding=16)
-TEXTS = [" ".join(sentence for sentence in document)[:150] for document in texts.made_up(9, seed=3)]
+TEXTS = [" ".join(sentence for sentence in document)[:150] for document in texts.made_up(6, seed=3)]
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def alone(predictor, text):
 
 
 def test_many_texts_get_the_vectors_they_have_alone_in_their_order(features, monkeypatch):
-    monkeypatch.setattr(predict, "CHUNK", 5)  # nine texts in two chunks of several batches
+    monkeypatch.setattr(predict, "CHUNK", 4)  # nine texts in two chunks of several batches
     for pool, of in (("mean", lambda x: x.mean(0)), ("cls", lambda x: x[0])):
         found = list(features.embed(TEXTS, pool))
         assert len(found) == len(TEXTS)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -77,7 +78,7 @@ def tfds_split(split: str) -> str:
 class Labelled:
     """The rows of `task` in the folder `root` (or "tfds:NAME"), under a vocabulary that exists.
 
-    `errors`: stop at a bad row, or skip and count it.
+    `errors`: stop at a bad row, or skip and count it. Training reads the first `limit` rows, or all.
     """
 
     task: Task
@@ -85,10 +86,13 @@ class Labelled:
     vocabulary: Vocabulary
     errors: Errors = "stop"
     folder: str = field(default="stores", metadata={"aside": True})
+    limit: int | None = None
 
     def __post_init__(self):
         if self.vocabulary.path is None:
             raise ValueError("data.vocabulary.path is missing: labelled rows are read with a vocabulary that exists")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"data.limit={self.limit} must be at least 1, or None for all rows")
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -115,7 +119,8 @@ class Labelled:
     def content(self) -> dict:
         files = {split: digest(x) if isinstance(x, Path) else f"{self.root}@{x}" for split, x in self.present().items()}
         words = essence(self.vocabulary) | {"path": digest(Path(self.vocabulary.path))}
-        return {"task": essence(self.task), "files": files, "vocabulary": words, "errors": self.errors, "rows": VERSION}
+        how = {"errors": self.errors, "version": VERSION} | ({"limit": self.limit} if self.limit else {})
+        return {"task": essence(self.task), "files": files, "vocabulary": words} | how
 
     def write(self, name: str, path: Path, say: Callable[[str], None]) -> None:
         """A store of labelled rows, `store.json` last."""
@@ -156,7 +161,7 @@ class Labelled:
 
     def encoded(self, split: str, reader: Reader, tokenizer) -> Iterator[tuple[Example, list[list[int]], dict]]:
         """The rows of a split, their tokens and their labels. Raises `RowError` for a text that has no tokens."""
-        examples = list(self.task.read(self.root, split, reader))
+        examples = list(islice(self.task.read(self.root, split, reader), self.limit if split == "train" else None))
         texts = [text for example in examples for text in example.texts]
         if self.task.needs_places:
             ids, places = tokenizer.encode_places(texts)

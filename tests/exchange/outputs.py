@@ -35,7 +35,7 @@ def everything(module, batch: dict) -> dict:
     if hasattr(module, "classes"):
         out["classes"] = module.logits(batch)[:, 0]
     if hasattr(module, "spans"):
-        out["spans"] = module.logits(batch)
+        out["spans"] = module.logits(batch)[0]
     return out
 
 
