@@ -15,6 +15,7 @@ import numpy as np
 from encoders.data.prepare import Writer, digest
 from encoders.data.rows import Errors, Reader, RowError
 from encoders.text import vocab
+from encoders.text.corpus import tfds_version
 from encoders.text.vocab import Vocabulary
 from encoders.values import essence
 
@@ -99,15 +100,18 @@ class Labelled:
         return self.task.labels
 
     def present(self) -> dict[str, Path | str]:
-        """The file, or the split of a TFDS data set, of training and of each development set that is there."""
+        """The file, or the TFDS data set and its split, of training and of each development set that is there."""
         files = {split: name for split, name in self.task.files if not split.startswith("test")}
         if self.root.startswith("tfds:"):
-            return {split: tfds_split(split) for split in files}
+            return {split: f"{self.root}@{tfds_split(split)}" for split in files}
         paths = {split: Path(self.root).expanduser() / name for split, name in files.items()}
         return {split: path for split, path in paths.items() if path.is_file()}
 
     def check(self) -> None:
         found = self.present()
+        for item in found.values():
+            if isinstance(item, str):
+                tfds_version(item)
         expected = ", ".join(name for _, name in self.task.files)
         if not found:
             raise ValueError(f"{self.task.name}: {self.root} holds none of {expected}")
@@ -117,7 +121,8 @@ class Labelled:
             raise ValueError(f"{self.task.name}: {self.root} has no {' and no '.join(missing)}; it takes {expected}")
 
     def content(self) -> dict:
-        files = {split: digest(x) if isinstance(x, Path) else f"{self.root}@{x}" for split, x in self.present().items()}
+        found = self.present().items()
+        files = {split: digest(item) if isinstance(item, Path) else tfds_version(item) for split, item in found}
         words = essence(self.vocabulary) | {"path": digest(Path(self.vocabulary.path))}
         how = {"errors": self.errors, "version": VERSION} | ({"limit": self.limit} if self.limit else {})
         return {"task": essence(self.task), "files": files, "vocabulary": words} | how

@@ -304,9 +304,23 @@ def _source(item: str):
 def tfds_records(item: str) -> Iterator[dict]:
     """The records of a prepared data set "tfds:NAME@SPLIT", bytes as text. Raises `CorpusError`."""
     _, _, records = _dataset(item)
-    said = lambda x: x.decode(errors="surrogateescape") if isinstance(x, bytes) else x
     for index in range(len(records)):
-        yield {name: said(value) for name, value in records[index].items()}
+        yield _as_text(records[index])
+
+
+def tfds_version(item: str) -> str:
+    """The name, version and split of a prepared data set. Raises `CorpusError` where it cannot be read."""
+    builder, split, _ = _dataset(item)
+    return f"{builder.info.full_name}@{split}"
+
+
+def _as_text(value):
+    if isinstance(value, dict):
+        return {name: _as_text(inner) for name, inner in value.items()}
+    if isinstance(value, bytes):
+        return value.decode(errors="surrogateescape")
+    kind = value.dtype.kind if getattr(value, "ndim", 0) else None
+    return [_as_text(inner) for inner in value] if isinstance(value, list) or kind in ("O", "S") else value
 
 
 def _dataset(item: str):
