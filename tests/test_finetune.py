@@ -136,7 +136,7 @@ def kinds(home):
 
 @pytest.mark.parametrize(
     "kind, family",
-    [*(("maybe", family) for family in FAMILIES), ("pair", "roberta"), ("span", "bert"), ("choice", "albert")],
+    [*(("maybe", family) for family in FAMILIES), ("pair", "roberta")],
 )
 def test_tasks_run_with_the_heads_of_each_family(kind, family, home, words):
     task, root, scores = kinds(home)[kind]
