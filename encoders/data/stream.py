@@ -292,11 +292,11 @@ def heldout_batches(split: Split, facts: Facts, phase: Phase, batch: int, limit:
     """Up to `limit` batches of a held-out split, the same for every run: seed, pass and order are fixed."""
     table = heldout_table(split, phase, folder)
     ids = permuted(np.arange(len(table)), len(table), 0)[: batch * limit]
-    yield from longest_first(split, facts, table, ids, phase, batch)
+    yield from longest_first(split, facts, table, ids, phase, batch, CUTS)
 
 
 def longest_first(
-    split: Split, facts: Facts, table: np.ndarray, ids: np.ndarray, phase: Phase, batch: int, cuts: int = CUTS
+    split: Split, facts: Facts, table: np.ndarray, ids: np.ndarray, phase: Phase, batch: int, cuts: int
 ) -> Iterator[Rows]:
     """The rows `ids` of a table, the longest ones first, in batches.
 

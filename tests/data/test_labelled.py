@@ -136,6 +136,7 @@ def test_the_rows_of_a_tfds_data_set_are_those_of_its_splits(folder, tokenizer, 
         "tfds:my/set@validation_far": [{"a": W[5], "b": W[6], "label": 0}],
     }
     monkeypatch.setattr(texts, "tfds_records", held.__getitem__)
+    monkeypatch.setattr("encoders.data.labelled.tfds_version", lambda item: item)
     task = replace(PAIRS, tfds=("a", "b"), files=(("train", "x"), ("dev_far", "y"), ("test", "z")))
     store = prepared(labelled(folder, task, root="tfds:my/set"))
     (ids,), (more,) = tokenizer.encode_batch([W[3]]), tokenizer.encode_batch([W[4]])
@@ -146,6 +147,7 @@ def test_the_rows_of_a_tfds_data_set_are_those_of_its_splits(folder, tokenizer, 
 def test_the_number_of_a_tfds_row_is_noted(folder, monkeypatch):
     rows = [{"text": "red", "label": 0, "id": 5}]
     monkeypatch.setattr(texts, "tfds_records", lambda source: rows)
+    monkeypatch.setattr("encoders.data.labelled.tfds_version", lambda item: item)
     assert prepared(labelled(folder, SINGLE, root="tfds:set")).train.notes == [{"index": 5}]
 
 
