@@ -71,7 +71,7 @@ def alone(predictor, text):
 
 
 def test_many_texts_get_the_vectors_they_have_alone_in_their_order(features, monkeypatch):
-    monkeypatch.setattr(predict, "CHUNK", 4)  # nine texts in two chunks of several batches
+    monkeypatch.setattr(predict, "CHUNK", 4)  # the texts in two chunks
     for pool, of in (("mean", lambda x: x.mean(0)), ("cls", lambda x: x[0])):
         found = list(features.embed(TEXTS, pool))
         assert len(found) == len(TEXTS)

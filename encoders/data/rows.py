@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -51,15 +51,19 @@ class Reader:
 
     def read(self, rows: Iterator, make: Callable[[Any], Any]) -> Iterator:
         """`make(row)` of each row; one that is a `RowError`, or raises it, stops or is skipped."""
-        for row in rows:
-            try:
-                if isinstance(row, RowError):
-                    raise row
-                yield make(row)
-            except RowError as error:
-                if self.errors == "stop":
-                    raise
-                self.skipped.append(str(error))
+        try:
+            for row in rows:
+                try:
+                    if isinstance(row, RowError):
+                        raise row
+                    yield make(row)
+                except RowError as error:
+                    if self.errors == "stop":
+                        raise
+                    self.skipped.append(str(error))
+        finally:
+            if isinstance(rows, Generator):  # its file is closed now, and not when memory is collected
+                rows.close()
 
 
 def records(path: Path, columns: tuple[str, ...] = ()) -> Iterator[Record | RowError]:
