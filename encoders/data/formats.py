@@ -3,8 +3,7 @@
 A table has one row an example: start and end of segment A, start and end of segment B (empty where there is one
 segment only), and a number that says which label it has. Where several examples share a row it is
 `[rows, examples, 5]`, with zeros behind the last one. It is a pure function of (seed, pass, documents), built shard by
-shard. `released` follows the authors' code to the
-letter; otherwise its known slips are put right, as each format says.
+shard. `released` follows the authors' code to the letter; otherwise its known slips are put right, as each format says.
 """
 
 from __future__ import annotations

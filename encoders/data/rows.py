@@ -19,6 +19,11 @@ class RowError(ValueError):
         super().__init__(f"{place}: {what}")
 
 
+def damaged(text: str) -> bool:
+    """Whether a text holds half a surrogate pair: what bytes that are not UTF-8 were read as, or JSON's own."""
+    return any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
 @dataclass(frozen=True)
 class Record:
     """The fields of a row by column, and where it stands."""
@@ -38,7 +43,7 @@ class Record:
             raise RowError(self.place, f"{column}={found!r} is not text")
         if not found.strip():
             raise RowError(self.place, f"{column} is empty")
-        if any("\ud800" <= letter <= "\udfff" for letter in found):  # of `surrogateescape`
+        if damaged(found):
             raise RowError(self.place, f"{column} is not UTF-8")
         return found
 

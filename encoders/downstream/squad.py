@@ -12,7 +12,7 @@ import numpy as np
 
 from encoders.data.formats import A_END, B_END, LABEL, A, B
 from encoders.data.labelled import Encoded, Example, tfds_split
-from encoders.data.rows import Reader, RowError
+from encoders.data.rows import Reader, RowError, damaged
 from encoders.data.store import Split
 from encoders.downstream import questions as objectives
 from encoders.downstream.conventions import Conventions
@@ -109,7 +109,7 @@ def example(place: str, row: dict) -> Example:
     for name in ("id", "question", "context"):
         if not isinstance(row.get(name), str) or not row[name].strip():
             raise RowError(place, f"{name} is empty or missing")
-        if any("\ud800" <= letter <= "\udfff" for letter in row[name]):
+        if damaged(row[name]):
             raise RowError(place, f"{name} is not UTF-8")
     answers, text = row["answers"], row["context"]
     texts, starts = [str(answer) for answer in answers["text"]], list(answers["answer_start"])

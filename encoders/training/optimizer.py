@@ -143,7 +143,7 @@ class Optimizer:
 
         return optax.GradientTransformation(self.init, update)
 
-    def shares(self, params) -> dict[str, np.ndarray | float]:
+    def shares(self, params) -> dict[str, np.ndarray]:
         """The share of the rate that each leaf has: `layer_decay` to the power of its distance from the heads.
 
         Of n layers the top one has the power 1, and the embeddings with the projection after them n + 1.
@@ -184,24 +184,6 @@ class Lamb(Optimizer):
 
     rate: float = 1.76e-3
     warmup: int = 3125
-
-    def shares(self, params) -> dict[str, np.ndarray | float]:
-        """The share of the rate that each leaf has: `layer_decay` to the power of its distance from the heads.
-
-        Of n layers the top one has the power 1, and the embeddings with the projection after them n + 1.
-        """
-        found = dict(leaves(params))
-        count = max((len(leaf) for path, leaf in found.items() if "/layers/" in path), default=0)
-        top = 2 if self.released_layer_decay else 1
-
-        def power(path, leaf):
-            if not path.startswith(BODIES):
-                return np.zeros(())
-            if "/layers/" not in path:
-                return np.full((), count + top)
-            return np.arange(count, 0, -1).reshape(-1, *[1] * (leaf.ndim - 1)) + top - 1
-
-        return {path: np.float32(self.layer_decay) ** power(path, leaf) for path, leaf in found.items()}
 
     def adapt(self, path: str, direction: jax.Array, param: jax.Array) -> jax.Array:
         axes = tuple(range(int(stacked(path)), param.ndim))  # a stack has one norm a layer
