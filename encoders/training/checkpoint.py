@@ -12,6 +12,8 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 logging.getLogger("absl").setLevel(logging.ERROR)
 
+PIECE = 64 << 20  # bytes of an array that are compressed at a time: whole, its copies would be as large as itself
+
 
 class Checkpoints:
     """The checkpoints of a run: the newest `keep`, and the best one, which has the lowest cost.
@@ -90,8 +92,9 @@ class Checkpoints:
 
 def save_params(folder: Path, params) -> None:
     """Make step 0 of a run that has parameters only, in its folder of checkpoints."""
+    pieces = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=PIECE), params)
     with sparing(params) as checkpointer:
-        checkpointer.save(params_of(folder.resolve(), 0), args=ocp.args.StandardSave(params))
+        checkpointer.save(params_of(folder.resolve(), 0), args=ocp.args.StandardSave(params, pieces))
 
 
 def params_of(folder: Path, step: int) -> Path:
