@@ -11,6 +11,7 @@ Encoders: pre-train BERT, RoBERTa, ALBERT and ELECTRA.
   python launch.py show     experiments/bert.py --only bert-base     what it is, its size and its cost
   python launch.py show     table-2.1                                the chapter's table beside exact counts
   python launch.py prepare  experiments/mini.py --set data.corpus=/texts/*.txt.xz
+  python launch.py inspect  stores/KEY experiments/mini.py           what a store holds, rows as the model sees them
   python launch.py train    quickstart                               four tiny encoders, minutes on two cores
   python launch.py train    experiments/mini.py --only mini-electra --set optimizer.rate=5e-4
   python launch.py evaluate runs/mini-electra                        held-out scores of a checkpoint
@@ -35,9 +36,21 @@ def parser() -> argparse.ArgumentParser:
         verb = verbs.add_parser(name, help=text, description=text)
         verb.add_argument("experiment", metavar="EXPERIMENT")
         add_members(verb)
+        if name == "prepare":
+            add_prepare(verb)
         if name == "train":
             verb.add_argument("--runs", default="runs", metavar="DIR", help="where runs are kept (runs)")
             verb.add_argument("--profile", action="store_true", help="trace the first steps and say where time goes")
+    verb = verbs.add_parser("inspect", help="what a store holds, and rows as the model sees them")
+    verb.add_argument("store", metavar="STORE", help="a store's folder, as prepare prints it")
+    verb.add_argument(
+        "experiment", metavar="EXPERIMENT", nargs="?", default=None,
+        help="whose formats and objective make the rows; without one BERT's",
+    )  # fmt: skip
+    add_members(verb)
+    verb.add_argument("--rows", type=int, default=3, metavar="N", help="rows of each phase (3)")
+    verb.add_argument("--plain", action="store_true", help="no colours, which a file gets in any case")
+    verb.add_argument("--verify", action="store_true", help="compare the store with its checksums")
     verb = verbs.add_parser("evaluate", help="held-out scores of a run's checkpoint, without its experiment file")
     add_run(verb)
     verb.add_argument("--batches", type=int, default=None, metavar="N", help="held-out batches to read (all)")
@@ -58,6 +71,17 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--step", default="latest", metavar="N", help="latest (default), best, or a step")
     add_bench(verbs.add_parser("bench", help="measure: step, infer, data, peers, ceiling, roofline or ablate"))
     return top
+
+
+def add_prepare(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--workers", type=int, default=None, metavar="N", help="processes of this machine (its cores)")
+    verb.add_argument(
+        "--runner", default=None, metavar="NAME",
+        help="an Apache Beam runner instead, such as DirectRunner, FlinkRunner, SparkRunner or DataflowRunner, with "
+        "its pipeline options after --",
+    )  # fmt: skip
+    verb.add_argument("options", nargs="*", metavar="-- OPTION", help="Beam's pipeline options, such as --region=R")
+    verb.add_argument("--repair", action="store_true", help="compare a finished store with its checksums and mend it")
 
 
 def add_members(verb: argparse.ArgumentParser) -> None:

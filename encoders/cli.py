@@ -18,10 +18,13 @@ import jax
 from encoders import convert, report
 from encoders.data.labelled import Labelled
 from encoders.data.prepare import prepared
+from encoders.data.repair import damaged, repair
+from encoders.data.runners import Beam, Here, Runner
+from encoders.data.store import Store
 from encoders.exchange.weights import CheckpointError
 from encoders.experiment import Experiment, describe, override
 from encoders.ledger import show as ledger
-from encoders.text.corpus import CorpusError
+from encoders.text.source import CorpusError
 from encoders.training import loop
 from encoders.training.run import Run, RunError
 from encoders.values import ExperimentError, read
@@ -104,15 +107,62 @@ def show(options) -> int:
 
 
 def prepare(options) -> int:
+    runner = runner_of(options)
     seen = set()
     for experiment in members(options):
-        store = prepared(experiment.data, say)
+        store = prepared(experiment.data, say, runner)
+        if options.repair:
+            mend(store, experiment.data, runner)
         if store.key not in seen:
             seen.add(store.key)
             meta = store.meta
             print(f"{experiment.name}: {store.path}")
-            keys = ("splits", "skipped", "unknown_rate", "characters", "seconds", "peak_memory_mb")
+            keys = ("splits", "skipped", "filtered", "unknown_rate", "characters", "seconds", "peak_memory_mb")
             print(json.dumps({key: meta[key] for key in keys if key in meta}, indent=1))
+    return 0
+
+
+def runner_of(options) -> Runner:
+    """Where `prepare` works."""
+    if options.runner:
+        if options.workers is not None:
+            raise ExperimentError("--workers is for this machine; a Beam runner takes its own options after --")
+        return Beam(options.runner, tuple(options.options))
+    if options.options:
+        raise ExperimentError(f"{' '.join(options.options)}: pipeline options go with --runner")
+    return Here(len(os.sched_getaffinity(0)) if options.workers is None else options.workers)
+
+
+def mend(store: Store, data, runner: Runner) -> None:
+    """Make damaged parts of a store again."""
+    numbers = damaged(store)
+    for number in numbers:
+        say(f"{store.path}: part {number} ({store.meta['parts'][number]['of']}) is damaged")
+    if numbers:
+        repair(store, data, numbers, say, runner)
+    say(f"{store.path}: {len(numbers) or 'no'} damaged part(s){', made again' * bool(numbers)}")
+
+
+def inspect_store(options) -> int:
+    from encoders.inspect import View, inspect
+
+    store, view = Store.open(Path(options.store)), View()
+    if options.experiment:
+        chosen = members(options)
+        if len(chosen) > 1:
+            raise ExperimentError(f"--only must name one of {', '.join(e.name for e in chosen)}")
+        view = View(chosen[0].phases, chosen[0].objective, chosen[0].seed)
+    elif options.set or options.only or options.given:
+        raise ExperimentError("--set, --only and --with are for an EXPERIMENT, and none is named")
+    if options.verify:
+        numbers = damaged(store)
+        for number in numbers:
+            say(f"part {number} ({store.meta['parts'][number]['of']}) is damaged; prepare --repair makes it again")
+        say(f"{len(store.meta['parts'])} parts, {len(numbers) or 'none'} damaged")
+        if numbers:
+            return 1
+    for line in inspect(store, view, options.rows, sys.stdout.isatty() and not options.plain):
+        print(line)
     return 0
 
 
@@ -208,6 +258,7 @@ VERBS = {
     "bench": measure,
     "show": show,
     "prepare": prepare,
+    "inspect": inspect_store,
     "train": train,
     "evaluate": evaluate,
     "predict": predict,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from encoders.data.labelled import Labelled
+from encoders.data.mixing import weights_of
 from encoders.data.packing import Packed
 from encoders.data.prepare import Data
 from encoders.data.stream import Phase
@@ -100,6 +101,11 @@ class Experiment(Network):
             require(
                 not isinstance(phase.format, Packed) or self.model.attention != "cudnn",
                 "model.attention=cudnn is for rows of one example, and the format is Packed; take cudnn_packed",
+            )
+            weights, corpora = weights_of(phase.format), len(getattr(self.data, "corpus", ()))
+            require(
+                weights is None or len(weights) == corpora,
+                f"phases.format.weights={weights} are not one for each of the {corpora} items of data.corpus",
             )
             told, there = self.objective.answers, self.data.labels
             require(told == there or not told or not there, f"objective.labels={told}, and the rows' are {there}")

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
 def write_json(path: Path, value: dict) -> None:
     """Write a file that is either whole or not there."""
-    partial = path.with_suffix(".partial")
+    partial = path.with_suffix(f".partial-{secrets.token_hex(4)}")
     partial.write_text(json.dumps(value, indent=1), encoding="utf-8")
     partial.rename(path)
 
@@ -35,3 +37,23 @@ def appearing(folder: Path) -> Iterator[Path]:
             for parent in made:
                 parent.rmdir()
         raise
+
+
+@contextmanager
+def owned(folder: Path, wait: Callable[[], None]) -> Iterator[None]:
+    """Keeps `folder`, which is made if it is not there, for this process; `wait` is called while another has it."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                wait()
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            with suppress(FileNotFoundError):  # the one who had it may have removed it
+                if os.path.samestat(os.fstat(handle), os.stat(folder)):
+                    yield
+                    return
+        finally:
+            os.close(handle)

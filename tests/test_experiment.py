@@ -6,7 +6,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from encoders.data.filters import Filters
 from encoders.data.formats import ElectraPairs, FullSentences, SegmentPairs
+from encoders.data.mixing import Mixed
+from encoders.data.packing import Packed
 from encoders.data.prepare import Data
 from encoders.data.stream import Phase
 from encoders.experiment import Experiment, describe, differences, fingerprint, override, vary
@@ -36,6 +39,7 @@ BASE = Experiment(
 )
 SWAPPED = tuple(replace(phase, format=SegmentPairs("swapped", short=0.0)) for phase in BASE.phases)
 FULL = tuple(replace(phase, format=FullSentences(within=True)) for phase in BASE.phases)
+MIXED = (replace(BASE.phases[0], format=Packed(Mixed(SegmentPairs(), (1.0, 0.5)))),)
 EXPERIMENTS = [
     BASE,
     replace(BASE, objective=Joint(Masking(copies=40, unit="word", ngrams=3), SentenceOrder()), phases=SWAPPED),
@@ -51,6 +55,7 @@ EXPERIMENTS = [
         mesh=Mesh(data=2, model=4),
         cadence=Cadence(log=3),
     ),
+    replace(BASE, phases=MIXED, data=replace(BASE.data, corpus=("a.txt", "b.jsonl"), filters=Filters("documents"))),
 ]
 
 
@@ -107,6 +112,7 @@ def test_an_objective_may_leave_a_label_unread():
         ({"model": replace(BASE.model, vocab=51)}, "data.vocabulary.size=50 and model.vocab=51 differ; set both"),
         ({"model": replace(BASE.model, positions=63)}, "phases.length=64 is longer than model.positions=63"),
         ({"optimizer": AdamW(rate=1e-3, warmup=101)}, "optimizer.warmup=101 is more than the 100 steps"),
+        ({"phases": MIXED}, r"phases.format.weights=\(1.0, 0.5\) are not one for each of the 1 items of data.corpus"),
     ],
 )
 def test_parts_that_do_not_fit_together_are_refused(wrong, message):
@@ -244,7 +250,7 @@ def test_settings_apply_at_once():
         ("phases.batch=4", r"phases has no 'batch'; it has 0, 1 and \* for all"),
         ("phases.*.length=65", "phases.length=65 is longer than model.positions=64"),
         ("phases.*.format=FullSentences", "phases.0.format cannot be set on the command line; write an experiment"),
-        ("data.corpus=", "data.corpus is empty; it takes 'embedded', 'tfds:NAME', or text files"),
+        ("data.corpus=", "data.corpus is empty; it takes 'embedded', 'tfds:NAME', or files"),
         ("data.heldout=0", "data.heldout=0.0 must be above 0 and below 1"),
         ("data.sentences=words", "data.sentences='words' is not one of split, lines"),
         ("mesh.data=0", "mesh.data=0 must be at least 1"),

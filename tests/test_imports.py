@@ -26,7 +26,7 @@ ORDER = (
     ("encoders.convert", "encoders.ledger", "encoders.predict", "encoders.finetune"),
     ("encoders.ask",),
     ("encoders.report",),
-    ("encoders.bench",),
+    ("encoders.bench", "encoders.inspect"),
     ("encoders.cli",),
 )
 ABSENT = (

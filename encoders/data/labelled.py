@@ -12,10 +12,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from encoders.data.prepare import Writer, digest
+from encoders.data.prepare import digest
 from encoders.data.rows import Errors, Reader, RowError
+from encoders.data.runners import Runner
+from encoders.data.units import Writer
 from encoders.text import vocab
-from encoders.text.corpus import tfds_version
+from encoders.text.tfds import tfds_version
 from encoders.text.vocab import Vocabulary
 from encoders.values import essence
 
@@ -127,8 +129,8 @@ class Labelled:
         how = {"errors": self.errors, "version": VERSION} | ({"limit": self.limit} if self.limit else {})
         return {"task": essence(self.task), "files": files, "vocabulary": words} | how
 
-    def write(self, name: str, path: Path, say: Callable[[str], None]) -> None:
-        """A store of labelled rows, `store.json` last."""
+    def write(self, name: str, path: Path, work: Path, runner: Runner, say: Callable[[str], None]) -> None:
+        """A store of labelled rows, `store.json` last; they are few enough for one process in one go."""
         tokenizer = vocab.load(self.vocabulary.path, self.vocabulary.lowercase)
         tokenizer.save(path / "tokenizer.json")
         facts = tokenizer.facts

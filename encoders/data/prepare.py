@@ -1,4 +1,9 @@
-"""TEXT → STORE: corpus to tokens on disk, once, with memory that does not grow with the corpus."""
+"""TEXT → STORE: corpus to tokens on disk, once, with memory that does not grow with the corpus.
+
+The corpus falls into units of work (encoders/data/units.py), which any number of processes finish in any order; what
+they have written is then joined. The bytes are the same however many there were, and an interrupted preparation goes
+on with the units that are not finished.
+"""
 
 from __future__ import annotations
 
@@ -6,24 +11,30 @@ import errno
 import hashlib
 import json
 import resource
+import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
-from itertools import chain, islice
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 
+from encoders.data import filters, units
+from encoders.data.filters import Filters
+from encoders.data.runners import HERE, Runner
 from encoders.data.store import OFFSETS, Store
-from encoders.files import appearing
+from encoders.data.units import SPLITS, Unit, Work
+from encoders.files import appearing, owned
 from encoders.text import corpus as corpora
 from encoders.text import vocab
-from encoders.text.vocab import Vocabulary
+from encoders.text.vocab import Facts, Vocabulary
 
 VERSION = 1  # of the store's layout; a change makes old stores another key
-CHUNK = 4_000_000  # characters that are tokenised at a time
+
+Say = Callable[[str], None]
 
 
 class Source(Protocol):
@@ -39,17 +50,19 @@ class Source(Protocol):
     def content(self) -> dict:
         """What determines the store's content: file hashes or versions rather than paths."""
 
-    def write(self, name: str, path: Path, say: Callable[[str], None]) -> None:
-        """Fill the folder `path`, with `store.json`, which names it, last."""
+    def write(self, name: str, path: Path, work: Path, runner: Runner, say: Say) -> None:
+        """Fill the folder `path`, with `store.json`, which names it, last. What is finished before that is kept in
+        `work`, so that it need not be done again."""
 
 
 @dataclass(frozen=True)
 class Data:
     """Where text comes from and how it becomes tokens.
 
-    `corpus` names what is read: "embedded" (the docstrings of the packages this one depends on), "tfds:NAME", or
-    paths and globs of text files. `sentences`: are lines paragraphs to be split, or sentences. `heldout` is the share
-    of documents that evaluation reads and training does not. Stores are kept in `folder`.
+    `corpus` names what is read, item by item: "embedded" (the docstrings of the packages this one depends on),
+    "tfds:NAME", or paths and globs of text, JSON lines or Parquet files, whose text is in the field or column `text`
+    ("text" unless it is named). `sentences`: are lines paragraphs to be split, or sentences. `filters`: what is left
+    out. `heldout` is the share of documents that evaluation reads and training does not. Stores are kept in `folder`.
     """
 
     corpus: tuple[str, ...] = ("embedded",)
@@ -58,28 +71,33 @@ class Data:
     language: str = "en"
     heldout: float = 0.02
     folder: str = field(default="stores", metadata={"aside": True})
+    text: str | None = None
+    filters: Filters = Filters()
 
     labels: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self):
         if not self.corpus:
-            raise ValueError("data.corpus is empty; it takes 'embedded', 'tfds:NAME', or text files")
+            raise ValueError("data.corpus is empty; it takes 'embedded', 'tfds:NAME', or files")
         if not 0 < self.heldout < 1:
             raise ValueError(f"data.heldout={self.heldout} must be above 0 and below 1")
 
     def check(self) -> None:
-        corpora.check(self.corpus, self.sentences, self.language)
+        corpora.check(self.corpus, self.sentences, self.language, self.text)
 
     def content(self) -> dict:
         spec = asdict(self)
         del spec["folder"]
-        spec["corpus"] = corpora.identity(self.corpus)
+        spec["corpus"] = corpora.identity(self.corpus, self.text, Path(self.folder) / ".digests.json")
         if self.vocabulary.path:
             spec["vocabulary"]["path"] = digest(Path(self.vocabulary.path))
+        # What is younger than the first stores counts where it is used.
+        spec |= {"filters": None if self.filters == Filters() else spec["filters"]}
+        spec = {name: value for name, value in spec.items() if name not in ("text", "filters") or value is not None}
         return spec | {"version": VERSION}
 
-    def write(self, name: str, path: Path, say: Callable[[str], None]) -> None:
-        write(self, name, path, say)
+    def write(self, name: str, path: Path, work: Path, runner: Runner, say: Say) -> None:
+        write(Work(self, work), name, path, runner, say)
 
 
 def digest(path: Path) -> str:
@@ -96,112 +114,181 @@ def key(data: Source) -> str:
     return hashlib.sha256(json.dumps(data.content(), sort_keys=True).encode()).hexdigest()[:16]
 
 
-def is_held_out(document: int, share: float) -> bool:
-    """Evenly spread over any stretch of documents; the first one always is."""
-    return (document * 0x9E3779B97F4A7C15) % 2**64 < share * 2**64
-
-
-def prepared(data: Source, say: Callable[[str], None] = lambda line: None) -> Store:
+def prepared(data: Source, say: Say = units.quiet, runner: Runner = HERE) -> Store:
     """The store of `data`, made now if it is not there. Raises `CorpusError` or `ValueError` before any long work."""
     data.check()
     name = key(data)
     path = Path(data.folder) / name
     if not path.exists():
-        try:
-            with appearing(path) as partial:
-                data.write(name, partial, say)
-        except OSError as error:
-            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):  # another process has just finished the same store
-                raise
+        make(data, name, path, runner, say)
     return Store.open(path)
 
 
-def write(data: Data, name: str, path: Path, say: Callable[[str], None]) -> None:
-    """A store of running text: vocabulary, then tokens, then `store.json`."""
-    began = time.monotonic()
-    texts = lambda: corpora.documents(data.corpus, data.sentences, data.language)
-    spec = data.vocabulary
-    say(f"vocabulary: {'read from ' + spec.path if spec.path else f'training {spec.kind} of {spec.size:,}'}")
-    tokenizer = vocab.load(spec.path, spec.lowercase) if spec.path else vocab.train(spec, texts())
+def make(data: Source, name: str, path: Path, runner: Runner, say: Say) -> None:
+    work, folder = path.with_name(f".{name}.work"), path.parent
+    made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    with owned(work, lambda: say(f"{path}: another process prepares it; waiting")):
+        try:
+            if path.exists():
+                return
+            for left in folder.glob(f".{name}.partial-*"):  # of a process that was killed
+                shutil.rmtree(left, ignore_errors=True)
+            with appearing(path) as partial:
+                data.write(name, partial, work, runner, say)
+        except ValueError:  # nothing that is there would help
+            shutil.rmtree(work, ignore_errors=True)
+            raise
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise ValueError(
+                    f"no space is left in {folder} for the store; what is finished is kept in {work}, and the same "
+                    "command goes on with it"
+                ) from error
+            raise
+        finally:
+            if path.exists():
+                shutil.rmtree(work, ignore_errors=True)
+            for each in made:
+                if each.is_dir() and not any(each.iterdir()):
+                    each.rmdir()
+
+
+def write(work: Work, name: str, path: Path, runner: Runner, say: Say) -> None:
+    """A store of running text: what goes, vocabulary, tokens, all joined, `store.json` last."""
+    seconds, clock = {}, time.monotonic()
+
+    def lap(stage: str) -> None:
+        nonlocal clock
+        seconds[stage], clock = round(time.monotonic() - clock, 2), time.monotonic()
+
+    todo = work.units()
+    compare(work, todo, runner, say)
+    lap("repeats")
+    tokenizer = vocabulary(work, todo, say)
     tokenizer.save(path / "tokenizer.json")
-    facts = tokenizer.facts
-    trained = time.monotonic() - began
-    dtype = np.uint16 if facts.size <= 1 << 16 else np.uint32
-    counts, characters, size = np.zeros(facts.size, np.int64), 0, 0
-    with ExitStack() as stack:
-        splits = {s: Writer(stack, path / s, dtype, facts.sep) for s in ("train", "heldout")}
-        for batch in chunks(texts()):
-            lines = [(tokenizer.joiner if i else "") + line for document in batch for i, line in enumerate(document)]
-            ids = iter(tokenizer.encode_batch(lines))
-            for document in batch:
-                split = "heldout" if is_held_out(size, data.heldout) else "train"
-                counted = splits[split].add([row for row in islice(ids, len(document)) if row])
-                if split == "train" and counted is not None:
-                    counts += np.bincount(counted, minlength=facts.size)
-                size += 1
-            characters += sum(map(len, lines))
-            seconds = time.monotonic() - began - trained
-            speed = characters / 1e6 / seconds
-            say(f"tokens: {size:,} documents, {characters / 1e6:,.0f} M characters, {speed:.1f} M/s")
-    for split, writer in splits.items():
-        if not writer.documents:
+    lap("vocabulary")
+    runner.run(partial(units.tokenise_unit, work), todo, heard("tokens", len(todo), say), say)
+    parts, counts = joined(work, todo, path, tokenizer.facts, say)
+    lap("tokens")
+    splits = {split: total(part["splits"][split] for part in parts) for split in SPLITS}
+    documents = sum(split["documents"] for split in splits.values())
+    for split, found in splits.items():
+        if not found["documents"]:
             raise ValueError(
-                f"the {split} split is empty: {size} document(s) in {', '.join(data.corpus)}; documents are separated "
-                f"by blank lines, and about {data.heldout:.0%} of them are held out"
+                f"the {split} split is empty: {documents} document(s) in {', '.join(work.data.corpus)}; documents of a "
+                f"text file are separated by blank lines, and about {work.data.heldout:.0%} of them are held out"
             )
-    ordinary = counts.copy()
+    facts, ordinary = tokenizer.facts, counts.copy()
     ordinary[list(facts.special)] = 0
     meta = {
         "key": name,
-        "content": data.content(),
-        "dtype": np.dtype(dtype).name,
+        "content": work.data.content(),
+        "dtype": np.dtype(units.kind_of(facts)).name,
         "facts": replace(facts, common=int(ordinary.argmax())).to_json(),
-        "splits": {split: writer.summary() for split, writer in splits.items()},
+        "splits": splits,
+        "filtered": filters.report(Counter(part["filtered"]) for part in parts),
         "unknown_rate": float(counts[facts.unk] / max(counts.sum(), 1)),
-        "characters": characters,
-        "seconds": {"vocabulary": round(trained, 2), "tokens": round(time.monotonic() - began - trained, 2)},
-        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "characters": sum(part["characters"] for part in parts),
+        "seconds": seconds,
+        "peak_memory_mb": max(
+            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, *(part["peak_memory_mb"] for part in parts)
+        ),
+        "parts": [{name: part[name] for name in ("of", "item", "splits")} for part in parts],
     }
     (path / "store.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
 
 
-def chunks(documents: Iterator[list[str]]) -> Iterator[list[list[str]]]:
-    """Documents in lists of about `CHUNK` characters."""
-    batch, size = [], 0
-    for document in documents:
-        batch.append(document)
-        size += sum(map(len, document))
-        if size >= CHUNK:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+def compare(work: Work, todo: list[Unit], runner: Runner, say: Say) -> None:
+    """Find what goes because it stands elsewhere too, if that is asked for."""
+    if work.data.filters.compared:
+        runner.run(partial(units.hash_unit, work), todo, heard("hashes", len(todo), say), say)
+        buckets = units.buckets(work, len(todo))
+        runner.run(partial(units.find_repeats, work), buckets, heard("repeats", len(buckets), say), say)
 
 
-class Writer:
-    """Appends documents to the three files of a split."""
+def heard(stage: str, count: int, say: Say) -> Callable[[int], None]:
+    """Says now and then how many of `count` units a stage has done."""
+    began = last = time.monotonic()
 
-    def __init__(self, stack: ExitStack, folder: Path, dtype, separator: int):
-        folder.mkdir()
-        self.files = {n: stack.enter_context(open(folder / f"{n}.bin", "wb")) for n in ("tokens", *OFFSETS)}
-        self.dtype, self.separator = dtype, separator
-        self.tokens = self.sentences = self.documents = 0
+    def done(number: int) -> None:
+        nonlocal last
+        if count > 1 and (number == count or time.monotonic() - last > 1):
+            last = time.monotonic()
+            say(f"{stage}: {number:,} of {count:,} units, {last - began:,.0f} s")
+
+    return done
+
+
+def total(summaries) -> dict[str, int]:
+    """Documents, sentences and tokens of several parts."""
+    whole = Counter(documents=0, sentences=0, tokens=0)
+    for summary in summaries:
+        whole.update({name: summary[name] for name in whole})
+    return dict(whole)
+
+
+def vocabulary(work: Work, todo: list[Unit], say: Say):
+    """The tokenizer, in the folder of the work too, where every process finds it."""
+    path, spec = work.folder / "tokenizer.json", work.data.vocabulary
+    if not path.exists():
+        say(f"vocabulary: {'read from ' + spec.path if spec.path else f'training {spec.kind} of {spec.size:,}'}")
+        if spec.path:
+            tokenizer = vocab.load(spec.path, spec.lowercase)
+        else:
+            tokenizer = vocab.train(spec, units.interleaved(work, todo))
+        partial = path.with_suffix(".partial")
+        tokenizer.save(partial)
+        partial.rename(path)
+    return vocab.load(path)
+
+
+def joined(work: Work, todo: list[Unit], path: Path, facts: Facts, say: Say) -> tuple[list[dict], np.ndarray]:
+    """The parts' files as those of the store, one after another, and their summaries and counts of tokens.
+
+    A part whose bytes are not those that were written is made again.
+    """
+    for split in SPLITS:
+        (path / split).mkdir()
         for name in OFFSETS:
-            np.zeros(1, np.int64).tofile(self.files[name])
+            np.zeros(1, np.int64).tofile(path / split / f"{name}.bin")
+    found, counts = [], np.zeros(facts.size, np.int64)
+    ends = {split: Counter() for split in SPLITS}
+    for unit in todo:
+        part = work.part(unit.number)
+        if not sound(part):
+            say(f"part {unit.number} ({unit}) is damaged, and made again")
+            shutil.rmtree(part, ignore_errors=True)
+            units.tokenise_unit(work, unit, say)
+        found.append(json.loads((part / "part.json").read_text(encoding="utf-8")))
+        counts += np.load(part / "counts.npy")
+        for split in SPLITS:
+            append(part / split, path / split, ends[split])
+            ends[split].update(found[-1]["splits"][split] | {"sha256": 0})
+    return found, counts
 
-    def add(self, sentences: list[list[int]]) -> np.ndarray | None:
-        """Write one document and return its tokens; one without any is left out."""
-        if not any(sentences):
-            return None
-        sizes = np.array([len(ids) for ids in sentences])
-        sizes[-1] += 1
-        tokens = np.fromiter(chain.from_iterable(sentences), self.dtype, sizes.sum() - 1)
-        np.append(tokens, np.array([self.separator], self.dtype)).tofile(self.files["tokens"])
-        (self.tokens + np.cumsum(sizes)).astype(np.int64).tofile(self.files["sentences"])
-        self.tokens, self.sentences = self.tokens + int(sizes.sum()), self.sentences + len(sizes)
-        self.documents += 1
-        np.array([self.sentences], np.int64).tofile(self.files["documents"])
-        return tokens
 
-    def summary(self) -> dict[str, int]:
-        return {name: getattr(self, name) for name in ("documents", "sentences", "tokens")}
+def sound(part: Path) -> bool:
+    """Whether a part's files are as they were written."""
+    try:
+        summary = json.loads((part / "part.json").read_text(encoding="utf-8"))
+        return all(units.digest(part / split) == summary["splits"][split]["sha256"] for split in SPLITS)
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def append(part: Path, whole: Path, ends: Counter) -> None:
+    """The files of a part's split behind those of the store, whose offsets go on from `ends`."""
+    with open(part / "tokens.bin", "rb") as source, open(whole / "tokens.bin", "ab") as target:
+        shutil.copyfileobj(source, target, 1 << 22)
+    for name, start in zip(OFFSETS, (ends["tokens"], ends["sentences"]), strict=True):
+        with open(whole / f"{name}.bin", "ab") as target:
+            for piece in pieces(part / f"{name}.bin"):
+                (piece + start).tofile(target)
+
+
+def pieces(path: Path, most: int = 1 << 20) -> Iterator[np.ndarray]:
+    """The offsets in a file but the first, which is 0."""
+    with open(path, "rb") as file:
+        file.seek(8)
+        while len(piece := np.fromfile(file, np.int64, most)):
+            yield piece

@@ -41,13 +41,14 @@ class Split:
     columns: Mapping[str, np.ndarray] = field(default_factory=dict)
     folder: Path | None = None
     kept: tuple[dict, ...] | None = None  # notes that are in no file
+    corpora: tuple[range, ...] = ()  # the documents of each item of the corpus
 
     @classmethod
-    def open(cls, folder: Path, dtype: np.dtype) -> Split:
+    def open(cls, folder: Path, dtype: np.dtype, corpora: tuple[range, ...] = ()) -> Split:
         read = lambda name, kind: np.memmap(folder / name, kind, mode="r")
         columns = {path.stem: np.load(path) for path in sorted(folder.glob("*.npy"))}
         offsets = (read(f"{name}.bin", np.int64) for name in OFFSETS)
-        return cls(folder.name, read("tokens.bin", dtype), *offsets, columns, folder)
+        return cls(folder.name, read("tokens.bin", dtype), *offsets, columns, folder, corpora=corpora)
 
     @cached_property
     def notes(self) -> list[dict]:
@@ -112,7 +113,17 @@ class Store:
         """Raises `ValueError` for a split that the store has not."""
         if name not in self.meta["splits"]:
             raise ValueError(f"{self.path} has no split {name!r}; it has {', '.join(self.meta['splits'])}")
-        return Split.open(self.path / name, np.dtype(self.meta["dtype"]))
+        return Split.open(self.path / name, np.dtype(self.meta["dtype"]), self.corpora(name))
+
+    def corpora(self, name: str) -> tuple[range, ...]:
+        """The documents of each item of the corpus in a split."""
+        found: list[range] = []
+        for part in self.meta.get("parts", ()):
+            start = found[-1].stop if found else 0
+            while len(found) <= part["item"]:
+                found.append(range(start, start))
+            found[-1] = range(found[-1].start, start + part["splits"][name]["documents"])
+        return tuple(found)
 
     @cached_property
     def train(self) -> Split:

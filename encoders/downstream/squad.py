@@ -16,7 +16,7 @@ from encoders.data.rows import Reader, RowError, damaged
 from encoders.data.store import Split
 from encoders.downstream import questions as objectives
 from encoders.downstream.conventions import Conventions
-from encoders.text.corpus import tfds_records
+from encoders.text.tfds import tfds_records
 
 
 @dataclass(frozen=True)

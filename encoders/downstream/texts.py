@@ -16,7 +16,7 @@ from encoders.data.rows import Reader, Record, RowError, records
 from encoders.data.store import Split
 from encoders.downstream.classification import Classification
 from encoders.downstream.conventions import Conventions
-from encoders.text.corpus import tfds_records
+from encoders.text.tfds import tfds_records
 
 SUBMITTED = {"test": "{}.tsv", "test_matched": "{}-m.tsv", "test_mismatched": "{}-mm.tsv", "test_ax": "AX.tsv"}
 

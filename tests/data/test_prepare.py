@@ -1,18 +1,19 @@
+import errno
 import os
-import shutil
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import encoders
-from encoders.data import prepare
+from encoders.data import units
 from encoders.data.prepare import Data, key, prepared
 from encoders.data.store import Store
-from encoders.text.corpus import CorpusError
+from encoders.text.source import CorpusError
 from encoders.text.vocab import Vocabulary
 from tests.texts import write, written
 
@@ -105,7 +106,7 @@ def test_a_vocabulary_that_is_missing_or_none_is_an_error_with_its_path(tmp_path
 def test_the_size_of_a_piece_of_work_does_not_show_in_the_store(data, monkeypatch):
     whole = prepared(data)
     sizes = []
-    monkeypatch.setattr(prepare, "CHUNK", 700)
+    monkeypatch.setattr(units, "CHUNK", 700)
     of_pieces = prepared(replace(data, folder=data.folder + "-2"), sizes.append)
     assert len(sizes) > 5
     assert content(whole) == content(of_pieces)
@@ -114,25 +115,26 @@ def test_the_size_of_a_piece_of_work_does_not_show_in_the_store(data, monkeypatc
 
 
 def test_a_piece_of_work_is_about_its_size(monkeypatch):
-    monkeypatch.setattr(prepare, "CHUNK", 10)
+    monkeypatch.setattr(units, "CHUNK", 10)
     documents = [["1234", "567"], ["8"], ["9", "0"], ["x" * 40], ["12"]]
-    assert list(prepare.chunks(iter(documents))) == [documents[:3], documents[3:4], documents[4:]]
-    assert list(prepare.chunks(iter([]))) == []
+    assert list(units.chunks(iter(documents))) == [documents[:3], documents[3:4], documents[4:]]
+    assert list(units.chunks(iter([]))) == []
 
 
 def test_the_same_text_gives_the_same_store_twice(data):
     assert content(prepared(data)) == content(prepared(replace(data, folder=data.folder + "-2")))
 
 
-def test_an_error_in_the_middle_leaves_nothing(data):
+def test_an_error_in_the_middle_leaves_nothing_that_looks_whole(data):
     def fail(line):
         if line.startswith("tokens"):
-            raise OSError("the disk is full")
+            raise OSError(errno.ENOSPC, "no space left on device")
 
-    with pytest.raises(OSError, match="the disk is full"):
+    with pytest.raises(ValueError, match="no space is left in .*stores for the store; what is finished is kept"):
         prepared(data, fail)
-    assert not Path(data.folder).exists()
+    assert [path.name for path in Path(data.folder).iterdir()] == [f".{key(data)}.work"]
     assert prepared(data).train.size > 0
+    assert [path.name for path in Path(data.folder).iterdir()] == [key(data)]
 
 
 KILLED = """
@@ -148,53 +150,38 @@ def test_a_killed_process_leaves_nothing_that_looks_whole(data):
     root = Path(encoders.__file__).parents[1]
     command = [sys.executable, "-c", KILLED, data.corpus[0], data.folder]
     assert subprocess.run(command, env=os.environ | {"PYTHONPATH": str(root)}, timeout=60).returncode == 9
-    (left,) = Path(data.folder).iterdir()
-    assert left.name != key(data) and (left / "train" / "tokens.bin").exists()
-    with pytest.raises(ValueError, match="is not a prepared store"):
-        Store.open(left)
+    left = list(Path(data.folder).iterdir())
+    assert left and all(path.name.startswith(f".{key(data)}.") for path in left)
+    for path in left:
+        with pytest.raises(ValueError, match="is not a prepared store"):
+            Store.open(path)
     assert content(prepared(data)) == content(prepared(replace(data, folder=data.folder + "-2")))
+    assert [path.name for path in Path(data.folder).iterdir()] == [key(data)]
 
 
-def test_two_hosts_whose_processes_have_one_number_do_not_disturb_each_other(data, monkeypatch):
-    # In containers every training process may be number 1; threads have one number too.
-    both, write, found = threading.Barrier(2, timeout=20), prepare.write, []
+def test_a_store_that_is_being_prepared_is_waited_for(data):
+    said, found, began = [], [], threading.Event()
 
-    def together(*arguments):
-        both.wait()
-        write(*arguments)
-        both.wait()
+    def hold(line):
+        if line.startswith("tokens"):
+            began.set()
+            while not said:  # until the other one says that it waits
+                time.sleep(0.01)
 
-    def host():
-        try:
-            found.append(prepared(data).key)
-        except Exception as error:
-            both.abort()
-            found.append(repr(error))
-
-    monkeypatch.setattr(prepare, "write", together)
-    hosts = [threading.Thread(target=host) for _ in range(2)]
-    for each in hosts:
-        each.start()
-    for each in hosts:
-        each.join()
+    first = threading.Thread(target=lambda: found.append(prepared(data, hold).key))
+    first.start()
+    assert began.wait(timeout=20)
+    found.append(prepared(data, said.append).key)
+    first.join()
     assert found == [key(data)] * 2
+    assert len(said) == 1 and said[0].endswith("another process prepares it; waiting")
+    assert [path.name for path in Path(data.folder).iterdir()] == [key(data)]
 
 
 def test_a_folder_that_holds_no_whole_store_is_an_error_before_any_work(data):
     (Path(data.folder) / key(data)).mkdir(parents=True)
     with pytest.raises(ValueError, match="is not a prepared store"):
         prepared(data, lambda line: pytest.fail(f"this is work: {line}"))
-
-
-def test_a_store_that_another_process_has_finished_meanwhile_is_taken(data, monkeypatch):
-    def late(data, name, path, say):
-        fill(data, name, path, say)
-        shutil.copytree(path, path.with_name(name))
-
-    fill = prepare.write
-    monkeypatch.setattr(prepare, "write", late)
-    assert prepared(data).key == key(data)
-    assert [path.name for path in Path(data.folder).iterdir()] == [key(data)]
 
 
 def test_one_document_is_too_little(tmp_path, data):

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from encoders.data import store
-from encoders.data.prepare import Data, is_held_out, prepared
+from encoders.data.prepare import Data, prepared
 from encoders.data.store import Split, Store
+from encoders.data.units import is_held_out
 from encoders.text.vocab import Vocabulary
 from tests.texts import write, written
 
@@ -73,9 +74,9 @@ def test_train_and_heldout_are_disjoint_and_hold_every_document(tmp_path):
 
 
 def test_any_stretch_of_documents_has_its_share_held_out():
-    for start in (0, 1000, 123_456):
-        assert 19 <= sum(is_held_out(n, 0.02) for n in range(start, start + 1000)) <= 21
-    assert is_held_out(0, 1e-9)
+    for unit, start in ((0, 0), (0, 123_456), (1, 0), (7, 1000)):
+        assert 19 <= sum(is_held_out(unit, n, 0.02) for n in range(start, start + 1000)) <= 21
+    assert is_held_out(0, 0, 1e-9)
 
 
 @pytest.mark.parametrize("size, name, width", [(1 << 16, "uint16", 2), ((1 << 16) + 1, "uint32", 4)])

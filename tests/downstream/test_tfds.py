@@ -10,7 +10,7 @@ from encoders.data.prepare import prepared
 from encoders.data.rows import Reader
 from encoders.downstream.squad import Questions
 from encoders.downstream.texts import Texts
-from encoders.text.corpus import CorpusError
+from encoders.text.source import CorpusError
 from encoders.text.vocab import Vocabulary
 from tests import tasks
 

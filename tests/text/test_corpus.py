@@ -8,8 +8,9 @@ import warnings
 
 import pytest
 
-from encoders.text import corpus
-from encoders.text.corpus import CorpusError, check, documents, identity
+from encoders.text import embedded
+from encoders.text.corpus import check, documents, identity
+from encoders.text.source import CorpusError
 
 TEXT = "One line.  Two\there.\nThird.\n\nSecond document.\n"
 LINES = [["One line. Two here.", "Third."], ["Second document."]]
@@ -202,7 +203,7 @@ class A:
 
 
 def test_the_paragraphs_of_every_docstring_are_kept_in_source_order():
-    assert list(corpus._paragraphs(MODULE.encode())) == [
+    assert list(embedded.paragraphs_of(MODULE.encode())) == [
         "First paragraph of the module.",
         "Heading x : int The number.",
         "Examples >>> one() == 1 True",
@@ -214,22 +215,22 @@ def test_the_paragraphs_of_every_docstring_are_kept_in_source_order():
 
 
 def test_a_module_that_does_not_parse_is_left_out():
-    assert list(corpus._paragraphs(b"def {{ name }}: pass")) == []
+    assert list(embedded.paragraphs_of(b"def {{ name }}: pass")) == []
 
 
 def test_the_embedded_corpus_is_the_packages_in_a_fixed_order():
     first = list(itertools.islice(documents(("embedded",), "lines"), 100))
     assert first[1][0] == "NumPy" and first[1][1].startswith("Provides 1. An array object of arbitrary homogeneous")
-    corpus._embedded.cache_clear()
+    embedded.modules.cache_clear()
     assert first == list(itertools.islice(documents(("embedded",), "lines"), 100))
     assert identity(("embedded",)) == [
-        {"embedded": {name: importlib.metadata.version(name) for name in corpus.PACKAGES}}
+        {"embedded": {name: importlib.metadata.version(name) for name in embedded.PACKAGES}}
     ]
     check(("embedded",))
 
 
 def test_a_missing_package_of_the_embedded_corpus_is_named(monkeypatch):
-    monkeypatch.setattr(corpus, "PACKAGES", ("no_such_package",))
+    monkeypatch.setattr(embedded, "PACKAGES", ("no_such_package",))
     with pytest.raises(CorpusError, match="needs no_such_package: pip install no_such_package"):
         check(("embedded",))
 

@@ -1,0 +1,132 @@
+"""What of a corpus is left out: duplicates, boilerplate, and documents that are hardly text. Nothing, unless asked."""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from typing import Literal
+
+import numpy as np
+
+from encoders.text.source import Document
+
+KINDS = ("documents", "paragraphs")  # what is compared
+DUPLICATE, BOILERPLATE = range(2)
+
+
+@dataclass(frozen=True)
+class Filters:
+    """What is left out of running text, in this order; the report counts each.
+
+    `duplicates`: of equal documents, or of equal paragraphs wherever they stand, all but the first one.
+    `boilerplate`: paragraphs that occur more often than this, every one of them.
+    `characters`: documents with fewer, white space aside. `letters`: documents with a smaller share of letters, in any
+    script, among their characters.
+    """
+
+    duplicates: Literal["kept", "documents", "paragraphs"] = "kept"
+    boilerplate: int | None = None
+    characters: int = 0
+    letters: float = 0.0
+
+    def __post_init__(self):
+        if self.duplicates not in ("kept", *KINDS):
+            raise ValueError(f"filters.duplicates={self.duplicates!r} must be 'kept', 'documents' or 'paragraphs'")
+        if self.boilerplate is not None and self.boilerplate < 1:
+            raise ValueError(f"filters.boilerplate={self.boilerplate} must be at least 1 occurrence, or None")
+        if self.characters < 0:
+            raise ValueError(f"filters.characters={self.characters} must be at least 0")
+        if not 0 <= self.letters <= 1:
+            raise ValueError(f"filters.letters={self.letters} must be a share from 0 to 1")
+
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """What has to be compared over the whole corpus before anything is left out."""
+        wanted = {self.duplicates, "paragraphs" if self.boilerplate else "kept"}
+        return tuple(kind for kind in KINDS if kind in wanted)
+
+    def repeated(self, first: np.ndarray, count: np.ndarray) -> np.ndarray:
+        """Why each of some equal paragraphs goes: `DUPLICATE`, `BOILERPLATE`, or -1 where it stays."""
+        again = np.where(first | (self.duplicates != "paragraphs"), -1, DUPLICATE)
+        return again if self.boilerplate is None else np.where(count > self.boilerplate, BOILERPLATE, again)
+
+    def kept(
+        self, documents: Iterable[Document], dropped: dict[str, np.ndarray], counts: Counter
+    ) -> Iterator[Document]:
+        """The documents of one unit of work without what is left out, which `counts` counts.
+
+        `dropped` has, for each kind of `compared`, what goes: places in the unit and reasons, `[n, 2]`.
+        """
+        gone = {kind: dict(places.tolist()) for kind, places in dropped.items()}
+        twice, lines, at = gone.get("documents", {}), gone.get("paragraphs", {}), 0
+        for number, document in enumerate(documents):
+            counts["documents read"] += 1
+            if lines:
+                reasons = [lines.get(at + i) for i in range(len(document))]
+                counts["duplicate paragraphs"] += reasons.count(DUPLICATE)
+                counts["boilerplate paragraphs"] += reasons.count(BOILERPLATE)
+                at += len(document)
+                document = [line for line, why in zip(document, reasons, strict=True) if why is None]
+            if number in twice:
+                counts["duplicate documents"] += 1
+            elif not document:
+                counts["documents without a paragraph left"] += 1
+            elif self.characters and sum(len(line) - line.count(" ") for line in document) < self.characters:
+                counts["short documents"] += 1
+            elif self.letters and letters(document) < self.letters:
+                counts["documents with few letters"] += 1
+            else:
+                yield document
+
+
+def letters(document: Document) -> float:
+    """The share of letters among the characters of a document, white space aside; accents and vowel signs are part of
+    a letter."""
+    total = found = 0
+    for line in document:
+        total += len(line) - line.count(" ")
+        found += sum(map(str.isalpha, line))
+        if not line.isascii():
+            found += sum(unicodedata.category(letter)[0] == "M" for letter in line)
+    return found / max(total, 1)
+
+
+def hashed(documents: Iterable[Document], kinds: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """128 bits of each document or paragraph and its place, uint64 `[n, 3]`, in the order of the bits."""
+    found: dict[str, list[bytes]] = {kind: [] for kind in kinds}
+    digest = lambda text: hashlib.blake2b(text.encode(), digest_size=16).digest()
+    for document in documents:
+        if "documents" in found:
+            found["documents"].append(digest("\n".join(document)))
+        if "paragraphs" in found:
+            found["paragraphs"] += map(digest, document)
+    return {kind: ordered(np.frombuffer(b"".join(rows), ">u8").reshape(-1, 2)) for kind, rows in found.items()}
+
+
+def ordered(bits: np.ndarray) -> np.ndarray:
+    rows = np.column_stack([bits.astype(np.uint64), np.arange(len(bits), dtype=np.uint64)])
+    return rows[np.lexsort(rows.T[::-1])]
+
+
+def repeats(slices: list[np.ndarray], kind: str, filters: Filters) -> np.ndarray:
+    """What goes of one bucket: unit, place, reason, int64 `[m, 3]`; a slice has the bucket's hashes of each unit."""
+    units = np.repeat(np.arange(len(slices)), [len(each) for each in slices])
+    high, low, place = (np.concatenate([each[:, i] for each in slices]) for i in range(3))
+    order = np.lexsort((place, units, low, high))
+    high, low, units, place = (column[order] for column in (high, low, units, place))
+    first = np.ones(len(order), bool)
+    first[1:] = (high[1:] != high[:-1]) | (low[1:] != low[:-1])
+    group = np.cumsum(first) - 1
+    count = np.bincount(group, minlength=1)[group] if len(group) else group
+    why = filters.repeated(first, count) if kind == "paragraphs" else np.where(first, -1, DUPLICATE)
+    rows = np.column_stack([units, place.astype(np.int64), why])[why >= 0]
+    return rows[np.lexsort((rows[:, 1], rows[:, 0]))]
+
+
+def report(counts: Iterable[Counter]) -> dict[str, int]:
+    """The counts of all units, summed."""
+    return dict(sum(chain([Counter()], counts), Counter()))

@@ -1,0 +1,91 @@
+"""SEVERAL CORPORA → ONE: how often an epoch has the documents of each, such as RoBERTa's five (§3.2 of the paper)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import floor
+
+import numpy as np
+
+from encoders.data.formats import LABEL, Format
+from encoders.data.packing import Packed
+from encoders.data.store import Split
+
+AGAIN = 1 << 32  # between the numbers of a pass that has a document twice
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """`format` over documents that an epoch has `weights` times, one weight for each item of `data.corpus`.
+
+    With 2 they come twice, cut anew; with 0.5 every second epoch, half of them at a time; with 0 never.
+    """
+
+    format: Format
+    weights: tuple[float, ...]
+
+    def __post_init__(self):
+        if isinstance(self.format, Packed | Mixed):
+            kind = type(self.format).__name__
+            raise ValueError(f"the format of Mixed is {kind}; Mixed stands inside of Packed, around a plain format")
+        if not all(weight >= 0 for weight in self.weights) or not any(self.weights):
+            raise ValueError(f"weights={self.weights} must be at least 0 each, and one of them above 0")
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self.format.labels
+
+    @property
+    def between(self) -> int:
+        return self.format.between
+
+    @property
+    def random(self) -> bool:
+        return self.format.random or any(weight % 1 for weight in self.weights)
+
+    def longest(self, length: int) -> int:
+        return self.format.longest(length)
+
+    def table(self, split: Split, documents: range, length: int, seed: int, number: int) -> np.ndarray:
+        """Raises `ValueError` where the store has another number of corpora than there are weights."""
+        if len(split.corpora) != len(self.weights):
+            raise ValueError(f"weights={self.weights} are {len(self.weights)}, and the corpora {len(split.corpora)}")
+        tables = [
+            self.format.table(split, some, length, seed, number + AGAIN * again)
+            for corpus, weight in zip(split.corpora, self.weights, strict=True)
+            for again, some in turns(overlap(corpus, documents), weight, number)
+        ]
+        return np.concatenate([np.zeros((0, LABEL + 1), np.int64), *tables])
+
+    def fields(self, split: Split, spans: np.ndarray, start: np.ndarray, length: int) -> dict[str, np.ndarray]:
+        return self.format.fields(split, spans, start, length)
+
+
+def overlap(a: range, b: range) -> range:
+    return range(max(a.start, b.start), min(a.stop, b.stop))
+
+
+def turns(documents: range, weight: float, number: int) -> Iterator[tuple[int, range]]:
+    """What pass `number` has of the documents, and the how many-th time: what a weight of 0.4 takes goes on where the
+    pass before stopped.
+
+    >>> [[(a, list(some)) for a, some in turns(range(5), 1.4, n)] for n in (0, 2)]
+    [[(0, [0, 1, 2, 3, 4]), (1, [0, 1])], [(0, [0, 1, 2, 3, 4]), (1, [4]), (1, [0])]]
+    """
+    whole, size = floor(weight), len(documents)
+    if not size:
+        return
+    yield from ((again, documents) for again in range(whole))
+    first, last = (floor((number + i) * (weight - whole) * size + 1e-9) for i in (0, 1))
+    while first < last:
+        at = first % size
+        some = documents[at : at + min(last - first, size - at)]
+        yield whole, some
+        first += len(some)
+
+
+def weights_of(form: Format) -> tuple[float, ...] | None:
+    """The weights of a format of mixed corpora, packed or not."""
+    inner = form.format if isinstance(form, Packed) else form
+    return inner.weights if isinstance(inner, Mixed) else None

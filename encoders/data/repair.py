@@ -1,0 +1,111 @@
+"""A store's bytes against the checksums of its parts, and the parts that differ made again from the corpus."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from encoders.data import units
+from encoders.data.prepare import Data, compare, key
+from encoders.data.runners import HERE, Runner
+from encoders.data.store import Store
+from encoders.data.units import SPLITS, Say, Work
+
+PIECE = 1 << 20  # numbers that are read at a time
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where a part's numbers stand in one file of a split, and what is added to them there."""
+
+    file: str
+    kind: str
+    first: int
+    last: int
+    base: int
+
+    def read(self, folder: Path) -> Iterator[np.ndarray]:
+        """As the part had them."""
+        kind = np.dtype(self.kind)
+        with open(folder / self.file, "rb") as file:
+            file.seek(self.first * kind.itemsize)
+            left = self.last - self.first
+            while left > 0 and len(piece := np.fromfile(file, kind, min(left, PIECE))):
+                yield piece - kind.type(self.base)
+                left -= len(piece)
+
+    def write(self, folder: Path, part: Path, skipped: int) -> None:
+        """Put the numbers of the part's file, but for the `skipped` first ones, in their place."""
+        kind = np.dtype(self.kind)
+        with open(part / self.file, "rb") as source, open(folder / self.file, "r+b") as target:
+            source.seek(skipped * kind.itemsize)
+            target.seek(self.first * kind.itemsize)
+            while len(piece := np.fromfile(source, kind, PIECE)):
+                target.write((piece + kind.type(self.base)).tobytes())
+
+
+def spans(store: Store, split: str) -> Iterator[tuple[Span, ...]]:
+    """The spans of each part in the files of tokens, sentences and documents."""
+    tokens = sentences = documents = 0
+    for part in store.meta["parts"]:
+        size = part["splits"][split]
+        yield (
+            Span("tokens.bin", store.meta["dtype"], tokens, tokens + size["tokens"], 0),
+            Span("sentences.bin", "int64", sentences + 1, sentences + 1 + size["sentences"], tokens),
+            Span("documents.bin", "int64", documents + 1, documents + 1 + size["documents"], sentences),
+        )
+        tokens, sentences = tokens + size["tokens"], sentences + size["sentences"]
+        documents += size["documents"]
+
+
+def damaged(store: Store) -> list[int]:
+    """The numbers of the parts whose bytes in the store are not those that were written.
+
+    Raises `ValueError` for a store that has no parts: labelled rows are made again in seconds.
+    """
+    if "parts" not in store.meta:
+        raise ValueError(f"{store.path} holds no parts that could be compared; remove it, and it is prepared again")
+    found = set()
+    for split in SPLITS:
+        folder = store.path / split
+        for number, (part, places) in enumerate(zip(store.meta["parts"], spans(store, split), strict=True)):
+            whole = hashlib.sha256()
+            for span in places:
+                if span.file != "tokens.bin":
+                    whole.update(bytes(8))  # a part's offsets begin with 0
+                for piece in span.read(folder):
+                    whole.update(piece.tobytes())
+            if whole.hexdigest() != part["splits"][split]["sha256"]:
+                found.add(number)
+    return sorted(found)
+
+
+def repair(store: Store, data: Data, numbers: list[int], say: Say = units.quiet, runner: Runner = HERE) -> None:
+    """Make the parts again from the corpus and put them in their places; tables go, which may be of damaged tokens.
+
+    Raises `ValueError` where `data` is not what the store was made of.
+    """
+    if key(data) != store.key:
+        raise ValueError(f"{store.path} was made of another corpus or vocabulary than {data.corpus}: it stays as it is")
+    work = Work(data, store.path.with_name(f".{store.key}.repair"))
+    work.folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(store.path / "tokenizer.json", work.folder / "tokenizer.json")
+    todo = work.units()
+    compare(work, todo, runner, say)
+    runner.run(partial(units.tokenise_unit, work), [todo[number] for number in numbers], lambda count: None, say)
+    shutil.rmtree(store.path / "tables", ignore_errors=True)
+    for split in SPLITS:
+        places = list(spans(store, split))
+        for number in numbers:
+            part = work.part(number) / split
+            if units.digest(part) != store.meta["parts"][number]["splits"][split]["sha256"]:
+                raise ValueError(f"part {number} of {store.path} comes out otherwise than it was: prepare it anew")
+            for span in places[number]:
+                span.write(store.path / split, part, 0 if span.file == "tokens.bin" else 1)
+    shutil.rmtree(work.folder)

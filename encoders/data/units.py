@@ -1,0 +1,293 @@
+"""UNITS OF WORK: a corpus falls into them, each becomes finished files on its own, on any process of any machine.
+
+    work/
+      tokenizer.json
+      documents/ paragraphs/       hashes and what goes, where duplicates are looked for
+      parts/000012/                part.json, counts.npy, and of each split tokens.bin, sentences.bin, documents.bin
+
+What a unit becomes depends on the corpus and its number alone. A folder or file that has its name is whole, and is not
+made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import resource
+import secrets
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from encoders.data import filters
+from encoders.data.store import OFFSETS
+from encoders.files import appearing
+from encoders.text import corpus, vocab
+from encoders.text.source import Document, Part
+
+if TYPE_CHECKING:
+    from encoders.data.prepare import Data
+
+CHUNK = 4_000_000  # characters that are tokenised at a time
+OPEN = 64  # units that a sample is taken from at a time
+BUCKET = 1 << 22  # hashes that are compared at a time
+SPLITS = ("train", "heldout")
+
+Say = Callable[[str], None]
+
+
+def quiet(line: str) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Parts of one item of the corpus, next to each other."""
+
+    number: int
+    item: int
+    parts: tuple[Part, ...]
+
+    def __str__(self) -> str:
+        first, last = self.parts[0], self.parts[-1]
+        return str(first) + (f" to {last}" if len(self.parts) > 1 else "")
+
+
+@dataclass(frozen=True)
+class Work:
+    """A corpus and the folder where its finished units lie: all that a process needs."""
+
+    data: Data
+    folder: Path
+
+    def units(self) -> list[Unit]:
+        found: list[Unit] = []
+        for item, source in enumerate(corpus.sources(self.data.corpus, self.data.text)):
+            held: list[Part] = []
+            for part in chain(source.parts(corpus.PART), [None]):
+                if held and (part is None or sum(each.size for each in held) + part.size > corpus.PART):
+                    found.append(Unit(len(found), item, tuple(held)))
+                    held = []
+                held += [part] if part else []
+        return found
+
+    def paragraphs(self, unit: Unit) -> Iterator[Document]:
+        """The documents of a unit as they are read."""
+        source = opened(self.data.corpus[unit.item], self.data.text)
+        for part in unit.parts:
+            yield from source.documents(part)
+
+    def documents(self, unit: Unit, counts: Counter) -> Iterator[Document]:
+        """The documents of a unit as sentences, without what is left out."""
+        split = corpus.splitter(self.data.sentences, self.data.language)
+        dropped = {kind: self.dropped(kind, unit) for kind in self.data.filters.compared}
+        for document in self.data.filters.kept(self.paragraphs(unit), dropped, counts):
+            if sentences := [sentence for line in document for sentence in split(line)]:
+                yield sentences
+            else:
+                counts["documents without a sentence"] += 1
+
+    def dropped(self, kind: str, unit: Unit) -> np.ndarray:
+        """What `repeats` has found in a unit: places and reasons, `[n, 2]`."""
+        buckets = [np.load(path, mmap_mode="r") for path in sorted((self.folder / kind).glob("drop-*.npy"))]
+        edges = [np.searchsorted(rows[:, 0], [unit.number, unit.number + 1]) for rows in buckets]
+        return np.concatenate([rows[a:b, 1:] for rows, (a, b) in zip(buckets, edges, strict=True)])
+
+    def part(self, number: int) -> Path:
+        return self.folder / "parts" / f"{number:06}"
+
+    @property
+    def tokenizer(self):
+        return loaded(self.folder / "tokenizer.json")
+
+
+opened = lru_cache(maxsize=64)(corpus.source)  # a glob of many files is looked up once
+
+
+@lru_cache(maxsize=1)
+def loaded(path: Path) -> vocab.Tokenizer:
+    return vocab.load(path)
+
+
+# What is done with a unit, in this order. Each is done by any process, and twice does no harm.
+
+
+def hash_unit(work: Work, unit: Unit, say: Say = quiet) -> None:
+    """The hashes of a unit's documents or paragraphs, in order."""
+    kinds = work.data.filters.compared
+    paths = {kind: work.folder / kind / f"hash-{unit.number:06}.npy" for kind in kinds}
+    if not all(path.exists() for path in paths.values()):
+        for kind, rows in filters.hashed(work.paragraphs(unit), kinds).items():
+            save(paths[kind], rows)
+
+
+def find_repeats(work: Work, bucket: tuple[str, int, int, int], say: Say = quiet) -> None:
+    """What goes, of the hashes of all `units` that fall into one of `buckets`."""
+    kind, number, buckets, units = bucket
+    path = work.folder / kind / f"drop-{number:06}.npy"
+    if path.exists():
+        return
+    width = 2**64 // buckets
+    low, high = np.uint64(number * width), np.uint64(min((number + 1) * width, 2**64) - 1)
+    slices = []
+    for unit in range(units):
+        rows = np.load(work.folder / kind / f"hash-{unit:06}.npy", mmap_mode="r")
+        slices.append(rows[np.searchsorted(rows[:, 0], low) : np.searchsorted(rows[:, 0], high, side="right")])
+    save(path, filters.repeats(slices, kind, work.data.filters))
+
+
+def buckets(work: Work, units: int) -> list[tuple[str, int, int, int]]:
+    """Pieces of the comparison of all hashes, each small enough for memory."""
+    found = []
+    for kind in work.data.filters.compared:
+        sizes = [np.load(path, mmap_mode="r").shape[0] for path in (work.folder / kind).glob("hash-*.npy")]
+        count = 1 << (-(-sum(sizes) // BUCKET) - 1).bit_length() if sum(sizes) > BUCKET else 1
+        found += [(kind, number, count, units) for number in range(count)]
+    return found
+
+
+def tokenise_unit(work: Work, unit: Unit, say: Say = quiet) -> None:
+    """The tokens of a unit's documents, in a folder that appears when it is whole."""
+    path = work.part(unit.number)
+    if (path / "part.json").exists():
+        return
+    try:
+        with appearing(path) as partial:
+            write_part(work, unit, partial, say)
+    except OSError:
+        if not path.exists():  # else another process has finished it meanwhile
+            raise
+
+
+def write_part(work: Work, unit: Unit, path: Path, say: Say) -> None:
+    began, tokenizer = time.monotonic(), work.tokenizer
+    facts, filtered = tokenizer.facts, Counter()
+    counts, characters, size = np.zeros(facts.size, np.int64), 0, 0
+    with ExitStack() as stack:
+        writers = {split: Writer(stack, path / split, kind_of(facts), facts.sep) for split in SPLITS}
+        for batch in chunks(work.documents(unit, filtered)):
+            lines = [(tokenizer.joiner if i else "") + line for document in batch for i, line in enumerate(document)]
+            ids = iter(tokenizer.encode_batch(lines))
+            for document in batch:
+                split = "heldout" if is_held_out(unit.number, size, work.data.heldout) else "train"
+                counted = writers[split].add([row for row in islice(ids, len(document)) if row])
+                if counted is None:
+                    filtered["documents without a token"] += 1
+                elif split == "train":
+                    counts += np.bincount(counted, minlength=facts.size)
+                size += 1
+            characters += sum(map(len, lines))
+            speed = characters / 1e6 / (time.monotonic() - began)
+            say(f"tokens: {size:,} documents, {characters / 1e6:,.0f} M characters, {speed:.1f} M/s")
+    np.save(path / "counts.npy", counts)
+    summary = {
+        "of": str(unit),
+        "item": unit.item,
+        "splits": {split: writer.summary() | {"sha256": digest(path / split)} for split, writer in writers.items()},
+        "characters": characters,
+        "filtered": dict(filtered),
+        "seconds": round(time.monotonic() - began, 2),
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+    }
+    (path / "part.json").write_text(json.dumps(summary), encoding="utf-8")
+
+
+def is_held_out(unit: int, document: int, share: float) -> bool:
+    """Evenly spread over any stretch of a unit's documents; the first one of the first unit always is."""
+    start = int.from_bytes(hashlib.blake2b(str(unit).encode(), digest_size=8).digest(), "big") if unit else 0
+    return (start + document * 0x9E3779B97F4A7C15) % 2**64 < share * 2**64
+
+
+def kind_of(facts: vocab.Facts) -> type:
+    return np.uint16 if facts.size <= 1 << 16 else np.uint32
+
+
+def interleaved(work: Work, units: list[Unit]) -> Iterator[Document]:
+    """Documents of the whole corpus, one of each unit in turn: what a vocabulary is trained on begins so."""
+    step = max(1, len(units) // OPEN)
+    waiting = iter([unit for first in range(step) for unit in units[first::step]])
+    read = lambda unit: work.documents(unit, Counter())
+    open_now = [read(unit) for unit in islice(waiting, OPEN)]
+    try:
+        while open_now:
+            for place, documents in enumerate(open_now):
+                while documents is not None and (document := next(documents, None)) is None:
+                    documents = open_now[place] = next(map(read, waiting), None)
+                if documents is not None:
+                    yield document
+            open_now = [documents for documents in open_now if documents is not None]
+    finally:
+        for documents in open_now:
+            if documents is not None:
+                documents.close()
+
+
+# Files of a part and of a store
+
+
+def save(path: Path, rows: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}")
+    with open(partial, "wb") as file:
+        np.save(file, rows)
+    partial.rename(path)
+
+
+def digest(folder: Path) -> str:
+    """SHA-256 of the three files of a part's split."""
+    whole = hashlib.sha256()
+    for name in ("tokens", *OFFSETS):
+        with open(folder / f"{name}.bin", "rb") as file:
+            for piece in iter(partial(file.read, 1 << 20), b""):
+                whole.update(piece)
+    return whole.hexdigest()
+
+
+def chunks(documents: Iterator[Document]) -> Iterator[list[Document]]:
+    """Documents in lists of about `CHUNK` characters."""
+    batch, size = [], 0
+    for document in documents:
+        batch.append(document)
+        size += sum(map(len, document))
+        if size >= CHUNK:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+class Writer:
+    """Appends documents to the three files of a split."""
+
+    def __init__(self, stack: ExitStack, folder: Path, dtype, separator: int):
+        folder.mkdir()
+        self.files = {n: stack.enter_context(open(folder / f"{n}.bin", "wb")) for n in ("tokens", *OFFSETS)}
+        self.dtype, self.separator = dtype, separator
+        self.tokens = self.sentences = self.documents = 0
+        for name in OFFSETS:
+            np.zeros(1, np.int64).tofile(self.files[name])
+
+    def add(self, sentences: list[list[int]]) -> np.ndarray | None:
+        """Write one document and return its tokens; one without any is left out."""
+        if not any(sentences):
+            return None
+        sizes = np.array([len(ids) for ids in sentences])
+        sizes[-1] += 1
+        tokens = np.fromiter(chain.from_iterable(sentences), self.dtype, sizes.sum() - 1)
+        np.append(tokens, np.array([self.separator], self.dtype)).tofile(self.files["tokens"])
+        (self.tokens + np.cumsum(sizes)).astype(np.int64).tofile(self.files["sentences"])
+        self.tokens, self.sentences = self.tokens + int(sizes.sum()), self.sentences + len(sizes)
+        self.documents += 1
+        np.array([self.sentences], np.int64).tofile(self.files["documents"])
+        return tokens
+
+    def summary(self) -> dict[str, int]:
+        return {name: getattr(self, name) for name in ("documents", "sentences", "tokens")}

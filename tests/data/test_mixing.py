@@ -1,0 +1,90 @@
+from collections import Counter
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from encoders.data.formats import FullSentences, SegmentPairs
+from encoders.data.mixing import Mixed, turns
+from encoders.data.packing import Packed
+from encoders.data.prepare import Data, prepared
+from encoders.data.stream import Phase, Stream
+from encoders.text.vocab import Vocabulary
+from tests.texts import write
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """A store of three corpora with 30, 20 and 10 documents."""
+    home = tmp_path_factory.mktemp("mixed")
+    files = [write(home / f"{n}.txt", documents=count, seed=n) for n, count in enumerate((30, 20, 10))]
+    return prepared(Data(tuple(map(str, files)), Vocabulary(size=300), heldout=0.01, folder=str(home / "stores")))
+
+
+def owners(store, form, number):
+    """How many of a pass's examples begin in each corpus."""
+    split = store.train
+    table = form.table(split, range(split.size), 32, 0, number)
+    starts = np.asarray(split.sentences)[np.asarray(split.documents)]
+    document = np.searchsorted(starts, table[:, 0], side="right") - 1
+    return [int(np.isin(document, list(corpus)).sum()) for corpus in split.corpora]
+
+
+def test_the_documents_of_each_corpus_follow_one_another(store):
+    corpora = store.train.corpora
+    assert [corpus.start for corpus in corpora[1:]] == [corpus.stop for corpus in corpora[:-1]]
+    assert sum(map(len, corpora)) == store.train.size
+    held = [len(corpus) for corpus in store.heldout.corpora]
+    assert [len(corpus) for corpus in corpora] == [30 - held[0], 20 - held[1], 10 - held[2]]
+
+
+@pytest.mark.parametrize("form", [FullSentences(within=True), SegmentPairs("swapped", short=0.0)])
+def test_an_epoch_has_each_corpus_as_often_as_its_weight_says(store, form):
+    once = owners(store, Mixed(form, (1, 1, 1)), 0)
+    assert owners(store, Mixed(form, (1, 0, 2)), 0)[1] == 0
+    twice = owners(store, Mixed(form, (1, 0, 2)), 0)
+    assert twice[0] == once[0]
+    assert twice[2] == 2 * once[2] if not form.random else 1.6 * once[2] < twice[2] < 2.4 * once[2]
+
+
+def test_what_comes_twice_is_cut_anew(store):
+    split, form = store.train, Mixed(SegmentPairs("swapped"), (0, 0, 2))
+    table = form.table(split, range(split.size), 32, 0, 0)
+    again = form.format.table(split, split.corpora[2], 32, 0, 0)
+    assert np.array_equal(table[: len(again)], again) and not np.array_equal(table[len(again) :][: len(again)], again)
+
+
+@pytest.mark.parametrize("weight", [0.25, 0.3, 0.7, 1.0, 2.5])
+def test_over_many_passes_every_document_comes_equally_often(weight):
+    counts = Counter(d for number in range(40) for _, some in turns(range(5, 18), weight, number) for d in some)
+    wanted = 40 * Fraction(str(weight))
+    assert set(counts) == set(range(5, 18)) and all(abs(count - wanted) <= 1 for count in counts.values())
+
+
+def test_a_stream_of_a_mixture_is_that_of_its_tables(store, tmp_path):
+    phase = Phase(40, 32, 4, Packed(Mixed(SegmentPairs("swapped"), (0.5, 0, 1)), most=2))
+    stream = Stream(store.train, store.facts, (phase,), 0, 10, tmp_path)
+    assert phase.format.random
+    tokens = np.concatenate([stream.batch(step)["tokens"].ravel() for step in range(40)])
+    skipped = store.train.corpora[1]
+    edges = np.asarray(store.train.sentences)[np.asarray(store.train.documents)]
+    only = set(np.asarray(store.train.tokens[edges[skipped.start] : edges[skipped.stop]]).tolist())
+    rest = np.concatenate([store.train.tokens[: edges[skipped.start]], store.train.tokens[edges[skipped.stop] :]])
+    assert not (only - set(rest.tolist())) & set(tokens.tolist())
+
+
+@pytest.mark.parametrize("weights", [(), (0, 0), (1, -1), (float("nan"),)])
+def test_weights_that_cannot_be_are_refused(weights):
+    with pytest.raises(ValueError, match="weights=.* must be at least 0 each, and one of them above 0"):
+        Mixed(FullSentences(), weights)
+
+
+def test_there_is_a_weight_for_each_item_of_the_corpus(store):
+    split = store.train
+    with pytest.raises(ValueError, match=r"weights=\(1, 2\) are 2, and the corpora 3"):
+        Mixed(FullSentences(), (1, 2)).table(split, range(split.size), 32, 0, 0)
+
+
+def test_packed_rows_are_made_of_a_mixture_and_not_the_other_way_round():
+    with pytest.raises(ValueError, match="the format of Mixed is Packed; Mixed stands inside of Packed"):
+        Mixed(Packed(FullSentences()), (1,))
