@@ -50,8 +50,9 @@ def inspect(store: Store, view: View, rows: int, colour: bool) -> Iterator[str]:
         stream = Stream(store.train, store.facts, view.phases, view.seed, view.objective.copies, store.path / "tables")
         yield ""
         yield from numbers(phase, stream.tables.get(phase.format, phase.length, 0))
-        batch = {name: values[:rows] for name, values in stream.batch(start).items()}
-        yield from shown(batch, view, phase, store, paint)
+        if rows:
+            batch = {name: values[:rows] for name, values in stream.batch(start).items()}
+            yield from shown(batch, view, phase, store, paint)
         start = phase.until
 
 

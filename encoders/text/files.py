@@ -130,7 +130,7 @@ class JsonLines(Lines):
             raise CorpusError(f"{at()}: not JSON: {str(error)[:200]}") from error
         if not isinstance(record, dict) or not isinstance(record.get(self.field), str):
             has = ", ".join(record) if isinstance(record, dict) else f"a {type(record).__name__}"
-            raise CorpusError(f"{at()}: no text {self.field!r} (data.field names it); the line has {has or 'nothing'}")
+            raise CorpusError(f"{at()}: no text {self.field!r} (data.text names it); the line has {has or 'nothing'}")
         return record[self.field].encode(errors="replace").decode()  # a lone surrogate is no character
 
 
@@ -155,7 +155,7 @@ class Parquet(Files):
             }
             if kinds.get(self.field) not in ("string", "large_string", "string_view"):
                 has = ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
-                raise CorpusError(f"{path}: no text column {self.field!r} (data.field names it); it has {has}")
+                raise CorpusError(f"{path}: no text column {self.field!r} (data.text names it); it has {has}")
             groups = range(part.start, file.num_row_groups if part.stop is None else part.stop)
             try:
                 for batch in file.iter_batches(256, list(groups), [self.field]):
@@ -166,7 +166,7 @@ class Parquet(Files):
                 raise CorpusError(f"{path}: cannot be read as Parquet, damaged or cut off: {error}") from error
 
     def file(self, path: Path):
-        parquet = needed("pyarrow.parquet", "a Parquet file", "parquet")
+        parquet = needed("pyarrow.parquet", "a Parquet file")
         try:
             return parquet.ParquetFile(path)
         except (OSError, ValueError) as error:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 import struct
+import unicodedata
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from pathlib import Path
 
 # The names of the special tokens as released; when trained they are the first ids, in this order,
@@ -92,25 +94,32 @@ def albert_words(symbols: Iterable[str]):
     """▁ before each word, and the user-defined symbols apart."""
     from tokenizers import Regex, pre_tokenizers
 
-    words = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
+    steps = [pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")]
     pattern = "|".join(re.escape(symbol) for symbol in sorted(symbols, key=len, reverse=True))
-    if not pattern:
-        return words
-    return pre_tokenizers.Sequence([words, pre_tokenizers.Split(Regex(pattern), "isolated")])
+    steps += [pre_tokenizers.Split(Regex(pattern), "isolated")] if pattern else []
+    # A model of this kind would take the name of a special token in a text for that piece; SentencePiece does not.
+    names = r"<(?=(?:pad|unk)>)|\[(?=(?:CLS|SEP|MASK)\])"
+    return pre_tokenizers.Sequence([*steps, pre_tokenizers.Split(Regex(names), "merged_with_previous")])
 
 
 def albert_text(lowercase: bool, charsmap: bytes | None = None):
+    """What ALBERT's `preprocess_text` does to a text, then SentencePiece, in the terms of Python, which does it there:
+    its white space, its combining characters (not all accents: vowel signs stay), its final sigma."""
     from tokenizers import Regex, normalizers
 
-    steps = [normalizers.Replace("``", '"'), normalizers.Replace("''", '"')]
-    steps += [normalizers.NFKD(), normalizers.StripAccents()]
-    steps += [normalizers.Lowercase()] if lowercase else []
+    steps = [normalizers.Replace(Regex(r"[\s\x1c-\x1f]+"), " "), normalizers.Strip()]
+    steps += [normalizers.Replace("``", '"'), normalizers.Replace("''", '"')]
+    steps += [normalizers.NFKD(), normalizers.Replace(Regex(combining()), "")]
+    if lowercase:
+        steps += [normalizers.Replace(Regex(r"(?<=\p{L})Σ(?!\p{L})"), "ς"), normalizers.Lowercase()]
     steps += [normalizers.Precompiled(charsmap) if charsmap else normalizers.NFKC()]
-    # A model of this kind would take the name of a special token in a text for that piece; SentencePiece does not.
-    steps += [normalizers.Replace(Regex(r"<(?=(?:pad|unk)>)"), "< ")]
-    steps += [normalizers.Replace(Regex(r"\[(?=(?:CLS|SEP|MASK)\])"), "[ ")]
-    steps += [normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
-    return normalizers.Sequence(steps)
+    return normalizers.Sequence([*steps, normalizers.Replace(Regex(" +"), " "), normalizers.Strip()])
+
+
+@lru_cache(maxsize=1)
+def combining() -> str:
+    """A pattern of the characters that have a combining class."""
+    return "[" + "".join(f"\\x{{{c:x}}}" for c in range(0x110000) if unicodedata.combining(chr(c))) + "]"
 
 
 def finished(inner):

@@ -99,5 +99,5 @@ def needed(name: str, purpose: str, extra: str | None = None):
             warnings.simplefilter("ignore")  # other people's deprecations
             return importlib.import_module(name)
     except ImportError as error:
-        remedy = f"'encoders[{extra}]'" if extra else name.replace("_", "-")
+        remedy = f"'encoders[{extra}]'" if extra else name.partition(".")[0].replace("_", "-")
         raise CorpusError(f"{purpose} needs {name} ({error}): pip install {remedy}") from error
