@@ -109,7 +109,7 @@ def test_an_unknown_experiment_is_refused_with_a_suggestion(capsys):
         (b"", "empty"),
         (b"\n\n  \n", "blank"),
         (b"caf\xe9 is not UTF-8\n", "UTF-8"),
-        (b"one document only.\n", "documents are separated by blank lines"),
+        (b"one document only.\n", "separated by blank lines"),
     ],
 )
 def test_a_bad_text_file_is_refused_and_named(content, said, capsys, tmp_path):
@@ -151,6 +151,8 @@ def typed(home) -> dict[str, int]:
     for command in commands():
         moved = {"runs/": f"{home}/runs/", "PUBLISHED": f"{home}/published", "exported": f"{home}/exported"}
         moved |= {"submissions": f"{home}/submissions", "root=GLUE": f"root={home}/GLUE", "SQUAD": f"{home}/squad"}
+        if "stores/KEY" in command:
+            moved["stores/KEY"] = str(next((home / "stores").glob("*/store.json")).parent)
         for theirs, here in moved.items():
             command = command.replace(theirs, here)
         arguments = shlex.split(command)
