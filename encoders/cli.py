@@ -17,12 +17,13 @@ import jax
 
 from encoders import convert, report
 from encoders.data.labelled import Labelled
-from encoders.data.prepare import prepared
+from encoders.data.prepare import Data, prepared
 from encoders.data.repair import damaged, repair
 from encoders.data.runners import Beam, Here, Runner
 from encoders.data.store import Store
 from encoders.exchange.weights import CheckpointError
 from encoders.experiment import Experiment, describe, override
+from encoders.inspect import View, described, in_numbers
 from encoders.ledger import show as ledger
 from encoders.text.source import CorpusError
 from encoders.training import loop
@@ -119,6 +120,9 @@ def prepare(options) -> int:
             print(f"{experiment.name}: {store.path}")
             keys = ("splits", "skipped", "filtered", "unknown_rate", "characters", "seconds", "peak_memory_mb")
             print(json.dumps({key: meta[key] for key in keys if key in meta}, indent=1))
+        if isinstance(experiment.data, Data):
+            for line in in_numbers(store, View(experiment.phases, experiment.objective, experiment.seed)):
+                print(line)
     return 0
 
 
@@ -144,8 +148,6 @@ def mend(store: Store, data, runner: Runner) -> None:
 
 
 def inspect_store(options) -> int:
-    from encoders.inspect import View, inspect
-
     store, view = Store.open(Path(options.store)), View()
     if options.experiment:
         chosen = members(options)
@@ -161,7 +163,7 @@ def inspect_store(options) -> int:
         say(f"{len(store.meta['parts'])} parts, {len(numbers) or 'none'} damaged")
         if numbers:
             return 1
-    for line in inspect(store, view, options.rows, sys.stdout.isatty() and not options.plain):
+    for line in described(store, view, options.rows, sys.stdout.isatty() and not options.plain):
         print(line)
     return 0
 

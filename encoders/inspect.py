@@ -35,7 +35,7 @@ class View:
     seed: int = 0
 
 
-def inspect(store: Store, view: View, rows: int, colour: bool) -> Iterator[str]:
+def described(store: Store, view: View, rows: int, colour: bool) -> Iterator[str]:
     """Lines: what is in the store; for running text, each phase's rows in numbers and `rows` of them in full; for
     labelled rows the first ones."""
     yield from facts(store)
@@ -45,15 +45,25 @@ def inspect(store: Store, view: View, rows: int, colour: bool) -> Iterator[str]:
     paint = (lambda kind, text: f"\033[{COLOURS[kind]}m{text}\033[0m") if colour else plain
     yield ""
     yield LEGEND.format(**{kind: paint(kind, "word") for kind in COLOURS})
-    start = 0
+    start, stream = 0, stream_of(store, view)
     for phase in view.phases:
-        stream = Stream(store.train, store.facts, view.phases, view.seed, view.objective.copies, store.path / "tables")
         yield ""
-        yield from numbers(phase, stream.tables.get(phase.format, phase.length, 0))
+        yield from numbers(phase, stream)
         if rows:
             batch = {name: values[:rows] for name, values in stream.batch(start).items()}
             yield from shown(batch, view, phase, store, paint)
         start = phase.until
+
+
+def in_numbers(store: Store, view: View) -> Iterator[str]:
+    """The rows of each phase in numbers."""
+    stream = stream_of(store, view)
+    for phase in view.phases:
+        yield from numbers(phase, stream)
+
+
+def stream_of(store: Store, view: View) -> Stream:
+    return Stream(store.train, store.facts, view.phases, view.seed, view.objective.copies, store.path / "tables")
 
 
 def plain(kind: str, text: str) -> str:
@@ -79,8 +89,9 @@ def facts(store: Store) -> Iterator[str]:
         yield "left out: " + ", ".join(f"{count:,} {name}" for name, count in left.items())
 
 
-def numbers(phase: Phase, table: np.ndarray) -> Iterator[str]:
+def numbers(phase: Phase, stream: Stream) -> Iterator[str]:
     """A pass of a phase: rows, padding and labels."""
+    table = stream.tables.get(phase.format, phase.length, 0)
     sizes, each = row_sizes(table, phase.format.between), examples(table)
     padding = 1 - sizes.sum() / (len(sizes) * phase.length)
     yield (

@@ -9,7 +9,7 @@ from encoders.data.packing import Packed
 from encoders.data.prepare import Data, prepared
 from encoders.data.repair import damaged
 from encoders.data.stream import Phase
-from encoders.inspect import View, inspect
+from encoders.inspect import View, described
 from encoders.objectives.joint import Joint
 from encoders.objectives.rtd import ReplacedTokens
 from encoders.objectives.sop import SentenceOrder
@@ -34,14 +34,14 @@ RTD = View((Phase(9, 64, 8, ElectraPairs()), Phase(20, 32, 8, ElectraPairs())), 
 
 
 def test_the_counts_are_those_of_the_store(store):
-    text = "\n".join(inspect(store, View(), 0, False))
+    text = "\n".join(described(store, View(), 0, False))
     for split in store.meta["splits"].values():
         assert f"{split['documents']:,}" in text and f"{split['tokens']:,}" in text
     assert "unknown tokens: 0.000%" in text and "wordpiece vocabulary of 300" in text
 
 
 def test_rows_show_what_the_model_sees_and_what_it_has_to_say(store):
-    lines = list(inspect(store, SOP, 3, False))
+    lines = list(described(store, SOP, 3, False))
     rows = [line for line in lines if line.startswith("[CLS]")]
     assert len(rows) == 3
     for row in rows:
@@ -55,15 +55,15 @@ def test_rows_show_what_the_model_sees_and_what_it_has_to_say(store):
 
 
 def test_every_phase_has_its_numbers(store):
-    text = "\n".join(inspect(store, RTD, 1, False))
+    text = "\n".join(described(store, RTD, 1, False))
     assert "up to step 9: ElectraPairs" in text and "up to step 20: ElectraPairs" in text
     assert "rows of 64" in text and "rows of 32" in text
 
 
 def test_colours_are_for_eyes_alone(store):
-    coloured = "\n".join(inspect(store, SOP, 2, True))
+    coloured = "\n".join(described(store, SOP, 2, True))
     assert "\033[1;33m[MASK]←" in coloured and "\033[0m" in coloured
-    assert "\033" not in "\n".join(inspect(store, SOP, 2, False))
+    assert "\033" not in "\n".join(described(store, SOP, 2, False))
 
 
 def test_inspect_verifies_and_prepare_repairs(data, store, capsys, monkeypatch, tmp_path):
@@ -78,8 +78,8 @@ def test_inspect_verifies_and_prepare_repairs(data, store, capsys, monkeypatch, 
         "from encoders.text.vocab import Vocabulary\n"
         "from encoders.training.optimizer import AdamW\n"
         "experiments = [Experiment(name='tiny', model=Model(vocab=300, hidden=8, layers=1, heads=1, intermediate=8,\n"
-        "    positions=64, embedding=8), objective=Joint(), optimizer=AdamW(rate=1e-3, warmup=1), phases=(Phase(9, 32, 4,\n"
-        f"    FullSentences()),), data={data!r})]\n"
+        "    positions=64, embedding=8), objective=Joint(), optimizer=AdamW(rate=1e-3, warmup=1),\n"
+        f"    phases=(Phase(9, 32, 4, FullSentences()),), data={data!r})]\n"
     )
     assert launch.main(["inspect", str(store.path), str(tmp_path / "tiny.py"), "--verify", "--rows", "1"]) == 0
     said = capsys.readouterr()

@@ -139,7 +139,7 @@ def make(data: Source, name: str, path: Path, runner: Runner, say: Say) -> None:
             shutil.rmtree(work, ignore_errors=True)
             raise
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise ValueError(
                     f"no space is left in {folder} for the store; what is finished is kept in {work}, and the same "
                     "command goes on with it"
@@ -168,8 +168,9 @@ def write(work: Work, name: str, path: Path, runner: Runner, say: Say) -> None:
     tokenizer.save(path / "tokenizer.json")
     lap("vocabulary")
     runner.run(partial(units.tokenise_unit, work), todo, heard("tokens", len(todo), say), say)
-    parts, counts = joined(work, todo, path, tokenizer.facts, say)
     lap("tokens")
+    parts, counts = joined(work, todo, path, tokenizer.facts, say)
+    lap("joined")
     splits = {split: total(part["splits"][split] for part in parts) for split in SPLITS}
     documents = sum(split["documents"] for split in splits.values())
     for split, found in splits.items():
@@ -250,7 +251,7 @@ def joined(work: Work, todo: list[Unit], path: Path, facts: Facts, say: Say) -> 
     for split in SPLITS:
         (path / split).mkdir()
         for name in OFFSETS:
-            np.zeros(1, np.int64).tofile(path / split / f"{name}.bin")
+            (path / split / f"{name}.bin").write_bytes(bytes(8))
     found, counts = [], np.zeros(facts.size, np.int64)
     ends = {split: Counter() for split in SPLITS}
     for unit in todo:
@@ -283,7 +284,7 @@ def append(part: Path, whole: Path, ends: Counter) -> None:
     for name, start in zip(OFFSETS, (ends["tokens"], ends["sentences"]), strict=True):
         with open(whole / f"{name}.bin", "ab") as target:
             for piece in pieces(part / f"{name}.bin"):
-                (piece + start).tofile(target)
+                target.write((piece + start).tobytes())
 
 
 def pieces(path: Path, most: int = 1 << 20) -> Iterator[np.ndarray]:

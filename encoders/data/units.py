@@ -273,7 +273,7 @@ class Writer:
         self.dtype, self.separator = dtype, separator
         self.tokens = self.sentences = self.documents = 0
         for name in OFFSETS:
-            np.zeros(1, np.int64).tofile(self.files[name])
+            self.write(name, np.zeros(1))
 
     def add(self, sentences: list[list[int]]) -> np.ndarray | None:
         """Write one document and return its tokens; one without any is left out."""
@@ -282,12 +282,16 @@ class Writer:
         sizes = np.array([len(ids) for ids in sentences])
         sizes[-1] += 1
         tokens = np.fromiter(chain.from_iterable(sentences), self.dtype, sizes.sum() - 1)
-        np.append(tokens, np.array([self.separator], self.dtype)).tofile(self.files["tokens"])
-        (self.tokens + np.cumsum(sizes)).astype(np.int64).tofile(self.files["sentences"])
+        self.write("tokens", np.append(tokens, np.array([self.separator], self.dtype)))
+        self.write("sentences", self.tokens + np.cumsum(sizes))
         self.tokens, self.sentences = self.tokens + int(sizes.sum()), self.sentences + len(sizes)
         self.documents += 1
-        np.array([self.sentences], np.int64).tofile(self.files["documents"])
+        self.write("documents", np.array([self.sentences]))
         return tokens
+
+    def write(self, name: str, numbers: np.ndarray) -> None:
+        # Not `tofile`, whose error does not say that the disk is full.
+        self.files[name].write(numbers.astype(self.dtype if name == "tokens" else np.int64).tobytes())
 
     def summary(self) -> dict[str, int]:
         return {name: getattr(self, name) for name in ("documents", "sentences", "tokens")}

@@ -144,7 +144,8 @@ class Tokenizer:
     def save(self, path) -> None:
         """Writes tokenizer.json, as the file or into the folder `path`."""
         path = Path(path)
-        self._inner.save(str(path / "tokenizer.json" if path.is_dir() else path))
+        path = path / "tokenizer.json" if path.is_dir() else path
+        path.write_text(self._inner.to_str(pretty=True), encoding="utf-8")  # its own `save` raises no OSError
 
 
 def trim(text: str, start: int, end: int) -> tuple[int, int]:

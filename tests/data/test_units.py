@@ -192,6 +192,29 @@ def test_preparation_that_is_killed_at_random_moments_ends_with_the_same_bytes(d
     assert content(prepared(data)) == content(prepared(elsewhere(data)))
 
 
+FULL = """
+import resource, signal, sys
+from encoders.data.prepare import Data, prepared
+from encoders.text.vocab import Vocabulary
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (8000, 8000))  # no file may grow beyond
+prepared(Data(tuple(sys.argv[2:]), Vocabulary(path=sys.argv[1] + "/vocab"), heldout=0.2, folder=sys.argv[1]))
+"""
+
+
+def test_a_disk_that_fills_up_is_named_and_leaves_nothing_that_looks_whole(data):
+    tokenizer = prepared(elsewhere(data)).path / "tokenizer.json"
+    vocabulary = Path(data.folder) / "vocab" / "tokenizer.json"
+    vocabulary.parent.mkdir(parents=True)
+    vocabulary.write_bytes(tokenizer.read_bytes())
+    environment = os.environ | {"PYTHONPATH": str(Path(encoders.__file__).parents[1])}
+    command = [sys.executable, "-c", FULL, data.folder, data.corpus[0]]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert f"ValueError: no space is left in {data.folder} for the store; what is finished is kept in" in done.stderr
+    assert not [path for path in Path(data.folder).glob("*/store.json")]
+    assert prepared(replace(data, vocabulary=Vocabulary(path=str(vocabulary)))).train.size
+
+
 def test_a_glob_of_small_files_is_few_units_and_reads_in_the_order_of_names(tmp_path):
     for number, document in enumerate(made_up(30)):
         written(tmp_path / f"{number:02}.txt", [document])
