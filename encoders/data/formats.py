@@ -96,37 +96,27 @@ def fit(a: tuple[int, int], b: tuple[int, int], budget: int, rng: Random) -> tup
     return *cut(*a, drop_a, rng), *cut(*b, drop_b, rng)
 
 
-@dataclass(frozen=True)
-class SegmentPairs(Running):
-    """`[CLS] A [SEP] B [SEP]` of BERT (`second="random"`: half of the Bs are random) and ALBERT ("swapped").
+class Pairs(Running):
+    """`[CLS] A [SEP] B [SEP]` of chunks of consecutive sentences, each split into A and B: half of the Bs are random
+    (`second="random"`), or half of the pairs swapped."""
 
-    Released code: a chunk of one sentence always gets a random B from another document with label 1, also for SOP; a
-    random B fills the row; the sentence that overflows the row is always B's, so B is the longer segment and a swap
-    shows. All three betray the label. Corrected, which is the default: a chunk has two sentences at least, a lone last
-    sentence is left out, random Bs are the true ones of other documents matched by length, and half of the documents
-    are cut into chunks from their end.
-    `short` is the share of documents cut into shorter rows, with a target drawn once a document.
-    """
-
-    second: Literal["random", "swapped"] = "random"
-    short: float = 0.1
-    released: bool = False
+    second: Literal["random", "swapped"]
 
     random: ClassVar[bool] = True
 
     def __post_init__(self):
         if self.second not in ("random", "swapped"):
             raise ValueError(f"second={self.second!r} must be 'random' or 'swapped'")
-        if not 0 <= self.short <= 1:
-            raise ValueError(f"short={self.short} must be from 0 to 1")
 
     @property
     def label(self) -> str:
         return "next_sentence" if self.second == "random" else "sentence_order"
 
+    def chunks(self, offsets: list[int], budget: int, rng: Random) -> Iterator[tuple[int, int, int]]:
+        """First sentence, first of B and end of each chunk."""
+        raise NotImplementedError
+
     def table(self, split: Split, documents: range, length: int, seed: int, number: int) -> np.ndarray:
-        if self.released:
-            return as_table([row for d in documents for row in self.as_released(split, d, length - 3, seed, number)])
         rows, owners, rngs = [], [], []
         for document in documents:
             rng = generator(seed, number, document)
@@ -146,6 +136,47 @@ class SegmentPairs(Running):
             if a_end - a + b_end - b > length - 3:
                 row[:LABEL] = fit((a, a_end), (b, b_end), length - 3, rng)
         return table
+
+
+@dataclass(frozen=True)
+class SentencePairs(Pairs):
+    """RoBERTa's SENTENCE-PAIR (§4.2, never released): two natural sentences, the second one the next in its document
+    or one of another, matched by length. Far shorter than a row, so the paper raises the batch."""
+
+    second: Literal["random", "swapped"] = "random"
+
+    def chunks(self, offsets: list[int], budget: int, rng: Random) -> Iterator[tuple[int, int, int]]:
+        """Two sentences at a time, in every pass from the first or from the second one on."""
+        count = len(offsets) - 1
+        for first in range(rng.randint(0, 1) if count > 2 else 0, count - 1, 2):
+            yield first, first + 1, first + 2
+
+
+@dataclass(frozen=True)
+class SegmentPairs(Pairs):
+    """`[CLS] A [SEP] B [SEP]` of BERT (`second="random"`: half of the Bs are random) and ALBERT ("swapped").
+
+    Released code: a chunk of one sentence always gets a random B from another document with label 1, also for SOP; a
+    random B fills the row; the sentence that overflows the row is always B's, so B is the longer segment and a swap
+    shows. All three betray the label. Corrected, which is the default: a chunk has two sentences at least, a lone last
+    sentence is left out, random Bs are the true ones of other documents matched by length, and half of the documents
+    are cut into chunks from their end.
+    `short` is the share of documents cut into shorter rows, with a target drawn once a document.
+    """
+
+    second: Literal["random", "swapped"] = "random"
+    short: float = 0.1
+    released: bool = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.short <= 1:
+            raise ValueError(f"short={self.short} must be from 0 to 1")
+
+    def table(self, split: Split, documents: range, length: int, seed: int, number: int) -> np.ndarray:
+        if self.released:
+            return as_table([row for d in documents for row in self.as_released(split, d, length - 3, seed, number)])
+        return super().table(split, documents, length, seed, number)
 
     def target(self, budget: int, rng: Random) -> int:
         return rng.randint(2, budget) if rng.random() < self.short else budget

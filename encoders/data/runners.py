@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -81,6 +82,7 @@ class Beam:
                 work = pipeline | beam.Create(items) | beam.Reshuffle()
                 work | beam.Map(function).with_output_types(type(None))
         except (ImportError, ValueError, RuntimeError, OSError) as error:
-            lines: Iterable[str] = [line for line in str(error).splitlines() if line.strip()]
-            raise CorpusError(f"--runner {self.runner}: {[*lines, repr(error)][0]}") from error
+            # A runner may hand on the whole traceback of a worker.
+            named = [line for line in str(error).splitlines() if re.match(r"(\w+\.)*\w+(Error|Exception): ", line)]
+            raise CorpusError(f"--runner {self.runner}: {named[-1] if named else error}") from error
         done(len(items))

@@ -1,0 +1,67 @@
+import numpy as np
+import pytest
+
+from encoders.data.formats import A_END, B_END, LABEL, A, B, SentencePairs
+from encoders.data.store import Split
+from tests.texts import made_up
+
+LENGTH = 32
+
+
+@pytest.fixture(scope="module")
+def split():
+    """Documents whose sentences have as many tokens as words; one long sentence."""
+    sizes = [[len(sentence.split()) for sentence in document] for document in made_up(200)]
+    sizes[5][1] = 50
+    for document in sizes:
+        document[-1] += 1  # the separator
+    sentences = np.concatenate([[0], np.cumsum([size for document in sizes for size in document])])
+    documents = np.concatenate([[0], np.cumsum([len(document) for document in sizes])])
+    return Split("train", np.arange(sentences[-1]) % 1000, sentences, documents)
+
+
+def starts(split):
+    """Where sentences begin, and the document of each."""
+    owner = np.repeat(np.arange(split.size), np.diff(split.documents))
+    return {int(start): int(document) for start, document in zip(split.sentences[:-1], owner, strict=True)}
+
+
+def test_a_pair_is_two_sentences_and_the_second_is_the_next_or_one_of_another_document(split):
+    known, table = starts(split), SentencePairs().table(split, range(split.size), LENGTH, 0, 0)
+    ends = {int(end) for end in split.sentences} | {int(end) - 1 for end in split.sentences[split.documents[1:]]}
+    whole = table[(table[:, A_END] - table[:, A] + table[:, B_END] - table[:, B]) < LENGTH - 3]
+    assert len(whole) > 0.9 * len(table)
+    for a, a_end, b, b_end, label in whole.tolist():
+        assert a in known and b in known and a_end in ends and b_end in ends
+        assert (b == a_end) == (label == 0)
+        assert (known[a] != known[b]) == (label == 1)
+
+
+def test_half_of_the_pairs_are_random_and_their_lengths_tell_nothing(split):
+    tables = [SentencePairs().table(split, range(split.size), LENGTH, 0, number) for number in range(10)]
+    table = np.concatenate(tables)
+    share = table[:, LABEL].mean()
+    assert abs(share - 0.5) < 4 * (0.25 / len(table)) ** 0.5
+    sizes = table[:, B_END] - table[:, B]
+    apart = sizes[table[:, LABEL] == 1].mean() - sizes[table[:, LABEL] == 0].mean()
+    assert abs(apart) < 4 * sizes.std() * (4 / len(table)) ** 0.5  # four standard errors of a difference of means
+
+
+def test_no_pair_is_longer_than_its_row_and_no_sentence_is_read_twice(split):
+    for number in range(4):
+        table = SentencePairs("swapped").table(split, range(split.size), LENGTH, 0, number)
+        sizes = table[:, A_END] - table[:, A] + table[:, B_END] - table[:, B]
+        assert sizes.max() == LENGTH - 3 and len(np.unique(table[:, [A, B]])) == 2 * len(table)
+
+
+def test_another_pass_may_pair_a_sentence_with_the_one_before_it(split):
+    first = [
+        SentencePairs("swapped").table(split, range(1), LENGTH, 0, number)[0, [A, B]].min() for number in range(20)
+    ]
+    assert set(first) == {split.sentences[0], split.sentences[1]}
+
+
+def test_the_second_sentence_is_named(split):
+    assert SentencePairs().labels == ("next_sentence",) and SentencePairs("swapped").labels == ("sentence_order",)
+    with pytest.raises(ValueError, match="second='next' must be 'random' or 'swapped'"):
+        SentencePairs("next")
