@@ -31,7 +31,7 @@ ORDER = (
 )
 ABSENT = (
     "tensorflow", "tensorflow_datasets", "grain", "array_record", "torch", "transformers", "sentencex", "tokenizers",
-    "zstandard", "sklearn", "tensorboard", "importlib_resources",
+    "zstandard", "pyarrow", "apache_beam", "sklearn", "tensorboard", "importlib_resources",
 )  # fmt: skip
 CORE = [
     *("encoders.training.loop", "encoders.training.step", "encoders.ledger", "encoders.report", "encoders.cli"),

@@ -5,10 +5,11 @@ import itertools
 import lzma
 import sys
 import warnings
+from dataclasses import replace
 
 import pytest
 
-from encoders.text import embedded
+from encoders.text import corpus, embedded
 from encoders.text.corpus import check, documents, identity
 from encoders.text.source import CorpusError
 
@@ -289,6 +290,19 @@ def test_a_prepared_dataset_is_read_by_its_folder(prepared):
 def test_a_prepared_dataset_is_read_by_its_name(folder):
     assert sorted(lines("tfds:my_books")) == BOOKS
     assert len(lines("tfds:my_books@train[:1]")) == 1
+
+
+def test_a_prepared_dataset_becomes_a_store_in_as_many_units_as_its_size_asks_for(folder, tmp_path, monkeypatch):
+    from encoders.data.prepare import Data, prepared
+    from encoders.text.vocab import Vocabulary
+
+    data = Data(("tfds:my_books",), Vocabulary(size=100), "lines", heldout=0.01, folder=str(tmp_path))
+    whole = prepared(data)
+    assert len(whole.meta["parts"]) == 1 and whole.train.size == whole.heldout.size == 1
+    monkeypatch.setattr(corpus, "PART", 1)
+    split = prepared(replace(data, folder=str(tmp_path / "again")))
+    assert len(split.meta["parts"]) == 2 and split.meta["characters"] == whole.meta["characters"]
+    assert "tensorflow" not in sys.modules
 
 
 def test_a_dataset_that_cannot_be_read_is_answered_with_what_can(folder):
