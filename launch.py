@@ -40,6 +40,7 @@ def parser() -> argparse.ArgumentParser:
             add_prepare(verb)
         if name == "train":
             verb.add_argument("--runs", default="runs", metavar="DIR", help="where runs are kept (runs)")
+            verb.add_argument("--stop-after", default=None, metavar="3h55m", help="save and end then, with status 75")
             verb.add_argument("--profile", action="store_true", help="trace the first steps and say where time goes")
     verb = verbs.add_parser("inspect", help="what a store holds, and rows as the model sees them")
     verb.add_argument("store", metavar="STORE", help="a store's folder, as prepare prints it")

@@ -28,6 +28,7 @@ from encoders.ledger import show as ledger
 from encoders.text.source import CorpusError
 from encoders.training import loop
 from encoders.training.run import Run, RunError
+from encoders.training.stopping import STATUS, Stop, Stopped, seconds
 from encoders.values import ExperimentError, read
 
 
@@ -177,14 +178,23 @@ def keep_compiled() -> None:
 
 def train(options) -> int:
     keep_compiled()
+    limit = None if options.stop_after is None else seconds(options.stop_after)
+    with Stop(limit) as stop:
+        return trained(options, members(options), stop)
+
+
+def trained(options, chosen: list[Experiment], stop: Stop) -> int:
+    """Train one member after the other; the status of the process."""
     results, failed, finished = [], [], []
-    chosen = members(options)
     for experiment in chosen:
         folder = Path(options.runs) / experiment.name
         if loop.result(folder):
             finished.append(experiment.name)
         try:
-            results.append((experiment, loop.train(experiment, folder, say, options.profile)))
+            results.append((experiment, loop.train(experiment, folder, say, options.profile, stop)))
+        except Stopped as reason:
+            say(f"{reason}; the same command goes on")
+            return STATUS
         except Exception as error:
             if len(chosen) == 1:
                 raise

@@ -2,17 +2,52 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Callable
+import secrets
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from encoders.training.integrity import changed, checksums
+
 logging.getLogger("absl").setLevel(logging.ERROR)
 
 PIECE = 64 << 20  # bytes of an array that are compressed at a time: whole, its copies would be as large as itself
+
+
+class Damaged(ValueError):
+    """A checkpoint that cannot be read, or whose numbers are not those that were saved."""
+
+
+@contextmanager
+def readable(step: int) -> Iterator[None]:
+    """Raises `Damaged` in one line where a checkpoint cannot be read."""
+    hook = sys.unraisablehook
+    # When one array fails, TensorStore's threads still report the others to the loop that Orbax has closed.
+    sys.unraisablehook = lambda found: None if "Event loop is closed" in str(found.exc_value) else hook(found)
+    try:
+        yield
+        sys.unraisablehook = hook
+    except MemoryError:
+        raise
+    except Exception as error:  # Orbax's and TensorStore's are of many kinds
+        if "RESOURCE_EXHAUSTED" in str(error):
+            raise
+        line = next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
+        raise Damaged(f"checkpoint {step} cannot be read: {line[:200]}") from error
+
+
+def check(step: int, tree, sums: dict[str, list[int]]) -> None:
+    """Raises `Damaged` with the names of the leaves whose checksums differ."""
+    if differ := changed(tree, sums):
+        more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
+        raise Damaged(f"checkpoint {step} is not what was saved: {', '.join(differ[:3])}{more}")
 
 
 class Checkpoints:
@@ -44,10 +79,11 @@ class Checkpoints:
     def save(self, step: int, state, notes: dict, cost: float | None) -> None:
         """Write in the background; `cost` is what the best step has least of, if it was measured at this one."""
         rest = {"step": state.step, "moments": state.moments, "guard": state.guard}
+        sums = {"params": checksums(state.params), "rest": checksums(rest)}
         args = ocp.args.Composite(
             params=ocp.args.StandardSave(state.params),
             rest=ocp.args.StandardSave(rest),
-            notes=ocp.args.JsonSave(notes),
+            notes=ocp.args.JsonSave(notes | {"checksums": sums}),
         )
         self.manager.save(step, args=args, metrics=None if cost is None else {"cost": cost})
 
@@ -63,22 +99,39 @@ class Checkpoints:
         return self.latest() if step is None else step
 
     def restore(self, step: int, like) -> tuple:
-        """State and notes of `step`, the state with the shapes and shardings of `like`."""
+        """State and notes of `step`, the state with the shapes and shardings of `like`. Raises `Damaged`."""
         rest = {"step": like.step, "moments": like.moments, "guard": like.guard}
         args = ocp.args.Composite(
             params=ocp.args.StandardRestore(like.params),
             rest=ocp.args.StandardRestore(rest),
             notes=ocp.args.JsonRestore(),
         )
-        found = self.manager.restore(step, args=args)
+        with readable(step):
+            found = self.manager.restore(step, args=args)
+        for part, sums in found["notes"].get("checksums", {}).items():
+            check(step, found[part], sums)
         return like.replace(params=found["params"], **found["rest"]), found["notes"]
 
     def params(self, step: int, shardings: Callable) -> dict:
-        """The parameters of `step` alone, placed as `shardings(shapes)` says."""
-        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self.shapes(step))
-        args = ocp.args.StandardRestore(abstract(like, shardings(like)))
-        with sparing(like) as checkpointer:
-            return checkpointer.restore(params_of(self.folder, step), args=args)
+        """The parameters of `step` alone, placed as `shardings(shapes)` says. Raises `Damaged`."""
+        with readable(step):
+            like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self.shapes(step))
+            args = ocp.args.StandardRestore(abstract(like, shardings(like)))
+            with sparing(like) as checkpointer:
+                found = checkpointer.restore(params_of(self.folder, step), args=args)
+            notes = self.folder / str(step) / "notes" / "metadata"  # Orbax's name; an imported run has none
+            sums = json.loads(notes.read_text(encoding="utf-8")).get("checksums", {}) if notes.exists() else {}
+        check(step, found, sums.get("params", {}))
+        return found
+
+    def set_aside(self, steps: list[int]) -> Path:
+        """Move damaged steps out of the way, so that they can be written again, and return where they are."""
+        place = self.folder.with_name("damaged")
+        place.mkdir(exist_ok=True)
+        for step in steps:
+            (self.folder / str(step)).rename(place / f"{step}-{secrets.token_hex(4)}")
+        self.manager.reload()
+        return place
 
     def shapes(self, step: int):
         """Shape and dtype of every parameter of `step`, without reading them."""

@@ -21,17 +21,30 @@ from encoders.objectives.objective import Metrics, total_loss
 from encoders.training import log, sharding, step
 from encoders.training.checkpoint import Checkpoints
 from encoders.training.profile import STEPS, Profile
-from encoders.training.run import Run, RunError, claim, result
+from encoders.training.run import Run, RunError, claim, held, result
 from encoders.training.start import Start, fresh
+from encoders.training.stopping import Stop, Stopped
 
 Watch = Callable[[step.State, dict, Metrics], None]  # told of every step: the new state, its batch, its metrics
 
 
-def train(experiment: Experiment, folder: Path, say: Callable[[str], None] = print, profile: bool = False) -> dict:
-    """Train to the end, from where the folder's newest checkpoint stands, and return the result.
+def train(
+    experiment: Experiment,
+    folder: Path,
+    say: Callable[[str], None] = print,
+    profile: bool = False,
+    stop: Stop | None = None,
+) -> dict:
+    """Train to the end, from where the folder's newest sound checkpoint stands, and return the result.
 
-    With `profile` the first steps are traced into the folder, and `say` is told where their time went.
+    With `profile` the first steps are traced into the folder, and `say` is told where their time went. Raises `Stopped`
+    after the step in which `stop` asks for it, which is saved, and `RunError` while another process trains there.
     """
+    with held(folder):
+        return trained(experiment, folder, say, profile, stop or Stop())
+
+
+def trained(experiment: Experiment, folder: Path, say: Callable[[str], None], profile: bool, stop: Stop) -> dict:
     start = Start(experiment) if experiment.start else None
     store = prepared(experiment.data, say)
     if start:
@@ -42,15 +55,13 @@ def train(experiment: Experiment, folder: Path, say: Callable[[str], None] = pri
     if done := result(folder):
         return done
     checkpoints = run.checkpoints(experiment.cadence.keep)
-    at = checkpoints.latest() or 0
-    if at:
-        state, notes = run.restored(checkpoints, at)
-    else:
-        state, notes = start.state(run, say) if start else fresh(run), {}
+    at, state, notes = run.newest(checkpoints, say)
+    if state is None:
+        state = start.state(run, say) if start else fresh(run)
     out = log.Log(run.folder, at, experiment.steps, experiment.name)
     try:
         watch = profiled(run, at, say) if profile else lambda *_: None
-        scores = advance(run, state, at, Tally.read(notes), checkpoints, out, watch)
+        scores = advance(run, state, at, Tally.read(notes), checkpoints, out, watch, stop)
     finally:
         checkpoints.close()
         out.close()
@@ -139,9 +150,9 @@ def static(experiment: Experiment, module) -> dict:
 
 
 def advance(
-    run: Run, state, at: int, tally: Tally, checkpoints: Checkpoints, out: log.Log, watch: Watch
+    run: Run, state, at: int, tally: Tally, checkpoints: Checkpoints, out: log.Log, watch: Watch, stop: Stop
 ) -> dict[str, float]:
-    """All steps from `at` on, `watch` told of each; held-out scores of the last one."""
+    """All steps from `at` on, `watch` told of each; held-out scores of the last one. Raises `Stopped`."""
     experiment, cadence, steps = run.experiment, run.experiment.cadence, run.experiment.steps
     since = lambda: evaluations(out, experiment.objective)[0]
     if at == steps or (experiment.stop_after and since() >= experiment.stop_after):
@@ -175,13 +186,16 @@ def advance(
             out.write(index, "heldout", scores, {"seconds": round(seconds, 3)})
             out.say(f"{experiment.name} step {index:,}: held-out {describe(scores)}")
         done = cost is not None and experiment.stop_after and since() >= experiment.stop_after
-        if done or due(cadence.save):
+        why = None if index == steps else stop.asked()
+        if done or why or due(cadence.save):
             checkpoints.save(index, state, tally.notes(), cost)
         if done:
             out.say(
                 f"{experiment.name}: step {index:,} is the last, {experiment.stop_after} evaluations after the best"
             )
             break
+        if why:
+            raise Stopped(f"{experiment.name}: stopped by {why} after step {index:,}, which is saved")
     return scores
 
 

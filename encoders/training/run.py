@@ -3,19 +3,26 @@
     runs/NAME/
       experiment.json     the experiment, its fingerprint, its vocabulary's facts, and where its store is
       tokenizer.json
-      checkpoints/        the newest and the best
+      checkpoints/        the newest and the best; those that were found damaged are moved to damaged/
       metrics.jsonl       a row a log and an evaluation
       result.json         once it is finished
+      .held               locked while a process trains there, and says which
 
 An imported run has a network in the place of the experiment, and neither store, metrics nor result.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
-from collections.abc import Callable
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -29,7 +36,7 @@ from encoders.files import write_json
 from encoders.objectives.objective import total_loss
 from encoders.text.vocab import Facts
 from encoders.training import sharding, step
-from encoders.training.checkpoint import Checkpoints, abstract
+from encoders.training.checkpoint import Checkpoints, Damaged, abstract
 from encoders.values import from_json, to_json
 
 
@@ -98,9 +105,27 @@ class Run:
         """The run's checkpoints; to write some, say how many to keep."""
         return Checkpoints(self.folder / "checkpoints", keep)
 
-    def restored(self, checkpoints: Checkpoints, at: int):
-        """State and notes of the step `at`."""
-        return checkpoints.restore(at, abstract(self.shapes, self.shardings))
+    def newest(self, checkpoints: Checkpoints, say: Callable[[str], None]) -> tuple[int, Any, dict]:
+        """The newest sound checkpoint: its step, state and notes; step 0 and no state where there is none yet.
+
+        Damaged ones are named and set aside. Raises `RunError` where all are damaged.
+        """
+        like, damaged = abstract(self.shapes, self.shardings), {}
+        for at in reversed(checkpoints.steps()):
+            try:
+                state, notes = checkpoints.restore(at, like)
+            except Damaged as error:
+                damaged[at] = str(error)
+                say(f"{self.folder}: {error}")
+                continue
+            if damaged:
+                say(f"{self.folder}: going on from step {at}; damaged ones are in {checkpoints.set_aside([*damaged])}")
+            return at, state, notes
+        if damaged:
+            raise RunError(
+                f"{self.folder} has no usable checkpoint ({'; '.join(damaged.values())}); to start over, remove it"
+            )
+        return 0, None, {}
 
     def params(self, at: str = "latest", placed: Callable | None = None) -> tuple[int, dict]:
         """The step `at` names (latest, best, or its number), and its parameters, on this mesh or `placed` elsewhere."""
@@ -111,8 +136,13 @@ class Run:
         named = {"latest": checkpoints.latest(), "best": checkpoints.best()} | {str(step): step for step in steps}
         if at not in named:
             raise RunError(f"--step {at}: there are latest, best, {', '.join(map(str, steps))}")
-        found = checkpoints.params(named[at], placed or self.placed)
-        checkpoints.close()
+        try:
+            found = checkpoints.params(named[at], placed or self.placed)
+        except Damaged as error:
+            others = ", ".join(str(step) for step in steps if step != named[at]) or "none"
+            raise RunError(f"{self.folder}: {error}; other steps, for --step: {others}") from error
+        finally:
+            checkpoints.close()
         return named[at], found
 
     def check_batches(self) -> None:
@@ -231,6 +261,22 @@ def claim(run: Run, start_key: str | None) -> str:
     place = {"store": str(run.store.path.resolve()), "store_key": run.store.key}
     write_json(path, record(experiment, mine, run.facts) | place)
     return mine
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keeps a run's folder for this process. Raises `RunError` while another one trains there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".held", "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise RunError(f"{folder} is in use by {file.read() or 'another process'}") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+        file.flush()
+        yield
 
 
 def result(folder: Path) -> dict | None:

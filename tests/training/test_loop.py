@@ -80,7 +80,7 @@ def experiment(corpus, family: str, folder, steps=12, **changes) -> Experiment:
 def final_state(folder: Path) -> State:
     run = Run.open(folder)
     checkpoints = run.checkpoints()
-    state, _ = run.restored(checkpoints, checkpoints.latest())
+    _, state, _ = run.newest(checkpoints, pytest.fail)
     checkpoints.close()
     return state
 

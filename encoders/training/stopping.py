@@ -1,0 +1,61 @@
+"""Runs that are asked to end: by a signal or at a time limit they finish the step, save, and say how to go on."""
+
+from __future__ import annotations
+
+import re
+import signal
+import threading
+import time
+from types import FrameType
+
+STATUS = 75  # EX_TEMPFAIL of sysexits.h: the same command goes on
+UNITS = {"d": 86_400, "h": 3600, "m": 60, "s": 1}
+
+
+class Stopped(Exception):
+    """A run that was asked to end, and has saved where it is."""
+
+
+class Stop:
+    """A context in which SIGTERM, SIGINT and `seconds` ask the run to end; a second signal ends the process at once.
+
+    Signals reach the main thread alone; elsewhere only the time counts.
+    """
+
+    def __init__(self, seconds: float | None = None):
+        self.until = None if seconds is None else time.monotonic() + seconds
+        self.signal: signal.Signals | None = None
+        self.before: dict[signal.Signals, object] = {}
+
+    def __enter__(self) -> Stop:
+        if threading.current_thread() is threading.main_thread():
+            for each in (signal.SIGTERM, signal.SIGINT):
+                self.before[each] = signal.signal(each, self.heard)
+        return self
+
+    def __exit__(self, *error) -> None:
+        for each, handler in self.before.items():
+            signal.signal(each, handler)
+
+    def heard(self, number: int, frame: FrameType | None) -> None:
+        if self.signal:
+            raise KeyboardInterrupt
+        self.signal = signal.Signals(number)
+
+    def asked(self) -> str | None:
+        """Why the run is to end now, if it is."""
+        if self.signal:
+            return self.signal.name
+        return "the time limit" if self.until is not None and time.monotonic() >= self.until else None
+
+
+def seconds(text: str) -> float:
+    """A duration such as 3h55m or 90s. Raises `ValueError` for anything else.
+
+    >>> seconds("3h55m"), seconds("90s"), seconds("1d")
+    (14100.0, 90.0, 86400.0)
+    """
+    found = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text.strip())
+    if not text.strip() or not found:
+        raise ValueError(f"--stop-after {text!r} is no duration such as 3h55m, 90s or 1d")
+    return float(sum(int(count or 0) * size for count, size in zip(found.groups(), UNITS.values(), strict=True)))
