@@ -40,19 +40,20 @@ def train(
     With `profile` the first steps are traced into the folder, and `say` is told where their time went. Raises `Stopped`
     after the step in which `stop` asks for it, which is saved, and `RunError` while another process trains there.
     """
-    with held(folder):
-        return trained(experiment, folder, say, profile, stop or Stop())
-
-
-def trained(experiment: Experiment, folder: Path, say: Callable[[str], None], profile: bool, stop: Stop) -> dict:
     start = Start(experiment) if experiment.start else None
     store = prepared(experiment.data, say)
     if start:
         start.check_vocabulary(store.tokenizer)
     run = Run(experiment, folder, store.facts, lambda: store)
     run.check_batches()
-    mark = claim(run, start and start.key)
-    if done := result(folder):
+    with held(folder):
+        return finished(run, start, say, profile, stop or Stop())
+
+
+def finished(run: Run, start: Start | None, say: Callable[[str], None], profile: bool, stop: Stop) -> dict:
+    """The result of a run, in its folder; all that can be refused has been."""
+    experiment, mark = run.experiment, claim(run, start and start.key)
+    if done := result(run.folder):
         return done
     checkpoints = run.checkpoints(experiment.cadence.keep)
     at, state, notes = run.newest(checkpoints, say)
