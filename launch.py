@@ -81,7 +81,6 @@ def add_prepare(verb: argparse.ArgumentParser) -> None:
         help="an Apache Beam runner instead, such as DirectRunner, FlinkRunner, SparkRunner or DataflowRunner, with "
         "its pipeline options after --",
     )  # fmt: skip
-    verb.add_argument("options", nargs="*", metavar="-- OPTION", help="Beam's pipeline options, such as --region=R")
     verb.add_argument("--repair", action="store_true", help="compare a finished store with its checksums and mend it")
 
 
@@ -141,7 +140,10 @@ def add_run(verb: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    passed = given.index("--") if given[:1] == ["prepare"] and "--" in given else len(given)
+    options = parser().parse_args(given[:passed])
+    options.passed = given[passed + 1 :]
     if options.verb is None:
         print(HELP, end="")
         return 0

@@ -19,11 +19,11 @@ from encoders import convert, report
 from encoders.data.labelled import Labelled
 from encoders.data.prepare import Data, prepared
 from encoders.data.repair import damaged, repair
-from encoders.data.runners import Beam, Here, Runner
+from encoders.data.runners import Beam, Here, Runner, Unfinished
 from encoders.data.store import Store
 from encoders.exchange.weights import CheckpointError
 from encoders.experiment import Experiment, describe, override
-from encoders.inspect import View, described, in_numbers
+from encoders.inspect import View, described, numbers
 from encoders.ledger import show as ledger
 from encoders.text.source import CorpusError
 from encoders.training import loop
@@ -34,7 +34,8 @@ from encoders.values import ExperimentError, read
 
 def is_expected(error: Exception) -> bool:
     """Whether an error speaks for itself, so that no traceback is shown."""
-    return isinstance(error, ExperimentError | CorpusError | RunError | CheckpointError) or type(error) is ValueError
+    named = ExperimentError | CorpusError | RunError | CheckpointError | Unfinished
+    return isinstance(error, named) or type(error) is ValueError
 
 
 def find(name: str) -> Path:
@@ -113,7 +114,7 @@ def prepare(options) -> int:
     seen = set()
     for experiment in members(options):
         store = prepared(experiment.data, say, runner)
-        if options.repair:
+        if options.repair and store.key not in seen:
             mend(store, experiment.data, runner)
         if store.key not in seen:
             seen.add(store.key)
@@ -121,9 +122,10 @@ def prepare(options) -> int:
             print(f"{experiment.name}: {store.path}")
             keys = ("splits", "skipped", "filtered", "unknown_rate", "characters", "seconds", "peak_memory_mb")
             print(json.dumps({key: meta[key] for key in keys if key in meta}, indent=1))
-        if isinstance(experiment.data, Data):
-            for line in in_numbers(store, View(experiment.phases, experiment.objective, experiment.seed)):
-                print(line)
+        rows = {(store.key, phase.format, phase.length): phase for phase in experiment.phases}
+        for phase in [rows[name] for name in rows if name not in seen] if isinstance(experiment.data, Data) else ():
+            print("\n".join(numbers(phase, store.train, experiment.seed)))
+        seen |= rows.keys()
     return 0
 
 
@@ -132,20 +134,23 @@ def runner_of(options) -> Runner:
     if options.runner:
         if options.workers is not None:
             raise ExperimentError("--workers is for this machine; a Beam runner takes its own options after --")
-        return Beam(options.runner, tuple(options.options))
-    if options.options:
-        raise ExperimentError(f"{' '.join(options.options)}: pipeline options go with --runner")
+        return Beam(options.runner, tuple(options.passed))
+    if options.passed:
+        raise ExperimentError(f"{' '.join(options.passed)}: pipeline options go with --runner")
     return Here(len(os.sched_getaffinity(0)) if options.workers is None else options.workers)
 
 
 def mend(store: Store, data, runner: Runner) -> None:
     """Make damaged parts of a store again."""
-    numbers = damaged(store)
-    for number in numbers:
+    if "parts" not in store.meta:
+        say(f"{store.path}: it has no checksums (labelled rows, or written by an earlier version), and stays as it is")
+        return
+    found = damaged(store)
+    for number in found:
         say(f"{store.path}: part {number} ({store.meta['parts'][number]['of']}) is damaged")
-    if numbers:
-        repair(store, data, numbers, say, runner)
-    say(f"{store.path}: {len(numbers) or 'no'} damaged part(s){', made again' * bool(numbers)}")
+    if found:
+        repair(store, data, found, say, runner)
+    say(f"{store.path}: {len(found) or 'no'} damaged part(s){', made again' * bool(found)}")
 
 
 def inspect_store(options) -> int:
@@ -158,11 +163,11 @@ def inspect_store(options) -> int:
     elif options.set or options.only or options.given:
         raise ExperimentError("--set, --only and --with are for an EXPERIMENT, and none is named")
     if options.verify:
-        numbers = damaged(store)
-        for number in numbers:
+        found = damaged(store)
+        for number in found:
             say(f"part {number} ({store.meta['parts'][number]['of']}) is damaged; prepare --repair makes it again")
-        say(f"{len(store.meta['parts'])} parts, {len(numbers) or 'none'} damaged")
-        if numbers:
+        say(f"{len(store.meta['parts'])} parts, {len(found) or 'none'} damaged")
+        if found:
             return 1
     for line in described(store, view, options.rows, sys.stdout.isatty() and not options.plain):
         print(line)

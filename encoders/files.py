@@ -51,9 +51,16 @@ def owned(folder: Path, wait: Callable[[], None]) -> Iterator[None]:
             except BlockingIOError:
                 wait()
                 fcntl.flock(handle, fcntl.LOCK_EX)
-            with suppress(FileNotFoundError):  # the one who had it may have removed it
-                if os.path.samestat(os.fstat(handle), os.stat(folder)):
-                    yield
-                    return
+            if same(handle, folder):  # the one who had it may have removed it
+                yield
+                return
         finally:
             os.close(handle)
+
+
+def same(handle: int, folder: Path) -> bool:
+    """Whether an opened folder is still the one of this name."""
+    try:
+        return os.path.samestat(os.fstat(handle), os.stat(folder))
+    except FileNotFoundError:
+        return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from encoders.data.formats import LABEL, SegmentPairs, examples, row_sizes
-from encoders.data.store import Store
+from encoders.data.store import Split, Store
 from encoders.data.stream import Phase, Rows, Stream
 from encoders.objectives.joint import Joint
 from encoders.objectives.nsp import NextSentence
@@ -45,25 +46,15 @@ def described(store: Store, view: View, rows: int, colour: bool) -> Iterator[str
     paint = (lambda kind, text: f"\033[{COLOURS[kind]}m{text}\033[0m") if colour else plain
     yield ""
     yield LEGEND.format(**{kind: paint(kind, "word") for kind in COLOURS})
-    start, stream = 0, stream_of(store, view)
+    start = 0
+    stream = Stream(store.train, store.facts, view.phases, view.seed, view.objective.copies, store.path / "tables")
     for phase in view.phases:
         yield ""
-        yield from numbers(phase, stream)
+        yield from numbers(phase, store.train, view.seed)
         if rows:
             batch = {name: values[:rows] for name, values in stream.batch(start).items()}
             yield from shown(batch, view, phase, store, paint)
         start = phase.until
-
-
-def in_numbers(store: Store, view: View) -> Iterator[str]:
-    """The rows of each phase in numbers."""
-    stream = stream_of(store, view)
-    for phase in view.phases:
-        yield from numbers(phase, stream)
-
-
-def stream_of(store: Store, view: View) -> Stream:
-    return Stream(store.train, store.facts, view.phases, view.seed, view.objective.copies, store.path / "tables")
 
 
 def plain(kind: str, text: str) -> str:
@@ -89,20 +80,28 @@ def facts(store: Store) -> Iterator[str]:
         yield "left out: " + ", ".join(f"{count:,} {name}" for name, count in left.items())
 
 
-def numbers(phase: Phase, stream: Stream) -> Iterator[str]:
-    """A pass of a phase: rows, padding and labels."""
-    table = stream.tables.get(phase.format, phase.length, 0)
-    sizes, each = row_sizes(table, phase.format.between), examples(table)
-    padding = 1 - sizes.sum() / (len(sizes) * phase.length)
+def numbers(phase: Phase, split: Split, seed: int) -> Iterator[str]:
+    """A pass of a phase: rows, padding and labels, counted shard by shard."""
+    form, counts = phase.format, Counter()
+    for shard in split.shards():
+        table = form.table(split, shard, phase.length, seed, 0)
+        sizes, each = row_sizes(table, form.between), examples(table)
+        labels = each[..., LABEL][each[..., 1] > each[..., 0]]
+        counts.update(rows=len(table), tokens=int(sizes.sum()), shorter=int((sizes < phase.length).sum()))
+        counts.update(Counter(labels.tolist()))
+        counts["examples"] += len(labels)
+    yield f"up to step {phase.until:,}: {form}, rows of {phase.length}"
+    if not counts["rows"]:
+        yield "  there is too little text for a row"
+        return
+    padding, shorter = 1 - counts["tokens"] / (counts["rows"] * phase.length), counts["shorter"] / counts["rows"]
     yield (
-        f"up to step {phase.until:,}: {phase.format}, rows of {phase.length}\n"
-        f"  a pass has {len(table):,} rows and {sizes.sum():,} tokens; {padding:.1%} of the rows is padding, "
-        f"{np.mean(sizes < phase.length):.1%} of them are shorter"
+        f"  a pass has {counts['rows']:,} rows and {counts['tokens']:,} tokens; {padding:.1%} of the rows is padding, "
+        f"{shorter:.1%} of them are shorter"
     )
-    real = each[..., 1] > each[..., 0]
-    for label in phase.format.labels:
+    for label in form.labels:
         for value, meaning in enumerate(MEANING.get(label, ())):
-            yield f"  {meaning}: {np.mean(each[..., LABEL][real] == value):.1%}"
+            yield f"  {meaning}: {counts[value] / counts['examples']:.1%}"
 
 
 def shown(batch: Rows, view: View, phase: Phase, store: Store, paint) -> Iterator[str]:

@@ -8,6 +8,7 @@ from encoders.data.formats import ElectraPairs, SegmentPairs
 from encoders.data.packing import Packed
 from encoders.data.prepare import Data, prepared
 from encoders.data.repair import damaged
+from encoders.data.runners import Beam
 from encoders.data.stream import Phase
 from encoders.inspect import View, described
 from encoders.objectives.joint import Joint
@@ -106,6 +107,18 @@ def test_inspect_verifies_and_prepare_repairs(data, store, capsys, monkeypatch, 
 def test_options_of_prepare_that_do_not_go_together_are_refused(options, message, capsys):
     assert launch.main(["prepare", "quickstart", *options]) == 1
     assert message in capsys.readouterr().err
+
+
+def test_what_stands_behind_two_dashes_goes_to_beam(monkeypatch, capsys):
+    from encoders import cli
+
+    seen = []
+    monkeypatch.setattr(cli, "prepared", lambda data, say, runner: seen.append(runner) or 1 / 0)
+    command = ["prepare", "quickstart", "--runner", "DirectRunner", "--only", "quickstart-bert"]
+    for given in (command, ["prepare", *command[2:], "quickstart"]):
+        with pytest.raises(ZeroDivisionError):
+            launch.main([*given, "--", "--direct_num_workers=4", "--x"])
+    assert seen == [Beam("DirectRunner", ("--direct_num_workers=4", "--x"))] * 2
 
 
 def test_a_folder_that_is_no_store_is_refused(capsys, tmp_path):

@@ -20,12 +20,12 @@ DUPLICATE, BOILERPLATE = range(2)
 
 @dataclass(frozen=True)
 class Filters:
-    """What is left out of running text, in this order; the report counts each.
+    """What is left out of running text; the report counts each.
 
-    `duplicates`: of equal documents, or of equal paragraphs wherever they stand, all but the first one.
-    `boilerplate`: paragraphs that occur more often than this, every one of them.
-    `characters`: documents with fewer, white space aside. `letters`: documents with a smaller share of letters, in any
-    script, among their characters.
+    First, of documents as they are read: those with fewer `characters`, white space aside, and those with a smaller
+    share of `letters`, in any script, among their characters. Then, over all that is left: `duplicates`, of equal
+    documents, or of equal paragraphs wherever they stand, all but the first one; and as `boilerplate` every paragraph
+    that occurs more often than this, in documents that are equal too.
     """
 
     duplicates: Literal["kept", "documents", "paragraphs"] = "kept"
@@ -54,17 +54,27 @@ class Filters:
         again = np.where(first | (self.duplicates != "paragraphs"), -1, DUPLICATE)
         return again if self.boilerplate is None else np.where(count > self.boilerplate, BOILERPLATE, again)
 
+    def passing(self, documents: Iterable[Document], counts: Counter) -> Iterator[Document]:
+        """The documents that are text enough; `counts` has what is left out."""
+        for document in documents:
+            counts["documents read"] += 1
+            if self.characters and sum(len(line) - line.count(" ") for line in document) < self.characters:
+                counts["short documents"] += 1
+            elif self.letters and letters(document) < self.letters:
+                counts["documents with few letters"] += 1
+            else:
+                yield document
+
     def kept(
         self, documents: Iterable[Document], dropped: dict[str, np.ndarray], counts: Counter
     ) -> Iterator[Document]:
-        """The documents of one unit of work without what is left out, which `counts` counts.
+        """The documents of one unit of work without what stands elsewhere too, which `counts` counts.
 
         `dropped` has, for each kind of `compared`, what goes: places in the unit and reasons, `[n, 2]`.
         """
         gone = {kind: dict(places.tolist()) for kind, places in dropped.items()}
         twice, lines, at = gone.get("documents", {}), gone.get("paragraphs", {}), 0
         for number, document in enumerate(documents):
-            counts["documents read"] += 1
             if lines:
                 reasons = [lines.get(at + i) for i in range(len(document))]
                 counts["duplicate paragraphs"] += reasons.count(DUPLICATE)
@@ -75,10 +85,6 @@ class Filters:
                 counts["duplicate documents"] += 1
             elif not document:
                 counts["documents without a paragraph left"] += 1
-            elif self.characters and sum(len(line) - line.count(" ") for line in document) < self.characters:
-                counts["short documents"] += 1
-            elif self.letters and letters(document) < self.letters:
-                counts["documents with few letters"] += 1
             else:
                 yield document
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import floor
 
 import numpy as np
@@ -19,7 +19,8 @@ AGAIN = 1 << 32  # between the numbers of a pass that has a document twice
 class Mixed:
     """`format` over documents that an epoch has `weights` times, one weight for each item of `data.corpus`.
 
-    With 2 they come twice, cut anew; with 0.5 every second epoch, half of them at a time; with 0 never.
+    With 2 they come twice, cut anew by formats that draw; with 0.5 half of them in one epoch and half in the next; with
+    0 never. What is held out is read once, whatever its weight.
     """
 
     format: Format
@@ -49,6 +50,8 @@ class Mixed:
 
     def table(self, split: Split, documents: range, length: int, seed: int, number: int) -> np.ndarray:
         """Raises `ValueError` where the store has another number of corpora than there are weights."""
+        if not split.corpora:
+            raise ValueError(f"{split.folder} does not tell its corpora apart: remove its store, and prepare it anew")
         if len(split.corpora) != len(self.weights):
             raise ValueError(f"weights={self.weights} are {len(self.weights)}, and the corpora {len(split.corpora)}")
         tables = [
@@ -83,6 +86,13 @@ def turns(documents: range, weight: float, number: int) -> Iterator[tuple[int, r
         some = documents[at : at + min(last - first, size - at)]
         yield whole, some
         first += len(some)
+
+
+def unmixed(form: Format) -> Format:
+    """The format with every document once, packed or not."""
+    if isinstance(form, Packed):
+        return replace(form, format=unmixed(form.format))
+    return form.format if isinstance(form, Mixed) else form
 
 
 def weights_of(form: Format) -> tuple[float, ...] | None:

@@ -24,7 +24,7 @@ import numpy as np
 
 from encoders.data import filters, units
 from encoders.data.filters import Filters
-from encoders.data.runners import HERE, Runner
+from encoders.data.runners import HERE, Runner, Say, Unfinished
 from encoders.data.store import OFFSETS, Store
 from encoders.data.units import SPLITS, Unit, Work
 from encoders.files import appearing, owned
@@ -33,8 +33,6 @@ from encoders.text import vocab
 from encoders.text.vocab import Facts, Vocabulary
 
 VERSION = 1  # of the store's layout; a change makes old stores another key
-
-Say = Callable[[str], None]
 
 
 class Source(Protocol):
@@ -94,10 +92,18 @@ class Data:
         # What is younger than the first stores counts where it is used.
         spec |= {"filters": None if self.filters == Filters() else spec["filters"]}
         spec = {name: value for name, value in spec.items() if name not in ("text", "filters") or value is not None}
+        items = Counter(unit.item for unit in self.work(Path()).units())
+        if items.total() > 1:  # then where units begin decides what is held out, and items are told apart
+            spec["units"] = {"size": corpora.PART, "items": [items[i] for i in range(len(self.corpus))]}
         return spec | {"version": VERSION}
 
     def write(self, name: str, path: Path, work: Path, runner: Runner, say: Say) -> None:
-        write(Work(self, work), name, path, runner, say)
+        write(self.work(work), name, path, self.content(), runner, say)
+
+    def work(self, folder: Path) -> Work:
+        """Its preparation in `folder`, for processes with other working directories too."""
+        absolute = tuple(corpora.absolute(item) for item in self.corpus)
+        return Work(replace(self, corpus=absolute), folder.resolve())
 
 
 def digest(path: Path) -> str:
@@ -120,22 +126,32 @@ def prepared(data: Source, say: Say = units.quiet, runner: Runner = HERE) -> Sto
     name = key(data)
     path = Path(data.folder) / name
     if not path.exists():
+        runner.check()
         make(data, name, path, runner, say)
+    elif (left := work_of(path)).exists():  # its process was killed at the very end
+        shutil.rmtree(left, ignore_errors=True)
     return Store.open(path)
 
 
+def work_of(path: Path) -> Path:
+    """Where the finished units of a store lie until it is whole."""
+    return path.with_name(f".{path.name}.work")
+
+
 def make(data: Source, name: str, path: Path, runner: Runner, say: Say) -> None:
-    work, folder = path.with_name(f".{name}.work"), path.parent
+    work, folder = work_of(path), path.parent
     made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     with owned(work, lambda: say(f"{path}: another process prepares it; waiting")):
         try:
             if path.exists():
                 return
-            for left in folder.glob(f".{name}.partial-*"):  # of a process that was killed
+            for left in (*folder.glob(f".{name}.partial-*"), *work.glob("parts/.*.partial-*")):  # of a killed process
                 shutil.rmtree(left, ignore_errors=True)
             with appearing(path) as partial:
                 data.write(name, partial, work, runner, say)
-        except ValueError:  # nothing that is there would help
+        except Unfinished:
+            raise
+        except ValueError:  # the corpus must change, and then nothing that is there would help
             shutil.rmtree(work, ignore_errors=True)
             raise
         except OSError as error:
@@ -153,7 +169,7 @@ def make(data: Source, name: str, path: Path, runner: Runner, say: Say) -> None:
                     each.rmdir()
 
 
-def write(work: Work, name: str, path: Path, runner: Runner, say: Say) -> None:
+def write(work: Work, name: str, path: Path, content: dict, runner: Runner, say: Say) -> None:
     """A store of running text: what goes, vocabulary, tokens, all joined, `store.json` last."""
     seconds, clock = {}, time.monotonic()
 
@@ -183,9 +199,10 @@ def write(work: Work, name: str, path: Path, runner: Runner, say: Say) -> None:
     ordinary[list(facts.special)] = 0
     meta = {
         "key": name,
-        "content": work.data.content(),
+        "content": content,
         "dtype": np.dtype(units.kind_of(facts)).name,
         "facts": replace(facts, common=int(ordinary.argmax())).to_json(),
+        "tokenizer": digest(path / "tokenizer.json"),
         "splits": splits,
         "filtered": filters.report(Counter(part["filtered"]) for part in parts),
         "unknown_rate": float(counts[facts.unk] / max(counts.sum(), 1)),
@@ -236,7 +253,7 @@ def vocabulary(work: Work, todo: list[Unit], say: Say):
         if spec.path:
             tokenizer = vocab.load(spec.path, spec.lowercase)
         else:
-            tokenizer = vocab.train(spec, units.interleaved(work, todo))
+            tokenizer = vocab.train(spec, units.sample(work, todo))
         partial = path.with_suffix(".partial")
         tokenizer.save(partial)
         partial.rename(path)
@@ -272,7 +289,9 @@ def sound(part: Path) -> bool:
     """Whether a part's files are as they were written."""
     try:
         summary = json.loads((part / "part.json").read_text(encoding="utf-8"))
-        return all(units.digest(part / split) == summary["splits"][split]["sha256"] for split in SPLITS)
+        counts = hashlib.sha256((part / "counts.npy").read_bytes()).hexdigest()
+        splits = (units.digest(part / split) == summary["splits"][split]["sha256"] for split in SPLITS)
+        return counts == summary["counts"] and all(splits)
     except (OSError, ValueError, KeyError):
         return False
 

@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from encoders.data import units
-from encoders.data.prepare import Data, compare, key
-from encoders.data.runners import HERE, Runner
-from encoders.data.store import Store
-from encoders.data.units import SPLITS, Say, Work
+from encoders.data.prepare import Data, compare, digest, key
+from encoders.data.runners import HERE, Runner, Say
+from encoders.data.store import OFFSETS, Store
+from encoders.data.units import SPLITS, Work
+from encoders.files import owned
 
 PIECE = 1 << 20  # numbers that are read at a time
 
@@ -32,8 +33,10 @@ class Span:
 
     def read(self, folder: Path) -> Iterator[np.ndarray]:
         """As the part had them."""
-        kind = np.dtype(self.kind)
-        with open(folder / self.file, "rb") as file:
+        kind, path = np.dtype(self.kind), folder / self.file
+        if not path.exists():
+            return
+        with open(path, "rb") as file:
             file.seek(self.first * kind.itemsize)
             left = self.last - self.first
             while left > 0 and len(piece := np.fromfile(file, kind, min(left, PIECE))):
@@ -65,15 +68,22 @@ def spans(store: Store, split: str) -> Iterator[tuple[Span, ...]]:
 
 
 def damaged(store: Store) -> list[int]:
-    """The numbers of the parts whose bytes in the store are not those that were written.
+    """The numbers of the parts whose bytes in the store are not those that were written; all of them where a file is
+    too long or does not begin as it must.
 
-    Raises `ValueError` for a store that has no parts: labelled rows are made again in seconds.
+    Raises `ValueError` for a store without checksums, and for one whose tokenizer.json has changed.
     """
     if "parts" not in store.meta:
-        raise ValueError(f"{store.path} holds no parts that could be compared; remove it, and it is prepared again")
+        raise ValueError(f"{store.path} holds no checksums: it has labelled rows, or an earlier version has written it")
+    if digest(store.path / "tokenizer.json") != store.meta["tokenizer"]:
+        raise ValueError(f"tokenizer.json of {store.path} has changed: remove the store, and prepare it anew")
     found = set()
     for split in SPLITS:
         folder = store.path / split
+        for name, size in sizes(store, split).items():
+            path = folder / name
+            if not path.exists() or path.stat().st_size > size or name != "tokens.bin" and not begins(path):
+                found.update(range(len(store.meta["parts"])))
         for number, (part, places) in enumerate(zip(store.meta["parts"], spans(store, split), strict=True)):
             whole = hashlib.sha256()
             for span in places:
@@ -86,26 +96,53 @@ def damaged(store: Store) -> list[int]:
     return sorted(found)
 
 
+def begins(path: Path) -> bool:
+    """Whether a file of offsets begins with 0."""
+    with open(path, "rb") as file:
+        return file.read(8) == bytes(8)
+
+
+def sizes(store: Store, split: str) -> dict[str, int]:
+    """The bytes of each file of a split."""
+    counts, width = store.meta["splits"][split], np.dtype(store.meta["dtype"]).itemsize
+    offsets = {f"{name}.bin": 8 * (counts[name] + 1) for name in OFFSETS}
+    return {"tokens.bin": width * counts["tokens"]} | offsets
+
+
 def repair(store: Store, data: Data, numbers: list[int], say: Say = units.quiet, runner: Runner = HERE) -> None:
     """Make the parts again from the corpus and put them in their places; tables go, which may be of damaged tokens.
 
-    Raises `ValueError` where `data` is not what the store was made of.
+    Raises `ValueError`, and leaves the store as it is, where `data` is not what it was made of.
     """
     if key(data) != store.key:
         raise ValueError(f"{store.path} was made of another corpus or vocabulary than {data.corpus}: it stays as it is")
-    work = Work(data, store.path.with_name(f".{store.key}.repair"))
-    work.folder.mkdir(parents=True, exist_ok=True)
+    folder = store.path.with_name(f".{store.key}.repair").resolve()
+    with owned(folder, lambda: say(f"{store.path}: another process repairs it; waiting")):
+        try:
+            remake(store, data.work(folder), numbers, say, runner)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def remake(store: Store, work: Work, numbers: list[int], say: Say, runner: Runner) -> None:
     shutil.copy(store.path / "tokenizer.json", work.folder / "tokenizer.json")
     todo = work.units()
     compare(work, todo, runner, say)
     runner.run(partial(units.tokenise_unit, work), [todo[number] for number in numbers], lambda count: None, say)
+    for split in SPLITS:
+        for number in numbers:
+            recorded = store.meta["parts"][number]["splits"][split]["sha256"]
+            if units.digest(work.part(number) / split) != recorded:
+                raise ValueError(f"part {number} of {store.path} comes out otherwise than it was: prepare it anew")
     shutil.rmtree(store.path / "tables", ignore_errors=True)
     for split in SPLITS:
+        for name, size in sizes(store, split).items():
+            with open(store.path / split / name, "ab") as file:
+                file.truncate(size)
+            if name != "tokens.bin":
+                with open(store.path / split / name, "r+b") as file:
+                    file.write(bytes(8))
         places = list(spans(store, split))
         for number in numbers:
-            part = work.part(number) / split
-            if units.digest(part) != store.meta["parts"][number]["splits"][split]["sha256"]:
-                raise ValueError(f"part {number} of {store.path} comes out otherwise than it was: prepare it anew")
             for span in places[number]:
-                span.write(store.path / split, part, 0 if span.file == "tokens.bin" else 1)
-    shutil.rmtree(work.folder)
+                span.write(store.path / split, work.part(number) / split, 0 if span.file == "tokens.bin" else 1)

@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import multiprocessing
 import os
 import re
+import signal
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from encoders.text.source import CorpusError, needed
 
+PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
+
 Item = TypeVar("Item")
 Say = Callable[[str], None]
 
 
+class Unfinished(ValueError):
+    """Work that did not end, by no fault of the corpus: what is finished stays, and the same command goes on."""
+
+
 class Runner(Protocol):
+    def check(self) -> None:
+        """Raises a `ValueError` for what is missing, before any work."""
+
     def run(self, function: Callable[[Item, Say], None], items: list[Item], done: Callable[[int], None], say: Say):
         """`function(item, say)` for every item, in any order; `done(n)` is told how many are done. What fails first
         is raised."""
@@ -33,6 +46,9 @@ class Here:
         if self.workers < 1:
             raise ValueError(f"--workers {self.workers} must be at least 1")
 
+    def check(self) -> None:
+        pass
+
     def run(self, function, items, done, say) -> None:
         if self.workers == 1 or len(items) < 2:
             for number, item in enumerate(items, 1):
@@ -47,7 +63,7 @@ class Here:
                     future.result()
                     done(number)
             except BrokenProcessPool:
-                raise ValueError(
+                raise Unfinished(
                     f"one of {self.workers} workers was ended from outside, perhaps for want of memory; the same "
                     "command goes on with what is not done, and fewer --workers need less"
                 ) from None
@@ -60,8 +76,10 @@ HERE = Here()
 
 
 def one_core() -> None:
-    """Set up a worker: there are as many as cores."""
+    """Set up a worker: there are as many as cores, and they end with the process that made them."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    with suppress(OSError, AttributeError):  # of Linux alone
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @dataclass(frozen=True)
@@ -74,6 +92,9 @@ class Beam:
     runner: str
     options: tuple[str, ...] = ()
 
+    def check(self) -> None:
+        needed("apache_beam", f"--runner {self.runner}", "beam")
+
     def run(self, function, items, done, say) -> None:
         beam = needed("apache_beam", f"--runner {self.runner}", "beam")
         options = needed("apache_beam.options.pipeline_options", "--runner").PipelineOptions
@@ -84,5 +105,8 @@ class Beam:
         except (ImportError, ValueError, RuntimeError, OSError) as error:
             # A runner may hand on the whole traceback of a worker.
             named = [line for line in str(error).splitlines() if re.match(r"(\w+\.)*\w+(Error|Exception): ", line)]
-            raise CorpusError(f"--runner {self.runner}: {named[-1] if named else error}") from error
+            line = f"--runner {self.runner}: {named[-1] if named else error}"
+            if "No space left" in line:
+                raise OSError(errno.ENOSPC, line) from error
+            raise (CorpusError if "CorpusError" in line else Unfinished)(line) from error
         done(len(items))

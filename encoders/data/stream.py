@@ -14,13 +14,14 @@ import hashlib
 import secrets
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from encoders.data.formats import A_END, B_END, VERSION, A, B, Format, examples, row_sizes
+from encoders.data.mixing import unmixed, weights_of
 from encoders.data.store import Split
 from encoders.text.vocab import Facts
 
@@ -96,7 +97,8 @@ class Tables:
 
     def name(self, form: Format, length: int, epoch: int) -> tuple:
         """What an epoch's table depends on: the pass, for formats that draw anew in each, and nothing else."""
-        number = 0 if not form.random else epoch if self.copies is None else epoch % self.copies
+        parts = any(weight % 1 for weight in weights_of(form) or ())  # of a corpus, which all epochs go through
+        number = 0 if not form.random else epoch if self.copies is None or parts else epoch % self.copies
         return form, length, number
 
     def ask(self, form: Format, length: int, epoch: int) -> Future:
@@ -290,6 +292,7 @@ def cut(size: int, length: int, cuts: int) -> int:
 
 def heldout_batches(split: Split, facts: Facts, phase: Phase, batch: int, limit: int, folder: Path) -> Iterator[Rows]:
     """Up to `limit` batches of a held-out split, the same for every run: seed, pass and order are fixed."""
+    phase = replace(phase, format=unmixed(phase.format))
     table = heldout_table(split, phase, folder)
     ids = permuted(np.arange(len(table)), len(table), 0)[: batch * limit]
     yield from longest_first(split, facts, table, ids, phase, batch, CUTS)
@@ -317,4 +320,4 @@ def longest_first(
 
 def heldout_table(split: Split, phase: Phase, folder: Path) -> np.ndarray:
     """The example table whose rows the `id`s of held-out batches name."""
-    return Tables(folder, split, 0, 1).get(phase.format, phase.length, 0)
+    return Tables(folder, split, 0, 1).get(unmixed(phase.format), phase.length, 0)

@@ -12,12 +12,13 @@ made again.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import resource
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -28,6 +29,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from encoders.data import filters
+from encoders.data.runners import Say
 from encoders.data.store import OFFSETS
 from encoders.files import appearing
 from encoders.text import corpus, vocab
@@ -37,11 +39,9 @@ if TYPE_CHECKING:
     from encoders.data.prepare import Data
 
 CHUNK = 4_000_000  # characters that are tokenised at a time
-OPEN = 64  # units that a sample is taken from at a time
+SAMPLED = 64  # units that a sample is taken from
 BUCKET = 1 << 22  # hashes that are compared at a time
 SPLITS = ("train", "heldout")
-
-Say = Callable[[str], None]
 
 
 def quiet(line: str) -> None:
@@ -58,7 +58,7 @@ class Unit:
 
     def __str__(self) -> str:
         first, last = self.parts[0], self.parts[-1]
-        return str(first) + (f" to {last}" if len(self.parts) > 1 else "")
+        return str(first) + (f" to {last}" if len(self.parts) > 1 else "")  # without folders: stores may move
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,14 @@ class Work:
         found: list[Unit] = []
         for item, source in enumerate(corpus.sources(self.data.corpus, self.data.text)):
             held: list[Part] = []
+            size = 0
             for part in chain(source.parts(corpus.PART), [None]):
-                if held and (part is None or sum(each.size for each in held) + part.size > corpus.PART):
+                if held and (part is None or size + part.size > corpus.PART):
                     found.append(Unit(len(found), item, tuple(held)))
-                    held = []
-                held += [part] if part else []
+                    held, size = [], 0
+                if part:
+                    held.append(part)
+                    size += part.size
         return found
 
     def paragraphs(self, unit: Unit) -> Iterator[Document]:
@@ -85,11 +88,15 @@ class Work:
         for part in unit.parts:
             yield from source.documents(part)
 
+    def passing(self, unit: Unit, counts: Counter) -> Iterator[Document]:
+        """The documents of a unit that are text enough."""
+        return self.data.filters.passing(self.paragraphs(unit), counts)
+
     def documents(self, unit: Unit, counts: Counter) -> Iterator[Document]:
         """The documents of a unit as sentences, without what is left out."""
         split = corpus.splitter(self.data.sentences, self.data.language)
         dropped = {kind: self.dropped(kind, unit) for kind in self.data.filters.compared}
-        for document in self.data.filters.kept(self.paragraphs(unit), dropped, counts):
+        for document in self.data.filters.kept(self.passing(unit, counts), dropped, counts):
             if sentences := [sentence for line in document for sentence in split(line)]:
                 yield sentences
             else:
@@ -97,9 +104,12 @@ class Work:
 
     def dropped(self, kind: str, unit: Unit) -> np.ndarray:
         """What `repeats` has found in a unit: places and reasons, `[n, 2]`."""
-        buckets = [np.load(path, mmap_mode="r") for path in sorted((self.folder / kind).glob("drop-*.npy"))]
-        edges = [np.searchsorted(rows[:, 0], [unit.number, unit.number + 1]) for rows in buckets]
-        return np.concatenate([rows[a:b, 1:] for rows, (a, b) in zip(buckets, edges, strict=True)])
+        found = []
+        for path in sorted((self.folder / kind).glob("drop-*.npy")):
+            rows = np.load(path, mmap_mode="r")
+            first, last = np.searchsorted(rows[:, 0], [unit.number, unit.number + 1])
+            found.append(np.array(rows[first:last, 1:]))  # a copy: a file that stays mapped stays open
+        return np.concatenate(found)
 
     def part(self, number: int) -> Path:
         return self.folder / "parts" / f"{number:06}"
@@ -125,7 +135,7 @@ def hash_unit(work: Work, unit: Unit, say: Say = quiet) -> None:
     kinds = work.data.filters.compared
     paths = {kind: work.folder / kind / f"hash-{unit.number:06}.npy" for kind in kinds}
     if not all(path.exists() for path in paths.values()):
-        for kind, rows in filters.hashed(work.paragraphs(unit), kinds).items():
+        for kind, rows in filters.hashed(work.passing(unit, Counter()), kinds).items():
             save(paths[kind], rows)
 
 
@@ -140,7 +150,8 @@ def find_repeats(work: Work, bucket: tuple[str, int, int, int], say: Say = quiet
     slices = []
     for unit in range(units):
         rows = np.load(work.folder / kind / f"hash-{unit:06}.npy", mmap_mode="r")
-        slices.append(rows[np.searchsorted(rows[:, 0], low) : np.searchsorted(rows[:, 0], high, side="right")])
+        first, last = np.searchsorted(rows[:, 0], low), np.searchsorted(rows[:, 0], high, side="right")
+        slices.append(np.array(rows[first:last]))  # a copy: a file that stays mapped stays open
     save(path, filters.repeats(slices, kind, work.data.filters))
 
 
@@ -187,11 +198,13 @@ def write_part(work: Work, unit: Unit, path: Path, say: Say) -> None:
             characters += sum(map(len, lines))
             speed = characters / 1e6 / (time.monotonic() - began)
             say(f"tokens: {size:,} documents, {characters / 1e6:,.0f} M characters, {speed:.1f} M/s")
-    np.save(path / "counts.npy", counts)
+    counted = as_bytes(counts)
+    (path / "counts.npy").write_bytes(counted)
     summary = {
         "of": str(unit),
         "item": unit.item,
         "splits": {split: writer.summary() | {"sha256": digest(path / split)} for split, writer in writers.items()},
+        "counts": hashlib.sha256(counted).hexdigest(),
         "characters": characters,
         "filtered": dict(filtered),
         "seconds": round(time.monotonic() - began, 2),
@@ -210,24 +223,21 @@ def kind_of(facts: vocab.Facts) -> type:
     return np.uint16 if facts.size <= 1 << 16 else np.uint32
 
 
-def interleaved(work: Work, units: list[Unit]) -> Iterator[Document]:
-    """Documents of the whole corpus, one of each unit in turn: what a vocabulary is trained on begins so."""
-    step = max(1, len(units) // OPEN)
-    waiting = iter([unit for first in range(step) for unit in units[first::step]])
-    read = lambda unit: work.documents(unit, Counter())
-    open_now = [read(unit) for unit in islice(waiting, OPEN)]
-    try:
-        while open_now:
-            for place, documents in enumerate(open_now):
-                while documents is not None and (document := next(documents, None)) is None:
-                    documents = open_now[place] = next(map(read, waiting), None)
-                if documents is not None:
+def sample(work: Work, units: list[Unit]) -> Iterator[Document]:
+    """Documents from all over the corpus, of which a vocabulary is trained: the beginnings of up to `SAMPLED` units
+    one after the other, and then, for who wants more, the rest."""
+    step = -(-len(units) // SAMPLED)
+    order = [unit for first in range(step) for unit in units[first::step]]
+    share, read = work.data.vocabulary.sample // min(len(units), SAMPLED), {}
+    for most in (share, None):
+        for unit in order:
+            begun, size = read.get(unit, 0), 0
+            for number, document in enumerate(work.documents(unit, Counter())):
+                if number >= begun:
                     yield document
-            open_now = [documents for documents in open_now if documents is not None]
-    finally:
-        for documents in open_now:
-            if documents is not None:
-                documents.close()
+                    read[unit], size = number + 1, size + sum(map(len, document))
+                    if most is not None and size >= most:
+                        break
 
 
 # Files of a part and of a store
@@ -236,9 +246,18 @@ def interleaved(work: Work, units: list[Unit]) -> Iterator[Document]:
 def save(path: Path, rows: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}")
-    with open(partial, "wb") as file:
-        np.save(file, rows)
-    partial.rename(path)
+    try:
+        partial.write_bytes(as_bytes(rows))
+        partial.rename(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def as_bytes(rows: np.ndarray) -> bytes:
+    """An array as an .npy file; `np.save` to a file does not say that the disk is full."""
+    buffer = io.BytesIO()
+    np.save(buffer, rows)
+    return buffer.getvalue()
 
 
 def digest(folder: Path) -> str:

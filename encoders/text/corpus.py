@@ -48,10 +48,12 @@ def check(corpus: tuple[str, ...], sentences: str = "split", language: str = "en
 def identity(corpus: tuple[str, ...], field: str | None = None, kept: Path | None = None) -> list[dict]:
     """What decides the content of `corpus`, JSON-able and without its location, in reading order.
 
-    The digests of large files are remembered in the file `kept`.
+    The digests of a large corpus are remembered in the file `kept`.
     """
     digests = Digests(kept)
-    return [found for source in sources(corpus, field) for found in source.identity(digests)]
+    found = [each for source in sources(corpus, field) for each in source.identity(digests)]
+    digests.keep()
+    return found
 
 
 def sources(corpus: tuple[str, ...], field: str | None = None) -> list[Source]:
@@ -59,6 +61,13 @@ def sources(corpus: tuple[str, ...], field: str | None = None) -> list[Source]:
     if isinstance(corpus, str) or not corpus or not all(isinstance(item, str) and item for item in corpus):
         raise CorpusError(f"corpus {corpus!r} must be a tuple of names: ('embedded',), ('tfds:NAME',), ('PATH',)")
     return [source(item, field) for item in corpus]
+
+
+def absolute(item: str) -> str:
+    """The item as a process with another working directory understands it."""
+    if item == "embedded" or item.startswith("tfds:"):
+        return item
+    return str(Path(item).expanduser().absolute())
 
 
 def source(item: str, field: str | None) -> Source:

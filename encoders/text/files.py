@@ -237,6 +237,8 @@ def lines_of(part: Part) -> Iterator[tuple[int, str]]:
             byte = f"byte {error.start + 1} is 0x{error.object[error.start]:02x}"
             raise CorpusError(f"{place(part, number)}: the line is not UTF-8: {byte}{looks_like(path)}") from error
         except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+            if getattr(error, "errno", None):  # of the disk or the network, not of what is in the file
+                raise
             kind = path.suffix if path.suffix in COMPRESSED else "text"
             where = place(part, number + 1)
             raise CorpusError(f"{where}: cannot be read as {kind}, damaged or cut off: {error}") from error

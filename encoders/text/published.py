@@ -104,7 +104,7 @@ def albert_words(symbols: Iterable[str]):
 
 def albert_text(lowercase: bool, charsmap: bytes | None = None):
     """What ALBERT's `preprocess_text` does to a text, then SentencePiece, in the terms of Python, which does it there:
-    its white space, its combining characters (not all accents: vowel signs stay), its final sigma."""
+    its white space, its combining characters (not all accents: vowel signs stay), its sigma at the end of letters."""
     from tokenizers import Regex, normalizers
 
     steps = [normalizers.Replace(Regex(r"[\s\x1c-\x1f]+"), " "), normalizers.Strip()]

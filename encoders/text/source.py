@@ -7,6 +7,7 @@ import importlib
 import json
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -33,14 +34,15 @@ class Part:
     size: int = 0
 
     def __str__(self) -> str:
-        return self.name if self.stop is None else f"{self.name} from {self.start:,} to {self.stop:,}"
+        name = self.name.rpartition("/")[2]
+        return name if self.stop is None else f"{name} from {self.start:,} to {self.stop:,}"
 
 
 class Digests:
-    """SHA-256 of files. Those of large files are kept in the file `kept`, if one is given, for as long as the size and
-    the time of the file stay: a corpus of 1 TB is not read again whenever a run starts."""
+    """SHA-256 of files. Of a large corpus they are kept in the file `kept`, if one is given, for as long as the sizes
+    and the times of its files stay: 1 TB is not read again whenever a run starts."""
 
-    LARGE = 64 << 20  # bytes
+    LARGE = 64 << 20  # bytes that have been read
 
     def __init__(self, kept: Path | None = None):
         self.kept = kept
@@ -48,6 +50,7 @@ class Digests:
             self.known = json.loads(kept.read_text(encoding="utf-8")) if kept else {}
         except (OSError, ValueError):
             self.known = {}
+        self.read = 0
 
     def of(self, path: Path) -> str:
         try:
@@ -59,11 +62,16 @@ class Digests:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             raise CorpusError(f"{path} cannot be opened: {error.strerror or error}") from error
-        if self.kept and facts.st_size >= self.LARGE:
-            self.known[name] = [*entry, digest]
-            self.kept.parent.mkdir(parents=True, exist_ok=True)
-            write_json(self.kept, self.known)
+        self.known[name] = [*entry, digest]
+        self.read += facts.st_size
         return digest
+
+    def keep(self) -> None:
+        """Write down what was read, if it was much and there is where."""
+        if self.kept and self.read >= self.LARGE:
+            with suppress(OSError):  # a folder that is only read
+                self.kept.parent.mkdir(parents=True, exist_ok=True)
+                write_json(self.kept, self.known)
 
 
 class Source(Protocol):

@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -8,7 +9,7 @@ from encoders.data.formats import FullSentences, SegmentPairs
 from encoders.data.mixing import Mixed, turns
 from encoders.data.packing import Packed
 from encoders.data.prepare import Data, prepared
-from encoders.data.stream import Phase, Stream
+from encoders.data.stream import Phase, Stream, Tables, heldout_batches
 from encoders.text.vocab import Vocabulary
 from tests.texts import write
 
@@ -71,6 +72,29 @@ def test_a_stream_of_a_mixture_is_that_of_its_tables(store, tmp_path):
     only = set(np.asarray(store.train.tokens[edges[skipped.start] : edges[skipped.stop]]).tolist())
     rest = np.concatenate([store.train.tokens[: edges[skipped.start]], store.train.tokens[edges[skipped.stop] :]])
     assert not (only - set(rest.tolist())) & set(tokens.tolist())
+
+
+def test_every_document_comes_although_masks_are_static(store, tmp_path):
+    # One copy of the masks; what a weight leaves out in one epoch comes in another all the same.
+    form = Mixed(FullSentences(within=True), (0.25, 0.25, 0.25))
+    tables = Tables(tmp_path, store.train, 0, 1)
+    starts = {int(row[0]) for epoch in range(4) for row in tables.get(form, 32, epoch)}
+    whole = form.format.table(store.train, range(store.train.size), 32, 0, 0)
+    assert starts == set(whole[:, 0].tolist()) and len(tables.get(form, 32, 0)) < len(whole) / 2
+
+
+def test_what_is_held_out_is_read_whole(store, tmp_path):
+    phase = Phase(9, 32, 4, Packed(Mixed(FullSentences(within=True), (0.1, 0, 0.1)), most=3))
+    plain = Phase(9, 32, 4, Packed(FullSentences(within=True), most=3))
+    batches = [list(heldout_batches(store.heldout, store.facts, each, 4, 99, tmp_path)) for each in (phase, plain)]
+    assert len(batches[0]) == len(batches[1]) > 0
+    assert all(np.array_equal(a["tokens"], b["tokens"]) for a, b in zip(*batches, strict=True))
+
+
+def test_a_store_that_does_not_tell_its_corpora_apart_says_what_to_do(store):
+    old = replace(store.train, corpora=())
+    with pytest.raises(ValueError, match="does not tell its corpora apart: remove its store, and prepare it anew"):
+        Mixed(FullSentences(), (1, 1, 1)).table(old, range(old.size), 32, 0, 0)
 
 
 @pytest.mark.parametrize("weights", [(), (0, 0), (1, -1), (float("nan"),)])

@@ -17,7 +17,7 @@ from encoders.data import units
 from encoders.data.filters import Filters
 from encoders.data.prepare import Data, key, prepared
 from encoders.data.repair import damaged, repair
-from encoders.data.runners import Beam, Here
+from encoders.data.runners import Beam, Here, Unfinished
 from encoders.data.units import SPLITS, Work
 from encoders.text import corpus
 from encoders.text.source import CorpusError
@@ -105,6 +105,9 @@ class Stops:
     def __init__(self, after):
         self.after = after
 
+    def check(self):
+        pass
+
     def run(self, function, items, done, say):
         for item in items[: self.after]:
             function(item, say)
@@ -122,6 +125,39 @@ def test_a_damaged_part_of_interrupted_work_is_noticed_and_made_again(data):
         f"part 1 ({again.meta['parts'][1]['of']}) is damaged, and made again"
     ]
     assert content(again) == content(prepared(elsewhere(data)))
+
+
+def test_damaged_counts_of_interrupted_work_are_noticed_too(data):
+    with pytest.raises(OSError):
+        prepared(data, runner=Stops(after=2))
+    os.truncate(Path(data.folder) / f".{key(data)}.work" / "parts" / "000000" / "counts.npy", 100)
+    assert prepared(data).meta["facts"] == prepared(elsewhere(data)).meta["facts"]
+
+
+def test_what_is_finished_stays_when_a_worker_is_killed_or_a_runner_is_missing(data, monkeypatch):
+    with pytest.raises(OSError):
+        prepared(data, runner=Stops(after=3))
+    parts = Path(data.folder) / f".{key(data)}.work" / "parts"
+    monkeypatch.setattr(Here, "run", lambda *given: Killed.run(*given))
+    with pytest.raises(Unfinished, match="was ended from outside"):
+        prepared(data)
+    assert len(list(parts.iterdir())) == 3
+    monkeypatch.setitem(sys.modules, "apache_beam", None)
+    with pytest.raises(CorpusError, match="needs apache_beam"):
+        prepared(data, runner=Beam("DirectRunner"))
+    assert len(list(parts.iterdir())) == 3
+
+
+class Killed:
+    def run(self, function, items, done, say):
+        raise Unfinished("it was ended from outside")
+
+
+def test_items_that_are_cut_otherwise_are_another_store(tmp_path):
+    for number in range(2):
+        write(tmp_path / f"{number}.txt", documents=10, seed=number)
+    made = lambda *names: Data(tuple(str(tmp_path / name) for name in names), Vocabulary(size=300))
+    assert key(made("*.txt")) != key(made("0.txt", "1.txt"))
 
 
 def flip(path, place):
@@ -146,14 +182,53 @@ def test_a_damaged_part_of_a_store_is_named_and_rebuilt(data, name):
     assert sorted(path.name for path in store.path.iterdir()) == ["heldout", "store.json", "tokenizer.json", "train"]
 
 
-def test_a_file_of_a_store_that_is_cut_off_is_rebuilt(data):
+@pytest.mark.parametrize("harm", ["cut", "long", "gone", "start"])
+def test_a_file_that_is_cut_off_or_gone_or_too_long_is_rebuilt(data, harm):
     store = prepared(data)
-    whole = content(store)
-    os.truncate(store.path / "train" / "tokens.bin", 1000)
+    whole, path = content(store), store.path / "train" / ("tokens.bin" if harm == "cut" else "documents.bin")
+    if harm == "cut":
+        os.truncate(path, 1000)
+    elif harm == "gone":
+        path.unlink()
+    elif harm == "start":
+        flip(path, 0)
+    else:
+        path.write_bytes(path.read_bytes() + bytes(8))
     numbers = damaged(store)
     assert len(numbers) > 2
-    repair(store, data, numbers, runner=Here(2))
-    assert content(store) == whole
+    repair(store, data, numbers, runner=Here(2 if harm == "cut" else 1))
+    assert content(store) == whole and damaged(store) == []
+
+
+def test_a_repair_that_cannot_be_leaves_the_store_as_it_is(data):
+    store = prepared(data)
+    (store.path / "tables").mkdir()
+    tokenizer = store.path / "tokenizer.json"
+    changed = tokenizer.read_text().replace('"ta"', '"TA"')
+    with open(tokenizer, "w") as file:
+        file.write(changed)
+    with pytest.raises(ValueError, match="tokenizer.json of .* has changed: remove the store"):
+        damaged(store)
+    before = content(store)
+    with pytest.raises(ValueError, match="part 0 of .* comes out otherwise than it was: prepare it anew"):
+        repair(store, data, [0])
+    assert content(store) == before and (store.path / "tables").exists()
+    assert [path.name for path in Path(data.folder).iterdir()] == [store.key]
+
+
+def test_a_vocabulary_is_trained_on_all_units_the_beginning_of_each_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus, "PART", 1)
+    monkeypatch.setattr(units, "SAMPLED", 4)
+    for number in range(10):
+        written(tmp_path / f"{number}.txt", [[f"{number} {i} words."] for i in range(5)])
+    made = Data((str(tmp_path / "*.txt"),), Vocabulary(size=300, sample=80), "lines")
+    work = Work(made, tmp_path)
+    todo = work.units()
+    assert len(todo) == 50
+    read = [document[0].split()[:2] for document in units.sample(work, todo)]
+    assert len(read) == 50 and len(set(map(tuple, read))) == 50
+    first = [int(file) * 5 + int(i) for file, i in read[:4]]
+    assert first == [0, 13, 26, 39]
 
 
 def test_a_store_is_not_repaired_with_another_corpus(data):
@@ -272,6 +347,12 @@ def test_short_documents_and_those_with_few_letters_go(repeating):
     assert counts == {"documents read": 7, "documents with few letters": 1} and len(texts) == 6
 
 
+def test_what_is_left_out_for_its_length_is_no_first_copy(repeating):
+    texts, counts = said(repeating, duplicates="paragraphs", characters=18)
+    assert counts["short documents"] == 4 and counts["duplicate paragraphs"] == 3
+    assert sum("all rights" in text for text in texts) == 1
+
+
 def test_letters_are_those_of_every_script():
     from encoders.data.filters import letters
 
@@ -313,7 +394,7 @@ def test_filters_that_cannot_be_are_refused_by_name(wrong, message):
 
 
 def test_a_worker_that_is_killed_is_named_with_its_remedy(data):
-    with pytest.raises(ValueError, match="one of 2 workers was ended from outside.*fewer --workers"):
+    with pytest.raises(Unfinished, match="one of 2 workers was ended from outside.*fewer --workers"):
         Here(2).run(end, [1, 2, 3], lambda count: None, print)
 
 
