@@ -121,12 +121,22 @@ def prepare(options) -> int:
             meta = store.meta
             print(f"{experiment.name}: {store.path}")
             keys = ("splits", "skipped", "filtered", "unknown_rate", "characters", "seconds", "peak_memory_mb")
-            print(json.dumps({key: meta[key] for key in keys if key in meta}, indent=1))
-        rows = {(store.key, phase.format, phase.length): phase for phase in experiment.phases}
-        for phase in [rows[name] for name in rows if name not in seen] if isinstance(experiment.data, Data) else ():
-            print("\n".join(numbers(phase, store.train, experiment.seed)))
-        seen |= rows.keys()
+            found = {key: meta[key] for key in keys if key in meta}
+            if "seconds" in meta:
+                found["speed"] = speed(meta)
+            print(json.dumps(found, indent=1))
+        for phase in experiment.phases if isinstance(experiment.data, Data) else ():
+            if (rows := (store.key, phase.format, phase.length)) not in seen:
+                seen.add(rows)
+                print("\n".join(numbers(phase, store.train, experiment.seed)))
     return 0
+
+
+def speed(meta: dict) -> dict[str, int]:
+    """What a store's preparation had done in a second while it made tokens."""
+    seconds = max(meta["seconds"]["tokens"], 0.01)
+    tokens = sum(split["tokens"] for split in meta["splits"].values())
+    return {"characters": round(meta["characters"] / seconds), "tokens": round(tokens / seconds)}
 
 
 def runner_of(options) -> Runner:

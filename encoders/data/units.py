@@ -116,14 +116,15 @@ class Work:
 
     @property
     def tokenizer(self):
-        return loaded(self.folder / "tokenizer.json")
+        path = self.folder / "tokenizer.json"
+        return loaded(path, path.stat().st_mtime_ns)
 
 
 opened = lru_cache(maxsize=64)(corpus.source)  # a glob of many files is looked up once
 
 
 @lru_cache(maxsize=1)
-def loaded(path: Path) -> vocab.Tokenizer:
+def loaded(path: Path, time: int) -> vocab.Tokenizer:
     return vocab.load(path)
 
 
