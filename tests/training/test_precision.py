@@ -36,6 +36,7 @@ def losses(objective, model, steps=60) -> np.ndarray:
     return np.array(found)
 
 
+@pytest.mark.live
 def test_bfloat16_reaches_the_loss_of_float32():
     """Of the objective with two networks and every kind of layer."""
     objective, model = ReplacedTokens(width=1 / 2), electra.of(MODEL)
