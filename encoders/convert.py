@@ -132,7 +132,8 @@ class Sources:
                 stack[place] = source.tensor(there, layer)[index[1:]]
             return stack
 
-        return jax.make_array_from_callback(leaf.shape, sharding, read)
+        # Not ahead of its copying: the arrays on their way would all be held twice.
+        return jax.block_until_ready(jax.make_array_from_callback(leaf.shape, sharding, read))
 
     def digest(self) -> str:
         """A fingerprint of the files that were read."""

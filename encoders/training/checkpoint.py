@@ -18,7 +18,7 @@ from encoders.training.integrity import changed, checksums
 
 logging.getLogger("absl").setLevel(logging.ERROR)
 
-PIECE = 64 << 20  # bytes of an array that are compressed at a time: whole, its copies would be as large as itself
+PIECE = 64 << 20  # bytes that are compressed, and written, at a time: by default it is whole arrays and files of 2 GB
 
 
 class Damaged(ValueError):
@@ -146,8 +146,9 @@ class Checkpoints:
 def save_params(folder: Path, params) -> None:
     """Make step 0 of a run that has parameters only, in its folder of checkpoints."""
     pieces = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=PIECE), params)
-    with sparing(params) as checkpointer:
-        checkpointer.save(params_of(folder.resolve(), 0), args=ocp.args.StandardSave(params, pieces))
+    args = ocp.args.PyTreeSave(params, pieces, ocdbt_target_data_file_size=PIECE)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(save_concurrent_gb=most_at_once(params))) as checkpointer:
+        checkpointer.save(params_of(folder.resolve(), 0), args=args)
 
 
 def params_of(folder: Path, step: int) -> Path:
@@ -155,9 +156,13 @@ def params_of(folder: Path, step: int) -> Path:
 
 
 def sparing(like) -> ocp.Checkpointer:
-    """Reads and writes arrays such as those of `like`, the largest of them alone on its way, to need little memory."""
-    most = 1.1 * max(x.size * x.dtype.itemsize for x in jax.tree.leaves(like)) / 1e9
-    return ocp.Checkpointer(ocp.StandardCheckpointHandler(save_concurrent_gb=most, restore_concurrent_gb=most))
+    """Reads arrays such as those of `like`, the largest of them alone on its way, to need little memory."""
+    return ocp.Checkpointer(ocp.StandardCheckpointHandler(restore_concurrent_gb=most_at_once(like)))
+
+
+def most_at_once(like) -> float:
+    """The GB that may be on their way: those of the largest array."""
+    return 1.1 * max(x.size * x.dtype.itemsize for x in jax.tree.leaves(like)) / 1e9
 
 
 def abstract(shapes, shardings):
