@@ -34,7 +34,7 @@ def not_too_many_programs():
 
 
 # Files whose tests share runs that take long to make: one worker gets the whole file, the others single tests.
-TOGETHER = ("test_launch.py", "test_finetune.py", "test_predict.py")
+TOGETHER = ("test_launch.py", "test_finetune.py", "test_predict.py", "test_sharding.py", "test_faults.py")
 
 
 @pytest.hookimpl(optionalhook=True)
