@@ -13,10 +13,18 @@ from pathlib import Path
 
 
 def write_json(path: Path, value: dict) -> None:
+    """Write a JSON file that is either whole or not there."""
+    write_whole(path, json.dumps(value, indent=1).encode())
+
+
+def write_whole(path: Path, content: bytes) -> None:
     """Write a file that is either whole or not there."""
-    partial = path.with_suffix(f".partial-{secrets.token_hex(4)}")
-    partial.write_text(json.dumps(value, indent=1), encoding="utf-8")
-    partial.rename(path)
+    partial = path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}")
+    try:
+        partial.write_bytes(content)
+        partial.rename(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -7,7 +7,6 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain
 from typing import Literal
 
 import numpy as np
@@ -135,4 +134,4 @@ def repeats(slices: list[np.ndarray], kind: str, filters: Filters) -> np.ndarray
 
 def report(counts: Iterable[Counter]) -> dict[str, int]:
     """The counts of all units, summed."""
-    return dict(sum(chain([Counter()], counts), Counter()))
+    return dict(sum(counts, Counter()))

@@ -59,6 +59,30 @@ class Running:
         return {label: spans[..., LABEL].astype(np.int32) for label in self.labels}
 
 
+class Around:
+    """What formats have in common that arrange the examples of another one, `format`."""
+
+    format: Format
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self.format.labels
+
+    @property
+    def between(self) -> int:
+        return self.format.between
+
+    @property
+    def random(self) -> bool:
+        return self.format.random
+
+    def longest(self, length: int) -> int:
+        return self.format.longest(length)
+
+    def fields(self, split: Split, spans: np.ndarray, start: np.ndarray, length: int) -> dict[str, np.ndarray]:
+        return self.format.fields(split, spans, start, length)
+
+
 def generator(*key: int) -> Random:
     """A generator of its own for every key, the same on all machines."""
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()

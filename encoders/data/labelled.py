@@ -129,8 +129,8 @@ class Labelled:
         how = {"errors": self.errors, "version": VERSION} | ({"limit": self.limit} if self.limit else {})
         return {"task": essence(self.task), "files": files, "vocabulary": words} | how
 
-    def write(self, name: str, path: Path, work: Path, runner: Runner, say: Callable[[str], None]) -> None:
-        """A store of labelled rows, `store.json` last; they are few enough for one process in one go."""
+    def write(self, path: Path, work: Path, runner: Runner, say: Callable[[str], None]) -> dict:
+        """A store of labelled rows, which are few enough for one process in one go."""
         tokenizer = vocab.load(self.vocabulary.path, self.vocabulary.lowercase)
         tokenizer.save(path / "tokenizer.json")
         facts = tokenizer.facts
@@ -156,15 +156,12 @@ class Labelled:
                 say(f"skipped: {line}")
             say(f"{self.task.name}, {split}: {len(notes):,} rows, {skipped[split]:,} skipped")
         counts[list(facts.special)] = 0
-        meta = {
-            "key": name,
-            "content": self.content(),
+        return {
             "dtype": np.dtype(dtype).name,
             "facts": replace(facts, common=int(counts.argmax())).to_json(),
             "splits": splits,
             "skipped": skipped,
         }
-        (path / "store.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
 
     def encoded(self, split: str, reader: Reader, tokenizer) -> Iterator[tuple[Example, list[list[int]], dict]]:
         """The rows of a split, their tokens and their labels. Raises `RowError` for a text that has no tokens."""

@@ -8,7 +8,7 @@ from math import floor
 
 import numpy as np
 
-from encoders.data.formats import LABEL, Format
+from encoders.data.formats import LABEL, Around, Format
 from encoders.data.packing import Packed
 from encoders.data.store import Split
 
@@ -16,7 +16,7 @@ AGAIN = 1 << 32  # between the numbers of a pass that has a document twice
 
 
 @dataclass(frozen=True)
-class Mixed:
+class Mixed(Around):
     """`format` over documents that an epoch has `weights` times, one weight for each item of `data.corpus`.
 
     With 2 they come twice, cut anew by formats that draw; with 0.5 half of them in one epoch and half in the next; with
@@ -34,19 +34,8 @@ class Mixed:
             raise ValueError(f"weights={self.weights} must be at least 0 each, and one of them above 0")
 
     @property
-    def labels(self) -> tuple[str, ...]:
-        return self.format.labels
-
-    @property
-    def between(self) -> int:
-        return self.format.between
-
-    @property
     def random(self) -> bool:
         return self.format.random or any(weight % 1 for weight in self.weights)
-
-    def longest(self, length: int) -> int:
-        return self.format.longest(length)
 
     def table(self, split: Split, documents: range, length: int, seed: int, number: int) -> np.ndarray:
         """Raises `ValueError` where the store has another number of corpora than there are weights."""
@@ -60,9 +49,6 @@ class Mixed:
             for again, some in turns(overlap(corpus, documents), weight, number)
         ]
         return np.concatenate([np.zeros((0, LABEL + 1), np.int64), *tables])
-
-    def fields(self, split: Split, spans: np.ndarray, start: np.ndarray, length: int) -> dict[str, np.ndarray]:
-        return self.format.fields(split, spans, start, length)
 
 
 def overlap(a: range, b: range) -> range:

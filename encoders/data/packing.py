@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from encoders.data.formats import LABEL, Format, row_sizes
+from encoders.data.formats import LABEL, Around, Format, row_sizes
 from encoders.data.store import Split
 
 
 @dataclass(frozen=True)
-class Packed:
+class Packed(Around):
     """The examples of `format`, up to `most` of them in a row."""
 
     format: Format
@@ -27,30 +27,12 @@ class Packed:
         if self.most < 1:
             raise ValueError(f"most={self.most} must be at least 1")
 
-    @property
-    def labels(self) -> tuple[str, ...]:
-        return self.format.labels
-
-    @property
-    def between(self) -> int:
-        return self.format.between
-
-    @property
-    def random(self) -> bool:
-        return self.format.random
-
-    def longest(self, length: int) -> int:
-        return self.format.longest(length)
-
     def table(self, split: Split, documents: range, length: int, seed: int, number: int) -> np.ndarray:
         examples = self.format.table(split, documents, length, seed, number)
         row, slot = pack(row_sizes(examples, self.between), length, self.most)
         rows = np.zeros((row.max(initial=-1) + 1, self.most, LABEL + 1), np.int64)
         rows[row, slot] = examples
         return rows
-
-    def fields(self, split: Split, spans: np.ndarray, start: np.ndarray, length: int) -> dict[str, np.ndarray]:
-        return self.format.fields(split, spans, start, length)
 
 
 def pack(sizes: np.ndarray, length: int, most: int) -> tuple[np.ndarray, np.ndarray]:

@@ -14,7 +14,7 @@ import resource
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -48,9 +48,9 @@ class Source(Protocol):
     def content(self) -> dict:
         """What determines the store's content: file hashes or versions rather than paths."""
 
-    def write(self, name: str, path: Path, work: Path, runner: Runner, say: Say) -> None:
-        """Fill the folder `path`, with `store.json`, which names it, last. What is finished before that is kept in
-        `work`, so that it need not be done again."""
+    def write(self, path: Path, work: Path, runner: Runner, say: Say) -> dict:
+        """Fill the folder `path`, and return what `store.json` says of it beside its name and content. What is finished
+        before that is kept in `work`, so that it need not be done again."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,8 @@ class Data:
             spec["units"] = {"size": corpora.PART, "items": [items[i] for i in range(len(self.corpus))]}
         return spec | {"version": VERSION}
 
-    def write(self, name: str, path: Path, work: Path, runner: Runner, say: Say) -> None:
-        write(self.work(work), name, path, self.content(), runner, say)
+    def write(self, path: Path, work: Path, runner: Runner, say: Say) -> dict:
+        return write(self.work(work), path, runner, say)
 
     def work(self, folder: Path) -> Work:
         """Its preparation in `folder`, for processes with other working directories too."""
@@ -117,17 +117,21 @@ def digest(path: Path) -> str:
 
 def key(data: Source) -> str:
     """The content key of the store that `data` makes."""
-    return hashlib.sha256(json.dumps(data.content(), sort_keys=True).encode()).hexdigest()[:16]
+    return named(data.content())
+
+
+def named(content: dict) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def prepared(data: Source, say: Say = units.quiet, runner: Runner = HERE) -> Store:
     """The store of `data`, made now if it is not there. Raises `CorpusError` or `ValueError` before any long work."""
     data.check()
-    name = key(data)
-    path = Path(data.folder) / name
+    content = data.content()
+    path = Path(data.folder) / named(content)
     if not path.exists():
         runner.check()
-        make(data, name, path, runner, say)
+        make(data, content, path, runner, say)
     elif (left := work_of(path)).exists():  # its process was killed at the very end
         shutil.rmtree(left, ignore_errors=True)
     return Store.open(path)
@@ -138,17 +142,19 @@ def work_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.work")
 
 
-def make(data: Source, name: str, path: Path, runner: Runner, say: Say) -> None:
+def make(data: Source, content: dict, path: Path, runner: Runner, say: Say) -> None:
     work, folder = work_of(path), path.parent
     made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     with owned(work, lambda: say(f"{path}: another process prepares it; waiting")):
         try:
             if path.exists():
                 return
-            for left in (*folder.glob(f".{name}.partial-*"), *work.glob("parts/.*.partial-*")):  # of a killed process
+            killed = (*folder.glob(f".{path.name}.partial-*"), *work.glob("parts/.*.partial-*"))
+            for left in killed:
                 shutil.rmtree(left, ignore_errors=True)
             with appearing(path) as partial:
-                data.write(name, partial, work, runner, say)
+                meta = {"key": path.name, "content": content} | data.write(partial, work, runner, say)
+                (partial / "store.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
         except Unfinished:
             raise
         except ValueError:  # the corpus must change, and then nothing that is there would help
@@ -169,8 +175,8 @@ def make(data: Source, name: str, path: Path, runner: Runner, say: Say) -> None:
                     each.rmdir()
 
 
-def write(work: Work, name: str, path: Path, content: dict, runner: Runner, say: Say) -> None:
-    """A store of running text: what goes, vocabulary, tokens, all joined, `store.json` last."""
+def write(work: Work, path: Path, runner: Runner, say: Say) -> dict:
+    """The files of a store of running text, and what it is: what goes, vocabulary, tokens, all joined."""
     seconds, clock = {}, time.monotonic()
 
     def lap(stage: str) -> None:
@@ -197,9 +203,7 @@ def write(work: Work, name: str, path: Path, content: dict, runner: Runner, say:
             )
     facts, ordinary = tokenizer.facts, counts.copy()
     ordinary[list(facts.special)] = 0
-    meta = {
-        "key": name,
-        "content": content,
+    return {
         "dtype": np.dtype(units.kind_of(facts)).name,
         "facts": replace(facts, common=int(ordinary.argmax())).to_json(),
         "tokenizer": digest(path / "tokenizer.json"),
@@ -213,7 +217,6 @@ def write(work: Work, name: str, path: Path, content: dict, runner: Runner, say:
         ),
         "parts": [{name: part[name] for name in ("of", "item", "splits")} for part in parts],
     }
-    (path / "store.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
 
 
 def compare(work: Work, todo: list[Unit], runner: Runner, say: Say) -> None:
@@ -273,27 +276,28 @@ def joined(work: Work, todo: list[Unit], path: Path, facts: Facts, say: Say) -> 
     ends = {split: Counter() for split in SPLITS}
     for unit in todo:
         part = work.part(unit.number)
-        if not sound(part):
+        if (summary := sound(part)) is None:
             say(f"part {unit.number} ({unit}) is damaged, and made again")
             shutil.rmtree(part, ignore_errors=True)
             units.tokenise_unit(work, unit, say)
-        found.append(json.loads((part / "part.json").read_text(encoding="utf-8")))
+            summary = sound(part)
+        found.append(summary)
         counts += np.load(part / "counts.npy")
         for split in SPLITS:
             append(part / split, path / split, ends[split])
-            ends[split].update(found[-1]["splits"][split] | {"sha256": 0})
+            ends[split].update(summary["splits"][split] | {"sha256": 0})
     return found, counts
 
 
-def sound(part: Path) -> bool:
-    """Whether a part's files are as they were written."""
+def sound(part: Path) -> dict | None:
+    """The summary of a part whose files are as they were written."""
     try:
         summary = json.loads((part / "part.json").read_text(encoding="utf-8"))
         counts = hashlib.sha256((part / "counts.npy").read_bytes()).hexdigest()
         splits = (units.digest(part / split) == summary["splits"][split]["sha256"] for split in SPLITS)
-        return counts == summary["counts"] and all(splits)
+        return summary if counts == summary["counts"] and all(splits) else None
     except (OSError, ValueError, KeyError):
-        return False
+        return None
 
 
 def append(part: Path, whole: Path, ends: Counter) -> None:
@@ -302,13 +306,5 @@ def append(part: Path, whole: Path, ends: Counter) -> None:
         shutil.copyfileobj(source, target, 1 << 22)
     for name, start in zip(OFFSETS, (ends["tokens"], ends["sentences"]), strict=True):
         with open(whole / f"{name}.bin", "ab") as target:
-            for piece in pieces(part / f"{name}.bin"):
+            for piece in units.pieces(part / f"{name}.bin", np.int64, 1):
                 target.write((piece + start).tobytes())
-
-
-def pieces(path: Path, most: int = 1 << 20) -> Iterator[np.ndarray]:
-    """The offsets in a file but the first, which is 0."""
-    with open(path, "rb") as file:
-        file.seek(8)
-        while len(piece := np.fromfile(file, np.int64, most)):
-            yield piece

@@ -18,8 +18,6 @@ from encoders.data.store import OFFSETS, Store
 from encoders.data.units import SPLITS, Work
 from encoders.files import owned
 
-PIECE = 1 << 20  # numbers that are read at a time
-
 
 @dataclass(frozen=True)
 class Span:
@@ -34,22 +32,15 @@ class Span:
     def read(self, folder: Path) -> Iterator[np.ndarray]:
         """As the part had them."""
         kind, path = np.dtype(self.kind), folder / self.file
-        if not path.exists():
-            return
-        with open(path, "rb") as file:
-            file.seek(self.first * kind.itemsize)
-            left = self.last - self.first
-            while left > 0 and len(piece := np.fromfile(file, kind, min(left, PIECE))):
-                yield piece - kind.type(self.base)
-                left -= len(piece)
+        for piece in units.pieces(path, kind, self.first, self.last) if path.exists() else ():
+            yield piece - kind.type(self.base)
 
     def write(self, folder: Path, part: Path, skipped: int) -> None:
         """Put the numbers of the part's file, but for the `skipped` first ones, in their place."""
         kind = np.dtype(self.kind)
-        with open(part / self.file, "rb") as source, open(folder / self.file, "r+b") as target:
-            source.seek(skipped * kind.itemsize)
+        with open(folder / self.file, "r+b") as target:
             target.seek(self.first * kind.itemsize)
-            while len(piece := np.fromfile(source, kind, PIECE)):
+            for piece in units.pieces(part / self.file, kind, skipped):
                 target.write((piece + kind.type(self.base)).tobytes())
 
 

@@ -15,7 +15,6 @@ import hashlib
 import io
 import json
 import resource
-import secrets
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -31,7 +30,7 @@ import numpy as np
 from encoders.data import filters
 from encoders.data.runners import Say
 from encoders.data.store import OFFSETS
-from encoders.files import appearing
+from encoders.files import appearing, write_whole
 from encoders.text import corpus, vocab
 from encoders.text.source import Document, Part
 
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
 
 CHUNK = 4_000_000  # characters that are tokenised at a time
 SAMPLED = 64  # units that a sample is taken from
+PIECE = 1 << 20  # numbers of a file that are read at a time
 BUCKET = 1 << 22  # hashes that are compared at a time
 SPLITS = ("train", "heldout")
 
@@ -246,12 +246,7 @@ def sample(work: Work, units: list[Unit]) -> Iterator[Document]:
 
 def save(path: Path, rows: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}")
-    try:
-        partial.write_bytes(as_bytes(rows))
-        partial.rename(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(path, as_bytes(rows))
 
 
 def as_bytes(rows: np.ndarray) -> bytes:
@@ -269,6 +264,18 @@ def digest(folder: Path) -> str:
             for piece in iter(partial(file.read, 1 << 20), b""):
                 whole.update(piece)
     return whole.hexdigest()
+
+
+def pieces(path: Path, kind, first: int, last: int | None = None) -> Iterator[np.ndarray]:
+    """The numbers of a file from the `first` up to the `last`, or to its end."""
+    kind = np.dtype(kind)
+    with open(path, "rb") as file:
+        file.seek(first * kind.itemsize)
+        while size := PIECE if last is None else min(PIECE, last - first):
+            if not len(piece := np.fromfile(file, kind, size)):
+                return
+            yield piece
+            first += len(piece)
 
 
 def chunks(documents: Iterator[Document]) -> Iterator[list[Document]]:

@@ -19,23 +19,20 @@ FIELD = "text"  # of JSON lines and Parquet, unless another is named
 
 
 class Files:
-    """What kinds of files have in common: `item` is a path or a glob, `field` where a record has its text."""
+    """What kinds of files have in common: `item` names the `paths`, and `field` is where a record has its text."""
 
-    def __init__(self, item: str, field: str | None = None):
-        self.item, self.field = item, field or FIELD
-
-    def paths(self) -> list[Path]:
-        return found(self.item)
+    def __init__(self, item: str, paths: list[Path], field: str | None = None):
+        self.item, self.paths, self.field = item, paths, field or FIELD
 
     def check(self) -> None:
-        if not any([self.has_text(path) for path in self.paths()]):  # a list: every file is looked at
+        if not any([self.has_text(path) for path in self.paths]):  # a list: every file is looked at
             raise CorpusError(f"corpus {self.item!r} holds no text: it is empty or blank")
 
     def identity(self, digests: Digests) -> list[dict]:
-        return [{"file": p.name, "sha256": digests.of(p), "bytes": p.stat().st_size} for p in self.paths()]
+        return [{"file": p.name, "sha256": digests.of(p), "bytes": p.stat().st_size} for p in self.paths]
 
     def parts(self, size: int) -> Iterator[Part]:
-        for path in self.paths():
+        for path in self.paths:
             yield from self.cut(path, size)
 
     def has_text(self, path: Path) -> bool:
@@ -175,11 +172,12 @@ class Parquet(Files):
 
 def files(item: str, field: str | None) -> Files:
     """The reader of the files that `item` names, by the ending of their names."""
-    names = [path.name for path in found(item)]
+    paths = found(item)
+    names = [path.name for path in paths]
     kinds = sorted({kind_of(name) for name in names}, key=lambda kind: kind.__name__)
     if len(kinds) > 1:
         raise CorpusError(f"corpus {item!r} names files of several kinds: {', '.join(names[:5])}; name each kind apart")
-    return kinds[0](item, field)
+    return kinds[0](item, paths, field)
 
 
 def kind_of(name: str) -> type[Files]:

@@ -22,7 +22,7 @@ class Tfds:
     field: str | None = None
 
     def check(self) -> None:
-        self.feature()
+        self.feature(dataset(self.item)[0])
 
     def identity(self, digests: Digests) -> list[dict]:
         builder, split, _ = dataset(self.item)
@@ -39,7 +39,8 @@ class Tfds:
             yield Part(self.item, start, stop, (stop - start) * record)
 
     def documents(self, part: Part) -> Iterator[Document]:
-        feature, (_, _, records) = self.feature(), dataset(self.item)
+        builder, _, records = dataset(self.item)
+        feature = self.feature(builder)
         for index in range(part.start, part.stop):
             text = records[index][feature]
             try:
@@ -49,8 +50,7 @@ class Tfds:
             if document := paragraphs(MARKS.sub("\n", text)):
                 yield document
 
-    def feature(self) -> str:
-        builder, _, _ = dataset(self.item)
+    def feature(self, builder) -> str:
         tfds = needed("tensorflow_datasets", f"corpus {self.item!r}")
         texts = [key for key, kind in builder.info.features.items() if isinstance(kind, tfds.features.Text)]
         wanted = (self.field,) if self.field else TEXTS

@@ -18,13 +18,12 @@ from encoders.data.filters import Filters
 from encoders.data.prepare import Data, key, prepared
 from encoders.data.repair import damaged, repair
 from encoders.data.runners import Beam, Here, Unfinished
-from encoders.data.units import SPLITS, Work
+from encoders.data.units import Work
 from encoders.text import corpus
 from encoders.text.source import CorpusError
 from encoders.text.vocab import Vocabulary
+from tests.data.test_prepare import FILES, content
 from tests.texts import made_up, write, written
-
-FILES = [f"{split}/{name}.bin" for split in SPLITS for name in ("tokens", "sentences", "documents")]
 
 
 @pytest.fixture
@@ -39,10 +38,6 @@ def data(tmp_path, monkeypatch):
     made = Data((str(first), str(packed), str(lines)), Vocabulary(size=300), heldout=0.2, folder=str(tmp_path / "s"))
     assert len(Work(made, tmp_path).units()) > 6
     return made
-
-
-def content(store):
-    return {name: (store.path / name).read_bytes() for name in [*FILES, "tokenizer.json"]}
 
 
 def elsewhere(data, name="2"):
