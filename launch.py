@@ -41,6 +41,7 @@ def parser() -> argparse.ArgumentParser:
         if name == "train":
             verb.add_argument("--runs", default="runs", metavar="DIR", help="where runs are kept (runs)")
             verb.add_argument("--stop-after", default=None, metavar="3h55m", help="save and end then, with status 75")
+            add_hosts(verb)
             verb.add_argument("--profile", action="store_true", help="trace the first steps and say where time goes")
     verb = verbs.add_parser("inspect", help="what a store holds, and rows as the model sees them")
     verb.add_argument("store", metavar="STORE", help="a store's folder, as prepare prints it")
@@ -70,8 +71,23 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("run", metavar="RUN", help="a run's folder")
     verb.add_argument("folder", metavar="DIR", help="the folder to make")
     verb.add_argument("--step", default="latest", metavar="N", help="latest (default), best, or a step")
-    add_bench(verbs.add_parser("bench", help="measure: step, infer, data, peers, ceiling, roofline or ablate"))
+    add_bench(verbs.add_parser("bench", help="measure: step, infer, data, peers, ceiling, roofline, links or ablate"))
     return top
+
+
+def add_hosts(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--coordinator", default=None, metavar="HOST:PORT",
+        help="where process 0 of a run of several is; auto: as jax.distributed finds out, as on a TPU pod",
+    )  # fmt: skip
+    verb.add_argument(
+        "--processes", type=int, default=None, metavar="N", help="how many; without --coordinator they start here"
+    )
+    verb.add_argument("--process", type=int, default=None, metavar="I", help="which of them this one is")
+    verb.add_argument("--wait", default="5m", metavar="5m", help="how long they wait for each other (5m)")
+    verb.add_argument(
+        "--watchdog", default="30m", metavar="30m", help="without a step for so long say where it hangs, then end (30m)"
+    )
 
 
 def add_prepare(verb: argparse.ArgumentParser) -> None:
@@ -94,7 +110,7 @@ def add_members(verb: argparse.ArgumentParser) -> None:
 
 
 def add_bench(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("part", metavar="PART", help="step, infer, data, peers, ceiling, roofline or ablate")
+    verb.add_argument("part", metavar="PART", help="step, infer, data, peers, ceiling, roofline, links or ablate")
     verb.add_argument("experiment", metavar="EXPERIMENT", nargs="?", default="speed", help="what is measured (speed)")
     add_members(verb)
     verb.add_argument("--rounds", type=int, default=7, metavar="N", help="measurements of each variant, in turn (7)")
@@ -143,13 +159,14 @@ def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     passed = given.index("--") if given[:1] == ["prepare"] and "--" in given else len(given)
     options = parser().parse_args(given[:passed])
-    options.passed = given[passed + 1 :]
+    options.passed, options.line = given[passed + 1 :], given[:passed]
     if options.verb is None:
         print(HELP, end="")
         return 0
     from encoders import cli
 
     try:
+        cli.check_places(options)
         return cli.VERBS[options.verb](options)
     except (ValueError, OSError) as error:
         if not cli.is_expected(error):
@@ -162,4 +179,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # ± and the like, where the locale is C
     sys.exit(main())

@@ -23,19 +23,28 @@ from encoders.data.runners import Beam, Here, Runner, Unfinished
 from encoders.data.store import Store
 from encoders.exchange.weights import CheckpointError
 from encoders.experiment import Experiment, describe, override
+from encoders.files import check_local
 from encoders.inspect import View, described, numbers
 from encoders.ledger import show as ledger
 from encoders.text.source import CorpusError
-from encoders.training import loop
+from encoders.training import hosts, loop
+from encoders.training.local import spread
 from encoders.training.run import Run, RunError
 from encoders.training.stopping import STATUS, Stop, Stopped, seconds
 from encoders.values import ExperimentError, read
 
+PROGRAM = Path(__file__).parents[1] / "launch.py"
+
 
 def is_expected(error: Exception) -> bool:
     """Whether an error speaks for itself, so that no traceback is shown."""
-    named = ExperimentError | CorpusError | RunError | CheckpointError | Unfinished
+    named = ExperimentError | CorpusError | RunError | CheckpointError | Unfinished | hosts.HostsError
     return isinstance(error, named) or type(error) is ValueError
+
+
+def check_places(options) -> None:
+    """Raises `ValueError` for folders that are none of this machine."""
+    check_local(*(getattr(options, name, None) for name in ("runs", "run", "folder", "store", "out", "root")))
 
 
 def find(name: str) -> Path:
@@ -91,7 +100,8 @@ def arguments(make: Callable, options) -> dict:
 
 
 def say(line: str) -> None:
-    print(line, file=sys.stderr)
+    if hosts.primary():
+        print(line, file=sys.stderr)
 
 
 def show(options) -> int:
@@ -192,13 +202,16 @@ def keep_compiled() -> None:
 
 
 def train(options) -> int:
+    limit, wait, patience = (text and seconds(text) for text in (options.stop_after, options.wait, options.watchdog))
+    if options.processes and options.coordinator is None and options.process is None:
+        return spread(PROGRAM, options.line, options.processes, say)
+    hosts.join(options.coordinator, options.processes, options.process, wait)
     keep_compiled()
-    limit = None if options.stop_after is None else seconds(options.stop_after)
     with Stop(limit) as stop:
-        return trained(options, members(options), stop)
+        return trained(options, hosts.agreed(lambda: members(options)), stop, patience)
 
 
-def trained(options, chosen: list[Experiment], stop: Stop) -> int:
+def trained(options, chosen: list[Experiment], stop: Stop, patience: float) -> int:
     """Train one member after the other; the status of the process."""
     results, failed, finished = [], [], []
     for experiment in chosen:
@@ -206,7 +219,7 @@ def trained(options, chosen: list[Experiment], stop: Stop) -> int:
         if loop.result(folder):
             finished.append(experiment.name)
         try:
-            results.append((experiment, loop.train(experiment, folder, say, options.profile, stop)))
+            results.append((experiment, loop.train(experiment, folder, say, options.profile, stop, patience)))
         except Stopped as reason:
             say(f"{reason}; the same command goes on")
             return STATUS
@@ -219,7 +232,7 @@ def trained(options, chosen: list[Experiment], stop: Stop) -> int:
             failed.append(experiment.name)
     if finished:
         say(f"already finished: {', '.join(finished)}. To start one over, remove its folder in {options.runs}/")
-    if results:
+    if results and hosts.primary():
         print(report.summary(results))
     if failed:
         say(f"failed: {', '.join(failed)}")

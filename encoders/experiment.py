@@ -22,7 +22,9 @@ from encoders.objectives.rtd import ReplacedTokens
 from encoders.training.log import Cadence
 from encoders.training.optimizer import AdamW, Lamb
 from encoders.training.sharding import Mesh
-from encoders.values import ExperimentError, change, check_choices, essence, flat, label
+from encoders.values import ExperimentError, change, check_choices, essence, flat, label, shortened
+
+LONGEST = 200  # bytes of a name: a file's has 255 at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +40,9 @@ class Network:
     mesh: Mesh = aside(Mesh())
 
     def __post_init__(self):
-        self.require(
-            self.name and not set(self.name) & set("/\\ \t\n") and self.name[0] != ".", "is no name for a folder"
-        )
+        named = self.name.isprintable() and not set(self.name) & set("/\\ ") and len(self.name.encode()) <= LONGEST
+        if not self.name or not named or self.name[0] == ".":
+            raise ExperimentError(f"name={self.name!r} is no name for a folder")
         check_choices(self)
 
     def require(self, holds: Any, message: str) -> None:
@@ -84,6 +86,8 @@ class Experiment(Network):
         )
         warmup = self.optimizer.warmup
         require(warmup <= self.steps, f"optimizer.warmup={warmup} is more than the {self.steps} steps of phases.until")
+        if isinstance(self.objective, ReplacedTokens):
+            self.objective.generator(self.model)
         decay, shared = self.optimizer.layer_decay, self.model.share
         require(
             decay == 1 or not shared, f"optimizer.layer_decay={decay} is for layers that share nothing, not {shared}"
@@ -131,6 +135,14 @@ def override(experiment: Experiment, settings: Iterable[str]) -> Experiment:
     >>> change(AdamW(rate=1e-3, warmup=10), {"rate": 0.1}).rate
     0.1
     """
+    try:
+        return change(experiment, nested(settings))
+    except ExperimentError as error:
+        raise ExperimentError(shortened(str(error))) from None
+
+
+def nested(settings: Iterable[str]) -> dict:
+    """Settings as changes of changes, with a text for each field."""
     changes: dict = {}
     for setting in settings:
         path, equals, text = setting.partition("=")
@@ -145,7 +157,7 @@ def override(experiment: Experiment, settings: Iterable[str]) -> Experiment:
         if isinstance(node.get(leaf), dict):
             raise ExperimentError(f"--set {path}: {leaf} is set as a whole and in part")
         node[leaf] = text.strip()
-    return change(experiment, changes)
+    return changes
 
 
 def vary(base: Experiment, axes: Mapping[str, Sequence | Mapping[str, Any]]) -> list[Experiment]:

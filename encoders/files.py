@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -10,6 +11,30 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def roomy(folder: Path) -> Iterator[None]:
+    """Raises `ValueError` in one line where `folder` is on a full disk; Orbax has errors of its own for that."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        if not any(os.strerror(code) in str(error) for code in FULL):
+            raise
+        raise ValueError(
+            f"no space is left in {folder}; what was saved before is whole, and the same command goes on from it"
+        ) from error
+
+
+def check_local(*places: str | None) -> None:
+    """Raises `ValueError` for a place in an object store, of which there is no lock, rename or memory map."""
+    for place in places:
+        if place and "://" in place:
+            raise ValueError(
+                f"{place} is no folder of this machine; runs, stores and texts lie in folders: mount the bucket or copy"
+            )
 
 
 def write_json(path: Path, value: dict) -> None:

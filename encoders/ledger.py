@@ -13,7 +13,7 @@ from encoders.model.config import Model
 from encoders.objectives.objective import Task
 from encoders.objectives.rtd import ReplacedTokens
 from encoders.text.vocab import Facts
-from encoders.training import step
+from encoders.training import sharding, step
 from encoders.training.optimizer import leaves, stacked
 
 
@@ -84,13 +84,19 @@ def networks(experiment: Experiment) -> list[Model]:
     return [model] if generator is None else [model, generator]
 
 
-def memory(experiment: Experiment) -> dict[str, float]:
-    """Estimated bytes on one device that holds it all: parameters and moments, gradients, saved activations.
+def memory(experiment: Experiment, mesh=None) -> dict[str, float]:
+    """Estimated bytes on a device of `mesh`, without one on a device that holds it all: parameters and moments,
+    gradients, saved activations.
 
     Activations are `saved_values`; with rematerialisation only the layers' inputs ("full") or matrix products ("dots").
+    They are counted whole along mesh.model.
     """
-    model = experiment.model
-    count = parameters(shapes(model, experiment.objective))
+    model, tree = experiment.model, shapes(experiment.model, experiment.objective)
+    count, devices = parameters(tree), 1
+    if mesh is not None:
+        places = sharding.shardings(tree, mesh)
+        local = jax.tree.map(lambda leaf, place: math.prod(place.shard_shape(leaf.shape)), tree, places)
+        count, devices = sum(jax.tree.leaves(local)), mesh.shape["data"] * mesh.shape["fsdp"]
     item = 2 if model.dtype == "bfloat16" else 4
 
     def saved(m: Model, length: int) -> float:
@@ -98,10 +104,16 @@ def memory(experiment: Experiment) -> dict[str, float]:
         return item * {"none": saved_values(m, length), "dots": products, "full": inputs}[m.remat]
 
     most = max(
-        phase.batch // experiment.accumulate * phase.length * sum(saved(m, phase.length) for m in networks(experiment))
+        phase.batch / experiment.accumulate * phase.length * sum(saved(m, phase.length) for m in networks(experiment))
         for phase in experiment.phases
     )
-    return {"parameters and moments": 12.0 * count, "gradients": 4.0 * count, "activations": most}
+    return {"parameters and moments": 12.0 * count, "gradients": 4.0 * count, "activations": most / devices}
+
+
+def gibibytes(sizes: dict[str, float]) -> str:
+    """Sizes in bytes as their sum, and each."""
+    inner = ", ".join(f"{name} {value / 2**30:.2f}" for name, value in sizes.items())
+    return f"{sum(sizes.values()) / 2**30:.2f} GiB ({inner})"
 
 
 def embedding_products(model: Model) -> str:
@@ -123,7 +135,8 @@ def show(experiment: Experiment) -> str:
         lines.append(
             f"FLOPs per token at length {phase.length}: {flops / 1e6:,.1f} M in training, {flops / 3e6:,.1f} M forward"
         )
-    size = memory(experiment)
-    inner = ", ".join(f"{name} {value / 2**30:.2f}" for name, value in size.items())
-    lines.append(f"memory, estimated, on one device: {sum(size.values()) / 2**30:.2f} GiB ({inner})")
+    lines.append(f"memory, estimated, on one device: {gibibytes(memory(experiment))}")
+    if (mesh := experiment.mesh.abstract(jax.device_count())).size > 1:
+        axes = ", ".join(f"{name}={size}" for name, size in mesh.shape.items())
+        lines.append(f"on each of {mesh.size} devices ({axes}): {gibibytes(memory(experiment, mesh))}")
     return "\n".join(lines)

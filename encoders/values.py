@@ -17,6 +17,15 @@ class ExperimentError(ValueError):
     """A field or a value that an experiment cannot have."""
 
 
+def shortened(text: str, most: int = 400) -> str:
+    """The text, its middle left out where it is longer than `most` characters.
+
+    >>> shortened("0123456789" * 9, 20)
+    '0123456789 ... 56789'
+    """
+    return text if len(text) <= most else f"{text[: most // 2]} ... {text[len(text) - most // 2 + 5 :]}"
+
+
 def check_choices(value: Any, path: str = "") -> None:
     """Every field that has a list of choices holds one of them. Raises `ExperimentError`."""
     if isinstance(value, tuple):
@@ -114,6 +123,8 @@ def read(text: str, kind: Any, path: str) -> Any:
                 raise ValueError
             if kind is int and number != int(number):
                 raise ValueError
+            if kind is int and abs(number) >= 2**63:
+                raise ExperimentError(f"{path}={text[:30]} is larger than any number of the kind")
             return kind(number) if kind is float or "e" in text.lower() else int(text)
         except (ValueError, OverflowError):
             what = "a whole number" if kind is int else "a number"
@@ -178,7 +189,7 @@ def from_json(value: Any) -> Any:
         raise ExperimentError(f"{value['class']} has no field {', '.join(unknown)}; it has {', '.join(sorted(known))}")
     try:
         return kind(**{name: from_json(item) for name, item in value.items() if name != "class"})
-    except TypeError as error:
+    except (TypeError, AttributeError) as error:
         raise ExperimentError(f"{value['class']} cannot be read: {error}") from None
 
 

@@ -34,7 +34,15 @@ def not_too_many_programs():
 
 
 # Files whose tests share runs that take long to make: one worker gets the whole file, the others single tests.
-TOGETHER = ("test_launch.py", "test_finetune.py", "test_predict.py", "test_sharding.py", "test_faults.py")
+TOGETHER = (
+    "test_launch.py",
+    "test_finetune.py",
+    "test_predict.py",
+    "test_sharding.py",
+    "test_meshes.py",
+    "test_faults.py",
+    "test_surroundings.py",
+)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -99,7 +99,7 @@ def test_an_objective_may_leave_a_label_unread():
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        ({"name": "a/b"}, "a/b: is no name for a folder"),
+        ({"name": "a/b"}, "name=.a/b. is no name for a folder"),
         ({"name": ".."}, "is no name for a folder"),
         ({"name": ""}, "is no name for a folder"),
         ({"phases": ()}, "phases is empty"),
@@ -255,7 +255,7 @@ def test_settings_apply_at_once():
         ("data.sentences=words", "data.sentences='words' is not one of split, lines"),
         ("mesh.data=0", "mesh.data=0 must be at least 1"),
         ("cadence.log=0", "cadence.log=0 must be at least 1"),
-        ("name=a/b", "a/b: is no name for a folder"),
+        ("name=a/b", "name=.a/b. is no name for a folder"),
     ],
 )
 def test_a_setting_that_cannot_be_is_answered_with_what_can(setting, message):

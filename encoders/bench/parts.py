@@ -12,6 +12,7 @@ import numpy as np
 
 from encoders.bench import inputs
 from encoders.bench.data import measure
+from encoders.bench.links import links
 from encoders.bench.rounds import ALLOCATOR, Row, Timing, Variant, alternate, ratio
 from encoders.data.packing import Packed
 from encoders.exchange.architectures import ARCHITECTURES, Architecture
@@ -308,5 +309,6 @@ PARTS = {
     "peers": peers,
     "ceiling": ceiling,
     "roofline": roofline,
+    "links": links,
     "ablate": ablate,
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from math import floor
+from math import floor, inf
 
 import numpy as np
 
@@ -30,7 +30,7 @@ class Mixed(Around):
         if isinstance(self.format, Packed | Mixed):
             kind = type(self.format).__name__
             raise ValueError(f"the format of Mixed is {kind}; Mixed stands inside of Packed, around a plain format")
-        if not all(weight >= 0 for weight in self.weights) or not any(self.weights):
+        if not all(0 <= weight < inf for weight in self.weights) or not any(self.weights):
             raise ValueError(f"weights={self.weights} must be at least 0 each, and one of them above 0")
 
     @property

@@ -27,7 +27,7 @@ from encoders.data.filters import Filters
 from encoders.data.runners import HERE, Runner, Say, Unfinished
 from encoders.data.store import OFFSETS, Store
 from encoders.data.units import SPLITS, Unit, Work
-from encoders.files import appearing, owned
+from encoders.files import appearing, check_local, owned
 from encoders.text import corpus as corpora
 from encoders.text import vocab
 from encoders.text.vocab import Facts, Vocabulary
@@ -92,7 +92,7 @@ class Data:
         # What is younger than the first stores counts where it is used.
         spec |= {"filters": None if self.filters == Filters() else spec["filters"]}
         spec = {name: value for name, value in spec.items() if name not in ("text", "filters") or value is not None}
-        items = Counter(unit.item for unit in self.work(Path()).units())
+        items = Counter(unit.item for unit in self.work(Path(self.folder)).units())
         if items.total() > 1:  # then where units begin decides what is held out, and items are told apart
             spec["units"] = {"size": corpora.PART, "items": [items[i] for i in range(len(self.corpus))]}
         return spec | {"version": VERSION}
@@ -126,6 +126,7 @@ def named(content: dict) -> str:
 
 def prepared(data: Source, say: Say = units.quiet, runner: Runner = HERE) -> Store:
     """The store of `data`, made now if it is not there. Raises `CorpusError` or `ValueError` before any long work."""
+    check_local(data.folder)
     data.check()
     content = data.content()
     path = Path(data.folder) / named(content)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -171,6 +171,11 @@ def assemble(split: Split, table: np.ndarray, length: int, facts: Facts, form: F
     np.subtract(counting(len(where), np.int32), positions, out=positions)
     outside = np.flatnonzero(example == 0)
     tokens[outside], positions[outside] = facts.pad, 0
+    if (largest := tokens.max(initial=0)) >= facts.size:  # JAX would take another one for it
+        raise ValueError(
+            f"{split.folder or split.name} has the token {largest}, and the vocabulary ends at {facts.size - 1}; "
+            "`inspect STORE --verify` names the part that is damaged"
+        )
     flat = {"tokens": tokens, "example": example, "segments": over(segments, np.int32), "positions": positions}
     start = (cells[first] - length * np.arange(len(spans))[:, None]) * valid
     rows = {name: values.reshape(len(spans), length) for name, values in flat.items()}
@@ -186,7 +191,7 @@ def named(rows: Rows, ids: np.ndarray, epochs: np.ndarray) -> Rows:
 
 
 class Stream:
-    """The batches of a run. `process` of `processes` gets its share of the rows of every batch."""
+    """The batches of a run; of several processes each makes the rows that `held(batch)` names, by default all."""
 
     def __init__(
         self,
@@ -196,14 +201,10 @@ class Stream:
         seed: int,
         copies: int | None,
         folder: Path,
-        process: int = 0,
-        processes: int = 1,
+        held: Callable[[int], np.ndarray] = np.arange,
     ):
         self.split, self.facts, self.phases, self.seed = split, facts, phases, seed
-        self.process, self.processes = process, processes
-        for phase in phases:
-            if phase.batch % processes:
-                raise ValueError(f"phases.batch={phase.batch} is not a multiple of the {processes} processes")
+        self.held = held
         self.tables = Tables(folder, split, seed, copies)
         np.empty(1 << 24, np.uint8)  # freed at once: glibc then keeps the memory of batches rather than give it back
         self.chunk: tuple = (None,)  # rows of like length: the step they are from, and what `alike` makes of them
@@ -265,14 +266,12 @@ class Stream:
     def batch(self, step: int) -> Rows:
         """The rows of `step` that this process holds."""
         phase = self.phase(step)
-        share = phase.batch // self.processes
-        first = self.process * share
         if phase.cuts == 1:
-            found, length = self.drawn(phase, self.consumed(step) + first, share), phase.length
+            whole, length = self.drawn(phase, self.consumed(step), phase.batch), phase.length
         else:
             whole, length = self.alike(step)
-            found = [column[first : first + share] for column in whole]
-        table, ids, epochs = found
+        mine = self.held(phase.batch)
+        table, ids, epochs = (column[mine] for column in whole)
         return named(assemble(self.split, table, length, self.facts, phase.format), ids, epochs)
 
     def batches(self, start: int, stop: int) -> Iterator[Rows]:

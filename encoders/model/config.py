@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Literal
 
@@ -55,6 +56,11 @@ class Model:
         for name in ("vocab", "hidden", "layers", "heads", "intermediate", "embedding", "positions", "groups"):
             if getattr(self, name) < 1:
                 raise ValueError(f"model.{name}={getattr(self, name)} must be at least 1")
+            if getattr(self, name) >= 2**31:
+                raise ValueError(f"model.{name}={getattr(self, name)} must be below 2147483648")
+        for name in ("segments", "position_offset"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"model.{name}={getattr(self, name)} must be at least 0")
         if self.hidden % self.heads:
             raise ValueError(f"model.hidden={self.hidden} is not a multiple of model.heads={self.heads}")
         unknown = set(self.share) - {"attend", "transform"}
@@ -72,8 +78,9 @@ class Model:
                 f"model.attention={self.attention!r} has no dropout and no float32: it needs "
                 f"model.attention_dropout=0, not {self.attention_dropout}, and model.dtype=bfloat16, not {self.dtype}"
             )
-        if self.deviation <= 0:
-            raise ValueError(f"model.deviation={self.deviation} must be above 0")
+        for name in ("deviation", "norm_epsilon"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"model.{name}={getattr(self, name)} must be above 0")
 
     def computes(self) -> dict[str, object]:
         """The fields that decide what given parameters compute, apart from their shapes."""
@@ -92,6 +99,10 @@ def narrowed(model: Model, width: float, depth: float = 1.0) -> Model:
     Heads of 64 and 4x intermediate layers, as `get_generator_config` of the released code.
     """
     hidden, layers = round(model.hidden * width), max(1, round(model.layers * depth))
-    return replace(
-        model, hidden=hidden, layers=layers, heads=max(1, hidden // 64), intermediate=4 * hidden, share=(), groups=1
-    )
+    sizes = dict(hidden=hidden, layers=layers, heads=max(1, hidden // 64), intermediate=4 * hidden)
+    try:
+        return replace(model, **sizes, share=(), groups=1)
+    except ValueError as error:
+        raise ValueError(
+            f"objective.width={width:.4g} and objective.depth={depth:.4g} make no generator: {error}"
+        ) from None

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from encoders.model.config import Model
-from encoders.model.parts import Embeddings, dense
+from encoders.model.parts import Embeddings, by_rows, dense
 
 PARTS = ("attend", "transform")
 REMAT = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
@@ -35,6 +35,7 @@ class Layer(nn.Module):
                 x = part(self.model, parent=None).apply({"params": params}, x, example, train, rngs=rngs)
             else:
                 x = part(self.model, name=name)(x, example, train)
+        x = by_rows(x)
         return x, (x if collect else None)
 
 

@@ -11,8 +11,11 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
+ROWS = ("data", "fsdp")  # the axes of a mesh of devices that split a batch
 ACTIVATIONS: dict[str, Callable] = {
     "gelu": lambda x: nn.gelu(x, approximate=False),
     "gelu_tanh": lambda x: nn.gelu(x, approximate=True),
@@ -74,6 +77,17 @@ class Norm(nn.LayerNorm):
 
 def norm(model, name: str | None = None) -> Norm:
     return Norm(epsilon=model.norm_epsilon, dtype=jnp.float32, name=name)
+
+
+def by_rows(x: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
+    """`x` with its rows where those of the batch are and its other axes whole; as it is outside a mesh of devices.
+
+    Left to itself XLA splits hidden states as it finds the parameters split: by width, where all rows are everywhere.
+    """
+    mesh = jax.typeof(x).sharding.mesh
+    if mesh.size < 2 or x.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]):
+        return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(ROWS)))
 
 
 def table(model, rows: int) -> nn.Embed:
@@ -178,7 +192,7 @@ class Embeddings(nn.Module):
         x = self.words(tokens) + self.position(jnp.where(example > 0, positions + offset, max(offset - 1, 0)))
         if self.model.segments:
             x = x + self.segment(jnp.minimum(segments, self.model.segments - 1))
-        return self.drop(self.norm(x), train).astype(jnp.dtype(self.model.dtype))
+        return self.drop(self.norm(by_rows(x)), train).astype(jnp.dtype(self.model.dtype))
 
 
 class Attend(nn.Module):

@@ -47,7 +47,7 @@ class Masking:
     def __post_init__(self):
         if not 0 < self.rate < 1:
             raise ValueError(f"rate={self.rate} must be above 0 and below 1")
-        if len(self.split) != 3 or min(self.split) < 0 or abs(sum(self.split) - 1) > 1e-6:
+        if len(self.split) != 3 or min(self.split) < 0 or not abs(sum(self.split) - 1) <= 1e-6:
             raise ValueError(f"split={self.split} must be three shares (mask, random, keep) that sum to 1")
         for name, least in (("copies", 1), ("limit", 1), ("ngrams", 1)):
             given = getattr(self, name)

@@ -56,6 +56,10 @@ class Objectives:
         """What is lowest at the best checkpoint."""
         return scores["loss"] if self.goal == "loss" else -scores[self.goal]
 
+    def ailments(self, scores: dict[str, float]) -> list[str]:
+        """What is amiss with the scores of a run that is no longer young, each with what to change."""
+        return []
+
 
 class Unchanged(Objectives):
     """What objectives have in common that show their networks each example as it is."""

@@ -57,8 +57,10 @@ class ReplacedTokens(Objectives):
 
     def __post_init__(self):
         for name in ("width", "depth", "temperature"):
-            if getattr(self, name) is not None and getattr(self, name) <= 0:
+            if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"objective.{name}={getattr(self, name)} must be above 0")
+        if not 0 <= self.weight < math.inf:
+            raise ValueError(f"objective.weight={self.weight} must be at least 0")
         if self.tokens.special:
             raise ValueError("objective.tokens.special=True: a generator must not fill in [CLS] and [SEP]")
 
@@ -97,6 +99,27 @@ class ReplacedTokens(Objectives):
         if "rtd_histogram" in sums:
             scores["rtd_auc"], scores["rtd_auc_error"] = auc(sums["rtd_histogram"].total)
         return scores
+
+    def ailments(self, scores: dict[str, float]) -> list[str]:
+        found = []
+        if scores["rtd_replaced"] < 0.02:
+            found.append(
+                f"only {scores['rtd_replaced']:.1%} of the tokens are replaced, too few to learn from: a lower "
+                "objective.width or objective.depth, a higher objective.temperature or mask rate may help"
+            )
+        if scores["rtd_accuracy"] <= scores["rtd_baseline"]:
+            found.append(
+                f"the discriminator is right for {scores['rtd_accuracy']:.2%} of the tokens, and always saying "
+                f"'original' would be for {scores['rtd_baseline']:.2%}: more steps, a higher optimizer.rate or a "
+                "smaller generator (objective.width) may help"
+            )
+        if self.width is not None and scores["generator_mask_accuracy"] <= scores["generator_mask_baseline"]:
+            found.append(
+                f"the generator finds {scores['generator_mask_accuracy']:.2%} of the masked tokens, and the commonest "
+                f"token alone would be {scores['generator_mask_baseline']:.2%}: a higher optimizer.rate, or a lower "
+                "objective.weight of the discriminator, may help"
+            )
+        return found
 
 
 class ReplacedTokensModule(nn.Module):

@@ -262,15 +262,15 @@ def looks_like(path: Path) -> str:
 
 
 def zstd_open(path: Path, mode: str) -> io.BufferedReader:
-    return io.BufferedReader(Zstd(open(path, mode)), 1 << 17)
+    library = needed("zstandard", "a .zst file")
+    return io.BufferedReader(Zstd(open(path, mode), library), 1 << 17)
 
 
 class Zstd(io.RawIOBase):
     """A .zst file's content; unlike `zstandard.open` it reads every frame and reports one that is cut off."""
 
-    def __init__(self, file):
-        self.library = needed("zstandard", "a .zst file")
-        self.file, self.frame, self.ready = file, None, memoryview(b"")
+    def __init__(self, file, library):
+        self.file, self.library, self.frame, self.ready = file, library, None, memoryview(b"")
 
     def readable(self):
         return True

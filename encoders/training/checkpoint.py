@@ -7,7 +7,7 @@ import logging
 import secrets
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import jax
@@ -16,7 +16,8 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from encoders.training.integrity import changed, checksums
 
-logging.getLogger("absl").setLevel(logging.ERROR)
+for name in ("absl", "asyncio"):  # what Orbax fails at is raised as well
+    logging.getLogger(name).setLevel(logging.CRITICAL)
 
 PIECE = 64 << 20  # bytes that are compressed, and written, at a time: by default it is whole arrays and files of 2 GB
 
@@ -26,13 +27,20 @@ class Damaged(ValueError):
 
 
 @contextmanager
-def readable(step: int) -> Iterator[None]:
-    """Raises `Damaged` in one line where a checkpoint cannot be read."""
+def hushed() -> Iterator[None]:
+    """Where it fails, what Orbax has begun and drops is not shown, also when it is collected later."""
     hook = sys.unraisablehook
     sys.unraisablehook = lambda found: None if abandoned(found) else hook(found)
+    yield
+    sys.unraisablehook = hook
+
+
+@contextmanager
+def readable(step: int) -> Iterator[None]:
+    """Raises `Damaged` in one line where a checkpoint cannot be read."""
     try:
-        yield
-        sys.unraisablehook = hook
+        with hushed():
+            yield
     except MemoryError:
         raise
     except Exception as error:  # Orbax's and TensorStore's are of many kinds
@@ -138,7 +146,8 @@ class Checkpoints:
         place = self.folder.with_name("damaged")
         place.mkdir(exist_ok=True)
         for step in steps:
-            (self.folder / str(step)).rename(place / f"{step}-{secrets.token_hex(4)}")
+            with suppress(FileNotFoundError):  # another process has done it
+                (self.folder / str(step)).rename(place / f"{step}-{secrets.token_hex(4)}")
         self.manager.reload()
         return place
 

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from encoders.files import write_whole
+
 
 @dataclass(frozen=True)
 class Cadence:
@@ -39,22 +41,27 @@ def rows(path: Path) -> Iterator[dict]:
 
 
 class Log:
-    """The metrics of a run: `metrics.jsonl`, in which everything but `time` is the same for the same run."""
+    """The metrics of a run: `metrics.jsonl`, in which everything but `time` is the same for the same run.
 
-    def __init__(self, folder: Path, resumed: int, total: int, name: str):
-        self.path = folder / "metrics.jsonl"
-        kept = [row for row in rows(self.path) if row["step"] <= resumed]
-        partial = self.path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-        partial.rename(self.path)
-        self.file = open(self.path, "a", encoding="utf-8")
-        self.events = events(folder / "tensorboard")
-        self.bar = progress(total, resumed, name)
+    Of several processes one writes (`writes`), and the others keep the same rows in memory.
+    """
+
+    def __init__(self, folder: Path, resumed: int, total: int, name: str, writes: bool = True):
+        path = folder / "metrics.jsonl"
+        self.rows = [row for row in rows(path) if row["step"] <= resumed]
+        self.file = self.events = None
+        if writes:
+            write_whole(path, "".join(json.dumps(row) + "\n" for row in self.rows).encode())
+            self.file = open(path, "a", encoding="utf-8")
+            self.events = events(folder / "tensorboard")
+        self.bar = progress(total, resumed, name, writes)
 
     def write(self, step: int, split: str, scores: dict[str, float], time: dict[str, float]) -> None:
         row = {"step": step, "split": split} | scores | {"time": time}
-        self.file.write(json.dumps(row) + "\n")
-        self.file.flush()
+        self.rows.append(row)
+        if self.file:
+            self.file.write(json.dumps(row) + "\n")
+            self.file.flush()
         if self.events:
             for name, value in (scores | time).items():
                 self.events.add_scalar(f"{split}/{name}", value, step)
@@ -65,23 +72,26 @@ class Log:
             self.bar.set_postfix_str(text, refresh=False)
 
     def say(self, line: str) -> None:
-        self.bar.write(line, file=sys.stderr)
+        if self.file:
+            self.bar.write(line, file=sys.stderr)
 
     def close(self) -> None:
         self.bar.close()
-        self.file.close()
+        if self.file:
+            self.file.close()
         if self.events:
             self.events.close()
 
 
-def progress(total: int, start: int, name: str):
+def progress(total: int, start: int, name: str, shown: bool):
     """A bar with steps, rate and time left; on anything but a terminal a line now and then."""
     from tqdm import tqdm
 
     every = 0.5 if sys.stderr.isatty() else 30.0
     return tqdm(
-        total=total, initial=start, desc=name, unit="step", mininterval=every, maxinterval=every, file=sys.stderr
-    )
+        total=total, initial=start, desc=name, unit="step", mininterval=every, maxinterval=every, file=sys.stderr,
+        disable=not shown,
+    )  # fmt: skip
 
 
 def events(folder: Path):

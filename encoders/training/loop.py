@@ -6,7 +6,9 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -14,17 +16,19 @@ import numpy as np
 
 from encoders import metrics
 from encoders.data.prepare import prepared
-from encoders.data.stream import Rows, Stream
+from encoders.data.stream import Rows, Stream, heldout_table
 from encoders.experiment import Experiment
-from encoders.files import write_json
+from encoders.files import roomy, write_json
 from encoders.objectives.objective import Metrics, total_loss
-from encoders.training import log, sharding, step
-from encoders.training.checkpoint import Checkpoints
+from encoders.training import health, hosts, log, sharding, step
+from encoders.training.checkpoint import Checkpoints, hushed
 from encoders.training.profile import STEPS, Profile
-from encoders.training.run import Run, RunError, claim, held, result
+from encoders.training.run import Run, RunError, claim, fetched, held, result
 from encoders.training.start import Start, fresh
 from encoders.training.stopping import Stop, Stopped
+from encoders.training.watchdog import Watchdog
 
+HANGS = 1800.0  # seconds without a step, of which the first has to be compiled
 Watch = Callable[[step.State, dict, Metrics], None]  # told of every step: the new state, its batch, its metrics
 
 
@@ -34,50 +38,90 @@ def train(
     say: Callable[[str], None] = print,
     profile: bool = False,
     stop: Stop | None = None,
+    patience: float = HANGS,
 ) -> dict:
     """Train to the end, from where the folder's newest sound checkpoint stands, and return the result.
 
     With `profile` the first steps are traced into the folder, and `say` is told where their time went. Raises `Stopped`
-    after the step in which `stop` asks for it, which is saved, and `RunError` while another process trains there.
+    after the step in which `stop` asks for it, which is saved, and `RunError` while another process trains there. When
+    nothing has happened for `patience` seconds, `say` is told, and after as long again the process ends.
     """
+    run, start = hosts.agreed(lambda: ready(experiment, folder, say))
+    with ExitStack() as stack, roomy(folder), hushed():
+        hosts.agreed(lambda: stack.enter_context(held(folder)) if hosts.primary() else None)
+        mark = hosts.first(lambda: claim(run, start and start.key))
+        if done := result(folder):
+            return done
+        watchdog = stack.enter_context(Watchdog(patience, hosts.tell))
+        return finished(run, start, mark, say, profile, Hooks(stop or Stop(), watchdog))
+
+
+@contextmanager
+def sound(run: Run) -> Iterator[None]:
+    """Says what to change where memory is out; where one of several processes fails, ends it at once."""
+    try:
+        yield
+    except Stopped:
+        raise
+    except BaseException as error:
+        told = RunError(health.out_of_memory(run, error)) if health.is_out_of_memory(error) else error
+        if hosts.several():
+            hosts.leave(told)
+        if told is error:
+            raise
+        raise told from error
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What is asked and told after every step."""
+
+    stop: Stop
+    watchdog: Watchdog
+    watch: Watch = lambda *_: None
+
+
+def ready(experiment: Experiment, folder: Path, say: Callable[[str], None]) -> tuple[Run, Start | None]:
+    """The run and what it starts with; all that can be refused before its folder is there has been."""
     start = Start(experiment) if experiment.start else None
     store = prepared(experiment.data, say)
     if start:
         start.check_vocabulary(store.tokenizer)
     run = Run(experiment, folder, store.facts, lambda: store)
     run.check_batches()
-    with held(folder):
-        return finished(run, start, say, profile, stop or Stop())
+    for phase in experiment.phases:
+        for split in store.heldouts:
+            heldout_table(split, phase, store.path / "tables")  # raises where there is no example
+    return run, start
 
 
-def finished(run: Run, start: Start | None, say: Callable[[str], None], profile: bool, stop: Stop) -> dict:
-    """The result of a run, in its folder; all that can be refused has been."""
-    experiment, mark = run.experiment, claim(run, start and start.key)
-    if done := result(run.folder):
-        return done
+def finished(run: Run, start: Start | None, mark: str, say: Callable[[str], None], profile: bool, hooks: Hooks) -> dict:
+    """The result of a run, trained to its end."""
+    experiment = run.experiment
     checkpoints = run.checkpoints(experiment.cadence.keep)
-    at, state, notes = run.newest(checkpoints, say)
-    if state is None:
-        state = start.state(run, say) if start else fresh(run)
-    out = log.Log(run.folder, at, experiment.steps, experiment.name)
-    try:
-        watch = profiled(run, at, say) if profile else lambda *_: None
-        scores = advance(run, state, at, Tally.read(notes), checkpoints, out, watch, stop)
-    finally:
-        checkpoints.close()
-        out.close()
-    rows = list(log.rows(out.path))
-    speeds = [row["time"]["tokens_per_second"] for row in rows if row["split"] == "train"]
+    with sound(run):
+        at, state, notes = run.newest(checkpoints, say)
+        if state is None:
+            state = start.state(run, say) if start else fresh(run)
+        if profile:
+            hooks = replace(hooks, watch=profiled(run, at, say))
+        out = log.Log(run.folder, at, experiment.steps, experiment.name, hosts.primary())
+    # The inner one comes before what is closed, for which the processes wait for one another.
+    with sound(run), closing(out), closing(checkpoints), sound(run):
+        scores = advance(run, state, at, Tally.read(notes), checkpoints, out, hooks)
+    speeds = [row["time"]["tokens_per_second"] for row in out.rows if row["split"] == "train"]
     final = {
         "name": experiment.name,
         "fingerprint": mark,
-        "steps": rows[-1]["step"],
+        "steps": out.rows[-1]["step"],
         "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(run.shapes.params)),
         "tokens_per_second": statistics.median(speeds),
         "heldout": scores,
         "best": evaluations(out, experiment.objective)[1],
     }
-    write_json(run.folder / "result.json", final)
+    if hosts.primary():
+        with sound(run):
+            write_json(run.folder / "result.json", final)
     return final
 
 
@@ -90,6 +134,7 @@ class Tally:
     waiting: list[dict] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
     counted_from: int = 0
+    waited: float = 0.0  # seconds that went to the devices, and to other processes, since the last row
 
     @classmethod
     def read(cls, notes: dict) -> Tally:
@@ -104,14 +149,26 @@ class Tally:
         return {"pending": pending, "tokens": self.tokens}
 
     def watch(self, measured: dict) -> None:
-        """Add a step's metrics, and wait until at most two steps are in flight."""
+        """Add a step's metrics, and wait until at most two steps are in flight.
+
+        Between the processors of several processes it is none, since JAX below 0.12 hangs there.
+        """
         jax.tree.map(lambda x: x.copy_to_host_async(), measured)
         self.waiting.append(measured)
-        if len(self.waiting) > 2:
-            jax.block_until_ready(self.waiting[-3])
+        flying = 0 if hosts.several() and jax.default_backend() == "cpu" else 2
+        if len(self.waiting) > flying:
+            with self.timed():
+                jax.block_until_ready(self.waiting[-1 - flying])
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        begun = time.monotonic()
+        yield
+        self.waited += time.monotonic() - begun
 
     def collect(self) -> None:
-        fetched = jax.device_get(self.waiting)
+        with self.timed():
+            fetched = jax.device_get(self.waiting)
         self.tokens += sum(int(each.pop("tokens").total) for each in fetched)
         self.sums, self.waiting = metrics.add([self.sums, *fetched]), []
 
@@ -120,8 +177,10 @@ class Tally:
         self.collect()
         seconds = time.monotonic() - self.started
         speed = (self.tokens - self.counted_from) / seconds
+        taken = {"seconds": round(seconds, 3), "tokens_per_second": round(speed, 1), "waiting": round(self.waited, 3)}
         sums, self.sums, self.started, self.counted_from = self.sums, {}, time.monotonic(), self.tokens
-        return sums, {"seconds": round(seconds, 3), "tokens_per_second": round(speed, 1)}
+        self.waited = 0.0
+        return sums, taken
 
 
 def placed(rows: Iterator[Rows], mesh) -> Iterator[dict[str, jax.Array]]:
@@ -137,6 +196,8 @@ def placed(rows: Iterator[Rows], mesh) -> Iterator[dict[str, jax.Array]]:
 
 def profiled(run: Run, at: int, say: Callable[[str], None]) -> Watch:
     """What watches the first steps and says where their time went. Raises `RunError` where too few are left."""
+    if hosts.several():
+        raise RunError("a profile is of one process, and this run has several")
     if run.experiment.steps - at < 2 + STEPS:
         raise RunError(f"a profile needs {2 + STEPS} steps, and {run.experiment.steps - at} are left")
     settings = static(run.experiment, run.module)
@@ -151,9 +212,9 @@ def static(experiment: Experiment, module) -> dict:
 
 
 def advance(
-    run: Run, state, at: int, tally: Tally, checkpoints: Checkpoints, out: log.Log, watch: Watch, stop: Stop
+    run: Run, state, at: int, tally: Tally, checkpoints: Checkpoints, out: log.Log, hooks: Hooks
 ) -> dict[str, float]:
-    """All steps from `at` on, `watch` told of each; held-out scores of the last one. Raises `Stopped`."""
+    """All steps from `at` on; held-out scores of the last one. Raises `Stopped`."""
     experiment, cadence, steps = run.experiment, run.experiment.cadence, run.experiment.steps
     since = lambda: evaluations(out, experiment.objective)[0]
     if at == steps or (experiment.stop_after and since() >= experiment.stop_after):
@@ -165,18 +226,19 @@ def advance(
         experiment.seed,
         experiment.objective.copies,
         run.store.path / "tables",
-        jax.process_index(),
-        jax.process_count(),
+        partial(sharding.local_rows, run.mesh),
     )
     settings = static(experiment, run.module)
     for index, batch in enumerate(placed(stream.batches(at, steps), run.mesh), start=at + 1):
-        state, measured = step.train_step(state, batch, experiment.seed, **settings)
-        watch(state, batch, measured)
+        with tally.timed():
+            state, measured = step.train_step(state, batch, experiment.seed, **settings)
+        hooks.watch(state, batch, measured)
         tally.watch(measured)
+        hooks.watchdog.beat(index)
         due = lambda every, index=index: index % every == 0 or index == steps
         if due(cadence.log):
             record(run, index, tally, out)
-            stop_if_not_finite(run, index, state, checkpoints)
+            stop_if_not_finite(run, index, state, batch, checkpoints)
         cost = None
         if due(cadence.evaluate):
             jax.block_until_ready(state.params)
@@ -186,8 +248,11 @@ def advance(
             tally.started += seconds
             out.write(index, "heldout", scores, {"seconds": round(seconds, 3)})
             out.say(f"{experiment.name} step {index:,}: held-out {describe(scores)}")
+            hooks.watchdog.beat(index)
+            for line in experiment.objective.ailments(scores) if 10 * index >= steps else ():
+                out.say(f"{experiment.name} step {index:,}: {line}")
         done = cost is not None and experiment.stop_after and since() >= experiment.stop_after
-        why = None if index == steps else stop.asked()
+        why = None if index == steps else hooks.stop.asked(index)
         if done or why or due(cadence.save):
             checkpoints.save(index, state, tally.notes(), cost)
         if done:
@@ -202,7 +267,7 @@ def advance(
 
 def evaluations(out: log.Log, objective) -> tuple[int, dict[str, float]]:
     """How many evaluations the best one lies back, and the best: its step and its scores."""
-    rows = [row for row in log.rows(out.path) if row["split"] == "heldout"]
+    rows = [row for row in out.rows if row["split"] == "heldout"]
     best = min(range(len(rows)), key=lambda i: objective.cost(rows[i]), default=None)
     if best is None:
         return 0, {}
@@ -218,15 +283,27 @@ def record(run: Run, index: int, tally: Tally, out: log.Log) -> None:
     rate = float(experiment.optimizer.learning_rate(index - 1, experiment.steps))
     out.write(index, "train", {"loss": loss, "tokens": tally.tokens, "learning_rate": rate} | scores, taken)
     out.advance(index, f"loss {loss:.3f}, {taken['tokens_per_second']:,.0f} tokens/s")
+    lines = [health.spike([row["loss"] for row in out.rows if row["split"] == "train"])]
+    if left := int(sums["skipped"].total):
+        lines.append(f"{left} updates since the last row were not finite, or spikes, and left out")
+    if hosts.several():
+        with tally.timed():
+            lines.append(health.slowest(taken["seconds"] - taken["waiting"], taken["seconds"]))
+    for line in filter(None, lines):
+        out.say(f"{experiment.name} step {index:,}: {line}")
 
 
-def stop_if_not_finite(run: Run, index: int, state, checkpoints: Checkpoints) -> None:
+def stop_if_not_finite(run: Run, index: int, state, batch: dict, checkpoints: Checkpoints) -> None:
     """Raises `RunError` after too many updates in a row that had to be left out."""
     streak = int(state.guard["streak"])
     if streak >= run.experiment.cadence.patience:
+        epochs, ids = (np.ravel(fetched(batch[name])) for name in ("epoch", "id"))
+        shown = ", ".join(f"{epoch}:{place}" for epoch, place in list(zip(epochs, ids, strict=True))[:4])
         raise RunError(
             f"{run.experiment.name}: the last {streak} updates up to step {index} were not finite and left out; the "
-            f"last checkpoint is {checkpoints.latest()}. A lower optimizer.rate or longer optimizer.warmup may help"
+            f"last checkpoint is {checkpoints.latest()}. What was not finite of the last one: "
+            f"{health.not_finite(run, state, batch, index - 1)}; its {len(ids)} examples (pass:place) are {shown}, ... "
+            "A lower optimizer.rate or longer optimizer.warmup may help"
         )
 
 

@@ -81,6 +81,7 @@ class Optimizer:
     exclude: tuple[str, ...] = (r"norm/", r"bias$")  # () for RoBERTa, where everything decays
     layer_decay: float = 1.0  # each layer's rate is this times that of the layer above; the heads have `rate` (ELECTRA)
     released_layer_decay: bool = False  # the top layer's rate has the factor twice, as in all numbers of ELECTRA's code
+    spike: float | None = None  # leave updates out whose gradient is so many times as long as those of late
 
     def __post_init__(self):
         def require(name, fits, accepted):
@@ -95,6 +96,7 @@ class Optimizer:
         require("betas", pair and all(finite(x) and 0 <= x < 1 for x in self.betas), "two numbers from 0 to below 1")
         require("epsilon", finite(self.epsilon) and self.epsilon > 0, "a number above 0")
         require("clip", self.clip is None or finite(self.clip) and self.clip > 0, "a number above 0, or None")
+        require("spike", self.spike is None or finite(self.spike) and self.spike > 1, "a number above 1, or None")
         require("layer_decay", finite(self.layer_decay) and 0 < self.layer_decay <= 1, "above 0 and at most 1")
         require("correction", isinstance(self.correction, bool), "True or False")
         known = get_args(Schedule)

@@ -35,7 +35,7 @@ from encoders.experiment import Experiment, Network, differences, fingerprint
 from encoders.files import write_json
 from encoders.objectives.objective import total_loss
 from encoders.text.vocab import Facts
-from encoders.training import sharding, step
+from encoders.training import hosts, sharding, step
 from encoders.training.checkpoint import Checkpoints, Damaged, abstract
 from encoders.values import from_json, to_json
 
@@ -116,6 +116,9 @@ class Run:
                 state, notes = checkpoints.restore(at, like)
             except Damaged as error:
                 damaged[at] = str(error)
+                if hosts.several():  # perhaps only one has noticed
+                    place = checkpoints.set_aside([at])
+                    raise RunError(f"{self.folder}: {error}; it is in {place}, and the same command goes on") from error
                 say(f"{self.folder}: {error}")
                 continue
             if damaged:
@@ -171,7 +174,9 @@ class Run:
         objective, sums = self.experiment.objective, []
         ids, said = [], []
         for rows in heldout_batches(split, self.facts, phase, phase.batch, limit, self.store.path / "tables"):
-            summed, heard = step.eval_step(params, sharding.place(rows, self.mesh), module=self.module)
+            mine = sharding.local_rows(self.mesh, phase.batch)
+            placed = sharding.place({name: each[mine] for name, each in rows.items()}, self.mesh)
+            summed, heard = step.eval_step(params, placed, module=self.module)
             sums.append(summed)
             if heard:
                 ids.append(rows["id"][:, 0] // rows["id"].shape[1])
@@ -245,6 +250,8 @@ def claim(run: Run, start_key: str | None) -> str:
     Raises `RunError` where the folder belongs to another experiment.
     """
     experiment, path = run.experiment, run.folder / "experiment.json"
+    if not path.exists() and not hosts.primary():
+        raise RunError(f"{run.folder}, which process 0 has made, is not there: all processes must see the same folders")
     mine = fingerprint(experiment, run.store.key, start_key)
     if path.exists():
         theirs = read_record(run.folder)

@@ -13,13 +13,13 @@ from dataclasses import astuple, dataclass
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from encoders.model.parts import ROWS
 from encoders.training.optimizer import paths, stacked
 
 AXES = ("data", "fsdp", "model")
-BATCH = ("data", "fsdp")
 
 # The first row whose regex is found in the path; trailing axes; a stack's first axis stays whole.
 TABLE = (
@@ -52,7 +52,7 @@ class Mesh:
 
     def build(self, devices=None) -> jax.sharding.Mesh:
         """The mesh over `devices`, by default all of them; every device has a place in it."""
-        devices = jax.devices() if devices is None else list(devices)
+        devices = present() if devices is None else list(devices)
         sizes = astuple(self)
         given = math.prod(size for size in sizes if size != -1)
         if len(devices) % given or (-1 not in sizes and given != len(devices)):
@@ -61,6 +61,24 @@ class Mesh:
             raise ValueError(f"{axes} needs {needed} devices and there are {len(devices)}; -1 takes the rest")
         shape = tuple(len(devices) // given if size == -1 else size for size in sizes)
         return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+    def abstract(self, devices: int) -> AbstractMesh:
+        """The mesh for reckoning, where there need not be as many devices: -1 is what they leave, or 1."""
+        given = math.prod(size for size in astuple(self) if size != -1)
+        sizes = tuple(max(devices // given, 1) if size == -1 else size for size in astuple(self))
+        return AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def present() -> list:
+    """The devices there are. Raises `ValueError` where `JAX_PLATFORMS` names none of this machine."""
+    try:
+        return jax.devices()
+    except (AssertionError, RuntimeError) as error:
+        reason = f" ({str(error).splitlines()[0][:200]})" if str(error) else ""
+        raise ValueError(
+            f"JAX_PLATFORMS={jax.config.jax_platforms} has no device here{reason}; unset it to take what there is, or "
+            "install the extra gpu or tpu"
+        ) from None
 
 
 def layout(path: str, shape: tuple[int, ...], mesh) -> tuple[P, list[str]]:
@@ -101,10 +119,65 @@ def notes(tree, mesh) -> list[str]:
 
 def batch_sharding(mesh, leading: int = 0) -> NamedSharding:
     """Rows over `data` and `fsdp`, after `leading` whole axes (those of accumulated micro-steps)."""
-    return NamedSharding(mesh, P(*[None] * leading, BATCH))
+    return NamedSharding(mesh, P(*[None] * leading, ROWS))
+
+
+def local_rows(mesh, batch: int) -> np.ndarray:
+    """Which of the `batch` rows of a global batch this process's devices hold, in order."""
+    places = batch_sharding(mesh).addressable_devices_indices_map((batch,)).values()
+    return np.unique(np.concatenate([np.arange(batch)[place] for place in places]))
 
 
 def place(batch: dict[str, np.ndarray], mesh) -> dict[str, jax.Array]:
-    """The global batch on the devices, from the rows that this process holds."""
-    sharding = batch_sharding(mesh)
-    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+    """The global batch on the devices, from the rows that this process holds: those of `local_rows`."""
+    sharding, shards = batch_sharding(mesh), mesh.shape["data"] * mesh.shape["fsdp"]
+    here = len(local_rows(mesh, shards))
+
+    def whole(mine: np.ndarray) -> jax.Array:
+        size = len(mine) // here * shards
+        rows = local_rows(mesh, size)
+
+        def part(index) -> np.ndarray:
+            start, stop, _ = index[0].indices(size)
+            at = int(np.searchsorted(rows, start))
+            return mine[at : at + stop - start]
+
+        return jax.make_array_from_callback((size, *mine.shape[1:]), sharding, part)
+
+    return jax.tree.map(whole, batch)
+
+
+# Inside a jitted function ---------------------------------------------------------------------------------------------
+
+
+def mesh_of(tree):
+    """The mesh that the arguments of the function are on; None for one device."""
+    mesh = jax.typeof(jax.tree.leaves(tree)[0]).sharding.mesh
+    return mesh if mesh.size > 1 else None
+
+
+def kept(tree):
+    """Parameters, moments or a whole state with every leaf where `TABLE` has it."""
+    mesh = mesh_of(tree)
+    return tree if mesh is None else jax.lax.with_sharding_constraint(tree, shardings(tree, mesh))
+
+
+def gathered(params):
+    """Parameters as they are used, no longer split over `fsdp`; those of layers are gathered each in its turn."""
+    mesh = mesh_of(params)
+    if mesh is None:
+        return params
+
+    def place(path, leaf):
+        spec = [None if name == "fsdp" else name for name in layout(path, leaf.shape, mesh)[0]]
+        return leaf if stacked(path) else jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, P(*spec)))
+
+    return jax.tree.map(place, paths(params), params)
+
+
+def row_by_row(function, batch):
+    """`function(batch)`, which treats each row by itself, computed where the rows are."""
+    mesh = mesh_of(batch)
+    if mesh is None:
+        return function(batch)
+    return jax.shard_map(function, mesh=mesh, in_specs=P(ROWS), out_specs=P(ROWS), check_vma=False)(batch)

@@ -14,8 +14,10 @@ from flax import struct
 from encoders.metrics import Mean
 from encoders.objectives.objective import TaskModule
 from encoders.training.optimizer import Moments, Optimizer
+from encoders.training.sharding import gathered, kept, row_by_row
 
 PARAMETERS, DROPOUT = 100, 101  # streams of random keys, beside those of objectives/masking.py
+CALM, LATE = 64, 128  # updates before a spike is one, and over how many its gradient is compared
 
 
 class State(struct.PyTreeNode):
@@ -24,7 +26,7 @@ class State(struct.PyTreeNode):
     step: jax.Array
     params: dict
     moments: Moments
-    guard: dict  # updates left out because loss or gradient was not finite: in all, and in a row
+    guard: dict  # updates left out because loss or gradient was not finite, or a spike: in all, in a row; see `spiked`
 
 
 def blank(length: int, labels: Iterable[str] = ()) -> dict[str, np.ndarray]:
@@ -45,7 +47,19 @@ def init(seed, *, module, optimizer: Optimizer) -> State:
     """The state before the first step."""
     params = parameters(seed, module)
     zero = lambda: jnp.zeros((), jnp.int32)  # each its own: a donated buffer may occur once
-    return State(zero(), params, optimizer.init(params), {"skipped": zero(), "streak": zero()})
+    guard = {"skipped": zero(), "streak": zero()}
+    if optimizer.spike is not None:
+        guard |= {"norm": jnp.zeros(()), "made": zero()}
+    return State(zero(), params, optimizer.init(params), guard)
+
+
+def spiked(guard: dict, norm, spike: float | None):
+    """Is a gradient of this norm a spike, more than `spike` times the mean of those of late; and that mean with it."""
+    if spike is None:
+        return False, {}
+    made, mean = guard["made"], guard["norm"]
+    after = mean + (norm - mean) / jnp.minimum(made + 1, LATE)
+    return (made >= CALM) & (norm > spike * mean), {"norm": after, "made": made + 1}
 
 
 def micro_batches(batch: dict, count: int) -> dict:
@@ -58,16 +72,16 @@ def train_step(state: State, batch: dict, seed, *, module, optimizer: Optimizer,
     """One update on `batch`, of a run of `steps`, in `accumulate` micro-steps: `(state, metrics)`.
 
     Each loss term is a sum over its count in the whole batch, so the micro-steps add up to one large step. An update
-    that is not finite is left out and counted.
+    that is not finite, or a spike, is left out and counted.
     """
     objective = module.objective
-    batch = objective.corrupt(batch, module.facts, seed)
+    batch = row_by_row(lambda rows: objective.corrupt(rows, module.facts, seed), batch)
     scale = {name: objective.weights[name] / jnp.maximum(n, 1) for name, n in objective.counts(batch).items()}
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), DROPOUT), state.step)
 
     def loss(params, micro, index):
         rngs = {"dropout": jax.random.fold_in(key, index)}
-        metrics = module.apply({"params": params}, micro, train=True, rngs=rngs)
+        metrics = module.apply({"params": gathered(params)}, micro, train=True, rngs=rngs)
         return sum(metrics[name].total * factor for name, factor in scale.items()), metrics
 
     gradient = jax.value_and_grad(loss, has_aux=True)
@@ -85,20 +99,23 @@ def train_step(state: State, batch: dict, seed, *, module, optimizer: Optimizer,
     norm = optax.tree.norm(grads)
     updates, moments = optimizer.transform(steps).update(grads, state.moments, state.params)
     params = optax.apply_updates(state.params, updates)
-    good = jnp.isfinite(total) & jnp.isfinite(norm)
+    spike, calm = spiked(state.guard, norm, optimizer.spike)
+    good = jnp.isfinite(total) & jnp.isfinite(norm) & jnp.logical_not(spike)
     keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
     bad = (~good).astype(jnp.int32)
     guard = {"skipped": state.guard["skipped"] + bad, "streak": (state.guard["streak"] + 1) * bad}
+    guard |= keep(calm, {name: state.guard[name] for name in calm})
     one = jnp.ones(())
     metrics = jax.tree.map(lambda x: jnp.where(good, x, 0), metrics | {"gradient_norm": Mean(norm, one)})
     metrics |= {"skipped": Mean(bad, one), "tokens": Mean((batch["example"] > 0).sum(), one)}
-    return State(state.step + 1, keep(params, state.params), keep(moments, state.moments), guard), metrics
+    return kept(State(state.step + 1, keep(params, state.params), keep(moments, state.moments), guard)), metrics
 
 
 @partial(jax.jit, static_argnames="module")
 def eval_step(params: dict, batch: dict, *, module) -> tuple[dict, dict]:
     """Metrics of held-out rows, and of labelled ones what is said. No mask or sample depends on the run's seed."""
-    batch = module.objective.corrupt(batch, module.facts, 0)
+    batch = row_by_row(lambda rows: module.objective.corrupt(rows, module.facts, 0), batch)
+    params = gathered(params)
     if isinstance(module, TaskModule):
         return module.apply({"params": params}, batch, method="evaluate")
     return module.apply({"params": params}, batch), {}

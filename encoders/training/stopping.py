@@ -8,6 +8,8 @@ import threading
 import time
 from types import FrameType
 
+from encoders.training import hosts
+
 STATUS = 75  # EX_TEMPFAIL of sysexits.h: the same command goes on
 UNITS = {"d": 86_400, "h": 3600, "m": 60, "s": 1}
 
@@ -19,17 +21,19 @@ class Stopped(Exception):
 class Stop:
     """A context in which SIGTERM, SIGINT and `seconds` ask the run to end; a second signal ends the process at once.
 
-    Signals reach the main thread alone; elsewhere only the time counts.
+    Signals reach the main thread alone; elsewhere only the time counts. Of several processes each is told what one is:
+    there SIGTERM stays with JAX, which tells the others and finds a step that all of them can end after.
     """
 
     def __init__(self, seconds: float | None = None):
         self.until = None if seconds is None else time.monotonic() + seconds
         self.signal: signal.Signals | None = None
         self.before: dict[signal.Signals, object] = {}
+        self.passed_on = False
 
     def __enter__(self) -> Stop:
         if threading.current_thread() is threading.main_thread():
-            for each in (signal.SIGTERM, signal.SIGINT):
+            for each in (signal.SIGINT,) if hosts.several() else (signal.SIGTERM, signal.SIGINT):
                 self.before[each] = signal.signal(each, self.heard)
         return self
 
@@ -42,11 +46,16 @@ class Stop:
             raise KeyboardInterrupt
         self.signal = signal.Signals(number)
 
-    def asked(self) -> str | None:
-        """Why the run is to end now, if it is."""
-        if self.signal:
-            return self.signal.name
-        return "the time limit" if self.until is not None and time.monotonic() >= self.until else None
+    def asked(self, step: int) -> str | None:
+        """Why the run is to end after `step`, if it is. Of several processes each asks after every step."""
+        late = self.until is not None and time.monotonic() >= self.until
+        why = self.signal.name if self.signal else "the time limit" if late else None
+        if not hosts.several():
+            return why
+        if why and not self.passed_on:
+            self.passed_on = True
+            hosts.pass_on()
+        return (why or "a signal to one of its processes") if hosts.asked_at(step) else None
 
 
 def seconds(text: str) -> float:
@@ -57,5 +66,5 @@ def seconds(text: str) -> float:
     """
     found = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text.strip())
     if not text.strip() or not found:
-        raise ValueError(f"--stop-after {text!r} is no duration such as 3h55m, 90s or 1d")
+        raise ValueError(f"{text!r} is no duration such as 3h55m, 90s or 1d")
     return float(sum(int(count or 0) * size for count, size in zip(found.groups(), UNITS.values(), strict=True)))

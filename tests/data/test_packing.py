@@ -159,7 +159,8 @@ def test_unpacking_what_is_not_packed_changes_nothing(tmp_path):
 def test_packed_batches_depend_on_their_step_alone_and_are_shared_by_processes(tmp_path):
     form = Packed(NEXT, MOST)
     alone = stream_of(form, tmp_path, batch=8)
-    halves = [Stream(PROSE, FACTS, alone.phases, 0, None, tmp_path / "other", n, 2) for n in (0, 1)]
+    share = lambda n: lambda batch: np.arange(batch).reshape(2, -1)[n]
+    halves = [Stream(PROSE, FACTS, alone.phases, 0, None, tmp_path / "other", share(n)) for n in (0, 1)]
     for at in (9, 0, 4):
         parts = [half.batch(at) for half in halves]
         together = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

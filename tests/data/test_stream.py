@@ -44,12 +44,17 @@ TWO = (
 )
 
 
+def share(number, of):
+    """Which rows of a batch the process of this number holds, where each has as many."""
+    return lambda batch: np.arange(batch).reshape(of, -1)[number]
+
+
 @pytest.fixture
 def opened(tmp_path):
     """Makes streams that share a folder of tables."""
 
-    def new(phases=ONE, seed=0, copies=None, split=PROSE, folder=tmp_path, **process):
-        return Stream(split, FACTS, phases, seed, copies, folder, **process)
+    def new(phases=ONE, seed=0, copies=None, split=PROSE, folder=tmp_path, **held):
+        return Stream(split, FACTS, phases, seed, copies, folder, **held)
 
     return new
 
@@ -118,7 +123,8 @@ def test_a_batch_has_the_fields_that_models_and_objectives_read(opened):
 
 def test_a_large_vocabulary_keeps_its_ids():
     split = replace(PROSE, tokens=np.full(len(PROSE.tokens), 70_000, np.uint32))
-    assert assemble(split, np.array([[0, 2, 0, 0, 0]]), 8, FACTS, FULL)["tokens"][0, 1] == 70_000
+    facts = replace(FACTS, size=70_001)
+    assert assemble(split, np.array([[0, 2, 0, 0, 0]]), 8, facts, FULL)["tokens"][0, 1] == 70_000
 
 
 # A pure function of (seed, step)
@@ -277,6 +283,12 @@ def test_two_hosts_whose_processes_have_one_number_build_the_same_table(tmp_path
     assert np.array_equal(*made)
 
 
+def test_a_token_that_the_vocabulary_has_not_is_named(opened):
+    tokens = np.full_like(PROSE.tokens, FACTS.size)
+    with pytest.raises(ValueError, match=f"has the token {FACTS.size}, and the vocabulary ends at {FACTS.size - 1}"):
+        opened(split=replace(PROSE, tokens=tokens)).batch(0)
+
+
 # Processes
 
 
@@ -284,16 +296,17 @@ def test_two_hosts_whose_processes_have_one_number_build_the_same_table(tmp_path
 def test_the_rows_of_all_processes_are_the_rows_of_one(opened, processes):
     phases = tuple(replace(phase, batch=6 * n) for n, phase in enumerate(TWO, 1))
     alone = opened(phases, copies=1)
-    shares = [opened(phases, copies=1, process=n, processes=processes) for n in range(processes)]
+    shares = [opened(phases, copies=1, held=share(n, processes)) for n in range(processes)]
     for step in range(10):
-        parts = [share.batch(step) for share in shares]
+        parts = [each.batch(step) for each in shares]
         together = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         assert same(together, alone.batch(step))
 
 
-def test_a_batch_that_the_processes_cannot_share_is_refused(opened):
-    with pytest.raises(ValueError, match="batch=6"):
-        opened(process=0, processes=4)
+def test_a_process_may_hold_any_rows_of_a_batch(opened):
+    some, whole = opened(held=lambda batch: np.array([0, 3, 4])), opened()
+    for step in range(4):
+        assert same(some.batch(step), {name: rows[[0, 3, 4]] for name, rows in whole.batch(step).items()})
 
 
 # Phases
@@ -509,10 +522,10 @@ def test_a_batch_of_like_length_depends_on_its_step_alone(opened, chunks, tmp_pa
 
 
 def test_two_processes_share_a_batch_at_one_length(opened, chunks):
-    alone, shares = opened(ALIKE), [opened(ALIKE, process=n, processes=2) for n in range(2)]
+    alone, shares = opened(ALIKE), [opened(ALIKE, held=share(n, 2)) for n in range(2)]
     shorter = 0
     for step in range(12):
-        parts = [share.batch(step) for share in shares]
+        parts = [each.batch(step) for each in shares]
         assert len({part["tokens"].shape for part in parts}) == 1
         assert same({name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, alone.batch(step))
         shorter += len({stream.cut(longest(part), 20, 4) for part in parts}) > 1

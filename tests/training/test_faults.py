@@ -150,7 +150,7 @@ def test_a_signal_ends_a_run_after_its_step_which_is_saved(whole, tmp_path, monk
 def test_a_second_signal_ends_the_process_at_once():
     with Stop() as stop:
         signal.raise_signal(signal.SIGTERM)
-        assert stop.asked() == "SIGTERM"
+        assert stop.asked(1) == "SIGTERM"
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
 

@@ -103,7 +103,7 @@ def test_fine_tuning_begins_with_an_imported_encoder_and_its_pooler(home, tmp_pa
     from encoders.training import step
 
     run = Run(whole, tmp_path / "run", Run.open(home / "bert-pretraining").facts, lambda: prepared(whole.data, quiet))
-    batch = next(Stream(run.store.train, run.facts, whole.phases, 0, 1, tmp_path / "tables", 0, 1).batches(0, 60))
+    batch = next(Stream(run.store.train, run.facts, whole.phases, 0, 1, tmp_path / "tables").batches(0, 60))
     losses = []
     for _ in range(60):  # one batch, by heart
         state, measured = step.train_step(state, batch, 0, module=run.module, optimizer=whole.optimizer, steps=60)

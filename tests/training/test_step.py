@@ -15,7 +15,17 @@ from encoders.objectives.nsp import NextSentence
 from encoders.objectives.rtd import MASKING, ReplacedTokens
 from encoders.text.vocab import Facts
 from encoders.training.optimizer import AdamW
-from encoders.training.step import DROPOUT, PARAMETERS, State, blank, eval_step, init, micro_batches, train_step
+from encoders.training.step import (
+    CALM,
+    DROPOUT,
+    PARAMETERS,
+    State,
+    blank,
+    eval_step,
+    init,
+    micro_batches,
+    train_step,
+)
 
 QUICK = {"xla_backend_optimization_level": 0}  # compiles in a third of the time
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}  # float32 sums of micro-steps in another order
@@ -32,6 +42,8 @@ SIZES = (0, 13, 5, 0, 9, 7)  # of six rows' examples; with three micro-steps the
 
 class Descent:
     """Gradient descent with momentum: its first update is minus the gradient, and so shows it."""
+
+    spike = None
 
     def transform(self, total_steps):
         return optax.sgd(1.0, momentum=0.9)
@@ -141,6 +153,22 @@ def test_an_update_that_is_not_finite_is_left_out_and_counted():
     healed, metrics = step(twice.replace(params=good.params))
     assert np.isfinite(metrics["mlm_loss"].total) and not equal(healed.params, good.params)
     assert (healed.step, healed.guard) == (4, {"skipped": 2, "streak": 0})
+
+
+def test_a_spike_is_left_out_and_remembered_by_no_mean():
+    wary = AdamW(1e-3, 0, spike=3.0)
+    given = dict(module=PAIRS.module(MODEL, FACTS), optimizer=wary, steps=10)
+    begun = init(0, module=given["module"], optimizer=wary)
+    after, metrics = jax.device_get(train_step(begun, ROWS, 3, **given))
+    norm = metrics["gradient_norm"].total
+    assert (after.guard["norm"], after.guard["made"]) == (norm, 1)
+    for mean, left_out in ((norm, 0), (norm / 100, 1)):
+        calm = after.guard | {"norm": np.float32(mean), "made": np.int32(CALM)}
+        found, _ = jax.device_get(train_step(jax.device_put(after.replace(guard=calm)), ROWS, 3, **given))
+        assert found.guard["skipped"] == found.guard["streak"] == left_out
+        assert equal(found.params, after.params) == bool(left_out)
+        assert found.guard["made"] == CALM + 1 - left_out
+        assert (found.guard["norm"] == np.float32(mean)) == bool(left_out)
 
 
 # Randomness -----------------------------------------------------------------------------------------------------------

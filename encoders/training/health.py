@@ -1,0 +1,83 @@
+"""Is a run well? What it is told of itself in words, with what to change."""
+
+from __future__ import annotations
+
+import statistics
+
+import jax
+import numpy as np
+
+from encoders.ledger import gibibytes, memory
+from encoders.training import hosts, step
+from encoders.training.optimizer import leaves
+
+SPIKE, WINDOW = 6.0, 50  # deviations above the mean of as many rows of the log before
+SLOW = 2.0  # times the usual time, and more than a tenth of all
+
+
+def not_finite(run, state: step.State, batch: dict, at: int) -> str:
+    """What of an update that was left out was not finite: loss terms, or else leaves of the gradient.
+
+    The update left `state` as it was, so that it can be looked at again with the `batch` of step `at` (from 0).
+    """
+    objective, module, seed = run.experiment.objective, run.module, run.experiment.seed
+    shown = objective.corrupt(batch, module.facts, seed)
+    counts = {name: max(float(n), 1.0) for name, n in objective.counts(shown).items()}
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step.DROPOUT), at)
+
+    def loss(params):
+        metrics = module.apply({"params": params}, shown, train=True, rngs={"dropout": jax.random.fold_in(key, 0)})
+        terms = {name: metrics[name].total / counts[name] for name in counts}
+        return sum(objective.weights[name] * term for name, term in terms.items()), terms
+
+    (_, terms), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(state.params)
+    named = [name for name, term in terms.items() if not np.isfinite(float(term))]
+    if not named:
+        sound = jax.jit(lambda tree: jax.tree.map(lambda x: jax.numpy.isfinite(x).all(), tree))(grads)
+        named = [f"the gradient of {path}" for path, fine in leaves(jax.device_get(sound)) if not fine]
+    more = f" and {len(named) - 3} more" if len(named) > 3 else ""
+    return ", ".join(named[:3]) + more or "nothing when looked at again"
+
+
+def spike(losses: list[float]) -> str | None:
+    """A line where the last loss lies far above those before it."""
+    *before, last = losses[-WINDOW - 1 :]
+    if len(before) < WINDOW // 5:
+        return None
+    usual, spread = statistics.fmean(before), statistics.pstdev(before)
+    if last <= usual + SPIKE * max(spread, 1e-3 * abs(usual)):
+        return None
+    return (
+        f"the loss is {last:.3f}, and was {usual:.3f} with a deviation of {spread:.3f}; where this comes again, a "
+        "lower optimizer.rate, a longer optimizer.warmup or a lower optimizer.clip may help"
+    )
+
+
+def slowest(busy: float, seconds: float) -> str | None:
+    """A line where one process of several was busy itself for much longer than the others, which waited for it."""
+    times = hosts.gathered(np.float32(busy))
+    worst, usual = int(times.argmax()), float(np.median(np.delete(times, times.argmax())))
+    if times[worst] < max(SLOW * usual, 0.1 * seconds):
+        return None
+    return (
+        f"process {worst} was busy beside its devices for {times[worst]:.1f} of {seconds:.1f} s, the others for "
+        f"{usual:.1f} s: they wait for its batches, its disk or its processor"
+    )
+
+
+def out_of_memory(run, error: BaseException) -> str:
+    """What to change, with sizes, where a device has too little memory."""
+    experiment, estimate = run.experiment, gibibytes(memory(run.experiment, run.mesh))
+    line = next((line for line in str(error).splitlines() if "memory" in line.lower()), str(error))
+    return (
+        f"{experiment.name}: out of memory on a device ({line.strip()[:150]}). Estimated there: {estimate}. With the "
+        f"same numbers: a higher accumulate (now {experiment.accumulate}), model.remat=dots or full (now "
+        f"{experiment.model.remat}), or a higher mesh.fsdp (now {run.mesh.shape['fsdp']}) on more devices. With other "
+        f"ones: a lower phases.batch (now {max(phase.batch for phase in experiment.phases)}) or phases.length"
+    )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, (MemoryError, jax.errors.JaxRuntimeError)) and (
+        isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower()
+    )

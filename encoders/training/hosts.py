@@ -1,0 +1,129 @@
+"""Several processes, on this machine or on many, as one run: how they find each other, and how they agree.
+
+A fault of one process ends them all, since the others would wait for it for ever. What can be refused is refused by
+all of them together.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from typing import NoReturn, TypeVar
+
+import jax
+import numpy as np
+
+from encoders.training.rendezvous import meet
+
+T = TypeVar("T")
+LONGEST = 2000  # bytes of an error that the others are told
+
+
+class HostsError(ValueError):
+    """Processes that cannot work as one run, or one of which has refused to."""
+
+
+def join(coordinator: str | None, processes: int | None, process: int | None, wait: float) -> None:
+    """Make this process one of those of a run, before JAX is used; without arguments, as the environment says.
+
+    `coordinator` is HOST:PORT of process 0, or "auto": what `jax.distributed` finds out by itself, as on a TPU pod.
+    They have `wait` seconds to come together. Raises `HostsError` where that fails, in one line: inside JAX it would
+    end the process with a dump of its stack.
+    """
+    if coordinator in (None, "auto"):
+        if process is not None:
+            raise HostsError(f"--process {process} needs --coordinator HOST:PORT, where process 0 is")
+        if coordinator == "auto" or launched() > 1:
+            jax.distributed.initialize(initialization_timeout=int(wait))
+        return
+    if processes is None or process is None or not 0 <= process < processes:
+        raise HostsError(
+            f"--coordinator {coordinator} needs --processes N and --process 0 to N - 1, and has --processes "
+            f"{processes} and --process {process}"
+        )
+    try:
+        meet(coordinator, processes, process, wait)
+    except (OSError, ValueError) as error:
+        raise HostsError(f"process {process} of {processes}: {error}") from error
+    jax.distributed.initialize(coordinator, processes, process, initialization_timeout=int(wait))
+
+
+def launched() -> int:
+    """How many processes srun, mpirun or GKE says that it has started."""
+    hosts = [host for host in os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",") if host]
+    counts = [os.environ.get(name, "") for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")]
+    return max([len(hosts), *(int(count) for count in counts if count.isdigit())])
+
+
+def several() -> bool:
+    """Whether this process is one of several of a run."""
+    return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def primary() -> bool:
+    """Whether this process speaks for the run, and writes what is written once."""
+    return not jax.distributed.is_initialized() or jax.process_index() == 0
+
+
+def agreed(work: Callable[[], T]) -> T:
+    """What `work` returns. Where it fails in one process, it raises `HostsError` in all, with the reason."""
+    if not several():
+        return work()
+    found, failure = None, None
+    try:
+        found = work()
+    except Exception as error:
+        failure = error
+    heard = gathered(np.frombuffer(said(failure).encode()[:LONGEST].ljust(LONGEST, b"\0"), np.uint8))
+    reasons = [bytes(row).rstrip(b"\0").decode(errors="ignore") for row in heard]
+    if failed := [number for number, reason in enumerate(reasons) if reason]:
+        who = f"process {failed[0]}: " if len(failed) < len(reasons) else ""
+        raise HostsError(who + reasons[failed[0]]) from failure
+    return found
+
+
+def said(error: Exception | None) -> str:
+    return "" if error is None else str(error) or repr(error)
+
+
+def first(work: Callable[[], T]) -> T:
+    """`agreed`, the primary process before the others, which find what it has made."""
+    found = agreed(lambda: work() if primary() else None)
+    return agreed(lambda: found if primary() else work())
+
+
+def gathered(array: np.ndarray) -> np.ndarray:
+    """The arrays of all processes, one after the other along a new first axis."""
+    from jax.experimental.multihost_utils import process_allgather
+
+    return np.asarray(process_allgather(array)).reshape(-1, *array.shape)
+
+
+def pass_on() -> None:
+    """Ask all processes to end after a step that they agree on: JAX tells the others what SIGTERM tells one."""
+    signal.raise_signal(signal.SIGTERM)
+
+
+def asked_at(step: int) -> bool:
+    """Whether this is the step after which all processes end, since one of them was asked to."""
+    from jax.experimental.multihost_utils import reached_preemption_sync_point
+
+    return reached_preemption_sync_point(step)
+
+
+def tell(line: str) -> None:
+    """Print a line of this process, whichever it is."""
+    print(f"process {jax.process_index()}: {line}" if several() else line, file=sys.stderr, flush=True)
+
+
+def leave(error: BaseException) -> NoReturn:
+    """End this process at once for an error that the others do not have: to end in order it would wait for them."""
+    if isinstance(error, ValueError):
+        tell(str(error))
+    elif not isinstance(error, KeyboardInterrupt):
+        traceback.print_exception(error)
+    sys.stderr.flush()
+    os._exit(130 if isinstance(error, KeyboardInterrupt) else 1)

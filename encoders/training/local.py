@@ -1,0 +1,59 @@
+"""Several processes of a run on this machine, started and watched by one that does nothing else."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from encoders.training.stopping import STATUS
+
+GRACE = 10  # seconds that the others have once one has died
+
+
+def spread(program: Path, arguments: list[str], processes: int, say: Callable[[str], None]) -> int:
+    """Run `program` with `arguments` in `processes` processes as one run, and return its status.
+
+    Signals reach them all. When one dies the others are ended, and `say` is told which it was.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    place = ["--coordinator", f"127.0.0.1:{port}", "--processes", str(processes), "--process"]
+    command = [sys.executable, str(program), *arguments, *place]
+    # Of sessions of their own: a terminal's Ctrl-C would reach them twice.
+    started = [subprocess.Popen([*command, str(number)], start_new_session=True) for number in range(processes)]
+    asked = 0
+
+    def forward(number: int, frame) -> None:
+        nonlocal asked
+        asked += 1
+        for each in started if asked == 1 else ():
+            each.send_signal(number)
+        if asked > 1:
+            raise KeyboardInterrupt
+
+    before = {each: signal.signal(each, forward) for each in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        while all(each.poll() in (None, 0, STATUS) for each in started) and any(e.poll() is None for e in started):
+            time.sleep(0.1)
+        codes = [each.poll() for each in started]
+        died = next((number for number, code in enumerate(codes) if code not in (None, 0, STATUS)), None)
+        if died is None:
+            return max(codes)
+        killed = codes[died] < 0
+        how = f"was killed by signal {-codes[died]}; the same command goes on" if killed else "has failed"
+        say(f"process {died} of {processes} {how}; the others are ended")
+        until = time.monotonic() + (0 if killed else GRACE)
+        while any(each.poll() is None for each in started) and time.monotonic() < until:
+            time.sleep(0.1)
+        return codes[died] if codes[died] > 0 else 1
+    finally:
+        for each in started:
+            each.kill()  # after SIGTERM JAX would go on
+            each.wait()
+        for each, handler in before.items():
+            signal.signal(each, handler)

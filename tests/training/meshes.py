@@ -1,0 +1,112 @@
+"""Five steps of three tiny families on meshes of eight devices, beside the same steps on one device.
+
+python -m tests.training.meshes            every mesh of eight devices, every family
+python -m tests.training.meshes bert       one family; a mesh may follow, such as 2x2x2 (data x fsdp x model)
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from encoders.bench.inputs import text_rows
+from encoders.bench.links import Collective, collectives, compiled_step
+from encoders.data.formats import ElectraPairs, SegmentPairs
+from encoders.data.prepare import Data
+from encoders.data.stream import Phase
+from encoders.experiment import Experiment
+from encoders.families import albert, bert, electra
+from encoders.objectives.joint import Joint
+from encoders.objectives.masking import Masking
+from encoders.objectives.nsp import NextSentence
+from encoders.objectives.rtd import ReplacedTokens
+from encoders.objectives.sop import SentenceOrder
+from encoders.text.vocab import Vocabulary
+from encoders.training import step
+from encoders.training.optimizer import AdamW, Lamb
+from encoders.training.sharding import Mesh, place, shardings
+from tests import texts
+
+STEPS, ROWS, LENGTH, VOCABULARY = 5, 16, 24, 88
+SIZES = dict(vocab=VOCABULARY, hidden=32, layers=2, heads=8, intermediate=64, positions=LENGTH)
+FAMILIES = {
+    "bert": (
+        replace(bert.BASE, **SIZES, embedding=32),
+        Joint(Masking(), NextSentence()),
+        SegmentPairs(),
+        AdamW(1e-3, 2),
+    ),
+    "albert": (
+        replace(albert.BASE, **SIZES, embedding=16),
+        Joint(Masking(unit="word", ngrams=3), SentenceOrder()),
+        SegmentPairs("swapped"),
+        Lamb(1e-2, 2),
+    ),
+    "electra": (
+        replace(electra.BASE, **SIZES, embedding=32),
+        ReplacedTokens(width=1 / 2),
+        ElectraPairs(),
+        AdamW(1e-3, 2),
+    ),
+}
+MESHES = [sizes for sizes in itertools.product((1, 2, 4, 8), repeat=3) if math.prod(sizes) == 8]
+
+
+def experiment(family: str, home: Path) -> Experiment:
+    model, objective, form, optimizer = FAMILIES[family]
+    text = texts.write(home / "text.txt")
+    return Experiment(
+        name=family,
+        model=model,
+        objective=objective,
+        data=Data((str(text),), Vocabulary(size=VOCABULARY), "lines", heldout=0.1, folder=str(home / "stores")),
+        optimizer=optimizer,
+        phases=(Phase(until=STEPS, length=LENGTH, batch=ROWS, format=form),),
+    )
+
+
+def trained(made: Experiment, facts, batches, mesh) -> tuple[np.ndarray, dict, list[Collective]]:
+    """The loss terms of every step `[step, term]`, the parameters after the last, and what one step sends."""
+    run_step = compiled_step(made, facts, mesh)
+    init = partial(step.init, module=made.objective.module(made.model, facts), optimizer=made.optimizer)
+    state, losses = jax.jit(init, out_shardings=shardings(jax.eval_shape(init, made.seed), mesh))(made.seed), []
+    for batch in batches:
+        state, metrics = run_step(state, place(batch, mesh), made.seed)  # refuses a state that has moved
+        losses.append([metrics[name].total / metrics[name].count for name in made.objective.weights])
+    return np.array(losses), jax.device_get(state.params), list(collectives(run_step.as_text()))
+
+
+def compared(family: str, meshes=MESHES) -> Iterator[tuple[str, float, float, list[Collective]]]:
+    """Each mesh, the largest deviations of loss terms and of parameters from one device, and what a step sends."""
+    with tempfile.TemporaryDirectory() as home:
+        made = experiment(family, Path(home))
+        facts, batches = text_rows(made, made.phases[0], STEPS)
+        losses, params, _ = trained(made, facts, batches, Mesh().build(jax.devices()[:1]))
+        for sizes in meshes:
+            found = trained(made, facts, batches, Mesh(*sizes).build())
+            apart = jax.tree.map(lambda a, b: np.abs(a - b).max(), found[1], params)
+            name = "x".join(map(str, sizes))
+            yield name, float(np.abs(found[0] - losses).max()), float(max(jax.tree.leaves(apart))), found[2]
+
+
+def main(family: str | None = None, *chosen: str) -> None:
+    meshes = [tuple(map(int, name.split("x"))) for name in chosen] or MESHES
+    print("family  data x fsdp x model  loss apart  parameters apart  kB sent by a device")
+    for name in [family] if family else FAMILIES:
+        for mesh, losses, params, sent in compared(name, meshes):
+            size = sum(each.sent for each in sent) / 1e3
+            print(f"{name:<7} {mesh:>19} {losses:11.1e} {params:17.1e} {size:20,.0f}", flush=True)
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_num_cpu_devices", 8)
+    main(*sys.argv[1:])

@@ -1,0 +1,135 @@
+"""What a run says of itself when it is not well."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from encoders import ledger
+from encoders.families import bert
+from encoders.objectives.rtd import ReplacedTokens
+from encoders.text.vocab import Vocabulary
+from encoders.training import health, loop, step
+from encoders.training.run import RunError
+from encoders.training.sharding import Mesh
+from tests import texts
+from tests.training.test_loop import experiment, quiet
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return str(texts.write(tmp_path_factory.mktemp("texts") / "text.txt", documents=60))
+
+
+def test_a_gradient_that_is_not_finite_is_named_by_its_leaves(corpus, tmp_path, monkeypatch):
+    made = experiment(corpus, "roberta", tmp_path)
+    run, _ = loop.ready(made, tmp_path / "run", quiet)
+    stream = loop.Stream(run.store.train, run.facts, made.phases, 0, None, tmp_path / "tables")
+    state, batch = loop.fresh(run), loop.sharding.place(stream.batch(0), run.mesh)
+    assert health.not_finite(run, state, batch, 0) == "nothing when looked at again"
+    sound = jax.value_and_grad
+
+    def torn(loss, has_aux):  # sound forwards, and not backwards
+        def both(params):
+            found, grads = sound(loss, has_aux=has_aux)(params)
+            grads["tokens"] = jax.tree.map(lambda x: x * np.nan, grads["tokens"])
+            return found, grads
+
+        return both
+
+    monkeypatch.setattr(jax, "value_and_grad", torn)
+    assert health.not_finite(run, state, batch, 0).startswith("the gradient of tokens/")
+
+
+def test_a_loss_far_above_the_last_ones_is_noticed():
+    calm = [3.0 + 0.01 * (-1) ** n for n in range(60)]
+    assert health.spike(calm) is None
+    assert health.spike([*calm, 3.05]) is None
+    assert health.spike([*calm, 2.0]) is None
+    assert health.spike([*calm, 4.0]).startswith("the loss is 4.000, and was 3.000 with a deviation of 0.010")
+    assert health.spike([3.0, 9.0]) is None  # too few to know
+
+
+WELL = {
+    "rtd_replaced": 0.1, "rtd_accuracy": 0.95, "rtd_baseline": 0.9,
+    "generator_mask_accuracy": 0.3, "generator_mask_baseline": 0.05,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("scores", "said"),
+    [
+        ({}, []),
+        ({"rtd_replaced": 0.01}, ["only 1.0% of the tokens are replaced"]),
+        ({"rtd_accuracy": 0.9}, ["the discriminator is right for 90.00% of the tokens, and always saying 'original'"]),
+        ({"generator_mask_accuracy": 0.05}, ["the generator finds 5.00% of the masked tokens, and the commonest"]),
+    ],
+)
+def test_an_electra_that_learns_nothing_is_told_what_to_change(scores, said):
+    found = ReplacedTokens().ailments(WELL | scores)
+    assert len(found) == len(said)
+    for line, start in zip(found, said, strict=True):
+        assert line.startswith(start)
+        assert "objective." in line
+
+
+def test_too_little_memory_is_said_with_what_to_change(corpus, tmp_path, monkeypatch):
+    def too_large(*args, **settings):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 137438953472 bytes.\nmore")
+
+    monkeypatch.setattr(step, "train_step", too_large)
+    made = experiment(corpus, "roberta", tmp_path)
+    with pytest.raises(RunError) as told:
+        loop.train(made, tmp_path / "run", quiet)
+    said = str(told.value)
+    assert said.startswith("tiny-roberta: out of memory on a device (RESOURCE_EXHAUSTED: Out of memory allocating 137")
+    for field in ("accumulate (now 1)", "model.remat", "mesh.fsdp (now 1)", "phases.batch (now 4)", "GiB (parameters"):
+        assert field in said
+
+
+def test_memory_is_estimated_for_a_device_of_a_mesh(corpus, tmp_path):
+    made = experiment(corpus, "bert", tmp_path)
+    made = replace(made, model=bert.BASE, data=replace(made.data, vocabulary=Vocabulary(size=bert.BASE.vocab)))
+    whole, split = ledger.memory(made), ledger.memory(made, Mesh(fsdp=4).abstract(1))
+    assert split["activations"] == whole["activations"] / 4
+    assert whole["gradients"] / 4 <= split["gradients"] < whole["gradients"] / 3.9
+    assert "on each of 8 devices (data=2, fsdp=2, model=2): " in ledger.show(replace(made, mesh=Mesh(2, 2, 2)))
+    assert "on each of" not in ledger.show(made)
+
+
+HANGS = """
+import sys, time
+from encoders.training.watchdog import Watchdog
+with Watchdog(0.5, print) as watchdog:
+    for step in range(3):
+        time.sleep(0.2)
+        watchdog.beat(step)
+    def stuck():
+        time.sleep(60)
+    stuck()
+"""
+
+
+def test_a_run_that_hangs_says_where_and_ends():
+    done = subprocess.run(
+        [sys.executable, "-c", HANGS], cwd=ROOT, capture_output=True, text=True, timeout=30
+    )  # fmt: skip
+    assert done.returncode == 1
+    first, last = done.stdout.splitlines()
+    assert first == "nothing has happened for 0 s after step 2; what each thread does:"
+    assert last == "still nothing after step 2: the process ends; the same command goes on"
+    assert "in stuck" in done.stderr
+
+
+def test_a_run_that_does_not_hang_hears_nothing():
+    from encoders.training.watchdog import Watchdog
+
+    with Watchdog(60, pytest.fail) as watchdog:
+        watchdog.beat(1)
+    assert not watchdog.thread.is_alive()
