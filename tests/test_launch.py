@@ -217,6 +217,12 @@ def test_a_part_that_there_is_not_is_refused(capsys):
     assert "--core 99999 is not one of" in fails(capsys, "bench", "step", "--core", "99999")
 
 
+def test_folders_of_an_object_store_are_refused(capsys):
+    assert "gs://a/runs is no folder" in fails(capsys, "train", "quickstart", "--runs", "gs://a/runs")
+    assert "gs://a/run is no folder" in fails(capsys, "evaluate", "gs://a/run")
+    assert "gs://a/stores is no folder" in fails(capsys, "prepare", "quickstart", "--set", "data.folder=gs://a/stores")
+
+
 def test_evaluate_needs_nothing_but_the_run(typed, home, capsys):
     assert launch.main(["evaluate", f"{home}/runs/quickstart-electra", "--batches", "2"]) == 0
     scores = json.loads(capsys.readouterr().out)

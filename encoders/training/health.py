@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import statistics
 
 import jax
@@ -62,6 +63,18 @@ def slowest(busy: float, seconds: float) -> str | None:
     return (
         f"process {worst} was busy beside its devices for {times[worst]:.1f} of {seconds:.1f} s, the others for "
         f"{usual:.1f} s: they wait for its batches, its disk or its processor"
+    )
+
+
+def room(run) -> str | None:
+    """A line where the disk has no room for a run's checkpoints: those kept, the best one, one that is being written."""
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(run.shapes))
+    needed, free = size * (run.experiment.cadence.keep + 2), shutil.disk_usage(run.folder).free
+    if needed <= free:
+        return None
+    return (
+        f"{run.folder}: checkpoints may take {needed / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free; a lower "
+        "cadence.keep needs less"
     )
 
 

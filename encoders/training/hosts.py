@@ -108,7 +108,7 @@ def pass_on() -> None:
 
 
 def asked_at(step: int) -> bool:
-    """Whether this is the step after which all processes end, since one of them was asked to."""
+    """Whether `step`, which only grows, is the one after which all processes end, since one of them was asked to."""
     from jax.experimental.multihost_utils import reached_preemption_sync_point
 
     return reached_preemption_sync_point(step)

@@ -100,6 +100,8 @@ def finished(run: Run, start: Start | None, mark: str, say: Callable[[str], None
     experiment = run.experiment
     checkpoints = run.checkpoints(experiment.cadence.keep)
     with sound(run):
+        if short := health.room(run):
+            say(short)
         at, state, notes = run.newest(checkpoints, say)
         if state is None:
             state = start.state(run, say) if start else fresh(run)
@@ -243,16 +245,15 @@ def advance(
         if due(cadence.evaluate):
             jax.block_until_ready(state.params)
             paused = time.monotonic()
-            scores = run.evaluate(state.params, stream.phase(index - 1))
+            scores = run.evaluate(state.params, stream.phase(index - 1), told=hooks.watchdog.beat)
             cost, seconds = experiment.objective.cost(scores), time.monotonic() - paused
             tally.started += seconds
             out.write(index, "heldout", scores, {"seconds": round(seconds, 3)})
             out.say(f"{experiment.name} step {index:,}: held-out {describe(scores)}")
-            hooks.watchdog.beat(index)
             for line in experiment.objective.ailments(scores) if 10 * index >= steps else ():
                 out.say(f"{experiment.name} step {index:,}: {line}")
         done = cost is not None and experiment.stop_after and since() >= experiment.stop_after
-        why = None if index == steps else hooks.stop.asked(index)
+        why = None if index == steps else hooks.stop.asked()
         if done or why or due(cadence.save):
             checkpoints.save(index, state, tally.notes(), cost)
         if done:

@@ -157,19 +157,22 @@ class Run:
                     f"phases.batch={phase.batch} is not a multiple of {share}: mesh.data x mesh.fsdp x accumulate"
                 )
 
-    def evaluate(self, params, phase=None, batches: int | None = None) -> dict[str, float]:
-        """Held-out scores in the given phase's format, by default the last one's."""
+    def evaluate(
+        self, params, phase=None, batches: int | None = None, told: Callable[[], None] = lambda: None
+    ) -> dict[str, float]:
+        """Held-out scores in the given phase's format, by default the last one's; `told` is called with each batch."""
         self.check_batches()
         phase = phase or self.experiment.phases[-1]
         limit = batches or self.experiment.cadence.heldout
         first, *others = self.store.heldouts
-        scores = self.judged(params, first, phase, limit)
+        judged = partial(self.judged, params, phase=phase, limit=limit, told=told)
+        scores = judged(first)
         for split in others:  # dev_mismatched gives mismatched_accuracy
             part = split.name.removeprefix("dev_")
-            scores |= {f"{part}_{name}": score for name, score in self.judged(params, split, phase, limit).items()}
+            scores |= {f"{part}_{name}": score for name, score in judged(split).items()}
         return scores
 
-    def judged(self, params, split: Split, phase: Phase, limit: int) -> dict[str, float]:
+    def judged(self, params, split: Split, phase: Phase, limit: int, told: Callable[[], None]) -> dict[str, float]:
         """The scores of up to `limit` batches of one split."""
         objective, sums = self.experiment.objective, []
         ids, said = [], []
@@ -178,6 +181,7 @@ class Run:
             placed = sharding.place({name: each[mine] for name, each in rows.items()}, self.mesh)
             summed, heard = step.eval_step(params, placed, module=self.module)
             sums.append(summed)
+            told()
             if heard:
                 ids.append(rows["id"][:, 0] // rows["id"].shape[1])
                 said.append((rows["valid"][:, 0] == 1, heard))

@@ -29,7 +29,7 @@ class Stop:
         self.until = None if seconds is None else time.monotonic() + seconds
         self.signal: signal.Signals | None = None
         self.before: dict[signal.Signals, object] = {}
-        self.passed_on = False
+        self.passed_on, self.asks = False, 0
 
     def __enter__(self) -> Stop:
         if threading.current_thread() is threading.main_thread():
@@ -46,8 +46,9 @@ class Stop:
             raise KeyboardInterrupt
         self.signal = signal.Signals(number)
 
-    def asked(self, step: int) -> str | None:
-        """Why the run is to end after `step`, if it is. Of several processes each asks after every step."""
+    def asked(self) -> str | None:
+        """Why the run is to end after this step, if it is. Of several processes each asks after every step."""
+        self.asks += 1  # unlike steps they go on from one member to the next, as what is agreed on has to
         late = self.until is not None and time.monotonic() >= self.until
         why = self.signal.name if self.signal else "the time limit" if late else None
         if not hosts.several():
@@ -55,7 +56,7 @@ class Stop:
         if why and not self.passed_on:
             self.passed_on = True
             hosts.pass_on()
-        return (why or "a signal to one of its processes") if hosts.asked_at(step) else None
+        return (why or "a signal to one of its processes") if hosts.asked_at(self.asks) else None
 
 
 def seconds(text: str) -> float:

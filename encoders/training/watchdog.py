@@ -27,9 +27,9 @@ class Watchdog:
         self.heard.set()
         self.thread.join()
 
-    def beat(self, step: int) -> None:
-        """Something has happened, after `step`."""
-        self.step = step
+    def beat(self, step: int | None = None) -> None:
+        """Something has happened: `step` has finished, or a part of what comes after it."""
+        self.step = self.step if step is None else step
         self.heard.set()
 
     def watch(self) -> None:

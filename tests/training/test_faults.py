@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from encoders.training import integrity, log, loop
+from encoders.training.checkpoint import Checkpoints
 from encoders.training.run import Run, RunError, held
 from encoders.training.stopping import STATUS, Stop, Stopped, seconds
 from tests import texts
@@ -150,9 +151,26 @@ def test_a_signal_ends_a_run_after_its_step_which_is_saved(whole, tmp_path, monk
 def test_a_second_signal_ends_the_process_at_once():
     with Stop() as stop:
         signal.raise_signal(signal.SIGTERM)
-        assert stop.asked(1) == "SIGTERM"
+        assert stop.asked() == "SIGTERM"
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+
+
+def test_a_second_signal_while_the_first_is_saved_costs_no_checkpoint(whole, tmp_path, monkeypatch):
+    save = Checkpoints.save
+
+    def interrupted(self, step, *given):
+        save(self, step, *given)  # goes on in the background
+        if step == 4:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        stops_at(patch, 4, lambda: signal.raise_signal(signal.SIGINT))
+        patch.setattr(Checkpoints, "save", interrupted)
+        with Stop() as stop, pytest.raises(KeyboardInterrupt):
+            loop.train(whole[0], tmp_path / "run", quiet, stop=stop)
+    loop.train(whole[0], tmp_path / "run", quiet)
+    assert_same_run(tmp_path / "run", whole[1])
 
 
 def test_a_time_limit_ends_a_run_after_its_step(whole, cut):

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -91,6 +92,14 @@ def test_too_little_memory_is_said_with_what_to_change(corpus, tmp_path, monkeyp
     assert said.startswith("tiny-roberta: out of memory on a device (RESOURCE_EXHAUSTED: Out of memory allocating 137")
     for field in ("accumulate (now 1)", "model.remat", "mesh.fsdp (now 1)", "phases.batch (now 4)", "GiB (parameters"):
         assert field in said
+
+
+def test_a_disk_without_room_for_the_checkpoints_is_told_beforehand(corpus, tmp_path, monkeypatch):
+    run, _ = loop.ready(experiment(corpus, "roberta", tmp_path), tmp_path, quiet)
+    assert health.room(run) is None
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(run.shapes))
+    monkeypatch.setattr(health.shutil, "disk_usage", lambda folder: SimpleNamespace(free=4 * size - 1))
+    assert health.room(run).startswith(f"{tmp_path}: checkpoints may take {4 * size / 1e9:.3g} GB")
 
 
 def test_memory_is_estimated_for_a_device_of_a_mesh(corpus, tmp_path):
