@@ -86,7 +86,10 @@ def add_hosts(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--process", type=int, default=None, metavar="I", help="which of them this one is")
     verb.add_argument("--wait", default="5m", metavar="5m", help="how long they wait for each other (5m)")
     verb.add_argument(
-        "--watchdog", default="30m", metavar="30m", help="without a step for so long say where it hangs, then end (30m)"
+        "--watchdog",
+        default="30m",
+        metavar="30m",
+        help="without a step for so long say where it hangs, then end (30m; 0s: never)",
     )
 
 

@@ -203,6 +203,8 @@ def keep_compiled() -> None:
 
 def train(options) -> int:
     limit, wait, patience = (text and seconds(text) for text in (options.stop_after, options.wait, options.watchdog))
+    if options.processes is not None and options.processes < 1:
+        raise hosts.HostsError(f"--processes {options.processes} must be at least 1")
     if options.processes and options.coordinator is None and options.process is None:
         return spread(PROGRAM, options.line, options.processes, say)
     hosts.join(options.coordinator, options.processes, options.process, wait)

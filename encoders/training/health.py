@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import shutil
 import statistics
+from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from encoders.ledger import gibibytes, memory
@@ -16,28 +18,25 @@ SPIKE, WINDOW = 6.0, 50  # deviations above the mean of as many rows of the log 
 SLOW = 2.0  # times the usual time, and more than a tenth of all
 
 
+@partial(jax.jit, static_argnames=("module", "accumulate"))
+def finite(params: dict, batch: dict, seed, at, *, module, accumulate: int) -> tuple[dict, dict]:
+    """Which loss terms of an update are finite, and which leaves of their gradient."""
+    (_, metrics), grads = step.gradients(params, batch, seed, at, module=module, accumulate=accumulate)
+    terms = {name: jnp.isfinite(metrics[name].total) for name in module.objective.weights}
+    return terms, jax.tree.map(lambda x: jnp.isfinite(x).all(), grads)
+
+
 def not_finite(run, state: step.State, batch: dict, at: int) -> str:
     """What of an update that was left out was not finite: loss terms, or else leaves of the gradient.
 
     The update left `state` as it was, so that it can be looked at again with the `batch` of step `at` (from 0).
     """
-    objective, module, seed = run.experiment.objective, run.module, run.experiment.seed
-    shown = objective.corrupt(batch, module.facts, seed)
-    counts = {name: max(float(n), 1.0) for name, n in objective.counts(shown).items()}
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step.DROPOUT), at)
-
-    def loss(params):
-        metrics = module.apply({"params": params}, shown, train=True, rngs={"dropout": jax.random.fold_in(key, 0)})
-        terms = {name: metrics[name].total / counts[name] for name in counts}
-        return sum(objective.weights[name] * term for name, term in terms.items()), terms
-
-    (_, terms), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(state.params)
-    named = [name for name, term in terms.items() if not np.isfinite(float(term))]
-    if not named:
-        sound = jax.jit(lambda tree: jax.tree.map(lambda x: jax.numpy.isfinite(x).all(), tree))(grads)
-        named = [f"the gradient of {path}" for path, fine in leaves(jax.device_get(sound)) if not fine]
+    settings = {"module": run.module, "accumulate": run.experiment.accumulate}
+    terms, grads = jax.device_get(finite(state.params, batch, run.experiment.seed, at, **settings))
+    named = [name for name, fine in terms.items() if not fine]
+    named = named or [f"the gradient of {path}" for path, fine in leaves(grads) if not fine]
     more = f" and {len(named) - 3} more" if len(named) > 3 else ""
-    return ", ".join(named[:3]) + more or "nothing when looked at again"
+    return ", ".join(named[:3]) + more or "nothing: its gradient is a spike, or its norm overflows"
 
 
 def spike(losses: list[float]) -> str | None:
@@ -67,9 +66,10 @@ def slowest(busy: float, seconds: float) -> str | None:
 
 
 def room(run) -> str | None:
-    """A line where the disk has no room for a run's checkpoints: those kept, the best one, one that is being written."""
+    """A line where the disk has no room for a run's checkpoints: those kept, the best one, and one on its way."""
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(run.shapes))
-    needed, free = size * (run.experiment.cadence.keep + 2), shutil.disk_usage(run.folder).free
+    there = sum(path.stat().st_size for path in (run.folder / "checkpoints").rglob("*") if path.is_file())
+    needed, free = size * (run.experiment.cadence.keep + 2) - there, shutil.disk_usage(run.folder).free
     if needed <= free:
         return None
     return (
@@ -83,7 +83,7 @@ def out_of_memory(run, error: BaseException) -> str:
     experiment, estimate = run.experiment, gibibytes(memory(run.experiment, run.mesh))
     line = next((line for line in str(error).splitlines() if "memory" in line.lower()), str(error))
     return (
-        f"{experiment.name}: out of memory on a device ({line.strip()[:150]}). Estimated there: {estimate}. With the "
+        f"{experiment.name}: out of memory ({line.strip()[:150]}). Estimated there: {estimate}. With the "
         f"same numbers: a higher accumulate (now {experiment.accumulate}), model.remat=dots or full (now "
         f"{experiment.model.remat}), or a higher mesh.fsdp (now {run.mesh.shape['fsdp']}) on more devices. With other "
         f"ones: a lower phases.batch (now {max(phase.batch for phase in experiment.phases)}) or phases.length"

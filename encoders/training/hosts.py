@@ -37,7 +37,10 @@ def join(coordinator: str | None, processes: int | None, process: int | None, wa
         if process is not None:
             raise HostsError(f"--process {process} needs --coordinator HOST:PORT, where process 0 is")
         if coordinator == "auto" or launched() > 1:
-            jax.distributed.initialize(initialization_timeout=int(wait))
+            try:
+                jax.distributed.initialize(initialization_timeout=int(wait))
+            except (ValueError, RuntimeError, OSError) as error:
+                raise HostsError(f"jax.distributed finds no processes to join: {error}") from error
         return
     if processes is None or process is None or not 0 <= process < processes:
         raise HostsError(
@@ -77,6 +80,8 @@ def agreed(work: Callable[[], T]) -> T:
         found = work()
     except Exception as error:
         failure = error
+        if not isinstance(error, (ValueError, OSError)):
+            traceback.print_exc()
     heard = gathered(np.frombuffer(said(failure).encode()[:LONGEST].ljust(LONGEST, b"\0"), np.uint8))
     reasons = [bytes(row).rstrip(b"\0").decode(errors="ignore") for row in heard]
     if failed := [number for number, reason in enumerate(reasons) if reason]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from encoders.training.stopping import STATUS
 
+FINE = (None, 0, STATUS)
 GRACE = 10  # seconds that the others have once one has died
 
 
@@ -24,26 +25,29 @@ def spread(program: Path, arguments: list[str], processes: int, say: Callable[[s
         port = free.getsockname()[1]
     place = ["--coordinator", f"127.0.0.1:{port}", "--processes", str(processes), "--process"]
     command = [sys.executable, str(program), *arguments, *place]
-    # Of sessions of their own: a terminal's Ctrl-C would reach them twice.
-    started = [subprocess.Popen([*command, str(number)], start_new_session=True) for number in range(processes)]
+    started: list[subprocess.Popen] = []
     asked = 0
 
     def forward(number: int, frame) -> None:
         nonlocal asked
         asked += 1
         for each in started if asked == 1 else ():
-            each.send_signal(number)
+            each.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
         if asked > 1:
             raise KeyboardInterrupt
 
-    before = {each: signal.signal(each, forward) for each in (signal.SIGTERM, signal.SIGINT)}
+    before = {each: signal.signal(each, forward) for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     try:
-        while all(each.poll() in (None, 0, STATUS) for each in started) and any(e.poll() is None for e in started):
+        for number in range(processes):  # each of a session of its own: a terminal's Ctrl-C would reach it twice
+            started.append(subprocess.Popen([*command, str(number)], start_new_session=True))
+        while all(each.poll() in FINE for each in started) and any(each.poll() is None for each in started):
             time.sleep(0.1)
+        time.sleep(0.2)  # the others may have noticed sooner
         codes = [each.poll() for each in started]
-        died = next((number for number, code in enumerate(codes) if code not in (None, 0, STATUS)), None)
-        if died is None:
-            return max(codes)
+        if all(code in FINE for code in codes):
+            return max(each.wait() for each in started)
+        # What was killed is the reason; JAX aborts, or fails, because of it.
+        died = min((n for n, code in enumerate(codes) if code not in FINE), key=lambda n: order(codes[n]))
         killed = codes[died] < 0
         how = f"was killed by signal {-codes[died]}; the same command goes on" if killed else "has failed"
         say(f"process {died} of {processes} {how}; the others are ended")
@@ -57,3 +61,8 @@ def spread(program: Path, arguments: list[str], processes: int, say: Callable[[s
             each.wait()
         for each, handler in before.items():
             signal.signal(each, handler)
+
+
+def order(code: int) -> int:
+    """Which of several ends is the likeliest reason of the others, the least."""
+    return 2 if code == -signal.SIGABRT else 1 if code > 0 else 0

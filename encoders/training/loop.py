@@ -60,7 +60,8 @@ def train(
 def sound(run: Run) -> Iterator[None]:
     """Says what to change where memory is out; where one of several processes fails, ends it at once."""
     try:
-        yield
+        with roomy(run.folder):
+            yield
     except Stopped:
         raise
     except BaseException as error:
@@ -220,7 +221,8 @@ def advance(
     experiment, cadence, steps = run.experiment, run.experiment.cadence, run.experiment.steps
     since = lambda: evaluations(out, experiment.objective)[0]
     if at == steps or (experiment.stop_after and since() >= experiment.stop_after):
-        return run.evaluate(state.params)  # interrupted between the last checkpoint and the result
+        # Interrupted between the last checkpoint and the result.
+        return run.evaluate(state.params, told=hooks.watchdog.beat)
     stream = Stream(
         run.store.train,
         run.facts,
@@ -298,11 +300,12 @@ def stop_if_not_finite(run: Run, index: int, state, batch: dict, checkpoints: Ch
     """Raises `RunError` after too many updates in a row that had to be left out."""
     streak = int(state.guard["streak"])
     if streak >= run.experiment.cadence.patience:
-        epochs, ids = (np.ravel(fetched(batch[name])) for name in ("epoch", "id"))
+        real = fetched(batch["valid"]) == 1
+        epochs, ids = (fetched(batch[name])[real] for name in ("epoch", "id"))
         shown = ", ".join(f"{epoch}:{place}" for epoch, place in list(zip(epochs, ids, strict=True))[:4])
         raise RunError(
-            f"{run.experiment.name}: the last {streak} updates up to step {index} were not finite and left out; the "
-            f"last checkpoint is {checkpoints.latest()}. What was not finite of the last one: "
+            f"{run.experiment.name}: the last {streak} updates up to step {index} were not finite, or spikes, and left "
+            f"out; the last checkpoint is {checkpoints.latest()}. What was not finite of the last one: "
             f"{health.not_finite(run, state, batch, index - 1)}; its {len(ids)} examples (pass:place) are {shown}, ... "
             "A lower optimizer.rate or longer optimizer.warmup may help"
         )

@@ -34,7 +34,8 @@ def receive(port: int, processes: int, until: float, wait: float) -> None:
             server = stack.enter_context(socket.create_server(("", port)))
         except OSError as error:
             raise ValueError(f"port {port} cannot be had: {error.strerror}; choose another one") from None
-        came: dict[int, socket.socket] = {}
+        came: list[int] = []
+        peers: list[socket.socket] = []
         problem = None
         while len(came) < processes - 1 and problem is None:
             server.settimeout(max(until - time.monotonic(), 0.01))
@@ -48,7 +49,7 @@ def receive(port: int, processes: int, until: float, wait: float) -> None:
             peer.settimeout(5)
             try:
                 theirs = json.loads(peer.makefile().readline(1000))
-                number, mine = theirs["process"], {"processes": processes, "jax": jax.__version__}
+                number, mine = int(theirs["process"]), {"processes": processes, "jax": jax.__version__}
             except (OSError, ValueError, LookupError, TypeError):
                 continue  # somebody else
             problem = next(
@@ -59,8 +60,9 @@ def receive(port: int, processes: int, until: float, wait: float) -> None:
                 ),
                 f"two processes came as process {number}" if number in came else None,
             )
-            came[number] = peer
-        for peer in came.values():
+            came.append(number)
+            peers.append(peer)
+        for peer in peers:
             peer.sendall((json.dumps({"problem": problem}) + "\n").encode())
     if problem:
         raise ValueError(problem)

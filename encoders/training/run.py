@@ -116,7 +116,7 @@ class Run:
                 state, notes = checkpoints.restore(at, like)
             except Damaged as error:
                 damaged[at] = str(error)
-                if hosts.several():  # perhaps only one has noticed
+                if hosts.several() and len(checkpoints.steps()) > 1:  # perhaps only one has noticed
                     place = checkpoints.set_aside([at])
                     raise RunError(f"{self.folder}: {error}; it is in {place}, and the same command goes on") from error
                 say(f"{self.folder}: {error}")
@@ -181,6 +181,8 @@ class Run:
             placed = sharding.place({name: each[mine] for name, each in rows.items()}, self.mesh)
             summed, heard = step.eval_step(params, placed, module=self.module)
             sums.append(summed)
+            if len(sums) > 2:
+                jax.block_until_ready(sums[-3])
             told()
             if heard:
                 ids.append(rows["id"][:, 0] // rows["id"].shape[1])
@@ -254,7 +256,7 @@ def claim(run: Run, start_key: str | None) -> str:
     Raises `RunError` where the folder belongs to another experiment.
     """
     experiment, path = run.experiment, run.folder / "experiment.json"
-    if not path.exists() and not hosts.primary():
+    if not hosts.primary() and not seen(path):
         raise RunError(f"{run.folder}, which process 0 has made, is not there: all processes must see the same folders")
     mine = fingerprint(experiment, run.store.key, start_key)
     if path.exists():
@@ -272,6 +274,16 @@ def claim(run: Run, start_key: str | None) -> str:
     place = {"store": str(run.store.path.resolve()), "store_key": run.store.key}
     write_json(path, record(experiment, mine, run.facts) | place)
     return mine
+
+
+def seen(path: Path, wait: float = 60.0) -> bool:
+    """Whether a file that another process has made is there within `wait` seconds: file systems of networks lag."""
+    until = time.monotonic() + wait
+    while not path.exists():
+        if time.monotonic() >= until:
+            return False
+        time.sleep(1)
+    return True
 
 
 @contextmanager

@@ -67,17 +67,15 @@ def micro_batches(batch: dict, count: int) -> dict:
     return jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), batch)
 
 
-@partial(jax.jit, static_argnames=("module", "optimizer", "steps", "accumulate"), donate_argnums=0)
-def train_step(state: State, batch: dict, seed, *, module, optimizer: Optimizer, steps: int, accumulate: int = 1):
-    """One update on `batch`, of a run of `steps`, in `accumulate` micro-steps: `(state, metrics)`.
+def gradients(params: dict, batch: dict, seed, at, *, module, accumulate: int = 1):
+    """Loss and metrics of the update after `at` others, and the loss's gradient: `((loss, metrics), gradient)`.
 
-    Each loss term is a sum over its count in the whole batch, so the micro-steps add up to one large step. An update
-    that is not finite, or a spike, is left out and counted.
+    Each loss term is a sum over its count in the whole batch, so the micro-steps add up to one large step.
     """
     objective = module.objective
     batch = row_by_row(lambda rows: objective.corrupt(rows, module.facts, seed), batch)
     scale = {name: objective.weights[name] / jnp.maximum(n, 1) for name, n in objective.counts(batch).items()}
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), DROPOUT), state.step)
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), DROPOUT), at)
 
     def loss(params, micro, index):
         rngs = {"dropout": jax.random.fold_in(key, index)}
@@ -86,16 +84,26 @@ def train_step(state: State, batch: dict, seed, *, module, optimizer: Optimizer,
 
     gradient = jax.value_and_grad(loss, has_aux=True)
     if accumulate == 1:
-        (total, metrics), grads = gradient(state.params, batch, 0)
-    else:
-        micros = micro_batches(batch, accumulate)
-        first = jax.tree.map(lambda x: x[0], micros)
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, state.params, first, 0))
+        return gradient(params, batch, 0)
+    micros = micro_batches(batch, accumulate)
+    first = jax.tree.map(lambda x: x[0], micros)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, params, first, 0))
 
-        def more(sums, each):
-            return jax.tree.map(jnp.add, sums, gradient(state.params, *each)), None
+    def more(sums, each):
+        return jax.tree.map(jnp.add, sums, gradient(params, *each)), None
 
-        ((total, metrics), grads), _ = jax.lax.scan(more, zeros, (micros, jnp.arange(accumulate)))
+    sums, _ = jax.lax.scan(more, zeros, (micros, jnp.arange(accumulate)))
+    return sums
+
+
+@partial(jax.jit, static_argnames=("module", "optimizer", "steps", "accumulate"), donate_argnums=0)
+def train_step(state: State, batch: dict, seed, *, module, optimizer: Optimizer, steps: int, accumulate: int = 1):
+    """One update on `batch`, of a run of `steps`, in `accumulate` micro-steps: `(state, metrics)`.
+
+    An update that is not finite, or a spike, is left out and counted.
+    """
+    found = gradients(state.params, batch, seed, state.step, module=module, accumulate=accumulate)
+    (total, metrics), grads = found
     norm = optax.tree.norm(grads)
     updates, moments = optimizer.transform(steps).update(grads, state.moments, state.params)
     params = optax.apply_updates(state.params, updates)

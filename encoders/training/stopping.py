@@ -29,7 +29,7 @@ class Stop:
         self.until = None if seconds is None else time.monotonic() + seconds
         self.signal: signal.Signals | None = None
         self.before: dict[signal.Signals, object] = {}
-        self.passed_on, self.asks = False, 0
+        self.passed_on, self.agreed, self.asks = False, False, 0
 
     def __enter__(self) -> Stop:
         if threading.current_thread() is threading.main_thread():
@@ -56,7 +56,8 @@ class Stop:
         if why and not self.passed_on:
             self.passed_on = True
             hosts.pass_on()
-        return (why or "a signal to one of its processes") if hosts.asked_at(self.asks) else None
+        self.agreed = self.agreed or hosts.asked_at(self.asks)
+        return (why or "a signal to one of its processes") if self.agreed else None
 
 
 def seconds(text: str) -> float:

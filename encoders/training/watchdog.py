@@ -11,7 +11,8 @@ from collections.abc import Callable
 
 class Watchdog:
     """A context that says what every thread does once nothing has been heard for `seconds`, and after as long again
-    ends the process with status 1: what hangs in a device or in the network cannot be interrupted."""
+    ends the process with status 1: what hangs in a device or in the network cannot be interrupted. 0 waits for ever.
+    """
 
     def __init__(self, seconds: float, say: Callable[[str], None]):
         self.seconds, self.say = seconds, say
@@ -35,7 +36,7 @@ class Watchdog:
     def watch(self) -> None:
         silent = False
         while not self.over:
-            if self.heard.wait(self.seconds):
+            if self.heard.wait(self.seconds or None):
                 self.heard.clear()
                 silent = False
                 continue

@@ -211,7 +211,9 @@ def test_a_run_that_is_not_finite_stops_and_says_so(corpus, tmp_path):
         optimizer=AdamW(1e30, 0, clip=None),
         cadence=Cadence(log=2, evaluate=100, save=100, patience=4),
     )
-    with pytest.raises(loop.RunError, match="the last 5 updates up to step 6 were not finite and left out") as told:
+    with pytest.raises(
+        loop.RunError, match="the last 5 updates up to step 6 were not finite, or spikes, and left out"
+    ) as told:
         loop.train(wild, tmp_path / "run", quiet)
     assert "What was not finite of the last one: mlm_loss; its 4 examples (pass:place) are 0:" in str(told.value)
     assert "A lower optimizer.rate" in str(told.value)
