@@ -22,7 +22,7 @@ def above(scores, name, score, guess):
 
 
 if kind == "quickstart":
-    for name in ("bert", "roberta", "albert", "electra"):
+    for name in ("roberta", "albert", "electra"):
         scores = json.loads((runs / f"quickstart-{name}" / "result.json").read_text())["heldout"]
         prefix = "generator" if name == "electra" else "mlm"
         above(scores, name, f"{prefix}_mask_accuracy", scores[f"{prefix}_mask_baseline"])

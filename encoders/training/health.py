@@ -91,6 +91,6 @@ def out_of_memory(run, error: BaseException) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, (MemoryError, jax.errors.JaxRuntimeError)) and (
-        isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower()
-    )
+    said = str(error).lower()
+    ours = isinstance(error, jax.errors.JaxRuntimeError) and ("resource_exhausted" in said or "out of memory" in said)
+    return ours or isinstance(error, MemoryError)

@@ -101,7 +101,7 @@ def finished(run: Run, start: Start | None, mark: str, say: Callable[[str], None
     experiment = run.experiment
     checkpoints = run.checkpoints(experiment.cadence.keep)
     with sound(run):
-        if short := health.room(run):
+        if hosts.primary() and (short := health.room(run)):
             say(short)
         at, state, notes = run.newest(checkpoints, say)
         if state is None:

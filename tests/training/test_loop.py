@@ -96,7 +96,7 @@ def assert_same_run(a: Path, b: Path):
     assert without_time(a) == without_time(b)
 
 
-@pytest.mark.parametrize("family", ["bert", "albert", "electra"])
+@pytest.mark.parametrize("family", ["bert", pytest.param("albert", marks=pytest.mark.live), "electra"])
 def test_a_run_stopped_between_two_logs_goes_on_as_if_it_had_not_been(family, corpus, tmp_path, monkeypatch):
     whole = experiment(corpus, family, tmp_path)
     if family == "bert":  # two phases, and the second is resumed in its middle
@@ -180,6 +180,7 @@ def test_a_vocabulary_larger_than_the_model_is_refused(corpus, tmp_path):
         loop.train(small, tmp_path / "small", quiet)
 
 
+@pytest.mark.live
 def test_held_out_scores_do_not_depend_on_the_seed_of_the_run(corpus, tmp_path):
     whole = experiment(corpus, "electra", tmp_path, steps=4)
     loop.train(whole, tmp_path / "run", quiet)

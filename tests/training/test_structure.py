@@ -58,6 +58,7 @@ def test_the_new_state_lies_where_the_old_one_lay(objective, model):
     assert program.compile().memory_analysis().alias_size_in_bytes >= size
 
 
+@pytest.mark.live
 def test_a_step_works_in_the_memory_that_the_ledger_expects():
     """Gradients and the ledger's activations, of the layers and two more at work; rematerialised, much less."""
     temporary = {}
