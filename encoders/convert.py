@@ -274,7 +274,7 @@ def obstacle(run: Run, architecture: Architecture, model: Model, tree: dict) -> 
 def keep_one_heap() -> None:
     """Let new threads of this process share one heap: glibc gives them several, and each keeps what it has freed.
 
-    With BERT-large that was 0.1 to 0.7 GB, which differed from run to run. Other C libraries have no such heaps.
+    With BERT-large that was 0.1 to 0.4 GB, which differed from run to run. Other C libraries have no such heaps.
     """
     if hasattr(library := ctypes.CDLL(None), "mallopt"):
         library.mallopt(M_ARENA_MAX, 1)

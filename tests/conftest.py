@@ -42,6 +42,7 @@ TOGETHER = (
     "test_meshes.py",
     "test_faults.py",
     "test_surroundings.py",
+    "test_hosts.py",
 )
 
 
