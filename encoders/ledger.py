@@ -96,7 +96,7 @@ def memory(experiment: Experiment, mesh=None) -> dict[str, float]:
     if mesh is not None:
         places = sharding.shardings(tree, mesh)
         local = jax.tree.map(lambda leaf, place: math.prod(place.shard_shape(leaf.shape)), tree, places)
-        count, devices = sum(jax.tree.leaves(local)), mesh.shape["data"] * mesh.shape["fsdp"]
+        count, devices = sum(jax.tree.leaves(local)), sharding.shards(mesh)
     item = 2 if model.dtype == "bfloat16" else 4
 
     def saved(m: Model, length: int) -> float:

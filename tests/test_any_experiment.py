@@ -175,6 +175,16 @@ def home(tmp_path_factory):
         yield folder
 
 
+def assert_read_or_refused(experiment, given):
+    """The settings give a value that reads back from JSON as it was, or an error that names them in few words."""
+    try:
+        changed = override(experiment, given)
+    except ExperimentError as error:
+        assert named(str(error), given), error
+    else:
+        assert from_json(json.loads(json.dumps(to_json(changed)))) == changed
+
+
 @given(chosen(3, wrong=True))
 @settings(max_examples=150, **THOROUGH)
 def test_what_a_field_never_holds_is_refused_by_its_name_before_any_work(home, drawn):
@@ -187,13 +197,7 @@ def test_what_a_field_never_holds_is_refused_by_its_name_before_any_work(home, d
 @given(chosen(8))
 @settings(max_examples=150, **THOROUGH)
 def test_what_fields_may_hold_reads_back_from_json_or_is_refused_by_name(drawn):
-    experiment, given = drawn
-    try:
-        changed = override(experiment, given)
-    except ExperimentError as error:
-        assert named(str(error), given), error
-    else:
-        assert from_json(json.loads(json.dumps(to_json(changed)))) == changed
+    assert_read_or_refused(*drawn)
 
 
 @pytest.mark.parametrize(
@@ -232,13 +236,7 @@ some_text = st.one_of(st.sampled_from(GARBAGE), st.text(max_size=9), st.floats()
 @given(st.sampled_from(BASES), st.lists(st.tuples(some_path, some_text), min_size=1, max_size=3))
 @settings(max_examples=150, **THOROUGH)
 def test_any_text_is_read_or_refused_in_few_words(experiment, pairs):
-    given = [f"{path}={text}" for path, text in pairs]
-    try:
-        changed = override(experiment, given)
-    except ExperimentError as error:
-        assert named(str(error), given), error
-    else:
-        assert from_json(json.loads(json.dumps(to_json(changed)))) == changed
+    assert_read_or_refused(experiment, [f"{path}={text}" for path, text in pairs])
 
 
 @given(st.data())

@@ -150,7 +150,7 @@ class Run:
 
     def check_batches(self) -> None:
         """Raises `RunError` for rows that the mesh and the micro-steps do not divide."""
-        share = self.mesh.shape["data"] * self.mesh.shape["fsdp"] * self.experiment.accumulate
+        share = sharding.shards(self.mesh) * self.experiment.accumulate
         for phase in self.experiment.phases:
             if phase.batch % share:
                 raise RunError(

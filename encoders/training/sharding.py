@@ -128,15 +128,19 @@ def local_rows(mesh, batch: int) -> np.ndarray:
     return np.unique(np.concatenate([np.arange(batch)[place] for place in places]))
 
 
+def shards(mesh) -> int:
+    """Into how many parts the rows of a batch are split."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
 def place(batch: dict[str, np.ndarray], mesh) -> dict[str, jax.Array]:
     """The global batch on the devices, from the rows that this process holds: those of `local_rows`."""
-    sharding, shards = batch_sharding(mesh), mesh.shape["data"] * mesh.shape["fsdp"]
-    here = len(local_rows(mesh, shards))
+    sharding, parts = batch_sharding(mesh), shards(mesh)
+    held = len(next(iter(batch.values())))
+    size = held // len(local_rows(mesh, parts)) * parts
+    rows = local_rows(mesh, size)
 
     def whole(mine: np.ndarray) -> jax.Array:
-        size = len(mine) // here * shards
-        rows = local_rows(mesh, size)
-
         def part(index) -> np.ndarray:
             start, stop, _ = index[0].indices(size)
             at = int(np.searchsorted(rows, start))
