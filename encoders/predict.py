@@ -28,7 +28,7 @@ from encoders.downstream.squad import Windows
 from encoders.downstream.texts import TextRows
 from encoders.experiment import Experiment
 from encoders.model.encoder import Encoder
-from encoders.model.heads import Pooler, gather
+from encoders.model.heads import Pooler, summary
 from encoders.training.run import Run, RunError
 
 CHUNK = 4096  # texts that are sorted by length at a time
@@ -53,8 +53,8 @@ def vectors(params: dict, pooler: dict | None, batch: dict, *, model, layer: int
     if pool == "mean":
         real = (batch["example"] > 0)[..., None]
         return (hidden * real).sum(1) / jnp.maximum(real.sum(1), 1)
-    first = gather(hidden, batch["start"])
-    return (Pooler(model).apply({"params": pooler}, first) if pool == "pooled" else first)[:, 0]
+    vector = summary(model, hidden, batch)
+    return (Pooler(model).apply({"params": pooler}, vector) if pool == "pooled" else vector)[:, 0]
 
 
 class Predictor:

@@ -11,7 +11,8 @@ from encoders.data.prepare import Data
 from encoders.data.stream import Phase
 from encoders.experiment import Experiment
 from encoders.families import electra
-from encoders.objectives.rtd import MASKING, ReplacedTokens
+from encoders.objectives.generator import MASKING
+from encoders.objectives.rtd import ReplacedTokens
 from encoders.text.vocab import Vocabulary
 from encoders.training.optimizer import AdamW
 

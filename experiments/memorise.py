@@ -11,10 +11,11 @@ from encoders.data.prepare import Data
 from encoders.data.stream import Phase
 from encoders.experiment import Experiment
 from encoders.families import bert, electra
+from encoders.objectives.generator import MASKING
 from encoders.objectives.joint import Joint
 from encoders.objectives.masking import Masking
 from encoders.objectives.nsp import NextSentence
-from encoders.objectives.rtd import MASKING, ReplacedTokens
+from encoders.objectives.rtd import ReplacedTokens
 from encoders.objectives.sop import SentenceOrder
 from encoders.text.vocab import Vocabulary
 from encoders.training.log import Cadence

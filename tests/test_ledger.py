@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,9 +11,13 @@ from encoders.data.prepare import Data
 from encoders.data.stream import Phase
 from encoders.experiment import Experiment
 from encoders.families import albert, bert, electra
+from encoders.model.causal import CausalAttend
 from encoders.model.config import Model
+from encoders.model.costs import forward_flops
+from encoders.objectives.clm import NextToken
 from encoders.objectives.joint import Joint
 from encoders.objectives.masking import Masking
+from encoders.objectives.restoring import RestoredTokens
 from encoders.objectives.rtd import ReplacedTokens
 from encoders.text.vocab import Vocabulary
 from encoders.training.optimizer import AdamW
@@ -23,7 +29,7 @@ TINY = Model(
 )  # fmt: skip
 
 
-def experiment(model, objective, length=40, batch=2):
+def experiment(model, objective, length=40, batch=2, start=None):
     return Experiment(
         name="costs",
         model=model,
@@ -31,6 +37,7 @@ def experiment(model, objective, length=40, batch=2):
         data=Data(vocabulary=Vocabulary(size=model.vocab)),
         optimizer=AdamW(rate=0.1, warmup=0),
         phases=(Phase(until=1, length=length, batch=batch, format=FullSentences()),),
+        start=start,
     )
 
 
@@ -56,13 +63,6 @@ def test_parameters_are_counted_by_part():
     assert ledger.parameters(tree) == sum(parts.values())
 
 
-def test_a_token_of_bert_base_costs_two_operations_a_weight_and_attention():
-    # 85 M weights in the matrices of 12 layers: 4 H² + 2 H F each; attention over 512 tokens, 4 L H a layer.
-    assert ledger.forward_flops(bert.BASE, 512) == 512 * (2 * 84_934_656 + 12 * 4 * 512 * 768)
-    shared = ledger.forward_flops(albert.BASE, 512)  # sharing saves parameters and no work
-    assert shared == ledger.forward_flops(bert.BASE, 512) + 512 * 2 * 128 * 768
-
-
 def test_attention_costs_the_square_of_each_example_and_not_of_the_row():
     sizes = np.array([100, 300, 112])
     together = ledger.step_flops(experiment(bert.BASE, Joint(Masking())), sizes)
@@ -73,7 +73,15 @@ def test_attention_costs_the_square_of_each_example_and_not_of_the_row():
 
 
 @pytest.mark.parametrize(
-    "model, objective", [(TINY, Joint(Masking())), (electra.of(TINY), ReplacedTokens(width=1 / 2))], ids=["mlm", "rtd"]
+    "model, objective",
+    [
+        (TINY, Joint(Masking())),
+        (electra.of(TINY), ReplacedTokens(width=1 / 2)),
+        (replace(TINY, attend=CausalAttend), NextToken()),
+        (TINY, RestoredTokens(width=1 / 2)),
+        (TINY, RestoredTokens(width=1 / 2, over="chosen")),
+    ],
+    ids=["mlm", "rtd", "clm", "all tokens", "replace mlm"],
 )
 def test_the_flops_of_a_step_are_those_that_xla_counts(model, objective):
     module = objective.module(model, ledger.blank_facts(model.vocab))
@@ -89,10 +97,22 @@ def test_the_flops_of_a_step_are_those_that_xla_counts(model, objective):
     assert ours < counted < 1.1 * ours  # XLA counts softmax, norms and activations too
 
 
+def test_a_generator_that_is_kept_as_it_is_costs_no_backward_pass():
+    both = ReplacedTokens(width=1.0, tie="none")
+    kept = experiment(TINY, replace(both, training="two_stage"), start="runs/mlm")
+    sizes = np.array([40])
+    costs = both.flops(TINY, sizes)
+    once = 40 * 2 * (128 * 128 + 128) + costs["discriminator"]
+    assert ledger.step_flops(kept, sizes) == 3 * once + forward_flops(TINY, sizes) + costs["tokens"]
+    assert ledger.step_flops(experiment(TINY, both), sizes) == 3 * (once + forward_flops(TINY, sizes) + costs["tokens"])
+    ratio = ledger.memory(experiment(TINY, both))["activations"] / ledger.memory(kept)["activations"]
+    assert ratio == 2
+
+
 def test_the_ledger_of_a_large_model_needs_no_memory_and_says_all():
     text = ledger.show(experiment(bert.LARGE, Joint(Masking()), length=512, batch=256))
     head = 77 / 512 * 2 * (1024 * 1024 + 1024 * 30_522)  # a token
-    flops = 3 * (ledger.forward_flops(bert.LARGE, 512) / 512 + head) / 1e6
+    flops = 3 * (forward_flops(bert.LARGE, np.array([512])).item() / 512 + head) / 1e6
     assert "335,174,458" in text and f"{flops:,.1f} M in training" in text  # 0.15 x 512 = 76.8 predictions
     assert "31.25 M" in text and "GiB" in text
 

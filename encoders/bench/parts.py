@@ -17,7 +17,8 @@ from encoders.bench.rounds import ALLOCATOR, Row, Timing, Variant, alternate, ra
 from encoders.data.packing import Packed
 from encoders.exchange.architectures import ARCHITECTURES, Architecture
 from encoders.experiment import Experiment, override
-from encoders.ledger import forward_flops, networks, parameters, saved_values, shapes, step_flops
+from encoders.ledger import parameters, saved_values, shapes, step_flops
+from encoders.model.costs import forward_flops
 from encoders.objectives.rtd import ReplacedTokens
 from encoders.text.vocab import Facts
 from encoders.values import to_json
@@ -289,7 +290,7 @@ def roofline(members: Sequence[Experiment], options: Options) -> Iterator[Row]:
         phase = member.phases[0]
         tokens = phase.batch * phase.length
         flops = step_flops(member, np.array([phase.length])).sum() * phase.batch
-        moved = 4 * tokens * sum(saved_values(m, phase.length) for m in networks(member)) * 2
+        moved = 4 * tokens * sum(saved_values(m, phase.length) for m in member.objective.networks(member.model)) * 2
         moved += 40 * parameters(shapes(member.model, member.objective))
         for device, (peak, bandwidth) in DEVICES.items():
             products, memory = flops / peak, moved / bandwidth

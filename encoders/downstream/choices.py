@@ -22,7 +22,7 @@ from encoders.downstream.texts import shorten
 from encoders.metrics import Mean
 from encoders.model.config import Model
 from encoders.model.encoder import Encoder
-from encoders.model.heads import ClassHead, Pooler, gather
+from encoders.model.heads import ClassHead, Pooler, summary
 from encoders.objectives.masking import Batch
 from encoders.objectives.mlm import losses
 from encoders.objectives.objective import Metrics, Task, TaskModule
@@ -133,8 +133,8 @@ class ChoiceModule(TaskModule):
 
     def logits(self, batch: Batch, train: bool = False) -> Float[Array, "b s"]:
         hidden = self.encoder(batch["tokens"], batch["example"], batch["segments"], batch["positions"], train=train)
-        first = gather(hidden, batch["start"])
-        return self.choice(self.pooler(first) if self.objective.head == "pooled" else first, train)[..., 0]
+        vector = summary(self.model, hidden, batch)
+        return self.choice(self.pooler(vector) if self.objective.head == "pooled" else vector, train)[..., 0]
 
     def metrics(self, logits: Float[Array, "b s"], batch: Batch) -> Metrics:
         valid, label = batch["valid"][:, 0].astype(jnp.float32), batch["label"][:, 0]

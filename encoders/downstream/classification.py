@@ -16,7 +16,7 @@ from encoders.downstream.scores import CLASSES, NUMBERS
 from encoders.metrics import Mean
 from encoders.model.config import Model
 from encoders.model.encoder import Encoder
-from encoders.model.heads import ClassHead, Pooler, gather
+from encoders.model.heads import ClassHead, Pooler, summary
 from encoders.objectives.masking import Batch
 from encoders.objectives.mlm import losses
 from encoders.objectives.objective import Metrics, Task, TaskModule
@@ -101,8 +101,8 @@ class ClassificationModule(TaskModule):
     def logits(self, batch: Batch, train: bool = False) -> Float[Array, "b s c"]:
         """A number for each label of each example."""
         hidden = self.encoder(batch["tokens"], batch["example"], batch["segments"], batch["positions"], train=train)
-        first = gather(hidden, batch["start"])
-        return self.classes(self.pooler(first) if self.objective.head == "pooled" else first, train)
+        vector = summary(self.model, hidden, batch)
+        return self.classes(self.pooler(vector) if self.objective.head == "pooled" else vector, train)
 
     def said(self, logits: Float[Array, "b s c"], batch: Batch) -> dict[str, Array]:
         return {"logits": logits}

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from encoders.model.config import Model
 from encoders.model.encoder import Encoder
-from encoders.model.heads import Pooler, gather
+from encoders.model.heads import Pooler, summary
 from encoders.objectives.masking import Batch
 from encoders.objectives.objective import Metrics, Unchanged
 from encoders.text.vocab import Facts
@@ -48,4 +48,4 @@ class FeaturesModule(nn.Module):
     def vectors(self, batch: Batch) -> tuple[Float[Array, "b l d"], Float[Array, "b s d"] | None]:
         """The hidden states, and the pooled [CLS] of each example where there is a pooler."""
         hidden = self.encoder(batch["tokens"], batch["example"], batch["segments"], batch["positions"])
-        return hidden, self.pooler(gather(hidden, batch["start"])) if self.objective.pooler else None
+        return hidden, self.pooler(summary(self.model, hidden, batch)) if self.objective.pooler else None

@@ -24,7 +24,7 @@ from encoders.downstream.answers import Verdict, question_scores, relative, verd
 from encoders.metrics import Mean
 from encoders.model.config import Model
 from encoders.model.encoder import Encoder
-from encoders.model.heads import gather
+from encoders.model.heads import gather, summary
 from encoders.model.parts import ACTIVATIONS, Dropout, dense, norm
 from encoders.objectives.masking import Batch, members
 from encoders.objectives.mlm import losses
@@ -160,7 +160,7 @@ class SpansModule(TaskModule):
         spans = self.spans(hidden).astype(jnp.float32)
         if not isinstance(self.objective, JudgedSpans):
             return spans, None
-        return spans, self.answerable(gather(hidden, batch["start"]))[..., 0].astype(jnp.float32)
+        return spans, self.answerable(summary(self.model, hidden, batch))[..., 0].astype(jnp.float32)
 
     def metrics(self, logits, batch: Batch) -> Metrics:
         spans, null = logits
@@ -207,7 +207,7 @@ class ConditionedSpansModule(TaskModule):
         starts = self.start(hidden)[..., 0].astype(jnp.float32)
         first = among(starts, self.allowed(batch))
         expected = jnp.einsum("bsl,bld->bsd", jax.nn.softmax(first).astype(hidden.dtype), hidden)
-        both = jnp.concatenate([expected, gather(hidden, batch["start"])], axis=-1)
+        both = jnp.concatenate([expected, summary(self.model, hidden, batch)], axis=-1)
         null = self.answerable(self.drop(self.act(self.answer(both)), train))[..., 0].astype(jnp.float32)
         if self.is_initializing():
             self.ends(hidden, batch["start"], batch)

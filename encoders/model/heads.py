@@ -5,6 +5,7 @@ Axes: b batch, s examples of a row, k chosen positions, l length, d hidden, e em
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import flax.linen as nn
@@ -17,6 +18,19 @@ from encoders.model.parts import ACTIVATIONS, Dropout, dense, norm
 def gather(hidden: Float[Array, "b l d"], positions: Int[Array, "b k"]) -> Float[Array, "b k d"]:
     """The hidden states at `positions`."""
     return jnp.take_along_axis(hidden, positions[..., None], axis=1)
+
+
+def summary(model, hidden: Float[Array, "b l d"], batch: Mapping[str, Array]) -> Float[Array, "b s d"]:
+    """The hidden state that stands for each example: of [CLS], its first token; of its last where attention is causal.
+
+    From left to right [CLS] sees nothing of the example, and its last token all.
+    """
+    start = batch["start"]
+    if not model.attend.causal:
+        return gather(hidden, start)
+    numbers = jnp.arange(1, start.shape[1] + 1)[:, None]
+    sizes = (batch["example"][:, None] == numbers).sum(-1)
+    return gather(hidden, jnp.maximum(start + sizes - 1, 0))
 
 
 class MaskedTokenHead(nn.Module):

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 ROWS = ("data", "fsdp")  # the axes of a mesh of devices that split a batch
 ACTIVATIONS: dict[str, Callable] = {
@@ -118,19 +118,26 @@ def attention(
     example: Int[Array, "b m"],
     drop: Callable[[Array], Array] = lambda weights: weights,
     how: str = "xla",
+    causal: bool = False,
 ) -> Float[Array, "b l h k"]:
     """Softmax attention, with float32 scores, of every token over the tokens of its own example.
 
-    `how` is one of `ATTENTION`; what padding (example 0) gets differs between them, and nothing reads it.
+    With `causal` no token attends to later ones. `how` is one of `ATTENTION`; what padding (example 0) gets differs
+    between them, and nothing reads it.
     """
-    return ATTENTION[how](query, key, value, example, drop)
+    return ATTENTION[how](query, key, value, example, drop, causal)
 
 
-def in_parts(query, key, value, example, drop):
-    """With the weights as an array, to which `drop` is applied. Padding attends to padding, so no row lacks a key."""
-    scores = jnp.einsum("blhk,bmhk->bhlm", query, key, preferred_element_type=jnp.float32) / query.shape[-1] ** 0.5
+def seen(example: Int[Array, "b l"], causal: bool) -> Bool[Array, "b 1 l l"]:
+    """Which tokens each token attends to. Padding attends to padding, so no row lacks a key."""
     same = example[:, None, :, None] == example[:, None, None, :]
-    weights = jax.nn.softmax(jnp.where(same, scores, jnp.finfo(jnp.float32).min)).astype(query.dtype)
+    return jnp.tril(same) if causal else same
+
+
+def in_parts(query, key, value, example, drop, causal):
+    """With the weights as an array, to which `drop` is applied."""
+    scores = jnp.einsum("blhk,bmhk->bhlm", query, key, preferred_element_type=jnp.float32) / query.shape[-1] ** 0.5
+    weights = jax.nn.softmax(jnp.where(seen(example, causal), scores, jnp.finfo(jnp.float32).min)).astype(query.dtype)
     return jnp.einsum("bhlm,bmhk->blhk", drop(weights), value)
 
 
@@ -140,16 +147,15 @@ def fused(query, key, value, **which):
     return jax.nn.dot_product_attention(query, key, value, implementation=how, **which)
 
 
-def fused_by_length(query, key, value, example, drop):
+def fused_by_length(query, key, value, example, drop, causal):
     """Without the weights as an array: for rows of one example each, padded at the end."""
     count = jnp.maximum((example > 0).sum(-1), 1).astype(jnp.int32)  # a row without a key would not be finite
-    return fused(query, key, value, query_seq_lengths=count, key_value_seq_lengths=count)
+    return fused(query, key, value, query_seq_lengths=count, key_value_seq_lengths=count, is_causal=causal)
 
 
-def fused_by_mask(query, key, value, example, drop):
+def fused_by_mask(query, key, value, example, drop, causal):
     """Without the weights as an array, over any rows: reads a mask of every pair of tokens."""
-    same = example[:, None, :, None] == example[:, None, None, :]
-    return fused(query, key, value, mask=same)
+    return fused(query, key, value, mask=seen(example, causal))
 
 
 ATTENTION = {"xla": in_parts, "cudnn": fused_by_length, "cudnn_packed": fused_by_mask}
@@ -199,6 +205,7 @@ class Attend(nn.Module):
     """Multi-head self-attention, residual and layer norm after it (post-LN)."""
 
     model: object
+    causal = False  # whether a token sees only itself and earlier ones
 
     @nn.compact
     def __call__(self, x: Float[Array, "b l d"], example: Int[Array, "b l"], train: bool) -> Float[Array, "b l d"]:
@@ -206,7 +213,8 @@ class Attend(nn.Module):
         heads = lambda name: dense(model, model.hidden, name)(x).reshape(*x.shape[:2], model.heads, -1)
         query, key, value = heads("query"), heads("key"), heads("value")
         drop = Dropout(model.attention_dropout)
-        mixed = attention(query, key, value, example, lambda weights: drop(weights, train), model.attention)
+        dropped = lambda weights: drop(weights, train)
+        mixed = attention(query, key, value, example, dropped, model.attention, self.causal)
         out = dense(model, model.hidden, "out")(mixed.reshape(x.shape))
         return norm(model, "norm")(x + Dropout(model.dropout)(out, train))
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import flax.linen as nn
+import numpy as np
 from jaxtyping import Array, Float
 
 from encoders.model.config import Model
+from encoders.model.costs import vocabulary_flops
 from encoders.model.encoder import Encoder
-from encoders.model.heads import ClassHead, MaskedTokenHead, Pooler, gather
+from encoders.model.heads import ClassHead, MaskedTokenHead, Pooler, gather, summary
 from encoders.objectives.masking import Batch, Masking, corrupt
 from encoders.objectives.mlm import masked_token_metrics
 from encoders.objectives.nsp import NextSentence, pair_metrics
-from encoders.objectives.objective import Metrics, Objectives, means
+from encoders.objectives.objective import Metrics, Objectives, means, perplexity
 from encoders.objectives.sop import SentenceOrder
 from encoders.text.vocab import Facts
 
@@ -48,9 +49,12 @@ class Joint(Objectives):
         terms = {"mlm_loss": batch["weights"].sum()}
         return terms | ({f"{self.sentences.name}_loss": batch["valid"].sum()} if self.sentences else {})
 
+    def flops(self, model: Model, sizes: np.ndarray) -> dict[str, np.ndarray]:
+        return super().flops(model, sizes) | {"tokens": vocabulary_flops(model, self.tokens.chosen(sizes))}
+
     def scores(self, sums: Metrics) -> dict[str, float]:
         scores = means(sums)
-        scores["mlm_perplexity"] = math.exp(min(scores["mlm_loss"], 700.0))
+        scores["mlm_perplexity"] = perplexity(scores["mlm_loss"])
         if self.sentences:
             name = self.sentences.name
             share = scores.pop(f"{name}_positives")
@@ -77,7 +81,7 @@ class JointModule(nn.Module):
         logits = self.tokens(gather(hidden, batch["picked"]), self.encoder.embeddings.words.embedding)
         metrics = masked_token_metrics(logits, batch, self.facts)
         if self.objective.sentences:
-            classes = self.pair(self.pooler(gather(hidden, batch["start"])))
+            classes = self.pair(self.pooler(summary(self.model, hidden, batch)))
             metrics |= pair_metrics(classes, batch, self.objective.sentences)
         return metrics
 

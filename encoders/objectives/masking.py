@@ -62,6 +62,10 @@ class Masking:
         rounded = np.floor(exact) if self.rounding == "random" else np.round(exact)
         return np.minimum(np.maximum(rounded, 1), self.limit or length).astype(np.int32)
 
+    def chosen(self, sizes: np.ndarray) -> np.ndarray:
+        """How many tokens are chosen in examples of `sizes` tokens."""
+        return self.quotas(int(sizes.max()))[sizes]
+
     def budget(self, length: int, examples: int) -> int:
         """The most positions that can be chosen in a row of `length` tokens that holds `examples` examples."""
         extra = 1 if self.rounding == "random" else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar, Protocol
 
 import flax.linen as nn
@@ -11,6 +12,7 @@ from jaxtyping import Array
 from encoders.data.store import Split
 from encoders.metrics import Mean, accuracy_error, value
 from encoders.model.config import Model
+from encoders.model.costs import forward_flops
 from encoders.objectives.masking import Batch
 from encoders.text.vocab import Facts
 
@@ -20,12 +22,13 @@ Metrics = dict[str, Mean]
 class Objective(Protocol):
     """A frozen dataclass. `needs` are the batch fields that a format must provide beyond the common ones;
     `weights` the loss terms, by the name of their metric; `copies` how many passes over the data differ (None: all);
-    `body` the part of the parameters that is the encoder which other objectives begin with; `answers` what its heads
-    stand for, the classes of a classifier, if that is not always the same; `goal` the score by which a checkpoint is
-    the best, which is the lowest for "loss" and else the highest.
+    `body` the part of the parameters that is the encoder which other objectives begin with; `frozen` the parts that
+    stay as they began; `answers` what its heads stand for, the classes of a classifier, if that is not always the same;
+    `goal` the score by which a checkpoint is the best, which is the lowest for "loss" and else the highest.
     """
 
     body: str
+    frozen: tuple[str, ...]
     answers: tuple[str, ...]
     goal: str
     needs: frozenset[str]
@@ -49,8 +52,30 @@ class Objectives:
     """What most objectives have in common."""
 
     body: ClassVar[str] = "encoder"
+    frozen: ClassVar[tuple[str, ...]] = ()
     answers: ClassVar[tuple[str, ...]] = ()
     goal: ClassVar[str] = "loss"
+
+    def check(self, model: Model) -> None:
+        """Raises `ValueError` for a model that cannot learn this."""
+
+    def begun(self, before: Objectives, found: dict) -> dict:
+        """The parts of parameters found under the objective `before` that mean the same here, by their names here."""
+        # Under another body, or for other classes, heads of the same name need not mean the same.
+        if before.body != self.body or (before.answers and before.answers != self.answers):
+            return {self.body: found[before.body]} | {name: found[name] for name in found if name == "pooler"}
+        return found
+
+    def networks(self, model: Model) -> list[Model]:
+        """The encoders that a step trains."""
+        return [model]
+
+    def flops(self, model: Model, sizes: np.ndarray) -> dict[str, np.ndarray]:
+        """Matrix-product FLOPs of the forward pass for examples of `sizes` tokens, by the part that does them.
+
+        Small heads, to a few numbers, count nothing.
+        """
+        return {self.body: forward_flops(model, sizes)}
 
     def cost(self, scores: dict[str, float]) -> float:
         """What is lowest at the best checkpoint."""
@@ -107,6 +132,11 @@ def means(sums: Metrics) -> dict[str, float]:
     scores = {name: value(mean) for name, mean in sums.items() if mean.total.ndim == 0}
     errors = {f"{n}_error": accuracy_error(sums[n]) for n in scores if n.endswith("accuracy")}
     return scores | errors
+
+
+def perplexity(loss: float) -> float:
+    """e to the loss, a number still where that is beyond all bounds."""
+    return math.exp(min(loss, 700.0))
 
 
 def total_loss(scores: dict[str, float], weights: dict[str, float]) -> float:

@@ -1,10 +1,12 @@
-"""ELECTRA's replaced-token detection: a generator fills masks, a discriminator judges every token (§2)."""
+"""ELECTRA's replaced-token detection: a generator fills masks, a discriminator judges every token (Clark et al., 2020,
+§2), and the other ways of training the two with which it is compared (§3.3 and §3.4, appendix F).
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -13,89 +15,90 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from encoders.metrics import Mean, auc
-from encoders.model.config import Model, narrowed
-from encoders.model.encoder import Encoder
-from encoders.model.heads import MaskedTokenHead, ReplacedTokenHead, gather
-from encoders.objectives.masking import (
-    SAMPLES,
-    Batch,
-    Masking,
-    corrupt,
-    example_keys,
-    of_tokens,
-    scatter,
-    take_keys,
-    uniform,
-)
-from encoders.objectives.mlm import masked_token_metrics
-from encoders.objectives.objective import Metrics, Objectives, means
+from encoders.model.config import Model
+from encoders.model.heads import ReplacedTokenHead
+from encoders.model.parts import dense
+from encoders.objectives.generator import Filled, Generating, GeneratingModule
+from encoders.objectives.masking import Batch
+from encoders.objectives.mlm import losses
+from encoders.objectives.objective import Metrics, Objectives
 from encoders.text.vocab import Facts
 
 BINS = 1024  # of the discriminator's probability, for the ROC curve
-
-# 85 % [MASK], 15 % kept, none random, a new mask each epoch, as in the released code; positions are drawn without
-# replacement, as in the paper (the code draws with replacement and so masks 13.8 % where it says 15 %).
-MASKING = Masking(split=(0.85, 0.0, 0.15), copies=None)
+# The generator's loss terms, each of weight 1. The paper gives no weights for the adversarial ones.
+TERMS = {"joint": ("generator_loss",), "adversarial": ("policy_loss", "baseline_loss"), "two_stage": ()}
 
 
 @dataclass(frozen=True)
-class ReplacedTokens(Objectives):
+class ReplacedTokens(Generating):
     """λ times the discriminator's loss over all tokens that are no padding, plus the generator's masked-token loss.
 
-    The generator is the discriminator narrowed to `width` and `depth` of its own; with `width=None` there is none, and
-    every ordinary token is as likely to take a chosen one's place. `tie` says which tables the generator reads of the
-    discriminator's: none, the token embeddings, or all embeddings (word, position, segment and their layer norm, as
-    the released code does). Its samples carry no gradient; a sample equal to the original token is labelled original.
+    With `over="chosen"` the loss is over the tokens alone that were masked out ("ELECTRA 15%"). A sample equal to the
+    original token is labelled original. `training` says what the generator learns from: masked tokens ("joint"), or
+    the discriminator's errors ("adversarial"). With "two_stage" it learns nothing: the run that `start` names has
+    trained it alone, as a masked language model, and with its weights the discriminator begins too.
     """
 
-    width: float | None = 1 / 4
-    depth: float = 1.0
-    tokens: Masking = MASKING
     weight: float = 50.0
-    temperature: float = 1.0
-    tie: Literal["none", "tokens", "embeddings"] = "embeddings"
+    over: Literal["all", "chosen"] = "all"
+    training: Literal["joint", "adversarial", "two_stage"] = "joint"
 
     def __post_init__(self):
-        for name in ("width", "depth", "temperature"):
-            if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"objective.{name}={getattr(self, name)} must be above 0")
+        super().__post_init__()
         if not 0 <= self.weight < math.inf:
             raise ValueError(f"objective.weight={self.weight} must be at least 0")
-        if self.tokens.special:
-            raise ValueError("objective.tokens.special=True: a generator must not fill in [CLS] and [SEP]")
+        if self.training != "joint" and self.width is None:
+            raise ValueError(f"objective.training={self.training} needs a generator, and objective.width is None")
+        if self.training == "two_stage" and self.tie != "none":
+            raise ValueError(
+                f"objective.training=two_stage keeps the generator as it is, and with objective.tie={self.tie} it "
+                "would change with the discriminator; set objective.tie=none"
+            )
 
-    body: ClassVar[str] = "discriminator"
-    needs: ClassVar[frozenset[str]] = frozenset()
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        return ("generator", "tokens") if self.training == "two_stage" else ()
 
     @property
     def weights(self) -> dict[str, float]:
-        return ({} if self.width is None else {"generator_loss": 1.0}) | {"rtd_loss": self.weight}
+        terms = () if self.width is None else TERMS[self.training]
+        return dict.fromkeys(terms, 1.0) | {"rtd_loss": self.weight}
 
-    @property
-    def copies(self) -> int | None:
-        return self.tokens.copies
+    def check(self, model: Model) -> None:
+        super().check(model)
+        if self.training == "two_stage" and (generator := self.generator(model)) != model:
+            pairs = [(name, value, getattr(generator, name)) for name, value in vars(model).items()]
+            differ = ", ".join(f"model.{name} is {mine} and {theirs}" for name, mine, theirs in pairs if mine != theirs)
+            raise ValueError(
+                "objective.training=two_stage begins both networks with the same weights, so they must be of one size "
+                f"(objective.width=1, objective.depth=1); of discriminator and generator {differ}"
+            )
 
-    def generator(self, model: Model) -> Model | None:
-        """The generator that belongs to the discriminator `model`, if there is one."""
-        return None if self.width is None else narrowed(model, self.width, self.depth)
+    def begun(self, before: Objectives, found: dict) -> dict:
+        begun = super().begun(before, found)
+        if self.training == "two_stage" and before.body != self.body:
+            # Its own copy: a donated buffer may occur once.
+            begun |= {"generator": jax.tree.map(jnp.copy, found[before.body])}
+            begun |= {name: found[name] for name in found if name == "tokens"}
+        return begun
+
+    def networks(self, model: Model) -> list[Model]:
+        return [model] if self.frozen else super().networks(model)
+
+    def flops(self, model: Model, sizes: np.ndarray) -> dict[str, np.ndarray]:
+        return super().flops(model, sizes) | {"replaced": sizes * 2.0 * (model.hidden**2 + model.hidden)}
 
     def module(self, model: Model, facts: Facts) -> nn.Module:
         return ReplacedTokensModule(model, self, facts)
 
-    def corrupt(self, batch: Batch, facts: Facts, seed) -> Batch:
-        masked = corrupt(self.tokens, batch, facts, seed)
-        keys = of_tokens(example_keys(seed, SAMPLES, batch["epoch"], batch["id"]), batch)
-        return masked | {"noise": jax.random.key_data(take_keys(keys, masked["picked"]))}
-
     def counts(self, batch: Batch) -> dict:
-        terms = {"generator_loss": batch["weights"].sum(), "rtd_loss": (batch["example"] > 0).sum()}
-        return {name: terms[name] for name in self.weights}
+        chosen = batch["weights"].sum()
+        judged = (batch["example"] > 0).sum() if self.over == "all" else chosen
+        return dict.fromkeys(self.weights, chosen) | {"rtd_loss": judged}
 
     def scores(self, sums: Metrics) -> dict[str, float]:
-        scores = means(sums)
-        if self.width is not None:
-            scores["generator_perplexity"] = math.exp(min(scores["generator_loss"], 700.0))
-        scores["rtd_baseline"] = 1 - scores["rtd_replaced"]  # always "original"
+        scores = super().scores(sums)
+        scores["rtd_baseline"] = max(scores["rtd_replaced"], 1 - scores["rtd_replaced"])  # always the same verdict
         if "rtd_histogram" in sums:
             scores["rtd_auc"], scores["rtd_auc_error"] = auc(sums["rtd_histogram"].total)
         return scores
@@ -108,12 +111,14 @@ class ReplacedTokens(Objectives):
                 "objective.width or objective.depth, a higher objective.temperature or mask rate may help"
             )
         if scores["rtd_accuracy"] <= scores["rtd_baseline"]:
+            verdict = "original" if scores["rtd_replaced"] <= 0.5 else "replaced"
             found.append(
                 f"the discriminator is right for {scores['rtd_accuracy']:.2%} of the tokens, and always saying "
-                f"'original' would be for {scores['rtd_baseline']:.2%}: more steps, a higher optimizer.rate or a "
+                f"'{verdict}' would be for {scores['rtd_baseline']:.2%}: more steps, a higher optimizer.rate or a "
                 "smaller generator (objective.width) may help"
             )
-        if self.width is not None and scores["generator_mask_accuracy"] <= scores["generator_mask_baseline"]:
+        learns = "generator_loss" in self.weights
+        if learns and scores["generator_mask_accuracy"] <= scores["generator_mask_baseline"]:
             found.append(
                 f"the generator finds {scores['generator_mask_accuracy']:.2%} of the masked tokens, and the commonest "
                 f"token alone would be {scores['generator_mask_baseline']:.2%}: a higher optimizer.rate, or a lower "
@@ -122,89 +127,65 @@ class ReplacedTokens(Objectives):
         return found
 
 
-class ReplacedTokensModule(nn.Module):
-    """Discriminator and, if it has one, generator; the tables that are tied live in the discriminator."""
+class ReplacedTokensModule(GeneratingModule):
+    """Discriminator, its verdict, and a generator; a guess at the verdict where that is what the generator is after."""
 
-    model: Model
     objective: ReplacedTokens
-    facts: Facts
 
     def setup(self):
-        tie, generator = self.objective.tie, self.objective.generator(self.model)
-        self.discriminator = Encoder(self.model)
+        super().setup()
         self.replaced = ReplacedTokenHead(self.model)
-        if generator is None:
-            return
-        embed = self.discriminator.embed
-        self.generator = Encoder(
-            generator,
-            lent_embed=embed if tie == "embeddings" else None,
-            lent_word=embed.words if tie == "tokens" else None,
-        )
-        self.tokens = MaskedTokenHead(generator)
+        if self.objective.training == "adversarial":
+            self.baseline = dense(self.objective.generator(self.model), 1)
 
     def __call__(self, batch: Batch, train: bool = False) -> Metrics:
-        if self.objective.width is None:
-            metrics, logits = {}, jnp.asarray(ordinary(self.facts))
-        else:
-            logits = self.predict(batch, train)
-            metrics = masked_token_metrics(logits, batch, self.facts, prefix="generator")
-        samples = sample(logits / self.objective.temperature, batch["noise"])
-        tokens = scatter(batch["original"], batch["picked"], samples, batch["weights"])
-        labels = (tokens != batch["original"]).astype(jnp.int32)
-        verdict = self.judge(batch | {"tokens": tokens}, train)
-        return metrics | replaced_token_metrics(verdict, labels, batch, roc=not train)
+        filled = self.fill(batch, train)
+        verdict = self.judge(batch | {"tokens": filled.tokens}, train)
+        labels = (filled.tokens != batch["original"]).astype(jnp.int32)
+        at_chosen = [jnp.take_along_axis(x, batch["picked"], axis=1) for x in (verdict, labels)] + [batch["weights"]]
+        real = (batch["example"] > 0).astype(jnp.float32)
+        judged = (verdict, labels, real) if self.objective.over == "all" else at_chosen
+        metrics = filled.metrics | replaced_token_metrics(*judged, roc=not train)
+        if self.objective.training == "adversarial":
+            # What the baseline reads carries no gradient: it is no third thing that the generator learns from.
+            guess = self.baseline(jax.lax.stop_gradient(filled.hidden))[..., 0].astype(jnp.float32)
+            metrics |= policy_metrics(filled, judged_loss(*at_chosen[:2]), guess, batch["weights"])
+        return metrics
 
     def judge(self, batch: Batch, train: bool = False) -> Float[Array, "b l"]:
         """The discriminator's logit, for every token, that it was replaced."""
         rest = (batch["example"], batch["segments"], batch["positions"])
         return self.replaced(self.discriminator(batch["tokens"], *rest, train=train))
 
-    def predict(self, batch: Batch, train: bool = False) -> Float[Array, "b k v"]:
-        """The generator's vocabulary logits at `picked` (fill-in)."""
-        rest = (batch["example"], batch["segments"], batch["positions"])
-        hidden = self.generator(batch["tokens"], *rest, train=train)
-        return self.tokens(gather(hidden, batch["picked"]), self.generator.embeddings.words.embedding)
+
+def judged_loss(verdict: Float[Array, "b k"], labels: Int[Array, "b k"]) -> Float[Array, "b k"]:
+    """Binary cross-entropy."""
+    return jax.nn.softplus(verdict) - verdict * labels
 
 
-def ordinary(facts: Facts) -> np.ndarray:
-    """Log-probabilities up to a constant, `[1 1 v]`, of a generator to which all but special tokens are the same."""
-    logits = np.zeros((1, 1, facts.size), np.float32)
-    logits[..., list(facts.special)] = -np.inf
-    return logits
+def policy_metrics(
+    filled: Filled, reward: Float[Array, "b k"], guess: Float[Array, "b k"], weights: Float[Array, "b k"]
+) -> Metrics:
+    """REINFORCE with a learned baseline: the generator is after the discriminator's loss (appendix F).
 
-
-def sample(logits: Float[Array, "b k v"], noise: Array) -> Int[Array, "b k"]:
-    """One token a position from softmax(logits), by each position's own random number in [0, 1), without gradient.
-
-    The token under which the number falls when probabilities lie side by side: found first among sums of about √v
-    tokens, then within one of them. Gumbel noise, the same distribution, needs a random word for every entry.
+    Its expected reward has the gradient of log p(sample) (R - b), R being the discriminator's loss for the sample and
+    b = -log sigmoid(`guess`), which learns by cross-entropy to be R: sigmoid(`guess`) to be exp(-R).
     """
-    size = math.isqrt(logits.shape[-1] - 1) + 1
-    logits = jax.lax.stop_gradient(logits)
-    weights = jnp.exp(logits - logits.max(-1, keepdims=True))
-    weights = jnp.pad(weights, ((0, 0), (0, 0), (0, size**2 - weights.shape[-1])))
-    weights = jnp.broadcast_to(weights.reshape(*weights.shape[:2], size, size), (*noise.shape[:2], size, size))
-    sums = weights.sum(-1)
-    block, left = under(sums, uniform(noise[..., 0]) * sums.sum(-1))
-    inner, _ = under(jnp.take_along_axis(weights, block[..., None, None], axis=2)[..., 0, :], left)
-    return block * size + inner
+    reward, count = jax.lax.stop_gradient(reward), weights.sum()
+    better = reward - jax.lax.stop_gradient(jax.nn.softplus(-guess))
+    return {
+        "policy_loss": Mean((losses(filled.logits, filled.samples) * better * weights).sum(), count),
+        "policy_reward": Mean((reward * weights).sum(), count),
+        "baseline_loss": Mean(((jax.nn.softplus(guess) - guess * jnp.exp(-reward)) * weights).sum(), count),
+    }
 
 
-def under(parts: Float[Array, "b k n"], number: Float[Array, "b k"]) -> tuple[Int[Array, "b k"], Float[Array, "b k"]]:
-    """Under which of the `parts`, side by side, a number falls, and how far into it; never under an empty one."""
-    ends = jnp.cumsum(parts, axis=-1)
-    beyond = ends > number[..., None]
-    found = jnp.where(beyond.any(-1), beyond.argmax(-1), parts.argmax(-1))
-    take = lambda x: jnp.take_along_axis(x, found[..., None], axis=-1)[..., 0]
-    return found, jnp.maximum(number - (take(ends) - take(parts)), 0)
-
-
-def replaced_token_metrics(verdict: Float[Array, "b l"], labels: Int[Array, "b l"], batch: Batch, roc: bool) -> Metrics:
-    """Binary cross-entropy over all tokens that are no padding; accuracy, recall on the replaced, their fraction."""
-    real = (batch["example"] > 0).astype(jnp.float32)
+def replaced_token_metrics(
+    verdict: Float[Array, "b l"], labels: Int[Array, "b l"], real: Float[Array, "b l"], roc: bool
+) -> Metrics:
+    """Binary cross-entropy over the tokens that are `real`; accuracy, recall on the replaced, their fraction."""
     count, replaced = real.sum(), (labels * real).sum()
-    nll = jax.nn.softplus(verdict) - verdict * labels
+    nll = judged_loss(verdict, labels)
     said = (verdict > 0).astype(jnp.int32)
     metrics = {
         "rtd_loss": Mean((nll * real).sum(), count),

@@ -28,7 +28,7 @@ TABLE = (
     (r"(attend/out|transform/down)/kernel$", P("model", "fsdp")),
     (r"word/embedding$", P("model", "fsdp")),
     (r"(position|segment)/embedding$", P(None, "fsdp")),
-    (r"tokens/bias$", P("model")),  # of the vocabulary, as the rows of the word table
+    (r"(tokens|restored)/bias$", P("model")),  # of the vocabulary, as the rows of the word table
     (r"kernel$", P("fsdp", None)),  # the projection e → d, and heads
     (r"", P()),  # norms, other biases, scalars
 )

@@ -107,6 +107,7 @@ def train_step(state: State, batch: dict, seed, *, module, optimizer: Optimizer,
     norm = optax.tree.norm(grads)
     updates, moments = optimizer.transform(steps).update(grads, state.moments, state.params)
     params = optax.apply_updates(state.params, updates)
+    params |= {part: state.params[part] for part in module.objective.frozen}  # nor does weight decay reach them
     spike, calm = spiked(state.guard, norm, optimizer.spike)
     good = jnp.isfinite(total) & jnp.isfinite(norm) & jnp.logical_not(spike)
     keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)

@@ -1,5 +1,7 @@
 """What fine-tuned checkpoints compute: classes, numbers and spans, and losses counted by hand."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from encoders.downstream.classification import Classification
 from encoders.downstream.features import Features
 from encoders.downstream.questions import Spans
 from encoders.metrics import value
+from encoders.model.causal import CausalAttend
 from encoders.model.config import Model
 from encoders.text.vocab import Facts
 from encoders.training.step import parameters
@@ -38,8 +41,8 @@ def packed() -> dict:
     return {name: jnp.asarray(array) for name, array in fields.items()}
 
 
-def made(objective):
-    module = objective.module(MODEL, FACTS)
+def made(objective, model=MODEL):
+    module = objective.module(model, FACTS)
     return module, {"params": parameters(0, module)}
 
 
@@ -53,6 +56,18 @@ def test_every_example_of_a_row_gets_the_classes_it_has_alone(head):
     assert together.shape == (2, 2, 3)
     np.testing.assert_allclose(together[0, 1], module.apply(variables, alone, method="logits")[0, 0], atol=1e-6)
     assert ("pooler" in variables["params"]) == (head == "pooled")
+
+
+@pytest.mark.parametrize("head", ["pooled", "linear"])
+def test_from_left_to_right_an_example_is_judged_by_its_last_token_which_sees_all_of_it(head):
+    module, variables = made(Classification(("a", "b", "c"), head), replace(MODEL, attend=CausalAttend))
+    logits = jax.jit(lambda batch: module.apply(variables, batch, method="logits"))
+    batch = packed()
+    before = np.asarray(logits(batch))
+    for place in (4, 5, 6):  # of the second example
+        after = np.asarray(logits(batch | {"tokens": batch["tokens"].at[0, place].set(15)}))
+        np.testing.assert_array_equal(after[0, 0], before[0, 0])
+        assert not np.isclose(after[0, 1], before[0, 1], rtol=1e-6, atol=0).any()
 
 
 def test_the_loss_of_classes_is_their_cross_entropy_over_real_examples():

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -5,8 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from encoders.model.causal import CausalAttend
 from encoders.model.config import Model
-from encoders.model.heads import ClassHead, MaskedTokenHead, Pooler, ReplacedTokenHead, gather
+from encoders.model.heads import ClassHead, MaskedTokenHead, Pooler, ReplacedTokenHead, gather, summary
 from encoders.model.parts import ACTIVATIONS
 
 QUICK = {"xla_backend_optimization_level": 0}  # compiles in a third of the time
@@ -39,6 +41,16 @@ def test_states_are_gathered_in_the_order_of_their_positions():
     hidden = normal(0, 2, 7, 12)
     found = gather(jnp.asarray(hidden), jnp.array([[6, 0, 0], [1, 2, 5]]))
     np.testing.assert_array_equal(found, [hidden[0, [6, 0, 0]], hidden[1, [1, 2, 5]]])
+
+
+@pytest.mark.parametrize("model, places", [(MODEL, (0, 4)), (replace(MODEL, attend=CausalAttend), (3, 6))])
+def test_cls_stands_for_an_example_and_from_left_to_right_its_last_token(model, places):
+    hidden = normal(0, 2, 8, 12)
+    example = jnp.array([[1, 1, 1, 1, 2, 2, 2, 0], [1, 1, 1, 1, 0, 0, 0, 0]])
+    found = summary(model, jnp.asarray(hidden), {"example": example, "start": jnp.array([[0, 4], [0, 0]])})
+    assert found.shape == (2, 2, 12)  # the second row has no second example
+    np.testing.assert_array_equal(found[0], hidden[0, list(places)])
+    np.testing.assert_array_equal(found[1, 0], hidden[1, places[0]])
 
 
 def test_vocabulary_logits_are_products_with_the_word_table_it_is_given():

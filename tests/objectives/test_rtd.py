@@ -9,8 +9,9 @@ import pytest
 
 from encoders.metrics import Mean
 from encoders.model.config import Model
+from encoders.objectives.generator import MASKING
 from encoders.objectives.masking import Masking
-from encoders.objectives.rtd import BINS, MASKING, ReplacedTokens, replaced_token_metrics, sample
+from encoders.objectives.rtd import BINS, ReplacedTokens, replaced_token_metrics
 from encoders.text.vocab import Facts
 
 QUICK = {"xla_backend_optimization_level": 0}  # compiles in a third of the time
@@ -135,27 +136,6 @@ def test_a_tied_generator_reads_the_discriminator_s_tables(objective, read):
 # Samples --------------------------------------------------------------------------------------------------------------
 
 
-draw = jax.jit(sample, compiler_options=QUICK)
-judge = jax.jit(replaced_token_metrics, static_argnames="roc", compiler_options=QUICK)
-
-
-def keys(n):
-    """Random keys, `[1 n 2]`, as a corrupted batch has them."""
-    return np.random.default_rng(0).integers(0, 2**32, (1, n, 2), np.uint32)
-
-
-def test_samples_are_as_frequent_as_their_probabilities():
-    shares = np.array([1, 2, 3, 4, 10]) / 20
-    drawn = draw(np.broadcast_to(np.log(shares).astype(np.float32), (1, 20_000, 5)), keys(20_000))
-    counts = np.bincount(drawn[0], minlength=5)
-    assert all(within_four_sigma(counts[i], 20_000, share) for i, share in enumerate(shares))
-
-
-def test_samples_of_positions_are_independent():
-    drawn = np.asarray(draw(np.zeros((1, 20_000, 5), np.float32), keys(20_000)))[0]
-    assert within_four_sigma((drawn[1:] == drawn[:-1]).sum(), 19_999, 1 / 5)
-
-
 @pytest.mark.parametrize("temperature, chance", [(0.5, 400 / 420), (2.0, 20**0.5 / (20**0.5 + 20))])
 def test_temperature_sharpens_and_flattens(temperature, chance):
     # 20 to 1 for the word that all tokens are, against 20 others: an even chance at temperature 1.
@@ -193,6 +173,9 @@ def test_noise_is_new_in_every_epoch_also_where_masks_repeat():
 # Labels and loss ------------------------------------------------------------------------------------------------------
 
 
+judge = jax.jit(replaced_token_metrics, static_argnames="roc", compiler_options=QUICK)
+
+
 def test_a_sample_that_equals_the_original_is_labelled_original():
     rows = batch(*SIZES, word=WORD)
     seen, right = forward(sure_of(WORD), rows)
@@ -221,8 +204,8 @@ def test_the_loss_is_over_all_tokens_that_are_no_padding():
 def test_metrics_of_the_discriminator_are_counted_by_hand():
     verdict = np.array([[2.0, -1.0, 0.5, -3.0, 9.0], [-0.2, 0.3, 7.0, -7.0, 1.0]], np.float32)
     labels = np.array([[1, 1, 0, 0, 0], [0, 1, 0, 0, 0]])
-    rows = {"example": np.array([[1, 1, 1, 1, 0], [1, 1, 0, 0, 0]])}
-    found = jax.tree.map(np.asarray, judge(verdict, labels, rows, roc=True))
+    real = np.array([[1, 1, 1, 1, 0], [1, 1, 0, 0, 0]], np.float32)
+    found = jax.tree.map(np.asarray, judge(verdict, labels, real, roc=True))
     chances = 1 / (1 + np.exp(-np.array([2.0, -1.0, -0.5, 3.0, 0.2, 0.3])))  # of the label, at the six real tokens
     np.testing.assert_allclose(found["rtd_loss"], (-np.log(chances).sum(), 6), **CLOSE)
     assert found["rtd_accuracy"] == (4, 6)  # wrong: the second and the third
@@ -238,9 +221,9 @@ def test_metrics_of_the_discriminator_are_counted_by_hand():
 
 
 def test_a_certain_discriminator_has_a_loss_without_end_and_no_nan():
-    verdict, zero, one = np.full((2, 5), -1e4, np.float32), np.zeros((2, 5), int), np.ones((2, 5), int)
+    verdict, zero, one = np.full((2, 5), -1e4, np.float32), np.zeros((2, 5), int), np.ones((2, 5), np.float32)
     verdict[0, 0] = 1e4
-    found = judge(verdict, zero, {"example": one}, roc=True)
+    found = judge(verdict, zero, one, roc=True)
     assert found["rtd_loss"].total == 1e4 and np.asarray(found["rtd_histogram"].total)[0, [0, -1]].tolist() == [9, 1]
 
 
@@ -262,8 +245,117 @@ def test_the_discriminator_s_loss_weighs_fifty_times_the_generator_s():
         ({"width": 0}, "width=0 must be above 0"),
         ({"temperature": -1.0}, "temperature=-1.0 must be above 0"),
         ({"tokens": Masking(special=True)}, "must not fill in"),
+        ({"width": None, "training": "adversarial"}, "training=adversarial needs a generator, and objective.width is"),
+        ({"training": "two_stage"}, "with objective.tie=embeddings it would change .* set objective.tie=none"),
     ],
 )
 def test_a_generator_that_cannot_be_is_refused(change, said):
     with pytest.raises(ValueError, match=said):
         ReplacedTokens(**change)
+
+
+# Other ways of training -----------------------------------------------------------------------------------------------
+
+CHOSEN = replace(APART, over="chosen")
+TERMS = ("policy_loss", "baseline_loss", "rtd_loss")
+ADVERSARIAL = replace(APART, training="adversarial")
+TWO_STAGE = replace(APART, width=1.0, training="two_stage")
+
+
+@partial(jax.jit, static_argnames="objective", compiler_options=QUICK)
+def judged(params, seen, *, objective):
+    """What the generator fills in, and the discriminator's verdict on it."""
+    module = objective.module(MODEL, FACTS)
+    filled = module.apply({"params": params}, seen, method="fill")
+    return filled, module.apply({"params": params}, seen | {"tokens": filled.tokens}, method="judge")
+
+
+def test_over_the_chosen_tokens_the_loss_leaves_out_all_others():
+    rows, params = batch(*SIZES), parameters(APART)
+    seen, found = forward(params, rows, objective=CHOSEN)
+    filled, verdict = judged(params, seen, objective=CHOSEN)
+    filled = filled.tokens
+    chosen, total, replaced = np.asarray(seen["weights"]), 0.0, 0
+    for row, slot in zip(*np.nonzero(chosen), strict=True):
+        place = seen["picked"][row, slot]
+        label = filled[row, place] != rows["tokens"][row, place]
+        total += np.log1p(np.exp(-verdict[row, place] if label else verdict[row, place]))
+        replaced += label
+    assert found["rtd_loss"].count == 26 == CHOSEN.counts(seen)["rtd_loss"] and 0 < replaced < 26
+    np.testing.assert_allclose(found["rtd_loss"].total, total, rtol=1e-4)
+    assert found["rtd_replaced"] == (replaced, 26)
+    assert np.asarray(found["rtd_histogram"].total).sum() == 26
+
+
+def test_a_lone_verdict_reaches_the_larger_of_two_shares():
+    sums = {"rtd_replaced": (3, 4), "rtd_accuracy": (3, 4), "generator_loss": (0, 1)}
+    scores = CHOSEN.scores({name: Mean(*map(np.float64, pair)) for name, pair in sums.items()})
+    assert scores["rtd_baseline"] == 0.75
+    accuracies = {"generator_mask_accuracy": 1.0, "generator_mask_baseline": 0.0}
+    assert "always saying 'replaced' would be for 75.00%" in CHOSEN.ailments(scores | accuracies)[0]
+
+
+@cache
+def adversarial():
+    """Metrics of a batch, the gradients of the three terms, and what the terms are made of."""
+    params, seen = parameters(ADVERSARIAL), corrupted(batch(*SIZES))
+
+    def totals(params):
+        metrics = metrics_of(params, seen, ADVERSARIAL)
+        return jnp.stack([metrics[name].total for name in TERMS]), metrics
+
+    gradients, metrics = jax.jit(jax.jacrev(totals, has_aux=True), compiler_options=QUICK)(params)
+    filled, verdict = judged(params, seen, objective=ADVERSARIAL)
+    filled = jax.tree.map(np.asarray, filled)
+    at_chosen = np.take_along_axis(np.asarray(verdict, np.float64), np.asarray(seen["picked"]), 1)
+    same = filled.samples == seen["targets"]
+    reward = np.log1p(np.exp(np.where(same, at_chosen, -at_chosen)))  # -log D where original, else -log(1 - D)
+    guess = (filled.hidden @ params["baseline"]["kernel"] + params["baseline"]["bias"])[..., 0]
+    shares = np.exp(filled.logits) / np.exp(filled.logits).sum(-1, keepdims=True)
+    return metrics, gradients, np.asarray(seen["weights"]), filled.samples, shares, reward, 1 / (1 + np.exp(-guess))
+
+
+def test_the_adversarial_terms_are_those_of_the_appendix():
+    metrics, _, weights, samples, shares, reward, guessed = adversarial()
+    chance = np.take_along_axis(shares, samples[..., None], -1)[..., 0]
+    policy = (np.log(chance) * (reward + np.log(guessed)) * weights).sum()  # b = -log sigmoid(w h)
+    right = np.exp(-reward)
+    baseline = -((right * np.log(guessed) + (1 - right) * np.log(1 - guessed)) * weights).sum()
+    np.testing.assert_allclose(metrics["policy_loss"], (-policy, 26), rtol=1e-4)
+    np.testing.assert_allclose(metrics["baseline_loss"], (baseline, 26), rtol=1e-4)
+    np.testing.assert_allclose(metrics["policy_reward"], ((reward * weights).sum(), 26), rtol=1e-4)
+    assert ADVERSARIAL.weights == {"policy_loss": 1.0, "baseline_loss": 1.0, "rtd_loss": 50.0}
+    counts = ADVERSARIAL.counts(corrupted(batch(*SIZES)))
+    assert {name: count.item() for name, count in counts.items()} == {name: metrics[name].count for name in TERMS}
+
+
+def test_a_sample_that_deceives_more_than_expected_becomes_likelier():
+    _, gradients, weights, samples, shares, reward, guessed = adversarial()
+    better = (reward + np.log(guessed)) * weights
+    one_hot = np.eye(21)[samples]
+    expected = (better[..., None] * (shares - one_hot)).sum((0, 1))
+    found = gradients["tokens"]["bias"][TERMS.index("policy_loss")]
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_each_adversarial_term_teaches_its_own_network():
+    taught = {term: set() for term in TERMS}
+    for name, part in adversarial()[1].items():
+        for i, term in enumerate(TERMS):
+            if any(np.abs(leaf[i]).max() > 0 for leaf in jax.tree.leaves(part)):
+                taught[term].add(name)
+    assert taught == {
+        "policy_loss": {"generator", "tokens"},
+        "baseline_loss": {"baseline"},
+        "rtd_loss": {"discriminator", "replaced"},
+    }
+
+
+def test_a_generator_of_another_size_cannot_lend_the_discriminator_its_weights():
+    with pytest.raises(
+        ValueError, match=r"of one size \(objective.width=1.*heads is 3 and 1, .*intermediate is 20 and 48"
+    ):
+        TWO_STAGE.check(MODEL)
+    TWO_STAGE.check(replace(MODEL, heads=1, intermediate=48))
+    assert TWO_STAGE.frozen == ("generator", "tokens") and TWO_STAGE.weights == {"rtd_loss": 50.0}
+    assert ReplacedTokens().frozen == ()

@@ -9,10 +9,11 @@ import pytest
 
 from encoders.model.config import Model
 from encoders.objectives import masking
+from encoders.objectives.generator import MASKING
 from encoders.objectives.joint import Joint
 from encoders.objectives.masking import Masking
 from encoders.objectives.nsp import NextSentence
-from encoders.objectives.rtd import MASKING, ReplacedTokens
+from encoders.objectives.rtd import ReplacedTokens
 from encoders.text.vocab import Facts
 from encoders.training.optimizer import AdamW
 from encoders.training.step import (
