@@ -16,6 +16,10 @@ Encoders: pre-train BERT, RoBERTa, ALBERT and ELECTRA.
   python launch.py train    experiments/mini.py --only mini-electra --set optimizer.rate=5e-4
   python launch.py evaluate runs/mini-electra                        held-out scores of a checkpoint
   python launch.py train    glue --with start=runs/mini-bert root=GLUE tasks=SST-2
+  python launch.py train    albert_t4 --with corpus=TEXT.txt glue=GLUE    a table of ALBERT's paper, at small scale
+  python launch.py status   albert_t4                                what is done, running, failed, and what is left
+  python launch.py table    albert_t4 --format markdown              the paper's numbers beside ours
+  python launch.py report   runs                                     all of it as one HTML page
   python launch.py predict  runs/mini-bert fill "The capital of France is [MASK]."
   python launch.py import   bert-base-uncased runs/bert-base         a published checkpoint becomes a run
   python launch.py export   runs/mini-bert mini-bert                 a run becomes a folder that transformers loads
@@ -32,17 +36,29 @@ def parser() -> argparse.ArgumentParser:
         ("show", "the experiment, its parameters by part, FLOPs per token, memory; or table-2.1"),
         ("prepare", "turn its corpus into a store of tokens"),
         ("train", "train every member, going on where an interrupted one stands"),
+        ("status", "which members are done, running, failed, and how long the others will take"),
+        ("table", "the paper's table beside the runs, of a file of experiments/ablations/"),
     ):
         verb = verbs.add_parser(name, help=text, description=text)
         verb.add_argument("experiment", metavar="EXPERIMENT")
         add_members(verb)
         if name == "prepare":
             add_prepare(verb)
-        if name == "train":
+        if name in ("train", "status", "table"):
             verb.add_argument("--runs", default="runs", metavar="DIR", help="where runs are kept (runs)")
+        if name == "table":
+            verb.add_argument("--format", choices=("text", "markdown", "latex", "csv"), default="text")
+        if name == "train":
             verb.add_argument("--stop-after", default=None, metavar="3h55m", help="save and end then, with status 75")
+            verb.add_argument(
+                "--jobs", type=int, default=None, metavar="N", help="members at once, on this machine (1)"
+            )
             add_hosts(verb)
             verb.add_argument("--profile", action="store_true", help="trace the first steps and say where time goes")
+    verb = verbs.add_parser("report", help="one page about all runs of a folder: tables, curves, costs, experiments")
+    verb.add_argument("folder", metavar="DIR", help="where the runs are")
+    verb.add_argument("--out", default=None, metavar="FILE", help="the page to write (DIR/report.html)")
+    verb.add_argument("--title", default="Runs", metavar="TEXT", help="its title (Runs)")
     verb = verbs.add_parser("inspect", help="what a store holds, and rows as the model sees them")
     verb.add_argument("store", metavar="STORE", help="a store's folder, as prepare prints it")
     verb.add_argument(
@@ -56,6 +72,10 @@ def parser() -> argparse.ArgumentParser:
     verb = verbs.add_parser("evaluate", help="held-out scores of a run's checkpoint, without its experiment file")
     add_run(verb)
     verb.add_argument("--batches", type=int, default=None, metavar="N", help="held-out batches to read (all)")
+    verb.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="A.B=C",
+        help="score it as if its experiment had this field, such as objective.sentences=SentenceOrder",
+    )  # fmt: skip
     add_predict(verbs.add_parser("predict", help="what a run says of new texts"))
     verb = verbs.add_parser("submit", help="answer a task's test rows in the format that is handed in")
     verb.add_argument("run", metavar="RUN", help="a fine-tuned run's folder")

@@ -2,36 +2,34 @@
 
 from __future__ import annotations
 
-import difflib
-import fnmatch
-import importlib.util
-import inspect
 import json
 import os
 import sys
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
 
-from encoders import convert, report
+from encoders import convert, report, tables
+from encoders.crossed import under
 from encoders.data.labelled import Labelled
 from encoders.data.prepare import Data, prepared
 from encoders.data.repair import damaged, repair
 from encoders.data.runners import Beam, Here, Runner, Unfinished
 from encoders.data.store import Store
 from encoders.exchange.weights import CheckpointError
-from encoders.experiment import Experiment, describe, override
-from encoders.files import check_local
+from encoders.experiment import Experiment, describe
+from encoders.files import check_local, write_whole
 from encoders.inspect import View, described, numbers
 from encoders.ledger import show as ledger
+from encoders.members import members, table
+from encoders.page import page
+from encoders.sweep import Sweep, progress
 from encoders.text.source import CorpusError
 from encoders.training import hosts, loop
-from encoders.training.local import spread
+from encoders.training.local import shared, spread
 from encoders.training.run import Run, RunError
-from encoders.training.stopping import STATUS, Stop, Stopped, seconds
-from encoders.values import ExperimentError, read
+from encoders.training.stopping import STATUS, Stop, duration, seconds
+from encoders.values import ExperimentError
 
 PROGRAM = Path(__file__).parents[1] / "launch.py"
 
@@ -45,58 +43,6 @@ def is_expected(error: Exception) -> bool:
 def check_places(options) -> None:
     """Raises `ValueError` for folders that are none of this machine."""
     check_local(*(getattr(options, name, None) for name in ("runs", "run", "folder", "store", "out", "root")))
-
-
-def find(name: str) -> Path:
-    """The experiment file that `name` means: a path, or a file of experiments/ without its ending."""
-    home = Path("experiments")
-    for path in (Path(name), home / f"{name}.py", home / name):
-        if path.is_file():
-            return path
-    known = sorted(str(path.relative_to(home).with_suffix("")) for path in home.rglob("*.py"))
-    near = difflib.get_close_matches(name.removeprefix("experiments/").removesuffix(".py"), known, 1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ExperimentError(f"there is no experiment {name!r}{hint} There are {', '.join(known) or 'none here'}")
-
-
-def members(options) -> list[Experiment]:
-    """The experiments of a file, those that `--only` names, with every `--set` applied."""
-    path = find(options.experiment)
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    found = getattr(module, "experiments", None)
-    if callable(found):
-        found = found(**arguments(found, options))
-    elif options.given:
-        raise ExperimentError(f"{path} lists its experiments and takes nothing --with")
-    if not found or not all(isinstance(each, Experiment) for each in found):
-        raise ExperimentError(f"{path} must define `experiments`, a list of Experiment values")
-    names = [experiment.name for experiment in found]
-    if len(set(names)) < len(names):
-        raise ExperimentError(f"{path}: two members have the same name")
-    for pattern in options.only:
-        if not fnmatch.filter(names, pattern):
-            raise ExperimentError(f"--only {pattern}: no member has that name; there are {', '.join(names)}")
-    chosen = [e for e in found if not options.only or any(fnmatch.fnmatch(e.name, p) for p in options.only)]
-    if len(chosen) > 1 and any(setting.startswith("name=") for setting in options.set):
-        raise ExperimentError(f"--set name=... would give {len(chosen)} members one name; choose one with --only")
-    return [override(experiment, options.set) for experiment in chosen]
-
-
-def arguments(make: Callable, options) -> dict:
-    """What `--with` gives the function that makes the experiments of a file, each read by its declared type."""
-    declared = inspect.signature(make, eval_str=True).parameters
-    given = {}
-    for setting in options.given:
-        name, equals, text = setting.partition("=")
-        if not equals or name not in declared:
-            raise ExperimentError(f"--with {setting!r} must be NAME=VALUE with a name of {', '.join(declared)}")
-        given[name] = read(text, declared[name].annotation, f"--with {name}")
-    missing = [name for name, each in declared.items() if each.default is each.empty and name not in given]
-    if missing:
-        raise ExperimentError(f"{options.experiment} needs --with {' '.join(f'{name}=...' for name in missing)}")
-    return given
 
 
 def say(line: str) -> None:
@@ -207,38 +153,73 @@ def train(options) -> int:
         raise hosts.HostsError(f"--processes {options.processes} must be at least 1")
     if options.processes and options.coordinator is None and options.process is None:
         return spread(PROGRAM, options.line, options.processes, say)
+    if options.jobs is not None:
+        return at_once(options)
     hosts.join(options.coordinator, options.processes, options.process, wait)
     keep_compiled()
     with Stop(limit) as stop:
         return trained(options, hosts.agreed(lambda: members(options)), stop, patience)
 
 
+def at_once(options) -> int:
+    """Train members side by side, in processes that share them; stores of text are made beforehand."""
+    if options.jobs < 1 or options.processes or options.coordinator or options.process is not None:
+        raise hosts.HostsError(f"--jobs {options.jobs} must be at least 1, and goes without --processes and the like")
+    for data in dict.fromkeys(member.data for member in members(options) if isinstance(member.data, Data)):
+        prepared(data, say)
+    line, at = list(options.line), [i for i, word in enumerate(options.line) if word.startswith("--jobs")][0]
+    del line[at : at + (1 if "=" in line[at] else 2)]
+    return shared(PROGRAM, line, options.jobs)
+
+
 def trained(options, chosen: list[Experiment], stop: Stop, patience: float) -> int:
     """Train one member after the other; the status of the process."""
-    results, failed, finished = [], [], []
-    for experiment in chosen:
-        folder = Path(options.runs) / experiment.name
-        if loop.result(folder):
-            finished.append(experiment.name)
-        try:
-            results.append((experiment, loop.train(experiment, folder, say, options.profile, stop, patience)))
-        except Stopped as reason:
-            say(f"{reason}; the same command goes on")
-            return STATUS
-        except Exception as error:
-            if len(chosen) == 1:
-                raise
-            if not is_expected(error):
-                traceback.print_exc()
-            say(f"{experiment.name} failed: {error}")
-            failed.append(experiment.name)
+    runs, found = Path(options.runs), table(options)
+    sweep = Sweep(chosen, runs, say, is_expected)
+    if found and hosts.primary():
+        tables.keep(found, runs)
+        sweep.after = lambda member: tables.complete(found, member, runs)
+    finished = [experiment.name for experiment in chosen if loop.result(runs / experiment.name)]
+    status = sweep.train(options.profile, stop, patience)
     if finished:
         say(f"already finished: {', '.join(finished)}. To start one over, remove its folder in {options.runs}/")
-    if results and hosts.primary():
+    results = [(member, sweep.results[member.name]) for member in chosen if member.name in sweep.results]
+    if results and status != STATUS and hosts.primary():
         print(report.summary(results))
-    if failed:
-        say(f"failed: {', '.join(failed)}")
-    return 1 if failed else 0
+        if found:
+            print(f"\n{tables.as_text(tables.filled(found, runs))}")
+    return status
+
+
+def status(options) -> int:
+    found = progress(Sweep(members(options), Path(options.runs), say, is_expected))
+    rows = [["member", "state", "steps", "left", ""]]
+    for each in found:
+        left = "" if each.state == "done" else "unknown" if each.left is None else duration(each.left)
+        rows.append([each.member.name, each.state, f"{each.step:,} of {each.member.steps:,}", left, each.note])
+    states = [each.state for each in found]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    known = [each.left for each in found if each.left is not None]
+    print(report.grid(rows))
+    print(f"{len(found)} members: {counts}; left, one after the other: {duration(sum(known))}", end="")
+    print(f" and {len(found) - len(known)} of unknown length" if len(known) < len(found) else "")
+    return 0
+
+
+def show_table(options) -> int:
+    if (found := table(options)) is None:
+        raise ExperimentError(f"{options.experiment} defines no `table`, as the files of experiments/ablations/ do")
+    print(tables.FORMATS[options.format](tables.filled(found, Path(options.runs))))
+    return 0
+
+
+def report_page(options) -> int:
+    folder = Path(options.folder)
+    sheets = [sheet for table in tables.kept(folder) for sheet in tables.sheets(tables.filled(table, folder))]
+    out = Path(options.out) if options.out else folder / "report.html"
+    write_whole(out, page(folder, sheets, options.title).encode())
+    print(out)
+    return 0
 
 
 def opened(options) -> tuple[Run, int, dict]:
@@ -249,7 +230,8 @@ def opened(options) -> tuple[Run, int, dict]:
 
 def evaluate(options) -> int:
     run, step, params = opened(options)
-    scores = run.evaluate(params, batches=options.batches or 10**9)
+    batches = options.batches or 10**9
+    scores = under(run, params, options.set, batches) if options.set else run.evaluate(params, batches=batches)
     print(json.dumps({"run": run.experiment.name, "step": step} | scores, indent=1))
     return 0
 
@@ -299,6 +281,9 @@ def measure(options) -> int:
 VERBS = {
     "bench": measure,
     "show": show,
+    "status": status,
+    "table": show_table,
+    "report": report_page,
     "prepare": prepare,
     "inspect": inspect_store,
     "train": train,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +17,10 @@ from encoders.data.prepare import Data
 from encoders.data.stream import Phase
 from encoders.downstream.features import Features
 from encoders.model.config import Model, aside
+from encoders.objectives.clm import NextToken
 from encoders.objectives.joint import Joint
 from encoders.objectives.objective import Task
+from encoders.objectives.restoring import RestoredTokens
 from encoders.objectives.rtd import ReplacedTokens
 from encoders.training.log import Cadence
 from encoders.training.optimizer import AdamW, Lamb
@@ -36,7 +39,7 @@ class Network:
 
     name: str = aside()
     model: Model
-    objective: Joint | ReplacedTokens | Task | Features
+    objective: Joint | ReplacedTokens | RestoredTokens | NextToken | Task | Features
     mesh: Mesh = aside(Mesh())
 
     def __post_init__(self):
@@ -86,8 +89,12 @@ class Experiment(Network):
         )
         warmup = self.optimizer.warmup
         require(warmup <= self.steps, f"optimizer.warmup={warmup} is more than the {self.steps} steps of phases.until")
-        if isinstance(self.objective, ReplacedTokens):
-            self.objective.generator(self.model)
+        try:
+            self.objective.check(self.model)
+        except ValueError as error:
+            raise ExperimentError(f"{self.name}: {error}") from None
+        frozen = " and ".join(self.objective.frozen)
+        require(self.start or not frozen, f"the objective keeps {frozen} as start has them, and start is None")
         decay, shared = self.optimizer.layer_decay, self.model.share
         require(
             decay == 1 or not shared, f"optimizer.layer_decay={decay} is for layers that share nothing, not {shared}"
@@ -187,6 +194,15 @@ def vary(base: Experiment, axes: Mapping[str, Sequence | Mapping[str, Any]]) -> 
             node[leaf] = value
         members.append(change(base, changes))
     return members
+
+
+def without_seeds(name: str) -> str:
+    """What the seeds of one experiment have in common.
+
+    >>> without_seeds("albert-small-seed0@SST-2-seed0")
+    'albert-small@SST-2'
+    """
+    return re.sub(r"-seed\d+", "", name)
 
 
 def fingerprint(experiment: Experiment, store_key: str, start_key: str | None = None) -> str:

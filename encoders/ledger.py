@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from functools import cache
 
 import jax
 import numpy as np
 
 from encoders.experiment import Experiment
 from encoders.model.config import Model
-from encoders.objectives.objective import Task
-from encoders.objectives.rtd import ReplacedTokens
 from encoders.text.vocab import Facts
 from encoders.training import sharding, step
 from encoders.training.optimizer import leaves, stacked
@@ -43,29 +42,32 @@ def by_part(tree) -> dict[str, int]:
     return dict(sizes)
 
 
-def forward_flops(model: Model, sizes: np.ndarray) -> np.ndarray:
-    """Multiply-adds x 2 of the encoder for examples of `sizes` tokens: dense layers, and attention within each."""
-    d, f = model.hidden, model.intermediate
-    projection = 2 * model.embedding * d if model.projects else 0
-    return sizes * (projection + model.layers * (2.0 * (4 * d * d + 2 * d * f) + 4 * sizes * d))
-
-
 def step_flops(experiment: Experiment, sizes: np.ndarray) -> np.ndarray:
     """Matrix-product FLOPs of a training step for examples of `sizes` tokens: forward, and twice that backward.
 
-    Vocabulary logits count at the chosen positions only; padding, recomputation, softmax, the heads of tasks and the
-    like count nothing.
+    Vocabulary logits count only where the objective needs them; padding, recomputation, softmax, the heads of tasks and
+    the like count nothing.
     """
-    model, objective = experiment.model, experiment.objective
-    if isinstance(objective, Task):
-        return 3 * forward_flops(model, sizes)
-    chosen = objective.tokens.quotas(int(sizes.max()))[sizes]
-    head = lambda m: chosen * 2.0 * (m.hidden * m.embedding + m.embedding * m.vocab)
-    if isinstance(objective, ReplacedTokens):
-        generator = objective.generator(model)
-        rtd = forward_flops(model, sizes) + sizes * 2.0 * (model.hidden**2 + model.hidden)
-        return 3 * (rtd + (forward_flops(generator, sizes) + head(generator) if generator else 0))
-    return 3 * (forward_flops(model, sizes) + head(model))
+    objective = experiment.objective
+    parts = objective.flops(experiment.model, sizes)
+    return sum(flops * (1 if part in objective.frozen else 3) for part, flops in parts.items())
+
+
+def run_flops(experiment: Experiment) -> float:
+    """`step_flops` of all steps, for rows that are full."""
+    total, start = 0.0, 0
+    for phase in experiment.phases:
+        row = step_flops(experiment, np.array([phase.length])).item()
+        total += (phase.until - start) * phase.batch * row
+        start = phase.until
+    return total
+
+
+@cache
+def encoder_parameters(model: Model, objective) -> int:
+    """Parameters of the encoder that fine-tuning begins with, embeddings and pooler with it: what papers count."""
+    tree = shapes(model, objective)
+    return parameters(tree[objective.body]) + (parameters(tree["pooler"]) if "pooler" in tree else 0)
 
 
 def saved_values(model: Model, length: int) -> int:
@@ -75,13 +77,6 @@ def saved_values(model: Model, length: int) -> int:
     """
     weights = 3 * model.heads * length if model.attention == "xla" else 0
     return model.layers * (10 * model.hidden + 4 * model.intermediate + weights)
-
-
-def networks(experiment: Experiment) -> list[Model]:
-    """The encoders that a step runs: the model, and ELECTRA's generator where there is one."""
-    model, objective = experiment.model, experiment.objective
-    generator = objective.generator(model) if isinstance(objective, ReplacedTokens) else None
-    return [model] if generator is None else [model, generator]
 
 
 def memory(experiment: Experiment, mesh=None) -> dict[str, float]:
@@ -103,8 +98,9 @@ def memory(experiment: Experiment, mesh=None) -> dict[str, float]:
         products, inputs = m.layers * (6 * m.hidden + m.intermediate), m.layers * m.hidden
         return item * {"none": saved_values(m, length), "dots": products, "full": inputs}[m.remat]
 
+    networks = experiment.objective.networks(model)
     most = max(
-        phase.batch / experiment.accumulate * phase.length * sum(saved(m, phase.length) for m in networks(experiment))
+        phase.batch / experiment.accumulate * phase.length * sum(saved(m, phase.length) for m in networks)
         for phase in experiment.phases
     )
     return {"parameters and moments": 12.0 * count, "gradients": 4.0 * count, "activations": most / devices}
@@ -131,9 +127,11 @@ def show(experiment: Experiment) -> str:
     lines = [f"  {name:{width}} {size:>13,}" for name, size in by_part(tree).items()]
     lines += [f"  {'total':{width}} {parameters(tree):>13,}", f"embedding: {embedding_products(experiment.model)}"]
     for phase in experiment.phases:
-        flops = step_flops(experiment, np.array([phase.length])).item() / phase.length
+        row = np.array([phase.length])
+        forward = sum(experiment.objective.flops(experiment.model, row).values())
+        each = [flops.item() / phase.length / 1e6 for flops in (step_flops(experiment, row), forward)]
         lines.append(
-            f"FLOPs per token at length {phase.length}: {flops / 1e6:,.1f} M in training, {flops / 3e6:,.1f} M forward"
+            f"FLOPs per token at length {phase.length}: {each[0]:,.1f} M in training, {each[1]:,.1f} M forward"
         )
     lines.append(f"memory, estimated, on one device: {gibibytes(memory(experiment))}")
     if (mesh := experiment.mesh.abstract(jax.device_count())).size > 1:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from encoders.experiment import Experiment
+from encoders.experiment import Experiment, without_seeds
 from encoders.families import albert, bert, electra, roberta
-from encoders.ledger import parameters, shapes
+from encoders.ledger import encoder_parameters, parameters, shapes
 from encoders.objectives.joint import Joint
 from encoders.objectives.nsp import NextSentence
 from encoders.objectives.objective import Task
@@ -45,7 +45,7 @@ def fine_tuned(finished: Sequence[tuple[Experiment, dict]]) -> str:
     """A row for all seeds of an experiment: median, lowest and highest of the goal's score, and other medians."""
     seeds: dict[str, list[tuple[Experiment, dict]]] = {}
     for experiment, result in finished:
-        seeds.setdefault(experiment.name.removesuffix(f"-seed{experiment.seed}"), []).append((experiment, result))
+        seeds.setdefault(without_seeds(experiment.name), []).append((experiment, result))
     rows = [["run", "seeds", "goal", "median", "lowest", "highest", "steps", "other medians"]]
     for name, runs in seeds.items():
         goal = runs[0][0].objective.goal
@@ -118,9 +118,7 @@ def table_2_1() -> str:
     ]
     for name, model, objective, printed, reading in TABLE_2_1:
         tree = shapes(model, objective)
-        discriminator = isinstance(objective, ReplacedTokens)
-        encoder = parameters(tree["discriminator" if discriminator else "encoder"])
-        encoder += parameters(tree["pooler"]) if "pooler" in tree else 0
+        encoder = encoder_parameters(model, objective)
         rows.append([name, *FACTS_2_1[name.split("-")[0]], printed, f"{encoder:,}", f"{parameters(tree):,}", reading])
     return grid(rows) + (
         "\nprinted: in 10^8. encoder: with embeddings and, where it is pre-trained, the pooler; for ELECTRA the"

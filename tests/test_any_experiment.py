@@ -103,6 +103,8 @@ FIELDS = {
     "objective.depth": ("1 0.5 2", "0"),
     "objective.weight": ("50 1", "-1"),
     "objective.temperature": ("1 0.5", "0"),
+    "objective.over": ("all chosen", "some"),
+    "objective.training": ("joint adversarial two_stage", "none"),
     "objective.tie": ("none tokens embeddings", "all"),
     "optimizer.rate": ("1e-3 1", "0 nan"),
     "optimizer.warmup": ("0 1 2", "3 -1 0.5"),

@@ -26,7 +26,7 @@ def sweep(tmp_path, monkeypatch):
             begun.append(experiment.name)
             if experiment.name in reasons:
                 raise reasons.pop(experiment.name)
-            folder.mkdir(parents=True)
+            folder.mkdir(parents=True, exist_ok=True)
             numbers = {"parameters": 7, "tokens_per_second": 1.0, "steps": 100}
             scores = {"loss": 2.5, "mlm_mask_accuracy": 0.5, "mlm_mask_accuracy_error": 0.1, "mlm_mask_baseline": 0.2}
             made = {"name": experiment.name, **numbers, "heldout": scores}

@@ -14,10 +14,13 @@ from encoders.data.prepare import Data
 from encoders.data.stream import Phase
 from encoders.experiment import Experiment, describe, differences, fingerprint, override, vary
 from encoders.families.electra import ElectraEmbeddings
+from encoders.model.causal import CausalAttend
 from encoders.model.config import Model
+from encoders.objectives.clm import NextToken
 from encoders.objectives.joint import Joint
 from encoders.objectives.masking import Masking
 from encoders.objectives.nsp import NextSentence
+from encoders.objectives.restoring import RestoredTokens
 from encoders.objectives.rtd import ReplacedTokens
 from encoders.objectives.sop import SentenceOrder
 from encoders.text.vocab import Vocabulary
@@ -39,6 +42,7 @@ BASE = Experiment(
 )
 SWAPPED = tuple(replace(phase, format=SegmentPairs("swapped", short=0.0)) for phase in BASE.phases)
 FULL = tuple(replace(phase, format=FullSentences(within=True)) for phase in BASE.phases)
+TWO_STAGE = ReplacedTokens(width=1.0, tie="none", training="two_stage")
 MIXED = (replace(BASE.phases[0], format=Packed(Mixed(SegmentPairs(), (1.0, 0.5)))),)
 EXPERIMENTS = [
     BASE,
@@ -56,6 +60,8 @@ EXPERIMENTS = [
         cadence=Cadence(log=3),
     ),
     replace(BASE, phases=MIXED, data=replace(BASE.data, corpus=("a.txt", "b.jsonl"), filters=Filters("documents"))),
+    replace(BASE, objective=NextToken(), model=replace(BASE.model, attend=CausalAttend)),
+    replace(BASE, objective=RestoredTokens(width=1 / 2, over="chosen")),
 ]
 
 
@@ -112,6 +118,12 @@ def test_an_objective_may_leave_a_label_unread():
         ({"model": replace(BASE.model, vocab=51)}, "data.vocabulary.size=50 and model.vocab=51 differ; set both"),
         ({"model": replace(BASE.model, positions=63)}, "phases.length=64 is longer than model.positions=63"),
         ({"optimizer": AdamW(rate=1e-3, warmup=101)}, "optimizer.warmup=101 is more than the 100 steps"),
+        ({"objective": NextToken()}, "it needs model.attend=CausalAttend, not Attend"),
+        ({"objective": ReplacedTokens(width=0.01)}, "objective.width=0.01 and objective.depth=1 make no generator"),
+        (
+            {"objective": TWO_STAGE, "model": replace(BASE.model, heads=1, intermediate=32)},
+            "the objective keeps generator and tokens as start has them, and start is None",
+        ),
         ({"phases": MIXED}, r"phases.format.weights=\(1.0, 0.5\) are not one for each of the 1 items of data.corpus"),
     ],
 )
@@ -161,6 +173,7 @@ def leaf(experiment, path):
         ("objective.sentences=NextSentence", NextSentence()),
         ("objective=Joint", Joint()),
         ("objective=ReplacedTokens", ReplacedTokens()),
+        ("objective=RestoredTokens", RestoredTokens()),
         ("optimizer.betas=(0.9, 0.98)", (0.9, 0.98)),
         ("optimizer.clip=none", None),
         ("optimizer.clip=2", 2.0),

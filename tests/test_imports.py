@@ -25,17 +25,25 @@ ORDER = (
     ("encoders.training.loop",),
     ("encoders.exchange",),
     ("encoders.convert", "encoders.predict", "encoders.finetune"),
+    ("encoders.recipes", "encoders.sweep", "encoders.crossed"),
+    ("encoders.ablation",),
+    ("encoders.members",),
     ("encoders.ask",),
     ("encoders.report",),
+    ("encoders.plots",),
+    ("encoders.page",),
+    ("encoders.tables",),
     ("encoders.bench", "encoders.inspect"),
     ("encoders.cli",),
 )
 ABSENT = (
     "tensorflow", "tensorflow_datasets", "grain", "array_record", "torch", "transformers", "sentencex", "tokenizers",
     "zstandard", "pyarrow", "apache_beam", "sklearn", "tensorboard", "importlib_resources",
+    "matplotlib",
 )  # fmt: skip
 CORE = [
     *("encoders.training.loop", "encoders.training.step", "encoders.ledger", "encoders.report", "encoders.cli"),
+    *("encoders.page", "encoders.ablation"),
     *("encoders.families.electra", "encoders.objectives.joint", "encoders.data.stream", "encoders.text.corpus"),
 ]
 

@@ -161,6 +161,14 @@ def typed(home) -> dict[str, int]:
             settings += ["phases.0.until=3", "phases.*.length=32"] * ("mini" in command)  # its two phases are alike
             kept = [word for word in arguments if "TEXTS" not in word]
             arguments = [*kept, *([] if "--set" in kept else ["--set"]), *(TASK if "--with" in kept else settings)]
+        if "albert_t5" in arguments:
+            arguments = [arguments[0], "albert_t5", "--with", "seeds=1", "tokens=12288", "rows=16"]
+            arguments += [f"corpus={home / 'text.txt'}", f"glue={home}/GLUE", "--only", "albert-small*", "--set"]
+            arguments += [*SMALL[:4], *SMALL[5:], "cadence.heldout=2", f"data.folder={home / 'stores'}"]
+        if arguments[:2] == ["report", "runs"]:
+            arguments[1] = f"{home}/runs"
+        if arguments[0] in ("status", "table"):
+            arguments += ["--runs", f"{home}/runs"]
         if arguments[0] == "train":
             arguments += ["--runs", f"{home}/runs"]
         if arguments[0] == "bench":
@@ -174,6 +182,25 @@ def typed(home) -> dict[str, int]:
 def test_every_command_of_the_readme_works(typed):
     assert len(typed) >= 8
     assert set(typed.values()) == {0}, typed
+
+
+def test_the_page_of_a_report_has_the_table_and_every_run(typed, home):
+    page = (home / "runs" / "report.html").read_text()
+    assert "ALBERT, table 5" in page and "albert-small-seed0@SST-2-seed0" in page and "quickstart-electra" in page
+
+
+def test_evaluate_scores_a_run_under_another_objective(typed, home, capsys):
+    given = ["objective.sentences=NextSentence", "phases.*.format.second=random"]
+    assert launch.main(["evaluate", f"{home}/runs/albert-small-seed0", "--batches", "2", "--set", *given]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert 0 <= shown["nsp_accuracy"] <= 1 and "sop_accuracy" not in shown
+    assert "has no generator" in fails(
+        capsys, "evaluate", f"{home}/runs/albert-small-seed0", "--set", "objective=ReplacedTokens"
+    )
+
+
+def test_a_file_without_a_table_has_none_to_print(capsys):
+    assert "quickstart defines no `table`" in fails(capsys, "table", "quickstart")
 
 
 def test_finished_runs_say_so_and_how_to_start_over(typed, home, capsys):

@@ -1,19 +1,24 @@
-"""Several processes of a run on this machine, started and watched by one that does nothing else."""
+"""Several processes on this machine, of one run or for one run each, started and watched by one that does no more."""
 
 from __future__ import annotations
 
+import math
+import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from encoders.training.stopping import STATUS
 
 FINE = (None, 0, STATUS)
 GRACE = 10  # seconds that the others have once one has died
+CARDS = "/proc/driver/nvidia/gpus"
 
 
 def spread(program: Path, arguments: list[str], processes: int, say: Callable[[str], None]) -> int:
@@ -25,19 +30,7 @@ def spread(program: Path, arguments: list[str], processes: int, say: Callable[[s
         port = free.getsockname()[1]
     place = ["--coordinator", f"127.0.0.1:{port}", "--processes", str(processes), "--process"]
     command = [sys.executable, str(program), *arguments, *place]
-    started: list[subprocess.Popen] = []
-    asked = 0
-
-    def forward(number: int, frame) -> None:
-        nonlocal asked
-        asked += 1
-        for each in started if asked == 1 else ():
-            each.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
-        if asked > 1:
-            raise KeyboardInterrupt
-
-    before = {each: signal.signal(each, forward) for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
-    try:
+    with forwarding() as started:
         for number in range(processes):  # each of a session of its own: a terminal's Ctrl-C would reach it twice
             started.append(subprocess.Popen([*command, str(number)], start_new_session=True))
         while all(each.poll() in FINE for each in started) and any(each.poll() is None for each in started):
@@ -55,6 +48,47 @@ def spread(program: Path, arguments: list[str], processes: int, say: Callable[[s
         while any(each.poll() is None for each in started) and time.monotonic() < until:
             time.sleep(0.1)
         return codes[died] if codes[died] > 0 else 1
+
+
+def shared(program: Path, arguments: list[str], jobs: int) -> int:
+    """Run `program` with `arguments` in `jobs` processes that share its members, and return the worst status.
+
+    Each has its part of the cores, and of the GPUs where there are some. Signals reach them all.
+    """
+    command, cores = [sys.executable, str(program), *arguments], sorted(os.sched_getaffinity(0))
+    cards = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    cards = [card for card in cards if card] or [str(i) for i in range(len(list(Path(CARDS).glob("*"))))]
+    with forwarding() as started:
+        for number in range(jobs):
+            mine, places = cores[number::jobs] or cores, dict(os.environ)
+            if cards:
+                places["CUDA_VISIBLE_DEVICES"] = cards[number % len(cards)]
+                part = math.ceil(jobs / len(cards))
+                places |= {} if part == 1 else {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / part:.2f}"}
+            pin = partial(os.sched_setaffinity, 0, mine)
+            out = subprocess.DEVNULL if number else None  # all print the same table
+            started.append(subprocess.Popen(command, start_new_session=True, env=places, preexec_fn=pin, stdout=out))
+        codes = [each.wait() for each in started]
+    return max((abs(code) for code in codes if code not in FINE), default=max(codes))
+
+
+@contextmanager
+def forwarding() -> Iterator[list[subprocess.Popen]]:
+    """A list of processes that signals are passed on to, and that have ended afterwards."""
+    started: list[subprocess.Popen] = []
+    asked = 0
+
+    def forward(number: int, frame) -> None:
+        nonlocal asked
+        asked += 1
+        for each in started if asked == 1 else ():
+            each.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
+        if asked > 1:
+            raise KeyboardInterrupt
+
+    before = {each: signal.signal(each, forward) for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    try:
+        yield started
     finally:
         for each in started:
             each.kill()  # after SIGTERM JAX would go on

@@ -39,9 +39,15 @@ from encoders.training import hosts, sharding, step
 from encoders.training.checkpoint import Checkpoints, Damaged, abstract
 from encoders.values import from_json, to_json
 
+HELD, LOOKS = ".held", 3
+
 
 class RunError(ValueError):
     """A run that cannot start or go on."""
+
+
+class InUse(RunError):
+    """A run that another process trains."""
 
 
 class Run:
@@ -288,18 +294,35 @@ def seen(path: Path, wait: float = 60.0) -> bool:
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Keeps a run's folder for this process. Raises `RunError` while another one trains there."""
+    """Keeps a run's folder for this process. Raises `InUse` while another one trains there."""
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".held", "a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise RunError(f"{folder} is in use by {file.read() or 'another process'}") from None
+    with open(folder / HELD, "a+", encoding="utf-8") as file:
+        for tries in range(LOOKS, -1, -1):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not tries:
+                    file.seek(0)
+                    raise InUse(f"{folder} is in use by {file.read() or 'another process'}") from None
+                time.sleep(0.1)  # it may only have been looked at
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
         file.flush()
         yield
+
+
+def holder(folder: Path) -> str | None:
+    """Which process trains in a run's folder, if one does."""
+    try:
+        with open(folder / HELD, encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return file.read() or "another process"
+    except FileNotFoundError:
+        pass
+    return None
 
 
 def result(folder: Path) -> dict | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 
+from encoders.model.config import Model
 from encoders.text.vocab import load
 from encoders.training.optimizer import leaves
 from encoders.training.run import Run, RunError, read_record
@@ -15,6 +16,11 @@ from encoders.training.run import Run, RunError, read_record
 def fresh(run: Run):
     """The state before the first step, made where it belongs."""
     return jax.jit(run.init, out_shardings=run.shardings)(run.experiment.seed)
+
+
+def one_for_all(model: Model) -> bool:
+    """Whether one set of parameters serves all layers: deeper ALBERTs begin with shallower ones (table 11)."""
+    return len(model.share) == 2 and model.groups == 1
 
 
 class Start:
@@ -35,7 +41,7 @@ class Start:
         changes = [
             f"model.{name} is {value} there and {mine.computes()[name]} here"
             for name, value in theirs.computes().items()
-            if value != mine.computes()[name]
+            if value != mine.computes()[name] and (name != "layers" or not one_for_all(mine))
         ]
         if changes:
             raise RunError(f"start={experiment.start} is of another model: {'; '.join(changes)}")
@@ -55,12 +61,9 @@ class Start:
 
         Raises `RunError` for an encoder of other shapes.
         """
-        before, now = self.run.network.objective, run.network.objective
-        theirs, mine = before.body, now.body
-        _, found = self.run.params(str(self.at), run.placed)
-        # Under another body, or for other classes, heads of the same name need not mean the same.
-        if theirs != mine or (before.answers and before.answers != now.answers):
-            found = {mine: found[theirs]} | {k: found[k] for k in found if k == "pooler"}
+        now = run.network.objective
+        mine, found = now.body, self.run.params(str(self.at), run.placed)[1]
+        found = now.begun(self.run.network.objective, found)
         wanted = run.shapes.params
         shapes = lambda tree: jax.tree.map(lambda x: x.shape, tree)
         taken = {part: found[part] for part in wanted if part in found and shapes(found[part]) == shapes(wanted[part])}
@@ -72,6 +75,8 @@ class Start:
                 if there.get(path) != here.get(path)
             ]
             raise RunError(f"start={self.run.folder} has an encoder of other shapes: {'; '.join(changes)}")
+        if missing := [part for part in now.frozen if part not in taken]:
+            raise RunError(f"start={self.run.folder} has no {' and no '.join(missing)} that the objective could keep")
 
         def rest(seed):
             state = run.init(seed)

@@ -46,11 +46,15 @@ class Stop:
             raise KeyboardInterrupt
         self.signal = signal.Signals(number)
 
+    def here(self) -> str | None:
+        """Why this process alone is to end, if it is."""
+        late = self.until is not None and time.monotonic() >= self.until
+        return self.signal.name if self.signal else "the time limit" if late else None
+
     def asked(self) -> str | None:
         """Why the run is to end after this step, if it is. Of several processes each asks after every step."""
         self.asks += 1  # unlike steps they go on from one member to the next, as what is agreed on has to
-        late = self.until is not None and time.monotonic() >= self.until
-        why = self.signal.name if self.signal else "the time limit" if late else None
+        why = self.here()
         if not hosts.several():
             return why
         if why and not self.passed_on:
@@ -70,3 +74,19 @@ def seconds(text: str) -> float:
     if not text.strip() or not found:
         raise ValueError(f"{text!r} is no duration such as 3h55m, 90s or 1d")
     return float(sum(int(count or 0) * size for count, size in zip(found.groups(), UNITS.values(), strict=True)))
+
+
+def duration(seconds: float) -> str:
+    """Seconds as `seconds` reads them, in the two largest units.
+
+    >>> duration(14_100), duration(59.6), duration(100_000)
+    ('3h55m', '1m', '1d3h')
+    """
+    left, parts = round(seconds), []
+    for unit, size in UNITS.items():
+        if left >= size or (unit == "s" and not parts):
+            parts.append(f"{left // size}{unit}")
+            left %= size
+        elif parts:
+            break
+    return "".join(parts[:2])

@@ -1,5 +1,6 @@
 """Runs that begin with the parameters of another one: imported or trained, with the same objective or another."""
 
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 import jax
@@ -8,20 +9,22 @@ import pytest
 
 from encoders.convert import import_checkpoint
 from encoders.data.formats import ElectraPairs, FullSentences, SegmentPairs
-from encoders.data.prepare import Data
-from encoders.data.stream import Phase
+from encoders.data.prepare import Data, prepared
+from encoders.data.stream import Phase, Stream
 from encoders.downstream.classification import Classification
 from encoders.experiment import Experiment, Network
+from encoders.metrics import value
 from encoders.objectives.joint import Joint
 from encoders.objectives.masking import Masking
 from encoders.objectives.nsp import NextSentence
+from encoders.objectives.objective import total_loss
 from encoders.objectives.rtd import ReplacedTokens
 from encoders.text.vocab import Vocabulary
-from encoders.training import loop
+from encoders.training import loop, step
 from encoders.training.log import Cadence, rows
 from encoders.training.optimizer import AdamW
-from encoders.training.run import Run, RunError
-from encoders.training.start import Start
+from encoders.training.run import Run, RunError, claim
+from encoders.training.start import Start, fresh
 from tests import texts
 from tests.exchange.references import CASES, HOME
 
@@ -61,11 +64,24 @@ def experiment(home, start: str, objective, form, steps=20, length=16, **changes
 
 def begun(whole: Experiment, folder):
     """The state before the first step, and what is said about it."""
-    from encoders.data.prepare import prepared
+    said = []
+    return Start(whole).state(run_of(whole, folder), said.append), said[0]
 
-    store, said = prepared(whole.data, quiet), []
-    run = Run(whole, folder, store.facts, lambda: store)
-    return Start(whole).state(run, said.append), said[0]
+
+def run_of(whole: Experiment, folder) -> Run:
+    store = prepared(whole.data, quiet)
+    return Run(whole, folder, store.facts, lambda: store)
+
+
+def by_heart(state, run, steps: int):
+    """The state after so many steps on the first batch, and what each lost."""
+    whole, losses = run.experiment, []
+    batch = next(Stream(run.store.train, run.facts, whole.phases, 0, 1, run.folder / "tables").batches(0, whole.steps))
+    for _ in range(steps):
+        state, measured = step.train_step(state, batch, 0, **loop.static(whole, run.module))
+        means = {name: value(measured[name]) for name in whole.objective.weights}
+        losses.append(total_loss(means, whole.objective.weights))
+    return state, losses
 
 
 def equal(a, b) -> bool:
@@ -98,16 +114,7 @@ def test_fine_tuning_begins_with_an_imported_encoder_and_its_pooler(home, tmp_pa
     before = Run.open(home / "bert-pretraining").params()[1]
     assert equal([state.params[part] for part in ("encoder", "pooler")], [before[p] for p in ("encoder", "pooler")])
     assert said.endswith("bert-pretraining (step 0): encoder, pooler; new: classes")
-    from encoders.data.prepare import prepared
-    from encoders.data.stream import Stream
-    from encoders.training import step
-
-    run = Run(whole, tmp_path / "run", Run.open(home / "bert-pretraining").facts, lambda: prepared(whole.data, quiet))
-    batch = next(Stream(run.store.train, run.facts, whole.phases, 0, 1, tmp_path / "tables").batches(0, 60))
-    losses = []
-    for _ in range(60):  # one batch, by heart
-        state, measured = step.train_step(state, batch, 0, module=run.module, optimizer=whole.optimizer, steps=60)
-        losses.append(float(measured["label_loss"].total / measured["label_loss"].count))
+    _, losses = by_heart(state, run_of(whole, tmp_path / "run"), 60)
     assert losses[-1] < losses[0] / 2
 
 
@@ -131,6 +138,40 @@ def test_a_lone_discriminator_gets_a_fresh_generator(home, tmp_path):
     state, said = begun(whole, tmp_path / "unused")
     assert "new: generator, tokens" in said
     assert equal(state.params["discriminator"], Run.open(home / "electra-discriminator").params()[1]["discriminator"])
+
+
+@pytest.fixture(scope="module")
+def second_stage(home, tmp_path_factory):
+    """An experiment that begins with a masked language model of the discriminator's size."""
+    folder = tmp_path_factory.mktemp("first") / "run"
+    model = replace(Run.open(home / "bert-pretraining").network.model, heads=1, intermediate=4 * 12)
+    alone = experiment(home, "bert-pretraining", Joint(), FullSentences(), model=model)
+    run = run_of(alone, folder)
+    claim(run, None)
+    with closing(run.checkpoints(1)) as checkpoints:
+        checkpoints.save(1, fresh(run), {}, None)
+    objective = ReplacedTokens(width=1.0, tie="none", training="two_stage")
+    return replace(alone, objective=objective, optimizer=AdamW(1e-2, 0, decay=0.5), start=str(folder))
+
+
+def test_a_second_stage_keeps_the_generator_and_begins_the_discriminator_with_it(second_stage, tmp_path):
+    before = Run.open(second_stage.start).params()[1]
+    generator = {"generator": before["encoder"], "tokens": before["tokens"]}
+    state, said = begun(second_stage, tmp_path / "unused")
+    assert said.endswith("(step 1): discriminator, generator, tokens; new: replaced")
+    assert equal({part: state.params[part] for part in generator}, generator)
+    assert equal(state.params["discriminator"], before["encoder"])
+    state, _ = by_heart(state, run_of(second_stage, tmp_path / "run"), 3)
+    assert equal({part: state.params[part] for part in generator}, generator)
+    pairs = zip(*map(jax.tree.leaves, (state.params["discriminator"], before["encoder"])), strict=True)
+    assert not any(np.array_equal(*pair) for pair in pairs)
+
+
+def test_a_second_stage_without_a_generator_to_keep_is_refused(second_stage, tmp_path, monkeypatch):
+    _, found = Run.open(second_stage.start).params()
+    monkeypatch.setattr(Run, "params", lambda *_: (4, {"encoder": found["encoder"]}))
+    with pytest.raises(RunError, match="has no tokens that the objective could keep"):
+        begun(second_stage, tmp_path / "unused")
 
 
 def test_a_run_that_was_started_is_begun_with_by_its_checkpoint(home, tmp_path):

@@ -1,0 +1,280 @@
+"""A published table as a value: its rows, the runs behind each, and the papers' numbers.
+
+A file of experiments/ablations/ defines `table(study)`, where a `Study` says at which scale, on which text and tasks,
+and how often. At paper scale a member is the paper's own experiment with one thing changed. At small scale it is the
+same with `SIZE`: two layers of 128, a vocabulary of 8,000, rows of 64 tokens, 10 M tokens, the rate for so small a
+model, and SST-2 from 10,000 rows; what the table compares stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from encoders.data.labelled import Task as Rows
+from encoders.data.stream import Phase
+from encoders.downstream.choices import MultipleChoice
+from encoders.downstream.conventions import conventions
+from encoders.downstream.glue import ROWS, TASKS
+from encoders.downstream.squad import V1, V2
+from encoders.downstream.tagging import Words
+from encoders.experiment import Experiment, without_seeds
+from encoders.finetune import Recipe, finetuned, grid
+from encoders.ledger import run_flops
+from encoders.recipes import recipes
+from encoders.training.log import Cadence
+from encoders.training.optimizer import AdamW
+from encoders.values import ExperimentError, change
+
+SIZE = dict(
+    vocab=8000, hidden=128, layers=2, heads=2, intermediate=512, positions=128,
+    deviation=128**-0.5, dropout=0.0, attention_dropout=0.0, unroll=True,
+)  # fmt: skip
+LENGTH, BATCH, WARMUP = 64, 64, 200
+RATE = 2e-3
+FEW = Recipe(3e-4, 32, epochs=2, length=LENGTH, optimizer=AdamW(1.0, 0, correction=True))
+NER = ("O", *(f"{edge}-{kind}" for kind in ("PER", "ORG", "LOC", "MISC") for edge in "BI"))
+
+
+@dataclass(frozen=True)
+class Column:
+    """One score of each row, `factor` of which is the paper's unit: of the runs fine-tuned for `task`, or held out of
+    the pre-trained ones. With `under` these are scored as if their experiment had such settings; with `mean` it is the
+    mean of the columns of these names. Where the paper has no such score, its order is compared with that of the
+    paper's column `like`."""
+
+    name: str
+    score: str
+    task: str = ""
+    factor: float = 100.0
+    under: tuple[str, ...] = ()
+    mean: tuple[str, ...] = ()
+    like: str = ""
+
+
+PARAMETERS = Column("M parameters", "parameters", factor=1e-6)
+MASKED = Column("MLM at [MASK]", "mlm_mask_accuracy")
+PERPLEXITY = Column("MLM perplexity", "mlm_perplexity", factor=1.0)
+NSP, SOP = Column("NSP", "nsp_accuracy"), Column("SOP", "sop_accuracy")
+SQUAD1_F1, SQUAD1_EM = Column("SQuAD1.1 F1", "f1", "SQuAD1.1"), Column("SQuAD1.1 EM", "exact", "SQuAD1.1")
+SQUAD2_F1, SQUAD2_EM = Column("SQuAD2.0 F1", "f1", "SQuAD2.0"), Column("SQuAD2.0 EM", "exact", "SQuAD2.0")
+MNLI, SST2, RACE = (Column(task, "accuracy", task) for task in ("MNLI", "SST-2", "RACE"))
+QNLI, MRPC, NAMES = Column("QNLI", "accuracy", "QNLI"), Column("MRPC", "accuracy", "MRPC"), Column("NER", "f1", "NER")
+AVERAGE = Column("Avg", "mean", mean=("SQuAD1.1 F1", "SQuAD2.0 F1", "MNLI", "SST-2", "RACE"))
+ALBERT = (SQUAD1_F1, SQUAD1_EM, SQUAD2_F1, SQUAD2_EM, MNLI, SST2, RACE, AVERAGE)  # as ALBERT's tables have them
+AVERAGED = tuple(
+    Column(task, score, task)
+    for task, score in (
+        ("CoLA", "matthews"), ("SST-2", "accuracy"), ("MRPC", "accuracy"), ("STS-B", "spearman"), ("QQP", "accuracy"),
+        ("MNLI", "accuracy"), ("QNLI", "accuracy"), ("RTE", "accuracy"),
+    )
+)  # fmt: skip
+GLUE = (*AVERAGED, Column("GLUE avg", "mean", mean=tuple(column.name for column in AVERAGED)))  # of ELECTRA's tables
+SST2_LIKE_GLUE = replace(SST2, name="SST-2 ", like="GLUE avg")
+LEARNED = (Column("RTD AUC", "rtd_auc"), Column("generator at [MASK]", "generator_mask_accuracy"))
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the paper gives for each column of the table, two numbers where it contradicts itself and none where there
+    is none; the pre-training `runs`, one a seed; the `tasks` they are fine-tuned for; what they begin with, `before`.
+    """
+
+    name: str
+    published: tuple[tuple[float, ...], ...]
+    runs: tuple[Experiment, ...] = ()
+    tasks: tuple[Experiment, ...] = ()
+    before: tuple[Experiment, ...] = ()
+
+    def of(self, column: Column) -> dict[str, list[Experiment]]:
+        """The members that a column's score is of, with the seeds of one experiment together."""
+        groups: dict[str, list[Experiment]] = {}
+        for member in self.runs if not column.task else (e for e in self.tasks if task_of(e) == column.task):
+            groups.setdefault(without_seeds(member.name), []).append(member)
+        return groups
+
+
+@dataclass(frozen=True)
+class Table:
+    """`equal` says in what the members of a table are alike; `differs` why our numbers are not the paper's."""
+
+    name: str
+    title: str
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    equal: str
+    differs: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        for row in self.rows:
+            if len(row.published) != len(self.columns):
+                raise ExperimentError(f"{self.name}, {row.name}: {len(row.published)} for {len(self.columns)} columns")
+
+    @property
+    def members(self) -> list[Experiment]:
+        """Every member once, those that others begin with first. Raises `ExperimentError` for two under one name."""
+        found: dict[str, Experiment] = {}
+        for part in ("before", "runs", "tasks"):
+            for member in (member for row in self.rows for member in getattr(row, part)):
+                if found.setdefault(member.name, member) != member:
+                    raise ExperimentError(f"{self.name}: two members are called {member.name!r}")
+        return list(found.values())
+
+    def changed(self, how: Callable[[Experiment], Experiment]) -> Table:
+        """The table with `how` applied to every member."""
+        part = lambda members: tuple(map(how, members))
+        rows = (replace(row, runs=part(row.runs), tasks=part(row.tasks), before=part(row.before)) for row in self.rows)
+        return replace(self, rows=tuple(rows))
+
+
+def task_of(member: Experiment) -> str:
+    return without_seeds(member.name).rpartition("@")[2].split("-rate")[0]
+
+
+@dataclass(frozen=True)
+class Study:
+    """What `--with` says of a table: the scale; the text to pre-train on, and that which tables about `more` text add;
+    the folders of GLUE, of SQuAD, of RACE and of CoNLL-2003's entities (at small scale only the tasks of `tasks` are
+    run); where runs are kept; how many seeds, else three pre-training runs at small scale, and at paper scale one,
+    fine-tuned five times; the tokens of a small run, and the rows that it is fine-tuned on.
+    """
+
+    scale: Literal["paper", "small"] = "small"
+    corpus: tuple[str, ...] = ("tfds:wikipedia/20230601.en",)
+    glue: str = "glue"
+    squad: str = "squad"
+    race: str = "race"
+    entities: str = "conll2003"
+    tasks: tuple[str, ...] = ("SST-2",)
+    runs: str = "runs"
+    more: tuple[str, ...] = ("tfds:c4/realnewslike",)
+    seeds: int | None = None
+    tokens: float = 10e6
+    rows: int = 10_000
+
+    @property
+    def small(self) -> bool:
+        return self.scale == "small"
+
+    @property
+    def seeds_of_runs(self) -> range:
+        return range(self.seeds or 3) if self.small else range(1)
+
+    def table(
+        self, name: str, title: str, columns: Sequence[Column], rows: Iterable[Row], equal: str, *differs: str
+    ) -> Table:
+        """The table; at small scale with what any of them has of its own."""
+        if self.small:
+            differs = (
+                f"Ours: {SIZE['layers']} layers of {SIZE['hidden']} unless the row says otherwise, a vocabulary of "
+                f"{SIZE['vocab']:,}, {self.tokens / 1e6:g} M tokens of {', '.join(self.corpus)} in rows of {LENGTH}; "
+                f"tasks from their first {self.rows:,} training rows, {FEW.epochs:g} epochs at {FEW.rate:g}, the best "
+                "of the evaluations on the development set. Compare what differs between rows, not the numbers.",
+                *differs,
+            )
+        return Table(name, f"{title}, {self.scale} scale", tuple(columns), tuple(rows), equal, tuple(differs))
+
+    def row(
+        self,
+        name: str,
+        published: Sequence[float | tuple[float, ...] | None],
+        columns: Sequence[Column],
+        run: str,
+        experiment: Experiment,
+        *,
+        small: Mapping[str, Any] | None = None,
+        flops: float | None = None,
+        before: Sequence[Experiment] = (),
+    ) -> Row:
+        """A row whose runs are `experiment`, at small scale with the changes `small` after all others, or trained for
+        as many `flops`; where there are runs `before`, each begins with the one of its seed.
+        """
+        seeds = self.seeds_of_runs
+        runs = [
+            self.run(run, experiment, seed, small or {}, flops, start.name if start else None)
+            for seed, start in zip(seeds, before or [None] * len(seeds), strict=True)
+        ]
+        wanted = dict.fromkeys(column.task for column in columns if column.task)
+        wanted = [task for task in wanted if not self.small or task in self.tasks]
+        fine = [member for each in runs for task in wanted for member in self.fine(each, task)]
+        return Row(name, numbers(published, len(columns)), tuple(runs), tuple(fine), tuple(before))
+
+    def published(self, name: str, numbers_of: Sequence[float | None], columns: Sequence[Column]) -> Row:
+        """A row of which there are no runs here."""
+        return Row(name, numbers(numbers_of, len(columns)))
+
+    def run(
+        self,
+        name: str,
+        experiment: Experiment,
+        seed: int = 0,
+        small: Mapping[str, Any] = {},
+        flops: float | None = None,
+        start: str | None = None,
+    ) -> Experiment:
+        """A pre-training member."""
+        whole = replace(
+            experiment,
+            name=f"{name}-{self.scale}-seed{seed}",
+            seed=seed,
+            data=replace(experiment.data, corpus=self.corpus),
+            start=start and f"{self.runs}/{start}",
+        )
+        if self.small:
+            whole = change(self.shrunk(whole), small)
+        if flops is not None:
+            share = flops / run_flops(whole)
+            untils = [max(round(phase.until * share), 2) for phase in whole.phases]
+            warmup = min(whole.optimizer.warmup, max(round(whole.optimizer.warmup * share), 1))
+            cut = {str(i): {"until": until} for i, until in enumerate(untils)}
+            whole = change(whole, {"phases": cut, "optimizer": {"warmup": warmup}})
+        return whole
+
+    def shrunk(self, experiment: Experiment) -> Experiment:
+        """The same at small scale."""
+        model, form = experiment.model, experiment.phases[-1].format
+        if getattr(form, "released", False):
+            form = replace(form, released=False)
+        embedding = SIZE["hidden"] if model.embedding == model.hidden else model.embedding // 4
+        words = replace(experiment.data.vocabulary, size=SIZE["vocab"], sample=20_000_000)
+        steps = round(self.tokens / LENGTH / BATCH)
+        return replace(
+            experiment,
+            model=replace(model, **SIZE | {"embedding": embedding}),
+            data=replace(experiment.data, vocabulary=words),
+            optimizer=AdamW(rate=RATE, warmup=min(WARMUP, steps // 10), correction=True),
+            phases=(Phase(steps, LENGTH, BATCH, form),),
+            cadence=Cadence(log=100, evaluate=500, save=500, keep=1),
+        )
+
+    def fine(self, run: Experiment, task: str) -> list[Experiment]:
+        """The members that fine-tune `run` for `task`: by the recipes of its family, at small scale by one."""
+        rows, root, count = self.task(task)
+        family = conventions(run.model).name
+        given = {
+            "start": f"{self.runs}/{run.name}",
+            "model": run.model,
+            "vocabulary": f"{self.runs}/{run.name}/tokenizer.json",
+        }
+        name = f"{run.name}@{task}"
+        if self.small:
+            few = {"seed": run.seed, "limit": self.rows}
+            return [finetuned(f"{name}-seed{run.seed}", rows, root, FEW, count, **few, **given)]
+        return grid(name, rows, root, recipes(family, task, run.model), count, seeds=self.seeds or 5, **given)
+
+    def task(self, name: str) -> tuple[Rows, str, int]:
+        """A task's rows, the folder they are in, and how many train."""
+        others = {
+            "SQuAD1.1": (V1, self.squad, 87_599),
+            "SQuAD2.0": (V2, self.squad, 130_319),
+            "RACE": (MultipleChoice(name="RACE"), self.race, 87_866),
+            "NER": (Words(NER, name="NER"), self.entities, 14_041),
+        }
+        return others.get(name) or (TASKS[name], f"{self.glue}/{name}", ROWS[name])
+
+
+def numbers(published: Iterable[float | tuple[float, ...] | None], count: int) -> tuple[tuple[float, ...], ...]:
+    """For each of `count` columns the published numbers; those that are not given are the last."""
+    given = [() if x is None else x if isinstance(x, tuple) else (x,) for x in published]
+    return (*given, *[()] * (count - len(given)))

@@ -1,0 +1,291 @@
+"""A paper's table beside ours: every cell's published number, our median over seeds, and what both cost and mean."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import re
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from encoders import crossed
+from encoders.ablation import PARAMETERS, Column, Row, Table
+from encoders.experiment import Experiment
+from encoders.files import write_json
+from encoders.ledger import encoder_parameters, run_flops
+from encoders.objectives.objective import Task
+from encoders.page import Sheet
+from encoders.report import grid
+from encoders.training import log
+from encoders.training.run import result
+from encoders.values import from_json, to_json
+
+ENDING = ".table.json"  # of what `train` keeps of a table beside its runs
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The published numbers and ours, one a seed, lowest first, in the paper's unit."""
+
+    published: tuple[float, ...] = ()
+    ours: tuple[float, ...] = ()
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.ours)
+
+    @property
+    def difference(self) -> float | None:
+        """Ours less the paper's, the nearest one where it has two."""
+        if not self.published or not self.ours:
+            return None
+        return min((self.median - each for each in self.published), key=abs)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of all runs of a row: tokens seen, FLOPs of their matrix products, hours of devices."""
+
+    tokens: float
+    flops: float
+    hours: float
+
+
+def score(member: Experiment, column: Column, runs: Path) -> float | None:
+    """A member's score for a column, if it has one yet."""
+    if column.score == PARAMETERS.score:
+        return float(encoder_parameters(member.model, member.objective))
+    folder = runs / member.name
+    if (found := result(folder)) is None:
+        return None
+    if column.under:
+        return (crossed.known(folder, column.under) or {}).get(column.score)
+    return found["best" if isinstance(member.objective, Task) else "heldout"].get(column.score)
+
+
+def cell(table: Table, row: Row, column: Column, runs: Path) -> Cell:
+    """The cell of a row and a column; of several recipes it shows the one with the best median, as papers do."""
+    published = row.published[table.columns.index(column)]
+    if column.mean:
+        parts = [cell(table, row, each, runs) for each in table.columns if each.name in column.mean]
+        whole = all(part.ours for part in parts)
+        return Cell(published, (statistics.mean(part.median for part in parts),) if whole else ())
+    groups = []
+    for members in row.of(column).values():
+        scores = [score(member, column, runs) for member in members]
+        if found := sorted(each * column.factor for each in scores if each is not None):
+            groups.append(tuple(found))
+    return Cell(published, max(groups, key=statistics.median, default=()))
+
+
+def cost(row: Row, runs: Path) -> Cost:
+    tokens = flops = seconds = 0.0
+    for member in (*row.before, *row.runs, *row.tasks):
+        rows = list(log.rows(runs / member.name / "metrics.jsonl"))
+        seen = max((each.get("tokens", 0) for each in rows), default=0)
+        full = sum((p.until - q) * p.batch * p.length for p, q in zip(member.phases, starts(member), strict=True))
+        tokens, flops = tokens + seen, flops + run_flops(member) * seen / full
+        seconds += sum(each["time"]["seconds"] for each in rows) * devices(runs / member.name)
+    return Cost(tokens, flops, seconds / 3600)
+
+
+def starts(member: Experiment) -> list[int]:
+    return [0, *(phase.until for phase in member.phases[:-1])]
+
+
+def devices(folder: Path) -> int:
+    path = folder / "experiment.json"
+    return len(json.loads(path.read_text(encoding="utf-8"))["devices"]) if path.exists() else 0
+
+
+def number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
+def published(numbers: Sequence[float]) -> str:
+    return " / ".join(f"{each:g}" for each in numbers) or "-"
+
+
+def ours(found: Cell) -> str:
+    if not found.ours:
+        return "-"
+    spread = f" ({number(found.ours[0])} to {number(found.ours[-1])})" if found.ours[0] < found.ours[-1] else ""
+    return number(found.median) + spread
+
+
+@dataclass(frozen=True)
+class Filled:
+    """A table with the cells that its runs give."""
+
+    table: Table
+    cells: dict[tuple[str, str], Cell]
+    costs: dict[str, Cost]
+
+    @property
+    def measured(self) -> list[Column]:
+        """The columns of which at least one row has a number of ours, the size of the model aside."""
+        return [c for c in self.table.columns if any(self.cells[r.name, c.name].ours for r in self.table.rows)]
+
+    def sheet(self) -> list[list[str]]:
+        """Head and rows of what was measured: for each column paper, ours with its range, and the difference."""
+        head, rows = ["", "seeds"], [[row.name] for row in self.table.rows]
+        scored = [column for column in self.measured if column.score != PARAMETERS.score]
+        for row, line in zip(self.table.rows, rows, strict=True):
+            counts = {len(self.cells[row.name, c.name].ours) for c in scored if not c.mean} - {0}
+            line.append(" to ".join(str(n) for n in sorted({min(counts), max(counts)})) if counts else "0")
+        for column in self.measured:
+            paper = any(self.cells[row.name, column.name].published for row in self.table.rows)
+            compared = paper and column.score != PARAMETERS.score
+            head += [f"{column.name}, paper", "ours"] if paper else [column.name]
+            head += ["difference"] * compared
+            for row, line in zip(self.table.rows, rows, strict=True):
+                found = self.cells[row.name, column.name]
+                gap = found.difference
+                line += [published(found.published)] * paper + [ours(found)]
+                line += ["-" if gap is None else f"{gap:+.1f}"] * compared
+        head += ["M tokens", "PFLOPs", "device hours"]
+        for row, line in zip(self.table.rows, rows, strict=True):
+            spent = self.costs[row.name]
+            line += [number(spent.tokens / 1e6), number(spent.flops / 1e15), number(spent.hours)]
+        return [head, *rows]
+
+    def rest(self) -> list[list[str]]:
+        """Head and rows of the published columns that were not measured; empty where there are none."""
+        left = [c for c in self.table.columns if c not in self.measured]
+        left = [c for c in left if any(self.cells[r.name, c.name].published for r in self.table.rows)]
+        rows = [[r.name, *(published(self.cells[r.name, c.name].published) for c in left)] for r in self.table.rows]
+        return [["", *(column.name for column in left)], *rows] if left else []
+
+    def notes(self) -> list[str]:
+        """What the table's numbers mean."""
+        lines = [
+            f"Members are equal in {self.table.equal}. Ours: the median over seeds, and the lowest to the highest; "
+            "costs are those of all runs of a row, fine-tuning included.",
+            *(order for column in self.measured if (order := self.order(column))),
+            *(f"Differs because: {reason}" for reason in self.table.differs),
+        ]
+        return lines
+
+    def order(self, column: Column) -> str | None:
+        """Whether our rows stand in the paper's order: of each pair, only where the ranges of the seeds lie apart."""
+        like = column.like or column.name
+        rows = [
+            r for r in self.table.rows if self.cells[r.name, column.name].ours and self.cells[r.name, like].published
+        ]
+        if len(rows) < 2 or column.score == PARAMETERS.score:
+            return None
+        agree = against = within = equal = 0
+        for a, b in itertools.combinations(rows, 2):
+            mine, other = (self.cells[row.name, column.name] for row in (a, b))
+            paper = self.cells[a.name, like].published[0] - self.cells[b.name, like].published[0]
+            apart = mine.ours[0] > other.ours[-1] or other.ours[0] > mine.ours[-1]
+            if not paper:
+                equal += 1
+            elif min(len(mine.ours), len(other.ours)) < 2 or not apart:
+                within += 1
+            elif (mine.median - other.median) * paper > 0:
+                agree += 1
+            else:
+                against += 1
+        compared = f" (the paper by {like})" if column.like else ""
+        return (
+            f"{column.name}{compared}: of {agree + against + within} pairs of rows that the paper tells apart, {agree} "
+            f"stand in its order and {against} against it with ranges that do not meet; the other {within} are within "
+            "the spread" + (f"; {equal} are equal in the paper." if equal else ".")
+        )
+
+
+def filled(table: Table, runs: Path) -> Filled:
+    """A table with the scores and costs of its runs."""
+    cells = {(row.name, column.name): cell(table, row, column, runs) for row in table.rows for column in table.columns}
+    return Filled(table, cells, {row.name: cost(row, runs) for row in table.rows})
+
+
+def complete(table: Table, member: Experiment, runs: Path) -> None:
+    """Compute what a table's columns ask of a finished member beyond its own scores."""
+    for row in table.rows:
+        if member in row.runs:
+            for column in table.columns:
+                if column.under:
+                    crossed.scored(runs / member.name, column.under)
+
+
+def keep(table: Table, runs: Path) -> None:
+    """Keep a table beside its runs, for a report that has no experiment files."""
+    runs.mkdir(parents=True, exist_ok=True)
+    write_json(runs / f"{table.name}{ENDING}", to_json(table))
+
+
+def kept(runs: Path) -> list[Table]:
+    """The tables that were trained in a folder."""
+    return [from_json(json.loads(path.read_text(encoding="utf-8"))) for path in sorted(runs.glob(f"*{ENDING}"))]
+
+
+def sheets(found: Filled) -> list[Sheet]:
+    """A table as those of a page."""
+    first, *others = [sheet for sheet in (found.sheet(), found.rest()) if sheet]
+    parts = [(found.table.title, first, found.notes())]
+    parts += [(f"{found.table.title}: published, not measured here", each, []) for each in others]
+    return [Sheet(title, tuple(rows[0]), tuple(map(tuple, rows[1:])), tuple(notes)) for title, rows, notes in parts]
+
+
+# As text --------------------------------------------------------------------------------------------------------------
+
+
+def as_text(found: Filled) -> str:
+    parts = [found.table.title, grid(found.sheet())]
+    if rest := found.rest():
+        parts += ["Published, and not measured here:", grid(rest)]
+    return "\n\n".join([*parts, "\n".join(found.notes())])
+
+
+def as_markdown(found: Filled) -> str:
+    line = lambda row: "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
+    table = lambda rows: "\n".join([line(rows[0]), "|" + "---|" * len(rows[0]), *map(line, rows[1:])])
+    parts = [f"### {found.table.title}", table(found.sheet())]
+    if rest := found.rest():
+        parts += ["Published, and not measured here:", table(rest)]
+    return "\n\n".join([*parts, *found.notes()])
+
+
+def as_latex(found: Filled) -> str:
+    """Tabulars for the booktabs package."""
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    escaped = lambda text: re.sub(r"[\\~^&%$#_{}]", lambda m: special.get(m[0], f"\\{m[0]}"), text)
+    line = lambda row: " & ".join(map(escaped, row)) + r" \\"
+
+    def tabular(rows):
+        body = [line(rows[0]), r"\midrule", *map(line, rows[1:])]
+        return "\n".join(
+            [rf"\begin{{tabular}}{{l{'r' * (len(rows[0]) - 1)}}}", r"\toprule", *body, r"\bottomrule", r"\end{tabular}"]
+        )
+
+    parts = [f"% {found.table.title}", tabular(found.sheet())]
+    if rest := found.rest():
+        parts += ["% Published, and not measured here", tabular(rest)]
+    return "\n".join([*parts, *(escaped(note) + r"\\" for note in found.notes())])
+
+
+def as_csv(found: Filled) -> str:
+    """A line a cell, with unrounded numbers."""
+    out = io.StringIO()
+    write = csv.writer(out, lineterminator="\n").writerow
+    write(["table", "row", "column", "paper", "paper, elsewhere", "n", "median", "lowest", "highest", "difference"])
+    for row in found.table.rows:
+        for column in found.table.columns:
+            each = found.cells[row.name, column.name]
+            numbers = (len(each.ours), each.median, each.ours[0], each.ours[-1]) if each.ours else (0, "", "", "")
+            said = (*each.published, "", "")[:2]
+            gap = "" if each.difference is None else each.difference
+            write([found.table.name, row.name, column.name, *said, *numbers, gap])
+    for row in found.table.rows:
+        for name, value in vars(found.costs[row.name]).items():
+            write([found.table.name, row.name, name, "", "", "", value, "", "", ""])
+    return out.getvalue().rstrip("\n")
+
+
+FORMATS = {"text": as_text, "markdown": as_markdown, "latex": as_latex, "csv": as_csv}

@@ -1,0 +1,43 @@
+"""ALBERT, tables 12 and 13: width of three layers, and depth of the widest (Lan et al., 2020).
+
+    python launch.py train albert_t12_t13 --with corpus=wiki-1.txt.xz glue=GLUE
+
+Of both only averages are given here. Table 12 counts 18, 60, 225 and 499 million parameters; by their sizes the models
+have 17.7, 58.7, 222.6 and 495.5.
+"""
+
+from dataclasses import replace
+
+from encoders.ablation import ALBERT, MASKED, PARAMETERS, Study, Table
+from encoders.families import albert
+from experiments.albert import experiments
+
+COLUMNS = (PARAMETERS, *ALBERT, MASKED)
+NONE = (None,) * (len(ALBERT) - 1)
+# Width; at small scale; parameters and average.
+WIDTHS = ((1024, 64, 18, 71.2), (2048, 128, 60, 74.6), (4096, 256, 225, 76.3), (6144, 384, 499, 74.0))
+DEPTHS = ((12, 2), (24, 4))
+
+
+def table(study: Study) -> Table:
+    base, rows = experiments[0], []
+    for width, narrow, count, average in WIDTHS:
+        sizes = lambda hidden, layers: dict(hidden=hidden, layers=layers, heads=hidden // 64, intermediate=4 * hidden)
+        member = replace(base, model=replace(albert.LARGE, **sizes(width, 3)))
+        published, small = (count, *NONE, average), {"model": sizes(narrow, 3)}
+        rows.append(study.row(f"T12: H={width}", published, COLUMNS, f"albert-wide{width}", member, small=small))
+    for layers, few in DEPTHS:
+        member = replace(base, model=replace(albert.XXLARGE, layers=layers))
+        small = {"model": sizes(512, few)}
+        published = ((235, 233, 225), *NONE, 88.7)
+        rows.append(
+            study.row(
+                f"T13: {layers} layers",
+                published,
+                COLUMNS,
+                "albert-xxlarge" if layers == 12 else f"albert-xx{layers}",
+                member,
+                small=small,
+            )
+        )
+    return study.table("albert_t12_t13", "ALBERT, tables 12 and 13: width and depth", COLUMNS, rows, "tokens")

@@ -1,0 +1,40 @@
+"""ALBERT, table 2: BERT and ALBERT, every size (Lan et al., 2020).
+
+    python launch.py train albert_t2 --with corpus=wiki-1.txt.xz glue=GLUE
+
+All are trained as ALBERT is (LAMB, 4,096 rows, 125,000 steps, MLM of n-grams and sentence order). The paper's speed is
+that of training, BERT-large's being 1. ALBERT-xxlarge has 235M parameters in this table, 233M in the text and 225M in
+table 12; by its sizes it has 223M.
+"""
+
+from dataclasses import replace
+
+from encoders.ablation import ALBERT, MASKED, PARAMETERS, Column, Study, Table
+from encoders.families import albert
+from experiments.albert import experiments
+
+COLUMNS = (PARAMETERS, *ALBERT, Column("speed", "speed", factor=1.0), MASKED)
+# The published row; layers and width at small scale.
+ROWS = {
+    "bert-base": ((108, 90.4, 83.2, 80.4, 77.6, 84.5, 92.8, 68.2, 82.3, 4.7), 2, 128),
+    "bert-large": ((334, 92.2, 85.5, 85.0, 82.2, 86.6, 93.0, 73.9, 85.2, 1.0), 4, 192),
+    "albert-base": ((12, 89.3, 82.3, 80.0, 77.1, (81.6, 82.0), 90.3, 64.0, 80.1, 5.6), 2, 128),
+    "albert-large": ((18, 90.6, 83.9, 82.3, 79.4, 83.5, 91.7, 68.5, 82.4, 1.7), 4, 192),
+    "albert-xlarge": ((60, 92.5, 86.1, 86.1, 83.1, 86.4, 92.4, 74.8, 85.5, 0.6), 4, 256),
+    "albert-xxlarge": (((235, 233, 225), 94.1, 88.3, 88.1, 85.1, 88.0, 95.2, 82.3, 88.7, 0.3), 2, 512),
+}
+RUNS = {"albert-base": "albert", "bert-base": "albert-e768-none"}
+
+
+def table(study: Study) -> Table:
+    base, rows = experiments[0], []
+    for name, (published, layers, hidden) in ROWS.items():
+        model = albert.SIZES[name.replace("bert", "albert") if name.startswith("bert") else name]
+        if name.startswith("bert"):
+            model = replace(model, embedding=model.hidden, share=())
+        small = dict(layers=layers, hidden=hidden, heads=hidden // 64, intermediate=4 * hidden)
+        if model.embedding == model.hidden:
+            small |= {"embedding": hidden}
+        run, changes = RUNS.get(name, name), {} if name in RUNS else {"model": small}
+        rows.append(study.row(name, published, COLUMNS, run, replace(base, model=model), small=changes))
+    return study.table("albert_t2", "ALBERT, table 2: sizes of BERT and ALBERT", COLUMNS, rows, "tokens")

@@ -1,0 +1,30 @@
+"""BERT, table 5: the objectives (Devlin et al., 2019).
+
+    python launch.py train bert_t5 --with corpus=wiki-1.txt.xz glue=GLUE
+
+The paper's base model, its text as pairs in every row. "LTR & No NSP" is a left-to-right model with a next-token
+objective, fine-tuned left-to-right too: its classes are read at the last token, which alone has seen the whole text.
+The BiLSTM that the paper puts on top of it while fine-tuning is not built here.
+"""
+
+from dataclasses import replace
+
+from encoders.ablation import MASKED, MNLI, MRPC, NSP, QNLI, SQUAD1_F1, SST2, Study, Table
+from encoders.model.causal import CausalAttend
+from encoders.objectives.clm import NextToken
+from experiments.bert import experiments
+
+COLUMNS = (MNLI, QNLI, MRPC, SST2, SQUAD1_F1, MASKED, NSP)
+
+
+def table(study: Study) -> Table:
+    base = next(e for e in experiments if e.name == "bert-base")
+    alone = replace(base, objective=replace(base.objective, sentences=None))
+    left = replace(base, model=replace(base.model, attend=CausalAttend), objective=NextToken())
+    rows = [
+        study.row("BERT base", (84.4, 88.4, 86.7, 92.7, 88.5), COLUMNS, "bert", base),
+        study.row("No NSP", (83.9, 84.9, 86.5, 92.6, 87.9), COLUMNS, "bert-no-nsp", alone),
+        study.row("LTR & No NSP", (82.1, 84.3, 77.5, 92.1, 77.8), COLUMNS, "bert-ltr", left),
+        study.published("+ BiLSTM", (82.1, 84.1, 75.7, 91.6, 84.9), COLUMNS),
+    ]
+    return study.table("bert_t5", "BERT, table 5: objectives", COLUMNS, rows, "tokens")

@@ -1,0 +1,46 @@
+"""ELECTRA, table 5: from BERT to ELECTRA in steps (Clark et al., 2020, §3.4).
+
+    python launch.py train electra_t5 --with corpus=wiki-1.txt.xz glue=GLUE
+
+- ELECTRA 15%: the discriminator's loss over the tokens that were masked out alone;
+- Replace MLM: masked-token prediction, with the generator's samples in the place of [MASK];
+- All-Tokens MLM: the same for every token, with a gate that copies the input;
+- BERT: masked tokens alone, as `electra_objective: false` of the released code.
+
+Averages over eight tasks of GLUE on the development sets. All have the FLOPs of ELECTRA, as they reckon them.
+"""
+
+from dataclasses import replace
+
+from encoders.ablation import GLUE, LEARNED, MASKED, SST2_LIKE_GLUE, Study, Table
+from encoders.experiment import Experiment
+from encoders.ledger import run_flops
+from encoders.objectives.joint import Joint
+from encoders.objectives.restoring import RestoredTokens
+from experiments.electra import experiments
+
+COLUMNS = (*GLUE, SST2_LIKE_GLUE, MASKED, *LEARNED)
+SMALL, BASE = (next(e for e in experiments if e.name == f"electra-{size}") for size in ("small", "base"))
+
+
+def masked(experiment: Experiment) -> Experiment:
+    """The discriminator's network, with masked tokens as its only objective."""
+    return replace(experiment, objective=Joint(experiment.objective.tokens))
+
+
+def table(study: Study) -> Table:
+    usual = BASE.objective
+    restored = lambda over: RestoredTokens(width=usual.width, tokens=usual.tokens, tie=usual.tie, over=over)
+    rows = {
+        "ELECTRA": ("electra", usual, 85.0),
+        "All-Tokens MLM": ("electra-all-tokens", restored("all"), 84.3),
+        "Replace MLM": ("electra-replace", restored("chosen"), 82.4),
+        "ELECTRA 15%": ("electra-15", replace(usual, over="chosen"), 82.4),
+        "BERT": ("electra-bert", masked(BASE).objective, 82.2),
+    }
+    none, compute = (None,) * (len(GLUE) - 1), run_flops(study.run("electra", BASE))
+    made = [
+        study.row(name, (*none, average), COLUMNS, run, replace(BASE, objective=objective), flops=compute)
+        for name, (run, objective, average) in rows.items()
+    ]
+    return study.table("electra_t5", "ELECTRA, table 5: from BERT to ELECTRA", COLUMNS, made, "FLOPs")

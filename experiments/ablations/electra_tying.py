@@ -1,0 +1,32 @@
+"""ELECTRA, §3.2: what the generator shares with the discriminator (Clark et al., 2020).
+
+    python launch.py train electra_tying --with corpus=wiki-1.txt.xz glue=GLUE
+
+Equal sizes, 500,000 steps: nothing, the token embeddings, or all weights. The paper's third row ties the whole
+encoders; here as in the released code it is all embeddings, and the generator of the last row is as large.
+"""
+
+from dataclasses import replace
+
+from encoders.ablation import GLUE, LEARNED, SST2_LIKE_GLUE, Study, Table
+from experiments.ablations.electra_t5 import BASE
+
+COLUMNS = (*GLUE, SST2_LIKE_GLUE, *LEARNED)
+ROWS = {"none": 83.6, "tokens": 84.3, "embeddings": 84.4}
+
+
+def table(study: Study) -> Table:
+    none, rows = (None,) * (len(GLUE) - 1), []
+    for tie, average in ROWS.items():
+        phases = tuple(replace(phase, until=500_000) for phase in BASE.phases)
+        member = replace(BASE, objective=replace(BASE.objective, width=1.0, tie=tie), phases=phases)
+        rows.append(
+            study.row(
+                f"tied: {tie}",
+                (*none, average),
+                COLUMNS,
+                "electra-width-1" if tie == "embeddings" else f"electra-tied-{tie}",
+                member,
+            )
+        )
+    return study.table("electra_tying", "ELECTRA, §3.2: weight sharing", COLUMNS, rows, "tokens")

@@ -1,0 +1,40 @@
+"""RoBERTa, table 3: the size of the batch at equal passes (Liu et al., 2019).
+
+    python launch.py train roberta_t3 --with corpus=wiki-1.txt.xz glue=GLUE
+
+BERT-base on books and Wikipedia: 256 rows, 2,000 and 8,000, the rate tuned for each. The small rates are in the same
+proportions about the one of all small runs, and nobody tuned them.
+"""
+
+from dataclasses import replace
+
+from encoders.ablation import BATCH, LENGTH, MASKED, MNLI, PERPLEXITY, RATE, SST2, Study, Table
+from experiments.ablations.roberta_t1 import of_base
+
+COLUMNS = (PERPLEXITY, MNLI, SST2, MASKED)
+# Rows, steps, rate; the small batch as a share of the usual one; the published row.
+ROWS = (
+    (256, 1_000_000, 1e-4, 1 / 4, (3.99, 84.7, 92.7)),
+    (2048, 125_000, 7e-4, 2, (3.68, 85.2, 92.9)),
+    (8192, 31_000, 1e-3, 8, (3.77, 84.6, 92.8)),
+)
+
+
+def table(study: Study) -> Table:
+    base, rows = of_base(), []
+    for batch, steps, rate, share, published in ROWS:
+        warmup = steps // 100 * (4 if batch > 256 else 1)
+        phases = tuple(replace(phase, until=steps, batch=batch) for phase in base.phases)
+        member = replace(base, phases=phases, optimizer=replace(base.optimizer, rate=rate, warmup=warmup))
+        few = round(BATCH * share)
+        count = round(study.tokens / LENGTH / few)
+        small = {
+            "phases": {"*": {"batch": few, "until": count}},
+            "optimizer": {"rate": RATE * rate / 7e-4, "warmup": max(count // 12, 1)},
+            "cadence": {"evaluate": max(count // 5, 1), "save": max(count // 5, 1), "heldout": round(50 / share)},
+        }
+        name, run = f"{batch:,} rows, {steps:,} steps, {rate:g}", f"roberta-batch{batch}"
+        if not study.small and batch == 256:
+            run = "roberta-full-sentences"
+        rows.append(study.row(name, published, COLUMNS, run, member, small=small))
+    return study.table("roberta_t3", "RoBERTa, table 3: batch size", COLUMNS, rows, "tokens")

@@ -1,0 +1,142 @@
+"""Members in the order of what they begin with, shared by processes, and what is said of how far they are."""
+
+import json
+import os
+import threading
+from dataclasses import replace
+
+import pytest
+
+from encoders import sweep as sweeps
+from encoders.ledger import run_flops
+from encoders.sweep import FAILED, Sweep, progress
+from encoders.training.run import InUse, held
+from encoders.training.stopping import STATUS, Stop, Stopped
+from tests.test_experiment import BASE
+
+NO_STOP = Stop()
+
+
+def member(name: str, start: str | None = None, runs=None):
+    return replace(BASE, name=name, start=start and f"{runs}/{start}")
+
+
+def finish(folder) -> dict:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "result.json").write_text('{"steps": 1}')
+    return {"steps": 1}
+
+
+@pytest.fixture
+def trains(monkeypatch, tmp_path):
+    """Makes a sweep of members whose training is only noted, with the errors that some are to have."""
+    begun = []
+
+    def make(*members, errors=None, **given):
+        reasons = dict(errors or {})
+
+        def train(experiment, folder, *rest):
+            begun.append(experiment.name)
+            if experiment.name in reasons:
+                raise reasons.pop(experiment.name)
+            return finish(folder)
+
+        monkeypatch.setattr(sweeps.loop, "train", train)
+        said = []
+        return Sweep(members, tmp_path, said.append, lambda error: True, pause=0.01, **given), begun, said
+
+    return make
+
+
+def test_a_member_is_trained_after_the_one_it_begins_with_wherever_it_stands(trains, tmp_path):
+    made, begun, _ = trains(member("c", "b", tmp_path), member("b", "a", tmp_path), member("a"))
+    assert made.train(False, NO_STOP, 1) == 0 and begun == ["a", "b", "c"]
+
+
+def test_what_begins_with_a_failed_one_is_not_trained_and_the_rest_is(trains, tmp_path):
+    members = (member("a"), member("b", "a", tmp_path), member("c", "b", tmp_path), member("d"))
+    made, begun, said = trains(*members, errors={"a": ValueError("no")})
+    assert made.train(False, NO_STOP, 1) == 1 and begun == ["a", "d"]
+    assert [made.state(each) for each in members] == ["failed", "blocked", "blocked", "done"]
+    assert said[-1] == "failed: a, b, c"
+    assert (tmp_path / "a" / FAILED).read_text() == "ValueError: no\n"
+
+
+def test_a_failed_member_is_tried_again_by_the_next_command(trains, tmp_path):
+    made, begun, _ = trains(member("a"), member("b"), errors={"a": ValueError("no")})
+    made.train(False, NO_STOP, 1)
+    os.utime(tmp_path / "a" / FAILED, (made.begun - 10, made.begun - 10))
+    again, begun, _ = trains(member("a"), member("b"))
+    assert again.train(False, NO_STOP, 1) == 0 and begun == ["a", "b", "a", "b"]
+    assert not (tmp_path / "a" / FAILED).exists()
+
+
+def test_a_member_that_another_process_trains_is_left_to_it_until_it_is_done(trains, tmp_path):
+    made, begun, said = trains(member("a"), member("b"))
+    with held(tmp_path / "a"):
+        later = threading.Timer(0.3, lambda: finish(tmp_path / "a"))
+        later.start()
+        assert made.train(False, NO_STOP, 1) == 0
+    assert begun == ["b", "a"] and said == ["what is left is trained by other processes, which this one waits for"]
+
+
+def test_a_member_is_taken_up_when_the_process_that_trained_it_has_gone(trains, tmp_path):
+    made, begun, _ = trains(member("a"), member("b"))
+    gone, held_there = threading.Event(), threading.Event()
+
+    def other():
+        with held(tmp_path / "a"):
+            held_there.set()
+            gone.wait(5)
+
+    process = threading.Thread(target=other)
+    process.start()
+    held_there.wait(5)
+    threading.Timer(0.3, gone.set).start()
+    assert made.train(False, NO_STOP, 1) == 0 and begun == ["b", "a"]
+    process.join()
+
+
+def test_a_member_that_another_process_has_just_begun_is_no_failure(trains, tmp_path):
+    made, begun, said = trains(member("a"), member("b"), errors={"a": InUse("just now")})
+    assert made.train(False, NO_STOP, 1) == 0 and begun == ["a", "a", "b"] and not said
+    assert not (tmp_path / "a" / FAILED).exists()
+
+
+def test_a_process_that_waits_for_others_ends_when_it_is_asked_to(trains, tmp_path):
+    made, begun, said = trains(member("a"), member("b"))
+    with held(tmp_path / "a"):
+        assert made.train(False, Stop(seconds=0.0), 1) == STATUS
+    assert begun == ["b"] and "stopped by the time limit while other processes train a" in said[-1]
+
+
+def test_what_stops_a_member_stops_the_sweep(trains):
+    made, begun, said = trains(member("a"), member("b"), errors={"a": Stopped("a: stopped after step 3")})
+    assert made.train(False, NO_STOP, 1) == STATUS and begun == ["a"]
+    assert said == ["a: stopped after step 3; the same command goes on"]
+
+
+def test_what_is_done_after_a_member_is_done_for_finished_ones_too(trains, tmp_path):
+    after = []
+    made, _, _ = trains(member("a"), member("b"), after=lambda each: after.append(each.name))
+    finish(tmp_path / "a")
+    made.train(False, NO_STOP, 1)
+    assert after == ["a", "b"]
+
+
+def test_progress_reckons_what_is_left_by_the_speed_of_its_like(trains, tmp_path):
+    members = (member("a"), member("b"), member("c", "a", tmp_path), member("d"))
+    made, _, _ = trains(*members)
+    row = {"step": members[0].steps, "split": "train", "time": {"seconds": 100.0}}
+    finish(tmp_path / "a"), (tmp_path / "b").mkdir(), (tmp_path / "d").mkdir()
+    (tmp_path / "a" / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    half = row | {"step": members[1].steps // 2, "time": {"seconds": 100.0}}
+    (tmp_path / "b" / "metrics.jsonl").write_text(json.dumps(half) + "\n")
+    (tmp_path / "d" / FAILED).write_text("RunError: a reason\n")
+    os.utime(tmp_path / "d" / FAILED, (made.begun - 10, made.begun - 10))
+    a, b, c, d = progress(made)
+    assert (a.state, a.left, b.state, c.state) == ("done", 0.0, "interrupted", "ready")
+    assert b.left == pytest.approx(100.0) and b.step == members[1].steps // 2
+    assert c.left is None and (d.state, d.note) == ("failed", "RunError: a reason")
+    assert d.left == pytest.approx(100 / 0.75)  # the median of the speeds of a and b, of which the second has half
+    assert run_flops(members[0]) == run_flops(members[1])
