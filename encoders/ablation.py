@@ -64,14 +64,13 @@ QNLI, MRPC, NAMES = Column("QNLI", "accuracy", "QNLI"), Column("MRPC", "accuracy
 AVERAGE = Column("Avg", "mean", mean=("SQuAD1.1 F1", "SQuAD2.0 F1", "MNLI", "SST-2", "RACE"))
 ALBERT = (SQUAD1_F1, SQUAD1_EM, SQUAD2_F1, SQUAD2_EM, MNLI, SST2, RACE, AVERAGE)  # as ALBERT's tables have them
 AVERAGED = tuple(
-    Column(task, score, task)
+    Column(task, score, task, like="GLUE avg")
     for task, score in (
         ("CoLA", "matthews"), ("SST-2", "accuracy"), ("MRPC", "accuracy"), ("STS-B", "spearman"), ("QQP", "accuracy"),
         ("MNLI", "accuracy"), ("QNLI", "accuracy"), ("RTE", "accuracy"),
     )
 )  # fmt: skip
 GLUE = (*AVERAGED, Column("GLUE avg", "mean", mean=tuple(column.name for column in AVERAGED)))  # of ELECTRA's tables
-SST2_LIKE_GLUE = replace(SST2, name="SST-2 ", like="GLUE avg")
 LEARNED = (Column("RTD AUC", "rtd_auc"), Column("generator at [MASK]", "generator_mask_accuracy"))
 
 

@@ -176,8 +176,9 @@ def trained(options, chosen: list[Experiment], stop: Stop, patience: float) -> i
     """Train one member after the other; the status of the process."""
     runs, found = Path(options.runs), table(options)
     sweep = Sweep(chosen, runs, say, is_expected)
-    if found and hosts.primary():
-        tables.keep(found, runs)
+    if found:
+        if hosts.primary():
+            tables.keep(found, runs)
         sweep.after = lambda member: tables.complete(found, member, runs)
     finished = [experiment.name for experiment in chosen if loop.result(runs / experiment.name)]
     status = sweep.train(options.profile, stop, patience)

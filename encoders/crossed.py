@@ -21,6 +21,7 @@ from encoders.experiment import override
 from encoders.files import write_json
 from encoders.model.encoder import Encoder
 from encoders.model.heads import gather
+from encoders.training import hosts
 from encoders.training.run import Run, RunError
 
 FITTED = 8192
@@ -46,8 +47,9 @@ def scored(folder: Path, settings: tuple[str, ...], store: str | None = None) ->
         run = Run.open(folder, store)
         step, params = run.params("latest")
         found = under(run, params, settings)
-        place(folder, settings).parent.mkdir(exist_ok=True)
-        write_json(place(folder, settings), {"settings": sorted(settings), "step": step, "scores": found})
+        if hosts.primary():
+            place(folder, settings).parent.mkdir(exist_ok=True)
+            write_json(place(folder, settings), {"settings": sorted(settings), "step": step, "scores": found})
     return found
 
 
@@ -65,6 +67,8 @@ def under(run: Run, params: dict, settings: Iterable[str], batches: int | None =
     sentences = getattr(other.experiment.objective, "sentences", None)
     if sentences is None or not set(missing) <= set(HEADS):
         raise RunError(f"{run.folder} has no {', '.join(missing)} that fits {', '.join(settings)}")
+    if hosts.several():
+        raise RunError(f"{run.folder} has no {', '.join(missing)}, and one process alone fits what takes its place")
     return fitted(other, params[other.experiment.objective.body], sentences)
 
 

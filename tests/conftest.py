@@ -43,6 +43,8 @@ TOGETHER = (
     "test_faults.py",
     "test_surroundings.py",
     "test_hosts.py",
+    "test_ablations.py",
+    "test_crossed.py",
 )
 
 

@@ -38,7 +38,7 @@ def home(tmp_path_factory):
     """A folder with a text and runs imported from the reference checkpoints."""
     folder = tmp_path_factory.mktemp("home")
     texts.write(folder / "text.txt", documents=60)
-    for name in ("bert-pretraining", "bert-encoder", "electra-pair", "electra-discriminator"):
+    for name in ("bert-pretraining", "bert-encoder", "albert-masked", "electra-pair", "electra-discriminator"):
         import_checkpoint(HOME / name, folder / name, vocabulary=HOME / "vocabularies" / CASES[name].family)
     return folder
 
@@ -180,6 +180,18 @@ def test_a_run_that_was_started_is_begun_with_by_its_checkpoint(home, tmp_path):
     second = replace(first, start=str(tmp_path / "first"))
     state, said = begun(second, tmp_path / "unused")
     assert equal(state.params, Run.open(tmp_path / "first").params()[1]) and "(step 4)" in said
+
+
+def test_a_deeper_albert_begins_with_the_one_layer_of_a_shallower_one_and_another_model_does_not(home, tmp_path):
+    one = experiment(home, "albert-masked", Joint(), FullSentences())
+    layers = one.model.layers
+    assert set(one.model.share) == {"attend", "transform"} and layers > 1
+    state, _ = begun(replace(one, model=replace(one.model, layers=3 * layers)), tmp_path)
+    _, before = Run.open(home / "albert-masked").params()
+    jax.tree.map(np.testing.assert_array_equal, state.params["encoder"], before["encoder"])
+    whole = experiment(home, "bert-encoder", Joint(), FullSentences())
+    with pytest.raises(RunError, match=f"model.layers is {whole.model.layers} there and 7 here"):
+        Start(replace(whole, model=replace(whole.model, layers=7)))
 
 
 def test_what_does_not_fit_is_refused_before_any_work(home, tmp_path):
