@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 
 HELP = """\
 Encoders: pre-train BERT, RoBERTa, ALBERT and ELECTRA.
@@ -31,7 +32,8 @@ An EXPERIMENT is a Python file that lists `experiments`, or the name of one in e
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="launch.py", description=HELP, formatter_class=argparse.RawTextHelpFormatter)
-    verbs = top.add_subparsers(dest="verb", metavar="VERB")
+    whole_words = partial(argparse.ArgumentParser, allow_abbrev=False)
+    verbs = top.add_subparsers(dest="verb", metavar="VERB", parser_class=whole_words)
     for name, text in (
         ("show", "the experiment, its parameters by part, FLOPs per token, memory; or table-2.1"),
         ("prepare", "turn its corpus into a store of tokens"),

@@ -2,30 +2,34 @@
 
 A file of experiments/ablations/ defines `table(study)`, where a `Study` says at which scale, on which text and tasks,
 and how often. At paper scale a member is the paper's own experiment with one thing changed. At small scale it is the
-same with `SIZE`: two layers of 128, a vocabulary of 8,000, rows of 64 tokens, 10 M tokens, the rate for so small a
-model, and SST-2 from 10,000 rows; what the table compares stays as it is.
+same with `SIZE` and what the row says of it, rows of 64 tokens, 10 M tokens, one optimiser and rate for all, and SST-2
+from 10,000 rows; what the table compares stays as it is, in these sizes.
 """
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from encoders.data.labelled import Task as Rows
 from encoders.data.stream import Phase
 from encoders.downstream.choices import MultipleChoice
-from encoders.downstream.conventions import conventions
+from encoders.downstream.conventions import Conventions, conventions
 from encoders.downstream.glue import ROWS, TASKS
 from encoders.downstream.squad import V1, V2
 from encoders.downstream.tagging import Words
 from encoders.experiment import Experiment, without_seeds
+from encoders.files import write_json
 from encoders.finetune import Recipe, finetuned, grid
 from encoders.ledger import run_flops
 from encoders.recipes import recipes
 from encoders.training.log import Cadence
 from encoders.training.optimizer import AdamW
-from encoders.values import ExperimentError, change
+from encoders.values import ExperimentError, change, from_json, to_json
 
 SIZE = dict(
     vocab=8000, hidden=128, layers=2, heads=2, intermediate=512, positions=128,
@@ -39,17 +43,18 @@ NER = ("O", *(f"{edge}-{kind}" for kind in ("PER", "ORG", "LOC", "MISC") for edg
 
 @dataclass(frozen=True)
 class Column:
-    """One score of each row, `factor` of which is the paper's unit: of the runs fine-tuned for `task`, or held out of
-    the pre-trained ones. With `under` these are scored as if their experiment had such settings; with `mean` it is the
-    mean of the columns of these names. Where the paper has no such score, its order is compared with that of the
-    paper's column `like`."""
+    """One score of each row, times `factor` in the paper's unit: of the runs fine-tuned for `task`, or held out of the
+    pre-trained ones. With `under` these are scored as if their experiment had such settings; with `mean` it is the mean
+    of columns by name, some of them a mean themselves. Where the paper has no such score, its order is compared with
+    that of the paper's column `like`. No run has the score "" of columns that are published only.
+    """
 
     name: str
     score: str
     task: str = ""
     factor: float = 100.0
     under: tuple[str, ...] = ()
-    mean: tuple[str, ...] = ()
+    mean: tuple[tuple[str, ...], ...] = ()
     like: str = ""
 
 
@@ -60,8 +65,13 @@ NSP, SOP = Column("NSP", "nsp_accuracy"), Column("SOP", "sop_accuracy")
 SQUAD1_F1, SQUAD1_EM = Column("SQuAD1.1 F1", "f1", "SQuAD1.1"), Column("SQuAD1.1 EM", "exact", "SQuAD1.1")
 SQUAD2_F1, SQUAD2_EM = Column("SQuAD2.0 F1", "f1", "SQuAD2.0"), Column("SQuAD2.0 EM", "exact", "SQuAD2.0")
 MNLI, SST2, RACE = (Column(task, "accuracy", task) for task in ("MNLI", "SST-2", "RACE"))
-QNLI, MRPC, NAMES = Column("QNLI", "accuracy", "QNLI"), Column("MRPC", "accuracy", "MRPC"), Column("NER", "f1", "NER")
-AVERAGE = Column("Avg", "mean", mean=("SQuAD1.1 F1", "SQuAD2.0 F1", "MNLI", "SST-2", "RACE"))
+QNLI, MRPC, ENTITIES = (
+    Column("QNLI", "accuracy", "QNLI"),
+    Column("MRPC", "accuracy", "MRPC"),
+    Column("NER", "f1", "NER"),
+)
+SQUAD = (("SQuAD1.1 F1", "SQuAD1.1 EM"), ("SQuAD2.0 F1", "SQuAD2.0 EM"))
+AVERAGE = Column("Avg", "mean", mean=(*SQUAD, ("MNLI",), ("SST-2",), ("RACE",)))
 ALBERT = (SQUAD1_F1, SQUAD1_EM, SQUAD2_F1, SQUAD2_EM, MNLI, SST2, RACE, AVERAGE)  # as ALBERT's tables have them
 AVERAGED = tuple(
     Column(task, score, task, like="GLUE avg")
@@ -70,7 +80,7 @@ AVERAGED = tuple(
         ("MNLI", "accuracy"), ("QNLI", "accuracy"), ("RTE", "accuracy"),
     )
 )  # fmt: skip
-GLUE = (*AVERAGED, Column("GLUE avg", "mean", mean=tuple(column.name for column in AVERAGED)))  # of ELECTRA's tables
+GLUE = (*AVERAGED, Column("GLUE avg", "mean", mean=tuple((column.name,) for column in AVERAGED)))  # of ELECTRA's tables
 LEARNED = (Column("RTD AUC", "rtd_auc"), Column("generator at [MASK]", "generator_mask_accuracy"))
 
 
@@ -96,7 +106,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """`equal` says in what the members of a table are alike; `differs` why our numbers are not the paper's."""
+    """`equal` says in what the members of a table are alike; `differs` why our numbers are not the paper's; `file` is
+    the one of experiments/ablations/ that made it."""
 
     name: str
     title: str
@@ -104,8 +115,13 @@ class Table:
     rows: tuple[Row, ...]
     equal: str
     differs: tuple[str, ...] = ()
+    file: str = ""
 
     def __post_init__(self):
+        names = [column.name for column in self.columns]
+        for column in self.columns:
+            if unknown := [name for part in column.mean for name in part if name not in names]:
+                raise ExperimentError(f"{self.name}: {column.name} is a mean of {unknown[0]}, which is no column")
         for row in self.rows:
             if len(row.published) != len(self.columns):
                 raise ExperimentError(f"{self.name}, {row.name}: {len(row.published)} for {len(self.columns)} columns")
@@ -126,9 +142,37 @@ class Table:
         rows = (replace(row, runs=part(row.runs), tasks=part(row.tasks), before=part(row.before)) for row in self.rows)
         return replace(self, rows=tuple(rows))
 
+    def chain(self, member: Experiment) -> list[Experiment]:
+        """The member, and what it begins with, as far as that is in the table."""
+        places = {each.name: each for each in self.members}
+        found = [member]
+        while found[-1].start and (before := places.get(found[-1].start.rpartition("/")[2])):
+            found.append(before)
+        return found
+
 
 def task_of(member: Experiment) -> str:
-    return without_seeds(member.name).rpartition("@")[2].split("-rate")[0]
+    """The task in a member's name, as `Study.fine` gives it, without recipe and seed.
+
+    >>> import types
+    >>> task_of(types.SimpleNamespace(name="bert-paper-seed0@SST-2-rate5e-05-seed3"))
+    'SST-2'
+    """
+    return re.sub(r"-(rate|batch|epochs|seed)[\d.]+(e-?\d+)?", "", member.name.rpartition("@")[2])
+
+
+ENDING = ".table.json"
+
+
+def keep(table: Table, runs: Path) -> None:
+    """Keep a table beside its runs."""
+    runs.mkdir(parents=True, exist_ok=True)
+    write_json(runs / f"{table.name}{ENDING}", to_json(table))
+
+
+def kept(runs: Path) -> list[Table]:
+    """The tables that were trained in a folder."""
+    return [from_json(json.loads(path.read_text(encoding="utf-8"))) for path in sorted(runs.glob(f"*{ENDING}"))]
 
 
 @dataclass(frozen=True)
@@ -152,6 +196,13 @@ class Study:
     tokens: float = 10e6
     rows: int = 10_000
 
+    def __post_init__(self):
+        for name, least in (("seeds", 1), ("rows", 1), ("tokens", LENGTH * BATCH)):
+            if getattr(self, name) is not None and getattr(self, name) < least:
+                raise ExperimentError(f"--with {name}={getattr(self, name):g} must be at least {least}")
+        for task in self.tasks:
+            self.task(task)
+
     @property
     def small(self) -> bool:
         return self.scale == "small"
@@ -166,13 +217,18 @@ class Study:
         """The table; at small scale with what any of them has of its own."""
         if self.small:
             differs = (
-                f"Ours: {SIZE['layers']} layers of {SIZE['hidden']} unless the row says otherwise, a vocabulary of "
-                f"{SIZE['vocab']:,}, {self.tokens / 1e6:g} M tokens of {', '.join(self.corpus)} in rows of {LENGTH}; "
-                f"tasks from their first {self.rows:,} training rows, {FEW.epochs:g} epochs at {FEW.rate:g}, the best "
-                "of the evaluations on the development set. Compare what differs between rows, not the numbers.",
+                f"ours has a vocabulary of {SIZE['vocab']:,}, no dropout, AdamW with bias correction at {RATE:g} "
+                "whatever the paper has, unless the row is about that, an initial deviation of "
+                f"{SIZE['deviation']:.3f} at every width, and the corrected formats; tasks are learned from their "
+                f"first {self.rows:,} training rows in {FEW.epochs:g} epochs at {FEW.rate:g}, and scored on the "
+                f"development set at the better epoch; text: {', '.join(self.corpus)}. Compare rows, not numbers",
                 *differs,
             )
-        return Table(name, f"{title}, {self.scale} scale", tuple(columns), tuple(rows), equal, tuple(differs))
+        else:
+            differs = (f"the text is {', '.join(self.corpus)}; the papers' is Wikipedia with books, or more", *differs)
+        return Table(
+            f"{name}_{self.scale}", f"{title}, {self.scale} scale", tuple(columns), tuple(rows), equal, differs
+        )
 
     def row(
         self,
@@ -185,9 +241,11 @@ class Study:
         small: Mapping[str, Any] | None = None,
         flops: float | None = None,
         before: Sequence[Experiment] = (),
+        family: Conventions | None = None,
     ) -> Row:
         """A row whose runs are `experiment`, at small scale with the changes `small` after all others, or trained for
-        as many `flops`; where there are runs `before`, each begins with the one of its seed.
+        as many `flops`; where there are runs `before`, each begins with the one of its seed. They are fine-tuned as a
+        `family` does it, by default that of their model.
         """
         seeds = self.seeds_of_runs
         runs = [
@@ -196,7 +254,7 @@ class Study:
         ]
         wanted = dict.fromkeys(column.task for column in columns if column.task)
         wanted = [task for task in wanted if not self.small or task in self.tasks]
-        fine = [member for each in runs for task in wanted for member in self.fine(each, task)]
+        fine = [member for each in runs for task in wanted for member in self.fine(each, task, family)]
         return Row(name, numbers(published, len(columns)), tuple(runs), tuple(fine), tuple(before))
 
     def published(self, name: str, numbers_of: Sequence[float | None], columns: Sequence[Column]) -> Row:
@@ -247,11 +305,12 @@ class Study:
             cadence=Cadence(log=100, evaluate=500, save=500, keep=1),
         )
 
-    def fine(self, run: Experiment, task: str) -> list[Experiment]:
+    def fine(self, run: Experiment, task: str, family: Conventions | None) -> list[Experiment]:
         """The members that fine-tune `run` for `task`: by the recipes of its family, at small scale by one."""
         rows, root, count = self.task(task)
-        family = conventions(run.model).name
+        family = family or conventions(run.model)
         given = {
+            "family": family,
             "start": f"{self.runs}/{run.name}",
             "model": run.model,
             "vocabulary": f"{self.runs}/{run.name}/tokenizer.json",
@@ -260,7 +319,7 @@ class Study:
         if self.small:
             few = {"seed": run.seed, "limit": self.rows}
             return [finetuned(f"{name}-seed{run.seed}", rows, root, FEW, count, **few, **given)]
-        return grid(name, rows, root, recipes(family, task, run.model), count, seeds=self.seeds or 5, **given)
+        return grid(name, rows, root, recipes(family.name, task, run.model), count, seeds=self.seeds or 5, **given)
 
     def task(self, name: str) -> tuple[Rows, str, int]:
         """A task's rows, the folder they are in, and how many train."""
@@ -270,6 +329,8 @@ class Study:
             "RACE": (MultipleChoice(name="RACE"), self.race, 87_866),
             "NER": (Words(NER, name="NER"), self.entities, 14_041),
         }
+        if name not in {*others, *TASKS}:
+            raise ExperimentError(f"there is no task {name!r}; there are {', '.join([*TASKS, *others])}")
         return others.get(name) or (TASKS[name], f"{self.glue}/{name}", ROWS[name])
 
 

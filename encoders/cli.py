@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 
 from encoders import convert, report, tables
+from encoders.ablation import keep, kept
 from encoders.crossed import under
 from encoders.data.labelled import Labelled
 from encoders.data.prepare import Data, prepared
@@ -17,13 +18,13 @@ from encoders.data.repair import damaged, repair
 from encoders.data.runners import Beam, Here, Runner, Unfinished
 from encoders.data.store import Store
 from encoders.exchange.weights import CheckpointError
-from encoders.experiment import Experiment, describe
+from encoders.experiment import describe
 from encoders.files import check_local, write_whole
 from encoders.inspect import View, described, numbers
 from encoders.ledger import show as ledger
-from encoders.members import members, table
+from encoders.members import Found, load, members
 from encoders.page import page
-from encoders.sweep import Sweep, progress
+from encoders.sweep import WORKER, Sweep, progress
 from encoders.text.source import CorpusError
 from encoders.training import hosts, loop
 from encoders.training.local import shared, spread
@@ -69,6 +70,9 @@ def prepare(options) -> int:
     runner = runner_of(options)
     seen = set()
     for experiment in members(options):
+        if isinstance(experiment.data, Labelled) and not Path(experiment.data.vocabulary.path).exists():
+            say(f"{experiment.name}: left out, since {experiment.start} is not trained yet and has no vocabulary")
+            continue
         store = prepared(experiment.data, say, runner)
         if options.repair and store.key not in seen:
             mend(store, experiment.data, runner)
@@ -158,57 +162,76 @@ def train(options) -> int:
     hosts.join(options.coordinator, options.processes, options.process, wait)
     keep_compiled()
     with Stop(limit) as stop:
-        return trained(options, hosts.agreed(lambda: members(options)), stop, patience)
+        return trained(options, hosts.agreed(lambda: load(options)), stop, patience)
 
 
 def at_once(options) -> int:
     """Train members side by side, in processes that share them; stores of text are made beforehand."""
     if options.jobs < 1 or options.processes or options.coordinator or options.process is not None:
         raise hosts.HostsError(f"--jobs {options.jobs} must be at least 1, and goes without --processes and the like")
-    for data in dict.fromkeys(member.data for member in members(options) if isinstance(member.data, Data)):
+    found = load(options)
+    ready(found, Path(options.runs))
+    for data in dict.fromkeys(member.data for member in found.members if isinstance(member.data, Data)):
         prepared(data, say)
-    line, at = list(options.line), [i for i, word in enumerate(options.line) if word.startswith("--jobs")][0]
-    del line[at : at + (1 if "=" in line[at] else 2)]
-    return shared(PROGRAM, line, options.jobs)
-
-
-def trained(options, chosen: list[Experiment], stop: Stop, patience: float) -> int:
-    """Train one member after the other; the status of the process."""
-    runs, found = Path(options.runs), table(options)
-    sweep = Sweep(chosen, runs, say, is_expected)
-    if found:
-        if hosts.primary():
-            tables.keep(found, runs)
-        sweep.after = lambda member: tables.complete(found, member, runs)
-    finished = [experiment.name for experiment in chosen if loop.result(runs / experiment.name)]
-    status = sweep.train(options.profile, stop, patience)
-    if finished:
-        say(f"already finished: {', '.join(finished)}. To start one over, remove its folder in {options.runs}/")
-    results = [(member, sweep.results[member.name]) for member in chosen if member.name in sweep.results]
-    if results and status != STATUS and hosts.primary():
-        print(report.summary(results))
-        if found:
-            print(f"\n{tables.as_text(tables.filled(found, runs))}")
+    line = iter(options.line)
+    kept = [word for word in line if not (word == "--jobs" and next(line)) and not word.startswith("--jobs=")]
+    status = shared(PROGRAM, kept, options.jobs, WORKER, say)
+    if status != STATUS:
+        runs = Path(options.runs)
+        results = {member.name: done for member in found.members if (done := loop.result(runs / member.name))}
+        print_results(found, results, runs)
     return status
 
 
+def ready(found: Found, runs: Path) -> None:
+    """Refuse what would be found missing hours later: the rows of tasks; and keep the table beside its runs."""
+    for data in dict.fromkeys(each.data for each in found.members if isinstance(each.data, Labelled)):
+        data.check()
+    if found.table and hosts.primary():
+        keep(found.table, runs)
+
+
+def trained(options, found: Found, stop: Stop, patience: float) -> int:
+    """Train one member after the other; the status of the process."""
+    runs = Path(options.runs)
+    hosts.agreed(lambda: ready(found, runs))
+    sweep = Sweep(found.members, runs, say, is_expected, found.others)
+    if found.table:
+        sweep.after = lambda member: tables.complete(found.table, member, runs)
+    finished = [member.name for member in found.members if loop.result(runs / member.name)]
+    status = sweep.train(options.profile, stop, patience)
+    if finished:
+        say(f"already finished: {', '.join(finished)}. To start one over, remove its folder in {options.runs}/")
+    if status != STATUS and hosts.primary():
+        print_results(found, sweep.results, runs)
+    return status
+
+
+def print_results(found: Found, results: dict[str, dict], runs: Path) -> None:
+    if results:
+        print(report.summary([(each, results[each.name]) for each in found.members if each.name in results]))
+        if found.table:
+            print(f"\n{tables.as_text(tables.filled(found.table, runs))}")
+
+
 def status(options) -> int:
-    found = progress(Sweep(members(options), Path(options.runs), say, is_expected))
+    known = load(options)
+    found = progress(Sweep(known.members, Path(options.runs), say, is_expected, known.others, begun=0.0))
     rows = [["member", "state", "steps", "left", ""]]
     for each in found:
         left = "" if each.state == "done" else "unknown" if each.left is None else duration(each.left)
         rows.append([each.member.name, each.state, f"{each.step:,} of {each.member.steps:,}", left, each.note])
     states = [each.state for each in found]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-    known = [each.left for each in found if each.left is not None]
+    left = [each.left for each in found if each.left is not None]
+    unknown = f" and {len(found) - len(left)} of unknown length" * (len(left) < len(found))
     print(report.grid(rows))
-    print(f"{len(found)} members: {counts}; left, one after the other: {duration(sum(known))}", end="")
-    print(f" and {len(found) - len(known)} of unknown length" if len(known) < len(found) else "")
+    print(f"{len(found)} members: {counts}; left, one after the other: {duration(sum(left))}{unknown}")
     return 0
 
 
 def show_table(options) -> int:
-    if (found := table(options)) is None:
+    if (found := load(options).table) is None:
         raise ExperimentError(f"{options.experiment} defines no `table`, as the files of experiments/ablations/ do")
     print(tables.FORMATS[options.format](tables.filled(found, Path(options.runs))))
     return 0
@@ -216,7 +239,7 @@ def show_table(options) -> int:
 
 def report_page(options) -> int:
     folder = Path(options.folder)
-    sheets = [sheet for table in tables.kept(folder) for sheet in tables.sheets(tables.filled(table, folder))]
+    sheets = [sheet for table in kept(folder) for sheet in tables.sheets(tables.filled(table, folder))]
     out = Path(options.out) if options.out else folder / "report.html"
     write_whole(out, page(folder, sheets, options.title).encode())
     print(out)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import numpy as np
 
 from encoders.data.stream import Stream, heldout_batches
 from encoders.experiment import override
-from encoders.files import write_json
+from encoders.files import owned, write_json
 from encoders.model.encoder import Encoder
 from encoders.model.heads import gather
 from encoders.training import hosts
@@ -43,13 +44,14 @@ def known(folder: Path, settings: Iterable[str]) -> dict[str, float] | None:
 
 def scored(folder: Path, settings: tuple[str, ...], store: str | None = None) -> dict[str, float]:
     """The same, computed now if they are not there."""
-    if (found := known(folder, settings)) is None:
-        run = Run.open(folder, store)
-        step, params = run.params("latest")
-        found = under(run, params, settings)
-        if hosts.primary():
-            place(folder, settings).parent.mkdir(exist_ok=True)
-            write_json(place(folder, settings), {"settings": sorted(settings), "step": step, "scores": found})
+    with owned(folder / KEPT, lambda: None) if not hosts.several() else nullcontext():
+        if (found := known(folder, settings)) is None:
+            run = Run.open(folder, store)
+            step, params = run.params("latest")
+            found = under(run, params, settings)
+            if hosts.primary():
+                place(folder, settings).parent.mkdir(exist_ok=True)
+                write_json(place(folder, settings), {"settings": sorted(settings), "step": step, "scores": found})
     return found
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from encoders.data.labelled import Labelled, Task
 from encoders.data.stream import Phase
-from encoders.downstream.conventions import conventions
+from encoders.downstream.conventions import Conventions, conventions
 from encoders.experiment import Experiment, Network
 from encoders.model.config import Model
 from encoders.text.vocab import Vocabulary
@@ -62,6 +62,7 @@ def finetuned(
     vocabulary: str | None = None,
     seed: int = 0,
     objective=None,
+    family: Conventions | None = None,
     limit: int | None = None,
 ) -> Experiment:
     """The experiment that fine-tunes the run `start` on the `rows` training rows of `task` in the folder `root`.
@@ -69,13 +70,14 @@ def finetuned(
     With a `limit` on the first so many of them.
 
     `model` and `vocabulary` are those of `start` unless given, as they must be where it is not trained yet, or is None.
-    An `objective` takes the place of the one that the task has under the conventions of the model's family.
+    An `objective` takes the place of the one that the task has under the conventions of the model's family, or of
+    another `family`.
     """
     if start is None and (model is None or vocabulary is None):
         raise ExperimentError(f"{name}: without a run to start from, a model and a vocabulary are needed")
     model = replace(model or network(start).model, **dict(recipe.model))
     rows = min(rows, limit or rows)
-    usual, form = task.parts(conventions(model), recipe.dropout, recipe.both_orders)
+    usual, form = task.parts(family or conventions(model), recipe.dropout, recipe.both_orders)
     rows *= 2 if recipe.both_orders and task.symmetric else 1
     steps = recipe.steps or math.ceil(rows / recipe.batch * recipe.epochs)
     every = max(round(rows / recipe.batch / recipe.evaluations), 1)

@@ -7,12 +7,13 @@ import fnmatch
 import importlib.util
 import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
-from encoders.ablation import Study, Table
+from encoders.ablation import Study, Table, kept
 from encoders.experiment import Experiment, override
-from encoders.values import ExperimentError, read
+from encoders.values import ExperimentError, read, shortened
 
 
 def find(name: str) -> Path:
@@ -20,10 +21,12 @@ def find(name: str) -> Path:
     home = Path("experiments")
     for path in (Path(name), home / f"{name}.py", home / name, home / "ablations" / f"{name}.py"):
         if path.is_file():
+            if path.suffix != ".py":
+                raise ExperimentError(f"{path} is no Python file that lists experiments")
             return path
     known = sorted(path.stem for path in home.rglob("*.py"))
     near = difflib.get_close_matches(name.rpartition("/")[2].removesuffix(".py"), known, 1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = f"; did you mean {near[0]!r}?" if near else "."
     raise ExperimentError(f"there is no experiment {name!r}{hint} There are {', '.join(known) or 'none here'}")
 
 
@@ -34,21 +37,39 @@ def module_of(path: Path) -> ModuleType:
     return module
 
 
+@dataclass(frozen=True)
+class Found:
+    """What a file has: its members that are chosen, with every `--set` applied; the others; its table, if it has one,
+    of both."""
+
+    members: list[Experiment]
+    others: list[Experiment]
+    table: Table | None
+
+
 def members(options) -> list[Experiment]:
     """The experiments of a file, those that `--only` names, with every `--set` applied."""
+    return load(options).members
+
+
+def load(options) -> Found:
     path = find(options.experiment)
     module = module_of(path)
-    found = listed(module, path, options) if not hasattr(module, "table") else tabled(module, options).members
+    table = tabled(module, options) if hasattr(module, "table") else None
+    found = table.members if table else listed(module, path, options)
     names = [experiment.name for experiment in found]
     if len(set(names)) < len(names):
         raise ExperimentError(f"{path}: two members have the same name")
     for pattern in options.only:
         if not fnmatch.filter(names, pattern):
-            raise ExperimentError(f"--only {pattern}: no member has that name; there are {', '.join(names)}")
-    found = [e for e in found if not options.only or any(fnmatch.fnmatch(e.name, each) for each in options.only)]
-    if len(found) > 1 and any(setting.startswith("name=") for setting in options.set):
-        raise ExperimentError(f"--set name=... would give {len(found)} members one name; choose one with --only")
-    return [override(experiment, options.set) for experiment in found]
+            raise ExperimentError(shortened(f"--only {pattern}: no member has that name; there are {', '.join(names)}"))
+    chosen = [name for name in names if not options.only or any(fnmatch.fnmatch(name, each) for each in options.only)]
+    if any(setting.startswith("name=") for setting in options.set) and (table or len(chosen) > 1):
+        told = "the members of a table are known by their names" if table else "choose one with --only"
+        raise ExperimentError(f"--set name=... would give {len(chosen)} members one name; {told}")
+    wanted = lambda each: override(each, options.set) if each.name in chosen and options.set else each
+    mine = [wanted(each) for each in found if each.name in chosen]
+    return Found(mine, [e for e in found if e.name not in chosen], table and table.changed(wanted))
 
 
 def listed(module: ModuleType, path: Path, options) -> Sequence[Experiment]:
@@ -64,21 +85,25 @@ def listed(module: ModuleType, path: Path, options) -> Sequence[Experiment]:
 
 
 def tabled(module: ModuleType, options) -> Table:
-    return module.table(Study(**{"runs": getattr(options, "runs", "runs")} | arguments(Study, options)))
+    """The table that a file makes of a `Study`; without `--with` the one that was trained in the folder of runs."""
+    runs = getattr(options, "runs", "runs")
+    if not options.given and options.verb in ("status", "table"):
+        before = [each for each in kept(Path(runs)) if each.file == Path(module.__file__).stem]
+        if len(before) > 1:
+            told = ", ".join(each.name for each in before)
+            raise ExperimentError(f"{runs} has {told}: say which with --with scale=... and what else was given")
+        if before:
+            return before[0]
+    given = arguments(Study, options, without=("runs",))
+    if given.get("scale") == "paper" and (useless := sorted(given.keys() & {"tokens", "rows", "tasks"})):
+        raise ExperimentError(f"--with {useless[0]}=... is of small scale, and scale=paper was given")
+    return replace(module.table(Study(**given, runs=runs)), file=Path(module.__file__).stem)
 
 
-def table(options) -> Table | None:
-    """The table of a file of experiments/ablations/, with every `--set` applied to its members; None of other files."""
-    module = module_of(find(options.experiment))
-    if not hasattr(module, "table"):
-        return None
-    found = tabled(module, options)
-    return found.changed(lambda member: override(member, options.set)) if options.set else found
-
-
-def arguments(make: Callable, options) -> dict:
+def arguments(make: Callable, options, without: Sequence[str] = ()) -> dict:
     """What `--with` gives the function that makes the experiments of a file, each read by its declared type."""
-    declared = inspect.signature(make, eval_str=True).parameters
+    known = inspect.signature(make, eval_str=True).parameters
+    declared = {name: each for name, each in known.items() if name not in without}
     given = {}
     for setting in options.given:
         name, equals, text = setting.partition("=")

@@ -5,7 +5,7 @@
   `--set optimizer.correction=true` does without the failed runs that this is known for. It has no RACE: SWAG's 2e-5,
   16 rows, 3 epochs (§4.4).
 - roberta: GLUE per task (fairseq, examples/roberta/config/finetuning), weight decay 0.1 on everything; SQuAD 1.5e-5,
-  48 rows, 2 epochs, warm-up 6 %; RACE 1e-5, 16 rows, 4 epochs, decay 0.1 (table 10).
+  48 rows, 2 epochs, warm-up 6 %, decay 0.01; RACE 1e-5, 16 rows, 4 epochs, decay 0.1 (table 10).
 - albert: per task (Lan et al., 2020, table 14); the dropout is ALBERT's own, in the hidden states alone.
 - electra: GLUE 3 epochs, 10 of RTE and STS-B, 32 rows, layer-wise decay (Clark et al., 2020, table 7), with the
   released code's weight decay 0.01 (0 in the paper), its decay of the top layer twice, and MRPC and STS-B in both
@@ -19,6 +19,7 @@ from dataclasses import replace
 from encoders.finetune import Recipe
 from encoders.model.config import Model
 from encoders.training.optimizer import AdamW
+from encoders.values import ExperimentError
 
 NAMES = ("bert", "roberta", "albert", "electra")
 # Updates, warm-up, rate, batch.
@@ -47,7 +48,7 @@ TABLE_14 = {
     "SQuAD2.0": (3e-5, 48, 0.0, 8144, 814, 512),
     "RACE": (2e-5, 32, 0.1, 12_000, 1000, 512),
 }
-BETAS = dict(betas=(0.9, 0.98), correction=True, schedule="peak", clip=None, exclude=())
+FAIRSEQ_ADAM = dict(betas=(0.9, 0.98), correction=True, schedule="peak", clip=None, exclude=())
 ELECTRA = {256: (3e-4, 0.8), 768: (1e-4, 0.8), 1024: (5e-5, 0.9)}  # by width: rate, layer-wise decay
 
 
@@ -61,7 +62,7 @@ def bert(task: str, model: Model) -> list[Recipe]:
 
 
 def roberta(task: str, model: Model) -> list[Recipe]:
-    adam, heavy = AdamW(1.0, 0, **BETAS), AdamW(1.0, 0, decay=0.1, **BETAS)
+    adam, heavy = AdamW(1.0, 0, **FAIRSEQ_ADAM), AdamW(1.0, 0, decay=0.1, **FAIRSEQ_ADAM)
     if task.startswith("SQuAD"):
         return [Recipe(1.5e-5, 48, 2, warmup=0.06, length=512, optimizer=adam)]
     if task == "RACE":
@@ -93,7 +94,14 @@ def recipes(
     family: str, task: str, model: Model, rates: tuple[float, ...] = (), epochs: float | None = None
 ) -> list[Recipe]:
     """The recipes of `family` for `task`: GLUE's names, SQuAD1.1, SQuAD2.0 and RACE. `rates` and `epochs` take the
-    place of its own."""
-    found = RECIPES[family](task, model)
+    place of its own. Raises `ExperimentError` where the paper has none."""
+    try:
+        found = RECIPES[family](task, model)
+    except KeyError:
+        raise ExperimentError(f"there is no recipe of {family} for {task}; there are {', '.join(TABLE_14)}") from None
     found = [replace(found[0], rate=rate) for rate in rates] or found
-    return found if epochs is None else [replace(each, epochs=epochs, steps=None) for each in found]
+    if epochs is None:
+        return found
+    # A warm-up in steps is kept as the share that it was.
+    share = lambda each: each.warmup / each.steps if each.steps and each.warmup >= 1 else each.warmup
+    return [replace(each, epochs=epochs, steps=None, warmup=share(each)) for each in found]

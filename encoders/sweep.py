@@ -1,8 +1,8 @@
 """Many members: those that others begin with come first, and any number of processes share the work.
 
-A process trains the first member that is not finished, that no other process trains, and whose `start` is there. So the
-same command, given twice on a machine or as the tasks of an array on a cluster, does the work once; what a killed
-process leaves behind another one takes up from its checkpoint.
+A process trains a member that is not finished, that no other process trains, and whose `start`, where that is a member
+too, is finished; it ends when nothing is left that could become so. The same command, given twice on a machine or as
+the tasks of an array on a cluster, does the work once; what a killed process leaves behind goes on from its checkpoint.
 """
 
 from __future__ import annotations
@@ -21,45 +21,50 @@ from encoders.experiment import Experiment
 from encoders.files import write_whole
 from encoders.ledger import run_flops
 from encoders.training import hosts, log, loop
-from encoders.training.run import InUse, holder, result
+from encoders.training.run import InUse, holder, mismatch, result
 from encoders.training.stopping import STATUS, Stop, Stopped
 
 Say = Callable[[str], None]
 NONE, STOPPED = -1, -2  # in the place of a member
+# Processes that share members begin with different ones: else each would prepare what only one of them may train.
+WORKER = "ENCODERS_WORKER"
+PLACE = int(os.environ.get("SLURM_ARRAY_TASK_ID") or os.environ.get(WORKER) or 0)
 FAILED = "failed.txt"  # of a member's folder: why, until it is started again
 
 
 @dataclass
 class Sweep:
-    """Members in `runs`. `is_expected` says of an error whether it speaks for itself; `after` is done with each
-    finished one; while others train what is left, `pause` seconds pass between two looks.
+    """Members in `runs`; `others` are those of the same file that are not to be trained now, but may be begun with.
+
+    `is_expected` says of an error whether it speaks for itself; `after` is done with each finished member; `pause`
+    seconds pass between two looks at what others train. What failed before `begun` may be tried again.
     """
 
     members: Sequence[Experiment]
     runs: Path
     say: Say
     is_expected: Callable[[Exception], bool]
+    others: Sequence[Experiment] = ()
     after: Callable[[Experiment], None] = lambda member: None
     pause: float = 5.0
     begun: float = field(default_factory=time.time)
     results: dict[str, dict] = field(default_factory=dict)
-    waiting: bool = False
 
     def __post_init__(self):
         self.left = {member.name: member for member in self.members}
+        self.waits = False
+        self.folders = {os.path.abspath(self.folder(each)): each for each in (*self.others, *self.members)}
 
     def folder(self, member: Experiment) -> Path:
         return self.runs / member.name
 
     def start_of(self, member: Experiment) -> Experiment | None:
-        """The member of this sweep that another one begins with."""
-        if member.start is None:
-            return None
-        there = os.path.abspath(member.start)
-        return next((each for each in self.members if os.path.abspath(self.folder(each)) == there), None)
+        """The member of this file that another one begins with."""
+        return self.folders.get(os.path.abspath(member.start)) if member.start else None
 
     def state(self, member: Experiment) -> str:
-        """done; failed, since this began; blocked by one that failed; waiting for one; running elsewhere; or ready."""
+        """done; failed, since this began; running elsewhere; ready; waiting for the one it begins with, or blocked
+        where that has failed or is not to be trained."""
         folder = self.folder(member)
         if result(folder):
             return "done"
@@ -68,25 +73,28 @@ class Sweep:
             return "failed"
         first = self.start_of(member)
         if first and (before := self.state(first)) != "done":
-            return "blocked" if before in ("failed", "blocked") else "waiting"
+            idle = before in ("failed", "blocked") or (before == "ready" and first not in self.members)
+            return "blocked" if idle else "waiting"
         return "running" if holder(folder) else "ready"
 
     def next(self, stop: Stop) -> Experiment | None:
-        """The member to train now, or to look at where it is finished; where others train what is left, once that is
-        over. None where nothing is left. Raises `Stopped` while it waits."""
+        """The member to train now, or to look at where it is finished; None where nothing is left that waits for one.
+
+        Raises `Stopped` while it waits for what others train.
+        """
         if len(self.members) == 1:
             return self.members[0]
         while True:
             states = {name: self.state(member) for name, member in self.left.items()}
             if now := [name for name, state in states.items() if state in ("ready", "done")]:
-                return self.left[now[0]]
-            if "running" not in states.values():
+                return self.left[now[PLACE % len(now)]]
+            if "waiting" not in states.values():
                 return None
             if why := stop.here():
-                raise Stopped(f"stopped by {why} while other processes train {', '.join(states)}")
-            if not self.waiting:
-                self.say("what is left is trained by other processes, which this one waits for")
-                self.waiting = True
+                raise Stopped(f"stopped by {why} while other processes train what is left")
+            if not self.waits:
+                self.say("what is left begins with what other processes train, which this one waits for")
+                self.waits = True
             time.sleep(self.pause)
 
     def agreed(self, stop: Stop) -> Experiment | None:
@@ -107,39 +115,50 @@ class Sweep:
 
     def train(self, profile: bool, stop: Stop, patience: float) -> int:
         """Train until nothing is left; the status of the process."""
-        while self.left:
-            try:
-                member = self.agreed(stop)
-                if member is None:
-                    break
-                if hosts.primary():
-                    (self.folder(member) / FAILED).unlink(missing_ok=True)
-                self.results[member.name] = loop.train(member, self.folder(member), self.say, profile, stop, patience)
-                self.after(member)
-            except Stopped as reason:
-                self.say(f"{reason}; the same command goes on")
-                return STATUS
-            except Exception as error:
-                if len(self.members) == 1:
-                    self.note(member, error)
-                    raise
-                if isinstance(error, InUse):
-                    continue
-                self.note(member, error)
-                if not self.is_expected(error):
-                    traceback.print_exc()
-                self.say(f"{member.name} failed: {error}")
-            del self.left[member.name]
-        missing = [member.name for member in self.members if member.name not in self.results]
-        if missing:
-            self.say(f"failed: {', '.join(missing)}")
-        return 1 if missing else 0
+        try:
+            while self.left and (member := self.agreed(stop)):
+                self.one(member, profile, stop, patience)
+        except Stopped as reason:
+            self.say(f"{reason}; the same command goes on")
+            return STATUS
+        missing: dict[str, list[str]] = {}
+        for member in self.members:
+            if member.name not in self.results:
+                missing.setdefault(self.state(member), []).append(member.name)
+        elsewhere = missing.pop("running", []) + missing.pop("done", [])
+        if elsewhere:
+            self.say(f"left to other processes: {', '.join(elsewhere)}")
+        if begin := missing.pop("blocked", []):
+            self.say(f"not trained, since what they begin with is not: {', '.join(begin)}")
+        if failed := [name for names in missing.values() for name in names]:
+            self.say(f"failed: {', '.join(failed)}")
+        return 1 if begin or failed else 0
 
-    def note(self, member: Experiment, error: Exception) -> None:
-        """Keep why a member failed beside it."""
-        if hosts.primary() and not isinstance(error, InUse) and not result(self.folder(member)):
-            self.folder(member).mkdir(parents=True, exist_ok=True)
-            write_whole(self.folder(member) / FAILED, f"{type(error).__name__}: {error}\n".encode())
+    def one(self, member: Experiment, profile: bool, stop: Stop, patience: float) -> None:
+        """Train a member. A failure is kept beside it and said, and raised where it is the only one."""
+        folder = self.folder(member)
+        try:
+            if hosts.primary():
+                (folder / FAILED).unlink(missing_ok=True)
+            found = loop.train(member, folder, self.say, profile, stop, patience)
+            self.after(member)
+            self.results[member.name] = found
+        except Stopped:
+            raise
+        except Exception as error:
+            # Of several processes, all are told in one kind of error what one has found.
+            in_use = isinstance(error, InUse) or (hosts.several() and holder(folder))
+            if not in_use and hosts.primary() and not result(folder) and not mismatch(member, folder):
+                folder.mkdir(parents=True, exist_ok=True)
+                write_whole(folder / FAILED, f"{type(error).__name__}: {error}\n".encode())
+            if len(self.members) == 1:
+                raise
+            if in_use:
+                return
+            if not self.is_expected(error):
+                traceback.print_exc()
+            self.say(f"{member.name} failed: {error}")
+        del self.left[member.name]
 
 
 @dataclass(frozen=True)
@@ -155,22 +174,25 @@ class Progress:
 
 def progress(sweep: Sweep) -> list[Progress]:
     """How far every member is. What is left is its FLOPs at the speed it had itself, or else those like it had."""
-    known: dict[bool, list[float]] = {}
-    spent = {}
+    known: dict[type, list[float]] = {}
+    spent = {member.name: taken(sweep.folder(member)) for member in sweep.members}
     for member in sweep.members:
-        step, seconds = spent[member.name] = taken(sweep.folder(member))
+        step, seconds = spent[member.name]
         if seconds:
-            done = run_flops(member) * step / member.steps
-            known.setdefault(member.start is None, []).append(done / seconds)
+            known.setdefault(type(member.data), []).append(run_flops(member) * step / member.steps / seconds)
     found = []
     for member in sweep.members:
         (step, seconds), state, note = spent[member.name], sweep.state(member), ""
         folder, total = sweep.folder(member), run_flops(member)
-        if state == "ready" and (folder / FAILED).exists():
-            state, note = "failed", (folder / FAILED).read_text(encoding="utf-8").strip()
+        if changes := mismatch(member, folder):
+            state, note = "other", f"is of another experiment: {'; '.join(changes)}"
+        elif state == "failed":
+            note = (folder / FAILED).read_text(encoding="utf-8").strip()
+        elif state == "running":
+            note = holder(folder) or ""
         elif state == "ready" and step:
             state = "interrupted"
-        speeds = [total * step / member.steps / seconds] if seconds else known.get(member.start is None, [])
+        speeds = [total * step / member.steps / seconds] if seconds else known.get(type(member.data), [])
         left = None
         if state == "done":
             left = 0.0

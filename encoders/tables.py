@@ -15,16 +15,12 @@ from pathlib import Path
 from encoders import crossed
 from encoders.ablation import PARAMETERS, Column, Row, Table
 from encoders.experiment import Experiment
-from encoders.files import write_json
 from encoders.ledger import encoder_parameters, run_flops
 from encoders.objectives.objective import Task
 from encoders.page import Sheet
 from encoders.report import grid
 from encoders.training import log
-from encoders.training.run import result
-from encoders.values import from_json, to_json
-
-ENDING = ".table.json"  # of what `train` keeps of a table beside its runs
+from encoders.training.run import mismatch, result
 
 
 @dataclass(frozen=True)
@@ -60,7 +56,7 @@ def score(member: Experiment, column: Column, runs: Path) -> float | None:
     if column.score == PARAMETERS.score:
         return float(encoder_parameters(member.model, member.objective))
     folder = runs / member.name
-    if (found := result(folder)) is None:
+    if (found := result(folder)) is None or mismatch(member, folder):
         return None
     if column.under:
         return (crossed.known(folder, column.under) or {}).get(column.score)
@@ -71,9 +67,11 @@ def cell(table: Table, row: Row, column: Column, runs: Path) -> Cell:
     """The cell of a row and a column; of several recipes it shows the one with the best median, as papers do."""
     published = row.published[table.columns.index(column)]
     if column.mean:
-        parts = [cell(table, row, each, runs) for each in table.columns if each.name in column.mean]
-        whole = all(part.ours for part in parts)
-        return Cell(published, (statistics.mean(part.median for part in parts),) if whole else ())
+        columns = {each.name: each for each in table.columns}
+        parts = [[cell(table, row, columns[name], runs) for name in part] for part in column.mean]
+        whole = all(each.ours for part in parts for each in part)
+        means = [statistics.mean(each.median for each in part) for part in parts] if whole else []
+        return Cell(published, (statistics.mean(means),) if whole else ())
     groups = []
     for members in row.of(column).values():
         scores = [score(member, column, runs) for member in members]
@@ -82,15 +80,25 @@ def cell(table: Table, row: Row, column: Column, runs: Path) -> Cell:
     return Cell(published, max(groups, key=statistics.median, default=()))
 
 
-def cost(row: Row, runs: Path) -> Cost:
+def cost(table: Table, row: Row, runs: Path) -> Cost:
+    """What all runs of a row have cost, and those that they begin with."""
     tokens = flops = seconds = 0.0
-    for member in (*row.before, *row.runs, *row.tasks):
+    for member in {each.name: each for run in (*row.runs, *row.tasks) for each in table.chain(run)}.values():
         rows = list(log.rows(runs / member.name / "metrics.jsonl"))
         seen = max((each.get("tokens", 0) for each in rows), default=0)
         full = sum((p.until - q) * p.batch * p.length for p, q in zip(member.phases, starts(member), strict=True))
         tokens, flops = tokens + seen, flops + run_flops(member) * seen / full
         seconds += sum(each["time"]["seconds"] for each in rows) * devices(runs / member.name)
     return Cost(tokens, flops, seconds / 3600)
+
+
+def trained(row: Row) -> str:
+    """The size of a row's model, and how it is pre-trained, as far as the table's rows may differ in that."""
+    if not row.runs:
+        return "-"
+    run = row.runs[0]
+    sizes = " then ".join(f"{phase.batch:,} x {phase.length}" for phase in run.phases)
+    return f"L{run.model.layers} H{run.model.hidden}; {sizes}, {run.steps:,} steps, {run.optimizer.rate:g}"
 
 
 def starts(member: Experiment) -> list[int]:
@@ -124,6 +132,7 @@ class Filled:
     table: Table
     cells: dict[tuple[str, str], Cell]
     costs: dict[str, Cost]
+    left_out: tuple[str, ...] = ()  # members whose folders hold other experiments
 
     @property
     def measured(self) -> list[Column]:
@@ -132,7 +141,7 @@ class Filled:
 
     def sheet(self) -> list[list[str]]:
         """Head and rows of what was measured: for each column paper, ours with its range, and the difference."""
-        head, rows = ["", "seeds"], [[row.name] for row in self.table.rows]
+        head, rows = ["", "ours", "seeds"], [[row.name, trained(row)] for row in self.table.rows]
         scored = [column for column in self.measured if column.score != PARAMETERS.score]
         for row, line in zip(self.table.rows, rows, strict=True):
             counts = {len(self.cells[row.name, c.name].ours) for c in scored if not c.mean} - {0}
@@ -164,11 +173,11 @@ class Filled:
         """What the table's numbers mean."""
         lines = [
             f"Members are equal in {self.table.equal}. Ours: the median over seeds, and the lowest to the highest; "
-            "costs are those of all runs of a row, fine-tuning included.",
+            "costs are those of all runs of a row, of fine-tuning and of what they begin with too.",
             *(order for column in self.measured if (order := self.order(column))),
-            *(f"Differs because: {reason}" for reason in self.table.differs),
+            *(f"Differs because {reason}." for reason in self.table.differs),
         ]
-        return lines
+        return [*lines, f"Left out, as trained otherwise: {'; '.join(self.left_out)}."] if self.left_out else lines
 
     def order(self, column: Column) -> str | None:
         """Whether our rows stand in the paper's order: of each pair, only where the ranges of the seeds lie apart."""
@@ -178,31 +187,38 @@ class Filled:
         ]
         if len(rows) < 2 or column.score == PARAMETERS.score:
             return None
-        agree = against = within = equal = 0
+        agree = against = within = single = equal = 0
         for a, b in itertools.combinations(rows, 2):
             mine, other = (self.cells[row.name, column.name] for row in (a, b))
             paper = self.cells[a.name, like].published[0] - self.cells[b.name, like].published[0]
             apart = mine.ours[0] > other.ours[-1] or other.ours[0] > mine.ours[-1]
             if not paper:
                 equal += 1
-            elif min(len(mine.ours), len(other.ours)) < 2 or not apart:
+            elif min(len(mine.ours), len(other.ours)) < 2:
+                single += 1
+            elif not apart:
                 within += 1
             elif (mine.median - other.median) * paper > 0:
                 agree += 1
             else:
                 against += 1
-        compared = f" (the paper by {like})" if column.like else ""
-        return (
-            f"{column.name}{compared}: of {agree + against + within} pairs of rows that the paper tells apart, {agree} "
-            f"stand in its order and {against} against it with ranges that do not meet; the other {within} are within "
-            "the spread" + (f"; {equal} are equal in the paper." if equal else ".")
+        counts = (
+            (agree, "in its order, the seeds of one all above those of the other"),
+            (against, "against it in the same way"),
+            (within, "within the spread of the seeds"),
+            (single, "with one value in a row, which says nothing of the spread"),
+            (equal, "equal in the paper"),
         )
+        told = "; ".join(f"{count} {how}" for count, how in counts if count)
+        compared = f" (the paper by {like})" if column.like else ""
+        return f"{column.name}{compared}, pairs of rows: {told}."
 
 
 def filled(table: Table, runs: Path) -> Filled:
     """A table with the scores and costs of its runs."""
     cells = {(row.name, column.name): cell(table, row, column, runs) for row in table.rows for column in table.columns}
-    return Filled(table, cells, {row.name: cost(row, runs) for row in table.rows})
+    other = [member.name for member in table.members if mismatch(member, runs / member.name)]
+    return Filled(table, cells, {row.name: cost(table, row, runs) for row in table.rows}, tuple(other))
 
 
 def complete(table: Table, member: Experiment, runs: Path) -> None:
@@ -212,17 +228,6 @@ def complete(table: Table, member: Experiment, runs: Path) -> None:
             for column in table.columns:
                 if column.under:
                     crossed.scored(runs / member.name, column.under)
-
-
-def keep(table: Table, runs: Path) -> None:
-    """Keep a table beside its runs, for a report that has no experiment files."""
-    runs.mkdir(parents=True, exist_ok=True)
-    write_json(runs / f"{table.name}{ENDING}", to_json(table))
-
-
-def kept(runs: Path) -> list[Table]:
-    """The tables that were trained in a folder."""
-    return [from_json(json.loads(path.read_text(encoding="utf-8"))) for path in sorted(runs.glob(f"*{ENDING}"))]
 
 
 def sheets(found: Filled) -> list[Sheet]:
@@ -279,8 +284,9 @@ def as_csv(found: Filled) -> str:
         for column in found.table.columns:
             each = found.cells[row.name, column.name]
             numbers = (len(each.ours), each.median, each.ours[0], each.ours[-1]) if each.ours else (0, "", "", "")
-            said = (*each.published, "", "")[:2]
-            gap = "" if each.difference is None else each.difference
+            said = (*each.published[:1], " ".join(map(str, each.published[1:]))) if each.published else ("", "")
+            compared = each.difference is not None and column.score != PARAMETERS.score
+            gap = each.difference if compared else ""
             write([found.table.name, row.name, column.name, *said, *numbers, gap])
     for row in found.table.rows:
         for name, value in vars(found.costs[row.name]).items():

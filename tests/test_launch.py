@@ -12,6 +12,7 @@ import pytest
 import launch
 from encoders.cli import keep_compiled
 from encoders.data import stream
+from encoders.members import load
 from tests import tasks, texts
 from tests.exchange.references import HOME
 
@@ -199,8 +200,27 @@ def test_evaluate_scores_a_run_under_another_objective(typed, home, capsys):
     )
 
 
-def test_a_file_without_a_table_has_none_to_print(capsys):
+def test_what_a_table_cannot_be_given_is_refused(capsys, tmp_path):
     assert "quickstart defines no `table`" in fails(capsys, "table", "quickstart")
+    assert "is no Python file that lists experiments" in fails(capsys, "status", "README.md")
+    given = ["table", "albert_t5", "--with", "scale=paper"]
+    assert "--with tokens=... is of small scale" in fails(capsys, *given, "tokens=5e6")
+    assert "--with 'runs=here' must be NAME=VALUE with a name of scale, corpus" in fails(capsys, *given, "runs=here")
+    assert "scale='middle' is not one of paper, small" in fails(capsys, "status", "albert_t5", "--with", "scale=middle")
+    train = ["train", "albert_t5", "--runs", str(tmp_path)]
+    assert "nowhere/SST-2 holds none of train.tsv" in fails(capsys, *train, "--with", "glue=nowhere")
+    assert "the members of a table are known by their names" in fails(capsys, *train, "--set", "name=mine")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_setting_changes_the_members_that_are_chosen_and_no_others():
+    options = launch.parser().parse_args(
+        ["status", "bert_t8", "--only", "bert-small-seed?", "--set", "objective.tokens.rate=0.2"]
+    )
+    found = load(options)
+    assert {member.objective.tokens.rate for member in found.members} == {0.2} and len(found.members) == 3
+    assert {e.objective.tokens.rate for e in found.others if "@" not in e.name} == {0.15}
+    assert {e.objective.tokens.rate for e in found.table.rows[0].runs} == {0.2}
 
 
 def test_finished_runs_say_so_and_how_to_start_over(typed, home, capsys):

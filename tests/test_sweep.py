@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 
 from encoders import sweep as sweeps
-from encoders.ledger import run_flops
+from encoders.ledger import blank_facts, run_flops
 from encoders.sweep import FAILED, Sweep, progress
-from encoders.training.run import InUse, held
+from encoders.training.run import InUse, RunError, held, record
 from encoders.training.stopping import STATUS, Stop, Stopped
 from tests.test_experiment import BASE
 
@@ -58,7 +58,7 @@ def test_what_begins_with_a_failed_one_is_not_trained_and_the_rest_is(trains, tm
     made, begun, said = trains(*members, errors={"a": ValueError("no")})
     assert made.train(False, NO_STOP, 1) == 1 and begun == ["a", "d"]
     assert [made.state(each) for each in members] == ["failed", "blocked", "blocked", "done"]
-    assert said[-1] == "failed: a, b, c"
+    assert said[-2:] == ["not trained, since what they begin with is not: b, c", "failed: a"]
     assert (tmp_path / "a" / FAILED).read_text() == "ValueError: no\n"
 
 
@@ -71,30 +71,61 @@ def test_a_failed_member_is_tried_again_by_the_next_command(trains, tmp_path):
     assert not (tmp_path / "a" / FAILED).exists()
 
 
-def test_a_member_that_another_process_trains_is_left_to_it_until_it_is_done(trains, tmp_path):
+def test_a_member_that_another_process_trains_is_left_to_it(trains, tmp_path):
     made, begun, said = trains(member("a"), member("b"))
     with held(tmp_path / "a"):
-        later = threading.Timer(0.3, lambda: finish(tmp_path / "a"))
-        later.start()
         assert made.train(False, NO_STOP, 1) == 0
-    assert begun == ["b", "a"] and said == ["what is left is trained by other processes, which this one waits for"]
+    assert begun == ["b"] and said == ["left to other processes: a"]
+
+
+def test_what_begins_with_a_member_of_another_process_waits_for_it(trains, tmp_path):
+    made, begun, said = trains(member("a"), member("b", "a", tmp_path))
+    with held(tmp_path / "a"):
+        threading.Timer(0.3, lambda: finish(tmp_path / "a")).start()
+        assert made.train(False, NO_STOP, 1) == 0
+    assert begun == ["a", "b"] or begun == ["b", "a"]
+    assert said == ["what is left begins with what other processes train, which this one waits for"]
 
 
 def test_a_member_is_taken_up_when_the_process_that_trained_it_has_gone(trains, tmp_path):
-    made, begun, _ = trains(member("a"), member("b"))
-    gone, held_there = threading.Event(), threading.Event()
+    made, begun, _ = trains(member("a"), member("b", "a", tmp_path))
+    gone, there = threading.Event(), threading.Event()
 
     def other():
         with held(tmp_path / "a"):
-            held_there.set()
+            there.set()
             gone.wait(5)
 
     process = threading.Thread(target=other)
     process.start()
-    held_there.wait(5)
+    there.wait(5)
     threading.Timer(0.3, gone.set).start()
-    assert made.train(False, NO_STOP, 1) == 0 and begun == ["b", "a"]
+    assert made.train(False, NO_STOP, 1) == 0 and begun == ["a", "b"]
     process.join()
+
+
+def test_what_begins_with_a_member_that_is_not_to_be_trained_is_not_either(trains, tmp_path):
+    alone, b = member("a"), member("b", "a", tmp_path)
+    made, begun, said = trains(b, member("c"), others=[alone])
+    assert made.train(False, NO_STOP, 1) == 1 and begun == ["c"]
+    assert said == ["not trained, since what they begin with is not: b"]
+    finish(tmp_path / "a")
+    made, begun, said = trains(b, member("c"), others=[alone])
+    assert made.train(False, NO_STOP, 1) == 0
+
+
+def test_processes_that_share_members_begin_with_different_ones(trains, monkeypatch):
+    monkeypatch.setattr(sweeps, "PLACE", 4)
+    made, begun, _ = trains(member("a"), member("b"), member("c"))
+    assert made.train(False, NO_STOP, 1) == 0 and begun == ["b", "a", "c"]
+
+
+def test_a_damaged_result_is_named(trains, tmp_path):
+    made, _, _ = trains(member("a"), member("b"))
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "result.json").write_text("{")
+    with pytest.raises(RunError, match="a/result.json is damaged"):
+        made.train(False, NO_STOP, 1)
 
 
 def test_a_member_that_another_process_has_just_begun_is_no_failure(trains, tmp_path):
@@ -104,10 +135,10 @@ def test_a_member_that_another_process_has_just_begun_is_no_failure(trains, tmp_
 
 
 def test_a_process_that_waits_for_others_ends_when_it_is_asked_to(trains, tmp_path):
-    made, begun, said = trains(member("a"), member("b"))
+    made, begun, said = trains(member("a"), member("b", "a", tmp_path), member("c"))
     with held(tmp_path / "a"):
         assert made.train(False, Stop(seconds=0.0), 1) == STATUS
-    assert begun == ["b"] and "stopped by the time limit while other processes train a" in said[-1]
+    assert begun == ["c"] and "stopped by the time limit while other processes train what is left" in said[-1]
 
 
 def test_what_stops_a_member_stops_the_sweep(trains):
@@ -126,17 +157,25 @@ def test_what_is_done_after_a_member_is_done_for_finished_ones_too(trains, tmp_p
 
 def test_progress_reckons_what_is_left_by_the_speed_of_its_like(trains, tmp_path):
     members = (member("a"), member("b"), member("c", "a", tmp_path), member("d"))
-    made, _, _ = trains(*members)
+    made, _, _ = trains(*members, begun=0.0)
     row = {"step": members[0].steps, "split": "train", "time": {"seconds": 100.0}}
     finish(tmp_path / "a"), (tmp_path / "b").mkdir(), (tmp_path / "d").mkdir()
     (tmp_path / "a" / "metrics.jsonl").write_text(json.dumps(row) + "\n")
     half = row | {"step": members[1].steps // 2, "time": {"seconds": 100.0}}
     (tmp_path / "b" / "metrics.jsonl").write_text(json.dumps(half) + "\n")
     (tmp_path / "d" / FAILED).write_text("RunError: a reason\n")
-    os.utime(tmp_path / "d" / FAILED, (made.begun - 10, made.begun - 10))
     a, b, c, d = progress(made)
     assert (a.state, a.left, b.state, c.state) == ("done", 0.0, "interrupted", "ready")
     assert b.left == pytest.approx(100.0) and b.step == members[1].steps // 2
-    assert c.left is None and (d.state, d.note) == ("failed", "RunError: a reason")
+    assert c.left == d.left and (d.state, d.note) == ("failed", "RunError: a reason")
     assert d.left == pytest.approx(100 / 0.75)  # the median of the speeds of a and b, of which the second has half
     assert run_flops(members[0]) == run_flops(members[1])
+
+
+def test_a_folder_that_holds_another_experiment_is_no_progress_of_this_one(trains, tmp_path):
+    made, _, _ = trains(member("a"), member("b"))
+    other, facts = replace(member("a"), seed=7), blank_facts(BASE.model.vocab)
+    finish(tmp_path / "a")
+    (tmp_path / "a" / "experiment.json").write_text(json.dumps(record(other, "0" * 16, facts)))
+    a, b = progress(made)
+    assert (a.state, a.note) == ("other", "is of another experiment: seed is 7 there and 0 here") and b.state == "ready"

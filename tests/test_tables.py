@@ -9,16 +9,17 @@ from pathlib import Path
 import pytest
 
 from encoders import crossed
-from encoders.ablation import PARAMETERS, Column, Row, Table
+from encoders.ablation import PARAMETERS, Column, Row, Table, keep, kept
 from encoders.downstream.glue import TASKS
 from encoders.finetune import Recipe, finetuned
-from encoders.ledger import encoder_parameters, run_flops
-from encoders.tables import FORMATS, cell, filled, keep, kept, sheets
+from encoders.ledger import blank_facts, encoder_parameters, run_flops
+from encoders.tables import FORMATS, cell, filled, sheets
+from encoders.training.run import record
 from tests.test_experiment import BASE
 
 MLM, SST2 = Column("MLM", "mlm_accuracy"), Column("SST-2", "accuracy", "SST-2")
 NSP = Column("NSP, crossed", "nsp_accuracy", under=("objective.sentences=NextSentence",))
-AVERAGE = Column("Avg", "mean", mean=("MLM", "SST-2"))
+AVERAGE = Column("Avg", "mean", mean=(("MLM",), ("SST-2", "NSP, crossed")))
 PROXY = Column("MLM again", "mlm_accuracy", like="SST-2")
 COLUMNS = (MLM, SST2, AVERAGE, NSP, PARAMETERS, PROXY)
 
@@ -48,7 +49,7 @@ def table(tmp_path) -> tuple[Table, Path]:
         row("b", ((40.0,), (80.0, 81.0), (60.0,), (), (3.0,), ())),
         Row("c & d_e", ((30.0,), (85.0,), (55.0,), (), (), ())),
     )
-    made = Table("t", "A table, small scale", COLUMNS, rows, "tokens", ("a reason.",))
+    made = Table("t", "A table, small scale", COLUMNS, rows, "tokens", ("a reason",))
     write(tmp_path, rows[0].runs, {"mlm_accuracy": (0.30, 0.20, 0.40)})
     write(tmp_path, rows[1].runs, {"mlm_accuracy": (0.25, 0.35, 0.33)})
     for one, scores in ((rows[0], (0.7, 0.8, 0.9)), (rows[1], (0.4, 0.5, 0.6))):
@@ -65,7 +66,8 @@ def write(runs: Path, members, scores: dict[str, tuple[float, ...]], part: str =
         folder.mkdir()
         found = {name: values[number] for name, values in scores.items()}
         (folder / "result.json").write_text(json.dumps({"heldout": {}, "best": {}} | {part: found}))
-        (folder / "experiment.json").write_text(json.dumps({"devices": ["one", "two"]}))
+        told = record(each, "0" * 16, blank_facts(each.model.vocab)) | {"devices": ["one", "two"]}
+        (folder / "experiment.json").write_text(json.dumps(told))
         seen = each.steps * each.phases[0].batch * each.phases[0].length // 2
         time = {"seconds": 36.0}
         lines = [{"step": 1, "split": "train", "tokens": seen, "time": time}]
@@ -91,12 +93,19 @@ def test_where_the_paper_has_two_numbers_both_stand_and_the_nearer_one_is_compar
     assert "80 / 81" in FORMATS["text"](filled(made, runs))
 
 
-def test_an_average_is_there_when_all_its_columns_are(table):
+def test_an_average_of_columns_and_of_means_of_columns_is_there_when_all_of_them_are(table):
     made, runs = table
-    assert cell(made, made.rows[0], AVERAGE, runs).ours == pytest.approx(((30 + 80) / 2,))
-    for each in made.rows[1].tasks:
-        (runs / each.name / "result.json").unlink()
-    assert cell(made, made.rows[1], AVERAGE, runs).ours == ()
+    assert cell(made, made.rows[0], AVERAGE, runs).ours == ()
+    crossed_scores(made.rows[0], runs)
+    assert cell(made, made.rows[0], AVERAGE, runs).ours == pytest.approx(((30 + (80 + 60) / 2) / 2,))
+
+
+def crossed_scores(row: Row, runs: Path) -> None:
+    """Scores of 0.5, 0.7 and 0.6 under the settings of `NSP`."""
+    for each, score in zip(row.runs, (0.5, 0.7, 0.6), strict=True):
+        path = crossed.place(runs / each.name, NSP.under)
+        path.parent.mkdir()
+        path.write_text(json.dumps({"scores": {"nsp_accuracy": score}}))
 
 
 def test_what_is_not_trained_is_a_dash_and_its_parameters_are_known_all_the_same(table):
@@ -110,26 +119,26 @@ def test_what_is_not_trained_is_a_dash_and_its_parameters_are_known_all_the_same
 def test_scores_under_other_settings_are_those_that_were_kept(table):
     made, runs = table
     assert cell(made, made.rows[0], NSP, runs).ours == ()
-    for each, score in zip(made.rows[0].runs, (0.5, 0.7, 0.6), strict=True):
-        path = crossed.place(runs / each.name, NSP.under)
-        path.parent.mkdir()
-        path.write_text(json.dumps({"scores": {"nsp_accuracy": score}}))
+    crossed_scores(made.rows[0], runs)
     assert cell(made, made.rows[0], NSP, runs).ours == pytest.approx((50, 60, 70))
 
 
 def test_the_order_of_rows_counts_only_where_the_seeds_of_two_lie_apart(table):
     found = filled(*table)
-    assert "MLM: of 1 pairs of rows that the paper tells apart, 0 stand in its order and 0 against" in found.order(MLM)
-    said = found.order(SST2)
-    assert "SST-2: of 1 pairs of rows that the paper tells apart, 1 stand in its order and 0 against" in said
-    assert found.order(PROXY).startswith("MLM again (the paper by SST-2): of 1 pairs")
+    assert found.order(MLM) == "MLM, pairs of rows: 1 within the spread of the seeds."
+    assert found.order(SST2) == "SST-2, pairs of rows: 1 in its order, the seeds of one all above those of the other."
+    assert found.order(PROXY) == "MLM again (the paper by SST-2), pairs of rows: 1 within the spread of the seeds."
     assert found.order(PARAMETERS) is None and found.order(NSP) is None
 
 
-def test_the_order_says_what_stands_against_the_paper(table):
+def test_the_order_says_what_stands_against_the_paper_and_of_what_nothing_can_be_said(table):
     made, runs = table
     turned = replace(made, rows=(replace(made.rows[0], published=((50.0,), (70.0,), (), (), (), ())), *made.rows[1:]))
-    assert "0 stand in its order and 1 against it" in filled(turned, runs).order(SST2)
+    assert filled(turned, runs).order(SST2) == "SST-2, pairs of rows: 1 against it in the same way."
+    for each in made.rows[1].tasks:
+        if each.seed:
+            (runs / each.name / "result.json").unlink()
+    assert "1 with one value in a row" in filled(made, runs).order(SST2)
 
 
 def test_the_cost_of_a_row_is_that_of_all_its_runs(table):
@@ -150,7 +159,8 @@ def test_text_has_what_is_measured_and_what_is_only_published(table):
     shown = FORMATS["text"](filled(less, runs))
     measured, rest = shown.split("Published, and not measured here:")
     assert "30.0 (20.0 to 40.0)" in measured and "-20.0" in measured and "RACE" not in measured
-    assert "RACE" in rest and "Differs because: a reason." in rest and "Members are equal in tokens." in rest
+    assert "RACE" in rest and "Differs because a reason." in rest and "Members are equal in tokens." in rest
+    assert "L3 H8; " in measured
 
 
 def test_csv_has_a_line_a_cell_with_unrounded_numbers(table):
@@ -163,14 +173,18 @@ def test_csv_has_a_line_a_cell_with_unrounded_numbers(table):
     assert float(found["a", "hours"]["median"]) == pytest.approx(9 * 72 / 3600)
 
 
-def test_markdown_and_latex_have_as_many_cells_in_every_line(table):
+def test_markdown_and_latex_have_as_many_cells_in_every_line_of_a_table(table):
     found = filled(*table)
-    lines = [line for line in FORMATS["markdown"](found).splitlines() if line.startswith("|")]
-    assert len({line.count("|") for line in lines}) == 1 and len(lines) == 2 + 3
+    for part in FORMATS["markdown"](found).split("Published, and not measured here:"):
+        lines = [line for line in part.splitlines() if line.startswith("|")]
+        assert len({line.count("|") for line in lines}) == 1 and len(lines) == 2 + 3
     shown = FORMATS["latex"](found)
-    assert r"c \& d\_e" in shown and shown.count(r"\begin{tabular}") == shown.count(r"\end{tabular}") == 1
-    body = [line for line in shown.splitlines() if line.endswith(r"\\") and " & " in line]
-    assert len({line.replace(r"\&", "").count("&") for line in body}) == 1
+    assert r"c \& d\_e" in shown and shown.count(r"\end{tabular}") == 2
+    for part in shown.split(r"\begin{tabular}")[1:]:
+        lines = [
+            line for line in part.split(r"\end{tabular}")[0].splitlines() if line.endswith(r"\\") and " & " in line
+        ]
+        assert len(lines) == 1 + 3 and len({line.replace(r"\&", "").count("&") for line in lines}) == 1
 
 
 def test_a_table_kept_beside_its_runs_reads_back_equal_and_makes_the_same_sheets(table):
@@ -184,3 +198,19 @@ def test_a_table_kept_beside_its_runs_reads_back_equal_and_makes_the_same_sheets
 def test_a_row_has_a_published_number_or_none_for_every_column():
     with pytest.raises(ValueError, match="t, a: 1 for 6 columns"):
         Table("t", "A table", COLUMNS, (Row("a", ((1.0,),)),), "tokens")
+
+
+def test_a_run_of_other_settings_is_left_out_and_named(table):
+    made, runs = table
+    first = made.rows[0].runs[0]
+    facts = blank_facts(BASE.model.vocab)
+    other = record(replace(first, seed=9), "0" * 16, facts)
+    (runs / first.name / "experiment.json").write_text(json.dumps(other))
+    found = filled(made, runs)
+    assert found.cells["a", "MLM"].ours == pytest.approx((20, 40))
+    assert found.notes()[-1] == f"Left out, as trained otherwise: {first.name}."
+
+
+def test_a_mean_of_a_column_that_there_is_not_is_refused():
+    with pytest.raises(ValueError, match="Avg is a mean of SST-2, which is no column"):
+        Table("t", "A table", (MLM, AVERAGE), (), "tokens")

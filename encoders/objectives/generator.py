@@ -1,5 +1,5 @@
 """What ELECTRA and its stepping stones share: a small masked language model fills the masks of another network's text
-(Clark et al., 2020, §2 and §3.4).
+(Clark et al., 2020, §2 and §3.5).
 """
 
 from __future__ import annotations

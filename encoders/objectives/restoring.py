@@ -1,5 +1,5 @@
 """Two of the steps between BERT and ELECTRA: as ELECTRA, but the network says which token stood there (Clark et al.,
-2020, §3.4 and table 5): "Replace MLM" for the chosen tokens, "All-Tokens MLM" for all.
+2020, §3.5 and table 5): "Replace MLM" for the chosen tokens, "All-Tokens MLM" for all.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """ELECTRA's replaced-token detection: a generator fills masks, a discriminator judges every token (Clark et al., 2020,
-§2), and the other ways of training the two with which it is compared (§3.3 and §3.4, appendix F).
+§2), and the other ways of training the two with which it is compared (§3.2, §3.5 and appendix F).
 """
 
 from __future__ import annotations

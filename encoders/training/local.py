@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 from encoders.training.stopping import STATUS
@@ -50,25 +49,30 @@ def spread(program: Path, arguments: list[str], processes: int, say: Callable[[s
         return codes[died] if codes[died] > 0 else 1
 
 
-def shared(program: Path, arguments: list[str], jobs: int) -> int:
+def shared(program: Path, arguments: list[str], jobs: int, worker: str, say: Callable[[str], None]) -> int:
     """Run `program` with `arguments` in `jobs` processes that share its members, and return the worst status.
 
-    Each has its part of the cores, and of the GPUs where there are some. Signals reach them all.
+    Each has its part of the cores, and of the GPUs where there are some, and its number in the variable `worker`.
+    Signals reach them all; `say` is told which were killed.
     """
     command, cores = [sys.executable, str(program), *arguments], sorted(os.sched_getaffinity(0))
-    cards = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    cards = [card for card in cards if card] or [str(i) for i in range(len(list(Path(CARDS).glob("*"))))]
+    told = os.environ.get("CUDA_VISIBLE_DEVICES")
+    cards = [str(i) for i in range(len(list(Path(CARDS).glob("*"))))] if told is None else told.split(",")
+    cards = [card for card in cards if card]
     with forwarding() as started:
         for number in range(jobs):
-            mine, places = cores[number::jobs] or cores, dict(os.environ)
+            mine, places = cores[number::jobs] or cores, os.environ | {worker: str(number)}
             if cards:
                 places["CUDA_VISIBLE_DEVICES"] = cards[number % len(cards)]
                 part = math.ceil(jobs / len(cards))
                 places |= {} if part == 1 else {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / part:.2f}"}
-            pin = partial(os.sched_setaffinity, 0, mine)
-            out = subprocess.DEVNULL if number else None  # all print the same table
-            started.append(subprocess.Popen(command, start_new_session=True, env=places, preexec_fn=pin, stdout=out))
+            os.sched_setaffinity(0, mine)  # which a process takes over from the one that starts it
+            started.append(subprocess.Popen(command, start_new_session=True, env=places, stdout=subprocess.DEVNULL))
+        os.sched_setaffinity(0, cores)
         codes = [each.wait() for each in started]
+    for number, code in enumerate(codes):
+        if code < 0:
+            say(f"process {number} of {jobs} was killed by signal {-code}; the same command goes on")
     return max((abs(code) for code in codes if code not in FINE), default=max(codes))
 
 

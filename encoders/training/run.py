@@ -40,6 +40,7 @@ from encoders.training.checkpoint import Checkpoints, Damaged, abstract
 from encoders.values import from_json, to_json
 
 HELD, LOOKS = ".held", 3
+PLACES = ("data.corpus is ", "data.root is ", "data.vocabulary.path is ")
 
 
 class RunError(ValueError):
@@ -326,6 +327,18 @@ def holder(folder: Path) -> str | None:
 
 
 def result(folder: Path) -> dict | None:
-    """The result of a finished run, else None."""
+    """The result of a finished run, else None. Raises `RunError` where it is damaged."""
     path = Path(folder) / "result.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    except ValueError as error:
+        raise RunError(f"{path} is damaged: {error}; without it the run goes on from its last checkpoint") from None
+
+
+def mismatch(experiment: Experiment, folder: Path) -> list[str]:
+    """What differs between an experiment and the one that a folder belongs to, where there is one; not the places of
+    texts, rows and vocabularies, whose contents `claim` compares."""
+    if not (Path(folder) / "experiment.json").exists():
+        return []
+    there = from_json(read_record(folder)["experiment"])
+    return [line for line in differences(there, experiment) if not line.startswith(PLACES)]

@@ -9,6 +9,7 @@ E = 128 is 81.6 where all is shared (82.0 in table 4) and 83.7 where nothing is 
 from dataclasses import replace
 
 from encoders.ablation import ALBERT, MASKED, PARAMETERS, SOP, Study, Table
+from encoders.downstream.conventions import ALBERT as AS_ALBERT
 from encoders.families import albert
 from experiments.albert import experiments
 
@@ -35,6 +36,7 @@ def table(study: Study) -> Table:
             COLUMNS,
             "albert" if (width, shared) == (128, "all") else f"albert-e{width}-{shared}",
             replace(base, model=replace(base.model, embedding=width, share=SHARED[shared])),
+            family=AS_ALBERT,
         )
         for (width, shared), published in PUBLISHED.items()
     ]

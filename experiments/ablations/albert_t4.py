@@ -11,6 +11,7 @@ in table 3.
 from dataclasses import replace
 
 from encoders.ablation import ALBERT, MASKED, PARAMETERS, SOP, Study, Table
+from encoders.downstream.conventions import ALBERT as AS_ALBERT
 from encoders.families import albert
 from experiments.albert import experiments
 
@@ -38,6 +39,7 @@ def table(study: Study) -> Table:
             COLUMNS,
             NAMES.get((width, shared), f"albert-e{width}-{shared}"),
             replace(base, model=replace(base.model, embedding=width, share=SHARED[shared])),
+            family=AS_ALBERT,
         )
         for (width, shared), published in PUBLISHED.items()
     ]

@@ -13,6 +13,7 @@ from encoders.ablation import LEARNED, SST2, Study, Table
 from experiments.ablations.electra_t5 import BASE
 
 COLUMNS = (SST2, *LEARNED)
+SAID = ("without a network the paper draws tokens by their frequency, and ours all alike",)
 WIDTHS = {None: "no network", 1 / 8: "1/8", 1 / 4: "1/4", 1 / 2: "1/2", 3 / 4: "3/4", 1.0: "1"}
 
 
@@ -22,4 +23,4 @@ def table(study: Study) -> Table:
         phases = tuple(replace(phase, until=500_000) for phase in BASE.phases)
         member = replace(BASE, objective=replace(BASE.objective, width=width), phases=phases)
         rows.append(study.row(name, (), COLUMNS, f"electra-width-{name.replace(' ', '-').replace('/', 'of')}", member))
-    return study.table("electra_generator", "ELECTRA, figure 3: generator size", COLUMNS, rows, "tokens")
+    return study.table("electra_generator", "ELECTRA, figure 3: generator size", COLUMNS, rows, "tokens", *SAID)

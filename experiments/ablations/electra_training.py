@@ -1,4 +1,4 @@
-"""ELECTRA, figure 3, right: how the two networks are trained (Clark et al., 2020, §3.3 and appendix F).
+"""ELECTRA, figure 3, right: how the two networks are trained (Clark et al., 2020, §3.2 and appendix F).
 
     python launch.py train electra_training --with corpus=wiki-1.txt.xz glue=GLUE
 
@@ -18,6 +18,8 @@ from experiments.ablations.electra_t5 import BASE, masked
 
 COLUMNS = (SST2, Column("generator, all chosen", "generator_accuracy"), *LEARNED)
 
+SAID = ("both networks of two stages have one size, as they must to begin alike, and the others' generator 1/3 of it",)
+
 
 def table(study: Study) -> Table:
     usual = BASE.objective
@@ -33,4 +35,6 @@ def table(study: Study) -> Table:
         ),
         half.row("two stages", (), COLUMNS, "electra-stage-2", second, before=alone),
     ]  # fmt: skip
-    return study.table("electra_training", "ELECTRA, figure 3: training procedures", COLUMNS, rows, "tokens")
+    return study.table(
+        "electra_training", "ELECTRA, figure 3: training procedures", COLUMNS, rows, "tokens of both stages", *SAID
+    )

@@ -1,6 +1,6 @@
 """RoBERTa, table 4: more text, and longer (Liu et al., 2019).
 
-    python launch.py train roberta_t4 --with scale=paper corpus=TEXTS/*.txt more=MORE/*.txt glue=GLUE squad=SQUAD
+    python launch.py train roberta_t4 --with scale=paper "corpus=TEXTS/*.txt" "more=MORE/*.txt" glue=GLUE squad=SQUAD
 
 RoBERTa-large with 8,000 rows on books and Wikipedia (16 GB), then on 160 GB, for up to 500,000 steps. Of the larger
 corpus TFDS has no part but news like that of CC-News, which `more` is unless told otherwise.
