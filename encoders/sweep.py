@@ -12,6 +12,7 @@ import statistics
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -148,10 +149,10 @@ class Sweep:
         except Exception as error:
             # Of several processes, all are told in one kind of error what one has found.
             in_use = isinstance(error, InUse) or (hosts.several() and holder(folder))
-            if not in_use and hosts.primary() and not result(folder) and not mismatch(member, folder):
-                folder.mkdir(parents=True, exist_ok=True)
-                write_whole(folder / FAILED, f"{type(error).__name__}: {error}\n".encode())
-            if len(self.members) == 1:
+            alone = len(self.members) == 1
+            if not in_use and (folder.exists() or not alone):
+                self.note(member, error)
+            if alone:
                 raise
             if in_use:
                 return
@@ -159,6 +160,14 @@ class Sweep:
                 traceback.print_exc()
             self.say(f"{member.name} failed: {error}")
         del self.left[member.name]
+
+    def note(self, member: Experiment, error: Exception) -> None:
+        """Keep why a member failed beside it, if nothing else is there."""
+        folder = self.folder(member)
+        if hosts.primary() and not result(folder) and not mismatch(member, folder):
+            with suppress(OSError):  # of a full disk, perhaps the reason
+                folder.mkdir(parents=True, exist_ok=True)
+                write_whole(folder / FAILED, f"{type(error).__name__}: {error}\n".encode())
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,13 @@ def test_what_begins_with_a_failed_one_is_not_trained_and_the_rest_is(trains, tm
     assert (tmp_path / "a" / FAILED).read_text() == "ValueError: no\n"
 
 
+def test_a_lone_member_that_is_refused_before_it_begins_leaves_nothing(trains, tmp_path):
+    made, _, _ = trains(member("a"), errors={"a": ValueError("no")})
+    with pytest.raises(ValueError, match="no"):
+        made.train(False, NO_STOP, 1)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_failed_member_is_tried_again_by_the_next_command(trains, tmp_path):
     made, begun, _ = trains(member("a"), member("b"), errors={"a": ValueError("no")})
     made.train(False, NO_STOP, 1)
