@@ -156,10 +156,10 @@ class Filled:
                 gap = found.difference
                 line += [published(found.published)] * paper + [ours(found)]
                 line += ["-" if gap is None else f"{gap:+.1f}"] * compared
-        head += ["M tokens", "PFLOPs", "device hours"]
+        head += ["M tokens", "FLOPs", "device hours"]
         for row, line in zip(self.table.rows, rows, strict=True):
             spent = self.costs[row.name]
-            line += [number(spent.tokens / 1e6), number(spent.flops / 1e15), number(spent.hours)]
+            line += [number(spent.tokens / 1e6), f"{spent.flops:.1e}", number(spent.hours)]
         return [head, *rows]
 
     def rest(self) -> list[list[str]]:
