@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -126,7 +127,7 @@ class Table:
             if len(row.published) != len(self.columns):
                 raise ExperimentError(f"{self.name}, {row.name}: {len(row.published)} for {len(self.columns)} columns")
 
-    @property
+    @cached_property
     def members(self) -> list[Experiment]:
         """Every member once, those that others begin with first. Raises `ExperimentError` for two under one name."""
         found: dict[str, Experiment] = {}
@@ -142,11 +143,15 @@ class Table:
         rows = (replace(row, runs=part(row.runs), tasks=part(row.tasks), before=part(row.before)) for row in self.rows)
         return replace(self, rows=tuple(rows))
 
+    @cached_property
+    def places(self) -> dict[str, Experiment]:
+        """The members by name."""
+        return {each.name: each for each in self.members}
+
     def chain(self, member: Experiment) -> list[Experiment]:
         """The member, and what it begins with, as far as that is in the table."""
-        places = {each.name: each for each in self.members}
         found = [member]
-        while found[-1].start and (before := places.get(found[-1].start.rpartition("/")[2])):
+        while found[-1].start and (before := self.places.get(found[-1].start.rpartition("/")[2])):
             found.append(before)
         return found
 

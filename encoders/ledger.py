@@ -55,12 +55,15 @@ def step_flops(experiment: Experiment, sizes: np.ndarray) -> np.ndarray:
 
 def run_flops(experiment: Experiment) -> float:
     """`step_flops` of all steps, for rows that are full."""
-    total, start = 0.0, 0
-    for phase in experiment.phases:
-        row = step_flops(experiment, np.array([phase.length])).item()
-        total += (phase.until - start) * phase.batch * row
-        start = phase.until
-    return total
+    row = lambda length: step_flops(experiment, np.array([length])).item()
+    return sum(rows * row(length) for rows, length in run_rows(experiment))
+
+
+def run_rows(experiment: Experiment) -> list[tuple[int, int]]:
+    """Of each phase, how many rows all its steps have and how long they are."""
+    starts = (0, *(phase.until for phase in experiment.phases))
+    spans = zip(experiment.phases, starts, strict=False)
+    return [((phase.until - start) * phase.batch, phase.length) for phase, start in spans]
 
 
 @cache

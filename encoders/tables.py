@@ -8,14 +8,14 @@ import itertools
 import json
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from encoders import crossed
 from encoders.ablation import PARAMETERS, Column, Row, Table
 from encoders.experiment import Experiment
-from encoders.ledger import encoder_parameters, run_flops
+from encoders.ledger import encoder_parameters, run_flops, run_rows
 from encoders.objectives.objective import Task
 from encoders.page import Sheet
 from encoders.report import grid
@@ -56,25 +56,27 @@ def score(member: Experiment, column: Column, runs: Path) -> float | None:
     if column.score == PARAMETERS.score:
         return float(encoder_parameters(member.model, member.objective))
     folder = runs / member.name
-    if (found := result(folder)) is None or mismatch(member, folder):
+    if (found := result(folder)) is None:
         return None
     if column.under:
         return (crossed.known(folder, column.under) or {}).get(column.score)
     return found["best" if isinstance(member.objective, Task) else "heldout"].get(column.score)
 
 
-def cell(table: Table, row: Row, column: Column, runs: Path) -> Cell:
-    """The cell of a row and a column; of several recipes it shows the one with the best median, as papers do."""
+def cell(table: Table, row: Row, column: Column, runs: Path, without: Collection[str] = ()) -> Cell:
+    """The cell of a row and a column, of the members but those that are named; of several recipes it shows the one with
+    the best median, as papers do."""
     published = row.published[table.columns.index(column)]
     if column.mean:
         columns = {each.name: each for each in table.columns}
-        parts = [[cell(table, row, columns[name], runs) for name in part] for part in column.mean]
+        parts = [[cell(table, row, columns[name], runs, without) for name in part] for part in column.mean]
         whole = all(each.ours for part in parts for each in part)
         means = [statistics.mean(each.median for each in part) for part in parts] if whole else []
         return Cell(published, (statistics.mean(means),) if whole else ())
     groups = []
     for members in row.of(column).values():
-        scores = [score(member, column, runs) for member in members]
+        known = column.score == PARAMETERS.score  # from the experiment alone
+        scores = [score(member, column, runs) for member in members if known or member.name not in without]
         if found := sorted(each * column.factor for each in scores if each is not None):
             groups.append(tuple(found))
     return Cell(published, max(groups, key=statistics.median, default=()))
@@ -86,7 +88,7 @@ def cost(table: Table, row: Row, runs: Path) -> Cost:
     for member in {each.name: each for run in (*row.runs, *row.tasks) for each in table.chain(run)}.values():
         rows = list(log.rows(runs / member.name / "metrics.jsonl"))
         seen = max((each.get("tokens", 0) for each in rows), default=0)
-        full = sum((p.until - q) * p.batch * p.length for p, q in zip(member.phases, starts(member), strict=True))
+        full = sum(count * length for count, length in run_rows(member))
         tokens, flops = tokens + seen, flops + run_flops(member) * seen / full
         seconds += sum(each["time"]["seconds"] for each in rows) * devices(runs / member.name)
     return Cost(tokens, flops, seconds / 3600)
@@ -99,10 +101,6 @@ def trained(row: Row) -> str:
     run = row.runs[0]
     sizes = " then ".join(f"{phase.batch:,} x {phase.length}" for phase in run.phases)
     return f"L{run.model.layers} H{run.model.hidden}; {sizes}, {run.steps:,} steps, {run.optimizer.rate:g}"
-
-
-def starts(member: Experiment) -> list[int]:
-    return [0, *(phase.until for phase in member.phases[:-1])]
 
 
 def devices(folder: Path) -> int:
@@ -136,7 +134,7 @@ class Filled:
 
     @property
     def measured(self) -> list[Column]:
-        """The columns of which at least one row has a number of ours, the size of the model aside."""
+        """The columns of which at least one row has a number of ours; that of parameters has one always."""
         return [c for c in self.table.columns if any(self.cells[r.name, c.name].ours for r in self.table.rows)]
 
     def sheet(self) -> list[list[str]]:
@@ -216,9 +214,10 @@ class Filled:
 
 def filled(table: Table, runs: Path) -> Filled:
     """A table with the scores and costs of its runs."""
-    cells = {(row.name, column.name): cell(table, row, column, runs) for row in table.rows for column in table.columns}
-    other = [member.name for member in table.members if mismatch(member, runs / member.name)]
-    return Filled(table, cells, {row.name: cost(table, row, runs) for row in table.rows}, tuple(other))
+    other = tuple(member.name for member in table.members if mismatch(member, runs / member.name))
+    pairs = itertools.product(table.rows, table.columns)
+    cells = {(row.name, column.name): cell(table, row, column, runs, other) for row, column in pairs}
+    return Filled(table, cells, {row.name: cost(table, row, runs) for row in table.rows}, other)
 
 
 def complete(table: Table, member: Experiment, runs: Path) -> None:

@@ -6,14 +6,9 @@ The paper's base model. Its counts leave the pooler out where nothing is shared,
 E = 128 is 81.6 where all is shared (82.0 in table 4) and 83.7 where nothing is (83.2 in table 4).
 """
 
-from dataclasses import replace
+from encoders.ablation import Study, Table
+from experiments.ablations.albert_t4 import COLUMNS, rows_of
 
-from encoders.ablation import ALBERT, MASKED, PARAMETERS, SOP, Study, Table
-from encoders.downstream.conventions import ALBERT as AS_ALBERT
-from encoders.families import albert
-from experiments.albert import experiments
-
-COLUMNS = (PARAMETERS, *ALBERT, MASKED, SOP)
 PUBLISHED = {
     (64, "none"): (87, 89.9, 82.9, 80.1, 77.8, 82.9, 91.5, 66.7, 81.3),
     (128, "none"): (89, 89.9, 82.8, 80.3, 77.3, (83.7, 83.2), 91.5, 67.9, 81.7),
@@ -24,20 +19,8 @@ PUBLISHED = {
     (256, "all"): (16, 88.8, 81.5, 79.1, 76.3, 81.5, 90.3, 63.4, 79.6),
     (768, "all"): (31, 88.6, 81.5, 79.2, 76.6, 82.0, 90.6, 63.3, 79.8),
 }
-SHARED = {"all": albert.BOTH, "none": ()}
 
 
 def table(study: Study) -> Table:
-    base = experiments[0]
-    rows = [
-        study.row(
-            f"shared: {shared}, E={width}",
-            published,
-            COLUMNS,
-            "albert" if (width, shared) == (128, "all") else f"albert-e{width}-{shared}",
-            replace(base, model=replace(base.model, embedding=width, share=SHARED[shared])),
-            family=AS_ALBERT,
-        )
-        for (width, shared), published in PUBLISHED.items()
-    ]
+    rows = rows_of(study, PUBLISHED, "shared: {shared}, E={width}")
     return study.table("albert_t3", "ALBERT, table 3: embedding size", COLUMNS, rows, "tokens")

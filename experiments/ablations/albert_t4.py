@@ -10,7 +10,7 @@ in table 3.
 
 from dataclasses import replace
 
-from encoders.ablation import ALBERT, MASKED, PARAMETERS, SOP, Study, Table
+from encoders.ablation import ALBERT, MASKED, PARAMETERS, SOP, Row, Study, Table
 from encoders.downstream.conventions import ALBERT as AS_ALBERT
 from encoders.families import albert
 from experiments.albert import experiments
@@ -27,20 +27,19 @@ PUBLISHED = {
     (128, "ffn"): (38, 88.9, 81.6, 78.6, 75.6, 82.3, 91.7, 64.4, 80.2),
     (128, "none"): (89, 89.9, 82.8, 80.3, 77.3, (83.2, 83.7), 91.5, 67.9, 81.6),
 }
-NAMES = {(128, "all"): "albert"}
 
 
 def table(study: Study) -> Table:
-    base = experiments[0]
-    rows = [
-        study.row(
-            f"E={width} shared: {shared}",
-            published,
-            COLUMNS,
-            NAMES.get((width, shared), f"albert-e{width}-{shared}"),
-            replace(base, model=replace(base.model, embedding=width, share=SHARED[shared])),
-            family=AS_ALBERT,
-        )
-        for (width, shared), published in PUBLISHED.items()
-    ]
+    rows = rows_of(study, PUBLISHED, "E={width} shared: {shared}")
     return study.table("albert_t4", "ALBERT, table 4: cross-layer sharing", COLUMNS, rows, "tokens")
+
+
+def rows_of(study: Study, published: dict[tuple[int, str], tuple], label: str) -> list[Row]:
+    """The base model for each width of the embedding and each way of sharing."""
+    base, rows = experiments[0], []
+    for (width, shared), numbers in published.items():
+        member = replace(base, model=replace(base.model, embedding=width, share=SHARED[shared]))
+        run = "albert" if member == base else f"albert-e{width}-{shared}"
+        name = label.format(width=width, shared=shared)
+        rows.append(study.row(name, numbers, COLUMNS, run, member, family=AS_ALBERT))
+    return rows

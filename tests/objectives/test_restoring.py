@@ -10,6 +10,7 @@ from encoders.model.config import Model
 from encoders.objectives.generator import MASKING
 from encoders.objectives.restoring import RestoredTokens, likeliest, log_chance
 from encoders.text.vocab import Facts
+from tests.networks import random_parameters
 
 QUICK = {"xla_backend_optimization_level": 0}  # compiles in a third of the time
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}  # float32 sums of up to 20 terms in another order, through four layers
@@ -37,11 +38,7 @@ def batch(*sizes, length=22):
 
 @cache
 def parameters(objective):
-    """Random parameters, no bias 0 and no scale 1, so that one that is left out shows."""
-    rows, module = jax.tree.map(jnp.asarray, batch(6)), objective.module(MODEL, FACTS)
-    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), objective.corrupt(rows, FACTS, 0))["params"])
-    rng = np.random.default_rng(0)
-    return jax.tree.map(lambda leaf: rng.normal(0.1, 0.3, leaf.shape).astype(np.float32), shapes)
+    return random_parameters(objective, MODEL, FACTS, batch(6))
 
 
 @partial(jax.jit, static_argnames="objective", compiler_options=QUICK)

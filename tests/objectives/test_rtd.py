@@ -13,6 +13,7 @@ from encoders.objectives.generator import MASKING
 from encoders.objectives.masking import Masking
 from encoders.objectives.rtd import BINS, ReplacedTokens, replaced_token_metrics
 from encoders.text.vocab import Facts
+from tests.networks import random_parameters
 
 QUICK = {"xla_backend_optimization_level": 0}  # compiles in a third of the time
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}  # float32 sums of some terms in another order
@@ -45,11 +46,7 @@ def batch(*sizes, length=22, word=None, epoch=0, seed=0):
 
 @cache
 def parameters(objective):
-    """Random parameters, no bias 0 and no scale 1, so that one that is left out shows."""
-    rows, module = jax.tree.map(jnp.asarray, batch(6)), objective.module(MODEL, FACTS)
-    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), objective.corrupt(rows, FACTS, 0))["params"])
-    rng = np.random.default_rng(0)
-    return jax.tree.map(lambda leaf: rng.normal(0.1, 0.3, leaf.shape).astype(np.float32), shapes)
+    return random_parameters(objective, MODEL, FACTS, batch(6))
 
 
 def metrics_of(params, seen, objective, train=False):
