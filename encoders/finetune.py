@@ -80,7 +80,7 @@ def finetuned(
     usual, form = task.parts(family or conventions(model), recipe.dropout, recipe.both_orders)
     rows *= 2 if recipe.both_orders and task.symmetric else 1
     steps = recipe.steps or math.ceil(rows / recipe.batch * recipe.epochs)
-    every = max(round(rows / recipe.batch / recipe.evaluations), 1)
+    every = math.ceil(rows / recipe.batch / recipe.evaluations)  # rounded up: else the last step comes just after one
     warmup = recipe.warmup if recipe.warmup >= 1 else recipe.warmup * steps
     return Experiment(
         name=name,

@@ -239,6 +239,15 @@ def test_a_warm_up_below_one_is_a_share_and_epochs_count_rows(words):
     assert (once.steps, once.optimizer.warmup) == (800, 200) and not once.phases[0].format.symmetric
 
 
+@pytest.mark.parametrize("task", ROWS)
+def test_every_epoch_is_evaluated_once(words, task):
+    recipe = Recipe(3e-5, 32, epochs=3)
+    one = finetuned("x", TASKS[task], "r", recipe, ROWS[task], start=None, model=MODEL, vocabulary=words)
+    every, steps = one.cadence.evaluate, one.steps
+    evaluated = {*range(every, steps, every), steps}
+    assert len(evaluated) == 3 and steps - every * 2 > every // 2
+
+
 def test_a_grid_has_every_recipe_with_every_seed(words):
     recipes = [replace(QUICK, rate=rate, batch=batch) for rate in (1e-3, 2e-3) for batch in (8, 16)]
     members = grid("g", TASKS["RTE"], "r", recipes, 96, seeds=2, start=None, model=MODEL, vocabulary=words)
