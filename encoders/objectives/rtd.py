@@ -114,8 +114,8 @@ class ReplacedTokens(Generating):
             verdict = "original" if scores["rtd_replaced"] <= 0.5 else "replaced"
             found.append(
                 f"the discriminator is right for {scores['rtd_accuracy']:.2%} of the tokens, and always saying "
-                f"'{verdict}' would be for {scores['rtd_baseline']:.2%}: more steps, a higher optimizer.rate or a "
-                "smaller generator (objective.width) may help"
+                f"'{verdict}' would be for {scores['rtd_baseline']:.2%}: more steps, another optimizer.rate, a longer "
+                "optimizer.warmup or a smaller generator (objective.width) may help"
             )
         learns = "generator_loss" in self.weights
         if learns and scores["generator_mask_accuracy"] <= scores["generator_mask_baseline"]:

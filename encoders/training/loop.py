@@ -243,6 +243,8 @@ def advance(
         if due(cadence.log):
             record(run, index, tally, out)
             stop_if_not_finite(run, index, state, batch, checkpoints)
+        else:
+            out.advance(index)
         cost = None
         if due(cadence.evaluate):
             jax.block_until_ready(state.params)
