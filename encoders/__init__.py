@@ -1,7 +1,7 @@
 """Encoder-only language models in JAX and Flax."""
 
 
-def load(run, step: str = "latest", batch: int = 32):
+def load(run, step: str = "best", batch: int = 32):
     """A run, trained or imported, that answers questions about new texts: `encoders.predict.Predictor`.
 
     import encoders

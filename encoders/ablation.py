@@ -47,7 +47,8 @@ class Column:
     """One score of each row, times `factor` in the paper's unit: of the runs fine-tuned for `task`, or held out of the
     pre-trained ones. With `under` these are scored as if their experiment had such settings; with `mean` it is the mean
     of columns by name, some of them a mean themselves. Where the paper has no such score, its order is compared with
-    that of the paper's column `like`. No run has the score "" of columns that are published only.
+    that of the paper's column `like`. A score `falls` where lower is better. No run has the score "" of columns that
+    are published only.
     """
 
     name: str
@@ -57,11 +58,12 @@ class Column:
     under: tuple[str, ...] = ()
     mean: tuple[tuple[str, ...], ...] = ()
     like: str = ""
+    falls: bool = False
 
 
 PARAMETERS = Column("M parameters", "parameters", factor=1e-6)
 MASKED = Column("MLM at [MASK]", "mlm_mask_accuracy")
-PERPLEXITY = Column("MLM perplexity", "mlm_perplexity", factor=1.0)
+PERPLEXITY = Column("MLM perplexity", "mlm_perplexity", factor=1.0, falls=True)
 NSP, SOP = Column("NSP", "nsp_accuracy"), Column("SOP", "sop_accuracy")
 SQUAD1_F1, SQUAD1_EM = Column("SQuAD1.1 F1", "f1", "SQuAD1.1"), Column("SQuAD1.1 EM", "exact", "SQuAD1.1")
 SQUAD2_F1, SQUAD2_EM = Column("SQuAD2.0 F1", "f1", "SQuAD2.0"), Column("SQuAD2.0 EM", "exact", "SQuAD2.0")

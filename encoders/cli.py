@@ -28,7 +28,7 @@ from encoders.sweep import WORKER, Sweep, progress
 from encoders.text.source import CorpusError
 from encoders.training import hosts, loop
 from encoders.training.local import shared, spread
-from encoders.training.run import Run, RunError
+from encoders.training.run import Run, RunError, mismatch
 from encoders.training.stopping import STATUS, Stop, duration, seconds
 from encoders.values import ExperimentError
 
@@ -178,7 +178,8 @@ def at_once(options) -> int:
     status = shared(PROGRAM, kept, options.jobs, WORKER, say)
     if status != STATUS:
         runs = Path(options.runs)
-        results = {member.name: done for member in found.members if (done := loop.result(runs / member.name))}
+        mine = [each for each in found.members if not mismatch(each, runs / each.name)]
+        results = {member.name: done for member in mine if (done := loop.result(runs / member.name))}
         print_results(found, results, runs)
     return status
 

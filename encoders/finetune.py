@@ -26,8 +26,8 @@ class Recipe:
     """How a task is learned: `epochs` over its rows, or `steps`. A warm-up below 1 is a share of the steps.
 
     `dropout` is that of the head, `model` changes of the model such as ("dropout", 0.0), `evaluations` how often an
-    epoch is scored. Where the order of two texts means nothing, `both_orders` trains on both. Batches have rows of like
-    length and up to `cuts` lengths.
+    epoch is scored, `length` that of an example. Where the order of two texts means nothing, `both_orders` trains on
+    both. Batches have rows of like length and up to `cuts` lengths.
     """
 
     rate: float
@@ -82,13 +82,15 @@ def finetuned(
     steps = recipe.steps or math.ceil(rows / recipe.batch * recipe.epochs)
     every = math.ceil(rows / recipe.batch / recipe.evaluations)  # rounded up: else the last step comes just after one
     warmup = recipe.warmup if recipe.warmup >= 1 else recipe.warmup * steps
+    length = min(recipe.length, model.positions)
+    length *= length // form.longest(length)  # of a row, which has room for so many examples of that length
     return Experiment(
         name=name,
         model=model,
         objective=objective or usual,
         data=Labelled(task, root, Vocabulary(path=vocabulary or f"{start}/tokenizer.json"), limit=limit),
         optimizer=replace(recipe.optimizer, rate=recipe.rate, warmup=int(warmup)),
-        phases=(Phase(steps, min(recipe.length, model.positions), recipe.batch, form, recipe.cuts),),
+        phases=(Phase(steps, length, recipe.batch, form, recipe.cuts),),
         seed=seed,
         start=start,
         cadence=Cadence(log=min(every, 100), evaluate=every, save=every, keep=1, heldout=ALL),

@@ -272,8 +272,8 @@ def split_of(rows: list[list[list[int]]], facts, columns: dict, notes: tuple[dic
     return Split("new", np.array(flat), np.array(sentences), np.array(documents), columns, kept=notes)
 
 
-def load(run: str | Path, step: str = "latest", batch: int = 32) -> Predictor:
-    """A run, trained or imported, that answers: `step` is latest, best, or a number.
+def load(run: str | Path, step: str = "best", batch: int = 32) -> Predictor:
+    """A run, trained or imported, that answers: `step` is best (the latest where none was scored), latest, or a number.
 
     predictor = load("runs/bert-base")
     next(predictor.fill(["The capital of France is [MASK]."]))

@@ -53,6 +53,7 @@ class Sweep:
 
     def __post_init__(self):
         self.left = {member.name: member for member in self.members}
+        self.failed: list[str] = []  # here, since this began
         self.waits = False
         self.folders = {os.path.abspath(self.folder(each)): each for each in (*self.others, *self.members)}
 
@@ -64,17 +65,20 @@ class Sweep:
         return self.folders.get(os.path.abspath(member.start)) if member.start else None
 
     def state(self, member: Experiment) -> str:
-        """done; failed, since this began; running elsewhere; ready; waiting for the one it begins with, or blocked
-        where that has failed or is not to be trained."""
+        """done; other, where its folder has the result of another experiment; failed, since this began; running
+        elsewhere; ready; waiting for the one it begins with, or blocked where that has failed or is not to be trained.
+        """
         folder = self.folder(member)
+        if member.name in self.failed:
+            return "failed"
         if result(folder):
-            return "done"
+            return "other" if mismatch(member, folder) else "done"
         failed = folder / FAILED
         if failed.exists() and failed.stat().st_mtime > self.begun:
             return "failed"
         first = self.start_of(member)
         if first and (before := self.state(first)) != "done":
-            idle = before in ("failed", "blocked") or (before == "ready" and first not in self.members)
+            idle = before in ("failed", "blocked", "other") or (before == "ready" and first not in self.members)
             return "blocked" if idle else "waiting"
         return "running" if holder(folder) else "ready"
 
@@ -87,7 +91,7 @@ class Sweep:
             return self.members[0]
         while True:
             states = {name: self.state(member) for name, member in self.left.items()}
-            if now := [name for name, state in states.items() if state in ("ready", "done")]:
+            if now := [name for name, state in states.items() if state in ("ready", "done", "other")]:
                 return self.left[now[PLACE % len(now)]]
             if "waiting" not in states.values():
                 return None
@@ -159,6 +163,7 @@ class Sweep:
             if not self.is_expected(error):
                 traceback.print_exc()
             self.say(f"{member.name} failed: {error}")
+            self.failed.append(member.name)
         del self.left[member.name]
 
     def note(self, member: Experiment, error: Exception) -> None:
@@ -184,7 +189,8 @@ class Progress:
 def progress(sweep: Sweep) -> list[Progress]:
     """How far every member is. What is left is its FLOPs at the speed it had itself, or else those like it had."""
     known: dict[type, list[float]] = {}
-    spent = {member.name: taken(sweep.folder(member)) for member in sweep.members}
+    changed = {member.name: mismatch(member, sweep.folder(member)) for member in sweep.members}
+    spent = {e.name: (0, 0.0) if changed[e.name] else taken(sweep.folder(e)) for e in sweep.members}
     for member in sweep.members:
         step, seconds = spent[member.name]
         if seconds:
@@ -193,7 +199,7 @@ def progress(sweep: Sweep) -> list[Progress]:
     for member in sweep.members:
         (step, seconds), state, note = spent[member.name], sweep.state(member), ""
         folder, total = sweep.folder(member), run_flops(member)
-        if changes := mismatch(member, folder):
+        if changes := changed[member.name]:
             state, note = "other", f"is of another experiment: {'; '.join(changes)}"
         elif state == "failed":
             note = (folder / FAILED).read_text(encoding="utf-8").strip()

@@ -82,10 +82,11 @@ def cell(table: Table, row: Row, column: Column, runs: Path, without: Collection
     return Cell(published, max(groups, key=statistics.median, default=()))
 
 
-def cost(table: Table, row: Row, runs: Path) -> Cost:
-    """What all runs of a row have cost, and those that they begin with."""
+def cost(table: Table, row: Row, runs: Path, without: Collection[str] = ()) -> Cost:
+    """What all runs of a row have cost, and those that they begin with, but not those that are named."""
     tokens = flops = seconds = 0.0
-    for member in {each.name: each for run in (*row.runs, *row.tasks) for each in table.chain(run)}.values():
+    members = {each.name: each for run in (*row.runs, *row.tasks) for each in table.chain(run)}
+    for member in (each for name, each in members.items() if name not in without):
         rows = list(log.rows(runs / member.name / "metrics.jsonl"))
         seen = max((each.get("tokens", 0) for each in rows), default=0)
         full = sum(count * length for count, length in run_rows(member))
@@ -180,6 +181,7 @@ class Filled:
     def order(self, column: Column) -> str | None:
         """Whether our rows stand in the paper's order: of each pair, only where the ranges of the seeds lie apart."""
         like = column.like or column.name
+        towards = -1 if column.falls != next(c for c in self.table.columns if c.name == like).falls else 1
         rows = [
             r for r in self.table.rows if self.cells[r.name, column.name].ours and self.cells[r.name, like].published
         ]
@@ -196,7 +198,7 @@ class Filled:
                 single += 1
             elif not apart:
                 within += 1
-            elif (mine.median - other.median) * paper > 0:
+            elif (mine.median - other.median) * paper * towards > 0:
                 agree += 1
             else:
                 against += 1
@@ -217,7 +219,7 @@ def filled(table: Table, runs: Path) -> Filled:
     other = tuple(member.name for member in table.members if mismatch(member, runs / member.name))
     pairs = itertools.product(table.rows, table.columns)
     cells = {(row.name, column.name): cell(table, row, column, runs, other) for row, column in pairs}
-    return Filled(table, cells, {row.name: cost(table, row, runs) for row in table.rows}, other)
+    return Filled(table, cells, {row.name: cost(table, row, runs, other) for row in table.rows}, other)
 
 
 def complete(table: Table, member: Experiment, runs: Path) -> None:

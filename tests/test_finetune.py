@@ -145,8 +145,7 @@ def test_tasks_run_with_the_heads_of_each_family(kind, family, home, words):
     task, root, scores = kinds(home)[kind]
     sizes = dict(TINY, embedding=16 if family in ("albert", "electra") else 32, attention_dropout=0.0)
     model = replace(FAMILIES[family].SIZES[f"{family}-base"], **sizes)
-    length = 100 if kind == "choice" else 40
-    recipe = replace(QUICK, length=length, steps=3, rate=1e-3, cuts=1)
+    recipe = replace(QUICK, length=40, steps=3, rate=1e-3, cuts=1)
     name = f"{kind}-{family}"
     result = loop.train(made(name, task, root, home, words, recipe, model=model), home / "runs" / name, quiet)
     assert scores <= result["best"].keys() and result["steps"] == 3
@@ -156,7 +155,7 @@ def test_tasks_run_with_the_heads_of_each_family(kind, family, home, words):
 @pytest.mark.parametrize("kind, least", [("tags", 0.8), ("choice", 0.8)])
 def test_other_kinds_can_be_learned(kind, least, home, words):
     task, root, _ = kinds(home)[kind]
-    recipe = replace(QUICK, length=112 if kind == "choice" else 40, epochs=12, rate=4e-3, cuts=1)
+    recipe = replace(QUICK, length=28 if kind == "choice" else 40, epochs=12, rate=4e-3, cuts=1)
     experiment = made(f"learn-{kind}", task, root, home, words, recipe, count=64)
     result = loop.train(experiment, home / "runs" / experiment.name, quiet)
     assert result["best"][experiment.objective.goal] > least
@@ -237,6 +236,15 @@ def test_a_warm_up_below_one_is_a_share_and_epochs_count_rows(words):
     assert both.steps == 688 and both.phases[0].format.symmetric
     once = finetuned("x", TASKS["RTE"], "r", Recipe(3e-5, 32, both_orders=True, steps=800, warmup=200), 9, **common)
     assert (once.steps, once.optimizer.warmup) == (800, 200) and not once.phases[0].format.symmetric
+
+
+def test_every_option_of_a_question_has_a_recipes_length(words):
+    model = replace(MODEL, positions=512)
+    for length, each in ((512, 512), (128, 128), (600, 512)):
+        recipe = replace(QUICK, length=length)
+        one = finetuned("x", MultipleChoice(), "r", recipe, 96, start=None, model=model, vocabulary=words)
+        (phase,) = one.phases
+        assert (phase.length, phase.format.longest(phase.length)) == (4 * each, each)
 
 
 @pytest.mark.parametrize("task", ROWS)

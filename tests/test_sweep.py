@@ -179,10 +179,38 @@ def test_progress_reckons_what_is_left_by_the_speed_of_its_like(trains, tmp_path
     assert run_flops(members[0]) == run_flops(members[1])
 
 
+def foreign(folder) -> None:
+    """A finished run of another experiment, with more steps than it may have here."""
+    other = replace(member(folder.name), seed=7)
+    finish(folder)
+    (folder / "experiment.json").write_text(json.dumps(record(other, "0" * 16, blank_facts(BASE.model.vocab))))
+    row = {"step": 9 * other.steps, "split": "train", "time": {"seconds": 1.0}}
+    (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+
+
 def test_a_folder_that_holds_another_experiment_is_no_progress_of_this_one(trains, tmp_path):
     made, _, _ = trains(member("a"), member("b"))
-    other, facts = replace(member("a"), seed=7), blank_facts(BASE.model.vocab)
-    finish(tmp_path / "a")
-    (tmp_path / "a" / "experiment.json").write_text(json.dumps(record(other, "0" * 16, facts)))
+    foreign(tmp_path / "a")
     a, b = progress(made)
     assert (a.state, a.note) == ("other", "is of another experiment: seed is 7 there and 0 here") and b.state == "ready"
+    assert (a.step, a.left, b.left) == (0, None, None)
+
+
+def test_a_folder_that_holds_another_experiment_is_a_failure_and_nothing_begins_with_it(trains, tmp_path):
+    made, begun, said = trains(
+        member("a"), member("b", "a", tmp_path), member("c"), errors={"a": RunError("a belongs to another experiment")}
+    )
+    foreign(tmp_path / "a")
+    assert made.train(False, NO_STOP, 1) == 1 and begun == ["a", "c"]
+    assert said[0] == "a failed: a belongs to another experiment"
+    assert said[-2:] == ["not trained, since what they begin with is not: b", "failed: a"]
+
+
+def test_what_fails_after_a_finished_member_is_a_failure(trains, tmp_path):
+    def after(each):
+        raise ValueError(f"{each.name} cannot be scored")
+
+    made, _, said = trains(member("a"), member("b"), after=after)
+    finish(tmp_path / "a")
+    assert made.train(False, NO_STOP, 1) == 1
+    assert said[-1] == "failed: a, b" and "a failed: a cannot be scored" in said

@@ -131,6 +131,17 @@ def test_the_order_of_rows_counts_only_where_the_seeds_of_two_lie_apart(table):
     assert found.order(PARAMETERS) is None and found.order(NSP) is None
 
 
+def test_where_lower_is_better_the_order_of_a_score_that_rises_is_turned(table):
+    made, runs = table
+    falls = replace(PROXY, like="SST-2", falls=True)
+    first, second = made.rows[0].runs, made.rows[1].runs
+    for runs_of, values in ((first, (4.0, 4.1, 4.2)), (second, (5.0, 5.1, 5.2))):
+        for run, value in zip(runs_of, values, strict=True):
+            (runs / run.name / "result.json").write_text(json.dumps({"heldout": {"mlm_accuracy": value}}))
+    told = lambda column: filled(replace(made, columns=(*COLUMNS[:-1], column)), runs).order(column)
+    assert "1 in its order" in told(falls) and "1 against it" in told(PROXY)
+
+
 def test_the_order_says_what_stands_against_the_paper_and_of_what_nothing_can_be_said(table):
     made, runs = table
     turned = replace(made, rows=(replace(made.rows[0], published=((50.0,), (70.0,), (), (), (), ())), *made.rows[1:]))
@@ -208,6 +219,7 @@ def test_a_run_of_other_settings_is_left_out_and_named(table):
     (runs / first.name / "experiment.json").write_text(json.dumps(other))
     found = filled(made, runs)
     assert found.cells["a", "MLM"].ours == pytest.approx((20, 40))
+    assert found.costs["a"].hours == pytest.approx(8 * 36 * 2 / 3600)  # of nine runs
     assert found.notes()[-1] == f"Left out, as trained otherwise: {first.name}."
 
 
