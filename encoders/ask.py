@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -45,7 +46,8 @@ def inputs(options) -> Iterator[Text]:
                 line = line.decode("utf-8").rstrip("\r\n")
                 row = json.loads(line) if line.startswith("{") else None
             except ValueError as error:
-                raise ExperimentError(f"{place}: {error}") from None
+                reason = error if isinstance(error, UnicodeError) else f"begins like JSON and is none: {error}"
+                raise ExperimentError(f"{place}: {reason}") from None
             fields = line.split("\t") if row is None else [row[key] for key in ("text", "second") if key in row]
             if not 1 <= len(fields) <= 2 or not all(isinstance(x, str) and x.strip() for x in fields):
                 raise ExperimentError(
@@ -89,8 +91,12 @@ def answer(predictor: Predictor, texts, options):
 
 
 def similarity(predictor: Predictor, texts, options):
-    texts = list(texts)
-    if all(isinstance(text, str) for text in texts):
+    first = next(texts, None)
+    texts = itertools.chain([first] if first else [], texts)
+    if isinstance(first, str):
+        texts = list(texts)  # each is compared with all
+        if two := [text for text in texts if not isinstance(text, str)]:
+            raise ExperimentError(f"{two[0]!r} has a second text, and {first!r} has none")
         matrix = predictor.matrix(texts, options.pool, options.layer)
         yield from ((text, {"similarity": row.round(4).tolist()}) for text, row in zip(texts, matrix, strict=True))
         return

@@ -274,14 +274,19 @@ def submit(options) -> int:
     data = predictor.run.experiment.data
     if not isinstance(data, Labelled):
         raise ExperimentError(f"{options.run} was trained on no task whose rows could be answered")
-    folder = Path(options.folder)
+    if not (answers := getattr(data.task, "submission", None)):
+        raise ExperimentError(f"{data.task.name}: GLUE's tasks and SQuAD have files to submit, and this is neither")
+    folder, root = Path(options.folder), options.root or data.root
+    files = dict(answers(predictor, root))
+    if not any(files.values()):
+        raise ExperimentError(f"{root} has no test rows of {data.task.name}")
     folder.mkdir(parents=True, exist_ok=True)
-    files = list(data.task.submission(predictor, options.root or data.root))
-    for name, text in files:
-        (folder / name).write_text(text, encoding="utf-8")
-        print(folder / name)
-    if not files:
-        raise ExperimentError(f"{options.root or data.root} has no test rows of {data.task.name}")
+    for name, text in files.items():
+        if text is None:
+            say(f"{name}: left out, since its rows are not in {root}")
+        else:
+            (folder / name).write_text(text, encoding="utf-8")
+            print(folder / name)
     return 0
 
 

@@ -94,16 +94,17 @@ def tabled(module: ModuleType, options) -> Table:
             raise ExperimentError(f"{runs} has {told}: say which with --with scale=... and what else was given")
         if before:
             return before[0]
-    given = arguments(Study, options, without=("runs",))
+    given = arguments(Study, options)
     if given.get("scale") == "paper" and (useless := sorted(given.keys() & {"tokens", "rows", "tasks"})):
         raise ExperimentError(f"--with {useless[0]}=... is of small scale, and scale=paper was given")
-    return replace(module.table(Study(**given, runs=runs)), file=Path(module.__file__).stem)
+    return replace(module.table(Study(**given)), file=Path(module.__file__).stem)
 
 
-def arguments(make: Callable, options, without: Sequence[str] = ()) -> dict:
-    """What `--with` gives the function that makes the experiments of a file, each read by its declared type."""
+def arguments(make: Callable, options) -> dict:
+    """What `--with` gives the function that makes the experiments of a file, each read by its declared type; its `runs`
+    is the folder of `--runs`."""
     known = inspect.signature(make, eval_str=True).parameters
-    declared = {name: each for name, each in known.items() if name not in without}
+    declared = {name: each for name, each in known.items() if name != "runs"}
     given = {}
     for setting in options.given:
         name, equals, text = setting.partition("=")
@@ -113,4 +114,4 @@ def arguments(make: Callable, options, without: Sequence[str] = ()) -> dict:
     missing = [name for name, each in declared.items() if each.default is each.empty and name not in given]
     if missing:
         raise ExperimentError(f"{options.experiment} needs --with {' '.join(f'{name}=...' for name in missing)}")
-    return given
+    return given | ({"runs": getattr(options, "runs", "runs")} if "runs" in known else {})

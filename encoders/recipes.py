@@ -14,6 +14,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import replace
 
 from encoders.finetune import Recipe
@@ -91,17 +93,32 @@ RECIPES = dict(zip(NAMES, (bert, roberta, albert, electra), strict=True))
 
 
 def recipes(
-    family: str, task: str, model: Model, rates: tuple[float, ...] = (), epochs: float | None = None
+    family: str,
+    task: str,
+    model: Model,
+    rates: Sequence[float] = (),
+    batches: Sequence[int] = (),
+    epochs: Sequence[float] = (),
 ) -> list[Recipe]:
-    """The recipes of `family` for `task`: GLUE's names, SQuAD1.1, SQuAD2.0 and RACE. `rates` and `epochs` take the
-    place of its own. Raises `ExperimentError` where the paper has none."""
+    """The recipes of `family` for `task`: GLUE's names, SQuAD1.1, SQuAD2.0 and RACE; or its first one with each of the
+    `rates`, `batches` and `epochs` that are given, in the place of its own.
+
+    Raises `ExperimentError` where the paper has none.
+    """
     try:
         found = RECIPES[family](task, model)
     except KeyError:
         raise ExperimentError(f"there is no recipe of {family} for {task}; there are {', '.join(TABLE_14)}") from None
-    found = [replace(found[0], rate=rate) for rate in rates] or found
-    if epochs is None:
-        return found
-    # A warm-up in steps is kept as the share that it was.
-    share = lambda each: each.warmup / each.steps if each.steps and each.warmup >= 1 else each.warmup
-    return [replace(each, epochs=epochs, steps=None, warmup=share(each)) for each in found]
+    own = dict.fromkeys(each.rate for each in found)
+    every = itertools.product(rates or own, batches or (None,), epochs or (None,))
+    return [changed(replace(found[0], rate=rate), batch, count) for rate, batch, count in every]
+
+
+def changed(recipe: Recipe, batch: int | None, epochs: float | None) -> Recipe:
+    """The recipe with other batches, of as many passes, or for other passes; its warm-up stays the share it was."""
+    steps, batch = recipe.steps, batch or recipe.batch
+    if steps is None or (batch == recipe.batch and epochs is None):
+        return replace(recipe, batch=batch, epochs=epochs or recipe.epochs)
+    share = recipe.warmup / steps if recipe.warmup >= 1 else recipe.warmup
+    steps = None if epochs else round(steps * recipe.batch / batch)
+    return replace(recipe, batch=batch, epochs=epochs or recipe.epochs, steps=steps, warmup=share)

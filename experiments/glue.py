@@ -2,18 +2,19 @@
 
     python launch.py train glue --with start=runs/bert-base root=GLUE
     python launch.py train glue --with start=runs/minilm root=GLUE tasks=RTE,MRPC recipe=bert seeds=3
+    python launch.py train glue --with start=runs/roberta root=GLUE tasks=RTE rates=1e-5,2e-5 batches=16,32 epochs=10
 
 The folder is in GLUE's layout, TASK/train.tsv and so on; `root=tfds` reads glue/... of TFDS.
 
-`recipe` names whose recipe it is (encoders/recipes.py); without it that of the model's family. `rates` and `epochs`
-take the place of the recipe's. With `mnli=runs/...` RTE, MRPC and STS-B begin with that run, as in RoBERTa's and
-ALBERT's best results.
+`recipe` names whose recipe it is (encoders/recipes.py); without it that of the model's family. `rates`, `batches` and
+`epochs` take the place of the recipe's, and span a grid. `--set stop_after=2` ends a run two evaluations after its
+best. With `mnli=runs/...` RTE, MRPC and STS-B begin with that run, as in RoBERTa's and ALBERT's best results.
 """
 
 from typing import Literal
 
 from encoders.downstream.conventions import conventions
-from encoders.downstream.glue import ROWS, TASKS, TFDS
+from encoders.downstream.glue import ROWS, TASKS, TFDS, named
 from encoders.finetune import grid, network
 from encoders.recipes import recipes
 
@@ -27,7 +28,8 @@ def experiments(
     recipe: Literal["family", "bert", "roberta", "albert", "electra"] = "family",
     seeds: int = 1,
     rates: tuple[float, ...] = (),
-    epochs: float | None = None,
+    batches: tuple[int, ...] = (),
+    epochs: tuple[float, ...] = (),
     mnli: str | None = None,
 ):
     model = network(start).model
@@ -38,9 +40,9 @@ def experiments(
         for task in tasks
         for member in grid(
             f"{name}-{task}",
-            TASKS[task],
+            named(task),
             f"tfds:{TFDS[task]}" if root == "tfds" else f"{root}/{task}",
-            recipes(family, task, model, rates, epochs),
+            recipes(family, task, model, rates, batches, epochs),
             ROWS[task],
             seeds=seeds,
             start=mnli if mnli and task in FROM_MNLI else start,

@@ -3,11 +3,12 @@
     python launch.py train pays --with corpus=wiki-1.txt.xz root=GLUE
 
 Every family is pre-trained on 15 M tokens of the corpus, then fine-tuned on 10,000 rows of SST-2 and on MRPC, and so is
-the same model from scratch, with three seeds each. The fine-tuning begins with runs of this same command in `runs`.
+the same model from scratch, with three seeds each. The fine-tuning begins with runs of this same command.
 """
 
 from dataclasses import replace
 
+from encoders.ablation import SIZE
 from encoders.data.formats import ElectraPairs, FullSentences, SegmentPairs
 from encoders.data.prepare import Data
 from encoders.data.stream import Phase
@@ -24,11 +25,6 @@ from encoders.text.vocab import Vocabulary
 from encoders.training.log import Cadence
 from encoders.training.optimizer import AdamW
 
-VOCABULARY = 8000
-SIZE = dict(
-    vocab=VOCABULARY, hidden=128, layers=2, heads=2, intermediate=512, positions=128,
-    deviation=128**-0.5, dropout=0.0, attention_dropout=0.0, unroll=True,
-)  # fmt: skip
 FAMILIES = {
     "bert": (bert.TINY, Joint(Masking(copies=10), NextSentence()), SegmentPairs("random"), "wordpiece"),
     "roberta": (roberta.of(bert.TINY), Joint(Masking(copies=None)), FullSentences(), "bpe"),
@@ -53,7 +49,7 @@ def experiments(corpus: tuple[str, ...], root: str = "glue", runs: str = "runs",
                 name=f"pays-{name}",
                 model=model,
                 objective=objective,
-                data=Data(corpus, Vocabulary(kind=kind, size=VOCABULARY)),
+                data=Data(corpus, Vocabulary(kind=kind, size=SIZE["vocab"])),
                 optimizer=AdamW(rate=2e-3, warmup=200, correction=True),
                 phases=(Phase(STEPS, LENGTH, ROWS_A_STEP, form),),
                 cadence=Cadence(log=100, evaluate=1000, save=1000, keep=1),

@@ -8,8 +8,8 @@ The folder holds train-v1.1.json and dev-v1.1.json, or those of v2.0, or the fil
 [CLS] as answer), judged (RoBERTa: a classifier, §5.2 of the paper), albert or electra (an end that depends on the
 start).
 
-The recipes are in encoders/recipes.py. Epochs are counted in questions, as the released code of BERT does, though a
-long text is several rows.
+The recipes are in encoders/recipes.py; `rates`, `batches` and `epochs` take the place of theirs. Epochs are counted in
+questions, as the released code of BERT does, though a long text is several rows.
 """
 
 from dataclasses import replace
@@ -35,8 +35,9 @@ def experiments(
     train: str | None = None,
     dev: str | None = None,
     questions: int | None = None,
-    rate: float | None = None,
-    epochs: float | None = None,
+    rates: tuple[float, ...] = (),
+    batches: tuple[int, ...] = (),
+    epochs: tuple[float, ...] = (),
     seeds: int = 1,
 ):
     model = network(start).model
@@ -44,7 +45,7 @@ def experiments(
     files = dict(task.files) | {split: name for split, name in (("train", train), ("dev", dev)) if name}
     task = replace(task, files=tuple(files.items()))
     whose = family.name if recipe == "family" else recipe
-    usual = recipes(whose, f"SQuAD{version}", model, () if rate is None else (rate,), epochs)
+    usual = recipes(whose, f"SQuAD{version}", model, rates, batches, epochs)
     asked = None if design == "family" or version == "1.1" else DESIGNS[design].unanswerable
     name = "-".join([start.rstrip("/").rpartition("/")[2], f"squad{version}", *[design] * (asked is not None)])
     where = TFDS[version] if root == "tfds" else root

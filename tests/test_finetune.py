@@ -15,7 +15,7 @@ from encoders.data.stream import Phase
 from encoders.downstream.choices import MultipleChoice
 from encoders.downstream.classification import Classification
 from encoders.downstream.conventions import ALBERT, BERT, ELECTRA, ROBERTA, conventions
-from encoders.downstream.glue import ROWS, TASKS
+from encoders.downstream.glue import ROWS, TASKS, named
 from encoders.downstream.squad import V1, V2
 from encoders.downstream.tagging import Words
 from encoders.downstream.texts import Texts
@@ -26,6 +26,7 @@ from encoders.ledger import shapes
 from encoders.objectives.joint import Joint
 from encoders.objectives.nsp import NextSentence
 from encoders.predict import load
+from encoders.recipes import recipes
 from encoders.report import summary
 from encoders.text.vocab import Vocabulary
 from encoders.training import loop
@@ -257,11 +258,30 @@ def test_every_epoch_is_evaluated_once(words, task):
 
 
 def test_a_grid_has_every_recipe_with_every_seed(words):
-    recipes = [replace(QUICK, rate=rate, batch=batch) for rate in (1e-3, 2e-3) for batch in (8, 16)]
-    members = grid("g", TASKS["RTE"], "r", recipes, 96, seeds=2, start=None, model=MODEL, vocabulary=words)
+    several = [replace(QUICK, rate=rate, batch=batch) for rate in (1e-3, 2e-3) for batch in (8, 16)]
+    members = grid("g", TASKS["RTE"], "r", several, 96, seeds=2, start=None, model=MODEL, vocabulary=words)
     names = [member.name for member in members]
     assert len(set(names)) == 8 and "g-rate0.002-batch8-seed1" in names
     assert {member.seed for member in members} == {0, 1}
+
+
+def test_rates_batches_and_epochs_span_a_grid_in_the_place_of_a_recipes_own():
+    parts = lambda *given, **axes: [(r.rate, r.batch, r.steps or r.epochs) for r in recipes(*given, MODEL, **axes)]
+    assert parts("bert", "RTE") == [(rate, 32, 3) for rate in (5e-5, 4e-5, 3e-5, 2e-5)]
+    assert parts("bert", "RTE", batches=(16,), epochs=(4,)) == [(r, 16, 4) for r in (5e-5, 4e-5, 3e-5, 2e-5)]
+    ten = parts("roberta", "RTE", rates=(1e-5, 2e-5), batches=(16, 32), epochs=(10,))
+    assert ten == [(1e-5, 16, 10), (1e-5, 32, 10), (2e-5, 16, 10), (2e-5, 32, 10)]
+    (twice,) = recipes("roberta", "RTE", MODEL, batches=(32,))  # fairseq has 2,036 updates of 16 rows
+    assert (twice.steps, twice.batch, twice.warmup) == (1018, 32, pytest.approx(122 / 2036))
+    (longer,) = recipes("roberta", "RTE", MODEL, epochs=(10,))
+    assert (longer.steps, longer.epochs, longer.batch, longer.warmup) == (None, 10, 16, pytest.approx(122 / 2036))
+    assert recipes("roberta", "RTE", MODEL, rates=(2e-5,)) == recipes("roberta", "RTE", MODEL)
+
+
+@pytest.mark.parametrize("name, said", [("SST2", "there are CoLA, SST-2"), ("AX", "no training rows")])
+def test_a_task_that_glue_has_not_is_refused_by_name(name, said):
+    with pytest.raises(ExperimentError, match=said):
+        named(name)
 
 
 @pytest.mark.parametrize(

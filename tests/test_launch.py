@@ -125,6 +125,14 @@ def test_a_bad_text_file_is_refused_and_named(content, said, capsys, tmp_path):
     assert not list(tmp_path.glob("stores/*"))  # nothing half-made is left
 
 
+def test_a_folder_without_rows_of_ones_own_is_refused(capsys, tmp_path):
+    given = ["train", "own", "--with", "start=runs/none", f"root={tmp_path}"]
+    assert "has none of train.tsv, train.csv, train.jsonl; it needs one" in fails(capsys, *given)
+    for ending in ("tsv", "csv"):
+        (tmp_path / f"train.{ending}").touch()
+    assert "has train.tsv and train.csv of" in fails(capsys, *given)
+
+
 def test_a_folder_that_holds_no_run_is_refused(capsys, tmp_path):
     assert "holds no run" in fails(capsys, "evaluate", str(tmp_path))
 
@@ -152,6 +160,7 @@ def typed(home) -> dict[str, int]:
     for command in commands():
         moved = {"runs/": f"{home}/runs/", "PUBLISHED": f"{home}/published", "exported": f"{home}/exported"}
         moved |= {"submissions": f"{home}/submissions", "root=GLUE": f"root={home}/GLUE", "SQUAD": f"{home}/squad"}
+        moved |= {"REVIEWS": f"{home}/GLUE/SST-2"}
         if "stores/KEY" in command:
             moved["stores/KEY"] = str(next((home / "stores").glob("*/store.json")).parent)
         for theirs, here in moved.items():

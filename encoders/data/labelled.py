@@ -59,9 +59,6 @@ class Task(Protocol):
     def parts(self, family, dropout: float, both_orders: bool):
         """The objective and the format of rows, by the `Conventions` of a family; `dropout` is the head's."""
 
-    def submission(self, predictor, root: str) -> Iterator[tuple[str, str]]:
-        """Files to hand in, as their names and what they hold, for the rows whose labels are not known."""
-
     def read(self, root: str, split: str, reader: Reader) -> Iterator[Example]:
         """The rows of a split. Raises `RowError` for a bad one where the reader stops at it."""
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from encoders.data.formats import LABEL, B
 from encoders.data.labelled import Encoded, Example
-from encoders.data.rows import Reader, Record, RowError, records
+from encoders.data.rows import Reader, Record, RowError, damaged, records
 from encoders.data.store import Split
 from encoders.downstream.conventions import Conventions
 from encoders.downstream.scores import accuracy
@@ -56,6 +56,8 @@ class MultipleChoice:
         options, answer = row[self.options], row[self.answer]
         if not isinstance(options, list) or len(options) != self.count or not all(isinstance(x, str) for x in options):
             raise RowError(row.place, f"{self.options}={options!r} must be {self.count} texts")
+        if any(map(damaged, options)):
+            raise RowError(row.place, f"{self.options}={options!r} is not UTF-8")
         letters = [chr(ord("A") + i) for i in range(self.count)]
         known = {letter: i for i, letter in enumerate(letters)} | {i: i for i in range(self.count)}
         if not isinstance(answer, str | int) or answer not in known:

@@ -7,6 +7,7 @@ CoLA is judged by Matthews' correlation, MRPC and QQP by accuracy and F1, STS-B 
 from __future__ import annotations
 
 from encoders.downstream.texts import Texts
+from encoders.values import ExperimentError
 
 BINARY, ENTAILS = ("0", "1"), ("entailment", "not_entailment")
 PAIR = ("sentence1", "sentence2")
@@ -47,6 +48,17 @@ TASKS = {
     "RTE": Texts("RTE", PAIR, labels=ENTAILS, scores=("accuracy",)),
     "WNLI": Texts("WNLI", PAIR, labels=BINARY, scores=("accuracy",)),
 }
+
+
+def named(name: str) -> Texts:
+    """A task of GLUE. Raises `ExperimentError` for another name."""
+    if name == "AX":
+        raise ExperimentError("AX has no training rows: `submit` writes what a run of MNLI says of it")
+    if name not in TASKS:
+        raise ExperimentError(f"there is no task {name!r} in GLUE; there are {', '.join(TASKS)}")
+    return TASKS[name]
+
+
 TFDS = {name: f"glue/{name.lower().replace('-', '')}" for name in TASKS}
 # Training rows, as released.
 ROWS = {

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from encoders.data.formats import A_END, LABEL, A
 from encoders.data.labelled import Encoded, Example
-from encoders.data.rows import Reader, Record, RowError, records
+from encoders.data.rows import Reader, Record, RowError, damaged, records
 from encoders.data.store import Split
 from encoders.downstream.conventions import Conventions
 from encoders.metrics import Mean
@@ -58,6 +58,8 @@ class Words:
             raise RowError(row.place, f"words and tags must be two lists of one length, not {words!r} and {tags!r}")
         if empty := [word for word in words if not isinstance(word, str) or not word.strip()]:
             raise RowError(row.place, f"{empty[0]!r} is not a word")
+        if bad := [word for word in words if damaged(word)]:
+            raise RowError(row.place, f"the word {bad[0]!r} is not UTF-8")
         if unknown := [tag for tag in tags if tag not in self.labels]:
             raise RowError(row.place, f"the tag {unknown[0]!r} is not one of {', '.join(self.labels)}")
         ends = np.cumsum([len(word) + 1 for word in words])

@@ -18,6 +18,7 @@ from encoders.downstream.classification import Classification
 from encoders.downstream.conventions import Conventions
 from encoders.text.tfds import tfds_records
 
+AX = "tfds:glue/ax@test"
 SUBMITTED = {"test": "{}.tsv", "test_matched": "{}-m.tsv", "test_mismatched": "{}-mm.tsv", "test_ax": "AX.tsv"}
 
 
@@ -50,14 +51,20 @@ class Texts:
 
     def read(self, root: str, split: str, reader: Reader) -> Iterator[Example]:
         if root.startswith("tfds:"):
-            source = f"{root}@{tfds_split(split)}"
+            source = AX if split == "test_ax" else f"{root}@{tfds_split(split)}"
             rows = (Record(f"{source}:{i}", row) for i, row in enumerate(tfds_records(source)))
             numbered = replace(self, label="label", texts=self.tfds or self.texts)
             yield from reader.read(rows, lambda row: numbered.example(row, split, tuple(range(len(self.labels)))))
         else:
-            path = Path(root).expanduser() / dict(self.files)[split]
+            path = self.path(root, split)
             rows = records(path, () if split.startswith("test") else self.columns)
             yield from reader.read(rows, lambda row: self.example(row, split, self.labels))
+
+    def path(self, root: str, split: str) -> Path:
+        """The file of a split: in the folder, or in one beside it that is called like the file, as GLUE has AX's."""
+        path = Path(root).expanduser() / dict(self.files)[split]
+        beside = path.parent.parent / path.stem / path.name
+        return beside if beside.is_file() and not path.exists() else path
 
     def example(self, row: Record, split: str, labels: tuple) -> Example:
         """A row whose label is one of `labels`."""
@@ -92,10 +99,13 @@ class Texts:
         objective = Classification(self.labels or ("number",), family.head, dropout, self.scores)
         return objective, TextRows(self.symmetric and both_orders, family.between)
 
-    def submission(self, predictor, root: str) -> Iterator[tuple[str, str]]:
-        """GLUE's files: a head, then the number of each row and its label, or the number that was said of it."""
-        for split, name in SUBMITTED.items():
-            if split in dict(self.files) and (Path(root).expanduser() / dict(self.files)[split]).is_file():
+    def submission(self, predictor, root: str) -> Iterator[tuple[str, str | None]]:
+        """GLUE's files: a head, then the number of each row and its label, or the number that was said of it. None in
+        the place of a file whose rows are not there."""
+        for split, name in ((split, name) for split, name in SUBMITTED.items() if split in dict(self.files)):
+            if not root.startswith("tfds:") and not self.path(root, split).is_file():
+                yield name.format(self.name), None
+            else:
                 rows = self.read(root, split, Reader())
                 said = predictor.classify(row.texts if len(row.texts) == 2 else row.texts[0] for row in rows)
                 lines = [f"{i}\t{self.answer(each)}" for i, each in enumerate(said)]

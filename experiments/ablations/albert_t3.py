@@ -3,7 +3,8 @@
     python launch.py train albert_t3 --with corpus=wiki-1.txt.xz glue=GLUE
 
 The paper's base model. Its counts leave the pooler out where nothing is shared, and have it elsewhere. The MNLI of
-E = 128 is 81.6 where all is shared (82.0 in table 4) and 83.7 where nothing is (83.2 in table 4).
+E = 128 is 81.6 where all is shared (82.0 in table 4) and 83.7 where nothing is (83.2 in table 4, whose average is 81.6
+for 81.7).
 """
 
 from encoders.ablation import Study, Table
@@ -11,7 +12,7 @@ from experiments.ablations.albert_t4 import COLUMNS, rows_of
 
 PUBLISHED = {
     (64, "none"): (87, 89.9, 82.9, 80.1, 77.8, 82.9, 91.5, 66.7, 81.3),
-    (128, "none"): (89, 89.9, 82.8, 80.3, 77.3, (83.7, 83.2), 91.5, 67.9, 81.7),
+    (128, "none"): (89, 89.9, 82.8, 80.3, 77.3, (83.7, 83.2), 91.5, 67.9, (81.7, 81.6)),
     (256, "none"): (93, 90.2, 83.2, 80.3, 77.4, 84.1, 91.9, 67.3, 81.8),
     (768, "none"): (108, 90.4, 83.2, 80.4, 77.6, 84.5, 92.8, 68.2, 82.3),
     (64, "all"): (10, 88.7, 81.4, 77.5, 74.8, 80.8, 89.4, 63.5, 79.0),

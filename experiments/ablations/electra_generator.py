@@ -2,17 +2,17 @@
 
     python launch.py train electra_generator --with corpus=wiki-1.txt.xz glue=GLUE
 
-The figure has no numbers: best are generators of 1/4 to 1/2 of the discriminator's width, for every size of it, at
-500,000 steps. The paper's generator without a network gives every token its frequency; ours draws all ordinary tokens
-alike.
+The figure shows the score on GLUE without numbers: best are generators of 1/4 to 1/2 of the discriminator's width, for
+every size of it, at 500,000 steps. The paper's generator without a network gives every token its frequency; ours draws
+all ordinary tokens alike.
 """
 
 from dataclasses import replace
 
-from encoders.ablation import LEARNED, SST2, Study, Table
+from encoders.ablation import GLUE, LEARNED, Study, Table
 from experiments.ablations.electra_t5 import BASE
 
-COLUMNS = (SST2, *LEARNED)
+COLUMNS = (*GLUE, *LEARNED)
 SAID = ("without a network the paper draws tokens by their frequency, and ours all alike",)
 WIDTHS = {None: "no network", 1 / 8: "1/8", 1 / 4: "1/4", 1 / 2: "1/2", 3 / 4: "3/4", 1.0: "1"}
 

@@ -232,7 +232,18 @@ def test_the_answers_to_mnli_and_ax_are_three_files(tmp_path):
     ]
     assert stub.asked == [*matched, *mismatched, *ax]
     (tmp_path / "diagnostic.tsv").unlink()
-    assert [name for name, _ in TASKS["MNLI"].submission(stub, str(tmp_path))] == ["MNLI-m.tsv", "MNLI-mm.tsv"]
+    *_, (last, rows) = TASKS["MNLI"].submission(stub, str(tmp_path))
+    assert (last, rows) == ("AX.tsv", None)
+
+
+def test_ax_may_lie_in_a_folder_of_its_own_beside_mnli(tmp_path, monkeypatch):
+    (tmp_path / "MNLI").mkdir()
+    (tmp_path / "diagnostic").mkdir()
+    released(tmp_path / "diagnostic" / "diagnostic.tsv", PAIR, f"7|{P}|{Q}")
+    assert read(TASKS["MNLI"], str(tmp_path / "MNLI"), "test_ax") == [((P, Q), 0)]
+    held = {"tfds:glue/ax@test": [{"premise": P, "hypothesis": Q, "label": -1}]}
+    monkeypatch.setattr(texts, "tfds_records", held.__getitem__)
+    assert read(TASKS["MNLI"], "tfds:glue/mnli", "test_ax") == [((P, Q), 0)]
 
 
 TWO_WAYS = {"entailment": 0.3, "not_entailment": 0.7}, "not_entailment"
