@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from encoders.data.labelled import Task as Rows
 from encoders.data.stream import Phase
+from encoders.downstream import glue, squad
 from encoders.downstream.choices import MultipleChoice
 from encoders.downstream.conventions import Conventions, conventions
 from encoders.downstream.glue import ROWS, TASKS
@@ -130,25 +131,24 @@ class Table:
                 raise ExperimentError(f"{self.name}, {row.name}: {len(row.published)} for {len(self.columns)} columns")
 
     @cached_property
-    def members(self) -> list[Experiment]:
-        """Every member once, those that others begin with first. Raises `ExperimentError` for two under one name."""
+    def places(self) -> dict[str, Experiment]:
+        """Every member by name, those that others begin with first. Raises `ExperimentError` for two of one name."""
         found: dict[str, Experiment] = {}
         for part in ("before", "runs", "tasks"):
             for member in (member for row in self.rows for member in getattr(row, part)):
                 if found.setdefault(member.name, member) != member:
                     raise ExperimentError(f"{self.name}: two members are called {member.name!r}")
-        return list(found.values())
+        return found
+
+    @property
+    def members(self) -> list[Experiment]:
+        return list(self.places.values())
 
     def changed(self, how: Callable[[Experiment], Experiment]) -> Table:
         """The table with `how` applied to every member."""
         part = lambda members: tuple(map(how, members))
         rows = (replace(row, runs=part(row.runs), tasks=part(row.tasks), before=part(row.before)) for row in self.rows)
         return replace(self, rows=tuple(rows))
-
-    @cached_property
-    def places(self) -> dict[str, Experiment]:
-        """The members by name."""
-        return {each.name: each for each in self.members}
 
     def chain(self, member: Experiment) -> list[Experiment]:
         """The member, and what it begins with, as far as that is in the table."""
@@ -185,9 +185,9 @@ def kept(runs: Path) -> list[Table]:
 @dataclass(frozen=True)
 class Study:
     """What `--with` says of a table: the scale; the text to pre-train on, and that which tables about `more` text add;
-    the folders of GLUE, of SQuAD, of RACE and of CoNLL-2003's entities (at small scale only the tasks of `tasks` are
-    run); where runs are kept; how many seeds, else three pre-training runs at small scale, and at paper scale one,
-    fine-tuned five times; the tokens of a small run, and the rows that it is fine-tuned on.
+    the folders of GLUE and of SQuAD ("tfds": TFDS has them), of RACE and of CoNLL-2003's entities (at small scale only
+    the tasks of `tasks` are run); where runs are kept; how many seeds, else three pre-training runs at small scale, and
+    at paper scale one, fine-tuned five times; the tokens of a small run, and the rows that it is fine-tuned on.
     """
 
     scale: Literal["paper", "small"] = "small"
@@ -331,14 +331,14 @@ class Study:
     def task(self, name: str) -> tuple[Rows, str, int]:
         """A task's rows, the folder they are in, and how many train."""
         others = {
-            "SQuAD1.1": (V1, self.squad, 87_599),
-            "SQuAD2.0": (V2, self.squad, 130_319),
+            "SQuAD1.1": (V1, squad.rows_in(self.squad, V1), squad.QUESTIONS[V1.name]),
+            "SQuAD2.0": (V2, squad.rows_in(self.squad, V2), squad.QUESTIONS[V2.name]),
             "RACE": (MultipleChoice(name="RACE"), self.race, 87_866),
             "NER": (Words(NER, name="NER"), self.entities, 14_041),
         }
         if name not in {*others, *TASKS}:
             raise ExperimentError(f"there is no task {name!r}; there are {', '.join([*TASKS, *others])}")
-        return others.get(name) or (TASKS[name], f"{self.glue}/{name}", ROWS[name])
+        return others.get(name) or (TASKS[name], glue.rows_in(self.glue, name), ROWS[name])
 
 
 def numbers(published: Iterable[float | tuple[float, ...] | None], count: int) -> tuple[tuple[float, ...], ...]:

@@ -14,7 +14,7 @@ best. With `mnli=runs/...` RTE, MRPC and STS-B begin with that run, as in RoBERT
 from typing import Literal
 
 from encoders.downstream.conventions import conventions
-from encoders.downstream.glue import ROWS, TASKS, TFDS, named
+from encoders.downstream.glue import ROWS, TASKS, named, rows_in
 from encoders.finetune import grid, network
 from encoders.recipes import recipes
 
@@ -41,7 +41,7 @@ def experiments(
         for member in grid(
             f"{name}-{task}",
             named(task),
-            f"tfds:{TFDS[task]}" if root == "tfds" else f"{root}/{task}",
+            rows_in(root, task),
             recipes(family, task, model, rates, batches, epochs),
             ROWS[task],
             seeds=seeds,

@@ -16,13 +16,11 @@ from dataclasses import replace
 from typing import Literal
 
 from encoders.downstream.conventions import ALBERT, BERT, ELECTRA, ROBERTA, conventions
-from encoders.downstream.squad import V1, V2
+from encoders.downstream.squad import QUESTIONS, V1, V2, rows_in
 from encoders.finetune import grid, network
 from encoders.recipes import recipes
 
 TASKS = {"1.1": V1, "2.0": V2}
-QUESTIONS = {"1.1": 87_599, "2.0": 130_319}
-TFDS = {"1.1": "tfds:squad", "2.0": "tfds:squad/v2.0"}
 DESIGNS = {"null": BERT, "judged": ROBERTA, "albert": ALBERT, "electra": ELECTRA}
 
 
@@ -48,5 +46,5 @@ def experiments(
     usual = recipes(whose, f"SQuAD{version}", model, rates, batches, epochs)
     asked = None if design == "family" or version == "1.1" else DESIGNS[design].unanswerable
     name = "-".join([start.rstrip("/").rpartition("/")[2], f"squad{version}", *[design] * (asked is not None)])
-    where = TFDS[version] if root == "tfds" else root
-    return grid(name, task, where, usual, questions or QUESTIONS[version], seeds=seeds, start=start, objective=asked)
+    count = questions or QUESTIONS[task.name]
+    return grid(name, task, rows_in(root, task), usual, count, seeds=seeds, start=start, objective=asked)

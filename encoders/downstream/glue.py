@@ -59,7 +59,11 @@ def named(name: str) -> Texts:
     return TASKS[name]
 
 
-TFDS = {name: f"glue/{name.lower().replace('-', '')}" for name in TASKS}
+def rows_in(root: str, name: str) -> str:
+    """Where a task's rows are: in a folder of its name, or in TFDS where `root` says "tfds"."""
+    return f"tfds:glue/{name.lower().replace('-', '')}" if root == "tfds" else f"{root}/{name}"
+
+
 # Training rows, as released.
 ROWS = {
     "CoLA": 8551, "SST-2": 67_349, "MRPC": 3668, "STS-B": 5749, "QQP": 363_846, "MNLI": 392_702, "QNLI": 104_743,

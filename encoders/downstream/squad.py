@@ -82,6 +82,13 @@ V1, V2 = (
     for version in ("1.1", "2.0")
 )
 
+QUESTIONS = {"SQuAD 1.1": 87_599, "SQuAD 2.0": 130_319}  # that train
+
+
+def rows_in(root: str, task: Questions) -> str:
+    """Where the questions are: in a folder, or in TFDS where `root` says "tfds"."""
+    return root if root != "tfds" else "tfds:squad/v2.0" if task.unanswerable else "tfds:squad"
+
 
 def questions(path: Path) -> Iterator[tuple[str, dict] | RowError]:
     """The questions of a file of SQuAD's layout, each with its place. Raises `RowError` for another layout."""
