@@ -261,7 +261,7 @@ nav ul { columns: 20rem; column-gap: 3rem; padding-left: 1.2rem }
 .scroll, pre { overflow-x: auto; overflow-wrap: normal }
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums }
 th, td { padding: .3rem .75rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top }
-thead th { border-bottom-width: 2px; vertical-align: bottom }
+thead th { border-bottom-width: 2px; vertical-align: bottom; min-width: 5.5rem }
 th { background: var(--ground); font-weight: 600 }
 th:first-child { position: sticky; left: 0; padding-left: 0; min-width: clamp(9rem, 20vw, 14rem) }
 th[scope=row] { font-weight: 400; overflow-wrap: anywhere }
@@ -286,7 +286,7 @@ pre { padding: .75rem; border: 1px solid var(--line); border-radius: .25rem; fon
   table { font-size: min(.85rem, 8.2rem / var(--columns)) }
   th, td { padding: .15rem .25rem }
   th:first-child { position: static }
-  td.prose, th:first-child { min-width: 0 }
+  td.prose, thead th, th:first-child { min-width: 0 }
   .scroll, pre { overflow: visible }
   pre { white-space: pre-wrap; overflow-wrap: anywhere }
   h2 { break-after: avoid }
