@@ -21,8 +21,6 @@ from encoders.data.stream import Phase
 from encoders.downstream import glue, squad
 from encoders.downstream.choices import MultipleChoice
 from encoders.downstream.conventions import Conventions, conventions
-from encoders.downstream.glue import ROWS, TASKS
-from encoders.downstream.squad import V1, V2
 from encoders.downstream.tagging import Words
 from encoders.experiment import Experiment, without_seeds
 from encoders.files import write_json
@@ -331,14 +329,14 @@ class Study:
     def task(self, name: str) -> tuple[Rows, str, int]:
         """A task's rows, the folder they are in, and how many train."""
         others = {
-            "SQuAD1.1": (V1, squad.rows_in(self.squad, V1), squad.QUESTIONS[V1.name]),
-            "SQuAD2.0": (V2, squad.rows_in(self.squad, V2), squad.QUESTIONS[V2.name]),
+            "SQuAD1.1": (squad.V1, squad.rows_in(self.squad, squad.V1), squad.QUESTIONS[squad.V1.name]),
+            "SQuAD2.0": (squad.V2, squad.rows_in(self.squad, squad.V2), squad.QUESTIONS[squad.V2.name]),
             "RACE": (MultipleChoice(name="RACE"), self.race, 87_866),
             "NER": (Words(NER, name="NER"), self.entities, 14_041),
         }
-        if name not in {*others, *TASKS}:
-            raise ExperimentError(f"there is no task {name!r}; there are {', '.join([*TASKS, *others])}")
-        return others.get(name) or (TASKS[name], glue.rows_in(self.glue, name), ROWS[name])
+        if name not in {*others, *glue.TASKS}:
+            raise ExperimentError(f"there is no task {name!r}; there are {', '.join([*glue.TASKS, *others])}")
+        return others.get(name) or (glue.TASKS[name], glue.rows_in(self.glue, name), glue.ROWS[name])
 
 
 def numbers(published: Iterable[float | tuple[float, ...] | None], count: int) -> tuple[tuple[float, ...], ...]:

@@ -116,9 +116,9 @@ def recipes(
 
 def changed(recipe: Recipe, batch: int | None, epochs: float | None) -> Recipe:
     """The recipe with other batches, of as many passes, or for other passes; its warm-up stays the share it was."""
-    steps, batch = recipe.steps, batch or recipe.batch
-    if steps is None or (batch == recipe.batch and epochs is None):
-        return replace(recipe, batch=batch, epochs=epochs or recipe.epochs)
-    share = recipe.warmup / steps if recipe.warmup >= 1 else recipe.warmup
-    steps = None if epochs else round(steps * recipe.batch / batch)
-    return replace(recipe, batch=batch, epochs=epochs or recipe.epochs, steps=steps, warmup=share)
+    given = replace(recipe, batch=batch or recipe.batch, epochs=epochs or recipe.epochs)
+    if recipe.steps is None or (epochs is None and given.batch == recipe.batch):
+        return given
+    share = recipe.warmup / recipe.steps if recipe.warmup >= 1 else recipe.warmup
+    steps = None if epochs else round(recipe.steps * recipe.batch / given.batch)
+    return replace(given, steps=steps, warmup=share)

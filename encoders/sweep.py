@@ -54,6 +54,7 @@ class Sweep:
     def __post_init__(self):
         self.left = {member.name: member for member in self.members}
         self.failed: list[str] = []  # here, since this began
+        self.finished: dict[str, str] = {}  # the states of those whose folders have a result
         self.waits = False
         self.folders = {os.path.abspath(self.folder(each)): each for each in (*self.others, *self.members)}
 
@@ -72,7 +73,9 @@ class Sweep:
         if member.name in self.failed:
             return "failed"
         if result(folder):
-            return "other" if mismatch(member, folder) else "done"
+            if member.name not in self.finished:
+                self.finished[member.name] = "other" if mismatch(member, folder) else "done"
+            return self.finished[member.name]
         failed = folder / FAILED
         if failed.exists() and failed.stat().st_mtime > self.begun:
             return "failed"

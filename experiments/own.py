@@ -31,9 +31,10 @@ def experiments(
 ):
     files = tuple((split, file(root, split)) for split in ("train", "dev"))
     task = Texts(name, texts, label, labels, files=files)
-    rows = sum(1 for _ in task.read(root, "train", Reader("skip")))  # training stops at bad ones, unless told to skip
+    reader = Reader("skip")  # training stops at bad rows, unless told to skip them
+    rows = sum(1 for _ in task.read(root, "train", reader))
     if not rows:
-        list(task.read(root, "train", Reader()))  # raises, naming the first bad row
+        raise ExperimentError(f"no row can be used; the first one: {reader.skipped[0]}")
     whole = f"{start.rstrip('/').rpartition('/')[2]}-{name}"
     usual = recipes("bert", name, network(start).model, rates, batches, epochs)
     return grid(whole, task, root, usual, rows, seeds=seeds, start=start)

@@ -102,14 +102,15 @@ class Texts:
     def submission(self, predictor, root: str) -> Iterator[tuple[str, str | None]]:
         """GLUE's files: a head, then the number of each row and its label, or the number that was said of it. None in
         the place of a file whose rows are not there."""
-        for split, name in ((split, name) for split, name in SUBMITTED.items() if split in dict(self.files)):
+        for split in (each for each in SUBMITTED if each in dict(self.files)):
+            name = SUBMITTED[split].format(self.name)
             if not root.startswith("tfds:") and not self.path(root, split).is_file():
-                yield name.format(self.name), None
+                yield name, None
             else:
                 rows = self.read(root, split, Reader())
                 said = predictor.classify(row.texts if len(row.texts) == 2 else row.texts[0] for row in rows)
                 lines = [f"{i}\t{self.answer(each)}" for i, each in enumerate(said)]
-                yield name.format(self.name), "\n".join(["index\tprediction", *lines]) + "\n"
+                yield name, "\n".join(["index\tprediction", *lines]) + "\n"
 
     def answer(self, said: dict[str, float]) -> str:
         return max(said, key=said.get) if self.labels else f"{next(iter(said.values())):.3f}"
