@@ -1,6 +1,6 @@
 """Fine-tuning by transformers on torch, with the data, steps and rates of a run of ours, to compare scores with.
 
-    python -m tests.theirs runs/minilm-RTE-rate5e-05-seed0 published/minilm --seeds 3
+    python -m tests.theirs runs/minilm-RTE-rate5e-05-seed0 published/minilm --seeds 3 --device cpu
 
 The first is a finished run of `experiments/glue.py`, the second the folder it was imported from. Rows, batch, updates,
 rate, warm-up, decay, clipping and bias correction are the run's; dropout and the head are those of the class. Batches
@@ -25,8 +25,8 @@ def rows_of(experiment, split: str) -> tuple[list, np.ndarray]:
     return [row.texts for row in rows], np.array([row.target for row in rows])
 
 
-def fine_tuned(experiment, folder: Path, seed: int) -> dict[str, float]:
-    """The scores, on the development rows, of one model after all steps."""
+def fine_tuned(experiment, folder: Path, seed: int, device: str) -> dict[str, float]:
+    """The scores, on the development rows, of one model after all steps on `device`, such as "cpu" or "cuda"."""
     import torch
     import transformers
 
@@ -34,7 +34,7 @@ def fine_tuned(experiment, folder: Path, seed: int) -> dict[str, float]:
     objective, optimizer, (phase,) = experiment.objective, experiment.optimizer, experiment.phases
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     labels = len(objective.labels)
-    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder, num_labels=labels)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder, num_labels=labels).to(device)
     groups = [
         {"params": [p for n, p in model.named_parameters() if plain(n)], "weight_decay": 0.0},
         {"params": [p for n, p in model.named_parameters() if not plain(n)], "weight_decay": optimizer.decay},
@@ -46,7 +46,8 @@ def fine_tuned(experiment, folder: Path, seed: int) -> dict[str, float]:
 
     def encoded(some):
         columns = [list(column) for column in zip(*some, strict=True)]
-        return tokenizer(*columns, truncation=True, max_length=phase.length, padding=True, return_tensors="pt")
+        rows = tokenizer(*columns, truncation=True, max_length=phase.length, padding=True, return_tensors="pt")
+        return rows.to(device)
 
     order, rng = [], np.random.default_rng(seed)
     model.train()
@@ -55,7 +56,7 @@ def fine_tuned(experiment, folder: Path, seed: int) -> dict[str, float]:
             order += rng.permutation(len(texts)).tolist()
         chosen, order = order[: phase.batch], order[phase.batch :]
         said = model(**encoded([texts[i] for i in chosen])).logits
-        wanted = torch.tensor(targets[chosen])
+        wanted = torch.tensor(targets[chosen], device=device)
         loss = torch.nn.functional.cross_entropy(said, wanted) if labels > 1 else ((said[:, 0] - wanted) ** 2).mean()
         loss.backward()
         if optimizer.clip:
@@ -64,7 +65,7 @@ def fine_tuned(experiment, folder: Path, seed: int) -> dict[str, float]:
     model.eval()
     texts, targets = rows_of(experiment, "dev")
     with torch.no_grad():
-        parts = [model(**encoded(texts[i : i + 64])).logits.numpy() for i in range(0, len(texts), 64)]
+        parts = [model(**encoded(texts[i : i + 64])).logits.cpu().numpy() for i in range(0, len(texts), 64)]
     numbers = np.concatenate(parts)
     numbers = numbers.argmax(-1) if labels > 1 else numbers[:, 0]
     return {name: objective.known[name](numbers, targets) for name in objective.judged_by}
@@ -80,13 +81,14 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     experiment = Run.open(options.run).experiment
     if not experiment.optimizer.correction:
         raise SystemExit("torch's AdamW corrects its bias; take a run with optimizer.correction=true")
     found = []
     for seed in range(options.seeds):
-        found.append(fine_tuned(experiment, options.folder, seed))
+        found.append(fine_tuned(experiment, options.folder, seed, options.device))
         print(json.dumps({"seed": seed} | found[-1]), flush=True)
     for name in found[0]:
         each = sorted(scores[name] for scores in found)
