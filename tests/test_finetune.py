@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import launch
 from encoders import finetune
 from encoders.data import stream
 from encoders.data.formats import SegmentPairs
@@ -32,7 +33,7 @@ from encoders.text.vocab import Vocabulary
 from encoders.training import loop
 from encoders.training.log import rows
 from encoders.training.optimizer import AdamW
-from encoders.training.run import RunError
+from encoders.training.run import Run, RunError
 from encoders.values import ExperimentError, from_json, to_json
 from tests import tasks
 
@@ -154,12 +155,13 @@ def test_tasks_run_with_the_heads_of_each_family(kind, family, home, words):
 
 
 @pytest.mark.parametrize("kind, least", [("tags", 0.8), ("choice", 0.8)])
-def test_other_kinds_can_be_learned(kind, least, home, words):
+def test_other_kinds_can_be_learned(kind, least, home, words, capsys):
     task, root, _ = kinds(home)[kind]
     recipe = replace(QUICK, length=28 if kind == "choice" else 40, epochs=12, rate=4e-3, cuts=1)
     experiment = made(f"learn-{kind}", task, root, home, words, recipe, count=64)
     result = loop.train(experiment, home / "runs" / experiment.name, quiet)
     assert result["best"][experiment.objective.goal] > least
+    assert f"{task.name}: GLUE's tasks and SQuAD" in refusal_to_submit(home / "runs" / experiment.name, capsys)
 
 
 def test_a_task_with_two_development_sets_is_scored_on_both(home, words, sentiment):
@@ -168,6 +170,25 @@ def test_a_task_with_two_development_sets_is_scored_on_both(home, words, sentime
     recipe = replace(QUICK, steps=2)
     result = loop.train(made("two", task, sentiment, home, words, recipe), home / "runs" / "two", quiet)
     assert {"accuracy", "f1", "matthews", "mismatched_accuracy", "mismatched_loss"} <= result["heldout"].keys()
+
+
+def test_the_best_checkpoint_answers_unless_another_is_asked_for(learned, monkeypatch):
+    asked = []
+    monkeypatch.setattr(Run, "params", lambda run, at: asked.append(at) or (0, {}))
+    load(learned[1]), load(learned[1], "latest")
+    assert asked == ["best", "latest"]
+
+
+def refusal_to_submit(folder, capsys, *options) -> str:
+    out = Path(folder).parent / "submissions"
+    assert launch.main(["submit", str(folder), str(out), *options]) == 1 and not out.exists()
+    return capsys.readouterr().err
+
+
+def test_only_runs_of_tasks_with_rows_to_submit_submit(learned, pretrained, tmp_path, capsys):
+    assert "trained on no task" in refusal_to_submit(pretrained, capsys)
+    said = refusal_to_submit(learned[1], capsys, "--root", str(tmp_path))
+    assert f"{tmp_path} has no test rows of SST-2" in said
 
 
 # Beginnings -----------------------------------------------------------------------------------------------------------

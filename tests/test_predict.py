@@ -207,6 +207,13 @@ def test_texts_without_a_second_one_are_compared_with_each_other(features, capsy
     assert lines[0] == "tan here" and lines[1].split()[0] == "1.000"
 
 
+def test_pairs_among_single_texts_are_not_compared(features, home, capsys):
+    path = home / "mixed.txt"
+    path.write_text("tan here\nwhat\twho\n", encoding="utf-8")
+    assert launch.main(["predict", str(features.run.folder), "similarity", "--file", str(path)]) == 1
+    assert "('what', 'who') has a second text, and 'tan here' has none" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "content, said",
     [(b"a\tb\tc\n", ":1"), (b"tan\n\n", ":2"), (b"caf\xe9\n", ":1"), (b"{]\n", ":1")],
