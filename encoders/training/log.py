@@ -84,13 +84,14 @@ class Log:
 
 
 def progress(total: int, start: int, name: str, shown: bool):
-    """A bar with steps, rate and time left; on anything but a terminal a line now and then."""
+    """A bar with steps, rate and time left, by the mean of all steps so far, else an evaluation would seem to be the
+    rate of all to come; on anything but a terminal a line now and then."""
     from tqdm import tqdm
 
     every = 0.5 if sys.stderr.isatty() else 30.0
     return tqdm(
-        total=total, initial=start, desc=name, unit="step", mininterval=every, maxinterval=every, file=sys.stderr,
-        disable=not shown,
+        total=total, initial=start, desc=name, unit="step", mininterval=every, maxinterval=every, smoothing=0,
+        file=sys.stderr, disable=not shown,
     )  # fmt: skip
 
 
