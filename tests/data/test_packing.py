@@ -20,7 +20,7 @@ from encoders.objectives.sop import SentenceOrder
 from encoders.text.vocab import Facts
 from encoders.training import step
 from encoders.values import change, essence, from_json, to_json
-from tests.data.test_stream import prose, same, split_of
+from tests.data.streams import prose, same, split_of
 
 QUICK = {"xla_backend_optimization_level": 0}  # compiles in a third of the time
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}  # float32 sums in another order
