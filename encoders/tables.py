@@ -243,19 +243,15 @@ def sheets(found: Filled) -> list[Sheet]:
 
 
 def as_text(found: Filled) -> str:
-    parts = [found.table.title, grid(found.sheet())]
-    if rest := found.rest():
-        parts += ["Published, and not measured here:", grid(rest)]
-    return "\n\n".join([*parts, "\n".join(found.notes())])
+    parts = ((each.title, grid([each.head, *each.rows]), "\n".join(each.notes)) for each in sheets(found))
+    return "\n\n".join(filter(None, itertools.chain(*parts)))
 
 
 def as_markdown(found: Filled) -> str:
     line = lambda row: "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
-    table = lambda rows: "\n".join([line(rows[0]), "|" + "---|" * len(rows[0]), *map(line, rows[1:])])
-    parts = [f"### {found.table.title}", table(found.sheet())]
-    if rest := found.rest():
-        parts += ["Published, and not measured here:", table(rest)]
-    return "\n\n".join([*parts, *found.notes()])
+    table = lambda each: "\n".join([line(each.head), "|" + "---|" * len(each.head), *map(line, each.rows)])
+    parts = ((f"### {each.title}", table(each), *each.notes) for each in sheets(found))
+    return "\n\n".join(itertools.chain(*parts))
 
 
 def as_latex(found: Filled) -> str:
@@ -264,16 +260,12 @@ def as_latex(found: Filled) -> str:
     escaped = lambda text: re.sub(r"[\\~^&%$#_{}]", lambda m: special.get(m[0], f"\\{m[0]}"), text)
     line = lambda row: " & ".join(map(escaped, row)) + r" \\"
 
-    def tabular(rows):
-        body = [line(rows[0]), r"\midrule", *map(line, rows[1:])]
-        return "\n".join(
-            [rf"\begin{{tabular}}{{l{'r' * (len(rows[0]) - 1)}}}", r"\toprule", *body, r"\bottomrule", r"\end{tabular}"]
-        )
+    def part(each: Sheet) -> list[str]:
+        begin = rf"\begin{{tabular}}{{l{'r' * (len(each.head) - 1)}}}"
+        body = [r"\toprule", line(each.head), r"\midrule", *map(line, each.rows), r"\bottomrule"]
+        return [f"% {each.title}", begin, *body, r"\end{tabular}", *(escaped(note) + r"\\" for note in each.notes)]
 
-    parts = [f"% {found.table.title}", tabular(found.sheet())]
-    if rest := found.rest():
-        parts += ["% Published, and not measured here", tabular(rest)]
-    return "\n".join([*parts, *(escaped(note) + r"\\" for note in found.notes())])
+    return "\n".join(itertools.chain(*map(part, sheets(found))))
 
 
 def as_csv(found: Filled) -> str:
