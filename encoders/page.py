@@ -256,6 +256,7 @@ h1, h2 { line-height: 1.25 }
 h2 { margin: 2.5rem 0 .75rem; font-size: 1.25rem }
 a { color: var(--link) }
 nav ul { columns: 20rem; column-gap: 3rem; padding-left: 1.2rem }
+nav li { break-inside: avoid }
 .note, .run span, figcaption { font-size: .875rem }
 .note, .run span, figcaption, dt { color: var(--faint) }
 .scroll, pre { overflow-x: auto; overflow-wrap: normal }
