@@ -4,7 +4,7 @@
 
 The first is a finished run of `experiments/glue.py`, the second the folder it was imported from. Rows, batch, updates,
 rate, warm-up, decay, clipping and bias correction are the run's; dropout and the head are those of the class. Batches
-are padded to their longest row and drawn at random, ours hold rows of like length.
+are padded to their longest row and drawn at random; ours hold rows of like length, unless `cuts` is 1.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import numpy as np
 from encoders.data.prepare import digest
 from encoders.data.rows import Errors, Reader, RowError
 from encoders.data.runners import Runner
-from encoders.data.units import Writer
+from encoders.data.units import Writer, kind_of
 from encoders.text import vocab
 from encoders.text.tfds import tfds_version
 from encoders.text.vocab import Vocabulary
@@ -131,7 +131,7 @@ class Labelled:
         tokenizer = vocab.load(self.vocabulary.path, self.vocabulary.lowercase)
         tokenizer.save(path / "tokenizer.json")
         facts = tokenizer.facts
-        dtype = np.uint16 if facts.size <= 1 << 16 else np.uint32
+        dtype = kind_of(facts)
         splits, skipped, counts = {}, {}, np.zeros(facts.size, np.int64)
         for split in self.present():
             reader = Reader(self.errors)

@@ -14,29 +14,17 @@ from encoders.data.formats import LABEL, A, B, row_sizes
 from encoders.data.store import Split
 from encoders.objectives.masking import Masking
 from tests.data import released
+from tests.data.streams import CLS, SEP, split_of
 from tests.texts import made_up
 
 ERRORS = 4
 RARE = math.erfc(ERRORS / math.sqrt(2))  # how often a normal number is that many standard errors off
 PASSES = 10
 LIMIT = 20  # max_predictions_per_seq
-PAD, UNK, CLS, SEP, MASK = range(5)
+PAD, UNK, MASK = 0, 1, 4
 
 
 # Documents
-
-
-def split_of(documents) -> Split:
-    """A split of documents of sentences of ids."""
-    tokens, sentences, ends = [], [0], [0]
-    for document in documents:
-        for sentence in document:
-            tokens += sentence
-            sentences.append(len(tokens))
-        tokens.append(SEP)
-        sentences[-1] += 1
-        ends.append(len(sentences) - 1)
-    return Split("train", np.array(tokens, np.uint32), np.array(sentences, np.int64), np.array(ends, np.int64))
 
 
 def places(split: Split) -> list[released.Document]:

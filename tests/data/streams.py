@@ -20,7 +20,8 @@ def split_of(documents, name="train"):
             flat += sentence + [SEP] * (i == len(document) - 1)
             sentences.append(len(flat))
         ends.append(len(sentences) - 1)
-    return Split(name, np.array(flat, np.uint16), np.array(sentences), np.array(ends))
+    kind = np.uint16 if max(flat) < 1 << 16 else np.uint32  # as a store has them
+    return Split(name, np.array(flat, kind), np.array(sentences), np.array(ends))
 
 
 def prose(count=12, seed=0, name="train"):
