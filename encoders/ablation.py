@@ -109,7 +109,7 @@ class Row:
 @dataclass(frozen=True)
 class Table:
     """`equal` says in what the members of a table are alike; `differs` why our numbers are not the paper's; `file` is
-    the one of experiments/ablations/ that made it."""
+    the one of experiments/ablations/ that made it, of `study`."""
 
     name: str
     title: str
@@ -118,6 +118,7 @@ class Table:
     equal: str
     differs: tuple[str, ...] = ()
     file: str = ""
+    study: Study | None = None
 
     def __post_init__(self):
         names = [column.name for column in self.columns]
@@ -176,8 +177,14 @@ def keep(table: Table, runs: Path) -> None:
 
 
 def kept(runs: Path) -> list[Table]:
-    """The tables that were trained in a folder."""
-    return [from_json(json.loads(path.read_text(encoding="utf-8"))) for path in sorted(runs.glob(f"*{ENDING}"))]
+    """The tables that were trained in a folder. Raises `ExperimentError` for one that cannot be read."""
+    found = []
+    for path in sorted(runs.glob(f"*{ENDING}")):
+        try:
+            found.append(from_json(json.loads(path.read_text(encoding="utf-8"))))
+        except ValueError as error:
+            raise ExperimentError(f"{path} cannot be read ({error}); remove it, and train writes it anew") from error
+    return found
 
 
 @dataclass(frozen=True)
@@ -226,14 +233,15 @@ class Study:
                 "whatever the paper has, unless the row is about that, an initial deviation of "
                 f"{SIZE['deviation']:.3f} at every width, and the corrected formats; tasks are learned from their "
                 f"first {self.rows:,} training rows in {FEW.epochs:g} epochs at {FEW.rate:g}, and scored on the "
-                f"development set at the better epoch; text: {', '.join(self.corpus)}. Compare rows, not numbers",
+                "development set at the better epoch. Compare rows, not numbers",
                 *differs,
             )
-        else:
-            differs = (f"the text is {', '.join(self.corpus)}; the papers' is Wikipedia with books, or more", *differs)
-        return Table(
-            f"{name}_{self.scale}", f"{title}, {self.scale} scale", tuple(columns), tuple(rows), equal, differs
-        )
+        scored = [column.task for column in columns]
+        if useless := [task for task in self.tasks if self.small and task not in scored]:
+            known = ", ".join(dict.fromkeys(filter(None, scored)))
+            raise ExperimentError(f"--with tasks={useless[0]}: {name} has no such column; it has {known}")
+        title = f"{title}, {self.scale} scale"
+        return Table(f"{name}_{self.scale}", title, tuple(columns), tuple(rows), equal, differs, study=self)
 
     def row(
         self,

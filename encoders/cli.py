@@ -22,13 +22,13 @@ from encoders.experiment import describe
 from encoders.files import check_local, write_whole
 from encoders.inspect import View, described, numbers
 from encoders.ledger import show as ledger
-from encoders.members import Found, load, members
+from encoders.members import Found, load, members, renewed
 from encoders.page import page
 from encoders.sweep import WORKER, Sweep, progress
 from encoders.text.source import CorpusError
 from encoders.training import hosts, loop
 from encoders.training.local import shared, spread
-from encoders.training.run import Run, RunError, mismatch
+from encoders.training.run import Run, RunError, foreign, mismatch
 from encoders.training.stopping import STATUS, Stop, duration, seconds
 from encoders.values import ExperimentError
 
@@ -178,15 +178,18 @@ def at_once(options) -> int:
     status = shared(PROGRAM, kept, options.jobs, WORKER, say)
     if status != STATUS:
         runs = Path(options.runs)
-        mine = [each for each in found.members if not mismatch(each, runs / each.name)]
-        results = {member.name: done for member in mine if (done := loop.result(runs / member.name))}
+        results = {each.name: done for each in found.members if (done := loop.result(runs / each.name))}
         print_results(found, results, runs)
     return status
 
 
 def ready(found: Found, runs: Path) -> None:
-    """Refuse what would be found missing hours later: the rows of tasks; and keep the table beside its runs."""
-    for data in dict.fromkeys(each.data for each in found.members if isinstance(each.data, Labelled)):
+    """Refuse what would be found out hours later, folders of other experiments and text or rows that are missing; then
+    keep the table beside its runs."""
+    for each in found.members:
+        if changes := mismatch(each, runs / each.name):
+            raise foreign(runs / each.name, changes)
+    for data in sorted(dict.fromkeys(e.data for e in found.members), key=lambda data: isinstance(data, Data)):
         data.check()
     if found.table and hosts.primary():
         keep(found.table, runs)
@@ -240,7 +243,7 @@ def show_table(options) -> int:
 
 def report_page(options) -> int:
     folder = Path(options.folder)
-    sheets = [sheet for table in kept(folder) for sheet in tables.sheets(tables.filled(table, folder))]
+    sheets = [sheet for table in map(renewed, kept(folder)) for sheet in tables.sheets(tables.filled(table, folder))]
     out = Path(options.out) if options.out else folder / "report.html"
     write_whole(out, page(folder, sheets, options.title).encode())
     print(out)

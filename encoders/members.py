@@ -39,8 +39,8 @@ def module_of(path: Path) -> ModuleType:
 
 @dataclass(frozen=True)
 class Found:
-    """What a file has: its members that are chosen, with every `--set` applied; the others; its table, if it has one,
-    of both."""
+    """What a file has: its members that are chosen, with every `--set` applied; the others, those of a table as they
+    were trained; its table, if it has one, of both."""
 
     members: list[Experiment]
     others: list[Experiment]
@@ -57,6 +57,7 @@ def load(options) -> Found:
     module = module_of(path)
     table = tabled(module, options) if hasattr(module, "table") else None
     found = table.members if table else listed(module, path, options)
+    before = trained_members(table, options) if table else {}
     names = [experiment.name for experiment in found]
     if len(set(names)) < len(names):
         raise ExperimentError(f"{path}: two members have the same name")
@@ -67,9 +68,15 @@ def load(options) -> Found:
     if any(setting.startswith("name=") for setting in options.set) and (table or len(chosen) > 1):
         told = "the members of a table are known by their names" if table else "choose one with --only"
         raise ExperimentError(f"--set name=... would give {len(chosen)} members one name; {told}")
-    wanted = lambda each: override(each, options.set) if each.name in chosen and options.set else each
+
+    def wanted(each: Experiment) -> Experiment:
+        if each.name not in chosen:
+            return before.get(each.name, each)
+        return override(each, options.set) if options.set else each
+
     mine = [wanted(each) for each in found if each.name in chosen]
-    return Found(mine, [e for e in found if e.name not in chosen], table and table.changed(wanted))
+    others = [wanted(each) for each in found if each.name not in chosen]
+    return Found(mine, others, table and table.changed(wanted))
 
 
 def listed(module: ModuleType, path: Path, options) -> Sequence[Experiment]:
@@ -93,11 +100,30 @@ def tabled(module: ModuleType, options) -> Table:
             told = ", ".join(each.name for each in before)
             raise ExperimentError(f"{runs} has {told}: say which with --with scale=... and what else was given")
         if before:
-            return before[0]
+            return renewed(before[0])
     given = arguments(Study, options)
     if given.get("scale") == "paper" and (useless := sorted(given.keys() & {"tokens", "rows", "tasks"})):
         raise ExperimentError(f"--with {useless[0]}=... is of small scale, and scale=paper was given")
     return replace(module.table(Study(**given)), file=Path(module.__file__).stem)
+
+
+def renewed(table: Table) -> Table:
+    """A kept table as its file makes it today, of the members that were trained; as it was kept, where that file is
+    gone."""
+    try:
+        module = module_of(find(table.file))
+    except ExperimentError:
+        return table
+    if table.study is None or not hasattr(module, "table"):
+        return table
+    made = replace(module.table(table.study), file=table.file)
+    return made.changed(lambda member: table.places.get(member.name, member))
+
+
+def trained_members(table: Table, options) -> dict[str, Experiment]:
+    """The members of a table by name, as it was kept beside its runs."""
+    runs = Path(getattr(options, "runs", "runs"))
+    return next((each.places for each in kept(runs) if each.name == table.name), {})
 
 
 def arguments(make: Callable, options) -> dict:

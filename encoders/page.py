@@ -178,8 +178,12 @@ def hardware(devices: Sequence[str]) -> str:
     >>> hardware(["cuda:0", "cuda:1"])
     '2 cuda'
     """
-    kinds = Counter(device.partition(":")[0].partition("_")[0] for device in devices)
-    return " and ".join(f"{count} {kind}" for kind, count in kinds.items())
+    return " and ".join(f"{count} {kind}" for kind, count in Counter(map(kind_of, devices)).items())
+
+
+def kind_of(device: str) -> str:
+    """A device's kind, as of `cuda:0` or `TFRT_CPU_0`."""
+    return device.partition(":")[0].partition("_")[0]
 
 
 def table(sheet: Sheet) -> str:

@@ -65,16 +65,24 @@ class Sweep:
         """The member of this file that another one begins with."""
         return self.folders.get(os.path.abspath(member.start)) if member.start else None
 
+    def is_foreign(self, member: Experiment) -> bool:
+        """Whether the folder of a member, or of one that it begins with, holds another experiment."""
+        first = self.start_of(member)
+        return bool(mismatch(member, self.folder(member)) or first and self.is_foreign(first))
+
     def state(self, member: Experiment) -> str:
         """done; other, where its folder has the result of another experiment; failed, since this began; running
-        elsewhere; ready; waiting for the one it begins with, or blocked where that has failed or is not to be trained.
+        elsewhere; ready; waiting for the one it begins with, or blocked where that has failed, is of another
+        experiment or is not to be trained.
         """
         folder = self.folder(member)
         if member.name in self.failed:
             return "failed"
         if result(folder):
             if member.name not in self.finished:
-                self.finished[member.name] = "other" if mismatch(member, folder) else "done"
+                first = self.start_of(member)
+                begun = "blocked" if first and self.is_foreign(first) else "done"
+                self.finished[member.name] = "other" if mismatch(member, folder) else begun
             return self.finished[member.name]
         failed = folder / FAILED
         if failed.exists() and failed.stat().st_mtime > self.begun:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import itertools
-import json
 import re
 import statistics
 from collections.abc import Collection, Sequence
@@ -17,10 +16,10 @@ from encoders.ablation import PARAMETERS, Column, Row, Table
 from encoders.experiment import Experiment
 from encoders.ledger import encoder_parameters, run_flops, run_rows
 from encoders.objectives.objective import Task
-from encoders.page import Sheet
+from encoders.page import Sheet, kind_of
 from encoders.report import grid
 from encoders.training import log
-from encoders.training.run import mismatch, result
+from encoders.training.run import mismatch, read_record, result
 
 
 @dataclass(frozen=True)
@@ -44,11 +43,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of all runs of a row: tokens seen, FLOPs of their matrix products, hours of devices."""
+    """Of all runs of a row: tokens seen, FLOPs of their matrix products, hours of devices, and of which kinds."""
 
     tokens: float
     flops: float
     hours: float
+    devices: str
 
 
 def score(member: Experiment, column: Column, runs: Path) -> float | None:
@@ -85,14 +85,17 @@ def cell(table: Table, row: Row, column: Column, runs: Path, without: Collection
 def cost(table: Table, row: Row, runs: Path, without: Collection[str] = ()) -> Cost:
     """What all runs of a row have cost, and those that they begin with, but not those that are named."""
     tokens = flops = seconds = 0.0
+    kinds = set()
     members = {each.name: each for run in (*row.runs, *row.tasks) for each in table.chain(run)}
     for member in (each for name, each in members.items() if name not in without):
         rows = list(log.rows(runs / member.name / "metrics.jsonl"))
         seen = max((each.get("tokens", 0) for each in rows), default=0)
         full = sum(count * length for count, length in run_rows(member))
         tokens, flops = tokens + seen, flops + run_flops(member) * seen / full
-        seconds += sum(each["time"]["seconds"] for each in rows) * devices(runs / member.name)
-    return Cost(tokens, flops, seconds / 3600)
+        devices = read_record(runs / member.name)["devices"] if rows else []
+        seconds += sum(each["time"]["seconds"] for each in rows) * len(devices)
+        kinds |= {kind_of(device) for device in devices}
+    return Cost(tokens, flops, seconds / 3600, " and ".join(sorted(kinds)))
 
 
 def trained(row: Row) -> str:
@@ -100,13 +103,12 @@ def trained(row: Row) -> str:
     if not row.runs:
         return "-"
     run = row.runs[0]
+    model = run.model
+    width = f" E{model.embedding}" * (model.embedding != model.hidden)
+    heads = f" A{model.heads}" * (model.hidden != 64 * model.heads)
     sizes = " then ".join(f"{phase.batch:,} x {phase.length}" for phase in run.phases)
-    return f"L{run.model.layers} H{run.model.hidden}; {sizes}, {run.steps:,} steps, {run.optimizer.rate:g}"
-
-
-def devices(folder: Path) -> int:
-    path = folder / "experiment.json"
-    return len(json.loads(path.read_text(encoding="utf-8"))["devices"]) if path.exists() else 0
+    size = f"L{model.layers} H{model.hidden}{width}{heads}"
+    return f"{size}; {sizes}, {run.steps:,} steps, {run.optimizer.rate:g}"
 
 
 def number(value: float) -> str:
@@ -131,20 +133,27 @@ class Filled:
     table: Table
     cells: dict[tuple[str, str], Cell]
     costs: dict[str, Cost]
-    left_out: tuple[str, ...] = ()  # members whose folders hold other experiments
+    texts: tuple[str, ...] = ()  # that its runs were trained on
+    left_out: tuple[str, ...] = ()  # members whose folders hold other experiments, or cannot be read
 
     @property
     def measured(self) -> list[Column]:
         """The columns of which at least one row has a number of ours; that of parameters has one always."""
         return [c for c in self.table.columns if any(self.cells[r.name, c.name].ours for r in self.table.rows)]
 
+    def seeds(self, row: Row) -> int:
+        """How many scores the fullest cell of a row has."""
+        return max((len(self.cells[row.name, c.name].ours) for c in self.scored if not c.mean), default=0)
+
+    @property
+    def scored(self) -> list[Column]:
+        """The measured columns of scores, which are no facts of the model."""
+        return [column for column in self.measured if column.score != PARAMETERS.score]
+
     def sheet(self) -> list[list[str]]:
         """Head and rows of what was measured: for each column paper, ours with its range, and the difference."""
-        head, rows = ["", "ours", "seeds"], [[row.name, trained(row)] for row in self.table.rows]
-        scored = [column for column in self.measured if column.score != PARAMETERS.score]
-        for row, line in zip(self.table.rows, rows, strict=True):
-            counts = {len(self.cells[row.name, c.name].ours) for c in scored if not c.mean} - {0}
-            line.append(" to ".join(str(n) for n in sorted({min(counts), max(counts)})) if counts else "0")
+        head = ["", "ours", "seeds"]
+        rows = [[row.name, trained(row), str(self.seeds(row))] for row in self.table.rows]
         for column in self.measured:
             paper = any(self.cells[row.name, column.name].published for row in self.table.rows)
             compared = paper and column.score != PARAMETERS.score
@@ -153,12 +162,14 @@ class Filled:
             for row, line in zip(self.table.rows, rows, strict=True):
                 found = self.cells[row.name, column.name]
                 gap = found.difference
-                line += [published(found.published)] * paper + [ours(found)]
+                count, whole = len(found.ours), self.seeds(row)
+                few = f" [{count} of {whole}]" * (not column.mean and 0 < count < whole)
+                line += [published(found.published)] * paper + [ours(found) + few]
                 line += ["-" if gap is None else f"{gap:+.1f}"] * compared
         head += ["M tokens", "FLOPs", "device hours"]
         for row, line in zip(self.table.rows, rows, strict=True):
             spent = self.costs[row.name]
-            line += [number(spent.tokens / 1e6), f"{spent.flops:.1e}", number(spent.hours)]
+            line += [number(spent.tokens / 1e6), f"{spent.flops:.1e}", f"{number(spent.hours)} {spent.devices}".strip()]
         return [head, *rows]
 
     def rest(self) -> list[list[str]]:
@@ -176,7 +187,9 @@ class Filled:
             *(order for column in self.measured if (order := self.order(column))),
             *(f"Differs because {reason}." for reason in self.table.differs),
         ]
-        return [*lines, f"Left out, as trained otherwise: {'; '.join(self.left_out)}."] if self.left_out else lines
+        if self.texts:
+            lines.append(f"Text: {'; '.join(self.texts)}. The papers' is Wikipedia with books, or more.")
+        return [*lines, f"Left out: {'; '.join(self.left_out)}."] if self.left_out else lines
 
     def order(self, column: Column) -> str | None:
         """Whether our rows stand in the paper's order: of each pair, only where the ranges of the seeds lie apart."""
@@ -216,10 +229,28 @@ class Filled:
 
 def filled(table: Table, runs: Path) -> Filled:
     """A table with the scores and costs of its runs."""
-    other = tuple(member.name for member in table.members if mismatch(member, runs / member.name))
+    reasons = {each.name: reason for each in table.members if (reason := useless(table, each, runs))}
     pairs = itertools.product(table.rows, table.columns)
-    cells = {(row.name, column.name): cell(table, row, column, runs, other) for row, column in pairs}
-    return Filled(table, cells, {row.name: cost(table, row, runs, other) for row in table.rows}, other)
+    cells = {(row.name, column.name): cell(table, row, column, runs, reasons) for row, column in pairs}
+    costs = {row.name: cost(table, row, runs, reasons) for row in table.rows}
+    runs_of = (runs / each.name for row in table.rows for each in row.runs if each.name not in reasons)
+    data = [read_record(folder)["experiment"]["data"] for folder in runs_of if (folder / "experiment.json").exists()]
+    texts = tuple(dict.fromkeys(", ".join(each["corpus"]) for each in data))
+    return Filled(table, cells, costs, texts, tuple(f"{name} {reason}" for name, reason in reasons.items()))
+
+
+def useless(table: Table, member: Experiment, runs: Path) -> str | None:
+    """Why a member's folder has nothing for the table: it, or that of what it begins with, cannot be read or holds
+    another experiment."""
+    try:
+        result(runs / member.name)
+        for each in table.chain(member):
+            if changes := mismatch(each, runs / each.name):
+                begun = f"begins with {each.name}, which " * (each != member)
+                return f"{begun}was trained otherwise ({'; '.join(changes)})"
+    except (ValueError, KeyError, TypeError) as error:
+        return f"cannot be read ({error})"
+    return None
 
 
 def complete(table: Table, member: Experiment, runs: Path) -> None:

@@ -206,6 +206,15 @@ def test_a_folder_that_holds_another_experiment_is_a_failure_and_nothing_begins_
     assert said[-2:] == ["not trained, since what they begin with is not: b", "failed: a"]
 
 
+def test_what_is_finished_is_not_done_where_what_it_begins_with_is_another_experiment(trains, tmp_path):
+    members = (member("a"), member("b", "a", tmp_path))
+    made, begun, said = trains(*members, errors={"a": RunError("a belongs to another experiment")})
+    foreign(tmp_path / "a"), finish(tmp_path / "b")
+    assert [each.state for each in progress(made)] == ["other", "blocked"]
+    assert made.train(False, NO_STOP, 1) == 1 and begun == ["a"]
+    assert said[-2:] == ["not trained, since what they begin with is not: b", "failed: a"]
+
+
 def test_what_fails_after_a_finished_member_is_a_failure(trains, tmp_path):
     def after(each):
         raise ValueError(f"{each.name} cannot be scored")

@@ -22,6 +22,7 @@ NSP = Column("NSP, crossed", "nsp_accuracy", under=("objective.sentences=NextSen
 AVERAGE = Column("Avg", "mean", mean=(("MLM",), ("SST-2", "NSP, crossed")))
 PROXY = Column("MLM again", "mlm_accuracy", like="SST-2")
 COLUMNS = (MLM, SST2, AVERAGE, NSP, PARAMETERS, PROXY)
+OTHER_TEXT = {"corpus": ("other.txt",)}
 
 
 def member(name: str, seed: int):
@@ -66,7 +67,7 @@ def write(runs: Path, members, scores: dict[str, tuple[float, ...]], part: str =
         folder.mkdir()
         found = {name: values[number] for name, values in scores.items()}
         (folder / "result.json").write_text(json.dumps({"heldout": {}, "best": {}} | {part: found}))
-        told = record(each, "0" * 16, blank_facts(each.model.vocab)) | {"devices": ["one", "two"]}
+        told = record(each, "0" * 16, blank_facts(each.model.vocab)) | {"devices": ["cuda:0", "cuda:1"]}
         (folder / "experiment.json").write_text(json.dumps(told))
         seen = each.steps * each.phases[0].batch * each.phases[0].length // 2
         time = {"seconds": 36.0}
@@ -171,17 +172,19 @@ def test_text_has_what_is_measured_and_what_is_only_published(table):
     measured, rest = shown.split("A table, small scale: published, not measured here")
     assert "30.0 (20.0 to 40.0)" in measured and "-20.0" in measured and "RACE" not in measured
     assert "Differs because a reason." in measured and "Members are equal in tokens." in measured
-    assert "L3 H8; " in measured and "RACE" in rest
+    assert "L3 H8 E4 A2; " in measured and "RACE" in rest
+    assert measured.endswith("Text: text.txt. The papers' is Wikipedia with books, or more.\n\n")
 
 
 def test_csv_has_a_line_a_cell_with_unrounded_numbers(table):
     made, runs = table
     lines = list(csv.DictReader(io.StringIO(FORMATS["csv"](filled(made, runs)))))
     found = {(line["row"], line["column"]): line for line in lines}
-    assert len(found) == len(lines) == 3 * (len(COLUMNS) + 3)
+    assert len(found) == len(lines) == 3 * (len(COLUMNS) + 4)
     assert float(found["b", "MLM"]["median"]) == pytest.approx(33) and found["b", "MLM"]["n"] == "3"
     assert found["b", "SST-2"]["paper, elsewhere"] == "81.0" and found["c & d_e", "MLM"]["median"] == ""
     assert float(found["a", "hours"]["median"]) == pytest.approx(9 * 72 / 3600)
+    assert found["a", "devices"]["median"] == "cuda"
 
 
 def test_markdown_and_latex_have_as_many_cells_in_every_line_of_a_table(table):
@@ -211,16 +214,38 @@ def test_a_row_has_a_published_number_or_none_for_every_column():
         Table("t", "A table", COLUMNS, (Row("a", ((1.0,),)),), "tokens")
 
 
-def test_a_run_of_other_settings_is_left_out_and_named(table):
+def test_a_run_of_other_settings_is_left_out_with_what_begins_with_it(table):
     made, runs = table
     first = made.rows[0].runs[0]
     facts = blank_facts(BASE.model.vocab)
-    other = record(replace(first, seed=9), "0" * 16, facts)
+    other = record(replace(first, seed=9, data=replace(BASE.data, **OTHER_TEXT)), "0" * 16, facts)
     (runs / first.name / "experiment.json").write_text(json.dumps(other))
     found = filled(made, runs)
     assert found.cells["a", "MLM"].ours == pytest.approx((20, 40))
-    assert found.costs["a"].hours == pytest.approx(8 * 36 * 2 / 3600)  # of nine runs
-    assert found.notes()[-1] == f"Left out, as trained otherwise: {first.name}."
+    assert found.cells["a", "SST-2"].ours == pytest.approx((80, 90))
+    assert found.costs["a"].hours == pytest.approx(6 * 36 * 2 / 3600) and found.texts == ("text.txt",)  # of nine runs
+    why = "was trained otherwise (seed is 9 there and 0 here)"
+    fine = [f"{m.name} begins with {first.name}, which {why}" for m in made.rows[0].tasks if m.seed == 0]
+    assert found.notes()[-1] == f"Left out: {'; '.join([f'{first.name} {why}', *fine])}."
+
+
+@pytest.mark.parametrize("file", ["result.json", "experiment.json"])
+def test_a_damaged_run_is_left_out_and_the_cells_that_have_fewer_seeds_say_so(table, file):
+    made, runs = table
+    damaged = next(m for m in made.rows[0].tasks if m.seed == 1 and "rate0.001" in m.name)
+    (runs / damaged.name / file).write_text('{"heldo')
+    found = filled(made, runs)
+    assert len(found.left_out) == 1 and found.left_out[0].startswith(f"{damaged.name} cannot be read (")
+    shown = dict(zip(*found.sheet()[:2], strict=True))
+    assert shown["seeds"] == "3" and "80.0 (70.0 to 90.0) [2 of 3]" in found.sheet()[1]
+
+
+def test_the_text_is_what_the_runs_were_trained_on_whatever_is_said_now(table):
+    made, runs = table
+    moved = made.changed(
+        lambda each: replace(each, data=replace(each.data, **OTHER_TEXT)) if each.start is None else each
+    )
+    assert filled(moved, runs).texts == ("text.txt",) and not filled(moved, runs).left_out
 
 
 def test_a_mean_of_a_column_that_there_is_not_is_refused():

@@ -128,8 +128,9 @@ class TaskModule(nn.Module):
 
 
 def means(sums: Metrics) -> dict[str, float]:
-    """Every metric as a number, and the standard error of every accuracy."""
-    scores = {name: value(mean) for name, mean in sums.items() if mean.total.ndim == 0}
+    """Every metric as a number, and the standard error of every accuracy; none at [MASK] where there was no [MASK]."""
+    unseen = {name for name, mean in sums.items() if "_mask_" in name and not mean.count}
+    scores = {name: value(mean) for name, mean in sums.items() if mean.total.ndim == 0 and name not in unseen}
     errors = {f"{n}_error": accuracy_error(sums[n]) for n in scores if n.endswith("accuracy")}
     return scores | errors
 

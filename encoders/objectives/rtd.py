@@ -33,10 +33,11 @@ TERMS = {"joint": ("generator_loss",), "adversarial": ("policy_loss", "baseline_
 class ReplacedTokens(Generating):
     """λ times the discriminator's loss over all tokens that are no padding, plus the generator's masked-token loss.
 
-    With `over="chosen"` the loss is over the tokens alone that were masked out ("ELECTRA 15%"). A sample equal to the
-    original token is labelled original. `training` says what the generator learns from: masked tokens ("joint"), or
-    the discriminator's errors ("adversarial"). With "two_stage" it learns nothing: the run that `start` names has
-    trained it alone, as a masked language model, and with its weights the discriminator begins too.
+    With `over="chosen"` the loss is over the tokens alone that were masked out ("ELECTRA 15%"); the area under the ROC
+    curve is of all tokens still. A sample equal to the original token is labelled original. `training` says what the
+    generator learns from: masked tokens ("joint"), or the discriminator's errors ("adversarial"). With "two_stage" it
+    learns nothing: the run that `start` names has trained it alone, as a masked language model, and with its weights
+    the discriminator begins too.
     """
 
     weight: float = 50.0
@@ -117,7 +118,7 @@ class ReplacedTokens(Generating):
                 f"'{verdict}' would be for {scores['rtd_baseline']:.2%}: more steps, another optimizer.rate, a longer "
                 "optimizer.warmup or a smaller generator (objective.width) may help"
             )
-        learns = "generator_loss" in self.weights
+        learns = "generator_loss" in self.weights and "generator_mask_accuracy" in scores
         if learns and scores["generator_mask_accuracy"] <= scores["generator_mask_baseline"]:
             found.append(
                 f"the generator finds {scores['generator_mask_accuracy']:.2%} of the masked tokens, and the commonest "
@@ -145,7 +146,9 @@ class ReplacedTokensModule(GeneratingModule):
         at_chosen = [jnp.take_along_axis(x, batch["picked"], axis=1) for x in (verdict, labels)] + [batch["weights"]]
         real = (batch["example"] > 0).astype(jnp.float32)
         judged = (verdict, labels, real) if self.objective.over == "all" else at_chosen
-        metrics = filled.metrics | replaced_token_metrics(*judged, roc=not train)
+        metrics = filled.metrics | replaced_token_metrics(*judged)
+        if not train:  # of every token, whatever the loss is over
+            metrics["rtd_histogram"] = histogram(verdict, labels, real)
         if self.objective.training == "adversarial":
             # What the baseline reads carries no gradient: it is no third thing that the generator learns from.
             guess = self.baseline(jax.lax.stop_gradient(filled.hidden))[..., 0].astype(jnp.float32)
@@ -181,19 +184,21 @@ def policy_metrics(
 
 
 def replaced_token_metrics(
-    verdict: Float[Array, "b l"], labels: Int[Array, "b l"], real: Float[Array, "b l"], roc: bool
+    verdict: Float[Array, "b l"], labels: Int[Array, "b l"], real: Float[Array, "b l"]
 ) -> Metrics:
     """Binary cross-entropy over the tokens that are `real`; accuracy, recall on the replaced, their fraction."""
     count, replaced = real.sum(), (labels * real).sum()
     nll = judged_loss(verdict, labels)
     said = (verdict > 0).astype(jnp.int32)
-    metrics = {
+    return {
         "rtd_loss": Mean((nll * real).sum(), count),
         "rtd_accuracy": Mean(((said == labels) * real).sum(), count),
         "rtd_recall": Mean((said * labels * real).sum(), replaced),
         "rtd_replaced": Mean(replaced, count),
     }
-    if roc:
-        bins = jnp.minimum((jax.nn.sigmoid(verdict) * BINS).astype(jnp.int32), BINS - 1)
-        metrics["rtd_histogram"] = Mean(jnp.zeros((2, BINS)).at[labels, bins].add(real), count)
-    return metrics
+
+
+def histogram(verdict: Float[Array, "b l"], labels: Int[Array, "b l"], real: Float[Array, "b l"]) -> Mean:
+    """How many `real` tokens of each label have a probability in each of `BINS` equal bins, `[2, BINS]`."""
+    bins = jnp.minimum((jax.nn.sigmoid(verdict) * BINS).astype(jnp.int32), BINS - 1)
+    return Mean(jnp.zeros((2, BINS)).at[labels, bins].add(real), real.sum())

@@ -270,17 +270,20 @@ def claim(run: Run, start_key: str | None) -> str:
         theirs = read_record(run.folder)
         if theirs["fingerprint"] != mine:
             network = from_json(theirs["experiment"])
-            changes = differences(network, experiment) or ["the content of data.corpus or of start"]
-            raise RunError(
-                f"{run.folder} belongs to another experiment: {'; '.join(changes)}. "
-                "Give this one a name of its own (--set name=...), or remove that folder"
-            )
+            raise foreign(run.folder, differences(network, experiment) or ["the content of data.corpus or of start"])
         return mine
     run.folder.mkdir(parents=True, exist_ok=True)
     run.store.tokenizer.save(run.folder)
     place = {"store": str(run.store.path.resolve()), "store_key": run.store.key}
     write_json(path, record(experiment, mine, run.facts) | place)
     return mine
+
+
+def foreign(folder: Path, changes: list[str]) -> RunError:
+    return RunError(
+        f"{folder} belongs to another experiment: {'; '.join(changes)}. Give this one a name of its own "
+        "(--set name=...) or another folder (--runs ...), or remove that folder"
+    )
 
 
 def seen(path: Path, wait: float = 60.0) -> bool:

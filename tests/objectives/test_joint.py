@@ -157,6 +157,14 @@ def test_scores_have_a_perplexity_errors_and_the_share_of_the_larger_class():
     assert scores["nsp_accuracy"] == 0.75 and scores["nsp_baseline"] == 0.75 and "nsp_positives" not in scores
 
 
+def test_where_no_mask_is_shown_there_is_no_score_at_masks():
+    none, some = Mean(np.float64(0), np.float64(0)), Mean(np.float64(1), np.float64(4))
+    at_mask = ("mlm_mask_accuracy", "mlm_mask_baseline")
+    sums = {"mlm_loss": some, "mlm_accuracy": some}
+    shown = ALONE.scores(sums | dict.fromkeys(at_mask, some))
+    assert ALONE.scores(sums | dict.fromkeys(at_mask, none)).keys() == shown.keys() - {*at_mask, f"{at_mask[0]}_error"}
+
+
 def test_a_loss_beyond_all_bounds_has_a_perplexity_still():
     scores = ALONE.scores({"mlm_loss": Mean(np.float64(1e9), np.float64(1))})
     assert math.isfinite(scores["mlm_perplexity"])

@@ -11,7 +11,7 @@ from encoders.metrics import Mean
 from encoders.model.config import Model
 from encoders.objectives.generator import MASKING
 from encoders.objectives.masking import Masking
-from encoders.objectives.rtd import BINS, ReplacedTokens, replaced_token_metrics
+from encoders.objectives.rtd import BINS, ReplacedTokens, histogram, replaced_token_metrics
 from encoders.text.vocab import Facts
 from tests.networks import random_parameters
 
@@ -170,7 +170,9 @@ def test_noise_is_new_in_every_epoch_also_where_masks_repeat():
 # Labels and loss ------------------------------------------------------------------------------------------------------
 
 
-judge = jax.jit(replaced_token_metrics, static_argnames="roc", compiler_options=QUICK)
+@partial(jax.jit, compiler_options=QUICK)
+def judge(*verdict_labels_real):
+    return replaced_token_metrics(*verdict_labels_real) | {"rtd_histogram": histogram(*verdict_labels_real)}
 
 
 def test_a_sample_that_equals_the_original_is_labelled_original():
@@ -202,7 +204,7 @@ def test_metrics_of_the_discriminator_are_counted_by_hand():
     verdict = np.array([[2.0, -1.0, 0.5, -3.0, 9.0], [-0.2, 0.3, 7.0, -7.0, 1.0]], np.float32)
     labels = np.array([[1, 1, 0, 0, 0], [0, 1, 0, 0, 0]])
     real = np.array([[1, 1, 1, 1, 0], [1, 1, 0, 0, 0]], np.float32)
-    found = jax.tree.map(np.asarray, judge(verdict, labels, real, roc=True))
+    found = jax.tree.map(np.asarray, judge(verdict, labels, real))
     chances = 1 / (1 + np.exp(-np.array([2.0, -1.0, -0.5, 3.0, 0.2, 0.3])))  # of the label, at the six real tokens
     np.testing.assert_allclose(found["rtd_loss"], (-np.log(chances).sum(), 6), **CLOSE)
     assert found["rtd_accuracy"] == (4, 6)  # wrong: the second and the third
@@ -220,7 +222,7 @@ def test_metrics_of_the_discriminator_are_counted_by_hand():
 def test_a_certain_discriminator_has_a_loss_without_end_and_no_nan():
     verdict, zero, one = np.full((2, 5), -1e4, np.float32), np.zeros((2, 5), int), np.ones((2, 5), np.float32)
     verdict[0, 0] = 1e4
-    found = judge(verdict, zero, one, roc=True)
+    found = judge(verdict, zero, one)
     assert found["rtd_loss"].total == 1e4 and np.asarray(found["rtd_histogram"].total)[0, [0, -1]].tolist() == [9, 1]
 
 
@@ -281,7 +283,7 @@ def test_over_the_chosen_tokens_the_loss_leaves_out_all_others():
     assert found["rtd_loss"].count == 26 == CHOSEN.counts(seen)["rtd_loss"] and 0 < replaced < 26
     np.testing.assert_allclose(found["rtd_loss"].total, total, rtol=1e-4)
     assert found["rtd_replaced"] == (replaced, 26)
-    assert np.asarray(found["rtd_histogram"].total).sum() == 26
+    assert np.asarray(found["rtd_histogram"].total).sum() == sum(SIZES)  # comparable with a loss over all
 
 
 def test_a_lone_verdict_reaches_the_larger_of_two_shares():

@@ -59,10 +59,8 @@ def test_a_loss_far_above_the_last_ones_is_noticed():
     assert health.spike([3.0, 9.0]) is None  # too few to know
 
 
-WELL = {
-    "rtd_replaced": 0.1, "rtd_accuracy": 0.95, "rtd_baseline": 0.9,
-    "generator_mask_accuracy": 0.3, "generator_mask_baseline": 0.05,
-}  # fmt: skip
+WELL = {"rtd_replaced": 0.1, "rtd_accuracy": 0.95, "rtd_baseline": 0.9}
+MASKED = {"generator_mask_accuracy": 0.3, "generator_mask_baseline": 0.05}
 
 
 @pytest.mark.parametrize(
@@ -75,8 +73,9 @@ WELL = {
     ],
 )
 def test_an_electra_that_learns_nothing_is_told_what_to_change(scores, said):
-    found = ReplacedTokens().ailments(WELL | scores)
+    found = ReplacedTokens().ailments(WELL | MASKED | scores)
     assert len(found) == len(said)
+    assert ReplacedTokens().ailments(WELL) == []  # where no [MASK] is shown nothing is said of the generator
     for line, start in zip(found, said, strict=True):
         assert line.startswith(start)
         assert "objective." in line
