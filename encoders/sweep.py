@@ -198,7 +198,8 @@ class Progress:
 
 
 def progress(sweep: Sweep) -> list[Progress]:
-    """How far every member is. What is left is its FLOPs at the speed it had itself, or else those like it had."""
+    """How far every member is. What is left is its FLOPs at the speed it had itself, else at that of those like it,
+    else at that of any."""
     known: dict[type, list[float]] = {}
     changed = {member.name: mismatch(member, sweep.folder(member)) for member in sweep.members}
     spent = {e.name: (0, 0.0) if changed[e.name] else taken(sweep.folder(e)) for e in sweep.members}
@@ -218,7 +219,8 @@ def progress(sweep: Sweep) -> list[Progress]:
             note = holder(folder) or ""
         elif state == "ready" and step:
             state = "interrupted"
-        speeds = [total * step / member.steps / seconds] if seconds else known.get(type(member.data), [])
+        speeds = known.get(type(member.data)) or sum(known.values(), [])
+        speeds = [total * step / member.steps / seconds] if seconds else speeds
         left = None
         if state == "done":
             left = 0.0

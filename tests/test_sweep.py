@@ -13,6 +13,7 @@ from encoders.sweep import FAILED, Sweep, progress
 from encoders.training.run import InUse, RunError, held, record
 from encoders.training.stopping import STATUS, Stop, Stopped
 from tests.test_experiment import BASE
+from tests.test_tables import fine
 
 NO_STOP = Stop()
 
@@ -177,6 +178,15 @@ def test_progress_reckons_what_is_left_by_the_speed_of_its_like(trains, tmp_path
     assert c.left == d.left and (d.state, d.note) == ("failed", "RunError: a reason")
     assert d.left == pytest.approx(100 / 0.75)  # the median of the speeds of a and b, of which the second has half
     assert run_flops(members[0]) == run_flops(members[1])
+
+
+def test_progress_reckons_with_the_speed_of_any_where_nothing_like_it_was_trained(trains, tmp_path):
+    members = (member("a"), fine(member("a"), 1e-3))
+    made, _, _ = trains(*members, begun=0.0)
+    finish(tmp_path / "a")
+    row = {"step": members[0].steps, "split": "train", "time": {"seconds": 100.0}}
+    (tmp_path / "a" / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    assert progress(made)[1].left == pytest.approx(100 * run_flops(members[1]) / run_flops(members[0]))
 
 
 def foreign(folder) -> None:
