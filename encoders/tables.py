@@ -7,6 +7,7 @@ import io
 import itertools
 import re
 import statistics
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,10 +167,10 @@ class Filled:
                 few = f" [{count} of {whole}]" * (not column.mean and 0 < count < whole)
                 line += [published(found.published)] * paper + [ours(found) + few]
                 line += ["-" if gap is None else f"{gap:+.1f}"] * compared
-        head += ["M tokens", "FLOPs", "device hours"]
+        head += ["M tokens", "FLOPs", "device hours", "devices"]
         for row, line in zip(self.table.rows, rows, strict=True):
             spent = self.costs[row.name]
-            line += [number(spent.tokens / 1e6), f"{spent.flops:.1e}", f"{number(spent.hours)} {spent.devices}".strip()]
+            line += [number(spent.tokens / 1e6), f"{spent.flops:.1e}", number(spent.hours), spent.devices or "-"]
         return [head, *rows]
 
     def rest(self) -> list[list[str]]:
@@ -229,27 +230,30 @@ class Filled:
 
 def filled(table: Table, runs: Path) -> Filled:
     """A table with the scores and costs of its runs."""
-    reasons = {each.name: reason for each in table.members if (reason := useless(table, each, runs))}
+    present = [each for each in table.members if (runs / each.name).exists()]
+    reasons = {each.name: reason for each in present if (reason := useless(table, each, runs))}
     pairs = itertools.product(table.rows, table.columns)
     cells = {(row.name, column.name): cell(table, row, column, runs, reasons) for row, column in pairs}
     costs = {row.name: cost(table, row, runs, reasons) for row in table.rows}
     runs_of = (runs / each.name for row in table.rows for each in row.runs if each.name not in reasons)
     data = [read_record(folder)["experiment"]["data"] for folder in runs_of if (folder / "experiment.json").exists()]
     texts = tuple(dict.fromkeys(", ".join(each["corpus"]) for each in data))
-    return Filled(table, cells, costs, texts, tuple(f"{name} {reason}" for name, reason in reasons.items()))
+    begun = Counter(reasons.values())
+    told = (f"{reason}, and what begins with it" if begun[reason] > 1 else reason for reason in begun)
+    return Filled(table, cells, costs, texts, tuple(told))
 
 
 def useless(table: Table, member: Experiment, runs: Path) -> str | None:
     """Why a member's folder has nothing for the table: it, or that of what it begins with, cannot be read or holds
     another experiment."""
-    try:
-        result(runs / member.name)
-        for each in table.chain(member):
-            if changes := mismatch(each, runs / each.name):
-                begun = f"begins with {each.name}, which " * (each != member)
-                return f"{begun}was trained otherwise ({'; '.join(changes)})"
-    except (ValueError, KeyError, TypeError) as error:
-        return f"cannot be read ({error})"
+    for each in table.chain(member):
+        try:
+            result(runs / each.name)
+            changes = mismatch(each, runs / each.name)
+        except (ValueError, KeyError, TypeError) as error:
+            return f"{each.name} cannot be read ({error})"
+        if changes:
+            return f"{each.name} was trained otherwise ({'; '.join(changes)})"
     return None
 
 

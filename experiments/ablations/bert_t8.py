@@ -17,7 +17,7 @@ COLUMNS = (
     MNLI,
     ENTITIES,
     Column("NER, features", ""),
-    SST2,
+    replace(SST2, like="MNLI"),
     Column("MLM of 80/10/10", "mlm_accuracy", under=SAME, like="MNLI"),
     Column("MLM at [MASK]", "mlm_mask_accuracy", under=SAME, like="MNLI"),
 )
