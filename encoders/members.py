@@ -40,7 +40,7 @@ def module_of(path: Path) -> ModuleType:
 @dataclass(frozen=True)
 class Found:
     """What a file has: its members that are chosen, with every `--set` applied; the others, those of a table as they
-    were trained; its table, if it has one, of both."""
+    were last kept; its table, if it has one, of both."""
 
     members: list[Experiment]
     others: list[Experiment]
@@ -57,7 +57,7 @@ def load(options) -> Found:
     module = module_of(path)
     table = tabled(module, options) if hasattr(module, "table") else None
     found = table.members if table else listed(module, path, options)
-    before = trained_members(table, options) if table else {}
+    before = kept_members(table, options) if table else {}
     names = [experiment.name for experiment in found]
     if len(set(names)) < len(names):
         raise ExperimentError(f"{path}: two members have the same name")
@@ -100,18 +100,18 @@ def tabled(module: ModuleType, options) -> Table:
             told = ", ".join(each.name for each in before)
             raise ExperimentError(f"{runs} has {told}: say which with --with scale=... and what else was given")
         if before:
-            return renewed(before[0])
+            return renewed(before[0], module)
     given = arguments(Study, options)
     if given.get("scale") == "paper" and (useless := sorted(given.keys() & {"tokens", "rows", "tasks"})):
         raise ExperimentError(f"--with {useless[0]}=... is of small scale, and scale=paper was given")
     return replace(module.table(Study(**given)), file=Path(module.__file__).stem)
 
 
-def renewed(table: Table) -> Table:
-    """A kept table as its file makes it today, of the members that were trained; as it was kept, where that file is
-    gone."""
+def renewed(table: Table, module: ModuleType | None = None) -> Table:
+    """A kept table as its file makes it today, of the members that were kept; as it was kept, where no such file is
+    found."""
     try:
-        module = module_of(find(table.file))
+        module = module or module_of(find(table.file))
     except ExperimentError:
         return table
     if table.study is None or not hasattr(module, "table"):
@@ -120,7 +120,7 @@ def renewed(table: Table) -> Table:
     return made.changed(lambda member: table.places.get(member.name, member))
 
 
-def trained_members(table: Table, options) -> dict[str, Experiment]:
+def kept_members(table: Table, options) -> dict[str, Experiment]:
     """The members of a table by name, as it was kept beside its runs."""
     runs = Path(getattr(options, "runs", "runs"))
     return next((each.places for each in kept(runs) if each.name == table.name), {})

@@ -81,8 +81,8 @@ class Sweep:
         if result(folder):
             if member.name not in self.finished:
                 first = self.start_of(member)
-                begun = "blocked" if first and self.is_foreign(first) else "done"
-                self.finished[member.name] = "other" if mismatch(member, folder) else begun
+                sound = "blocked" if first and self.is_foreign(first) else "done"
+                self.finished[member.name] = "other" if mismatch(member, folder) else sound
             return self.finished[member.name]
         failed = folder / FAILED
         if failed.exists() and failed.stat().st_mtime > self.begun:
@@ -188,7 +188,7 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a member is: its state, its step, and the seconds that are left by the speed of its like, if known."""
+    """How far a member is: its state, its step, and the seconds that are left, as far as some speed is known."""
 
     member: Experiment
     state: str

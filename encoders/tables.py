@@ -21,6 +21,7 @@ from encoders.page import Sheet, kind_of
 from encoders.report import grid
 from encoders.training import log
 from encoders.training.run import mismatch, read_record, result
+from encoders.values import shortened
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,8 @@ def cost(table: Table, row: Row, runs: Path, without: Collection[str] = ()) -> C
         seen = max((each.get("tokens", 0) for each in rows), default=0)
         full = sum(count * length for count, length in run_rows(member))
         tokens, flops = tokens + seen, flops + run_flops(member) * seen / full
-        devices = read_record(runs / member.name)["devices"] if rows else []
+        known = (runs / member.name / "experiment.json").exists()
+        devices = read_record(runs / member.name)["devices"] if known else []
         seconds += sum(each["time"]["seconds"] for each in rows) * len(devices)
         kinds |= {kind_of(device) for device in devices}
     return Cost(tokens, flops, seconds / 3600, " and ".join(sorted(kinds)))
@@ -163,7 +165,8 @@ class Filled:
             for row, line in zip(self.table.rows, rows, strict=True):
                 found = self.cells[row.name, column.name]
                 gap = found.difference
-                count, whole = len(found.ours), self.seeds(row)
+                planned = max(map(len, row.of(column).values()), default=0)
+                count, whole = len(found.ours), min(planned, self.seeds(row))
                 few = f" [{count} of {whole}]" * (not column.mean and 0 < count < whole)
                 line += [published(found.published)] * paper + [ours(found) + few]
                 line += ["-" if gap is None else f"{gap:+.1f}"] * compared
@@ -238,8 +241,8 @@ def filled(table: Table, runs: Path) -> Filled:
     runs_of = (runs / each.name for row in table.rows for each in row.runs if each.name not in reasons)
     data = [read_record(folder)["experiment"]["data"] for folder in runs_of if (folder / "experiment.json").exists()]
     texts = tuple(dict.fromkeys(", ".join(each["corpus"]) for each in data))
-    begun = Counter(reasons.values())
-    told = (f"{reason}, and what begins with it" if begun[reason] > 1 else reason for reason in begun)
+    counts = Counter(reasons.values())
+    told = (f"{reason}, and what begins with it" if count > 1 else reason for reason, count in counts.items())
     return Filled(table, cells, costs, texts, tuple(told))
 
 
@@ -253,7 +256,7 @@ def useless(table: Table, member: Experiment, runs: Path) -> str | None:
         except (ValueError, KeyError, TypeError) as error:
             return f"{each.name} cannot be read ({error})"
         if changes:
-            return f"{each.name} was trained otherwise ({'; '.join(changes)})"
+            return f"{each.name} was trained otherwise ({shortened('; '.join(changes))})"
     return None
 
 

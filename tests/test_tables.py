@@ -243,6 +243,13 @@ def test_a_damaged_run_is_left_out_and_the_cells_that_have_fewer_seeds_say_so(ta
     assert shown["seeds"] == "3" and "80.0 (70.0 to 90.0) [2 of 3]" in found.sheet()[1]
 
 
+def test_a_cell_of_runs_is_whole_where_each_is_fine_tuned_with_several_seeds(table):
+    made, runs = table
+    one = replace(made.rows[0], runs=made.rows[0].runs[:1])
+    shown = filled(replace(made, rows=(one, *made.rows[1:])), runs).sheet()
+    assert shown[1][2] == "3" and not any("[" in cell for cell in shown[1])
+
+
 def test_the_text_is_what_the_runs_were_trained_on_whatever_is_said_now(table):
     made, runs = table
     moved = made.changed(

@@ -28,7 +28,7 @@ ROWS = {
     "ten masks (static; the chapter's dynamic)": (10, (78.3, 84.3, 92.5)),
     "a new mask each time (dynamic)": (None, (78.7, 84.0, 92.9)),
 }
-SAID = "it trains on 4 % of the text and holds the rest out"
+SAID = "ours trains on 4 % of the text and holds the rest out"
 FOUR_PERCENT = {"data": {"heldout": 0.96}}
 
 
