@@ -11,7 +11,8 @@ from encoders.training.run import RunError
 SWEEP = """
 from dataclasses import replace
 from tests.test_experiment import BASE
-experiments = [replace(BASE, name=f"member-{seed}", seed=seed) for seed in range(4)]
+data = replace(BASE.data, corpus=("embedded",))
+experiments = [replace(BASE, name=f"member-{seed}", seed=seed, data=data) for seed in range(4)]
 """
 REASONS = {"member-1": RunError("a reason of its own"), "member-2": KeyError("a mistake")}
 
