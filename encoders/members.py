@@ -57,7 +57,7 @@ def load(options) -> Found:
     module = module_of(path)
     table = tabled(module, options) if hasattr(module, "table") else None
     found = table.members if table else listed(module, path, options)
-    before = kept_members(table, options) if table else {}
+    before = kept_members(table, options) if table and options.only else {}
     names = [experiment.name for experiment in found]
     if len(set(names)) < len(names):
         raise ExperimentError(f"{path}: two members have the same name")

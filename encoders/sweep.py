@@ -207,7 +207,7 @@ def progress(sweep: Sweep) -> list[Progress]:
         step, seconds = spent[member.name]
         if seconds:
             known.setdefault(type(member.data), []).append(run_flops(member) * step / member.steps / seconds)
-    found = []
+    found, every = [], sum(known.values(), [])
     for member in sweep.members:
         (step, seconds), state, note = spent[member.name], sweep.state(member), ""
         folder, total = sweep.folder(member), run_flops(member)
@@ -219,8 +219,7 @@ def progress(sweep: Sweep) -> list[Progress]:
             note = holder(folder) or ""
         elif state == "ready" and step:
             state = "interrupted"
-        speeds = known.get(type(member.data)) or sum(known.values(), [])
-        speeds = [total * step / member.steps / seconds] if seconds else speeds
+        speeds = [total * step / member.steps / seconds] if seconds else known.get(type(member.data), every)
         left = None
         if state == "done":
             left = 0.0

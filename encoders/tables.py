@@ -155,8 +155,8 @@ class Filled:
 
     def sheet(self) -> list[list[str]]:
         """Head and rows of what was measured: for each column paper, ours with its range, and the difference."""
-        head = ["", "ours", "seeds"]
-        rows = [[row.name, trained(row), str(self.seeds(row))] for row in self.table.rows]
+        head, seeds = ["", "ours", "seeds"], {row.name: self.seeds(row) for row in self.table.rows}
+        rows = [[row.name, trained(row), str(seeds[row.name])] for row in self.table.rows]
         for column in self.measured:
             paper = any(self.cells[row.name, column.name].published for row in self.table.rows)
             compared = paper and column.score != PARAMETERS.score
@@ -166,7 +166,7 @@ class Filled:
                 found = self.cells[row.name, column.name]
                 gap = found.difference
                 planned = max(map(len, row.of(column).values()), default=0)
-                count, whole = len(found.ours), min(planned, self.seeds(row))
+                count, whole = len(found.ours), min(planned, seeds[row.name])
                 few = f" [{count} of {whole}]" * (not column.mean and 0 < count < whole)
                 line += [published(found.published)] * paper + [ours(found) + few]
                 line += ["-" if gap is None else f"{gap:+.1f}"] * compared
