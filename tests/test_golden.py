@@ -1,0 +1,299 @@
+"""Numbers recorded before the library was renamed: a change of names and structure changes none of them.
+
+`golden.json` holds digests of integer arrays and bytes, which must be equal, and floats, which must be close, under
+keys that are chosen here. A rename changes only the functions of the first section, and no value but `store/key/*`, a
+digest of JSON with field names. Runs start from parameters filled by their published (Hugging Face) names, without
+dropout: Flax folds the names of modules into random keys, so fresh parameters and dropout do change with these.
+To record anew, in one process, the keys that match some patterns:
+
+    GOLDEN_RECORD='store/key/*,run/bert/*' python -m pytest tests/test_golden.py
+"""
+
+import hashlib
+import json
+import math
+import os
+from dataclasses import replace
+from fnmatch import fnmatch
+from functools import partial
+from itertools import product
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from encoders.convert import export_run, import_checkpoint
+from encoders.data.formats import ElectraPairs, FullSentences, SegmentPairs
+from encoders.data.packing import Packed
+from encoders.data.prepare import Data, prepared
+from encoders.data.stream import Phase, Stream
+from encoders.downstream.glue import TASKS
+from encoders.downstream.squad import V2
+from encoders.experiment import Experiment, Network
+from encoders.families import albert, bert, electra, roberta
+from encoders.files import write_json
+from encoders.finetune import Recipe, finetuned
+from encoders.objectives.joint import Joint
+from encoders.objectives.masking import Masking
+from encoders.objectives.nsp import NextSentence
+from encoders.objectives.rtd import ReplacedTokens
+from encoders.objectives.sop import SentenceOrder
+from encoders.text.vocab import Vocabulary
+from encoders.training import loop
+from encoders.training.checkpoint import save_params
+from encoders.training.log import Cadence, rows
+from encoders.training.optimizer import AdamW, Lamb
+from encoders.training.run import Run, record
+from encoders.training.step import parameters
+from tests import tasks
+
+# The library's API: all of it that a rename touches ------------------------------------------------------------------
+
+SIZES = dict(vocab=300, hidden=32, layers=2, heads=4, intermediate=48, positions=40, deviation=0.1)
+# Names of this file, and those of the library.
+FIELDS = {
+    "tokens": "tokens", "examples": "example", "segments": "segments", "positions": "positions", "real": "valid",
+    "first tokens": "start", "places": "id", "passes": "epoch", "next": "next_sentence", "order": "sentence_order",
+}  # fmt: skip
+MASKED = {"shown": "tokens", "clean": "original", "chosen": "picked", "targets": "targets", "weights": "weights"}
+SCORES = {
+    "loss": "loss", "label loss": "label_loss", "label accuracy": "accuracy",
+    "masked loss": "mlm_loss", "masked accuracy": "mlm_accuracy", "masked perplexity": "mlm_perplexity",
+    "at mask accuracy": "mlm_mask_accuracy", "at mask baseline": "mlm_mask_baseline",
+    "next loss": "nsp_loss", "next accuracy": "nsp_accuracy", "next baseline": "nsp_baseline",
+    "order loss": "sop_loss", "order accuracy": "sop_accuracy", "order baseline": "sop_baseline",
+    "replaced loss": "rtd_loss", "replaced accuracy": "rtd_accuracy", "replaced recall": "rtd_recall",
+    "replaced share": "rtd_replaced", "replaced baseline": "rtd_baseline", "replaced area": "rtd_auc",
+    "generator loss": "generator_loss", "generator accuracy": "generator_accuracy",
+    "generator perplexity": "generator_perplexity", "generator at mask accuracy": "generator_mask_accuracy",
+    "start loss": "first_loss", "end loss": "last_loss", "span accuracy": "span_accuracy", "exact": "exact",
+    "f1": "f1", "f1 at zero": "f1_at_zero", "threshold": "threshold", "no answer": "no_answer_accuracy",
+}  # fmt: skip
+
+
+def build_experiment(family: str, home: Path, stretch: int = 1) -> Experiment:
+    """Return a tiny run of a family: 6 steps, or `stretch` times as many."""
+    fairseq = dict(decay=0.1, betas=(0.9, 0.98), clip=None, correction=True, schedule="peak", exclude=())
+    dynamic = Masking(copies=None, rounding="random", replacements="words")
+    words, swapped = Masking(copies=2, unit="word", ngrams=3), SegmentPairs("swapped", short=0.5)
+    layerwise = AdamW(2e-3, 2, schedule="product", layer_decay=0.8)
+    sizes, embedding, objective, form, optimizer, lengths = {
+        "bert": (bert, 32, Joint(Masking(copies=2), NextSentence()), SegmentPairs(), AdamW(2e-3, 2), (24, 32)),
+        "roberta": (roberta, 32, Joint(dynamic), FullSentences(), AdamW(2e-3, 2, **fairseq), (32,)),
+        "albert": (albert, 16, Joint(words, SentenceOrder()), Packed(swapped, most=3), Lamb(5e-3, 2), (40,)),
+        "electra": (electra, 16, ReplacedTokens(width=1 / 2), ElectraPairs(), layerwise, (32,)),
+    }[family]
+    ends = [stretch * 6 * (i + 1) // len(lengths) for i in range(len(lengths))]
+    return Experiment(
+        name=family,
+        model=replace(sizes.BASE, **SIZES, embedding=embedding, dropout=0.0, attention_dropout=0.0),
+        objective=objective,
+        data=build_data(home, "bpe" if family == "roberta" else "wordpiece"),
+        optimizer=optimizer,
+        phases=tuple(Phase(end, length, 8, form) for end, length in zip(ends, lengths, strict=True)),
+        seed=3,
+        accumulate=2 if family == "roberta" else 1,
+        cadence=Cadence(log=1, heldout=1),
+    )
+
+
+def build_data(home: Path, kind: str) -> Data:
+    corpus, tokenizer = write_corpus(home / "corpus.txt"), Vocabulary(kind=kind, size=SIZES["vocab"])
+    return Data((str(corpus),), tokenizer, heldout=0.2, folder=str(home / "stores"))
+
+
+def build_finetuning(kind: str, home: Path) -> Experiment:
+    """Return the run of a classifier, or of a model that answers questions of which some have no answer."""
+    task, root, length = {
+        "classes": (TASKS["SST-2"], tasks.classes(home / "classes", rows=64, dev=16), 12),
+        "answers": (V2, tasks.squad(home / "answers", questions=16, unanswerable=True), 40),
+    }[kind]
+    recipe = Recipe(2e-3, 16, steps=6, length=length, dropout=0.0, cuts=2 if kind == "classes" else 1)
+    model, words = build_experiment("bert", home).model, tasks.vocabulary(home, size=SIZES["vocab"])
+    experiment = finetuned(kind, task, root, recipe, 64, start=None, model=model, vocabulary=words)
+    stored = replace(experiment.data, folder=str(home / "stores"))
+    return replace(experiment, data=stored, cadence=Cadence(log=1, heldout=9))
+
+
+def start_filled(experiment: Experiment, home: Path) -> Experiment:
+    """Return the experiment that starts from `home/start`, whose parameters are filled by their published names."""
+    store, empty, published = prepared(experiment.data), home / "empty", home / "published"
+    network = Network(name="empty", model=experiment.model, objective=experiment.objective)
+    shapes = jax.eval_shape(partial(parameters, 0, network.objective.module(network.model, store.facts)))
+    empty.mkdir()
+    store.tokenizer.save(empty)
+    write_json(empty / "experiment.json", record(network, "none", store.facts))
+    save_params(empty / "checkpoints", jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes))
+    export_run(empty, published)
+    for path in published.rglob("model.safetensors"):
+        save_file({name: fill_array(name, tensor.shape) for name, tensor in load_file(path).items()}, path)
+    import_checkpoint(published, home / "start")
+    return replace(experiment, start=str(home / "start"))
+
+
+def train(experiment: Experiment, folder: Path) -> dict[str, float]:
+    """Train; return loss and gradient norm of every step, and held-out scores, by the names of this file."""
+    scores = loop.train(experiment, folder, lambda line: None)["heldout"]
+    values = {f"held-out/{name}": scores[theirs] for name, theirs in SCORES.items() if theirs in scores}
+    for row in (row for row in rows(folder / "metrics.jsonl") if row["split"] == "train"):
+        values |= {f"step {row['step']}/loss": row["loss"], f"step {row['step']}/gradient norm": row["gradient_norm"]}
+    return values
+
+
+def read_parameters(folder: Path) -> dict:
+    return Run.open(folder).params()[1]
+
+
+def read_store(data) -> tuple[str, list[int], dict[str, np.ndarray]]:
+    """Return the key of the store of `data`, its vocabulary's size and special ids, and its arrays."""
+    store, arrays = prepared(data), {}
+    for side, split in (("train", store.train), ("held-out", store.heldout)):
+        parts = {"tokens": split.tokens, "sentences": split.sentences, "documents": split.documents}
+        arrays |= {f"{side}/{name}": array for name, array in parts.items()}
+    return store.key, [getattr(store.facts, name) for name in ("size", "pad", "unk", "cls", "sep", "mask")], arrays
+
+
+def iterate_batches(experiment: Experiment, home: Path):
+    """Yield a step, its batch, and what is made of it: masked, and for ELECTRA filled by a generator's samples."""
+    store, objective, seed = prepared(experiment.data), experiment.objective, experiment.seed
+    stream = Stream(store.train, store.facts, experiment.phases, seed, objective.copies, home / "tables")
+    module = objective.module(experiment.model, store.facts)
+    mask = jax.jit(lambda batch: objective.corrupt(batch, store.facts, seed))
+    if has_generator := isinstance(objective, ReplacedTokens):
+        params = read_parameters(Path(start_filled(experiment, home).start))
+        fill = jax.jit(partial(module.apply, {"params": params}, method="fill"))
+    for step in (0, 1, 58, 59, 60, 119):
+        batch = stream.batch(step)
+        masked = mask(batch)
+        arrays = {f"rows/{name}": batch[field] for name, field in FIELDS.items() if field in batch}
+        arrays |= {f"masked/{name}": masked[field] for name, field in MASKED.items()}
+        if has_generator:
+            filled = fill(masked)
+            arrays |= {"filled/tokens": filled.tokens, "filled/samples": filled.samples}
+        yield step, arrays
+
+
+# Inputs that no random generator of a library makes -------------------------------------------------------------------
+
+
+def draw(below: int, *key) -> int:
+    """Return a number below `below`, always the same for a key."""
+    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "big") % below
+
+
+def write_corpus(path: Path) -> Path:
+    """Write 60 documents of 3 to 9 paragraphs of one or two sentences of 2 to 11 made-up words."""
+    words, lines = ["".join(letters) for letters in product("tsnrlmdkpb", "aeiou", "nsrtl", "aeiou")], []
+    for document in range(60):
+        for paragraph in range(3 + draw(7, document)):
+            sentences = []
+            for key in ((i, paragraph, document) for i in range(1 + draw(2, paragraph, document))):
+                ranks = [draw(1 + draw(len(words), 0, n, *key), 1, n, *key) for n in range(2 + draw(10, *key))]
+                sentences.append(" ".join(words[rank] for rank in ranks).capitalize() + ".")
+            lines.append(" ".join(sentences))
+        lines.append("")
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+def fill_array(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Return float32 numbers between -0.25 and 0.25 that depend on a tensor's name alone, 1 more for a norm's scale."""
+    words = np.frombuffer(hashlib.shake_256(name.encode()).digest(4 * int(np.prod(shape))), "<u4") >> 8
+    scale = 1.0 if "norm" in name.lower() and name.endswith("weight") else 0.0
+    return (words.reshape(shape) / 2**25 - 0.25 + scale).astype(np.float32)
+
+
+# Comparison -----------------------------------------------------------------------------------------------------------
+
+GOLDEN = Path(__file__).with_name("golden.json")
+PATTERNS = [pattern for pattern in os.environ.get("GOLDEN_RECORD", "").split(",") if pattern]
+# Other CPUs sum in another order: float32 differs by some 1e-7, which six updates enlarge. Accuracies are ratios of
+# counts far below 1 / RTOL: a difference of one is always larger.
+RTOL = 2e-5
+FAMILIES = ("bert", "roberta", "albert", "electra")
+
+
+def digest_bytes(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def digest_integers(array) -> str:
+    return digest_bytes(np.asarray(array).astype("<i4").tobytes())
+
+
+def is_same(recorded, value) -> bool:
+    are_floats = isinstance(recorded, float) and isinstance(value, float)
+    return math.isclose(value, recorded, rel_tol=RTOL) if are_floats else value == recorded
+
+
+def compare(section: str, values: dict) -> None:
+    """Compare all values of a section, whose keys begin with its name, with the recorded ones; or record them."""
+    values = {f"{section}/{name}": value for name, value in values.items()}
+    golden = json.loads(GOLDEN.read_text(encoding="utf-8")) if GOLDEN.exists() else {}
+    keys = values.keys() | {key for key in golden if key.startswith(f"{section}/")}
+    renewed = {key for key in keys if any(fnmatch(key, pattern) for pattern in PATTERNS)}
+    if renewed:
+        others = {key: value for key, value in golden.items() if key not in renewed}
+        golden = others | {key: values[key] for key in renewed & values.keys()}
+        lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in sorted(golden.items())]
+        GOLDEN.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    differing = sorted(key for key in keys if not is_same(golden.get(key), values.get(key)))
+    lines = [f"{key}: recorded {golden.get(key)}, now {values.get(key)}" for key in differing]
+    assert not lines, "\n".join([f"{len(lines)} of {len(keys)} values of {section} differ:", *lines])
+
+
+def summarise_parameters(tree: dict) -> dict[str, float]:
+    """Return the sum of all parameters, and the absolute sums of the leaves in rising order."""
+    leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(tree)]
+    sums = sorted(float(np.abs(leaf).sum()) for leaf in leaves)
+    totals = {"trained/sum": sum(float(leaf.sum()) for leaf in leaves), "trained/absolute sum": sum(sums)}
+    return totals | {f"trained/leaf {i:02}": value for i, value in enumerate(sums)}
+
+
+def digest_folder(folder: Path) -> dict[str, str]:
+    """Return digests of all files, and of each published tensor."""
+    values = {}
+    for path in filter(Path.is_file, folder.rglob("*")):
+        place, tensors = path.relative_to(folder).as_posix(), load_file(path) if path.suffix == ".safetensors" else {}
+        values |= {place: digest_bytes(path.read_bytes())}
+        values |= {f"{place}/{name}": digest_bytes(tensor.tobytes()) for name, tensor in tensors.items()}
+    return values
+
+
+# Tests ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe"])
+def test_a_store_has_the_recorded_content(kind, tmp_path):
+    key, vocabulary, arrays = read_store(build_data(tmp_path, kind))
+    values = {name: digest_integers(array) for name, array in arrays.items()} | {"vocabulary": vocabulary}
+    compare(f"store/{kind}", values | {f"{name}/size": len(array) for name, array in arrays.items()})
+    compare(f"store/key/{kind}", {"digest": key})
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_masks_and_samples_are_the_recorded_ones(family, tmp_path):
+    values, passes = {}, set()
+    for step, arrays in iterate_batches(build_experiment(family, tmp_path, stretch=20), tmp_path):
+        values |= {f"step {step}/{name}": digest_integers(array) for name, array in arrays.items()}
+        passes |= set(arrays["rows/passes"].ravel().tolist())
+    assert len(passes) > 1, "the steps must cross an epoch"
+    compare(f"batches/{family}", values)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_run_has_the_recorded_losses_parameters_scores_and_bytes(family, tmp_path):
+    experiment = start_filled(build_experiment(family, tmp_path), tmp_path)
+    values = train(experiment, tmp_path / "run")
+    export_run(tmp_path / "start", tmp_path / "out")
+    values |= {f"export/{name}": digest for name, digest in digest_folder(tmp_path / "out").items()}
+    compare(f"run/{family}", values | summarise_parameters(read_parameters(tmp_path / "run")))
+
+
+@pytest.mark.parametrize("kind", ["classes", "answers"])
+def test_a_fine_tuned_run_has_the_recorded_losses_and_scores(kind, tmp_path):
+    experiment = start_filled(build_finetuning(kind, tmp_path), tmp_path)
+    values, arrays = train(experiment, tmp_path / "run"), read_store(experiment.data)[2]
+    compare(f"fine-tuned/{kind}", values | {name: digest_integers(array) for name, array in arrays.items()})
