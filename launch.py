@@ -188,13 +188,13 @@ def main(arguments: list[str] | None = None) -> int:
     if options.verb is None:
         print(HELP, end="")
         return 0
-    from encoders import cli
+    from encoders.cli import commands
 
     try:
-        cli.check_places(options)
-        return cli.VERBS[options.verb](options)
+        commands.check_places(options)
+        return commands.VERBS[options.verb](options)
     except (ValueError, OSError) as error:
-        if not cli.is_expected(error):
+        if not commands.is_expected(error):
             raise
         print(f"launch.py: {error}", file=sys.stderr)
         return 1

@@ -2,12 +2,12 @@
 
 
 def load(run, step: str = "best", batch: int = 32):
-    """A run, trained or imported, that answers questions about new texts: `encoders.predict.Predictor`.
+    """A run, trained or imported, that answers questions about new texts: `encoders.inference.predictor.Predictor`.
 
     import encoders
     predictor = encoders.load("runs/bert-base")
     next(predictor.fill(["The capital of France is [MASK]."]))
     """
-    from encoders import predict
+    from encoders.inference import predictor
 
-    return predict.load(run, step, batch)
+    return predictor.load(run, step, batch)

@@ -15,17 +15,17 @@ from encoders.data.mixing import weights_of
 from encoders.data.packing import Packed
 from encoders.data.prepare import Data
 from encoders.data.stream import Phase
-from encoders.downstream.features import Features
 from encoders.model.config import Model, aside
-from encoders.objectives.clm import NextToken
-from encoders.objectives.joint import Joint
-from encoders.objectives.objective import Task
-from encoders.objectives.restoring import RestoredTokens
-from encoders.objectives.rtd import ReplacedTokens
-from encoders.training.log import Cadence
+from encoders.objectives.base import Task
+from encoders.objectives.causal_lm import NextToken
+from encoders.objectives.masked_lm import Joint
+from encoders.objectives.replaced_tokens import ReplacedTokens
+from encoders.objectives.restored_tokens import RestoredTokens
+from encoders.tasks.encoder_only import Features
+from encoders.training.metric_log import Cadence
 from encoders.training.optimizer import AdamW, Lamb
 from encoders.training.sharding import Mesh
-from encoders.values import ExperimentError, change, check_choices, essence, flat, label, shortened
+from encoders.utils.overrides import ExperimentError, change, check_choices, essence, flat, label, shortened
 
 LONGEST = 200  # bytes of a name: a file's has 255 at most
 

@@ -10,10 +10,10 @@ from encoders.data.prepare import Data
 from encoders.data.stream import Phase
 from encoders.experiment import Experiment
 from encoders.families import albert
-from encoders.objectives.joint import Joint
+from encoders.objectives.masked_lm import Joint
 from encoders.objectives.masking import Masking
-from encoders.objectives.sop import SentenceOrder
-from encoders.text.vocab import Vocabulary
+from encoders.objectives.sentence_pair import SentenceOrder
+from encoders.text.tokenization import Vocabulary
 from encoders.training.optimizer import Lamb
 
 STEPS = {name: 125_000 for name in albert.SIZES} | {

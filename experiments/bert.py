@@ -12,10 +12,10 @@ from encoders.data.prepare import Data
 from encoders.data.stream import Phase
 from encoders.experiment import Experiment
 from encoders.families import bert
-from encoders.objectives.joint import Joint
+from encoders.objectives.masked_lm import Joint
 from encoders.objectives.masking import Masking
-from encoders.objectives.nsp import NextSentence
-from encoders.text.vocab import Vocabulary
+from encoders.objectives.sentence_pair import NextSentence
+from encoders.text.tokenization import Vocabulary
 from encoders.training.optimizer import AdamW
 
 PAIRS = SegmentPairs("random", released=True)

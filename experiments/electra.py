@@ -12,8 +12,8 @@ from encoders.data.stream import Phase
 from encoders.experiment import Experiment
 from encoders.families import electra
 from encoders.objectives.generator import MASKING
-from encoders.objectives.rtd import ReplacedTokens
-from encoders.text.vocab import Vocabulary
+from encoders.objectives.replaced_tokens import ReplacedTokens
+from encoders.text.tokenization import Vocabulary
 from encoders.training.optimizer import AdamW
 
 # rate, mask rate, steps, rows, length

@@ -13,10 +13,10 @@ best. With `mnli=runs/...` RTE, MRPC and STS-B begin with that run, as in RoBERT
 
 from typing import Literal
 
-from encoders.downstream.conventions import conventions
-from encoders.downstream.glue import ROWS, TASKS, named, rows_in
-from encoders.finetune import grid, network
-from encoders.recipes import recipes
+from encoders.finetuning.grids import grid, network
+from encoders.finetuning.recipes import recipes
+from encoders.tasks.conventions import conventions
+from encoders.tasks.glue import ROWS, TASKS, named, rows_in
 
 FROM_MNLI = ("RTE", "MRPC", "STS-B")
 

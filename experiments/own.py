@@ -8,11 +8,11 @@ recipe is BERT's for GLUE at one rate; `rates`, `batches`, `epochs` and `seeds` 
 
 from pathlib import Path
 
-from encoders.data.rows import Reader
-from encoders.downstream.texts import Texts
-from encoders.finetune import grid, network
-from encoders.recipes import recipes
-from encoders.values import ExperimentError
+from encoders.data.row_files import Reader
+from encoders.finetuning.grids import grid, network
+from encoders.finetuning.recipes import recipes
+from encoders.tasks.text_tasks import Texts
+from encoders.utils.overrides import ExperimentError
 
 ENDINGS = (".tsv", ".csv", ".jsonl")
 

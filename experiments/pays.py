@@ -8,21 +8,20 @@ the same model from scratch, with three seeds each. The fine-tuning begins with 
 
 from dataclasses import replace
 
-from encoders.ablation import SIZE
 from encoders.data.formats import ElectraPairs, FullSentences, SegmentPairs
 from encoders.data.prepare import Data
 from encoders.data.stream import Phase
-from encoders.downstream.glue import ROWS, TASKS
 from encoders.experiment import Experiment
 from encoders.families import albert, bert, electra, roberta
-from encoders.finetune import Recipe, grid
-from encoders.objectives.joint import Joint
+from encoders.finetuning.grids import Recipe, grid
+from encoders.objectives.masked_lm import Joint
 from encoders.objectives.masking import Masking
-from encoders.objectives.nsp import NextSentence
-from encoders.objectives.rtd import ReplacedTokens
-from encoders.objectives.sop import SentenceOrder
-from encoders.text.vocab import Vocabulary
-from encoders.training.log import Cadence
+from encoders.objectives.replaced_tokens import ReplacedTokens
+from encoders.objectives.sentence_pair import NextSentence, SentenceOrder
+from encoders.sweeps.paper_table import SIZE
+from encoders.tasks.glue import ROWS, TASKS
+from encoders.text.tokenization import Vocabulary
+from encoders.training.metric_log import Cadence
 from encoders.training.optimizer import AdamW
 
 FAMILIES = {

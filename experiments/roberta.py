@@ -11,9 +11,9 @@ from encoders.data.prepare import Data
 from encoders.data.stream import Phase
 from encoders.experiment import Experiment
 from encoders.families import roberta
-from encoders.objectives.joint import Joint
+from encoders.objectives.masked_lm import Joint
 from encoders.objectives.masking import Masking
-from encoders.text.vocab import Vocabulary
+from encoders.text.tokenization import Vocabulary
 from encoders.training.optimizer import AdamW
 
 DYNAMIC = Masking(copies=None, special=True, rounding="random", replacements="words")

@@ -13,12 +13,11 @@ from encoders.data.prepare import Data
 from encoders.data.stream import Phase
 from encoders.experiment import Experiment
 from encoders.families import albert, bert, electra, roberta
-from encoders.objectives.joint import Joint
+from encoders.objectives.masked_lm import Joint
 from encoders.objectives.masking import Masking
-from encoders.objectives.nsp import NextSentence
-from encoders.objectives.rtd import ReplacedTokens
-from encoders.objectives.sop import SentenceOrder
-from encoders.text.vocab import Vocabulary
+from encoders.objectives.replaced_tokens import ReplacedTokens
+from encoders.objectives.sentence_pair import NextSentence, SentenceOrder
+from encoders.text.tokenization import Vocabulary
 from encoders.training.optimizer import AdamW
 
 NSP, MLM = Joint(Masking(), NextSentence()), Joint(Masking(copies=None))

@@ -15,10 +15,10 @@ questions, as the released code of BERT does, though a long text is several rows
 from dataclasses import replace
 from typing import Literal
 
-from encoders.downstream.conventions import ALBERT, BERT, ELECTRA, ROBERTA, conventions
-from encoders.downstream.squad import QUESTIONS, V1, V2, rows_in
-from encoders.finetune import grid, network
-from encoders.recipes import recipes
+from encoders.finetuning.grids import grid, network
+from encoders.finetuning.recipes import recipes
+from encoders.tasks.conventions import ALBERT, BERT, ELECTRA, ROBERTA, conventions
+from encoders.tasks.squad import QUESTIONS, V1, V2, rows_in
 
 TASKS = {"1.1": V1, "2.0": V2}
 DESIGNS = {"null": BERT, "judged": ROBERTA, "albert": ALBERT, "electra": ELECTRA}

@@ -19,7 +19,7 @@ from jaxtyping import install_import_hook  # noqa: E402
 
 runtime_checkable(linear.PromoteDtypeFn)  # the hook checks a dataclass's fields, and Flax has this one in its layers
 install_import_hook(
-    ["encoders.model", "encoders.families", "encoders.objectives", "encoders.downstream"],
+    ["encoders.model", "encoders.families", "encoders.objectives", "encoders.tasks"],
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",  # 0 will do where a float is asked for
 )
 
@@ -37,14 +37,14 @@ def not_too_many_programs():
 TOGETHER = (
     "test_launch.py",
     "test_finetune.py",
-    "test_predict.py",
+    "test_predictor.py",
     "test_sharding.py",
     "test_meshes.py",
     "test_faults.py",
     "test_surroundings.py",
-    "test_hosts.py",
-    "test_ablations.py",
-    "test_crossed.py",
+    "test_distributed.py",
+    "test_paper_tables.py",
+    "test_cross_evaluation.py",
 )
 
 

@@ -19,16 +19,15 @@ from encoders.data.prepare import Data
 from encoders.data.stream import Phase
 from encoders.experiment import Experiment, override
 from encoders.families import albert, bert, electra, roberta
-from encoders.objectives.joint import Joint
+from encoders.objectives.masked_lm import Joint
 from encoders.objectives.masking import Masking
-from encoders.objectives.nsp import NextSentence
-from encoders.objectives.rtd import ReplacedTokens
-from encoders.objectives.sop import SentenceOrder
-from encoders.text.vocab import Vocabulary
-from encoders.training import loop
-from encoders.training.log import Cadence, rows
+from encoders.objectives.replaced_tokens import ReplacedTokens
+from encoders.objectives.sentence_pair import NextSentence, SentenceOrder
+from encoders.run import loop
+from encoders.text.tokenization import Vocabulary
+from encoders.training.metric_log import Cadence, rows
 from encoders.training.optimizer import AdamW, Lamb
-from encoders.values import ExperimentError, from_json, to_json
+from encoders.utils.overrides import ExperimentError, from_json, to_json
 from tests import texts
 from tests.test_experiment import paths_of
 

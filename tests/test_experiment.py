@@ -13,20 +13,19 @@ from encoders.data.prepare import Data
 from encoders.data.stream import Phase
 from encoders.experiment import Experiment, fingerprint, override, vary
 from encoders.families.electra import ElectraEmbeddings
-from encoders.model.causal import CausalAttend
 from encoders.model.config import Model
-from encoders.objectives.clm import NextToken
-from encoders.objectives.joint import Joint
+from encoders.model.layers import CausalAttend
+from encoders.objectives.causal_lm import NextToken
+from encoders.objectives.masked_lm import Joint
 from encoders.objectives.masking import Masking
-from encoders.objectives.nsp import NextSentence
-from encoders.objectives.restoring import RestoredTokens
-from encoders.objectives.rtd import ReplacedTokens
-from encoders.objectives.sop import SentenceOrder
-from encoders.text.vocab import Vocabulary
-from encoders.training.log import Cadence
+from encoders.objectives.replaced_tokens import ReplacedTokens
+from encoders.objectives.restored_tokens import RestoredTokens
+from encoders.objectives.sentence_pair import NextSentence, SentenceOrder
+from encoders.text.tokenization import Vocabulary
+from encoders.training.metric_log import Cadence
 from encoders.training.optimizer import AdamW, Lamb
 from encoders.training.sharding import Mesh
-from encoders.values import ExperimentError, from_json, to_json
+from encoders.utils.overrides import ExperimentError, from_json, to_json
 
 BASE = Experiment(
     name="tiny",

@@ -6,15 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from encoders.costs.ledger import parameters, shapes
 from encoders.experiment import Experiment
 from encoders.families import albert, bert, electra, roberta
-from encoders.ledger import parameters, shapes
 
-FILES = sorted((Path(__file__).parents[1] / "experiments").glob("*.py"))  # tests/test_ablations.py has the others
+# tests/sweeps/test_paper_tables.py has the tables.
+FILES = sorted((Path(__file__).parents[1] / "experiments").glob("*.py"))
 
 
 def load(path: Path) -> list[Experiment]:
-    """The members of a file, none of one whose members depend on a run: tests/test_finetune.py has these."""
+    """The members of a file, none of one whose members depend on a run: tests/finetuning/test_finetune.py has these."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -24,30 +24,29 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from encoders.convert import export_run, import_checkpoint
 from encoders.data.formats import ElectraPairs, FullSentences, SegmentPairs
 from encoders.data.packing import Packed
 from encoders.data.prepare import Data, prepared
 from encoders.data.stream import Phase, Stream
-from encoders.downstream.glue import TASKS
-from encoders.downstream.squad import V2
+from encoders.exchange.convert import export_run, import_checkpoint
 from encoders.experiment import Experiment, Network
 from encoders.families import albert, bert, electra, roberta
-from encoders.files import write_json
-from encoders.finetune import Recipe, finetuned
-from encoders.objectives.joint import Joint
+from encoders.finetuning.grids import Recipe, finetuned
+from encoders.objectives.masked_lm import Joint
 from encoders.objectives.masking import Masking
-from encoders.objectives.nsp import NextSentence
-from encoders.objectives.rtd import ReplacedTokens
-from encoders.objectives.sop import SentenceOrder
-from encoders.text.vocab import Vocabulary
-from encoders.training import loop
+from encoders.objectives.replaced_tokens import ReplacedTokens
+from encoders.objectives.sentence_pair import NextSentence, SentenceOrder
+from encoders.run import loop
+from encoders.run.run import Run, record
+from encoders.tasks.glue import TASKS
+from encoders.tasks.squad import V2
+from encoders.text.tokenization import Vocabulary
 from encoders.training.checkpoint import save_params
-from encoders.training.log import Cadence, rows
+from encoders.training.metric_log import Cadence, rows
 from encoders.training.optimizer import AdamW, Lamb
-from encoders.training.run import Run, record
 from encoders.training.step import parameters
-from tests import tasks
+from encoders.utils.files import write_json
+from tests import task_examples
 
 # The library's API: all of it that a rename touches ------------------------------------------------------------------
 
@@ -107,11 +106,11 @@ def build_data(home: Path, kind: str) -> Data:
 def build_finetuning(kind: str, home: Path) -> Experiment:
     """Return the run of a classifier, or of a model that answers questions of which some have no answer."""
     task, root, length = {
-        "classes": (TASKS["SST-2"], tasks.classes(home / "classes", rows=64, dev=16), 12),
-        "answers": (V2, tasks.squad(home / "answers", questions=16, unanswerable=True), 40),
+        "classes": (TASKS["SST-2"], task_examples.classes(home / "classes", rows=64, dev=16), 12),
+        "answers": (V2, task_examples.squad(home / "answers", questions=16, unanswerable=True), 40),
     }[kind]
     recipe = Recipe(2e-3, 16, steps=6, length=length, dropout=0.0, cuts=2 if kind == "classes" else 1)
-    model, words = build_experiment("bert", home).model, tasks.vocabulary(home, size=SIZES["vocab"])
+    model, words = build_experiment("bert", home).model, task_examples.vocabulary(home, size=SIZES["vocab"])
     experiment = finetuned(kind, task, root, recipe, 64, start=None, model=model, vocabulary=words)
     stored = replace(experiment.data, folder=str(home / "stores"))
     return replace(experiment, data=stored, cadence=Cadence(log=1, heldout=9))

@@ -10,10 +10,10 @@ import jax
 import pytest
 
 import launch
-from encoders.cli import keep_compiled
+from encoders.cli.commands import keep_compiled
+from encoders.cli.experiment_files import load
 from encoders.data import stream
-from encoders.members import load
-from tests import tasks, texts
+from tests import task_examples, texts
 from tests.exchange.references import HOME
 
 ROOT = Path(__file__).parents[1]
@@ -156,7 +156,11 @@ def typed(home) -> dict[str, int]:
     status, before = {}, os.getcwd()
     os.chdir(ROOT)
     published(home / "published" / "bert-base-uncased")
-    tasks.classes(home / "GLUE" / "SST-2"), tasks.numbers(home / "GLUE" / "STS-B"), tasks.squad(home / "squad")
+    (
+        task_examples.classes(home / "GLUE" / "SST-2"),
+        task_examples.numbers(home / "GLUE" / "STS-B"),
+        task_examples.squad(home / "squad"),
+    )
     for command in commands():
         moved = {"runs/": f"{home}/runs/", "PUBLISHED": f"{home}/published", "exported": f"{home}/exported"}
         moved |= {"submissions": f"{home}/submissions", "root=GLUE": f"root={home}/GLUE", "SQUAD": f"{home}/squad"}

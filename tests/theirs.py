@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from encoders.data.rows import Reader
-from encoders.training.run import Run
+from encoders.data.row_files import Reader
+from encoders.run.run import Run
 
 
 def rows_of(experiment, split: str) -> tuple[list, np.ndarray]:

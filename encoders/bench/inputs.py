@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from encoders.costs.ledger import blank_facts
 from encoders.data.prepare import prepared
 from encoders.data.stream import Phase, Rows, Stream
 from encoders.experiment import Experiment
-from encoders.ledger import blank_facts
 from encoders.objectives.masking import members
-from encoders.text.vocab import Facts
+from encoders.text.tokenization import Facts
 
 
 def random_rows(experiment: Experiment, phase: Phase, count: int) -> tuple[Facts, list[Rows]]:

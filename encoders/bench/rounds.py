@@ -105,7 +105,7 @@ class Worker:
         environment = os.environ | {"PYTHONWARNINGS": "ignore"} | variant.environment
         root = str(Path(__file__).parents[2])
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "encoders.bench.work"],
+            [sys.executable, "-m", "encoders.bench.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -12,14 +12,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from encoders.data.beam_runner import Runner
 from encoders.data.prepare import digest
-from encoders.data.rows import Errors, Reader, RowError
-from encoders.data.runners import Runner
-from encoders.data.units import Writer, kind_of
-from encoders.text import vocab
-from encoders.text.tfds import tfds_version
-from encoders.text.vocab import Vocabulary
-from encoders.values import essence
+from encoders.data.row_files import Errors, Reader, RowError
+from encoders.data.work_units import Writer, kind_of
+from encoders.text import tokenization
+from encoders.text.tfds_reader import tfds_version
+from encoders.text.tokenization import Vocabulary
+from encoders.utils.overrides import essence
 
 VERSION = 1  # of the store's layout; a change makes old stores another key
 
@@ -128,7 +128,7 @@ class Labelled:
 
     def write(self, path: Path, work: Path, runner: Runner, say: Callable[[str], None]) -> dict:
         """A store of labelled rows, which are few enough for one process in one go."""
-        tokenizer = vocab.load(self.vocabulary.path, self.vocabulary.lowercase)
+        tokenizer = tokenization.load(self.vocabulary.path, self.vocabulary.lowercase)
         tokenizer.save(path / "tokenizer.json")
         facts = tokenizer.facts
         dtype = kind_of(facts)

@@ -22,15 +22,15 @@ from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 
-from encoders.data import filters, units
+from encoders.data import filters, work_units
+from encoders.data.beam_runner import HERE, Runner, Say, Unfinished
 from encoders.data.filters import Filters
-from encoders.data.runners import HERE, Runner, Say, Unfinished
 from encoders.data.store import OFFSETS, Store
-from encoders.data.units import SPLITS, Unit, Work
-from encoders.files import appearing, check_local, owned
+from encoders.data.work_units import SPLITS, Unit, Work
 from encoders.text import corpus as corpora
-from encoders.text import vocab
-from encoders.text.vocab import Facts, Vocabulary
+from encoders.text import tokenization
+from encoders.text.tokenization import Facts, Vocabulary
+from encoders.utils.files import appearing, check_local, owned
 
 VERSION = 1  # of the store's layout; a change makes old stores another key
 
@@ -124,7 +124,7 @@ def named(content: dict) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def prepared(data: Source, say: Say = units.quiet, runner: Runner = HERE) -> Store:
+def prepared(data: Source, say: Say = work_units.quiet, runner: Runner = HERE) -> Store:
     """The store of `data`, made now if it is not there. Raises `CorpusError` or `ValueError` before any long work."""
     check_local(data.folder)
     data.check()
@@ -190,7 +190,7 @@ def write(work: Work, path: Path, runner: Runner, say: Say) -> dict:
     tokenizer = vocabulary(work, todo, say)
     tokenizer.save(path / "tokenizer.json")
     lap("vocabulary")
-    runner.run(partial(units.tokenise_unit, work), todo, heard("tokens", len(todo), say), say)
+    runner.run(partial(work_units.tokenise_unit, work), todo, heard("tokens", len(todo), say), say)
     lap("tokens")
     parts, counts = joined(work, todo, path, tokenizer.facts, say)
     lap("joined")
@@ -205,7 +205,7 @@ def write(work: Work, path: Path, runner: Runner, say: Say) -> dict:
     facts, ordinary = tokenizer.facts, counts.copy()
     ordinary[list(facts.special)] = 0
     return {
-        "dtype": np.dtype(units.kind_of(facts)).name,
+        "dtype": np.dtype(work_units.kind_of(facts)).name,
         "facts": replace(facts, common=int(ordinary.argmax())).to_json(),
         "tokenizer": digest(path / "tokenizer.json"),
         "splits": splits,
@@ -223,9 +223,9 @@ def write(work: Work, path: Path, runner: Runner, say: Say) -> dict:
 def compare(work: Work, todo: list[Unit], runner: Runner, say: Say) -> None:
     """Find what goes because it stands elsewhere too, if that is asked for."""
     if work.data.filters.compared:
-        runner.run(partial(units.hash_unit, work), todo, heard("hashes", len(todo), say), say)
-        buckets = units.buckets(work, len(todo))
-        runner.run(partial(units.find_repeats, work), buckets, heard("repeats", len(buckets), say), say)
+        runner.run(partial(work_units.hash_unit, work), todo, heard("hashes", len(todo), say), say)
+        buckets = work_units.buckets(work, len(todo))
+        runner.run(partial(work_units.find_repeats, work), buckets, heard("repeats", len(buckets), say), say)
 
 
 def heard(stage: str, count: int, say: Say) -> Callable[[int], None]:
@@ -255,13 +255,13 @@ def vocabulary(work: Work, todo: list[Unit], say: Say):
     if not path.exists():
         say(f"vocabulary: {'read from ' + spec.path if spec.path else f'training {spec.kind} of {spec.size:,}'}")
         if spec.path:
-            tokenizer = vocab.load(spec.path, spec.lowercase)
+            tokenizer = tokenization.load(spec.path, spec.lowercase)
         else:
-            tokenizer = vocab.train(spec, units.sample(work, todo))
+            tokenizer = tokenization.train(spec, work_units.sample(work, todo))
         partial = path.with_suffix(".partial")
         tokenizer.save(partial)
         partial.rename(path)
-    return vocab.load(path)
+    return tokenization.load(path)
 
 
 def joined(work: Work, todo: list[Unit], path: Path, facts: Facts, say: Say) -> tuple[list[dict], np.ndarray]:
@@ -280,7 +280,7 @@ def joined(work: Work, todo: list[Unit], path: Path, facts: Facts, say: Say) -> 
         if (summary := sound(part)) is None:
             say(f"part {unit.number} ({unit}) is damaged, and made again")
             shutil.rmtree(part, ignore_errors=True)
-            units.tokenise_unit(work, unit, say)
+            work_units.tokenise_unit(work, unit, say)
             summary = sound(part)
         found.append(summary)
         counts += np.load(part / "counts.npy")
@@ -295,7 +295,7 @@ def sound(part: Path) -> dict | None:
     try:
         summary = json.loads((part / "part.json").read_text(encoding="utf-8"))
         counts = hashlib.sha256((part / "counts.npy").read_bytes()).hexdigest()
-        splits = (units.digest(part / split) == summary["splits"][split]["sha256"] for split in SPLITS)
+        splits = (work_units.digest(part / split) == summary["splits"][split]["sha256"] for split in SPLITS)
         return summary if counts == summary["counts"] and all(splits) else None
     except (OSError, ValueError, KeyError):
         return None
@@ -307,5 +307,5 @@ def append(part: Path, whole: Path, ends: Counter) -> None:
         shutil.copyfileobj(source, target, 1 << 22)
     for name, start in zip(OFFSETS, (ends["tokens"], ends["sentences"]), strict=True):
         with open(whole / f"{name}.bin", "ab") as target:
-            for piece in units.pieces(part / f"{name}.bin", np.int64, 1):
+            for piece in work_units.pieces(part / f"{name}.bin", np.int64, 1):
                 target.write((piece + start).tobytes())

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from encoders.data import units
+from encoders.data import work_units
+from encoders.data.beam_runner import HERE, Runner, Say
 from encoders.data.prepare import Data, compare, digest, key
-from encoders.data.runners import HERE, Runner, Say
 from encoders.data.store import OFFSETS, Store
-from encoders.data.units import SPLITS, Work
-from encoders.files import owned
+from encoders.data.work_units import SPLITS, Work
+from encoders.utils.files import owned
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Span:
     def read(self, folder: Path) -> Iterator[np.ndarray]:
         """As the part had them."""
         kind, path = np.dtype(self.kind), folder / self.file
-        for piece in units.pieces(path, kind, self.first, self.last) if path.exists() else ():
+        for piece in work_units.pieces(path, kind, self.first, self.last) if path.exists() else ():
             yield piece - kind.type(self.base)
 
     def write(self, folder: Path, part: Path, skipped: int) -> None:
@@ -40,7 +40,7 @@ class Span:
         kind = np.dtype(self.kind)
         with open(folder / self.file, "r+b") as target:
             target.seek(self.first * kind.itemsize)
-            for piece in units.pieces(part / self.file, kind, skipped):
+            for piece in work_units.pieces(part / self.file, kind, skipped):
                 target.write((piece + kind.type(self.base)).tobytes())
 
 
@@ -100,7 +100,7 @@ def sizes(store: Store, split: str) -> dict[str, int]:
     return {"tokens.bin": width * counts["tokens"]} | offsets
 
 
-def repair(store: Store, data: Data, numbers: list[int], say: Say = units.quiet, runner: Runner = HERE) -> None:
+def repair(store: Store, data: Data, numbers: list[int], say: Say = work_units.quiet, runner: Runner = HERE) -> None:
     """Make the parts again from the corpus and put them in their places; tables go, which may be of damaged tokens.
 
     Raises `ValueError`, and leaves the store as it is, where `data` is not what it was made of.
@@ -119,11 +119,11 @@ def remake(store: Store, work: Work, numbers: list[int], say: Say, runner: Runne
     shutil.copy(store.path / "tokenizer.json", work.folder / "tokenizer.json")
     todo = work.units()
     compare(work, todo, runner, say)
-    runner.run(partial(units.tokenise_unit, work), [todo[number] for number in numbers], lambda count: None, say)
+    runner.run(partial(work_units.tokenise_unit, work), [todo[number] for number in numbers], lambda count: None, say)
     for split in SPLITS:
         for number in numbers:
             recorded = store.meta["parts"][number]["splits"][split]["sha256"]
-            if units.digest(work.part(number) / split) != recorded:
+            if work_units.digest(work.part(number) / split) != recorded:
                 raise ValueError(f"part {number} of {store.path} comes out otherwise than it was: prepare it anew")
     shutil.rmtree(store.path / "tables", ignore_errors=True)
     for split in SPLITS:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from encoders.text.vocab import Facts
+from encoders.text.tokenization import Facts
 
 SHARD = 1 << 24  # tokens; example tables are built for one shard of documents at a time
 
@@ -105,7 +105,7 @@ class Store:
 
     @cached_property
     def tokenizer(self):
-        from encoders.text.vocab import load
+        from encoders.text.tokenization import load
 
         return load(self.path / "tokenizer.json")
 

@@ -23,7 +23,7 @@ import numpy as np
 from encoders.data.formats import A_END, B_END, VERSION, A, B, Format, examples, row_sizes
 from encoders.data.mixing import unmixed, weights_of
 from encoders.data.store import Split
-from encoders.text.vocab import Facts
+from encoders.text.tokenization import Facts
 
 Rows = dict[str, np.ndarray]
 BLOCK = 1 << 14  # rows that are shuffled at a time

@@ -14,8 +14,7 @@ from typing import Any
 from encoders.families.albert import BOTH
 from encoders.families.electra import ElectraEmbeddings
 from encoders.model.config import Model
-from encoders.objectives.nsp import NextSentence
-from encoders.objectives.sop import SentenceOrder
+from encoders.objectives.sentence_pair import NextSentence, SentenceOrder
 from encoders.training.optimizer import stacked
 
 LEAVES = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}

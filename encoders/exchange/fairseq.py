@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from encoders.exchange import pickles
-from encoders.exchange.published import Published, interpret
+from encoders.exchange import pickle_reader
+from encoders.exchange.published_folder import Published, interpret
 from encoders.exchange.weights import CheckpointError, Entry, entry
 
 NAMES = (
@@ -53,7 +53,7 @@ def file_in(path: Path) -> Path | None:
 def read(path: Path) -> Published:
     """The checkpoint in a .pt file. Raises `CheckpointError` for one that cannot be read."""
     try:
-        content, numbers = pickles.load(path)
+        content, numbers = pickle_reader.load(path)
     except ValueError as error:
         raise CheckpointError(str(error)) from None
     tensors = content.get("model") if isinstance(content, dict) else None
@@ -62,7 +62,7 @@ def read(path: Path) -> Published:
         raise CheckpointError(f"{path.name} is no checkpoint of fairseq: it has no model and its options")
     entries = {}
     for name, tensor in tensors.items():
-        if isinstance(name, str) and isinstance(tensor, pickles.Tensor) and not re.search(VERSION, name):
+        if isinstance(name, str) and isinstance(tensor, pickle_reader.Tensor) and not re.search(VERSION, name):
             parts = renamed(name, entry(tensor.shape, tensor.storage.dtype.name, lambda t=tensor: numbers(t)))
             if twice := entries.keys() & parts.keys():
                 raise CheckpointError(f"two tensors have the name {min(twice)}")
@@ -78,7 +78,7 @@ def found_options(content: dict) -> dict | None:
     options = content.get("args")
     if options is None and isinstance(content.get("cfg"), dict):
         options = content["cfg"].get("model")
-    if isinstance(options, pickles.Stub):
+    if isinstance(options, pickle_reader.Stub):
         options = vars(options)
     return options if isinstance(options, dict) else None
 

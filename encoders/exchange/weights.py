@@ -91,10 +91,10 @@ def safe(path: Path) -> dict[str, Entry]:
 
 def torch(path: Path) -> dict[str, Entry]:
     """The tensors of a state dict that torch.save wrote."""
-    from encoders.exchange import pickles
+    from encoders.exchange import pickle_reader
 
     try:
-        content, read = pickles.load(path)
+        content, read = pickle_reader.load(path)
     except ValueError as error:
         raise CheckpointError(str(error)) from None
     if not isinstance(content, dict):
@@ -102,7 +102,7 @@ def torch(path: Path) -> dict[str, Entry]:
     return {
         str(name): entry(tensor.shape, tensor.storage.dtype.name, lambda tensor=tensor: read(tensor))
         for name, tensor in content.items()
-        if isinstance(tensor, pickles.Tensor)
+        if isinstance(tensor, pickle_reader.Tensor)
     }
 
 

@@ -9,11 +9,11 @@ from dataclasses import replace
 import flax.linen as nn
 
 from encoders.families import bert
-from encoders.model import parts
+from encoders.model import layers
 from encoders.model.config import Model, narrowed
 
 
-class ElectraEmbeddings(parts.Embeddings):
+class ElectraEmbeddings(layers.Embeddings):
     """As BERT's; the projection to the hidden width has TensorFlow's default (Glorot) initialiser."""
 
     project_init = staticmethod(nn.initializers.glorot_uniform())

@@ -6,7 +6,7 @@ import math
 from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Literal
 
-from encoders.model.parts import Attend, Embeddings, Transform
+from encoders.model.layers import Attend, Embeddings, Transform
 
 # Parameters mean the same under any value of these.
 FREE = ("vocab", "dropout", "attention_dropout", "deviation", "truncated", "dtype", "always_project")

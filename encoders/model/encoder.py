@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from encoders.model.config import Model
-from encoders.model.parts import Embeddings, by_rows, dense
+from encoders.model.layers import Embeddings, by_rows, dense
 
 PARTS = ("attend", "transform")
 REMAT = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}

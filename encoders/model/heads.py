@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from encoders.model.parts import ACTIVATIONS, Dropout, dense, norm
+from encoders.model.layers import ACTIVATIONS, Dropout, dense, norm
 
 
 def gather(hidden: Float[Array, "b l d"], positions: Int[Array, "b k"]) -> Float[Array, "b k d"]:

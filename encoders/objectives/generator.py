@@ -15,9 +15,11 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from encoders.model.config import Model, narrowed
-from encoders.model.costs import forward_flops, vocabulary_flops
 from encoders.model.encoder import Encoder
+from encoders.model.flops import forward_flops, vocabulary_flops
 from encoders.model.heads import MaskedTokenHead, gather
+from encoders.objectives.base import Metrics, Objectives, means, perplexity
+from encoders.objectives.losses import masked_token_metrics
 from encoders.objectives.masking import (
     SAMPLES,
     Batch,
@@ -29,9 +31,7 @@ from encoders.objectives.masking import (
     take_keys,
     uniform,
 )
-from encoders.objectives.mlm import masked_token_metrics
-from encoders.objectives.objective import Metrics, Objectives, means, perplexity
-from encoders.text.vocab import Facts
+from encoders.text.tokenization import Facts
 
 # 85 % [MASK], 15 % kept, none random, a new mask each epoch, as in the released code; positions are drawn without
 # replacement, as in the paper (the code draws with replacement and so masks 13.8 % where it says 15 %).

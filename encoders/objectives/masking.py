@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from encoders.text.vocab import Facts
+from encoders.text.tokenization import Facts
 
 Batch = dict[str, Array]
 MASKS, ROUNDING, SAMPLES = 0, 1, 2  # streams of random words

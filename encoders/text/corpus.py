@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Literal
 
 from encoders.text.embedded import Embedded
-from encoders.text.files import files
+from encoders.text.file_readers import files
 from encoders.text.source import CorpusError, Digests, Document, Source, needed, words
-from encoders.text.tfds import Tfds
+from encoders.text.tfds_reader import Tfds
 
 PART = 64 << 20  # bytes of text that are read in one go
 

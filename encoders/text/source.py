@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from encoders.files import write_json
+from encoders.utils.files import write_json
 
 Document = list[str]  # its paragraphs, or its sentences: not empty, with single spaces
 

@@ -14,7 +14,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from encoders.training.integrity import changed, checksums
+from encoders.training.checksums import changed, checksums
 
 for name in ("absl", "asyncio"):  # what Orbax fails at is raised as well
     logging.getLogger(name).setLevel(logging.CRITICAL)

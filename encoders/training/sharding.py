@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from encoders.model.parts import ROWS
+from encoders.model.layers import ROWS
 from encoders.training.optimizer import paths, stacked
 
 AXES = ("data", "fsdp", "model")

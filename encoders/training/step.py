@@ -11,10 +11,10 @@ import numpy as np
 import optax
 from flax import struct
 
-from encoders.metrics import Mean
-from encoders.objectives.objective import TaskModule
+from encoders.objectives.base import TaskModule
 from encoders.training.optimizer import Moments, Optimizer
 from encoders.training.sharding import gathered, kept, row_by_row
+from encoders.utils.metrics import Mean
 
 PARAMETERS, DROPOUT = 100, 101  # streams of random keys, beside those of objectives/masking.py
 CALM, LATE = 64, 128  # updates before a spike is one, and over how many its gradient is compared

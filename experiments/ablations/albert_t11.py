@@ -8,8 +8,8 @@ layers and more begins with the parameters of the shallower one, and so do ours.
 
 from dataclasses import replace
 
-from encoders.ablation import ALBERT, MASKED, PARAMETERS, Study, Table
 from encoders.families import albert
+from encoders.sweeps.paper_table import ALBERT, MASKED, PARAMETERS, Study, Table
 from experiments.albert import experiments
 
 COLUMNS = (PARAMETERS, *ALBERT, MASKED)

@@ -8,8 +8,8 @@ have 17.7, 58.7, 222.6 and 495.5. Heads of 64 in table 12 are ours.
 
 from dataclasses import replace
 
-from encoders.ablation import ALBERT, MASKED, PARAMETERS, Study, Table
 from encoders.families import albert
+from encoders.sweeps.paper_table import ALBERT, MASKED, PARAMETERS, Study, Table
 from experiments.albert import experiments
 
 COLUMNS = (PARAMETERS, *ALBERT, MASKED)

@@ -10,9 +10,9 @@ rows are fine-tuned as ALBERT is.
 
 from dataclasses import replace
 
-from encoders.ablation import ALBERT, MASKED, PARAMETERS, Column, Study, Table
-from encoders.downstream.conventions import ALBERT as AS_ALBERT
 from encoders.families import albert
+from encoders.sweeps.paper_table import ALBERT, MASKED, PARAMETERS, Column, Study, Table
+from encoders.tasks.conventions import ALBERT as AS_ALBERT
 from experiments.albert import experiments
 
 COLUMNS = (PARAMETERS, *ALBERT, Column("speed", ""), MASKED)

@@ -7,7 +7,7 @@ E = 128 is 81.6 where all is shared (82.0 in table 4) and 83.7 where nothing is 
 for 81.7).
 """
 
-from encoders.ablation import Study, Table
+from encoders.sweeps.paper_table import Study, Table
 from experiments.ablations.albert_t4 import COLUMNS, rows_of
 
 PUBLISHED = {

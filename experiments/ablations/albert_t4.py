@@ -10,9 +10,9 @@ in table 3, whose average is 81.7 for 81.6.
 
 from dataclasses import replace
 
-from encoders.ablation import ALBERT, MASKED, PARAMETERS, SOP, Row, Study, Table
-from encoders.downstream.conventions import ALBERT as AS_ALBERT
 from encoders.families import albert
+from encoders.sweeps.paper_table import ALBERT, MASKED, PARAMETERS, SOP, Row, Study, Table
+from encoders.tasks.conventions import ALBERT as AS_ALBERT
 from experiments.albert import experiments
 
 COLUMNS = (PARAMETERS, *ALBERT, MASKED, SOP)

@@ -10,10 +10,9 @@ order. The MNLI of the last row is 82.0 here and 81.6 in tables 2 and 3.
 
 from dataclasses import replace
 
-from encoders.ablation import ALBERT, Column, Study, Table
 from encoders.data.formats import SegmentPairs
-from encoders.objectives.nsp import NextSentence
-from encoders.objectives.sop import SentenceOrder
+from encoders.objectives.sentence_pair import NextSentence, SentenceOrder
+from encoders.sweeps.paper_table import ALBERT, Column, Study, Table
 from experiments.albert import experiments
 
 NEXT = ("objective.sentences=NextSentence", "phases.*.format.second=random")

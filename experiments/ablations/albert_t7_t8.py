@@ -9,8 +9,8 @@ and so has the row without, while the other has 0.1, as the smaller sizes. Of bo
 
 from dataclasses import replace
 
-from encoders.ablation import ALBERT, MASKED, Study, Table
 from encoders.families import albert
+from encoders.sweeps.paper_table import ALBERT, MASKED, Study, Table
 from experiments.albert import experiments
 
 COLUMNS = (*ALBERT, MASKED)

@@ -9,9 +9,9 @@ The BiLSTM that the paper puts on top of it while fine-tuning is not built here.
 
 from dataclasses import replace
 
-from encoders.ablation import MASKED, MNLI, MRPC, NSP, QNLI, SQUAD1_F1, SST2, Study, Table
-from encoders.model.causal import CausalAttend
-from encoders.objectives.clm import NextToken
+from encoders.model.layers import CausalAttend
+from encoders.objectives.causal_lm import NextToken
+from encoders.sweeps.paper_table import MASKED, MNLI, MRPC, NSP, QNLI, SQUAD1_F1, SST2, Study, Table
 from experiments.bert import experiments
 
 COLUMNS = (MNLI, QNLI, MRPC, SST2, SQUAD1_F1, MASKED, NSP)

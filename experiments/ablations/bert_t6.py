@@ -8,7 +8,7 @@ masked tokens held out.
 
 from dataclasses import replace
 
-from encoders.ablation import MNLI, MRPC, PARAMETERS, PERPLEXITY, SST2, Study, Table
+from encoders.sweeps.paper_table import MNLI, MRPC, PARAMETERS, PERPLEXITY, SST2, Study, Table
 from experiments.bert import experiments
 
 COLUMNS = (PERPLEXITY, MNLI, MRPC, SST2, PARAMETERS)

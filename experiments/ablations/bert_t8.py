@@ -9,7 +9,7 @@ out with 80/10/10 for every row, whatever it is trained with.
 
 from dataclasses import replace
 
-from encoders.ablation import ENTITIES, MNLI, SST2, Column, Study, Table
+from encoders.sweeps.paper_table import ENTITIES, MNLI, SST2, Column, Study, Table
 from experiments.bert import experiments
 
 SAME = ("objective.tokens.split=0.8,0.1,0.1",)

@@ -9,7 +9,7 @@ all ordinary tokens alike.
 
 from dataclasses import replace
 
-from encoders.ablation import GLUE, LEARNED, Study, Table
+from encoders.sweeps.paper_table import GLUE, LEARNED, Study, Table
 from experiments.ablations.electra_t5 import BASE
 
 COLUMNS = (*GLUE, *LEARNED)

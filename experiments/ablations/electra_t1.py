@@ -8,8 +8,8 @@ no next sentence) and as many FLOPs. At small scale all have the FLOPs of ELECTR
 that a row names, and the size of base is not run.
 """
 
-from encoders.ablation import GLUE, LEARNED, MASKED, Study, Table
-from encoders.ledger import run_flops
+from encoders.costs.ledger import run_flops
+from encoders.sweeps.paper_table import GLUE, LEARNED, MASKED, Study, Table
 from experiments.ablations.electra_t5 import BASE, SMALL, TEN, masked
 
 COLUMNS = (*GLUE, MASKED, *LEARNED)

@@ -13,11 +13,11 @@ paper does not say in what its rows are equal.
 
 from dataclasses import replace
 
-from encoders.ablation import GLUE, LEARNED, MASKED, Study, Table
+from encoders.costs.ledger import run_flops
 from encoders.experiment import Experiment
-from encoders.ledger import run_flops
-from encoders.objectives.joint import Joint
-from encoders.objectives.restoring import RestoredTokens
+from encoders.objectives.masked_lm import Joint
+from encoders.objectives.restored_tokens import RestoredTokens
+from encoders.sweeps.paper_table import GLUE, LEARNED, MASKED, Study, Table
 from experiments.electra import experiments
 
 TEN = "the paper's scores are medians of ten fine-tunings"

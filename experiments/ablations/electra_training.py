@@ -13,7 +13,7 @@ the text says that the adversarial one finds 58 % of the masked tokens and the o
 
 from dataclasses import replace
 
-from encoders.ablation import GLUE, LEARNED, Column, Study, Table
+from encoders.sweeps.paper_table import GLUE, LEARNED, Column, Study, Table
 from experiments.ablations.electra_t5 import BASE, masked
 
 COLUMNS = (*GLUE, Column("generator, all chosen", "generator_accuracy"), *LEARNED)

@@ -8,7 +8,7 @@ encoders; here as in the released code it is all embeddings, and the generator o
 
 from dataclasses import replace
 
-from encoders.ablation import GLUE, LEARNED, Study, Table
+from encoders.sweeps.paper_table import GLUE, LEARNED, Study, Table
 from experiments.ablations.electra_t5 import BASE
 
 COLUMNS = (*GLUE, *LEARNED)

@@ -9,7 +9,7 @@ held out at 15 % for all.
 
 from dataclasses import replace
 
-from encoders.ablation import SST2, Column, Study, Table
+from encoders.sweeps.paper_table import SST2, Column, Study, Table
 from experiments.ablations.electra_t5 import BASE, masked
 
 SAME = ("objective.tokens.rate=0.15",)

@@ -11,8 +11,8 @@ more text, or fewer `tokens`, set data.heldout higher.
 
 from dataclasses import replace
 
-from encoders.ablation import MASKED, MNLI, PERPLEXITY, SQUAD2_F1, SST2, Column, Study, Table
 from encoders.families import roberta
+from encoders.sweeps.paper_table import MASKED, MNLI, PERPLEXITY, SQUAD2_F1, SST2, Column, Study, Table
 from experiments.roberta import experiments
 
 COLUMNS = (

@@ -10,9 +10,9 @@ each saw.
 
 from dataclasses import replace
 
-from encoders.ablation import MASKED, MNLI, NSP, PERPLEXITY, RACE, SQUAD1_F1, SQUAD2_F1, SST2, Study, Table
 from encoders.data.formats import FullSentences, SegmentPairs, SentencePairs
-from encoders.objectives.nsp import NextSentence
+from encoders.objectives.sentence_pair import NextSentence
+from encoders.sweeps.paper_table import MASKED, MNLI, NSP, PERPLEXITY, RACE, SQUAD1_F1, SQUAD2_F1, SST2, Study, Table
 from experiments.ablations.roberta_t1 import of_base
 
 COLUMNS = (SQUAD1_F1, SQUAD2_F1, MNLI, SST2, RACE, PERPLEXITY, MASKED, NSP)

@@ -9,7 +9,7 @@ as RoBERTa, are ours. The small rates are in the paper's proportions about the o
 
 from dataclasses import replace
 
-from encoders.ablation import BATCH, LENGTH, MASKED, MNLI, PERPLEXITY, RATE, SST2, Study, Table
+from encoders.sweeps.paper_table import BATCH, LENGTH, MASKED, MNLI, PERPLEXITY, RATE, SST2, Study, Table
 from experiments.ablations.roberta_t1 import of_base
 
 COLUMNS = (PERPLEXITY, MNLI, SST2, MASKED)

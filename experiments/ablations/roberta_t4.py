@@ -8,7 +8,7 @@ corpus TFDS has no part but news like that of CC-News, which `more` is unless to
 
 from dataclasses import replace
 
-from encoders.ablation import MASKED, MNLI, SQUAD1_F1, SQUAD2_F1, SST2, Study, Table
+from encoders.sweeps.paper_table import MASKED, MNLI, SQUAD1_F1, SQUAD2_F1, SST2, Study, Table
 from experiments.roberta import experiments
 
 COLUMNS = (SQUAD1_F1, SQUAD2_F1, MNLI, SST2, MASKED)

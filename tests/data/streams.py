@@ -5,7 +5,7 @@ import numpy as np
 from encoders.data.formats import FullSentences, SegmentPairs
 from encoders.data.store import Split
 from encoders.data.stream import Phase, Stream
-from encoders.text.vocab import Facts
+from encoders.text.tokenization import Facts
 
 PAD, CLS, SEP = 1, 2, 3  # padding is not 0, as in RoBERTa
 FACTS = Facts(size=100, pad=PAD, unk=0, cls=CLS, sep=SEP, mask=4, special=(0, 1, 2, 3, 4), continuations=bytes(13))

@@ -10,11 +10,11 @@ import pytest
 
 from encoders.data.labelled import Labelled
 from encoders.data.prepare import key, prepared
-from encoders.data.rows import RowError
-from encoders.downstream import texts
-from encoders.downstream.texts import Texts
-from encoders.text import vocab
-from encoders.text.vocab import Vocabulary
+from encoders.data.row_files import RowError
+from encoders.tasks import text_tasks
+from encoders.tasks.text_tasks import Texts
+from encoders.text import tokenization
+from encoders.text.tokenization import Vocabulary
 from tests.texts import made_up, words
 
 PAIRS = Texts("pairs", ("first", "second"), labels=("no", "yes"))
@@ -29,7 +29,7 @@ DEV = [(W[9], f"{W[8]} {W[7]}", "yes"), (f"{W[6]} [SEP]", W[5], "no"), (W[4], W[
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return vocab.train(Vocabulary(size=400), made_up(30))
+    return tokenization.train(Vocabulary(size=400), made_up(30))
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ def test_the_rows_of_a_tfds_data_set_are_those_of_its_splits(folder, tokenizer, 
         "tfds:my/set@train": [{"a": W[3], "b": W[4], "label": 1}],
         "tfds:my/set@validation_far": [{"a": W[5], "b": W[6], "label": 0}],
     }
-    monkeypatch.setattr(texts, "tfds_records", held.__getitem__)
+    monkeypatch.setattr(text_tasks, "tfds_records", held.__getitem__)
     monkeypatch.setattr("encoders.data.labelled.tfds_version", lambda item: item)
     task = replace(PAIRS, tfds=("a", "b"), files=(("train", "x"), ("dev_far", "y"), ("test", "z")))
     store = prepared(labelled(folder, task, root="tfds:my/set"))
@@ -146,7 +146,7 @@ def test_the_rows_of_a_tfds_data_set_are_those_of_its_splits(folder, tokenizer, 
 
 def test_the_number_of_a_tfds_row_is_noted(folder, monkeypatch):
     rows = [{"text": "red", "label": 0, "id": 5}]
-    monkeypatch.setattr(texts, "tfds_records", lambda source: rows)
+    monkeypatch.setattr(text_tasks, "tfds_records", lambda source: rows)
     monkeypatch.setattr("encoders.data.labelled.tfds_version", lambda item: item)
     assert prepared(labelled(folder, SINGLE, root="tfds:set")).train.notes == [{"index": 5}]
 
@@ -184,7 +184,7 @@ def test_a_label_that_changes_makes_another_store(folder):
 
 def test_another_vocabulary_makes_another_store(folder):
     before = key(labelled(whole(folder)))
-    vocab.train(Vocabulary(size=200), made_up(9)).save(folder.parent / "tokenizer.json")
+    tokenization.train(Vocabulary(size=200), made_up(9)).save(folder.parent / "tokenizer.json")
     assert key(labelled(folder)) != before
 
 

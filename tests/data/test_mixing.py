@@ -10,7 +10,7 @@ from encoders.data.mixing import Mixed, turns
 from encoders.data.packing import Packed
 from encoders.data.prepare import Data, prepared
 from encoders.data.stream import Phase, Stream, Tables, heldout_batches
-from encoders.text.vocab import Vocabulary
+from encoders.text.tokenization import Vocabulary
 from tests.texts import write
 
 

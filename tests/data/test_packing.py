@@ -9,17 +9,16 @@ from hypothesis import strategies as st
 from encoders.data.formats import ElectraPairs, FullSentences, SegmentPairs, row_sizes
 from encoders.data.packing import Packed, pack
 from encoders.data.stream import Phase, Rows, Stream, heldout_batches
-from encoders.downstream.classification import Classification
 from encoders.model.config import Model
 from encoders.model.encoder import Encoder
-from encoders.objectives.joint import Joint
+from encoders.objectives.masked_lm import Joint
 from encoders.objectives.masking import Masking
-from encoders.objectives.nsp import NextSentence
-from encoders.objectives.rtd import ReplacedTokens
-from encoders.objectives.sop import SentenceOrder
-from encoders.text.vocab import Facts
+from encoders.objectives.replaced_tokens import ReplacedTokens
+from encoders.objectives.sentence_pair import NextSentence, SentenceOrder
+from encoders.tasks.classification import Classification
+from encoders.text.tokenization import Facts
 from encoders.training import step
-from encoders.values import change, essence, from_json, to_json
+from encoders.utils.overrides import change, essence, from_json, to_json
 from tests.data.streams import prose, same, split_of
 
 QUICK = {"xla_backend_optimization_level": 0}  # compiles in a third of the time

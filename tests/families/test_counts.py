@@ -8,12 +8,11 @@ from functools import cache
 
 import pytest
 
+from encoders.costs.ledger import by_part, parameters, shapes
 from encoders.families import albert, bert, electra, roberta
-from encoders.ledger import by_part, parameters, shapes
-from encoders.objectives.joint import Joint
-from encoders.objectives.nsp import NextSentence
-from encoders.objectives.rtd import ReplacedTokens
-from encoders.objectives.sop import SentenceOrder
+from encoders.objectives.masked_lm import Joint
+from encoders.objectives.replaced_tokens import ReplacedTokens
+from encoders.objectives.sentence_pair import NextSentence, SentenceOrder
 
 TOKENS, NEXT, ORDER = Joint(), Joint(sentences=NextSentence()), Joint(sentences=SentenceOrder())
 

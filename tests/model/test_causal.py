@@ -6,10 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from encoders.model.causal import CausalAttend
 from encoders.model.config import Model
 from encoders.model.encoder import Encoder
-from encoders.model.parts import attention
+from encoders.model.layers import CausalAttend, attention
 from encoders.training.optimizer import leaves
 
 QUICK = {"xla_backend_optimization_level": 0}  # compiles in a third of the time

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from encoders.model import parts
+from encoders.model import layers
 from encoders.model.config import Model, narrowed
 from encoders.model.encoder import Encoder
 from encoders.training.optimizer import leaves, paths
@@ -162,15 +162,15 @@ def packed(*lengths, length=13):
 def test_packed_examples_are_what_they_are_alone_also_without_weights_as_an_array(monkeypatch):
     params = parameters(MODEL)
     alone = forward(params, rows(7, 4), model=MODEL)
-    monkeypatch.setitem(parts.ATTENTION, "xla", parts.fused_by_mask)
+    monkeypatch.setitem(layers.ATTENTION, "xla", layers.fused_by_mask)
     row = np.asarray(Encoder(MODEL).apply({"params": params}, *map(jnp.asarray, packed(7, 4))))[0]
     np.testing.assert_allclose(row[:7], alone[0], **CLOSE)
     np.testing.assert_allclose(row[7:11], alone[1, :4], **CLOSE)
 
 
 def test_a_row_of_padding_stays_finite_with_every_attention(monkeypatch):
-    for how in list(parts.ATTENTION.values()):
-        monkeypatch.setitem(parts.ATTENTION, "xla", how)
+    for how in list(layers.ATTENTION.values()):
+        monkeypatch.setitem(layers.ATTENTION, "xla", how)
         assert np.isfinite(Encoder(MODEL).apply({"params": parameters(MODEL)}, *map(jnp.asarray, rows(7, 0)))).all()
 
 

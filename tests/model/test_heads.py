@@ -6,10 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from encoders.model.causal import CausalAttend
 from encoders.model.config import Model
 from encoders.model.heads import ClassHead, MaskedTokenHead, Pooler, ReplacedTokenHead, gather, summary
-from encoders.model.parts import ACTIVATIONS
+from encoders.model.layers import ACTIVATIONS, CausalAttend
 
 QUICK = {"xla_backend_optimization_level": 0}  # compiles in a third of the time
 MODEL = Model(vocab=19, hidden=12, layers=2, heads=3, intermediate=20, embedding=8)

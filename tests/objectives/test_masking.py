@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from encoders.objectives.masking import Masking, choose_words, corrupt, drawn_lengths, scatter
-from encoders.text.vocab import Facts
+from encoders.text.tokenization import Facts
 
 QUICK = {"xla_backend_optimization_level": 0}  # compiles in a third of the time
 PAD, UNK, CLS, SEP, MASK = range(5)

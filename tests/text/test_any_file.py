@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from encoders.data.rows import Reader, RowError, records
+from encoders.data.row_files import Reader, RowError, records
 from encoders.text.corpus import check, documents
 from encoders.text.source import CorpusError
 

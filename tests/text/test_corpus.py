@@ -294,7 +294,7 @@ def test_a_prepared_dataset_is_read_by_its_name(folder):
 
 def test_a_prepared_dataset_becomes_a_store_in_as_many_units_as_its_size_asks_for(folder, tmp_path, monkeypatch):
     from encoders.data.prepare import Data, prepared
-    from encoders.text.vocab import Vocabulary
+    from encoders.text.tokenization import Vocabulary
 
     data = Data(("tfds:my_books",), Vocabulary(size=100), "lines", heldout=0.01, folder=str(tmp_path))
     whole = prepared(data)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from encoders.text.vocab import Vocabulary, load, train
+from encoders.text.tokenization import Vocabulary, load, train
 
 pytestmark = pytest.mark.live
 SHARED = Path(os.environ.get("ENCODERS_SHARED", Path(__file__).parents[3] / "shared"))

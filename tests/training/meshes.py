@@ -18,19 +18,18 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from encoders.bench.communication import Collective, collectives, compiled_step
 from encoders.bench.inputs import text_rows
-from encoders.bench.links import Collective, collectives, compiled_step
 from encoders.data.formats import ElectraPairs, SegmentPairs
 from encoders.data.prepare import Data
 from encoders.data.stream import Phase
 from encoders.experiment import Experiment
 from encoders.families import albert, bert, electra
-from encoders.objectives.joint import Joint
+from encoders.objectives.masked_lm import Joint
 from encoders.objectives.masking import Masking
-from encoders.objectives.nsp import NextSentence
-from encoders.objectives.rtd import ReplacedTokens
-from encoders.objectives.sop import SentenceOrder
-from encoders.text.vocab import Vocabulary
+from encoders.objectives.replaced_tokens import ReplacedTokens
+from encoders.objectives.sentence_pair import NextSentence, SentenceOrder
+from encoders.text.tokenization import Vocabulary
 from encoders.training import step
 from encoders.training.optimizer import AdamW, Lamb
 from encoders.training.sharding import Mesh, place, shardings

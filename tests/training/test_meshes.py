@@ -12,10 +12,10 @@ import jax
 import pytest
 from jax.sharding import AbstractMesh
 
+from encoders.costs.ledger import blank_facts
 from encoders.families import bert
-from encoders.ledger import blank_facts
-from encoders.objectives.joint import Joint
-from encoders.objectives.nsp import NextSentence
+from encoders.objectives.masked_lm import Joint
+from encoders.objectives.sentence_pair import NextSentence
 from encoders.training import step
 from encoders.training.optimizer import AdamW
 from encoders.training.sharding import AXES, shardings

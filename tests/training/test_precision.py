@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from encoders.costs.ledger import blank_facts
 from encoders.families import bert, electra
-from encoders.ledger import blank_facts
-from encoders.objectives.rtd import ReplacedTokens
+from encoders.objectives.replaced_tokens import ReplacedTokens
 from encoders.training import step
 from encoders.training.optimizer import AdamW
 

@@ -10,23 +10,13 @@ import pytest
 from encoders.model.config import Model
 from encoders.objectives import masking
 from encoders.objectives.generator import MASKING
-from encoders.objectives.joint import Joint
+from encoders.objectives.masked_lm import Joint
 from encoders.objectives.masking import Masking
-from encoders.objectives.nsp import NextSentence
-from encoders.objectives.rtd import ReplacedTokens
-from encoders.text.vocab import Facts
+from encoders.objectives.replaced_tokens import ReplacedTokens
+from encoders.objectives.sentence_pair import NextSentence
+from encoders.text.tokenization import Facts
 from encoders.training.optimizer import AdamW
-from encoders.training.step import (
-    CALM,
-    DROPOUT,
-    PARAMETERS,
-    State,
-    blank,
-    eval_step,
-    init,
-    micro_batches,
-    train_step,
-)
+from encoders.training.step import CALM, DROPOUT, PARAMETERS, State, blank, eval_step, init, micro_batches, train_step
 
 QUICK = {"xla_backend_optimization_level": 0}  # compiles in a third of the time
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}  # float32 sums of micro-steps in another order

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from encoders.costs.ledger import blank_facts, saved_values
 from encoders.families import bert, electra
-from encoders.ledger import blank_facts, saved_values
-from encoders.objectives.joint import Joint
+from encoders.objectives.masked_lm import Joint
 from encoders.objectives.masking import Masking
-from encoders.objectives.nsp import NextSentence
-from encoders.objectives.rtd import ReplacedTokens
+from encoders.objectives.replaced_tokens import ReplacedTokens
+from encoders.objectives.sentence_pair import NextSentence
 from encoders.training import step
 from encoders.training.optimizer import AdamW
 

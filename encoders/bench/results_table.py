@@ -1,0 +1,96 @@
+"""The measured rows as a table and as JSON, with where and with what they were measured."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+
+from encoders.bench.measurements import PARTS, Options
+from encoders.bench.rounds import Row
+from encoders.experiment import Experiment, ExperimentError
+from encoders.reporting.summaries import grid
+from encoders.utils.files import write_json
+
+
+def measured(options, members: Sequence[Experiment], say: Callable[[str], None]) -> int:
+    """Measure a part, print its rows as they come and the table at the end, and write PART.json."""
+    if options.part not in PARTS:
+        raise ExperimentError(f"bench {options.part!r} is not one of {', '.join(PARTS)}")
+    for name in ("rounds", "units"):
+        if getattr(options, name) < 1:
+            raise ExperimentError(f"--{name} {getattr(options, name)} must be at least 1")
+    chosen = Options(
+        rounds=options.rounds,
+        units=options.units,
+        device=options.device,
+        core=pinned(options.core, options.device),
+        tuned=not options.as_installed,
+        text=options.text,
+        task=options.task,
+        say=say,
+    )
+    jax.config.update("jax_platforms", "cpu")  # the device belongs to the processes that are measured
+    about, rows = surroundings(chosen), []
+    for row in PARTS[options.part](members, chosen):
+        say("  ".join(f"{name} {shown(value)}" for name, value in row.items()))
+        rows.append(row)
+    about["load after"] = round(os.getloadavg()[0], 2)
+    if not rows:
+        say("nothing could be measured")
+        return 1
+    print(table(rows))
+    print("; ".join(f"{name} {value}" for name, value in about.items()))
+    folder = Path(options.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {"part": options.part, "about": about, "rows": rows, "variants": chosen.variants}
+    write_json(folder / f"{options.part}.json", content)
+    return 0
+
+
+def pinned(core: int | None, device: str) -> int | None:
+    """The core to use: the one asked for, else the last one allowed; none beside an accelerator."""
+    allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    if core is not None and core not in allowed:
+        raise ExperimentError(f"--core {core} is not one of {', '.join(map(str, allowed)) or 'the cores: none can be'}")
+    return None if device != "cpu" or not allowed else allowed[-1] if core is None else core
+
+
+def surroundings(options: Options) -> dict[str, object]:
+    """Where and with what."""
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
+    except OSError:
+        commit = ""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "commit": commit or "unknown",
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "processor": models[0] if models else platform.machine(),
+        "core": options.core,
+        "freed memory": "kept" if options.tuned and options.device == "cpu" else "as installed",
+        "rounds": options.rounds,
+        "load before": round(os.getloadavg()[0], 2),
+    }
+
+
+def shown(value: object) -> str:
+    """A number with the digits that mean something."""
+    if value is None:
+        return "busy"
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Rows as aligned columns; a cell is empty where a row has no such column."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return grid([names, *([shown(row[name]) if name in row else "" for name in names] for row in rows)])

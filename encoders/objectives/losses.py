@@ -1,0 +1,36 @@
+"""Masked language modelling: the loss and the scores of predictions at chosen positions (BERT §3.1)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from encoders.objectives.base import Metrics
+from encoders.objectives.masking import Batch
+from encoders.text.tokenization import Facts
+from encoders.utils.metrics import Mean
+
+
+def losses(logits: Float[Array, "... v"], targets: Int[Array, "..."]) -> Float[Array, "..."]:
+    """Cross-entropy in nats."""
+    return jax.nn.logsumexp(logits, axis=-1) - jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+
+
+def masked_token_metrics(logits: Float[Array, "b k v"], batch: Batch, facts: Facts, prefix: str = "mlm") -> Metrics:
+    """Loss and accuracy at the chosen positions.
+
+    `*_mask_accuracy` counts only those that show [MASK] (the share that keeps its token flatters the whole);
+    `*_mask_baseline` is what always answering the most frequent token would reach there.
+    """
+    targets, weights = batch["targets"], batch["weights"]
+    shown = jnp.take_along_axis(batch["tokens"], batch["picked"], axis=1)
+    masked = weights * (shown == facts.mask)
+    right = logits.argmax(-1) == targets
+    count, hidden = weights.sum(), masked.sum()
+    return {
+        f"{prefix}_loss": Mean((losses(logits, targets) * weights).sum(), count),
+        f"{prefix}_accuracy": Mean((right * weights).sum(), count),
+        f"{prefix}_mask_accuracy": Mean((right * masked).sum(), hidden),
+        f"{prefix}_mask_baseline": Mean(((targets == facts.common) * masked).sum(), hidden),
+    }

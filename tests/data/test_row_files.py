@@ -1,0 +1,218 @@
+"""Files of rows: what stands in them, and what is said of rows that are damaged."""
+
+import pytest
+
+from encoders.data.row_files import Reader, RowError, records
+
+
+@pytest.fixture
+def file(tmp_path):
+    """Writes a file of bytes."""
+
+    def new(name, content):
+        path = tmp_path / name
+        path.write_bytes(content)
+        return path
+
+    return new
+
+
+def values(path, columns=()):
+    """The rows of a file by column, all of them good."""
+    return [row.values for row in Reader().read(records(path, columns), lambda row: row)]
+
+
+def places(path, columns=()):
+    return [row.place for row in Reader().read(records(path, columns), lambda row: row)]
+
+
+def refused(path, make=lambda row: row, columns=()):
+    """What is said of the first row that cannot be used."""
+    with pytest.raises(RowError) as caught:
+        list(Reader().read(records(path, columns), make))
+    return str(caught.value)
+
+
+# TSV
+
+
+@pytest.mark.parametrize("ending", ["tsv", "txt"])
+def test_a_tab_separated_file_begins_with_its_columns(file, ending):
+    path = file(f"a.{ending}", b"text\tlabel\nred dog\t1\nblue cat\t0\n")
+    assert values(path) == [{"text": "red dog", "label": "1"}, {"text": "blue cat", "label": "0"}]
+    assert places(path) == [f"{path}:2", f"{path}:3"]
+
+
+def test_quotes_in_a_tab_separated_file_are_letters(file):
+    path = file("a.tsv", b'text\tlabel\n"red\t1\n""\t2\n\'a" b\t"3"\n')
+    assert [row["text"] for row in values(path)] == ['"red', '""', "'a\" b"]
+    assert [row["label"] for row in values(path)] == ["1", "2", '"3"']
+
+
+def test_a_byte_order_mark_is_not_part_of_the_first_column(file):
+    assert values(file("a.tsv", b"\xef\xbb\xbfQuality\tid\n1\t7\n")) == [{"Quality": "1", "id": "7"}]
+    assert values(file("a.csv", b"\xef\xbb\xbftext\n\xc3\xa9\n")) == [{"text": "é"}]
+    assert values(file("a.jsonl", b'\xef\xbb\xbf{"text": "red"}\n')) == [{"text": "red"}]
+
+
+@pytest.mark.parametrize("name, between", [("a.tsv", b"\t"), ("a.csv", b",")])
+def test_columns_that_are_given_make_the_first_line_a_row(file, name, between):
+    path = file(name, between.join([b"gj04", b"1", b"", b"They left."]) + b"\n")
+    assert values(path, ("source", "label", "star", "sentence")) == [
+        {"source": "gj04", "label": "1", "star": "", "sentence": "They left."}
+    ]
+    assert places(path, ("source", "label", "star", "sentence")) == [f"{path}:1"]
+
+
+@pytest.mark.parametrize("name, between", [("a.tsv", "\t"), ("a.csv", ",")])
+@pytest.mark.parametrize("fields", [["red", "1", "more"], ["red"]])
+def test_a_row_with_too_many_or_too_few_fields_is_named(file, name, between, fields):
+    rows = [["text", "label"], ["dog", "0"], fields]
+    path = file(name, "\n".join(map(between.join, rows)).encode())
+    assert refused(path) == f"{path}:3: there are {len(fields)} fields and 2 columns: text, label"
+
+
+def test_line_ends_of_windows_are_not_part_of_the_last_field(file):
+    path = file("a.tsv", b"text\tlabel\r\nred\t1\r\n\r\nblue\t\r\n")
+    assert values(path) == [{"text": "red", "label": "1"}, {"text": "blue", "label": ""}]
+    assert places(path) == [f"{path}:2", f"{path}:4"]  # the blank line is counted and is no row
+
+
+def test_a_carriage_return_inside_a_field_is_part_of_it(file):
+    path = file("a.tsv", b"text\tlabel\nred\rdog\t1\nblue\t0\n")
+    assert values(path) == [{"text": "red\rdog", "label": "1"}, {"text": "blue", "label": "0"}]
+    assert places(path) == [f"{path}:2", f"{path}:3"]
+
+
+def test_only_a_newline_ends_a_tab_separated_row(file):
+    letters = "a\x0bb\x0cc\x1cd\x85e\u2028f"  # all of them end a line for str.splitlines
+    path = file("a.tsv", f"text\tlabel\n{letters}\t1\n".encode())
+    assert values(path) == [{"text": letters, "label": "1"}]
+
+
+# CSV
+
+
+def test_a_quoted_field_may_hold_commas_quotes_and_newlines(file):
+    path = file("a.csv", b'text,label\r\n"one\r\ntwo, ""three""",1\r\n\r\nred,0\r\n')
+    assert values(path) == [{"text": 'one\r\ntwo, "three"', "label": "1"}, {"text": "red", "label": "0"}]
+    assert places(path)[1] == f"{path}:5"  # lines are those of the file
+
+
+def test_damaged_quoting_is_named_with_its_line(file):
+    path = file("a.csv", b'text,label\nred,1\n"blue" cat,0\n')
+    assert refused(path) == f"{path}:3: ',' expected after '\"'"
+    path = file("b.csv", b'text,label\nred,1\n"blue cat,0\nall,of it\n')  # the quote is never closed
+    assert refused(path) == f"{path}:4: unexpected end of data"
+
+
+def test_a_row_of_damaged_quoting_is_skipped_and_the_next_one_read(file):
+    path = file("a.csv", b'text,label\n"blue" cat,0\nred,1\n')
+    reader = Reader("skip")
+    assert list(reader.read(records(path), lambda row: row["text"])) == ["red"]
+    assert reader.skipped == [f"{path}:2: ',' expected after '\"'"]
+
+
+# JSON lines
+
+
+def test_json_lines_are_objects_and_blank_lines_are_none(file):
+    path = file("a.jsonl", b'{"text": "red\\ndog", "label": 1}\n\n  \n{"text": "\xc3\xa9", "label": null}')
+    assert values(path) == [{"text": "red\ndog", "label": 1}, {"text": "é", "label": None}]
+    assert places(path) == [f"{path}:1", f"{path}:4"]
+
+
+def test_a_line_that_is_not_json_is_named_with_its_place(file):
+    path = file("a.jsonl", b'{"text": "red"}\n{"text": }\n')
+    assert refused(path) == f"{path}:2: not JSON: Expecting value: line 1 column 10 (char 9)"
+
+
+@pytest.mark.parametrize("line", [b'["text", "red"]', b'"red"', b"7", b"null"])
+def test_json_that_is_no_object_is_named(file, line):
+    path = file("a.jsonl", b'\n{"text": "red"}\n' + line)
+    assert refused(path) == f"{path}:3: not a JSON object"
+
+
+# Files and fields
+
+
+@pytest.mark.parametrize("name, ending", [("a.xlsx", ".xlsx"), ("a.TSV", ".TSV"), ("a", "")])
+def test_an_ending_that_is_not_known_is_named_with_those_that_are(file, name, ending):
+    path = file(name, b"text\nred\n")
+    assert refused(path) == f"{path}: the ending {ending!r} is not one of .tsv, .txt, .csv, .jsonl"
+
+
+@pytest.mark.parametrize("name", ["a.tsv", "a.csv", "a.jsonl"])
+@pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbf", b"\n\n"])
+def test_an_empty_file_is_named(file, name, content):
+    path = file(name, content)
+    assert refused(path) == f"{path}: there are no rows"
+
+
+@pytest.mark.parametrize("name, head", [("a.tsv", b"text\tlabel\n"), ("a.csv", b"text,label\n")])
+def test_a_file_with_nothing_but_its_columns_is_named(file, name, head):
+    path = file(name, head)
+    assert refused(path) == f"{path}: there are no rows"
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("a.tsv", b"text\tlabel\nred\t1\n\xff dog\t0\n"),
+        ("a.csv", b"text,label\nred,1\n\xc3,0\n"),
+        ("a.jsonl", b'{"text": "red"}\n\n{"text": "d\xe9j\xe0"}\n'),
+        ("b.jsonl", b'{"text": "red"}\n\n{"text": "half a pair: \\ud83d"}\n'),
+    ],
+)
+def test_a_text_that_is_not_utf_8_is_named_and_the_others_are_read(file, name, content):
+    path = file(name, content)
+    assert refused(path, lambda row: row.text("text")) == f"{path}:3: text is not UTF-8"
+    reader = Reader("skip")
+    assert list(reader.read(records(path), lambda row: row.text("text"))) == ["red"] and len(reader.skipped) == 1
+
+
+@pytest.mark.parametrize("text", [b"", b" ", b"\xc2\xa0"])
+def test_an_empty_text_is_named(file, text):
+    path = file("a.tsv", b"text\tlabel\n" + text + b"\t1\n")
+    assert refused(path, lambda row: row.text("text")) == f"{path}:2: text is empty"
+
+
+@pytest.mark.parametrize("value, said", [(b"7", "7"), (b"null", "None"), (b'["red"]', "['red']")])
+def test_a_value_that_is_no_text_is_named(file, value, said):
+    path = file("a.jsonl", b'{"text": ' + value + b"}\n")
+    assert refused(path, lambda row: row.text("text")) == f"{path}:1: text={said} is not text"
+
+
+def test_a_column_that_is_missing_is_named_with_those_that_are_there(file):
+    path = file("a.tsv", b"text\tlabel\nred\t1\n")
+    assert refused(path, lambda row: row["score"]) == f"{path}:2: there is no column 'score'; there are text, label"
+    assert refused(path, lambda row: row.text("a")) == f"{path}:2: there is no column 'a'; there are text, label"
+
+
+# Stop or skip
+
+
+def test_a_reader_that_skips_counts_bad_rows_and_goes_on(file):
+    path = file("a.tsv", b"text\tlabel\nred\t1\n\t2\nblue\t3\t4\ngreen\t5\nalone\n")
+    reader = Reader("skip")
+    assert list(reader.read(records(path), lambda row: row.text("text"))) == ["red", "green"]
+    assert reader.skipped == [
+        f"{path}:3: text is empty",
+        f"{path}:4: there are 3 fields and 2 columns: text, label",
+        f"{path}:6: there are 1 fields and 2 columns: text, label",
+    ]
+
+
+def test_a_reader_stops_at_the_first_bad_row_and_not_before(file):
+    path = file("a.jsonl", b'{"text": "red"}\nred\n{"text": "blue"}\n')
+    rows = Reader().read(records(path), lambda row: row.text("text"))
+    assert next(rows) == "red"
+    with pytest.raises(RowError, match="a.jsonl:2: not JSON"):
+        next(rows)
+
+
+def test_a_mistake_that_is_not_the_rows_is_never_skipped(file):
+    path, reader = file("a.tsv", b"text\nred\n"), Reader("skip")
+    with pytest.raises(ZeroDivisionError):
+        list(reader.read(records(path), lambda row: 1 / 0))
+    assert reader.skipped == []

@@ -1,0 +1,332 @@
+"""Published checkpoints in and out, without PyTorch: `exchange/references.py` made the files with transformers."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import launch
+from encoders.exchange.convert import export_run, import_checkpoint
+from encoders.exchange.weights import CheckpointError, weights
+from encoders.experiment import Network
+from encoders.families import bert
+from encoders.inference.predictor import load
+from encoders.model import layers
+from encoders.objectives.masked_lm import Joint
+from encoders.run.run import Run, RunError, record
+from encoders.training.checkpoint import save_params
+from encoders.training.step import parameters
+from encoders.utils.files import write_json
+from tests.exchange.outputs import furthest, ours
+from tests.exchange.references import CASES, HOME
+
+# float32 on both sides; sums in another order.
+TOLERANCE = 1e-5
+
+
+def brought_in(name, run, folder=None):
+    import_checkpoint(folder or HOME / name, run, vocabulary=HOME / "vocabularies" / CASES[name].family)
+    return run
+
+
+def params_of(run) -> dict:
+    return Run.open(run).params()[1]
+
+
+def same(a, b) -> bool:
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def copied(name, folder):
+    """A reference with files that may be changed, and its configuration."""
+    shutil.copytree(HOME / name, folder)
+    return folder
+
+
+def configure(folder, **changes) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def rewrite(folder, change) -> None:
+    """Pass the tensors of a folder, by name, through `change`."""
+    from safetensors.numpy import load_file, save_file
+
+    path = folder / "model.safetensors"
+    save_file(change(load_file(path)), path)
+
+
+def refused(name, folder, run) -> str:
+    """What is said of a checkpoint that cannot be imported; nothing may be left of the run."""
+    with pytest.raises(CheckpointError) as caught:
+        brought_in(name, run, folder)
+    assert not [path for path in run.parent.iterdir() if run.name in path.name]
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_hidden_states_and_every_logit_equal_those_of_transformers(name, tmp_path, monkeypatch):
+    """With every implementation of attention; those of cuDNN as XLA computes them, for a CPU has no cuDNN."""
+    run = brought_in(name, tmp_path / "run")
+    with np.load(HOME / name / "expected.npz") as expected:
+        for how in layers.ATTENTION.values():
+            monkeypatch.setitem(layers.ATTENTION, "xla", how)
+            assert max(furthest(ours(run, expected), expected).values()) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_an_export_comes_back_as_it_was_to_the_bit(name, tmp_path):
+    run = brought_in(name, tmp_path / "run")
+    export_run(run, tmp_path / "out")
+    import_checkpoint(tmp_path / "out", tmp_path / "again")
+    before, after = Run.open(run), Run.open(tmp_path / "again")
+    assert same(before.params()[1], after.params()[1])
+    assert before.network.model.computes() == after.network.model.computes()
+    assert before.network.objective == after.network.objective
+    assert before.facts == after.facts and before.tokenizer.same_ids(after.tokenizer)
+
+
+def test_published_tensors_leave_under_the_names_they_came_with(tmp_path):
+    brought_in("bert-pretraining", tmp_path / "run")
+    export_run(tmp_path / "run", tmp_path / "out")
+    before, after = weights(HOME / "bert-pretraining")[0], weights(tmp_path / "out")[0]
+    assert before.keys() == after.keys()
+    assert all(np.array_equal(before[name].read(), after[name].read()) for name in before)
+
+
+def test_a_projection_that_google_does_not_have_leaves_as_the_identity(tmp_path):
+    """Hugging Face's ALBERT projects from e to d also where they are equal; papers' code does not."""
+    folder = copied("albert-masked", tmp_path / "theirs")
+    name = "albert.encoder.embedding_hidden_mapping_in"
+    eye = {f"{name}.weight": np.eye(12, dtype=np.float32), f"{name}.bias": np.zeros(12, np.float32)}
+    rewrite(folder, lambda tensors: tensors | eye)
+    run = brought_in("albert-masked", tmp_path / "run", folder)
+    assert "project" not in params_of(run)["encoder"] and not Run.open(run).network.model.projects
+    export_run(run, tmp_path / "out")
+    again = weights(tmp_path / "out")[0]
+    assert all(np.array_equal(again[name].read(), value) for name, value in eye.items())
+    import_checkpoint(tmp_path / "out", tmp_path / "again")
+    assert same(params_of(run), params_of(tmp_path / "again"))
+
+
+def test_the_generator_of_a_pair_has_the_embeddings_it_shares_only_once(tmp_path):
+    params = params_of(brought_in("electra-pair", tmp_path / "run"))
+    assert "embed" in params["discriminator"] and "embed" not in params["generator"]
+    assert Run.open(tmp_path / "run").network.objective.tie == "embeddings"
+
+
+def test_a_generator_that_shares_nothing_is_kept_apart(tmp_path):
+    folder = copied("electra-pair", tmp_path / "theirs")
+    rewrite(folder, lambda tensors: {name: value + 1 for name, value in tensors.items()})
+    run = brought_in("electra-pair", tmp_path / "run", folder)
+    assert Run.open(run).network.objective.tie == "none"
+    export_run(run, tmp_path / "out")
+    import_checkpoint(tmp_path / "out", tmp_path / "again")
+    assert same(params_of(run), params_of(tmp_path / "again"))
+
+
+def test_an_export_can_be_loaded_by_its_folder_and_both_verbs_name_what_they_made(tmp_path, capsys):
+    theirs = copied("bert-classes", tmp_path / "theirs")
+    shutil.copy(HOME / "vocabularies" / "bert" / "vocab.txt", theirs)
+    assert launch.main(["import", str(theirs), str(tmp_path / "run")]) == 0
+    assert launch.main(["export", str(tmp_path / "run"), str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr().out
+    assert "3 layers, Classification, classes, encoder, pooler" in shown and "BertForSequenceClassification" in shown
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["id2label"] == {"0": "no", "1": "perhaps", "2": "yes"}
+
+
+def test_a_pooler_that_comes_along_without_its_task_is_kept_until_a_class_has_none(tmp_path):
+    """As in the published files of RoBERTa and of ALBERT's masked words; transformers would call it unexpected."""
+    folder = copied("bert-pretraining", tmp_path / "theirs")
+    rewrite(folder, lambda tensors: {name: x for name, x in tensors.items() if "seq_relationship" not in name})
+    run = brought_in("bert-pretraining", tmp_path / "run", folder)
+    assert Run.open(run).network.objective.sentences is None and "pooler" in params_of(run)
+    said = []
+    export_run(run, tmp_path / "out", say=said.append)
+    assert said == [f"{tmp_path / 'out'}: BertForMaskedLM without the pooler"]
+    kept = {name for name in weights(folder)[0] if "pooler" not in name}
+    assert weights(tmp_path / "out")[0].keys() == kept
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"] == ["BertForMaskedLM"]
+
+
+def test_only_a_run_with_a_masked_token_head_fills_in(tmp_path):
+    run = load(brought_in("bert-classes", tmp_path / "run"))
+    with pytest.raises(RunError, match="no masked-token head, only classes, encoder, pooler"):
+        next(run.fill(["tan [MASK]"]))
+
+
+def test_a_folder_that_exists_is_never_written_to(tmp_path):
+    run = brought_in("bert-encoder", tmp_path / "run")
+    with pytest.raises(CheckpointError, match="run exists"):
+        brought_in("bert-encoder", run)
+    with pytest.raises(CheckpointError, match="exists; choose another name"):
+        export_run(run, tmp_path)
+
+
+def test_an_export_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    run = brought_in("bert-encoder", tmp_path / "run")
+    monkeypatch.setattr("encoders.exchange.tokenizer_files.write", lambda *_: 1 / 0)
+    for folder in (tmp_path / "out", tmp_path / "made" / "for" / "out"):
+        with pytest.raises(ZeroDivisionError):
+            export_run(run, folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+FOUR = """
+import json, sys
+sys.path.insert(0, {root!r})
+import jax
+jax.config.update("jax_num_cpu_devices", 4)
+from encoders.exchange.convert import export_run, import_checkpoint
+from encoders.run.run import Run
+import_checkpoint({folder!r}, {run!r}, vocabulary={vocabulary!r})
+params = Run.open({run!r}).params()[1]
+table = params["encoder"]["embed"]["word"]["embedding"]
+print(json.dumps([list(table.shape), *(list(piece.data.shape) for piece in table.addressable_shards)]))
+export_run({run!r}, {out!r})
+"""
+
+
+def test_every_device_reads_its_share_of_the_parameters(tmp_path):
+    """In a process with four of them; what is read and written there is the same as with one."""
+    places = dict(run=str(tmp_path / "run"), out=str(tmp_path / "out"), root=str(Path(__file__).parents[2]))
+    places |= dict(folder=str(HOME / "bert-pretraining"), vocabulary=str(HOME / "vocabularies" / "bert"))
+    done = subprocess.run([sys.executable, "-c", FOUR.format(**places)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [[61, 12], *[[61, 3]] * 4]
+    assert same(params_of(tmp_path / "run"), params_of(brought_in("bert-pretraining", tmp_path / "one")))
+    before, after = weights(HOME / "bert-pretraining")[0], weights(tmp_path / "out")[0]
+    assert all(np.array_equal(before[name].read(), after[name].read()) for name in before)
+
+
+@pytest.mark.parametrize(
+    "setting, said",
+    [
+        ({"share": ("attend",)}, "share="),
+        ({"position_offset": 3}, "position_offset=3"),
+    ],
+)
+def test_a_network_that_transformers_has_not_is_refused_with_the_reasons(setting, said, tmp_path):
+    run = brought_in("bert-masked", tmp_path / "like")
+    like = Run.open(run)
+    network = Network(name="own", model=replace(bert.TINY, **setting), objective=Joint())
+    folder = tmp_path / "own"
+    folder.mkdir()
+    like.tokenizer.save(folder)
+    write_json(folder / "experiment.json", record(network, "mark", like.facts))
+    save_params(folder / "checkpoints", parameters(0, network.objective.module(network.model, like.facts)))
+    with pytest.raises(CheckpointError, match="no architecture for this run") as caught:
+        export_run(folder, tmp_path / "out")
+    assert all(family in str(caught.value) for family in ("bert", "roberta", "albert", "electra"))
+    assert said in str(caught.value) and not (tmp_path / "out").exists()
+
+
+# What does not fit --------------------------------------------------------------------------------------------------
+
+
+def test_missing_unexpected_and_misshapen_tensors_are_one_list(tmp_path):
+    def change(tensors):
+        tensors.pop("bert.encoder.layer.1.output.dense.bias")
+        tensors["bert.pooler.dense.weight"] = np.zeros((12, 13), np.float32)
+        return tensors | {"bert.encoder.layer.3.output.dense.bias": np.zeros(12, np.float32)}
+
+    folder = copied("bert-pretraining", tmp_path / "theirs")
+    rewrite(folder, change)
+    said = refused("bert-pretraining", folder, tmp_path / "run")
+    assert "missing: bert.encoder.layer.1.output.dense.bias" in said
+    assert "unexpected: bert.encoder.layer.3.output.dense.bias" in said
+    assert "bert.pooler.dense.weight is [12, 13] and should be [12, 12]" in said
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"model_type": "gpt2"}, "model_type='gpt2' is not one of bert, roberta, albert, electra"),
+        ({"position_embedding_type": "relative_key"}, "position_embedding_type='relative_key'"),
+        ({"is_decoder": True}, "is_decoder=True; only False can be read"),
+        ({"hidden_act": "swish"}, "hidden_act='swish' is not one of gelu"),
+        ({"hidden_size": "twelve"}, "hidden_size='twelve' is not a number"),
+        ({"hidden_size": 13}, "model.hidden=13 is not a multiple"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers=1000000000, and there are"),
+        ({"vocab_size": 60}, "word_embeddings.weight is [61, 12] and should be [60, 12]"),
+        ({"hidden_dropout_prob": 2.0}, "dropout=2.0"),
+    ],
+)
+def test_a_configuration_that_does_not_fit_is_refused(change, said, tmp_path):
+    folder = copied("bert-pretraining", tmp_path / "theirs")
+    configure(folder, **change)
+    assert said in refused("bert-pretraining", folder, tmp_path / "run")
+
+
+def test_tied_tensors_that_disagree_are_refused(tmp_path):
+    folder = copied("bert-pretraining", tmp_path / "theirs")
+    copy = "cls.predictions.decoder.weight"
+    rewrite(folder, lambda tensors: tensors | {copy: tensors["bert.embeddings.word_embeddings.weight"] + 0.5})
+    assert f"{copy} should repeat bert.embeddings.word_embeddings.weight and differs by up to 0.5" in refused(
+        "bert-pretraining", folder, tmp_path / "run"
+    )
+
+
+def test_numbers_that_are_not_finite_are_refused(tmp_path):
+    folder = copied("bert-encoder", tmp_path / "theirs")
+    wrong = {"encoder.layer.2.output.dense.bias": np.nan, "pooler.dense.weight": np.inf}
+    rewrite(folder, lambda tensors: {name: value + np.float32(wrong.get(name, 0)) for name, value in tensors.items()})
+    said = refused("bert-encoder", folder, tmp_path / "run")
+    assert all(f"bert.{name} holds numbers that are not finite" in said for name in wrong)
+    assert said.count("finite") == 2
+
+
+def test_a_vocabulary_larger_than_the_word_table_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="the vocabulary has 291 entries and the word table 61 rows"):
+        import_checkpoint(HOME / "bert-encoder", tmp_path / "run", vocabulary=HOME / "vocabularies" / "roberta")
+
+
+def test_a_truncated_file_is_refused(tmp_path):
+    folder = copied("bert-encoder", tmp_path / "theirs")
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    assert "model.safetensors is not a whole safetensors file" in refused("bert-encoder", folder, tmp_path / "run")
+
+
+def test_a_generator_of_another_discriminator_is_refused(tmp_path):
+    folder = copied("electra-pair", tmp_path / "theirs")
+    configure(folder / "generator", layer_norm_eps=1e-3)
+    assert "norm_epsilon is 0.001 there and would be 1e-12 here" in refused("electra-pair", folder, tmp_path / "run")
+
+
+def test_problems_of_a_generator_are_told_from_those_of_its_discriminator(tmp_path):
+    folder = copied("electra-pair", tmp_path / "theirs")
+    lost = "electra.encoder.layer.0.output.dense.bias"
+    for part in (folder, folder / "generator"):
+        rewrite(part, lambda tensors: {name: value for name, value in tensors.items() if name != lost})
+    said = refused("electra-pair", folder, tmp_path / "run").splitlines()
+    assert f"  missing: {lost}" in said and f"  generator: missing: {lost}" in said
+
+
+def test_a_tensor_that_cannot_be_read_is_named(tmp_path):
+    """Two bytes of an archive are changed, which its own sum of the entry tells."""
+    folder = copied("bert-masked", tmp_path / "theirs")
+    path = folder / "pytorch_model.bin"
+    table = weights(folder)[0]["bert.embeddings.word_embeddings.weight"].read().tobytes()
+    content = path.read_bytes()
+    assert content.count(table) == 1
+    path.write_bytes(content.replace(table, b"\x01\x02" + table[2:]))
+    said = refused("bert-masked", folder, tmp_path / "run")
+    assert re.search(r"bert.embeddings.word_embeddings.weight: a tensor of shape \[61, 12\] cannot be read: .+", said)
+
+
+def test_a_folder_without_a_checkpoint_or_without_a_vocabulary_is_refused(tmp_path, capsys):
+    assert "there is no folder" in refused("bert-encoder", tmp_path / "nothing", tmp_path / "run")
+    (tmp_path / "empty").mkdir()
+    assert "config.json" in refused("bert-encoder", tmp_path / "empty", tmp_path / "run")
+    assert launch.main(["import", str(HOME / "bert-encoder"), str(tmp_path / "run")]) == 1
+    assert "--vocabulary" in capsys.readouterr().err

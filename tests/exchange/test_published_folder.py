@@ -1,0 +1,264 @@
+"""What a configuration and tensors are together."""
+
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from encoders.exchange import published_folder
+from encoders.exchange.architectures import ARCHITECTURES, groups_differ
+from encoders.exchange.convert import import_checkpoint
+from encoders.exchange.published_folder import classes_in_config, identify, interpret, labels, objective
+from encoders.exchange.weights import CheckpointError, Entry, weights
+from encoders.objectives.sentence_pair import NextSentence, SentenceOrder
+from encoders.tasks.classification import Classification
+from tests.exchange.references import HOME
+
+
+def of(name: str) -> tuple[dict, dict[str, Entry]]:
+    """Configuration and tensors of a reference checkpoint."""
+    return json.loads((HOME / name / "config.json").read_text()), weights(HOME / name)[0]
+
+
+def read(config: dict, entries: dict[str, Entry]):
+    return interpret(config, entries, ())
+
+
+@pytest.mark.parametrize("name", ["bert-pretraining", "roberta-masked", "albert-masked", "electra-discriminator"])
+def test_a_configuration_without_a_type_is_known_by_its_tensors(name):
+    config, entries = of(name)
+    del config["model_type"]
+    assert identify(config, entries).name == name.partition("-")[0]
+
+
+def test_an_encoder_alone_may_leave_the_family_out_of_its_names():
+    config, entries = of("roberta-encoder")
+    assert all(not name.startswith("roberta.") for name in entries)
+    found = read(config, entries)
+    assert "roberta.embeddings.word_embeddings.weight" in found.entries and found.found == {"pooler"}
+
+
+def test_names_of_tensorflow_are_those_of_today():
+    config, entries = of("bert-masked")
+    assert any(name.endswith(".gamma") for name in entries)
+    found = read(config, entries).entries
+    assert "bert.embeddings.LayerNorm.weight" in found and not any(name.endswith("gamma") for name in found)
+
+
+def test_two_tensors_of_one_name_are_refused():
+    config, entries = of("bert-masked")
+    entries["bert.embeddings.LayerNorm.weight"] = entries["bert.embeddings.LayerNorm.gamma"]
+    with pytest.raises(CheckpointError, match="two tensors have the name bert.embeddings.LayerNorm.weight"):
+        read(config, entries)
+
+
+def test_a_tied_tensor_may_have_its_second_name_only():
+    config, entries = of("bert-pretraining")
+    entries["cls.predictions.decoder.weight"] = entries.pop("bert.embeddings.word_embeddings.weight")
+    assert read(config, entries).entries["bert.embeddings.word_embeddings.weight"].shape == (61, 12)
+
+
+def test_positions_that_count_up_are_no_parameters():
+    config, entries = of("bert-pretraining")
+    buffer = {"bert.embeddings.position_ids": Entry((1, 19), "int64", lambda: np.arange(19)[None])}
+    assert read(config, entries | buffer).entries.keys() == read(config, entries).entries.keys()
+
+
+def test_a_head_whose_gelu_is_fixed_cannot_have_another_activation():
+    config, entries = of("electra-generator")
+    with pytest.raises(CheckpointError, match="hidden_act='gelu_new' with a tokens head of gelu"):
+        read(config | {"hidden_act": "gelu_new"}, entries)
+    config, entries = of("electra-encoder")
+    assert read(config | {"hidden_act": "gelu_new"}, entries).model.activation == "gelu_tanh"
+
+
+def test_parts_say_what_a_checkpoint_was_trained_for():
+    model = lambda family: ARCHITECTURES[family].read({})
+    of_parts = lambda family, *found: objective(ARCHITECTURES[family], {}, model(family), frozenset(found))
+    assert of_parts("bert", "tokens", "pooler", "pair").sentences == NextSentence()
+    assert of_parts("albert", "tokens", "pooler", "pair").sentences == SentenceOrder()
+    assert of_parts("bert", "tokens").sentences is None
+    assert of_parts("electra", "replaced").width is None
+    assert of_parts("roberta", "classes").head == "tanh" and of_parts("electra", "classes").head == "gelu"
+    assert type(of_parts("bert", "spans")).__name__ == "Spans" and of_parts("bert", "pooler").pooler
+
+
+def test_classes_have_names_in_their_order():
+    assert labels({"id2label": {"1": "b", "0": "a"}}) == ("a", "b")
+    assert labels({"num_labels": 3}) == ("LABEL_0", "LABEL_1", "LABEL_2")
+    assert labels({"num_labels": 1, "id2label": {"0": "a", "1": "b"}}) == ("LABEL_0",)
+    assert labels({}) == ("LABEL_0", "LABEL_1")
+
+
+@pytest.mark.parametrize("names", [("no", "perhaps", "yes"), ("score",)])
+@pytest.mark.parametrize("family", ARCHITECTURES)
+def test_classes_in_a_configuration_read_back(family, names):
+    architecture = ARCHITECTURES[family]
+    before = Classification(names, architecture.classifier, 0.25)
+    config = json.loads(json.dumps(classes_in_config(architecture, before)))
+    assert labels(config) == names
+    assert objective(architecture, config, architecture.read({}), frozenset({"classes"})) == before
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"num_labels": 0},
+        {"num_labels": "3"},
+        {"num_labels": 10**12},
+        {"num_labels": True},
+        {"id2label": {"0": "a", "2": "b"}},
+        {"id2label": {"0": "a", "1": 5}},
+        {"id2label": {}},
+    ],
+)
+def test_classes_that_are_not_numbered_are_refused(config):
+    with pytest.raises(CheckpointError, match="num_labels=|id2label must name"):
+        labels(config)
+
+
+@pytest.mark.parametrize("change", [{"classifier_dropout": "x"}, {"id2label": {"0": "a", "1": "a"}, "num_labels": 2}])
+def test_a_classifier_that_cannot_be_is_refused(change):
+    config, entries = of("bert-classes")
+    with pytest.raises(CheckpointError, match="config.json: "):
+        read(config | change, entries)
+
+
+REFERENCES = {name: of(name) for name in ("bert-classes", "roberta-masked", "albert-classes", "electra-generator")}
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@settings(derandomize=True, max_examples=600, deadline=None)
+@given(st.sampled_from(sorted(REFERENCES)), st.data())
+def test_any_configuration_is_read_or_refused(name, data):
+    config, entries = REFERENCES[name]
+    keys = st.sampled_from([*config, "pad_token_id", "num_labels", "hidden_act", "quantization_config"])
+    try:
+        found = read(config | data.draw(st.dictionaries(keys, VALUES, min_size=1, max_size=3)), entries)
+    except CheckpointError as error:
+        assert str(error)
+    else:
+        assert found.model.layers <= len(entries)
+
+
+ABSURD = [None, True, [], {}, "", "12", -1, 0, 10**40, -(10**40), 1.0, 1e300, math.inf, math.nan]
+NUMBERS = {theirs for each in ARCHITECTURES.values() for _, theirs, _ in each.names()} - {"hidden_act"}
+
+
+@pytest.mark.parametrize("key", sorted(NUMBERS | {"pad_token_id"}))
+@pytest.mark.parametrize("name", REFERENCES)
+def test_no_absurd_number_is_a_size_or_a_rate(name, key):
+    config, entries = REFERENCES[name]
+    read(config, entries)
+    for value in ABSURD:
+        try:
+            model = read(config | {key: value}, entries).model
+        except CheckpointError as error:
+            assert str(error).count("config.json: ") == 1
+            continue
+        assert min(model.vocab, model.layers, model.heads, model.positions, model.segments, model.groups) >= 1, value
+        assert all(0 <= rate < math.inf for rate in (model.dropout, model.norm_epsilon, model.deviation)), value
+        assert model.position_offset >= 0, value
+
+
+@pytest.mark.parametrize("given", ["gpt2", "", 7, True, [], ["bert"], {"bert": 1}], ids=str)
+def test_another_type_of_model_is_refused(given):
+    with pytest.raises(CheckpointError, match="is not one of bert, roberta, albert, electra"):
+        identify({"model_type": given}, {})
+
+
+def test_what_is_wrong_with_classes_is_said_once():
+    config, entries = of("bert-classes")
+    with pytest.raises(CheckpointError, match="^config.json: id2label must name the classes 0 to 0$"):
+        read(config | {"id2label": {"0": 1}}, entries)
+
+
+def test_the_dropout_of_classes_is_that_of_the_hidden_states_unless_it_has_its_own():
+    config, entries = of("bert-classes")
+    config |= {"hidden_dropout_prob": 0.3}
+    assert config.pop("classifier_dropout") is None
+    for change, dropout in ({}, 0.3), ({"classifier_dropout": 0.0}, 0.0), ({"classifier_dropout_prob": 0.2}, 0.3):
+        assert read(config | change, entries).objective.dropout == dropout
+
+
+def test_the_dropout_of_alberts_classes_is_a_tenth_unless_it_has_its_own():
+    config, entries = of("albert-classes")
+    del config["classifier_dropout_prob"]
+    for change, dropout in ({}, 0.1), ({"classifier_dropout_prob": 0.2}, 0.2), ({"classifier_dropout": 0.3}, 0.1):
+        assert read(config | change | {"hidden_dropout_prob": 0.4}, entries).objective.dropout == dropout
+
+
+@pytest.mark.parametrize("names", [["BertForTokenClassification"], ["BertForMultipleChoice", 7], "BertModel", {"a": 1}])
+def test_a_class_with_another_task_is_refused(names):
+    """A classifier of tokens or of choices has tensors of the same names and shapes as one of sequences."""
+    config, entries = of("bert-classes")
+    with pytest.raises(CheckpointError, match="architectures=.* names none of BertForPreTraining, BertForMaskedLM"):
+        read(config | {"architectures": names}, entries)
+    for known in [], None, ["BertForSequenceClassification"], ["Other", "BertModel"]:
+        assert read(config | {"architectures": known}, entries).found == {"pooler", "classes"}
+
+
+@pytest.mark.parametrize(
+    "name, kind",
+    [
+        ("bert-classes", "multi_label_classification"),
+        ("bert-classes", "regression"),
+        ("bert-number", "single_label_classification"),
+        ("bert-number", 7),
+    ],
+)
+def test_a_kind_of_problem_that_no_head_here_learns_is_refused(name, kind):
+    config, entries = of(name)
+    with pytest.raises(CheckpointError, match="problem_type=.*; only '(regression|single_label_classification)' can"):
+        read(config | {"problem_type": kind}, entries)
+
+
+def test_groups_that_transformers_rounds_otherwise_are_refused():
+    config, entries = of("albert-pretraining")
+    model = ARCHITECTURES["albert"].read
+    sizes = lambda layers, groups: model({"num_hidden_layers": layers, "num_hidden_groups": groups})
+    assert not any(groups_differ(sizes(layers, groups)) for layers, groups in [(12, 1), (5, 2), (5, 3), (24, 6)])
+    assert groups_differ(sizes(18, 14)) and int(9 / (18 / 14)) == 6 and 9 * 14 // 18 == 7
+    with pytest.raises(CheckpointError, match="num_hidden_groups=14 with num_hidden_layers=18: transformers rounds"):
+        read(config | {"num_hidden_layers": 18, "num_hidden_groups": 14}, entries)
+
+
+@pytest.mark.parametrize(
+    "content", ['{"num_labels": 1' + "0" * 5000 + "}", '{"hidden_size": NaN}', "[]", "", '{"id2label": ' * 10_000]
+)
+def test_a_folder_whose_configuration_cannot_be_read_is_refused(content, tmp_path):
+    (tmp_path / "model.safetensors").write_bytes((HOME / "bert-encoder" / "model.safetensors").read_bytes())
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(CheckpointError, match="config.json"):
+        published_folder.read(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    """A checkpoint whose configuration may be changed, in a folder of its own."""
+    return shutil.copytree(HOME / "bert-encoder", tmp_path_factory.mktemp("copy") / "theirs")
+
+
+SIZES = st.sampled_from([1, 2**31 - 1, 2**31, 3 * 2**29, 3 * 2**40, 10**40, 1e9, 1e39])
+
+
+@settings(derandomize=True, max_examples=60, deadline=None)
+@given(st.dictionaries(st.sampled_from(sorted(NUMBERS)), SIZES | VALUES, min_size=1, max_size=3))
+def test_an_import_is_a_run_or_leaves_nothing(copy, change):
+    config, run = json.loads((HOME / "bert-encoder" / "config.json").read_text()), copy.with_name("run")
+    (copy / "config.json").write_text(json.dumps(config | change))
+    try:
+        import_checkpoint(copy, run, vocabulary=HOME / "vocabularies" / "bert")
+        assert (run / "experiment.json").is_file()
+        shutil.rmtree(run)
+    except CheckpointError as error:
+        assert str(error)
+    assert [path.name for path in copy.parent.iterdir()] == ["theirs"]

@@ -1,0 +1,231 @@
+"""What a run says of new texts: the same as it says of them one by one, in their order, and what it refuses."""
+
+import json
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import encoders
+import launch
+from encoders.experiment import Network
+from encoders.families import bert, electra, roberta
+from encoders.inference import predictor
+from encoders.model.encoder import Encoder
+from encoders.objectives.masked_lm import Joint
+from encoders.objectives.replaced_tokens import ReplacedTokens
+from encoders.run.run import RunError, record
+from encoders.tasks.classification import Classification
+from encoders.tasks.encoder_only import Features
+from encoders.tasks.question_answering import JudgedSpans, Spans
+from encoders.text.tokenization import load
+from encoders.training import step
+from encoders.training.checkpoint import save_params
+from encoders.utils.files import write_json
+from tests import task_examples, texts
+
+TINY = dict(vocab=400, hidden=16, layers=2, heads=2, intermediate=24, positions=64, deviation=0.3)
+BERT = replace(bert.TINY, **TINY, embedding=16)
+TEXTS = [" ".join(sentence for sentence in document)[:150] for document in texts.made_up(6, seed=3)]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(predictor, "CUTS", 2)  # two lengths to compile
+        yield tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def run(home):
+    """Makes a run of fresh parameters, and opens it."""
+    vocabulary = task_examples.vocabulary(home)
+    tokenizer = load(vocabulary)
+
+    def make(name, objective, model=BERT):
+        folder = home / "runs" / name
+        if not folder.exists():
+            network = Network(name=name, model=model, objective=objective)
+            folder.mkdir(parents=True)
+            tokenizer.save(folder)
+            write_json(folder / "experiment.json", record(network, "0" * 16, tokenizer.facts))
+            save_params(folder / "checkpoints", step.parameters(0, objective.module(model, tokenizer.facts)))
+        return encoders.load(folder, batch=4)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def features(run):
+    return run("features", Features(pooler=True))
+
+
+def alone(predictor, text):
+    """The hidden states of a text, read by itself and unpadded: `[layers + 1, l, d]`."""
+    facts, tokenizer = predictor.run.facts, predictor.run.tokenizer
+    ids = jnp.array([[facts.cls, *tokenizer.encode_batch([text])[0], facts.sep]])
+    rest = (jnp.ones_like(ids), jnp.zeros_like(ids), jnp.arange(ids.size)[None])
+    encoder = Encoder(predictor.model)
+    return np.asarray(encoder.apply({"params": predictor.params["encoder"]}, ids, *rest, collect=True))[:, 0]
+
+
+def test_many_texts_get_the_vectors_they_have_alone_in_their_order(features, monkeypatch):
+    monkeypatch.setattr(predictor, "CHUNK", 4)  # the texts in two chunks
+    for pool, of in (("mean", lambda x: x.mean(0)), ("cls", lambda x: x[0])):
+        found = list(features.embed(TEXTS, pool))
+        assert len(found) == len(TEXTS)
+        for text, vector in zip(TEXTS, found, strict=True):
+            np.testing.assert_allclose(vector, of(alone(features, text)[-1]), atol=2e-5)
+
+
+def test_a_vector_has_one_size_whatever_the_text(features):
+    assert {vector.shape for vector in features.embed(["tan", " ".join(TEXTS)], "cls")} == {(16,)}
+
+
+def test_the_same_word_has_another_vector_in_another_sentence(features):
+    first, second = features.tokens(["tan here", "tan what who"])
+    assert first[1][0] == second[1][0] == "tan"
+    assert np.abs(first[1][1] - second[1][1]).max() > 0.01
+    below, other = features.tokens(["tan here", "tan what who"], layer=0)  # before any attention they are the same
+    np.testing.assert_allclose(below[1][1], other[1][1], atol=1e-6)
+
+
+def test_every_layer_can_be_read(features):
+    states = alone(features, TEXTS[0])
+    for layer in (0, 1, 2, -1):
+        (tokens,) = features.tokens([TEXTS[0]], layer)
+        np.testing.assert_allclose(np.stack([vector for _, vector in tokens]), states[layer], atol=2e-5)
+    with pytest.raises(RunError, match="layer=3 is not from 0"):
+        next(features.embed(TEXTS, layer=3))
+
+
+def test_similarity_is_the_cosine_of_two_texts_read_apart(features):
+    first, second = (alone(features, text)[-1].mean(0) for text in TEXTS[:2])
+    cosine = first @ second / np.linalg.norm(first) / np.linalg.norm(second)
+    assert list(features.similarity([(TEXTS[0], TEXTS[1])])) == [pytest.approx(cosine, abs=1e-5)]
+    matrix = features.matrix(TEXTS[:3])
+    assert matrix.shape == (3, 3) and matrix[0, 1] == pytest.approx(cosine, abs=1e-5)
+    np.testing.assert_allclose(matrix, matrix.T, atol=1e-6)
+    np.testing.assert_allclose(np.diag(matrix), 1, atol=1e-6)
+
+
+def test_a_long_text_is_cut_and_counted(features):
+    long = " ".join(["tan"] * 200)
+    before = features.cut
+    (vector,) = features.embed([long])
+    (cut,) = features.embed([" ".join(["tan"] * 62)])
+    np.testing.assert_allclose(vector, cut, atol=1e-6)
+    assert features.cut == before + 1
+
+
+@pytest.mark.parametrize("family, model", [("bert", BERT), ("roberta", replace(roberta.BASE, **TINY, embedding=16))])
+def test_probabilities_of_one_text_and_of_two(family, model, run):
+    classes = run(f"classes-{family}", Classification(("no", "yes", "maybe"), "tanh"), model)
+    pair = (TEXTS[0], TEXTS[1][:40])
+    one, two = classes.classify([TEXTS[2], pair])
+    assert sum(one.values()) == pytest.approx(1) and list(two) == ["no", "yes", "maybe"]
+    facts, tokenizer = classes.run.facts, classes.run.tokenizer
+    first, second = tokenizer.encode_batch(list(pair))
+    between = [facts.sep] * (2 if family == "roberta" else 1)
+    ids = np.array([[facts.cls, *first, *between, *second, facts.sep]])
+    segments = (np.arange(ids.size) > len(first) + 1)[None].astype(int)
+    batch = {"tokens": ids, "example": np.ones_like(ids), "segments": segments, "positions": np.arange(ids.size)[None]}
+    batch |= {"start": np.zeros((1, 1), int)}
+    logits = classes.run.module.apply({"params": classes.params}, jax.tree.map(jnp.asarray, batch), method="logits")
+    np.testing.assert_allclose(list(two.values()), jax.nn.softmax(logits[0, 0]), atol=1e-5)
+
+
+def test_one_label_is_a_number(run):
+    (said,) = run("number", Classification(("score",))).classify(["tan"])
+    assert list(said) == ["score"] and isinstance(said["score"], float)
+
+
+@pytest.mark.parametrize("objective", [Spans(), JudgedSpans()], ids=lambda x: type(x).__name__)
+def test_an_answer_is_a_part_of_the_text_at_its_place(objective, run):
+    answering = run(type(objective).__name__, objective)
+    asked = [("what here", TEXTS[0]), ("who", " ".join(TEXTS))]  # the second is several windows
+    for (_, text), said in zip(asked, answering.answer(asked), strict=True):
+        assert said["answer"] and text[said["start"] : said["end"]] == said["answer"]
+    nothing = list(answering.answer(asked, threshold=-1e9))
+    assert [said["answer"] for said in nothing] == ["", ""] and "start" not in nothing[0]
+
+
+def test_masks_are_filled_by_what_the_head_finds_likeliest(run):
+    filling = run("masked", Joint())
+    one, two = filling.fill([f"{TEXTS[0]} [MASK] tan", "[MASK] here <mask>"], top=3)
+    assert [len(one), len(two)] == [1, 2] and all(len(words) == 3 for words in (*one, *two))
+    (again,) = filling.fill(["[MASK] here <mask>"], top=3)
+    for words, others in zip(two, again, strict=True):
+        assert [word for word, _ in words] == [word for word, _ in others]
+        np.testing.assert_allclose([p for _, p in words], [p for _, p in others], rtol=1e-4)
+    with pytest.raises(RunError, match="has no .MASK."):
+        next(filling.fill(["nothing here"]))
+
+
+def test_electra_marks_each_token(run):
+    model = replace(electra.BASE, **TINY, embedding=16)
+    (said,) = run("pair", ReplacedTokens(width=1 / 2), model).replaced(["tan here"])
+    assert [token for token, _ in said] == ["[CLS]", "tan", "here", "[SEP]"]
+    assert all(0 < p < 1 for _, p in said)
+
+
+@pytest.mark.parametrize(
+    "ask, said",
+    [
+        (lambda run: run.classify(["tan"]), "no classification head"),
+        (lambda run: run.answer([("who", "tan")]), "answers no questions"),
+        (lambda run: run.fill(["[MASK]"]), "no masked-token head"),
+        (lambda run: run.replaced(["tan"]), "no replaced-token head"),
+        (lambda run: run.embed(["tan", " "]), "' ' has no tokens"),
+    ],
+)
+def test_what_a_run_cannot_say_is_refused(ask, said, features):
+    with pytest.raises(RunError, match=said):
+        list(ask(features))
+
+
+# On the command line --------------------------------------------------------------------------------------------------
+
+
+def asked(capsys, *command) -> list[str]:
+    assert launch.main(["predict", *map(str, command)]) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def test_lines_of_a_file_are_answered_as_json_lines(features, home, capsys):
+    path = home / "pairs.txt"
+    path.write_text('tan here\ttan\n{"text": "what", "second": "who"}\n', encoding="utf-8")
+    lines = [json.loads(line) for line in asked(capsys, features.run.folder, "similarity", "--file", path, "--json")]
+    assert [line["text"] for line in lines] == [["tan here", "tan"], ["what", "who"]]
+    expected = list(features.similarity([("tan here", "tan"), ("what", "who")]))
+    assert [line["similarity"] for line in lines] == pytest.approx(expected, abs=1e-4)
+
+
+def test_texts_without_a_second_one_are_compared_with_each_other(features, capsys):
+    lines = asked(capsys, features.run.folder, "similarity", "tan here", "what who")
+    assert lines[0] == "tan here" and lines[1].split()[0] == "1.000"
+
+
+def test_pairs_among_single_texts_are_not_compared(features, home, capsys):
+    path = home / "mixed.txt"
+    path.write_text("tan here\nwhat\twho\n", encoding="utf-8")
+    assert launch.main(["predict", str(features.run.folder), "similarity", "--file", str(path)]) == 1
+    assert "('what', 'who') has a second text, and 'tan here' has none" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "content, said",
+    [(b"a\tb\tc\n", ":1"), (b"tan\n\n", ":2"), (b"caf\xe9\n", ":1"), (b"{]\n", ":1")],
+)
+def test_a_bad_line_is_named(content, said, features, home, capsys):
+    (home / "pairs.txt").write_bytes(content)
+    assert launch.main(["predict", str(features.run.folder), "embed", "--file", str(home / "pairs.txt")]) == 1
+    assert f"pairs.txt{said}" in capsys.readouterr().err
+
+
+def test_a_second_text_is_asked_for_where_one_is_needed(features, capsys):
+    arguments = ["predict", str(features.run.folder), "similarity", "a tan", "b", "--second", "c", "d", "e"]
+    assert launch.main(arguments) == 1
+    assert "--second has 3 texts for 2" in capsys.readouterr().err

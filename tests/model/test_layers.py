@@ -1,0 +1,237 @@
+import itertools
+import math
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from encoders.families import albert, bert, electra, roberta
+from encoders.model.config import Model
+from encoders.model.layers import ACTIVATIONS, Attend, Dropout, Embeddings, Transform, attention, initializer
+
+QUICK = {"xla_backend_optimization_level": 0}  # compiles in a third of the time
+MODEL = Model(
+    vocab=19, hidden=12, layers=2, heads=3, intermediate=20, embedding=8, positions=11, dropout=0.0,
+    attention_dropout=0.0,
+)  # fmt: skip
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}  # float32 sums of up to 20 terms in another order
+
+
+def normal(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def filled(shapes, seed=0):
+    """Random parameters, no bias 0 and no scale 1, so that one that is left out shows."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: rng.normal(0.2, 0.5, leaf.shape).astype(np.float32), shapes)
+
+
+def parameters(part, *args, seed=0):
+    return filled(jax.eval_shape(lambda: part.init(jax.random.key(0), *args)["params"]), seed)
+
+
+@partial(jax.jit, static_argnames=("part", "train"), compiler_options=QUICK)
+def apply(part, params, *args, train=False):
+    return part.apply({"params": params}, *args, train, rngs={"dropout": jax.random.key(1)})
+
+
+def normalised(x, norm, epsilon=1e-12):
+    mean, variance = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
+    return (x - mean) / np.sqrt(variance + epsilon) * norm["scale"] + norm["bias"]
+
+
+def within_four_sigma(count, n, p):
+    return abs(count - n * p) <= 4 * math.sqrt(n * p * (1 - p))
+
+
+# Activations ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_two_formulas_of_gelu_differ_as_published():
+    x = np.linspace(-6, 6, 4801, dtype=np.float32)
+    exact, tanh = (np.asarray(jax.jit(ACTIVATIONS[name])(x)) for name in ("gelu", "gelu_tanh"))
+    assert exact[2800] == pytest.approx(0.841345, abs=1e-6)  # at 1: the normal distribution's share below 1
+    apart = np.abs(exact - tanh)
+    assert apart.max() == pytest.approx(4.7e-4, abs=1e-5) and abs(x[apart.argmax()]) == pytest.approx(2.69, abs=0.02)
+
+
+def test_only_albert_has_the_tanh_formula():
+    used = {f: {m.activation for m in f.SIZES.values()} for f in (bert, roberta, albert, electra)}
+    assert used == {bert: {"gelu"}, roberta: {"gelu"}, albert: {"gelu_tanh"}, electra: {"gelu"}}
+
+
+# Initialisers ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_truncated_normal_is_cut_at_two_deviations_and_the_plain_one_is_not():
+    draw = lambda truncated: initializer(replace(MODEL, truncated=truncated))(jax.random.key(0), (333, 301))
+    cut, plain = draw(True), draw(False)
+    noise = 4 / math.sqrt(2 * 333 * 301)  # four sigma of a normal sample's deviation; a cut one has less
+    assert cut.std() == pytest.approx(0.02 * 0.87963, rel=noise) and 0.0399 < np.abs(cut).max() <= 0.04
+    assert plain.std() == pytest.approx(0.02, rel=noise) and np.abs(plain).max() > 0.06
+    assert {m.truncated for f in (bert, albert, electra) for m in f.SIZES.values()} == {True}
+    assert {m.truncated for m in roberta.SIZES.values()} == {False}
+
+
+# Dropout --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rate, threshold", [(0.1, 6554), (0.37, 24248)])  # of 65,536: the nearest 16 bits can say
+def test_dropout_keeps_and_scales_by_the_rate_that_16_bits_can_express(rate, threshold):
+    x = jnp.ones((350, 3001))
+    out = np.asarray(Dropout(rate).apply({}, x, True, rngs={"dropout": jax.random.key(0)}))
+    dropped, drop = out == 0, threshold / 65536
+    assert within_four_sigma(dropped.sum(), x.size, drop)
+    assert within_four_sigma(dropped[:, -1].sum(), 350, drop)  # the odd one, which has a word for itself
+    both = dropped[:, :3000].reshape(350, 1500, 2).all(-1).sum()  # two neighbours share a word, not their fate
+    assert within_four_sigma(both, 350 * 1500, drop**2)
+    np.testing.assert_allclose(out[~dropped], 1 / (1 - drop), rtol=1e-6)
+
+
+def test_dropout_is_off_outside_of_training_and_at_rate_zero():
+    x = normal(0, 4, 7)
+    np.testing.assert_array_equal(Dropout(0.5).apply({}, jnp.asarray(x), False), x)
+    np.testing.assert_array_equal(Dropout(0.0).apply({}, jnp.asarray(x), True), x)
+
+
+def test_dropout_keeps_the_type_it_is_given():
+    out = Dropout(0.5).apply({}, jnp.ones((3, 5), jnp.bfloat16), True, rngs={"dropout": jax.random.key(0)})
+    assert out.dtype == jnp.bfloat16 and set(np.unique(out.astype(jnp.float32))) == {0.0, 2.0}
+
+
+@pytest.mark.parametrize(
+    "rates, moved",
+    [
+        ({}, set()),
+        ({"attention_dropout": 0.5}, {Attend}),
+        ({"dropout": 0.5}, {Attend, Transform, Embeddings}),
+    ],
+)
+def test_attention_weights_and_hidden_states_are_dropped_apart(rates, moved):
+    model, x, one = replace(MODEL, **rates), jnp.asarray(normal(0, 2, 5, 12)), jnp.ones((2, 5), jnp.int32)
+    arguments = {Attend: (x, one), Transform: (x, one), Embeddings: (one, one, one, one)}
+
+    def dropped(kind, given):
+        params = parameters(kind(model), *given, False)
+        return not np.array_equal(*(apply(kind(model), params, *given, train=train) for train in (True, False)))
+
+    assert {kind for kind, given in arguments.items() if dropped(kind, given)} == moved
+
+
+def test_attention_dropout_drops_whole_weights():
+    model = replace(MODEL, attention_dropout=0.5)
+    x, one = jnp.asarray(normal(0, 40, 1, 12)), jnp.ones((40, 1), jnp.int32)
+    params = parameters(Attend(model), x, one, False)
+    for name in ("value", "out"):
+        params[name] = {"kernel": np.eye(12, dtype=np.float32), "bias": np.zeros(12, np.float32)}
+    params["norm"] = {"scale": np.ones(12, np.float32), "bias": np.zeros(12, np.float32)}
+    # A lone token attends to itself with weight 1: each of three heads adds twice its part, or nothing.
+    heads = np.array(list(itertools.product([1, 3], repeat=3))).repeat(4, axis=1)
+    possible = normalised(heads[:, None] * np.asarray(x)[:, 0], params["norm"])
+    found = np.asarray(apply(Attend(model), params, x, one, train=True))[:, 0]
+    fits = np.isclose(found, possible, atol=1e-5).all(-1)
+    assert fits.any(0).all() and fits.any(1).all()
+
+
+# Attention ------------------------------------------------------------------------------------------------------------
+
+
+def test_attention_is_the_softmax_average_over_the_tokens_of_the_own_example():
+    query, key, value = (normal(seed, 2, 5, 3, 4) for seed in range(3))
+    example = np.array([[1, 1, 1, 1, 0], [1, 1, 2, 2, 2]])
+    found = jax.jit(attention)(query, key, value, example)
+    expected = np.zeros_like(query)
+    for b, at, h in np.ndindex(2, 5, 3):
+        others = [m for m in range(5) if example[b, m] == example[b, at]]
+        weights = np.exp([query[b, at, h] @ key[b, m, h] / 2 for m in others])  # 2 is the root of the head's size
+        expected[b, at, h] = sum(w * value[b, m, h] for w, m in zip(weights / weights.sum(), others, strict=True))
+    np.testing.assert_allclose(found, expected, **CLOSE)
+
+
+def test_large_scores_do_not_overflow():
+    x = np.full((1, 3, 1, 4), 1e4, np.float32)
+    np.testing.assert_allclose(jax.jit(attention)(x, x, x, np.ones((1, 3), int)), x)
+
+
+# Parts ----------------------------------------------------------------------------------------------------------------
+
+
+def test_attend_adds_its_input_and_normalises_after():
+    x, example = normal(0, 2, 5, 12), np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+    p = parameters(Attend(MODEL), jnp.asarray(x), jnp.asarray(example), False)
+    heads = lambda name: (x @ p[name]["kernel"] + p[name]["bias"]).reshape(2, 5, 3, 4)
+    mixed = jax.jit(attention)(heads("query"), heads("key"), heads("value"), example)
+    out = np.asarray(mixed).reshape(2, 5, 12) @ p["out"]["kernel"] + p["out"]["bias"]
+    found = apply(Attend(MODEL), p, x, example)
+    np.testing.assert_allclose(found, normalised(x + out, p["norm"]), **CLOSE)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh"])
+def test_transform_adds_its_input_and_normalises_after(activation):
+    model, x, one = replace(MODEL, activation=activation), normal(0, 2, 5, 12), jnp.ones((2, 5), jnp.int32)
+    p = parameters(Transform(model), jnp.asarray(x), one, False)
+    inner = np.asarray(jax.jit(ACTIVATIONS[activation])(x @ p["up"]["kernel"] + p["up"]["bias"]))
+    out = inner @ p["down"]["kernel"] + p["down"]["bias"]
+    found = apply(Transform(model), p, x, one)
+    np.testing.assert_allclose(found, normalised(x + out, p["norm"]), **CLOSE)
+
+
+def embedded(model, params, tokens, example, segments, positions):
+    return np.asarray(apply(Embeddings(model), params, *map(np.array, (tokens, example, segments, positions))))
+
+
+FIELDS = [[[7, 9, 5, 0, 0]], [[1, 1, 1, 0, 0]], [[0, 1, 1, 0, 0]], [[0, 1, 2, 0, 0]]]
+
+
+def test_embeddings_are_the_normalised_sum_of_three_tables():
+    one = jnp.ones((1, 5), jnp.int32)
+    p = parameters(Embeddings(MODEL), one, one, one, one, False)
+    tokens, _, segments, positions = map(np.array, FIELDS)
+    tables = [p[name]["embedding"] for name in ("word", "position", "segment")]
+    total = sum(table[ids] for table, ids in zip(tables, (tokens, positions, segments), strict=True))
+    np.testing.assert_allclose(embedded(MODEL, p, *FIELDS), normalised(total, p["norm"]), **CLOSE)
+
+
+def test_the_epsilon_of_the_model_is_that_of_its_norms():
+    model, one = replace(MODEL, norm_epsilon=0.5), jnp.ones((1, 5), jnp.int32)
+    p = parameters(Embeddings(model), one, one, one, one, False)
+    tokens, _, segments, positions = map(np.array, FIELDS)
+    total = p["word"]["embedding"][tokens] + p["position"]["embedding"][positions] + p["segment"]["embedding"][segments]
+    np.testing.assert_allclose(embedded(model, p, *FIELDS), normalised(total, p["norm"], 0.5), **CLOSE)
+
+
+def test_positions_of_roberta_start_at_two_and_padding_reads_entry_one():
+    model, one = replace(MODEL, position_offset=2, segments=1), jnp.ones((1, 5), jnp.int32)
+    p = parameters(Embeddings(model), one, one, one, one, False)
+    assert p["position"]["embedding"].shape == (11 + 2, 8) and p["segment"]["embedding"].shape == (1, 8)
+
+    def reads(entry):
+        """The positions of the row that depend on an entry of the position table."""
+        other = p["position"]["embedding"].copy()
+        other[entry] += normal(1, 8)
+        changed = embedded(model, p | {"position": {"embedding": other}}, *FIELDS) != embedded(model, p, *FIELDS)
+        return np.flatnonzero(changed.any(-1)[0]).tolist()
+
+    assert [reads(entry) for entry in range(6)] == [[], [3, 4], [0], [1], [2], []]
+
+
+@pytest.mark.parametrize("segments, row", [(1, 0), (2, 1)])
+def test_a_table_of_one_segment_serves_both(segments, row):
+    model, one = replace(MODEL, segments=segments), jnp.ones((1, 5), jnp.int32)
+    p = parameters(Embeddings(model), one, one, one, one, False)
+    tokens, example, _, positions = FIELDS
+    two, same = (embedded(model, p, tokens, example, [[s] * 5], positions) for s in (1, row))
+    np.testing.assert_array_equal(two, same)
+
+
+def test_without_a_segment_table_segments_count_nothing():
+    model, one = replace(MODEL, segments=0), jnp.ones((1, 5), jnp.int32)
+    p = parameters(Embeddings(model), one, one, one, one, False)
+    assert set(p) == {"word", "position", "norm"}
+    tokens, example, segments, positions = FIELDS
+    one, two = (embedded(model, p, tokens, example, s, positions) for s in (segments, [[0] * 5]))
+    np.testing.assert_array_equal(one, two)

@@ -1,0 +1,137 @@
+from dataclasses import replace
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from encoders.model.config import Model
+from encoders.objectives.generator import MASKING
+from encoders.objectives.restored_tokens import RestoredTokens, likeliest, log_chance
+from encoders.text.tokenization import Facts
+from tests.networks import random_parameters
+
+QUICK = {"xla_backend_optimization_level": 0}  # compiles in a third of the time
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}  # float32 sums of up to 20 terms in another order, through four layers
+FACTS = Facts(size=21, pad=0, unk=1, cls=2, sep=3, mask=4, special=(0, 1, 2, 3, 4), continuations=bytes(3), common=6)
+MODEL = Model(
+    vocab=21, hidden=12, layers=2, heads=3, intermediate=20, embedding=8, positions=30, dropout=0.0,
+    attention_dropout=0.0,
+)  # fmt: skip
+ALL = RestoredTokens(width=1 / 2, tokens=replace(MASKING, rate=0.5))
+CHOSEN = replace(ALL, over="chosen")
+SIZES = (22, 9, 17, 6)  # of which halves are chosen: 11, 4, 8 and 3, to the even neighbour
+
+
+def batch(*sizes, length=22):
+    at, size = np.arange(length)[None], np.array(sizes)[:, None]
+    real, number = at < size, np.arange(len(sizes))[:, None]
+    tokens = np.where(real, np.random.default_rng(0).integers(5, 21, (len(sizes), length)), 0)
+    tokens[:, 0] = 2
+    fields = {
+        "tokens": tokens, "example": real, "segments": 0 * real, "positions": np.where(real, at, 0),
+        "start": 0 * number, "id": number, "epoch": 0 * number, "valid": 0 * number + 1,
+    }  # fmt: skip
+    return {name: x.astype(np.int32) for name, x in fields.items()}
+
+
+@cache
+def parameters(objective):
+    return random_parameters(objective, MODEL, FACTS, batch(6))
+
+
+@partial(jax.jit, static_argnames="objective", compiler_options=QUICK)
+def forward(params, rows, *, objective):
+    """The corrupted batch, its metrics, the text that is shown, and the logits and gate of every token."""
+    seen, module = objective.corrupt(rows, FACTS, 3), objective.module(MODEL, FACTS).bind({"params": params})
+    tokens = module.fill(seen).tokens
+    hidden = module.discriminator(tokens, seen["example"], seen["segments"], seen["positions"])
+    logits = module.restored(hidden, module.discriminator.embeddings.words.embedding)
+    gate = module.gate(hidden)[..., 0] if objective.over == "all" else None
+    return seen, module(seen), tokens, logits, gate
+
+
+def softmax(x):
+    x = np.exp(np.asarray(x, np.float64))
+    return x / x.sum(-1, keepdims=True)
+
+
+# The copy mechanism ---------------------------------------------------------------------------------------------------
+
+SHARES = np.array([[[0.5, 0.3, 0.2]] * 4], np.float32)
+SHOWN = np.array([[0, 1, 1, 2]])
+
+
+def test_the_token_shown_has_the_gate_s_probability_on_top():
+    gate = np.log(np.array([[1.0, 1.0, 3.0, 1 / 3]], np.float32))  # D of 1/2, 1/2, 3/4, 1/4
+    chances = jax.jit(log_chance)(np.log(SHARES), gate, SHOWN, np.array([[0, 1, 0, 2]]))
+    np.testing.assert_allclose(np.exp(chances), [[0.5 + 0.25, 0.5 + 0.15, 0.25 * 0.5, 0.25 + 0.75 * 0.2]], rtol=1e-5)
+
+
+def test_the_likeliest_token_is_that_shown_or_the_best_of_the_others():
+    # Shown 0, the best by itself; then 1: D + (1 - D) 0.3 against (1 - D) 0.5, which are equal at D = 1/6; then 2.
+    gate = np.log(np.array([[1e-6, 0.19, 0.21, 1.0]], np.float32))  # odds: D of 0.16 and 0.174 in the middle
+    assert jax.jit(likeliest)(np.log(SHARES), gate, SHOWN).tolist() == [[0, 0, 1, 2]]
+
+
+def test_a_gate_that_is_certain_has_a_finite_loss_and_gradient():
+    gate = np.array([[1e4, -1e4, 1e4, 1e4]], np.float32)  # the third and fourth copy what is wrong
+    loss = jax.jit(jax.value_and_grad(lambda *given: -log_chance(*given).sum(), (0, 1)))
+    found, gradients = loss(np.log(SHARES), gate, SHOWN, np.array([[0, 1, 0, 0]]))
+    assert found == pytest.approx(2e4, rel=1e-3)
+    assert all(np.isfinite(leaf).all() for leaf in gradients) and gradients[1][0, 2:].tolist() == [1.0, 1.0]
+
+
+# Loss -----------------------------------------------------------------------------------------------------------------
+
+
+def test_over_all_tokens_the_loss_is_of_the_mixture_and_scores_are_at_the_chosen_ones():
+    seen, metrics, tokens, logits, gate = jax.tree.map(
+        np.asarray, forward(parameters(ALL), batch(*SIZES), objective=ALL)
+    )
+    copy = 1 / (1 + np.exp(-gate.astype(np.float64)))[..., None]
+    chances = copy * np.eye(21)[tokens] + (1 - copy) * softmax(logits)
+    nll = -np.log(np.take_along_axis(chances, seen["original"][..., None], -1)[..., 0])
+    real = seen["example"] > 0
+    at_chosen = lambda x: np.take_along_axis(x, seen["picked"], 1)[seen["weights"] > 0]
+    right = at_chosen(chances.argmax(-1) == seen["original"]).sum()
+    np.testing.assert_allclose(metrics["restored_loss"], (nll[real].sum(), sum(SIZES)), **CLOSE)
+    np.testing.assert_allclose(metrics["restored_copied"], (copy[..., 0][real].sum(), sum(SIZES)), **CLOSE)
+    assert metrics["restored_accuracy"] == (right, 26)
+    assert metrics["restored_baseline"] == (at_chosen(tokens == seen["original"]).sum(), 26)
+    assert metrics["generator_loss"].count == 26
+
+
+def test_over_the_chosen_tokens_the_loss_is_of_the_softmax_alone():
+    found = forward(parameters(CHOSEN), batch(*SIZES), objective=CHOSEN)
+    seen, metrics, tokens, logits, _ = jax.tree.map(np.asarray, found)
+    chosen, chances = seen["weights"] > 0, np.take_along_axis(softmax(logits), seen["picked"][..., None], 1)
+    nll = -np.log(np.take_along_axis(chances, seen["targets"][..., None], -1)[..., 0])
+    np.testing.assert_allclose(metrics["restored_loss"], (nll[chosen].sum(), 26), **CLOSE)
+    assert metrics["restored_accuracy"] == ((chances.argmax(-1) == seen["targets"])[chosen].sum(), 26)
+    assert "restored_copied" not in metrics
+    assert metrics["restored_baseline"] == ((tokens == seen["original"]).sum() - (22 * 4 - 26), 26)
+
+
+@pytest.mark.parametrize("objective", [ALL, CHOSEN], ids=["all", "chosen"])
+def test_the_counts_of_the_whole_batch_are_those_of_its_metrics(objective):
+    seen, metrics, *_ = forward(parameters(objective), batch(*SIZES), objective=objective)
+    assert objective.weights == {"generator_loss": 1.0, "restored_loss": 1.0}
+    counts = objective.counts(seen)
+    assert {name: count.item() for name, count in counts.items()} == {n: metrics[n].count for n in objective.weights}
+    assert counts["restored_loss"] == (sum(SIZES) if objective is ALL else 26)
+
+
+def test_only_a_loss_over_all_tokens_has_a_gate():
+    networks = {"discriminator", "generator", "tokens", "restored"}
+    assert set(parameters(CHOSEN)) == networks and set(parameters(ALL)) == networks | {"gate"}
+
+
+def test_without_a_generator_the_network_restores_random_tokens():
+    alone = replace(CHOSEN, width=None)
+    assert alone.weights == {"restored_loss": 1.0} and alone.networks(MODEL) == [MODEL]
+    assert set(parameters(alone)) == {"discriminator", "restored"}
+    rows = jax.tree.map(jnp.asarray, batch(*SIZES))
+    _, metrics, *_ = jax.eval_shape(partial(forward.__wrapped__, objective=alone), parameters(alone), rows)
+    assert set(metrics) == {"restored_loss", "restored_accuracy", "restored_baseline"}

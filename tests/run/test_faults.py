@@ -1,0 +1,252 @@
+"""What may happen to a run, and that nothing is lost by it."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from encoders.run import loop
+from encoders.run.preemption import STATUS, Stop, Stopped, seconds
+from encoders.run.run import Run, RunError, held
+from encoders.training import checksums, metric_log
+from encoders.training.checkpoint import Checkpoints
+from tests import texts
+from tests.run.test_loop import assert_same_run, experiment, quiet
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    from encoders.data import stream
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stream, "CUTS", 1)  # one length to compile
+        yield str(texts.write(tmp_path_factory.mktemp("texts") / "text.txt", documents=60))
+
+
+@pytest.fixture(scope="module")
+def whole(corpus, tmp_path_factory):
+    """An experiment of 12 steps that saves every third, and the folder of its run, which nothing has interrupted."""
+    home = tmp_path_factory.mktemp("whole")
+    made = experiment(corpus, "bert", home)
+    made = replace(made, cadence=replace(made.cadence, keep=4))
+    loop.train(made, home / "run", quiet)
+    return made, home / "run"
+
+
+@pytest.fixture
+def cut(whole, tmp_path):
+    """The same run as it stood after nine steps."""
+    folder = tmp_path / "run"
+    shutil.copytree(whole[1], folder)
+    shutil.rmtree(folder / "checkpoints" / "12")
+    (folder / "result.json").unlink()
+    assert steps(folder) == ["3", "6", "9"]
+    return folder
+
+
+def steps(folder):
+    return sorted(path.name for path in (folder / "checkpoints").iterdir())
+
+
+def largest(folder):
+    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def flip(path):
+    """Change one bit in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_flipped_bit_is_noticed_and_the_checkpoint_before_is_used(whole, cut):
+    flip(largest(cut / "checkpoints" / "9"))
+    said = []
+    loop.train(whole[0], cut, said.append)
+    assert any("checkpoint 9 " in line for line in said) and any("going on from step 6" in line for line in said)
+    assert len(list((cut / "damaged").iterdir())) == 1
+    assert_same_run(cut, whole[1])
+
+
+def test_a_number_that_is_not_the_one_that_was_saved_is_named(whole, cut):
+    run = Run.open(cut)
+    checkpoints = run.checkpoints()
+    _, state, notes = run.newest(checkpoints, pytest.fail)
+    checkpoints.close()
+    recorded = notes["checksums"]["params"]
+    assert checksums.changed(state.params, recorded) == []
+    path = sorted(recorded)[3]
+    assert checksums.changed(state.params, recorded | {path: [0, 0]}) == [path]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_any_file_that_is_cut_off_or_gone_costs_three_steps_and_no_more(whole, cut, seed):
+    draw = random.Random(seed)
+    files = sorted(path for path in (cut / "checkpoints" / "9").rglob("*") if path.is_file() and path.stat().st_size)
+    path = draw.choice(files)
+    path.unlink() if draw.random() < 0.5 else os.truncate(path, draw.randrange(path.stat().st_size))
+    run = Run.open(cut)
+    checkpoints, said = run.checkpoints(keep=4), []
+    at, state, _ = run.newest(checkpoints, said.append)
+    checkpoints.close()
+    # Some files, such as the time of writing, say nothing about the numbers.
+    assert at == 6 and "checkpoint 9 cannot be read" in said[0] or at == 9 and not said, path
+    assert all(len(line) < 600 and "\n" not in line for line in said)
+    assert int(state.step) == at
+
+
+def test_what_is_no_checkpoint_is_passed_over(whole, cut):
+    (cut / "checkpoints" / "11").mkdir()
+    (cut / "checkpoints" / "10").mkdir()
+    (cut / "checkpoints" / "10" / "junk").write_text("junk")
+    (cut / "checkpoints" / "7").write_text("a file")
+    loop.train(whole[0], cut, quiet)
+    assert_same_run(cut, whole[1])
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew(whole, cut):
+    for step in steps(cut):
+        flip(largest(cut / "checkpoints" / step / "params"))
+    with pytest.raises(RunError, match="has no usable checkpoint .*checkpoint 9 .*checkpoint 3.*to start over, remove"):
+        loop.train(whole[0], cut, quiet)
+    assert steps(cut) == ["3", "6", "9"]
+    with pytest.raises(RunError, match="checkpoint 9 .*other steps, for --step: 3, 6"):
+        Run.open(cut).params("latest")
+
+
+def stops_at(monkeypatch, step, act):
+    """`act` when the log has a row of `step`."""
+    advance = metric_log.Log.advance
+
+    def watched(self, index, text=""):
+        advance(self, index, text)
+        if index == step:
+            act()
+
+    monkeypatch.setattr(metric_log.Log, "advance", watched)
+
+
+def test_a_signal_ends_a_run_after_its_step_which_is_saved(whole, tmp_path, monkeypatch):
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        stops_at(patch, 4, lambda: signal.raise_signal(signal.SIGTERM))
+        with Stop() as stop, pytest.raises(Stopped, match="stopped by SIGTERM after step 4, which is saved"):
+            loop.train(whole[0], tmp_path / "run", quiet, stop=stop)
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert steps(tmp_path / "run") == ["3", "4"]
+    loop.train(whole[0], tmp_path / "run", quiet)
+    assert_same_run(tmp_path / "run", whole[1])
+
+
+def test_a_second_signal_ends_the_process_at_once():
+    with Stop() as stop:
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.asked() == "SIGTERM"
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_a_second_signal_while_the_first_is_saved_costs_no_checkpoint(whole, tmp_path, monkeypatch):
+    save = Checkpoints.save
+
+    def interrupted(self, step, *given):
+        save(self, step, *given)  # goes on in the background
+        if step == 4:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        stops_at(patch, 4, lambda: signal.raise_signal(signal.SIGINT))
+        patch.setattr(Checkpoints, "save", interrupted)
+        with Stop() as stop, pytest.raises(KeyboardInterrupt):
+            loop.train(whole[0], tmp_path / "run", quiet, stop=stop)
+    loop.train(whole[0], tmp_path / "run", quiet)
+    assert_same_run(tmp_path / "run", whole[1])
+
+
+def test_a_time_limit_ends_a_run_after_its_step(whole, cut):
+    with pytest.raises(Stopped, match="stopped by the time limit after step 10, which is saved"):
+        loop.train(whole[0], cut, quiet, stop=Stop(0))
+    assert steps(cut) == ["10", "3", "6", "9"]
+
+
+@pytest.mark.parametrize("text", ["", "3", "h", "3h 5m", "-1s", "1.5h", "5m3h"])
+def test_what_is_no_duration_is_refused(text):
+    with pytest.raises(ValueError, match="is no duration such as 3h55m, 90s or 1d"):
+        seconds(text)
+
+
+def test_a_second_process_on_a_run_is_refused(whole, cut):
+    with held(cut), pytest.raises(RunError, match=rf"is in use by process {os.getpid()} on .* since 20"):
+        loop.train(whole[0], cut, quiet)
+    assert steps(cut) == ["3", "6", "9"]
+
+
+# Checksums
+
+
+def tree():
+    draw = np.random.default_rng(0)
+    return {
+        "a": jnp.asarray(draw.standard_normal((8, 5, 3), np.float32)),
+        "b": {"c": jnp.asarray(draw.integers(0, 9, 7, np.int32)), "d": jnp.bfloat16(draw.standard_normal((2, 4)))},
+        "e": jnp.asarray(draw.integers(0, 2, 5) == 1),
+        "f": jnp.float32(3.5),
+        "g": jnp.zeros((0, 4)),
+    }
+
+
+def test_checksums_are_the_same_on_the_host_and_on_devices(monkeypatch):
+    here = checksums.checksums(tree())
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert checksums.checksums(tree()) == here
+    monkeypatch.undo()
+    monkeypatch.setattr(checksums, "BLOCK", 7)
+    assert checksums.checksums(tree()) == here
+
+
+def test_a_changed_bit_and_two_elements_in_each_others_place_are_noticed():
+    made = tree()
+    recorded = checksums.checksums(made)
+    assert checksums.changed(made, recorded) == []
+    bits = np.asarray(made["a"]).copy()
+    bits.view(np.uint32)[3, 2, 1] ^= 1 << 22
+    assert checksums.changed(made | {"a": bits}, recorded) == ["a"]
+    assert checksums.changed(made | {"a": np.asarray(made["a"])[::-1]}, recorded) == ["a"]
+    assert checksums.changed(made | {"f": -made["f"]}, recorded) == ["f"]
+
+
+TERMINATED = """
+import os, signal, sys
+import launch
+from encoders.training import log
+advance = log.Log.advance
+def watched(self, index, text=""):
+    advance(self, index, text)
+    if index == 4:
+        os.kill(os.getpid(), signal.SIGTERM)
+log.Log.advance = watched
+sys.exit(launch.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.live
+def test_launch_says_how_to_go_on_and_ends_with_a_status_of_its_own(corpus, tmp_path):
+    settings = ["phases.*.until=8", "phases.*.batch=4", "cadence.log=2", "optimizer.warmup=2", "data.heldout=0.2"]
+    command = ["train", "quickstart", "--only", "quickstart-b*", "--runs", str(tmp_path), "--set", *settings]
+    command += [f"data.corpus={corpus}", f"data.folder={tmp_path / 'stores'}", "data.sentences=lines"]
+    done = subprocess.run([sys.executable, "-c", TERMINATED, *command], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == STATUS, done.stderr
+    assert "stopped by SIGTERM after step 4, which is saved; the same command goes on" in done.stderr
+    again = subprocess.run([sys.executable, "launch.py", *command], cwd=ROOT, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr

@@ -1,0 +1,260 @@
+"""Whole runs: resumed, killed, evaluated, refused."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from encoders.data import stream
+from encoders.data.formats import ElectraPairs, FullSentences, SegmentPairs
+from encoders.data.prepare import Data
+from encoders.data.stream import Phase
+from encoders.experiment import Experiment
+from encoders.families import albert, bert, electra, roberta
+from encoders.objectives.masked_lm import Joint
+from encoders.objectives.masking import Masking
+from encoders.objectives.replaced_tokens import ReplacedTokens
+from encoders.objectives.sentence_pair import NextSentence, SentenceOrder
+from encoders.run import loop
+from encoders.run.run import Run
+from encoders.text.tokenization import Vocabulary
+from encoders.training.metric_log import Cadence, rows
+from encoders.training.optimizer import AdamW, Lamb
+from encoders.training.sharding import Mesh
+from encoders.training.step import State
+from encoders.utils.overrides import to_json
+from tests import texts
+
+ROOT = Path(__file__).parents[2]
+TINY = dict(vocab=300, hidden=16, layers=2, heads=2, intermediate=24, positions=32)
+
+
+def quiet(line):
+    pass
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stream, "CUTS", 1)  # one length to compile
+        yield str(texts.write(tmp_path_factory.mktemp("texts") / "text.txt", documents=60))
+
+
+def experiment(corpus, family: str, folder, steps=12, **changes) -> Experiment:
+    model, objective, form, optimizer, kind = {
+        "bert": (bert.TINY, Joint(Masking(), NextSentence()), SegmentPairs(), AdamW(1e-3, 2), "wordpiece"),
+        "roberta": (roberta.BASE, Joint(Masking(copies=None)), FullSentences(), AdamW(1e-3, 2), "wordpiece"),
+        "albert": (
+            replace(albert.BASE, embedding=8),
+            Joint(Masking(copies=2, unit="word", ngrams=3), SentenceOrder()),
+            SegmentPairs("swapped"),
+            Lamb(1e-3, 2),
+            "wordpiece",
+        ),
+        "electra": (electra.BASE, ReplacedTokens(width=1 / 2), ElectraPairs(), AdamW(1e-3, 2), "wordpiece"),
+    }[family]
+    embedding = 8 if family in ("albert", "electra") else 16
+    return Experiment(
+        **dict(
+            name=f"tiny-{family}",
+            model=replace(model, **TINY, embedding=embedding),
+            objective=objective,
+            data=Data((corpus,), Vocabulary(kind=kind, size=300), heldout=0.1, folder=str(folder / "stores")),
+            optimizer=optimizer,
+            phases=(Phase(until=steps, length=32, batch=4, format=form),),
+            cadence=Cadence(log=2, evaluate=4, save=3, heldout=2),
+        )
+        | changes
+    )
+
+
+def final_state(folder: Path) -> State:
+    run = Run.open(folder)
+    checkpoints = run.checkpoints()
+    _, state, _ = run.newest(checkpoints, pytest.fail)
+    checkpoints.close()
+    return state
+
+
+def without_time(folder: Path) -> list[dict]:
+    return [{k: v for k, v in row.items() if k != "time"} for row in rows(folder / "metrics.jsonl")]
+
+
+def assert_same_run(a: Path, b: Path):
+    for x, y in zip(jax.tree.leaves(final_state(a)), jax.tree.leaves(final_state(b)), strict=True):
+        np.testing.assert_array_equal(x, y)  # to the bit
+    assert without_time(a) == without_time(b)
+
+
+@pytest.mark.parametrize("family", ["bert", pytest.param("albert", marks=pytest.mark.live), "electra"])
+def test_a_run_stopped_between_two_logs_goes_on_as_if_it_had_not_been(family, corpus, tmp_path, monkeypatch):
+    whole = experiment(corpus, family, tmp_path)
+    if family == "bert":  # two phases, and the second is resumed in its middle
+        short = replace(whole.phases[0], until=6, length=16)
+        whole = replace(whole, phases=(short, *whole.phases))
+    scores = loop.train(whole, tmp_path / "whole", quiet)["heldout"]
+    assert all(np.isfinite(score) for score in scores.values())
+
+    class Stop(Exception):
+        pass
+
+    def stop(self, step, *rest):
+        if step == 9:
+            self.manager.wait_until_finished()
+            raise Stop
+        return save(self, step, *rest)
+
+    save = loop.Checkpoints.save
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Checkpoints, "save", stop)
+        with pytest.raises(Stop):
+            loop.train(whole, tmp_path / "parts", quiet)
+    assert loop.result(tmp_path / "parts") is None
+    loop.train(whole, tmp_path / "parts", quiet)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_batches_are_on_the_devices_one_ahead_and_in_their_order():
+    made, mesh = [], Mesh().build()
+
+    def rows():
+        for number in range(4):
+            made.append(number)
+            yield {"tokens": np.full((1, 2), number, np.int32)}
+
+    for number, batch in enumerate(loop.placed(rows(), mesh)):
+        assert batch["tokens"].tolist() == [[number, number]] and isinstance(batch["tokens"], jax.Array)
+        assert len(made) == min(number + 2, 4)
+    assert number == 3
+
+
+def test_a_profile_needs_steps_to_trace(corpus, tmp_path):
+    whole = experiment(corpus, "roberta", tmp_path, steps=4)
+    with pytest.raises(loop.RunError, match="a profile needs 5 steps, and 4 are left"):
+        loop.train(whole, tmp_path / "run", quiet, profile=True)
+
+
+def test_a_finished_run_is_not_run_again(corpus, tmp_path, monkeypatch):
+    whole = experiment(corpus, "roberta", tmp_path, steps=4)
+    first = loop.train(whole, tmp_path / "run", quiet)
+    monkeypatch.setattr(loop, "advance", None)
+    assert loop.train(whole, tmp_path / "run", quiet) == first
+
+
+def test_a_folder_of_another_experiment_is_refused_and_the_difference_named(corpus, tmp_path):
+    whole = experiment(corpus, "roberta", tmp_path, steps=4)
+    loop.train(whole, tmp_path / "run", quiet)
+    other = replace(whole, optimizer=AdamW(2e-3, 2))
+    with pytest.raises(loop.RunError, match=r"optimizer.rate is 0.001 there and 0.002 here.*--set name="):
+        loop.train(other, tmp_path / "run", quiet)
+    moved = replace(whole, cadence=Cadence(log=1), name="renamed")
+    assert loop.train(moved, tmp_path / "run", quiet)["steps"] == 4
+
+
+def test_a_batch_that_does_not_divide_is_refused(corpus, tmp_path):
+    whole = experiment(corpus, "roberta", tmp_path)
+    with pytest.raises(ValueError, match="phases.batch=4 is not a multiple of accumulate=3"):
+        replace(whole, accumulate=3)
+
+
+def test_a_vocabulary_larger_than_the_model_is_refused(corpus, tmp_path):
+    whole = experiment(corpus, "roberta", tmp_path, steps=4)
+    loop.train(whole, tmp_path / "run", quiet)
+    path = next((tmp_path / "stores").iterdir()) / "tokenizer.json"
+    small = replace(
+        whole,
+        model=replace(whole.model, vocab=50),
+        data=replace(whole.data, vocabulary=Vocabulary(path=str(path), size=50)),
+    )
+    with pytest.raises(loop.RunError, match="model.vocab=50 is less"):
+        loop.train(small, tmp_path / "small", quiet)
+
+
+@pytest.mark.live
+def test_held_out_scores_do_not_depend_on_the_seed_of_the_run(corpus, tmp_path):
+    whole = experiment(corpus, "electra", tmp_path, steps=4)
+    loop.train(whole, tmp_path / "run", quiet)
+    run = Run.open(tmp_path / "run")
+    other = Run(replace(run.experiment, seed=5), tmp_path / "other", run.facts, lambda: run.store)
+    params = final_state(tmp_path / "run").params
+    assert run.evaluate(params) == other.evaluate(params)
+    assert run.evaluate(params)["loss"] == pytest.approx(loop.result(tmp_path / "run")["heldout"]["loss"], rel=1e-6)
+
+
+def test_the_newest_checkpoints_and_the_best_one_are_kept(corpus, tmp_path):
+    whole = experiment(
+        corpus, "roberta", tmp_path, steps=16, cadence=Cadence(log=2, evaluate=2, save=2, keep=2, heldout=2)
+    )
+    loop.train(whole, tmp_path / "run", quiet)
+    losses = {r["step"]: r["loss"] for r in rows(tmp_path / "run/metrics.jsonl") if r["split"] == "heldout"}
+    checkpoints = Run.open(tmp_path / "run").checkpoints()
+    assert set(checkpoints.steps()) == {14, 16, min(losses, key=losses.get)}
+    assert checkpoints.best() == min(losses, key=losses.get)
+    checkpoints.close()
+
+
+def test_a_run_that_is_not_finite_stops_and_says_so(corpus, tmp_path):
+    wild = experiment(
+        corpus,
+        "roberta",
+        tmp_path,
+        steps=30,
+        optimizer=AdamW(1e30, 0, clip=None),
+        cadence=Cadence(log=2, evaluate=100, save=100, patience=4),
+    )
+    with pytest.raises(
+        loop.RunError, match="the last 5 updates up to step 6 were not finite, or spikes, and left out"
+    ) as told:
+        loop.train(wild, tmp_path / "run", quiet)
+    assert "What was not finite of the last one: mlm_loss; its 4 examples (pass:place) are 0:" in str(told.value)
+    assert "A lower optimizer.rate" in str(told.value)
+
+
+ALONE = """
+import json, sys
+from pathlib import Path
+sys.path.insert(0, {root!r})
+from encoders.utils.overrides import from_json
+from encoders.training import loop
+loop.train(from_json(json.loads(Path({path!r}).read_text())), Path({folder!r}), lambda line: None)
+"""
+
+
+def started(path: Path, folder: Path) -> subprocess.Popen:
+    """A process of its own that trains the experiment of a JSON file, or goes on with it."""
+    code = ALONE.format(root=str(ROOT), path=str(path), folder=str(folder))
+    return subprocess.Popen([sys.executable, "-W", "error", "-c", code], stderr=subprocess.PIPE)
+
+
+def finish(process: subprocess.Popen, *statuses: int) -> None:
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode in statuses, errors.decode()
+
+
+@pytest.mark.live
+def test_a_run_killed_at_a_random_moment_ends_bit_identical(corpus, tmp_path):
+    cadence = Cadence(log=5, evaluate=50, save=7, keep=2, heldout=2)
+    path, whole, killed = (tmp_path / name for name in ("experiment.json", "whole", "killed"))
+    path.write_text(json.dumps(to_json(experiment(corpus, "electra", tmp_path, steps=250, cadence=cadence))))
+    finish(started(path, whole), 0)
+    chance, left = random.Random(), int(os.environ.get("ENCODERS_KILLS", "1"))
+    while loop.result(killed) is None:
+        process, before = started(path, killed), len(without_time(killed))
+        if left:  # at some moment after it has got on
+            while process.poll() is None and len(without_time(killed)) == before:
+                time.sleep(0.02)
+            time.sleep(chance.uniform(0, 0.5))
+            process.send_signal(signal.SIGKILL)
+            left -= 1
+        finish(process, 0, -signal.SIGKILL)
+    assert left == 0
+    assert_same_run(whole, killed)

@@ -1,0 +1,243 @@
+"""What surrounds a run, and is no part of it: disks, packages, the environment, paths, locale, clock."""
+
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from encoders.data import stream
+from encoders.run import loop
+from encoders.run.run import Run, RunError
+from encoders.text.corpus import check, documents
+from encoders.text.source import CorpusError
+from encoders.training.metric_log import Cadence, rows
+from tests import texts
+from tests.run.test_loop import assert_same_run, experiment, quiet, without_time
+
+ROOT = Path(__file__).parents[2]
+SECRETS = {
+    "WANDB_API_KEY": "0123456789abcdef-wandb",
+    "HF_TOKEN": "hf_AbCdEfGhIjKl",
+    "HTTPS_PROXY": "http://somebody:pass-word@proxy.example:3128",
+}
+OPTIONAL = (
+    "tensorflow", "tensorflow_datasets", "grain", "torch", "transformers", "sentencex", "zstandard", "pyarrow",
+    "apache_beam", "sklearn", "matplotlib", "tensorboard", "tensorboard.summary", "importlib_resources",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory):
+    """An experiment, and the folder of its run: without optional packages and a working directory, with secrets in
+    its environment, a clock that goes back an hour whenever it is read, and names that are not ASCII."""
+    home = tmp_path_factory.mktemp("où ça") / "数据 и тексты"
+    gone = tmp_path_factory.mktemp("gone")
+    home.mkdir()
+    corpus = str(texts.write(home / "ein Text.txt", documents=60))
+    made = experiment(corpus, "roberta", home, steps=6, cadence=Cadence(log=1, evaluate=3, save=2, keep=3, heldout=1))
+    made = replace(made, name="été", data=replace(made.data, sentences="lines"))
+    hours, now = itertools.count(), time.time
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stream, "CUTS", 1)  # one length to compile
+        patch.setattr(time, "time", lambda: now() - 3600 * next(hours))
+        patch.chdir(gone)
+        gone.rmdir()
+        for name, value in SECRETS.items():
+            patch.setenv(name, value)
+        for name in OPTIONAL:
+            patch.setitem(sys.modules, name, None)
+        with pytest.raises(FileNotFoundError):
+            os.getcwd()
+        loop.train(made, home / "run", quiet)
+    return made, home / "run"
+
+
+def test_a_run_needs_no_optional_package_and_no_working_directory(bare):
+    assert loop.result(bare[1])["steps"] == 6
+    assert not (bare[1] / "tensorboard").exists()
+
+
+def test_a_clock_that_goes_back_shows_in_no_time(bare):
+    taken = [row["time"] for row in rows(bare[1] / "metrics.jsonl")]
+    assert len(taken) == 8
+    assert all(0 <= each["seconds"] < 600 for each in taken)
+    assert all(each["tokens_per_second"] > 0 for each in taken if "tokens_per_second" in each)
+
+
+def test_no_secret_of_the_environment_is_in_a_file_of_the_run_or_its_store(bare):
+    files = [path for path in bare[1].parent.rglob("*") if path.is_file()]
+    written = b"".join(path.read_bytes() for path in files)
+    assert "été".encode() in written or b"\\u00e9t\\u00e9" in written  # what is looked through is what is written
+    for secret in (*SECRETS.values(), "pass-word"):
+        assert secret.encode() not in written
+
+
+def test_names_that_are_not_ascii_read_back(bare):
+    run = Run.open(bare[1])
+    assert run.experiment == bare[0] and run.store.path.parent.parent == bare[1].parent
+
+
+def test_a_store_that_has_moved_is_found_where_one_says_and_no_other_is_taken_for_it(bare, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.copytree(Run.open(bare[1]).store.path, moved)
+    assert Run.open(bare[1], str(moved)).store.train.size == Run.open(bare[1]).store.train.size
+    with pytest.raises(RunError, match=f"is not at {tmp_path}; pass where it is now with --store DIR"):
+        Run.open(bare[1], str(tmp_path)).find_store()
+    meta = json.loads((moved / "store.json").read_text())
+    (moved / "store.json").write_text(json.dumps(meta | {"key": "0123456789abcdef"}))
+    with pytest.raises(RunError, match=f"is another store: 0123456789abcdef, and the run was made with {meta['key']}"):
+        Run.open(bare[1], str(moved)).find_store()
+
+
+@pytest.mark.parametrize("kept", [1, -2])  # bytes of the last row that have reached the disk
+def test_a_torn_last_row_is_left_out_and_no_row_comes_twice(bare, tmp_path, kept, monkeypatch):
+    monkeypatch.setattr(stream, "CUTS", 1)
+    folder = tmp_path / "run"
+    shutil.copytree(bare[1], folder)
+    (folder / "result.json").unlink()
+    shutil.rmtree(folder / "checkpoints" / "6")
+    path = folder / "metrics.jsonl"
+    *whole, last = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(whole) + last[:kept])
+    assert [json.dumps(row) + "\n" for row in rows(path)] == whole
+    loop.train(bare[0], folder, quiet)
+    logged = [(row["step"], row["split"]) for row in without_time(folder)]
+    assert len(set(logged)) == len(logged) == 8
+    assert_same_run(folder, bare[1])
+
+
+@pytest.mark.parametrize(
+    "package, name, sentences, remedy",
+    [
+        ("sentencex", "a.txt", "split", "sentences='split' needs sentencex .*: pip install sentencex"),
+        ("pyarrow.parquet", "a.parquet", "lines", "a Parquet file needs pyarrow.parquet .*: pip install pyarrow"),
+        ("zstandard", "a.txt.zst", "lines", "a .zst file needs zstandard .*: pip install zstandard"),
+        ("tensorflow_datasets", "tfds:x", "lines", "needs tensorflow_datasets .*: pip install tensorflow-datasets"),
+    ],
+)
+def test_what_needs_an_optional_package_says_how_to_get_it(package, name, sentences, remedy, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    Path(name).write_bytes(b"A text.\n")
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(CorpusError, match=remedy):
+        check((name,), sentences)
+        list(documents((name,), sentences))
+
+
+# Processes of their own
+
+SMALL = ["model.layers=1", "model.hidden=16", "model.intermediate=24", "model.embedding=16", "model.heads=2"]
+SMALL += ["phases.*.until=2", "phases.*.batch=2", "phases.*.length=16", "optimizer.warmup=1", "data.heldout=0.2"]
+SMALL += ["model.vocab=320", "data.vocabulary.size=320", "data.sentences=lines", "cadence.log=1", "cadence.heldout=1"]
+
+
+def launched(folder: Path, settings=(), **environment) -> subprocess.CompletedProcess:
+    """`launch.py train` of a tiny model in `folder`, whose paths are relative to it."""
+    texts.write(folder / "a text.txt", documents=60)
+    command = [sys.executable, str(ROOT / "launch.py"), "train", str(ROOT / "experiments" / "quickstart.py")]
+    command += ["--only", "quickstart-roberta", "--runs", "my runs", "--set", *SMALL, *settings]
+    command += ["data.corpus=a text.txt", "data.folder=my stores"]
+    variables = {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"} | environment
+    return subprocess.run(
+        command, cwd=folder, env=os.environ | variables, capture_output=True, encoding="utf-8", errors="replace"
+    )
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A disk of a megabyte where runs are kept."""
+    folder = tmp_path / "my runs"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("no disk can be mounted here")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.mark.live
+def test_a_disk_that_fills_up_is_named_and_costs_no_older_checkpoint(disk, tmp_path):
+    settings = ["phases.*.until=9", "cadence.save=1", "cadence.keep=20", "cadence.evaluate=9"]
+    full = launched(tmp_path, settings)
+    place = "my runs/quickstart-roberta"
+    told = f"launch.py: no space is left in {place}; what was saved before is whole, and the same command goes on"
+    assert full.returncode == 1 and "Traceback" not in full.stderr, full.stderr
+    assert full.stderr.splitlines()[-1].startswith(told)
+    run, said = Run.open(tmp_path / place), []
+    checkpoints = run.checkpoints()
+    kept = checkpoints.steps()
+    at, state, _ = run.newest(checkpoints, said.append)
+    checkpoints.close()
+    assert kept == list(range(1, len(kept) + 1)) and int(state.step) == at == kept[-1] < 9 and not said
+    subprocess.run(["mount", "-o", "remount,size=16m", disk], check=True)
+    again = launched(tmp_path, settings)
+    assert again.returncode == 0, again.stderr
+    assert [row["step"] for row in rows(tmp_path / place / "metrics.jsonl")] == [*range(1, 10), 9]
+
+
+@pytest.fixture(scope="module")
+def ascii_only(tmp_path_factory):
+    """What became of a run in the C locale, with a compile cache that cannot be."""
+    folder = tmp_path_factory.mktemp("a place")
+    texts.write(folder / "cache", documents=1)
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "cache" / "inside"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    return launched(folder, **locale, **cache), folder
+
+
+@pytest.mark.live
+def test_relative_paths_with_spaces_are_enough_in_the_c_locale(ascii_only):
+    done, folder = ascii_only
+    assert done.returncode == 0, done.stderr
+    assert loop.result(folder / "my runs" / "quickstart-roberta")["steps"] == 2
+    assert Run.open(folder / "my runs" / "quickstart-roberta").store.path.parent == folder / "my stores"
+
+
+@pytest.mark.live
+def test_a_compile_cache_that_cannot_be_is_a_warning(ascii_only):
+    done, folder = ascii_only
+    assert done.returncode == 0 and "compilation cache" in done.stderr
+    assert str(folder / "cache" / "inside") in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.live
+@pytest.mark.parametrize(
+    "variable, value, said",
+    [
+        ("JAX_PLATFORMS", "cuda", "launch.py: JAX_PLATFORMS=cuda"),
+        ("JAX_PLATFORMS", "abacus", "launch.py: JAX_PLATFORMS=abacus"),
+        ("XLA_FLAGS", "--xla_no_such_flag=1", "XLA_FLAGS: --xla_no_such_flag=1"),
+    ],
+)
+def test_a_variable_that_cannot_be_is_named_in_one_line(variable, value, said, tmp_path):
+    if value == "cuda" and shutil.which("nvidia-smi"):
+        pytest.skip("there may be a GPU here")
+    done = launched(tmp_path, **{variable: value})
+    assert done.returncode != 0
+    shown = [line for line in done.stderr.splitlines() if line.strip()]
+    assert said in shown[-1] and len(shown[-1]) < 400 and "Traceback" not in done.stderr
+    assert not (tmp_path / "my runs").exists()
+
+
+@pytest.mark.live
+@pytest.mark.parametrize(
+    "devices, setting, said",
+    [
+        (1, "mesh.data=3", "mesh.data=3, mesh.fsdp=1, mesh.model=1 needs exactly 3 devices and there are 1; -1 takes"),
+        (3, "mesh.data=3", "phases.batch=2 is not a multiple of 3: mesh.data x mesh.fsdp x accumulate"),
+    ],
+)
+def test_devices_that_do_not_fit_the_mesh_or_the_batch_are_told_in_one_line(devices, setting, said, tmp_path):
+    done = launched(tmp_path, [setting], XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}")
+    assert done.returncode == 1 and not (tmp_path / "my runs").exists()
+    assert done.stderr.splitlines()[-1].startswith(f"launch.py: {said}") and "Traceback" not in done.stderr

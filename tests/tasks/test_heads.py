@@ -1,0 +1,139 @@
+"""What fine-tuned checkpoints compute: classes, numbers and spans, and losses counted by hand."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from encoders.model.config import Model
+from encoders.model.layers import CausalAttend
+from encoders.tasks.classification import Classification
+from encoders.tasks.encoder_only import Features
+from encoders.tasks.question_answering import Spans
+from encoders.text.tokenization import Facts
+from encoders.training.step import parameters
+from encoders.utils.metrics import value
+
+MODEL = Model(
+    vocab=20,
+    hidden=8,
+    layers=2,
+    heads=2,
+    intermediate=12,
+    embedding=8,
+    positions=10,
+    dropout=0.0,
+    attention_dropout=0.0,
+)
+FACTS = Facts(size=20, pad=0, unk=1, cls=2, sep=3, mask=4, special=(0, 1, 2, 3, 4), continuations=bytes(3))
+
+
+def packed() -> dict:
+    """Two rows; the first holds two examples of 4 and 3 tokens and padding, the second one of 5."""
+    example = np.array([[1, 1, 1, 1, 2, 2, 2, 0], [1, 1, 1, 1, 1, 0, 0, 0]], np.int32)
+    positions = np.array([[0, 1, 2, 3, 0, 1, 2, 0], [0, 1, 2, 3, 4, 0, 0, 0]], np.int32)
+    tokens = np.where(example > 0, 5 + positions + example, 0).astype(np.int32)
+    fields = {"tokens": tokens, "example": example, "segments": np.zeros_like(tokens), "positions": positions}
+    fields |= {"id": np.array([[7, 8], [9, 0]], np.int32)}
+    fields |= {"start": np.array([[0, 4], [0, 0]], np.int32), "valid": np.array([[1, 1], [1, 0]], np.int32)}
+    return {name: jnp.asarray(array) for name, array in fields.items()}
+
+
+def made(objective, model=MODEL):
+    module = objective.module(model, FACTS)
+    return module, {"params": parameters(0, module)}
+
+
+@pytest.mark.parametrize("head", ["pooled", "linear", "tanh", "gelu"])
+def test_every_example_of_a_row_gets_the_classes_it_has_alone(head):
+    module, variables = made(Classification(("a", "b", "c"), head))
+    batch = packed()
+    together = module.apply(variables, batch, method="logits")
+    alone = {name: array[:1, 4:7] for name, array in batch.items() if array.shape[1] == 8}
+    alone |= {"example": jnp.ones((1, 3), jnp.int32), "start": jnp.zeros((1, 1), jnp.int32)}
+    assert together.shape == (2, 2, 3)
+    np.testing.assert_allclose(together[0, 1], module.apply(variables, alone, method="logits")[0, 0], atol=1e-6)
+    assert ("pooler" in variables["params"]) == (head == "pooled")
+
+
+@pytest.mark.parametrize("head", ["pooled", "linear"])
+def test_from_left_to_right_an_example_is_judged_by_its_last_token_which_sees_all_of_it(head):
+    module, variables = made(Classification(("a", "b", "c"), head), replace(MODEL, attend=CausalAttend))
+    logits = jax.jit(lambda batch: module.apply(variables, batch, method="logits"))
+    batch = packed()
+    before = np.asarray(logits(batch))
+    for place in (4, 5, 6):  # of the second example
+        after = np.asarray(logits(batch | {"tokens": batch["tokens"].at[0, place].set(15)}))
+        np.testing.assert_array_equal(after[0, 0], before[0, 0])
+        assert not np.isclose(after[0, 1], before[0, 1], rtol=1e-6, atol=0).any()
+
+
+def test_the_loss_of_classes_is_their_cross_entropy_over_real_examples():
+    module, variables = made(Classification(("a", "b", "c")))
+    batch = packed() | {"label": jnp.array([[2, 0], [1, 1]])}
+    logits = np.asarray(module.apply(variables, batch, method="logits"), float)
+    shares = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    expected = -np.log([shares[0, 0, 2], shares[0, 1, 0], shares[1, 0, 1]]).mean()
+    metrics = module.apply(variables, batch)
+    assert value(metrics["label_loss"]) == pytest.approx(expected, rel=1e-5)
+    said = logits.argmax(-1)
+    right = np.mean([said[0, 0] == 2, said[0, 1] == 0, said[1, 0] == 1])
+    assert value(metrics["label_accuracy"]) == pytest.approx(right)
+
+
+def test_one_label_is_a_number_and_its_loss_the_squared_error():
+    module, variables = made(Classification(("score",)))
+    batch = packed() | {"label": jnp.array([[2.5, 0.0], [1.0, 9.0]])}
+    said = np.asarray(module.apply(variables, batch, method="logits"))[..., 0]
+    expected = np.mean([(said[0, 0] - 2.5) ** 2, said[0, 1] ** 2, (said[1, 0] - 1.0) ** 2])
+    assert value(module.apply(variables, batch)["label_loss"]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_span_lies_in_its_example():
+    """Start and end are chosen among the tokens of the example, so others in the row change nothing."""
+    module, variables = made(Spans())
+    batch = packed() | {"first": jnp.array([[1, 5], [2, 0]]), "last": jnp.array([[3, 6], [2, 0]])}
+    logits = np.asarray(module.apply(variables, batch, method="logits")[0], float)
+    spans = [(0, range(4), 1, 3), (0, range(4, 7), 5, 6), (1, range(5), 2, 2)]
+    losses = {"first_loss": [], "last_loss": []}
+    for row, inside, *answer in spans:
+        for i, name in enumerate(losses):
+            among = logits[row, list(inside), i]
+            losses[name].append(np.log(np.exp(among).sum()) - logits[row, answer[i], i])
+    metrics = module.apply(variables, batch)
+    for name, each in losses.items():
+        assert value(metrics[name]) == pytest.approx(np.mean(each), rel=1e-5)
+    best = [[list(inside)[logits[row, list(inside), i].argmax()] for i in (0, 1)] for row, inside, *_ in spans]
+    right = np.mean([found == answer for found, (_, _, *answer) in zip(best, spans, strict=True)])
+    assert value(metrics["span_accuracy"]) == pytest.approx(right)
+
+
+def test_features_are_the_hidden_states_and_the_pooled_first_token():
+    module, variables = made(Features(pooler=True))
+    hidden, pooled = module.apply(variables, packed(), method="vectors")
+    kernel, bias = (variables["params"]["pooler"]["dense"][leaf] for leaf in ("kernel", "bias"))
+    np.testing.assert_allclose(pooled[0, 1], jnp.tanh(hidden[0, 4] @ kernel + bias), atol=1e-6)
+    module, variables = made(Features())
+    assert module.apply(variables, packed(), method="vectors")[1] is None and set(variables["params"]) == {"encoder"}
+
+
+def test_a_loss_may_be_summed_over_micro_batches():
+    """Total and count of the whole are those of its rows, so accumulated steps equal one large step."""
+    module, variables = made(Classification(("a", "b")))
+    batch = packed() | {"label": jnp.array([[1, 0], [1, 1]])}
+    whole = module.apply(variables, batch)["label_loss"]
+    rows = [jax.tree.map(lambda x, i=i: x[i : i + 1], batch) for i in range(2)]
+    parts = [module.apply(variables, row)["label_loss"] for row in rows]
+    assert float(whole.total) == pytest.approx(float(sum(part.total for part in parts)), rel=1e-6)
+    assert float(whole.count) == 3 == float(sum(part.count for part in parts))
+
+
+@pytest.mark.parametrize(
+    "wrong, said",
+    [({"labels": ()}, "one or more"), ({"labels": ("a", "a")}, "each once"), ({"dropout": 1.0}, "below 1")],
+)
+def test_a_classification_that_cannot_be_is_refused(wrong, said):
+    with pytest.raises(ValueError, match=said):
+        Classification(**{"labels": ("a",)} | wrong)

@@ -1,0 +1,90 @@
+"""Tasks from prepared TensorFlow data sets, read without TensorFlow."""
+
+import warnings
+
+import numpy as np
+import pytest
+
+from encoders.data.labelled import Labelled
+from encoders.data.prepare import prepared
+from encoders.data.row_files import Reader
+from encoders.tasks.squad import Questions
+from encoders.tasks.text_tasks import Texts
+from encoders.text.source import CorpusError
+from encoders.text.tokenization import Vocabulary
+from tests import task_examples
+
+PAIRS = [("tan here", "tan", 1), ("what", "who where", 0), ("good", "bad here", 1)]
+ASKED = {"id": "q1", "title": "t", "context": "who is tan here", "question": "who?", "is_impossible": False}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder of two data sets: pairs of texts with a class, and questions."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import tensorflow_datasets as tfds
+
+        feature = tfds.features
+        text = feature.Text()
+        answers = feature.Sequence({"text": text, "answer_start": np.int32})
+
+        class Pairs(tfds.core.GeneratorBasedBuilder):
+            VERSION = tfds.core.Version("1.0.0")
+            FEATURES = {"premise": text, "hypothesis": text, "label": feature.ClassLabel(names=["b", "a"])}
+
+            def _info(self):
+                return tfds.core.DatasetInfo(builder=self, features=feature.FeaturesDict(self.FEATURES))
+
+            def _split_generators(self, manager):
+                return {"train": self._generate_examples(), "validation": self._generate_examples()}
+
+            def _generate_examples(self):
+                for index, row in enumerate(PAIRS):
+                    yield index, dict(zip(self.FEATURES, row, strict=True))
+
+        class Asked(Pairs):
+            FEATURES = {name: text for name in ("id", "title", "context", "question")}
+            FEATURES |= {"is_impossible": np.bool_, "answers": answers}
+
+            def _generate_examples(self):
+                found = {"text": ["tan", "tan here"], "answer_start": [7, 7]}
+                yield 0, ASKED | {"answers": found}
+                yield 1, ASKED | {"id": "q2", "is_impossible": True, "answers": {"text": [], "answer_start": []}}
+
+        folder = tmp_path_factory.mktemp("tfds")
+        for builder in (Pairs, Asked):
+            builder(data_dir=folder, file_format="array_record").download_and_prepare()
+        return folder
+
+
+def test_a_data_set_of_pairs_gives_texts_by_their_columns_there_and_classes_by_number(home):
+    task = Texts("pairs", ("sentence1", "sentence2"), labels=("x", "y"), tfds=("premise", "hypothesis"))
+    words = Vocabulary(path=task_examples.vocabulary(home))
+    data = Labelled(task, f"tfds:{home}/pairs/1.0.0", words, folder=str(home / "stores"))
+    store = prepared(data)
+    assert list(store.meta["splits"]) == ["train", "dev"]
+    said = {
+        tuple(store.tokenizer.decode(split.tokens[a:b]) for a, b in zip(edges, edges[1:], strict=False)): label
+        for split in (store.train, store.heldout)
+        for edges, label in (
+            (split.sentences[split.documents[i] : split.documents[i + 1] + 1], split.columns["label"][i])
+            for i in range(split.size)
+        )
+    }
+    assert said == {(first, f"{second} [SEP]"): label for first, second, label in PAIRS}
+    assert data.content()["files"] == {"train": "pairs/1.0.0@train", "dev": "pairs/1.0.0@validation"}
+
+
+def test_questions_have_their_answers(home):
+    rows = {row.note["id"]: row for row in Questions().read(f"tfds:{home}/asked/1.0.0", "dev", Reader())}
+    assert rows["q1"].texts == ("who?", "who is tan here") and rows["q1"].target == (7, 10)
+    assert rows["q1"].note["answers"] == ["tan", "tan here"] and rows["q2"].target is None
+
+
+def test_a_data_set_that_is_not_there_is_refused_before_any_work(home):
+    task = Texts("pairs", ("sentence1", "sentence2"), labels=("x", "y"))
+    data = Labelled(task, "tfds:no_such_set", Vocabulary(path="v"), folder=str(home / "none"))
+    with pytest.raises(CorpusError, match="no_such_set"):
+        prepared(data)
+    assert not (home / "none").exists()

@@ -1,0 +1,52 @@
+"""Texts split word by word get the ids that the tokenizers library gives the whole text."""
+
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from encoders.text import word_splitting
+from encoders.text.tokenization import Vocabulary, train
+from tests.texts import made_up
+
+PIECES = (
+    "the", "Tan", "tan's", "don't", "'ll", "12", "3a", " ", "  ", "   ", ".", "...", "?!", "'", "''",
+    "[MASK]", "<mask>", "é", "é", "naïve", "日本", "🙂", "\t", "\n", "\x00", "\x1c", "\x7f", "\u00a0", "\u2028",
+    "ΑΣ", "İ", "x" * 70,
+)  # fmt: skip
+TEXTS = st.lists(st.sampled_from(PIECES) | st.text(max_size=4), max_size=12).map("".join)
+
+
+@pytest.fixture(scope="module", params=["cased", "uncased", "bpe"])
+def tokenizer(request):
+    kind = "bpe" if request.param == "bpe" else "wordpiece"
+    documents = [*made_up(30), ["don't 12 naïve é ... ' [MASK] 日本"] * 2]
+    return train(Vocabulary(kind=kind, size=600, lowercase=request.param == "uncased"), documents)
+
+
+@settings(max_examples=300, deadline=None)
+@given(texts=st.lists(TEXTS, max_size=4))
+def test_a_text_has_the_same_ids_word_by_word_as_whole(tokenizer, texts):
+    assert tokenizer.encode_batch(texts) == tokenizer._words.encode(texts)
+
+
+def test_words_are_split_once_and_forgotten_when_there_are_too_many(monkeypatch):
+    asked = []
+
+    def encode(texts):
+        asked.extend(texts)
+        return [[len(text)] for text in texts]
+
+    monkeypatch.setattr(word_splitting, "MOST", 2)
+    cache = word_splitting.Words(encode, word_splitting.bert_words)
+    assert cache.encode_batch(["ab c", "ab ab"]) == [[2, 1], [2, 2]] and asked == ["ab", "c"]
+    assert cache.encode_batch(["ab def"]) == [[2, 3]] and asked == ["ab", "c", "def"]
+    assert cache.encode_batch(["ab"]) == [[2]] and asked == ["ab", "c", "def", "ab"]
+    assert sys.getsizeof(cache.known) < 1000
+
+
+def test_rules_that_are_not_known_see_the_whole_text():
+    tokenizer = train(Vocabulary(kind="unigram", size=600), made_up(30))
+    assert tokenizer._words.split("plain text") is None
+    assert word_splitting.gpt2_words("é") is None and word_splitting.bert_words("é" * 65) is None
