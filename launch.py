@@ -14,9 +14,9 @@ Encoders: pre-train BERT, RoBERTa, ALBERT and ELECTRA.
   python launch.py prepare  experiments/mini.py --set data.corpus=/texts/*.txt.xz
   python launch.py inspect  stores/KEY experiments/mini.py           what a store holds, rows as the model sees them
   python launch.py train    quickstart                               four tiny encoders, minutes on two cores
-  python launch.py train    experiments/mini.py --only mini-electra --set optimizer.rate=5e-4
+  python launch.py train    experiments/mini.py --only mini-electra --set optimizer.learning_rate=5e-4
   python launch.py evaluate runs/mini-electra                        held-out scores of a checkpoint
-  python launch.py train    glue --with start=runs/mini-bert root=GLUE tasks=SST-2
+  python launch.py train    glue --with init_from=runs/mini-bert root=GLUE tasks=SST-2
   python launch.py train    albert_t4 --with corpus=TEXT.txt glue=GLUE    a table of ALBERT's paper, at small scale
   python launch.py status   albert_t4                                what is done, running, failed, and what is left
   python launch.py table    albert_t4 --format markdown              the paper's numbers beside ours
@@ -30,7 +30,7 @@ An EXPERIMENT is a Python file that lists `experiments`, or the name of one in e
 """
 
 
-def parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="launch.py", description=HELP, formatter_class=argparse.RawTextHelpFormatter)
     whole_words = partial(argparse.ArgumentParser, allow_abbrev=False)
     verbs = top.add_subparsers(dest="verb", metavar="VERB", parser_class=whole_words)
@@ -43,9 +43,9 @@ def parser() -> argparse.ArgumentParser:
     ):
         verb = verbs.add_parser(name, help=text, description=text)
         verb.add_argument("experiment", metavar="EXPERIMENT")
-        add_members(verb)
+        add_experiment_arguments(verb)
         if name == "prepare":
-            add_prepare(verb)
+            add_prepare_arguments(verb)
         if name in ("train", "status", "table"):
             verb.add_argument("--runs", default="runs", metavar="DIR", help="where runs are kept (runs)")
         if name == "table":
@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
             verb.add_argument(
                 "--jobs", type=int, default=None, metavar="N", help="members at once, on this machine (1)"
             )
-            add_hosts(verb)
+            add_host_arguments(verb)
             verb.add_argument("--profile", action="store_true", help="trace the first steps and say where time goes")
     verb = verbs.add_parser("report", help="one page about all runs of a folder: tables, curves, costs, experiments")
     verb.add_argument("folder", metavar="DIR", help="where the runs are")
@@ -67,18 +67,18 @@ def parser() -> argparse.ArgumentParser:
         "experiment", metavar="EXPERIMENT", nargs="?", default=None,
         help="whose formats and objective make the rows; without one BERT's",
     )  # fmt: skip
-    add_members(verb)
+    add_experiment_arguments(verb)
     verb.add_argument("--rows", type=int, default=3, metavar="N", help="rows of each phase (3)")
     verb.add_argument("--plain", action="store_true", help="no colours, which a file gets in any case")
     verb.add_argument("--verify", action="store_true", help="compare the store with its checksums")
     verb = verbs.add_parser("evaluate", help="held-out scores of a run's checkpoint, without its experiment file")
-    add_run(verb)
+    add_run_arguments(verb)
     verb.add_argument("--batches", type=int, default=None, metavar="N", help="held-out batches to read (all)")
     verb.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="A.B=C",
-        help="score it as if its experiment had this field, such as objective.sentences=SentenceOrder",
+        help="score it as if its experiment had this field, such as objective.sentence_task=SentenceOrderPrediction",
     )  # fmt: skip
-    add_predict(verbs.add_parser("predict", help="what a run says of new texts"))
+    add_predict_arguments(verbs.add_parser("predict", help="what a run says of new texts"))
     verb = verbs.add_parser("submit", help="answer a task's test rows in the format that is handed in")
     verb.add_argument("run", metavar="RUN", help="a fine-tuned run's folder")
     verb.add_argument("folder", metavar="DIR", help="where the files are written")
@@ -93,21 +93,23 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("run", metavar="RUN", help="a run's folder")
     verb.add_argument("folder", metavar="DIR", help="the folder to make")
     verb.add_argument("--step", default="latest", metavar="N", help="latest (default), best, or a step")
-    add_bench(verbs.add_parser("bench", help="measure: step, infer, data, peers, ceiling, roofline, links or ablate"))
+    add_bench_arguments(
+        verbs.add_parser("bench", help="measure: step, infer, data, peers, ceiling, roofline, links or ablate")
+    )
     return top
 
 
-def add_hosts(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument(
+def add_host_arguments(subparser: argparse.ArgumentParser) -> None:
+    subparser.add_argument(
         "--coordinator", default=None, metavar="HOST:PORT",
         help="where process 0 of a run of several is; auto: as jax.distributed finds out, as on a TPU pod",
     )  # fmt: skip
-    verb.add_argument(
+    subparser.add_argument(
         "--processes", type=int, default=None, metavar="N", help="how many; without --coordinator they start here"
     )
-    verb.add_argument("--process", type=int, default=None, metavar="I", help="which of them this one is")
-    verb.add_argument("--wait", default="5m", metavar="5m", help="how long they wait for each other (5m)")
-    verb.add_argument(
+    subparser.add_argument("--process", type=int, default=None, metavar="I", help="which of them this one is")
+    subparser.add_argument("--wait", default="5m", metavar="5m", help="how long they wait for each other (5m)")
+    subparser.add_argument(
         "--watchdog",
         default="30m",
         metavar="30m",
@@ -115,75 +117,93 @@ def add_hosts(verb: argparse.ArgumentParser) -> None:
     )
 
 
-def add_prepare(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--workers", type=int, default=None, metavar="N", help="processes of this machine (its cores)")
-    verb.add_argument(
+def add_prepare_arguments(subparser: argparse.ArgumentParser) -> None:
+    subparser.add_argument(
+        "--workers", type=int, default=None, metavar="N", help="processes of this machine (its cores)"
+    )
+    subparser.add_argument(
         "--runner", default=None, metavar="NAME",
         help="an Apache Beam runner instead, such as DirectRunner, FlinkRunner, SparkRunner or DataflowRunner, with "
         "its pipeline options after --",
     )  # fmt: skip
-    verb.add_argument("--repair", action="store_true", help="compare a finished store with its checksums and mend it")
+    subparser.add_argument(
+        "--repair", action="store_true", help="compare a finished store with its checksums and mend it"
+    )
 
 
-def add_members(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument(
+def add_experiment_arguments(subparser: argparse.ArgumentParser) -> None:
+    subparser.add_argument(
         "--with", nargs="+", action="extend", default=[], metavar="NAME=VALUE", dest="given",
-        help="what a file whose experiments are a function takes, such as start=runs/NAME",
+        help="what a file whose experiments are a function takes, such as init_from=runs/NAME",
     )  # fmt: skip
-    verb.add_argument("--set", nargs="+", action="extend", default=[], metavar="A.B=C", help="change a field")
-    verb.add_argument("--only", action="append", default=[], metavar="NAME", help="members with this name (globs)")
+    subparser.add_argument("--set", nargs="+", action="extend", default=[], metavar="A.B=C", help="change a field")
+    subparser.add_argument("--only", action="append", default=[], metavar="NAME", help="members with this name (globs)")
 
 
-def add_bench(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("part", metavar="PART", help="step, infer, data, peers, ceiling, roofline, links or ablate")
-    verb.add_argument("experiment", metavar="EXPERIMENT", nargs="?", default="speed", help="what is measured (speed)")
-    add_members(verb)
-    verb.add_argument("--rounds", type=int, default=7, metavar="N", help="measurements of each variant, in turn (7)")
-    verb.add_argument("--units", type=int, default=1, metavar="N", help="steps a measurement (1)")
-    verb.add_argument("--device", choices=("cpu", "gpu", "tpu"), default="cpu", help="on a CPU one core is used (cpu)")
-    verb.add_argument("--core", type=int, default=None, metavar="N", help="the core to be pinned to (the last one)")
-    verb.add_argument("--task", choices=("train", "infer"), default="train", help="of peers (train)")
-    verb.add_argument("--text", action="store_true", help="batches of the experiment's text, not of random ids")
-    verb.add_argument("--as-installed", action="store_true", help="do not let glibc keep freed memory, on either side")
-    verb.add_argument("--out", default="bench", metavar="DIR", help="where PART.json is written (bench)")
+def add_bench_arguments(subparser: argparse.ArgumentParser) -> None:
+    subparser.add_argument("part", metavar="PART", help="step, infer, data, peers, ceiling, roofline, links or ablate")
+    subparser.add_argument(
+        "experiment", metavar="EXPERIMENT", nargs="?", default="speed", help="what is measured (speed)"
+    )
+    add_experiment_arguments(subparser)
+    subparser.add_argument(
+        "--rounds", type=int, default=7, metavar="N", help="measurements of each variant, in turn (7)"
+    )
+    subparser.add_argument("--units", type=int, default=1, metavar="N", help="steps a measurement (1)")
+    subparser.add_argument(
+        "--device", choices=("cpu", "gpu", "tpu"), default="cpu", help="on a CPU one core is used (cpu)"
+    )
+    subparser.add_argument(
+        "--core", type=int, default=None, metavar="N", help="the core to be pinned to (the last one)"
+    )
+    subparser.add_argument("--task", choices=("train", "infer"), default="train", help="of peers (train)")
+    subparser.add_argument("--text", action="store_true", help="batches of the experiment's text, not of random ids")
+    subparser.add_argument(
+        "--as-installed", action="store_true", help="do not let glibc keep freed memory, on either side"
+    )
+    subparser.add_argument("--out", default="bench", metavar="DIR", help="where PART.json is written (bench)")
 
 
-def add_predict(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("run", metavar="RUN", help="a run's folder")
-    verb.add_argument(
+def add_predict_arguments(subparser: argparse.ArgumentParser) -> None:
+    subparser.add_argument("run", metavar="RUN", help="a run's folder")
+    subparser.add_argument(
         "what", choices=("fill", "classify", "answer", "similarity", "embed", "tokens", "replaced"),
         help="fill [MASK], classify one text or two, answer a question, similarity of two texts or of all, vectors of "
         "texts or of tokens, mark replaced tokens (ELECTRA)",
     )  # fmt: skip
-    verb.add_argument("text", nargs="*", metavar="TEXT", help="texts; without any, lines of --file or standard input")
-    verb.add_argument(
+    subparser.add_argument(
+        "text", nargs="*", metavar="TEXT", help="texts; without any, lines of --file or standard input"
+    )
+    subparser.add_argument(
         "--second", nargs="+", default=[], metavar="TEXT", help="the second text of each, or the text asked"
     )
-    verb.add_argument(
+    subparser.add_argument(
         "--file", default=None, metavar="FILE",
         help='lines of a text, of two with a tab between, or of {"text": ..., "second": ...}; - is standard input',
     )  # fmt: skip
-    verb.add_argument("--step", default="best", metavar="N", help="best (default), latest, or a step")
-    verb.add_argument("--json", action="store_true", help="print JSON lines")
-    verb.add_argument("--top", type=int, default=5, metavar="N", help="words a mask (5)")
-    verb.add_argument("--pool", choices=("cls", "mean", "pooled"), default="mean", help="the vector of a text (mean)")
-    verb.add_argument("--layer", type=int, default=-1, metavar="N", help="0 is the embedding, -1 the last (-1)")
-    verb.add_argument(
+    subparser.add_argument("--step", default="best", metavar="N", help="best (default), latest, or a step")
+    subparser.add_argument("--json", action="store_true", help="print JSON lines")
+    subparser.add_argument("--top", type=int, default=5, metavar="N", help="words a mask (5)")
+    subparser.add_argument(
+        "--pool", choices=("cls", "mean", "pooled"), default="mean", help="the vector of a text (mean)"
+    )
+    subparser.add_argument("--layer", type=int, default=-1, metavar="N", help="0 is the embedding, -1 the last (-1)")
+    subparser.add_argument(
         "--threshold", type=float, default=None, metavar="X", help="of `null`, above it: no answer (tuned)"
     )
-    verb.add_argument("--batch", type=int, default=32, metavar="N", help="texts at a time (32)")
+    subparser.add_argument("--batch", type=int, default=32, metavar="N", help="texts at a time (32)")
 
 
-def add_run(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("run", metavar="RUN", help="a run's folder")
-    verb.add_argument("--step", default="latest", metavar="N", help="latest (default), best, or a step")
-    verb.add_argument("--store", default=None, metavar="DIR", help="where the run's store is, if it has moved")
+def add_run_arguments(subparser: argparse.ArgumentParser) -> None:
+    subparser.add_argument("run", metavar="RUN", help="a run's folder")
+    subparser.add_argument("--step", default="latest", metavar="N", help="latest (default), best, or a step")
+    subparser.add_argument("--store", default=None, metavar="DIR", help="where the run's store is, if it has moved")
 
 
 def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     passed = given.index("--") if given[:1] == ["prepare"] and "--" in given else len(given)
-    options = parser().parse_args(given[:passed])
+    options = build_parser().parse_args(given[:passed])
     options.passed, options.line = given[passed + 1 :], given[:passed]
     if options.verb is None:
         print(HELP, end="")
@@ -191,7 +211,7 @@ def main(arguments: list[str] | None = None) -> int:
     from encoders.cli import commands
 
     try:
-        commands.check_places(options)
+        commands.check_local_folders(options)
         return commands.VERBS[options.verb](options)
     except (ValueError, OSError) as error:
         if not commands.is_expected(error):

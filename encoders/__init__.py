@@ -6,8 +6,8 @@ def load(run, step: str = "best", batch: int = 32):
 
     import encoders
     predictor = encoders.load("runs/bert-base")
-    next(predictor.fill(["The capital of France is [MASK]."]))
+    next(predictor.fill_masks(["The capital of France is [MASK]."]))
     """
     from encoders.inference import predictor
 
-    return predictor.load(run, step, batch)
+    return predictor.load_predictor(run, step, batch)

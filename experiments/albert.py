@@ -6,14 +6,14 @@ next-sentence prediction. LAMB as in the released code. Version 2 has no dropout
 """
 
 from encoders.data.formats import SegmentPairs
-from encoders.data.prepare import Data
+from encoders.data.prepare import PretrainingData
 from encoders.data.stream import Phase
 from encoders.experiment import Experiment
 from encoders.families import albert
-from encoders.objectives.masked_lm import Joint
+from encoders.objectives.masked_lm import MaskedLM
 from encoders.objectives.masking import Masking
-from encoders.objectives.sentence_pair import SentenceOrder
-from encoders.text.tokenization import Vocabulary
+from encoders.objectives.sentence_pair import SentenceOrderPrediction
+from encoders.text.tokenization import TokenizerSpec
 from encoders.training.optimizer import Lamb
 
 STEPS = {name: 125_000 for name in albert.SIZES} | {
@@ -27,13 +27,13 @@ experiments = [
     Experiment(
         name=name,
         model=model,
-        objective=Joint(Masking(copies=40, unit="word", ngrams=3), SentenceOrder()),
-        data=Data(
+        objective=MaskedLM(Masking(dupe_factor=40, unit="word", max_ngram=3), SentenceOrderPrediction()),
+        data=PretrainingData(
             corpus=("tfds:wikipedia/20230601.en",),
-            vocabulary=Vocabulary(kind="unigram", size=model.vocab, sample=200_000_000),
+            tokenizer=TokenizerSpec(kind="unigram", vocab_size=model.vocab_size, train_chars=200_000_000),
         ),
-        optimizer=Lamb(rate=1.76e-3, warmup=3125),
-        phases=(Phase(until=STEPS[name], length=512, batch=4096, format=SegmentPairs("swapped")),),
+        optimizer=Lamb(learning_rate=1.76e-3, warmup_steps=3125),
+        phases=(Phase(until_step=STEPS[name], seq_length=512, batch_size=4096, format=SegmentPairs("swapped")),),
     )
     for name, model in albert.SIZES.items()
 ]

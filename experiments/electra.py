@@ -7,13 +7,13 @@ drawing the masked positions without replacement.
 from dataclasses import replace
 
 from encoders.data.formats import ElectraPairs
-from encoders.data.prepare import Data
+from encoders.data.prepare import PretrainingData
 from encoders.data.stream import Phase
 from encoders.experiment import Experiment
 from encoders.families import electra
-from encoders.objectives.generator import MASKING
-from encoders.objectives.replaced_tokens import ReplacedTokens
-from encoders.text.tokenization import Vocabulary
+from encoders.objectives.generator import ELECTRA_MASKING
+from encoders.objectives.replaced_tokens import ReplacedTokenDetection
+from encoders.text.tokenization import TokenizerSpec
 from encoders.training.optimizer import AdamW
 
 # rate, mask rate, steps, rows, length
@@ -28,13 +28,15 @@ experiments = [
     Experiment(
         name=name,
         model=electra.SIZES[name],
-        objective=ReplacedTokens(width=electra.WIDTHS[name], tokens=replace(MASKING, rate=mask_rate)),
-        data=Data(
-            corpus=("tfds:wikipedia/20230601.en",),
-            vocabulary=Vocabulary(size=electra.SIZES[name].vocab, sample=200_000_000),
+        objective=ReplacedTokenDetection(
+            generator_width=electra.GENERATOR_WIDTHS[name], masking=replace(ELECTRA_MASKING, mask_rate=mask_rate)
         ),
-        optimizer=AdamW(rate=rate, warmup=10_000, schedule="product"),
-        phases=(Phase(until=steps, length=length, batch=rows, format=ElectraPairs()),),
+        data=PretrainingData(
+            corpus=("tfds:wikipedia/20230601.en",),
+            tokenizer=TokenizerSpec(vocab_size=electra.SIZES[name].vocab_size, train_chars=200_000_000),
+        ),
+        optimizer=AdamW(learning_rate=rate, warmup_steps=10_000, schedule="product"),
+        phases=(Phase(until_step=steps, seq_length=length, batch_size=rows, format=ElectraPairs()),),
     )
     for name, (rate, mask_rate, steps, rows, length) in RECIPES.items()
 ]

@@ -1,30 +1,31 @@
 """GLUE: any run, trained or imported, on every task that lies in a folder, by the recipe of its paper.
 
-    python launch.py train glue --with start=runs/bert-base root=GLUE
-    python launch.py train glue --with start=runs/minilm root=GLUE tasks=RTE,MRPC recipe=bert seeds=3
-    python launch.py train glue --with start=runs/roberta root=GLUE tasks=RTE rates=1e-5,2e-5 batches=16,32 epochs=10
+    python launch.py train glue --with init_from=runs/bert-base root=GLUE
+    python launch.py train glue --with init_from=runs/minilm root=GLUE tasks=RTE,MRPC recipe=bert seeds=3
+    python launch.py train glue --with init_from=runs/roberta root=GLUE tasks=RTE rates=1e-5,2e-5 batches=16 epochs=10
 
 The folder is in GLUE's layout, TASK/train.tsv and so on; `root=tfds` reads glue/... of TFDS.
 
-`recipe` names whose recipe it is (encoders/recipes.py); without it that of the model's family. `rates`, `batches` and
-`epochs` take the place of the recipe's, and span a grid. `--set stop_after=2` ends a run two evaluations after its
-best. With `mnli=runs/...` RTE, MRPC and STS-B begin with that run, as in RoBERTa's and ALBERT's best results.
+`recipe` names whose recipe it is (encoders/finetuning/recipes.py); without it that of the model's family. `rates`,
+`batches` and `epochs` take the place of the recipe's, and span a grid. `--set early_stopping=2` ends a run two
+evaluations after its best. With `mnli=runs/...` RTE, MRPC and STS-B begin with that run, as in RoBERTa's and ALBERT's
+best results.
 """
 
 from typing import Literal
 
-from encoders.finetuning.grids import grid, network
-from encoders.finetuning.recipes import recipes
-from encoders.tasks.conventions import conventions
-from encoders.tasks.glue import ROWS, TASKS, named, rows_in
+from encoders.finetuning.grids import build_finetuning_grid, load_run_spec
+from encoders.finetuning.recipes import family_recipes
+from encoders.tasks.conventions import detect_conventions
+from encoders.tasks.glue import GLUE_TASKS, NUM_GLUE_TRAIN_ROWS, get_glue_task, locate_glue_rows
 
 FROM_MNLI = ("RTE", "MRPC", "STS-B")
 
 
 def experiments(
-    start: str,
+    init_from: str,
     root: str = "glue",
-    tasks: tuple[str, ...] = tuple(TASKS),
+    tasks: tuple[str, ...] = tuple(GLUE_TASKS),
     recipe: Literal["family", "bert", "roberta", "albert", "electra"] = "family",
     seeds: int = 1,
     rates: tuple[float, ...] = (),
@@ -32,19 +33,19 @@ def experiments(
     epochs: tuple[float, ...] = (),
     mnli: str | None = None,
 ):
-    model = network(start).model
-    family = conventions(model).name if recipe == "family" else recipe
-    name = start.rstrip("/").rpartition("/")[2]
+    model = load_run_spec(init_from).model
+    family = detect_conventions(model).name if recipe == "family" else recipe
+    name = init_from.rstrip("/").rpartition("/")[2]
     return [
         member
         for task in tasks
-        for member in grid(
+        for member in build_finetuning_grid(
             f"{name}-{task}",
-            named(task),
-            rows_in(root, task),
-            recipes(family, task, model, rates, batches, epochs),
-            ROWS[task],
-            seeds=seeds,
-            start=mnli if mnli and task in FROM_MNLI else start,
+            get_glue_task(task),
+            locate_glue_rows(root, task),
+            family_recipes(family, task, model, rates, batches, epochs),
+            NUM_GLUE_TRAIN_ROWS[task],
+            num_seeds=seeds,
+            init_from=mnli if mnli and task in FROM_MNLI else init_from,
         )
     ]

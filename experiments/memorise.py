@@ -7,44 +7,56 @@ last training row of `metrics.jsonl`, not the held-out scores: nothing here is m
 from dataclasses import replace
 
 from encoders.data.formats import ElectraPairs, SegmentPairs
-from encoders.data.prepare import Data
+from encoders.data.prepare import PretrainingData
 from encoders.data.stream import Phase
 from encoders.experiment import Experiment
 from encoders.families import bert, electra
-from encoders.objectives.generator import MASKING
-from encoders.objectives.masked_lm import Joint
+from encoders.objectives.generator import ELECTRA_MASKING
+from encoders.objectives.masked_lm import MaskedLM
 from encoders.objectives.masking import Masking
-from encoders.objectives.replaced_tokens import ReplacedTokens
-from encoders.objectives.sentence_pair import NextSentence, SentenceOrder
-from encoders.text.tokenization import Vocabulary
-from encoders.training.metric_log import Cadence
+from encoders.objectives.replaced_tokens import ReplacedTokenDetection
+from encoders.objectives.sentence_pair import NextSentencePrediction, SentenceOrderPrediction
+from encoders.text.tokenization import TokenizerSpec
+from encoders.training.metric_log import Intervals
 from encoders.training.optimizer import AdamW
 
-SMALL = dict(
-    vocab=2048, hidden=128, layers=2, heads=2, intermediate=512, positions=64,
-    deviation=128**-0.5, dropout=0.0, attention_dropout=0.0,
+SMALL_SIZES = dict(
+    vocab_size=2048, hidden_size=128, num_layers=2, num_heads=2, intermediate_size=512, max_positions=64,
+    init_std=128**-0.5, hidden_dropout=0.0, attention_dropout=0.0,
 )  # fmt: skip
 
 
-def member(name, model, objective, form, steps):
+def build_experiment(name, model, objective, row_format, steps):
     return Experiment(
         name=f"memorise-{name}",
-        model=replace(model, **SMALL),
+        model=replace(model, **SMALL_SIZES),
         objective=objective,
-        data=Data(vocabulary=Vocabulary(size=2048, sample=4_000_000), heldout=0.987),
-        optimizer=AdamW(rate=1e-3, warmup=50, correction=True, schedule="constant"),
-        phases=(Phase(until=steps, length=64, batch=32, format=form),),
-        cadence=Cadence(log=50, evaluate=1_000_000, save=1_000_000, heldout=4),
+        data=PretrainingData(tokenizer=TokenizerSpec(vocab_size=2048, train_chars=4_000_000), heldout_fraction=0.987),
+        optimizer=AdamW(learning_rate=1e-3, warmup_steps=50, bias_correction=True, schedule="constant"),
+        phases=(Phase(until_step=steps, seq_length=64, batch_size=32, format=row_format),),
+        intervals=Intervals(log_every=50, eval_every=1_000_000, save_every=1_000_000, eval_batches=4),
     )
 
 
 experiments = [
-    member("nsp", bert.TINY, Joint(Masking(copies=1), NextSentence()), SegmentPairs("random", short=0.0), 700),
-    member("sop", bert.TINY, Joint(Masking(copies=1), SentenceOrder()), SegmentPairs("swapped", short=0.0), 900),
-    member(
+    build_experiment(
+        "nsp",
+        bert.TINY,
+        MaskedLM(Masking(dupe_factor=1), NextSentencePrediction()),
+        SegmentPairs("random", short_seq_prob=0.0),
+        700,
+    ),
+    build_experiment(
+        "sop",
+        bert.TINY,
+        MaskedLM(Masking(dupe_factor=1), SentenceOrderPrediction()),
+        SegmentPairs("swapped", short_seq_prob=0.0),
+        900,
+    ),
+    build_experiment(
         "rtd",
-        electra.of(bert.TINY),
-        ReplacedTokens(width=1 / 2, tokens=replace(MASKING, copies=1)),
+        electra.to_electra_config(bert.TINY),
+        ReplacedTokenDetection(generator_width=1 / 2, masking=replace(ELECTRA_MASKING, dupe_factor=1)),
         ElectraPairs(),
         1500,
     ),

@@ -10,66 +10,66 @@ and the initial deviation are for so small a model on so few tokens; the papers'
 from dataclasses import replace
 
 from encoders.data.formats import ElectraPairs, FullSentences, SegmentPairs
-from encoders.data.prepare import Data
+from encoders.data.prepare import PretrainingData
 from encoders.data.stream import Phase
 from encoders.experiment import Experiment
 from encoders.families import albert, bert, electra, roberta
-from encoders.objectives.masked_lm import Joint
+from encoders.objectives.masked_lm import MaskedLM
 from encoders.objectives.masking import Masking
-from encoders.objectives.replaced_tokens import ReplacedTokens
-from encoders.objectives.sentence_pair import NextSentence, SentenceOrder
-from encoders.text.tokenization import Vocabulary
-from encoders.training.metric_log import Cadence
+from encoders.objectives.replaced_tokens import ReplacedTokenDetection
+from encoders.objectives.sentence_pair import NextSentencePrediction, SentenceOrderPrediction
+from encoders.text.tokenization import TokenizerSpec
+from encoders.training.metric_log import Intervals
 from encoders.training.optimizer import AdamW
 
-VOCABULARY = 8000
-SIZE = dict(
-    vocab=VOCABULARY, hidden=256, layers=4, heads=4, intermediate=1024, positions=128,
-    deviation=0.04, dropout=0.0, attention_dropout=0.0, unroll=True,
+VOCAB_SIZE = 8000
+MINI_SIZES = dict(
+    vocab_size=VOCAB_SIZE, hidden_size=256, num_layers=4, num_heads=4, intermediate_size=1024, max_positions=128,
+    init_std=0.04, hidden_dropout=0.0, attention_dropout=0.0, unroll_layers=True,
 )  # fmt: skip
 
 
-def member(name, model, objective, form, kind, steps=5000):
+def build_experiment(name, model, objective, row_format, tokenizer_kind, steps=5000):
     return Experiment(
         name=f"mini-{name}",
         model=model,
         objective=objective,
-        data=Data(vocabulary=Vocabulary(kind=kind, size=VOCABULARY)),
-        optimizer=AdamW(rate=7e-4, warmup=200, correction=True),
+        data=PretrainingData(tokenizer=TokenizerSpec(kind=tokenizer_kind, vocab_size=VOCAB_SIZE)),
+        optimizer=AdamW(learning_rate=7e-4, warmup_steps=200, bias_correction=True),
         phases=(
-            Phase(until=steps * 9 // 10, length=32, batch=32, format=form),
-            Phase(until=steps, length=128, batch=16, format=form),
+            Phase(until_step=steps * 9 // 10, seq_length=32, batch_size=32, format=row_format),
+            Phase(until_step=steps, seq_length=128, batch_size=16, format=row_format),
         ),
-        cadence=Cadence(log=100, evaluate=500, save=500, heldout=120),
+        intervals=Intervals(log_every=100, eval_every=500, save_every=500, eval_batches=120),
     )
 
 
 experiments = [
-    member(
+    build_experiment(
         "bert",
-        replace(bert.MINI, **SIZE),
-        Joint(Masking(copies=10), NextSentence()),
+        replace(bert.MINI, **MINI_SIZES),
+        MaskedLM(Masking(dupe_factor=10), NextSentencePrediction()),
         SegmentPairs("random"),
         "wordpiece",
     ),
-    member(
+    build_experiment(
         "roberta",
-        replace(roberta.of(bert.MINI), **SIZE),
-        Joint(Masking(copies=None)),
+        replace(roberta.to_roberta_config(bert.MINI), **MINI_SIZES),
+        MaskedLM(Masking(dupe_factor=None)),
         FullSentences(),
         "bpe",
     ),
-    member(
+    build_experiment(
         "albert",
-        replace(albert.BASE, embedding=128, **SIZE),
-        Joint(Masking(copies=40, unit="word", ngrams=3), SentenceOrder()),
+        replace(albert.BASE, embedding_size=128, **MINI_SIZES),
+        MaskedLM(Masking(dupe_factor=40, unit="word", max_ngram=3), SentenceOrderPrediction()),
         SegmentPairs("swapped"),
         "unigram",
     ),
-    member(
+    build_experiment(
         "electra",
-        replace(electra.of(bert.MINI), embedding=128, **SIZE),
-        ReplacedTokens(width=1 / 2),
+        replace(electra.to_electra_config(bert.MINI), embedding_size=128, **MINI_SIZES),
+        ReplacedTokenDetection(generator_width=1 / 2),
         ElectraPairs(),
         "wordpiece",
         steps=3500,  # two networks: about the time of the others

@@ -9,54 +9,77 @@ the same model from scratch, with three seeds each. The fine-tuning begins with 
 from dataclasses import replace
 
 from encoders.data.formats import ElectraPairs, FullSentences, SegmentPairs
-from encoders.data.prepare import Data
+from encoders.data.prepare import PretrainingData
 from encoders.data.stream import Phase
 from encoders.experiment import Experiment
 from encoders.families import albert, bert, electra, roberta
-from encoders.finetuning.grids import Recipe, grid
-from encoders.objectives.masked_lm import Joint
+from encoders.finetuning.grids import Recipe, build_finetuning_grid
+from encoders.objectives.masked_lm import MaskedLM
 from encoders.objectives.masking import Masking
-from encoders.objectives.replaced_tokens import ReplacedTokens
-from encoders.objectives.sentence_pair import NextSentence, SentenceOrder
-from encoders.sweeps.paper_table import SIZE
-from encoders.tasks.glue import ROWS, TASKS
-from encoders.text.tokenization import Vocabulary
-from encoders.training.metric_log import Cadence
+from encoders.objectives.replaced_tokens import ReplacedTokenDetection
+from encoders.objectives.sentence_pair import NextSentencePrediction, SentenceOrderPrediction
+from encoders.sweeps.paper_table import SMALL_SIZES
+from encoders.tasks.glue import GLUE_TASKS, NUM_GLUE_TRAIN_ROWS
+from encoders.text.tokenization import TokenizerSpec
+from encoders.training.metric_log import Intervals
 from encoders.training.optimizer import AdamW
 
 FAMILIES = {
-    "bert": (bert.TINY, Joint(Masking(copies=10), NextSentence()), SegmentPairs("random"), "wordpiece"),
-    "roberta": (roberta.of(bert.TINY), Joint(Masking(copies=None)), FullSentences(), "bpe"),
+    "bert": (
+        bert.TINY,
+        MaskedLM(Masking(dupe_factor=10), NextSentencePrediction()),
+        SegmentPairs("random"),
+        "wordpiece",
+    ),
+    "roberta": (roberta.to_roberta_config(bert.TINY), MaskedLM(Masking(dupe_factor=None)), FullSentences(), "bpe"),
     "albert": (
-        replace(albert.BASE, embedding=64),
-        Joint(Masking(copies=40, unit="word", ngrams=3), SentenceOrder()),
+        replace(albert.BASE, embedding_size=64),
+        MaskedLM(Masking(dupe_factor=40, unit="word", max_ngram=3), SentenceOrderPrediction()),
         SegmentPairs("swapped"),
         "unigram",
     ),
-    "electra": (electra.of(bert.TINY), ReplacedTokens(width=1 / 2), ElectraPairs(), "wordpiece"),
+    "electra": (
+        electra.to_electra_config(bert.TINY),
+        ReplacedTokenDetection(generator_width=1 / 2),
+        ElectraPairs(),
+        "wordpiece",
+    ),
 }
-STEPS, ROWS_A_STEP, LENGTH = 3662, 64, 64  # 15 M tokens
-RECIPE = Recipe(3e-4, 32, epochs=4, length=64, optimizer=AdamW(1.0, 0, correction=True))
+STEPS, BATCH_SIZE, SEQ_LENGTH = 3662, 64, 64  # 15 M tokens
+RECIPE = Recipe(3e-4, 32, num_epochs=4, max_seq_length=64, optimizer=AdamW(1.0, 0, bias_correction=True))
 
 
 def experiments(corpus: tuple[str, ...], root: str = "glue", runs: str = "runs", seeds: int = 3):
     members = []
     for name, (base, objective, form, kind) in FAMILIES.items():
-        model, run = replace(base, **SIZE), f"{runs}/pays-{name}"
+        model, run = replace(base, **SMALL_SIZES), f"{runs}/pays-{name}"
         members.append(
             Experiment(
                 name=f"pays-{name}",
                 model=model,
                 objective=objective,
-                data=Data(corpus, Vocabulary(kind=kind, size=SIZE["vocab"])),
-                optimizer=AdamW(rate=2e-3, warmup=200, correction=True),
-                phases=(Phase(STEPS, LENGTH, ROWS_A_STEP, form),),
-                cadence=Cadence(log=100, evaluate=1000, save=1000, keep=1),
+                data=PretrainingData(corpus, TokenizerSpec(kind=kind, vocab_size=SMALL_SIZES["vocab_size"])),
+                optimizer=AdamW(learning_rate=2e-3, warmup_steps=200, bias_correction=True),
+                phases=(Phase(STEPS, SEQ_LENGTH, BATCH_SIZE, form),),
+                intervals=Intervals(log_every=100, eval_every=1000, save_every=1000, keep_checkpoints=1),
             )
         )
         for task in ("SST-2", "MRPC"):
             for begun, start in (("after", run), ("scratch", None)):
-                given = {"model": model, "vocabulary": f"{run}/tokenizer.json", "limit": 10_000, "seeds": seeds}
+                given = {
+                    "config": model,
+                    "tokenizer_path": f"{run}/tokenizer.json",
+                    "max_train_rows": 10_000,
+                    "num_seeds": seeds,
+                }
                 where = f"pays-{name}-{task}-{begun}"
-                members += grid(where, TASKS[task], f"{root}/{task}", [RECIPE], ROWS[task], start=start, **given)
+                members += build_finetuning_grid(
+                    where,
+                    GLUE_TASKS[task],
+                    f"{root}/{task}",
+                    [RECIPE],
+                    NUM_GLUE_TRAIN_ROWS[task],
+                    init_from=start,
+                    **given,
+                )
     return members

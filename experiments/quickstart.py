@@ -7,66 +7,69 @@ unigram plateau for millions of tokens.
 from dataclasses import replace
 
 from encoders.data.formats import ElectraPairs, FullSentences, SegmentPairs
-from encoders.data.prepare import Data
+from encoders.data.prepare import PretrainingData
 from encoders.data.stream import Phase
 from encoders.experiment import Experiment
 from encoders.families import albert, bert, electra, roberta
-from encoders.objectives.masked_lm import Joint
+from encoders.objectives.masked_lm import MaskedLM
 from encoders.objectives.masking import Masking
-from encoders.objectives.replaced_tokens import ReplacedTokens
-from encoders.objectives.sentence_pair import NextSentence, SentenceOrder
-from encoders.text.tokenization import Vocabulary
-from encoders.training.metric_log import Cadence
+from encoders.objectives.replaced_tokens import ReplacedTokenDetection
+from encoders.objectives.sentence_pair import NextSentencePrediction, SentenceOrderPrediction
+from encoders.text.tokenization import TokenizerSpec
+from encoders.training.metric_log import Intervals
 from encoders.training.optimizer import AdamW
 
-VOCABULARY = 2048
-SMALL = dict(
-    vocab=VOCABULARY, hidden=128, layers=2, heads=2, intermediate=512, positions=64,
-    deviation=128**-0.5, dropout=0.0, attention_dropout=0.0, unroll=True,
+VOCAB_SIZE = 2048
+SMALL_SIZES = dict(
+    vocab_size=VOCAB_SIZE, hidden_size=128, num_layers=2, num_heads=2, intermediate_size=512, max_positions=64,
+    init_std=128**-0.5, hidden_dropout=0.0, attention_dropout=0.0, unroll_layers=True,
 )  # fmt: skip
 
 
-def member(name, model, objective, form, kind, steps):
+def build_experiment(name, model, objective, row_format, tokenizer_kind, steps):
     return Experiment(
         name=f"quickstart-{name}",
         model=model,
         objective=objective,
-        data=Data(vocabulary=Vocabulary(kind=kind, size=VOCABULARY, sample=4_000_000), heldout=0.1),
-        optimizer=AdamW(rate=2e-3, warmup=100, correction=True),
-        phases=(Phase(until=steps, length=64, batch=32, format=form),),
-        cadence=Cadence(log=50, evaluate=400, save=400, keep=1, heldout=60),
+        data=PretrainingData(
+            tokenizer=TokenizerSpec(kind=tokenizer_kind, vocab_size=VOCAB_SIZE, train_chars=4_000_000),
+            heldout_fraction=0.1,
+        ),
+        optimizer=AdamW(learning_rate=2e-3, warmup_steps=100, bias_correction=True),
+        phases=(Phase(until_step=steps, seq_length=64, batch_size=32, format=row_format),),
+        intervals=Intervals(log_every=50, eval_every=400, save_every=400, keep_checkpoints=1, eval_batches=60),
     )
 
 
 experiments = [
-    member(
+    build_experiment(
         "bert",
-        replace(bert.TINY, **SMALL),
-        Joint(Masking(copies=10), NextSentence()),
+        replace(bert.TINY, **SMALL_SIZES),
+        MaskedLM(Masking(dupe_factor=10), NextSentencePrediction()),
         SegmentPairs("random"),
         "wordpiece",
         steps=2600,  # next-sentence prediction moves last
     ),
-    member(
+    build_experiment(
         "roberta",
-        replace(roberta.of(bert.TINY), **SMALL),
-        Joint(Masking(copies=None)),
+        replace(roberta.to_roberta_config(bert.TINY), **SMALL_SIZES),
+        MaskedLM(Masking(dupe_factor=None)),
         FullSentences(),
         "bpe",
         steps=1000,
     ),
-    member(
+    build_experiment(
         "albert",
-        replace(albert.BASE, embedding=64, **SMALL),
-        Joint(Masking(copies=40, unit="word", ngrams=3), SentenceOrder()),
+        replace(albert.BASE, embedding_size=64, **SMALL_SIZES),
+        MaskedLM(Masking(dupe_factor=40, unit="word", max_ngram=3), SentenceOrderPrediction()),
         SegmentPairs("swapped"),
         "unigram",
         steps=1600,
     ),
-    member(
+    build_experiment(
         "electra",
-        replace(electra.of(bert.TINY), **SMALL),
-        ReplacedTokens(width=1 / 2),
+        replace(electra.to_electra_config(bert.TINY), **SMALL_SIZES),
+        ReplacedTokenDetection(generator_width=1 / 2),
         ElectraPairs(),
         "wordpiece",
         steps=900,

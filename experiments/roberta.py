@@ -7,31 +7,37 @@ with `accumulate`, which changes no loss.
 """
 
 from encoders.data.formats import FullSentences
-from encoders.data.prepare import Data
+from encoders.data.prepare import PretrainingData
 from encoders.data.stream import Phase
 from encoders.experiment import Experiment
 from encoders.families import roberta
-from encoders.objectives.masked_lm import Joint
+from encoders.objectives.masked_lm import MaskedLM
 from encoders.objectives.masking import Masking
-from encoders.text.tokenization import Vocabulary
+from encoders.text.tokenization import TokenizerSpec
 from encoders.training.optimizer import AdamW
 
-DYNAMIC = Masking(copies=None, special=True, rounding="random", replacements="words")
-PEAKS = {"roberta-base": (6e-4, 24_000), "roberta-large": (4e-4, 30_000)}  # rate, warm-up
+DYNAMIC_MASKING = Masking(dupe_factor=None, mask_special=True, rounding="random", replacements="words")
+PEAK_LEARNING_RATES = {"roberta-base": (6e-4, 24_000), "roberta-large": (4e-4, 30_000)}  # rate, warm-up
 
 experiments = [
     Experiment(
         name=name,
         model=roberta.SIZES[name],
-        objective=Joint(DYNAMIC),
-        data=Data(
+        objective=MaskedLM(DYNAMIC_MASKING),
+        data=PretrainingData(
             corpus=("tfds:wikipedia/20230601.en",),
-            vocabulary=Vocabulary(kind="bpe", size=roberta.BASE.vocab, sample=200_000_000),
+            tokenizer=TokenizerSpec(kind="bpe", vocab_size=roberta.BASE.vocab_size, train_chars=200_000_000),
         ),
         optimizer=AdamW(
-            rate=rate, warmup=warmup, betas=(0.9, 0.98), correction=True, clip=None, schedule="peak", exclude=()
+            learning_rate=rate,
+            warmup_steps=warmup,
+            betas=(0.9, 0.98),
+            bias_correction=True,
+            clip_norm=None,
+            schedule="peak",
+            no_decay=(),
         ),
-        phases=(Phase(until=500_000, length=512, batch=8192, format=FullSentences()),),
+        phases=(Phase(until_step=500_000, seq_length=512, batch_size=8192, format=FullSentences()),),
     )
-    for name, (rate, warmup) in PEAKS.items()
+    for name, (rate, warmup) in PEAK_LEARNING_RATES.items()
 ]

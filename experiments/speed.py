@@ -7,40 +7,45 @@ With `--device gpu` see `speed_gpu`.
 """
 
 from encoders.data.formats import SegmentPairs
-from encoders.data.packing import Packed
-from encoders.data.prepare import Data
+from encoders.data.packing import PackedFormat
+from encoders.data.prepare import PretrainingData
 from encoders.data.stream import Phase
 from encoders.experiment import Experiment
 from encoders.families import albert, bert, electra
-from encoders.objectives.masked_lm import Joint
+from encoders.objectives.masked_lm import MaskedLM
 from encoders.objectives.masking import Masking
-from encoders.objectives.replaced_tokens import ReplacedTokens
-from encoders.objectives.sentence_pair import NextSentence, SentenceOrder
-from encoders.text.tokenization import Vocabulary
+from encoders.objectives.replaced_tokens import ReplacedTokenDetection
+from encoders.objectives.sentence_pair import NextSentencePrediction, SentenceOrderPrediction
+from encoders.text.tokenization import TokenizerSpec
 from encoders.training.optimizer import AdamW
 
-NSP = Joint(Masking(copies=10), NextSentence())
-SOP = Joint(Masking(copies=40), SentenceOrder())
+NSP = MaskedLM(Masking(dupe_factor=10), NextSentencePrediction())
+SOP = MaskedLM(Masking(dupe_factor=40), SentenceOrderPrediction())
 PAIRS, SWAPPED = SegmentPairs("random"), SegmentPairs("swapped")
 
 
-def speed(name, model, objective, form, rows=8, length=128):
+def build_benchmark(name, model, objective, row_format, batch_size=8, seq_length=128):
     return Experiment(
         name=name,
         model=model,
         objective=objective,
-        data=Data(vocabulary=Vocabulary(size=model.vocab)),
-        optimizer=AdamW(rate=1e-4, warmup=100),
-        phases=(Phase(until=1000, length=length, batch=rows, format=form),),
+        data=PretrainingData(tokenizer=TokenizerSpec(vocab_size=model.vocab_size)),
+        optimizer=AdamW(learning_rate=1e-4, warmup_steps=100),
+        phases=(Phase(until_step=1000, seq_length=seq_length, batch_size=batch_size, format=row_format),),
     )
 
 
 experiments = [
-    speed("bert-base-8x128", bert.BASE, NSP, PAIRS),
-    speed("bert-small-8x128", bert.SMALL, NSP, PAIRS),
-    speed("albert-base-8x128", albert.BASE, SOP, SWAPPED),
-    speed("electra-pair-8x128", electra.of(bert.SMALL), ReplacedTokens(width=1 / 4), PAIRS),
-    speed("bert-large-8x128", bert.LARGE, NSP, PAIRS),
-    speed("bert-small-packed", bert.SMALL, SOP, Packed(SWAPPED), length=512),
-    speed("bert-base-packed", bert.BASE, SOP, Packed(SWAPPED), length=512),
+    build_benchmark("bert-base-8x128", bert.BASE, NSP, PAIRS),
+    build_benchmark("bert-small-8x128", bert.SMALL, NSP, PAIRS),
+    build_benchmark("albert-base-8x128", albert.BASE, SOP, SWAPPED),
+    build_benchmark(
+        "electra-pair-8x128",
+        electra.to_electra_config(bert.SMALL),
+        ReplacedTokenDetection(generator_width=1 / 4),
+        PAIRS,
+    ),
+    build_benchmark("bert-large-8x128", bert.LARGE, NSP, PAIRS),
+    build_benchmark("bert-small-packed", bert.SMALL, SOP, PackedFormat(SWAPPED), seq_length=512),
+    build_benchmark("bert-base-packed", bert.BASE, SOP, PackedFormat(SWAPPED), seq_length=512),
 ]

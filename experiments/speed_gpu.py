@@ -9,19 +9,19 @@ than ten minutes, most of them torch's compilation.
 from dataclasses import replace
 
 from encoders.data.formats import ElectraPairs, FullSentences, SegmentPairs
-from encoders.data.prepare import Data
+from encoders.data.prepare import PretrainingData
 from encoders.data.stream import Phase
 from encoders.experiment import Experiment
 from encoders.families import albert, bert, electra, roberta
-from encoders.objectives.masked_lm import Joint
+from encoders.objectives.masked_lm import MaskedLM
 from encoders.objectives.masking import Masking
-from encoders.objectives.replaced_tokens import ReplacedTokens
-from encoders.objectives.sentence_pair import NextSentence, SentenceOrder
-from encoders.text.tokenization import Vocabulary
+from encoders.objectives.replaced_tokens import ReplacedTokenDetection
+from encoders.objectives.sentence_pair import NextSentencePrediction, SentenceOrderPrediction
+from encoders.text.tokenization import TokenizerSpec
 from encoders.training.optimizer import AdamW
 
-NSP, MLM = Joint(Masking(), NextSentence()), Joint(Masking(copies=None))
-SOP, RTD = Joint(Masking(copies=40), SentenceOrder()), ReplacedTokens(width=1 / 3)
+NSP, MLM = MaskedLM(Masking(), NextSentencePrediction()), MaskedLM(Masking(dupe_factor=None))
+SOP, RTD = MaskedLM(Masking(dupe_factor=40), SentenceOrderPrediction()), ReplacedTokenDetection(generator_width=1 / 3)
 PAIRS, SWAPPED = SegmentPairs("random"), SegmentPairs("swapped")
 
 # model, objective, format, rows, length
@@ -34,16 +34,16 @@ CASES = {
     "albert-base-512": (albert.BASE, SOP, SWAPPED, 64, 512),
     "electra-base-128": (electra.BASE, RTD, ElectraPairs(), 384, 128),
 }
-DROPOUT = {"": {}, "-free": {"attention_dropout": 0.0, "attention": "cudnn"}}
+DROPOUT = {"": {}, "-free": {"attention_dropout": 0.0, "attention_impl": "cudnn"}}
 
 experiments = [
     Experiment(
         name=name + ending,
         model=replace(model, dtype="bfloat16", **changes),
         objective=objective,
-        data=Data(vocabulary=Vocabulary(size=model.vocab)),
-        optimizer=AdamW(rate=1e-4, warmup=100),
-        phases=(Phase(until=1000, length=length, batch=rows, format=form),),
+        data=PretrainingData(tokenizer=TokenizerSpec(vocab_size=model.vocab_size)),
+        optimizer=AdamW(learning_rate=1e-4, warmup_steps=100),
+        phases=(Phase(until_step=1000, seq_length=length, batch_size=rows, format=form),),
     )
     for name, (model, objective, form, rows, length) in CASES.items()
     for ending, changes in DROPOUT.items()

@@ -1,31 +1,31 @@
 """SQuAD 1.1 and 2.0: any run, trained or imported, by the recipe of its family's paper.
 
-    python launch.py train squad --with start=runs/bert-base root=SQUAD
-    python launch.py train squad --with start=runs/bert-base root=SQUAD version=2.0 design=electra
+    python launch.py train squad --with init_from=runs/bert-base root=SQUAD
+    python launch.py train squad --with init_from=runs/bert-base root=SQUAD version=2.0 design=electra
 
 The folder holds train-v1.1.json and dev-v1.1.json, or those of v2.0, or the files that `train` and `dev` name;
 `root=tfds` reads TFDS. Whether there is an answer (2.0) is said as the family does it, or by `design`: null (BERT:
 [CLS] as answer), judged (RoBERTa: a classifier, §5.2 of the paper), albert or electra (an end that depends on the
 start).
 
-The recipes are in encoders/recipes.py; `rates`, `batches` and `epochs` take the place of theirs. Epochs are counted in
-questions, as the released code of BERT does, though a long text is several rows.
+The recipes are in encoders/finetuning/recipes.py; `rates`, `batches` and `epochs` take the place of theirs. Epochs are
+counted in questions, as the released code of BERT does, though a long text is several rows.
 """
 
 from dataclasses import replace
 from typing import Literal
 
-from encoders.finetuning.grids import grid, network
-from encoders.finetuning.recipes import recipes
-from encoders.tasks.conventions import ALBERT, BERT, ELECTRA, ROBERTA, conventions
-from encoders.tasks.squad import QUESTIONS, V1, V2, rows_in
+from encoders.finetuning.grids import build_finetuning_grid, load_run_spec
+from encoders.finetuning.recipes import family_recipes
+from encoders.tasks.conventions import ALBERT, BERT, ELECTRA, ROBERTA, detect_conventions
+from encoders.tasks.squad import NUM_SQUAD_TRAIN_QUESTIONS, SQUAD_1_1, SQUAD_2_0, locate_squad_rows
 
-TASKS = {"1.1": V1, "2.0": V2}
+TASKS = {"1.1": SQUAD_1_1, "2.0": SQUAD_2_0}
 DESIGNS = {"null": BERT, "judged": ROBERTA, "albert": ALBERT, "electra": ELECTRA}
 
 
 def experiments(
-    start: str,
+    init_from: str,
     root: str = "squad",
     version: Literal["1.1", "2.0"] = "1.1",
     design: Literal["family", "null", "judged", "albert", "electra"] = "family",
@@ -38,13 +38,15 @@ def experiments(
     epochs: tuple[float, ...] = (),
     seeds: int = 1,
 ):
-    model = network(start).model
-    family, task = conventions(model), TASKS[version]
+    model = load_run_spec(init_from).model
+    family, task = detect_conventions(model), TASKS[version]
     files = dict(task.files) | {split: name for split, name in (("train", train), ("dev", dev)) if name}
     task = replace(task, files=tuple(files.items()))
     whose = family.name if recipe == "family" else recipe
-    usual = recipes(whose, f"SQuAD{version}", model, rates, batches, epochs)
-    asked = None if design == "family" or version == "1.1" else DESIGNS[design].unanswerable
-    name = "-".join([start.rstrip("/").rpartition("/")[2], f"squad{version}", *[design] * (asked is not None)])
-    count = questions or QUESTIONS[task.name]
-    return grid(name, task, rows_in(root, task), usual, count, seeds=seeds, start=start, objective=asked)
+    usual = family_recipes(whose, f"SQuAD{version}", model, rates, batches, epochs)
+    asked = None if design == "family" or version == "1.1" else DESIGNS[design].unanswerable_objective
+    name = "-".join([init_from.rstrip("/").rpartition("/")[2], f"squad{version}", *[design] * (asked is not None)])
+    count = questions or NUM_SQUAD_TRAIN_QUESTIONS[task.name]
+    return build_finetuning_grid(
+        name, task, locate_squad_rows(root, task), usual, count, num_seeds=seeds, init_from=init_from, objective=asked
+    )

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from random import Random
 
-from encoders.text.tokenization import Vocabulary
-from encoders.text.tokenization import train as train_vocabulary
+from encoders.text.tokenization import TokenizerSpec
+from encoders.text.tokenization import train_tokenizer as train_vocabulary
 from tests.texts import made_up, words
 
 GOOD, BAD = "good", "bad"
@@ -15,7 +15,7 @@ def vocabulary(folder: Path, kind: str = "wordpiece", size: int = 400) -> str:
     """The path of a vocabulary that knows the words of all rows."""
     path = folder / f"{kind}.json"
     documents = [*made_up(40), [f"{GOOD} {BAD} {mark} here" for mark in ("what", "who", "where")] * 9]
-    train_vocabulary(Vocabulary(kind=kind, size=size), documents).save(path)
+    train_vocabulary(TokenizerSpec(kind=kind, vocab_size=size), documents).save(path)
     return str(path)
 
 

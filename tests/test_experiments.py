@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from encoders.costs.ledger import parameters, shapes
+from encoders.costs.ledger import count_params, eval_param_shapes
 from encoders.experiment import Experiment
 from encoders.families import albert, bert, electra, roberta
 
@@ -33,7 +33,7 @@ def test_a_file_has_members_with_names_of_their_own(path):
 
 @pytest.mark.parametrize("name", MEMBERS)
 def test_a_member_initialises_at_its_full_size(name):
-    assert parameters(shapes(MEMBERS[name].model, MEMBERS[name].objective)) > 100_000
+    assert count_params(eval_param_shapes(MEMBERS[name].model, MEMBERS[name].objective)) > 100_000
 
 
 def test_every_published_size_has_an_experiment():
@@ -57,12 +57,12 @@ def test_every_published_size_has_an_experiment():
 def test_a_recipe_has_the_papers_numbers(name, rate, warmup, tokens):
     experiment, start, seen = MEMBERS[name], 0, 0
     for phase in experiment.phases:
-        seen += (phase.until - start) * phase.batch * phase.length
-        start = phase.until
-    assert (experiment.optimizer.rate, experiment.optimizer.warmup, seen) == (rate, warmup, tokens)
+        seen += (phase.until_step - start) * phase.batch_size * phase.seq_length
+        start = phase.until_step
+    assert (experiment.optimizer.learning_rate, experiment.optimizer.warmup_steps, seen) == (rate, warmup, tokens)
 
 
 def test_quickstart_models_start_at_one_over_the_root_of_their_width():
     for name in ("bert", "roberta", "albert", "electra"):
         model = MEMBERS[f"quickstart-{name}"].model
-        assert model.deviation == pytest.approx(1 / math.sqrt(model.hidden))
+        assert model.init_std == pytest.approx(1 / math.sqrt(model.hidden_size))

@@ -25,32 +25,34 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from encoders.data.formats import ElectraPairs, FullSentences, SegmentPairs
-from encoders.data.packing import Packed
-from encoders.data.prepare import Data, prepared
-from encoders.data.stream import Phase, Stream
+from encoders.data.packing import PackedFormat
+from encoders.data.prepare import PretrainingData, prepare_store
+from encoders.data.stream import BatchStream, Phase
 from encoders.exchange.convert import export_run, import_checkpoint
-from encoders.experiment import Experiment, Network
+from encoders.experiment import Experiment, RunSpec
 from encoders.families import albert, bert, electra, roberta
-from encoders.finetuning.grids import Recipe, finetuned
-from encoders.objectives.masked_lm import Joint
+from encoders.finetuning.grids import Recipe, build_finetuning
+from encoders.objectives.masked_lm import MaskedLM
 from encoders.objectives.masking import Masking
-from encoders.objectives.replaced_tokens import ReplacedTokens
-from encoders.objectives.sentence_pair import NextSentence, SentenceOrder
+from encoders.objectives.replaced_tokens import ReplacedTokenDetection
+from encoders.objectives.sentence_pair import NextSentencePrediction, SentenceOrderPrediction
 from encoders.run import loop
-from encoders.run.run import Run, record
-from encoders.tasks.glue import TASKS
-from encoders.tasks.squad import V2
-from encoders.text.tokenization import Vocabulary
+from encoders.run.run import Run, build_run_record
+from encoders.tasks.glue import GLUE_TASKS
+from encoders.tasks.squad import SQUAD_2_0
+from encoders.text.tokenization import TokenizerSpec
 from encoders.training.checkpoint import save_params
-from encoders.training.metric_log import Cadence, rows
+from encoders.training.metric_log import Intervals, read_metric_rows
 from encoders.training.optimizer import AdamW, Lamb
-from encoders.training.step import parameters
+from encoders.training.step import init_params
 from encoders.utils.files import write_json
 from tests import task_examples
 
 # The library's API: all of it that a rename touches ------------------------------------------------------------------
 
-SIZES = dict(vocab=300, hidden=32, layers=2, heads=4, intermediate=48, positions=40, deviation=0.1)
+SIZES = dict(
+    vocab_size=300, hidden_size=32, num_layers=2, num_heads=4, intermediate_size=48, max_positions=40, init_std=0.1
+)
 # Names of this file, and those of the library.
 FIELDS = {
     "tokens": "tokens", "examples": "example", "segments": "segments", "positions": "positions", "real": "valid",
@@ -74,103 +76,127 @@ SCORES = {
 
 def build_experiment(family: str, home: Path, stretch: int = 1) -> Experiment:
     """Return a tiny run of a family: 6 steps, or `stretch` times as many."""
-    fairseq = dict(decay=0.1, betas=(0.9, 0.98), clip=None, correction=True, schedule="peak", exclude=())
-    dynamic = Masking(copies=None, rounding="random", replacements="words")
-    words, swapped = Masking(copies=2, unit="word", ngrams=3), SegmentPairs("swapped", short=0.5)
-    layerwise = AdamW(2e-3, 2, schedule="product", layer_decay=0.8)
+    fairseq = dict(
+        weight_decay=0.1, betas=(0.9, 0.98), clip_norm=None, bias_correction=True, schedule="peak", no_decay=()
+    )
+    dynamic = Masking(dupe_factor=None, rounding="random", replacements="words")
+    words, swapped = Masking(dupe_factor=2, unit="word", max_ngram=3), SegmentPairs("swapped", short_seq_prob=0.5)
+    layerwise = AdamW(2e-3, 2, schedule="product", layer_lr_decay=0.8)
     sizes, embedding, objective, form, optimizer, lengths = {
-        "bert": (bert, 32, Joint(Masking(copies=2), NextSentence()), SegmentPairs(), AdamW(2e-3, 2), (24, 32)),
-        "roberta": (roberta, 32, Joint(dynamic), FullSentences(), AdamW(2e-3, 2, **fairseq), (32,)),
-        "albert": (albert, 16, Joint(words, SentenceOrder()), Packed(swapped, most=3), Lamb(5e-3, 2), (40,)),
-        "electra": (electra, 16, ReplacedTokens(width=1 / 2), ElectraPairs(), layerwise, (32,)),
+        "bert": (
+            bert,
+            32,
+            MaskedLM(Masking(dupe_factor=2), NextSentencePrediction()),
+            SegmentPairs(),
+            AdamW(2e-3, 2),
+            (24, 32),
+        ),
+        "roberta": (roberta, 32, MaskedLM(dynamic), FullSentences(), AdamW(2e-3, 2, **fairseq), (32,)),
+        "albert": (
+            albert,
+            16,
+            MaskedLM(words, SentenceOrderPrediction()),
+            PackedFormat(swapped, max_examples_per_row=3),
+            Lamb(5e-3, 2),
+            (40,),
+        ),
+        "electra": (electra, 16, ReplacedTokenDetection(generator_width=1 / 2), ElectraPairs(), layerwise, (32,)),
     }[family]
     ends = [stretch * 6 * (i + 1) // len(lengths) for i in range(len(lengths))]
     return Experiment(
         name=family,
-        model=replace(sizes.BASE, **SIZES, embedding=embedding, dropout=0.0, attention_dropout=0.0),
+        model=replace(sizes.BASE, **SIZES, embedding_size=embedding, hidden_dropout=0.0, attention_dropout=0.0),
         objective=objective,
         data=build_data(home, "bpe" if family == "roberta" else "wordpiece"),
         optimizer=optimizer,
         phases=tuple(Phase(end, length, 8, form) for end, length in zip(ends, lengths, strict=True)),
         seed=3,
-        accumulate=2 if family == "roberta" else 1,
-        cadence=Cadence(log=1, heldout=1),
+        grad_accum_steps=2 if family == "roberta" else 1,
+        intervals=Intervals(log_every=1, eval_batches=1),
     )
 
 
-def build_data(home: Path, kind: str) -> Data:
-    corpus, tokenizer = write_corpus(home / "corpus.txt"), Vocabulary(kind=kind, size=SIZES["vocab"])
-    return Data((str(corpus),), tokenizer, heldout=0.2, folder=str(home / "stores"))
+def build_data(home: Path, kind: str) -> PretrainingData:
+    corpus, tokenizer = write_corpus(home / "corpus.txt"), TokenizerSpec(kind=kind, vocab_size=SIZES["vocab_size"])
+    return PretrainingData((str(corpus),), tokenizer, heldout_fraction=0.2, store_dir=str(home / "stores"))
 
 
-def build_finetuning(kind: str, home: Path) -> Experiment:
+def build_task_run(kind: str, home: Path) -> Experiment:
     """Return the run of a classifier, or of a model that answers questions of which some have no answer."""
     task, root, length = {
-        "classes": (TASKS["SST-2"], task_examples.classes(home / "classes", rows=64, dev=16), 12),
-        "answers": (V2, task_examples.squad(home / "answers", questions=16, unanswerable=True), 40),
+        "classes": (GLUE_TASKS["SST-2"], task_examples.classes(home / "classes", rows=64, dev=16), 12),
+        "answers": (SQUAD_2_0, task_examples.squad(home / "answers", questions=16, unanswerable=True), 40),
     }[kind]
-    recipe = Recipe(2e-3, 16, steps=6, length=length, dropout=0.0, cuts=2 if kind == "classes" else 1)
-    model, words = build_experiment("bert", home).model, task_examples.vocabulary(home, size=SIZES["vocab"])
-    experiment = finetuned(kind, task, root, recipe, 64, start=None, model=model, vocabulary=words)
-    stored = replace(experiment.data, folder=str(home / "stores"))
-    return replace(experiment, data=stored, cadence=Cadence(log=1, heldout=9))
+    recipe = Recipe(
+        2e-3, 16, num_steps=6, max_seq_length=length, head_dropout=0.0, num_length_buckets=2 if kind == "classes" else 1
+    )
+    model, words = build_experiment("bert", home).model, task_examples.vocabulary(home, size=SIZES["vocab_size"])
+    experiment = build_finetuning(kind, task, root, recipe, 64, init_from=None, config=model, tokenizer_path=words)
+    stored = replace(experiment.data, store_dir=str(home / "stores"))
+    return replace(experiment, data=stored, intervals=Intervals(log_every=1, eval_batches=9))
 
 
 def start_filled(experiment: Experiment, home: Path) -> Experiment:
     """Return the experiment that starts from `home/start`, whose parameters are filled by their published names."""
-    store, empty, published = prepared(experiment.data), home / "empty", home / "published"
-    network = Network(name="empty", model=experiment.model, objective=experiment.objective)
-    shapes = jax.eval_shape(partial(parameters, 0, network.objective.module(network.model, store.facts)))
+    store, empty, published = prepare_store(experiment.data), home / "empty", home / "published"
+    network = RunSpec(name="empty", model=experiment.model, objective=experiment.objective)
+    shapes = jax.eval_shape(partial(init_params, 0, network.objective.module(network.model, store.vocab)))
     empty.mkdir()
     store.tokenizer.save(empty)
-    write_json(empty / "experiment.json", record(network, "none", store.facts))
+    write_json(empty / "experiment.json", build_run_record(network, "none", store.vocab))
     save_params(empty / "checkpoints", jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes))
     export_run(empty, published)
     for path in published.rglob("model.safetensors"):
         save_file({name: fill_array(name, tensor.shape) for name, tensor in load_file(path).items()}, path)
     import_checkpoint(published, home / "start")
-    return replace(experiment, start=str(home / "start"))
+    return replace(experiment, init_from=str(home / "start"))
 
 
 def train(experiment: Experiment, folder: Path) -> dict[str, float]:
     """Train; return loss and gradient norm of every step, and held-out scores, by the names of this file."""
     scores = loop.train(experiment, folder, lambda line: None)["heldout"]
     values = {f"held-out/{name}": scores[theirs] for name, theirs in SCORES.items() if theirs in scores}
-    for row in (row for row in rows(folder / "metrics.jsonl") if row["split"] == "train"):
+    for row in (row for row in read_metric_rows(folder / "metrics.jsonl") if row["split"] == "train"):
         values |= {f"step {row['step']}/loss": row["loss"], f"step {row['step']}/gradient norm": row["gradient_norm"]}
     return values
 
 
 def read_parameters(folder: Path) -> dict:
-    return Run.open(folder).params()[1]
+    return Run.open(folder).load_params()[1]
 
 
 def read_store(data) -> tuple[str, list[int], dict[str, np.ndarray]]:
     """Return the key of the store of `data`, its vocabulary's size and special ids, and its arrays."""
-    store, arrays = prepared(data), {}
-    for side, split in (("train", store.train), ("held-out", store.heldout)):
-        parts = {"tokens": split.tokens, "sentences": split.sentences, "documents": split.documents}
+    store, arrays = prepare_store(data), {}
+    for side, split in (("train", store.train_split), ("held-out", store.eval_split)):
+        parts = {"tokens": split.tokens, "sentences": split.sentence_offsets, "documents": split.document_offsets}
         arrays |= {f"{side}/{name}": array for name, array in parts.items()}
-    return store.key, [getattr(store.facts, name) for name in ("size", "pad", "unk", "cls", "sep", "mask")], arrays
+    return (
+        store.key,
+        [getattr(store.vocab, name) for name in ("vocab_size", "pad_id", "unk_id", "cls_id", "sep_id", "mask_id")],
+        arrays,
+    )
 
 
 def iterate_batches(experiment: Experiment, home: Path):
     """Yield a step, its batch, and what is made of it: masked, and for ELECTRA filled by a generator's samples."""
-    store, objective, seed = prepared(experiment.data), experiment.objective, experiment.seed
-    stream = Stream(store.train, store.facts, experiment.phases, seed, objective.copies, home / "tables")
-    module = objective.module(experiment.model, store.facts)
-    mask = jax.jit(lambda batch: objective.corrupt(batch, store.facts, seed))
-    if has_generator := isinstance(objective, ReplacedTokens):
-        params = read_parameters(Path(start_filled(experiment, home).start))
-        fill = jax.jit(partial(module.apply, {"params": params}, method="fill"))
+    store, objective, seed = prepare_store(experiment.data), experiment.objective, experiment.seed
+    stream = BatchStream(
+        store.train_split, store.vocab, experiment.phases, seed, objective.num_distinct_passes, home / "tables"
+    )
+    module = objective.module(experiment.model, store.vocab)
+    mask = jax.jit(lambda batch: objective.corrupt(batch, store.vocab, seed))
+    if has_generator := isinstance(objective, ReplacedTokenDetection):
+        params = read_parameters(Path(start_filled(experiment, home).init_from))
+        fill = jax.jit(partial(module.apply, {"params": params}, method="fill_masks"))
     for step in (0, 1, 58, 59, 60, 119):
-        batch = stream.batch(step)
+        batch = stream.build_batch(step)
         masked = mask(batch)
         arrays = {f"rows/{name}": batch[field] for name, field in FIELDS.items() if field in batch}
         arrays |= {f"masked/{name}": masked[field] for name, field in MASKED.items()}
         if has_generator:
             filled = fill(masked)
-            arrays |= {"filled/tokens": filled.tokens, "filled/samples": filled.samples}
+            arrays |= {"filled/tokens": filled.filled_ids, "filled/samples": filled.sampled_ids}
         yield step, arrays
 
 
@@ -293,6 +319,6 @@ def test_a_run_has_the_recorded_losses_parameters_scores_and_bytes(family, tmp_p
 
 @pytest.mark.parametrize("kind", ["classes", "answers"])
 def test_a_fine_tuned_run_has_the_recorded_losses_and_scores(kind, tmp_path):
-    experiment = start_filled(build_finetuning(kind, tmp_path), tmp_path)
+    experiment = start_filled(build_task_run(kind, tmp_path), tmp_path)
     values, arrays = train(experiment, tmp_path / "run"), read_store(experiment.data)[2]
     compare(f"fine-tuned/{kind}", values | {name: digest_integers(array) for name, array in arrays.items()})

@@ -10,26 +10,43 @@ import jax
 import pytest
 
 import launch
-from encoders.cli.commands import keep_compiled
-from encoders.cli.experiment_files import load
+from encoders.cli.commands import enable_compilation_cache
+from encoders.cli.experiment_files import load_experiment_file
 from encoders.data import stream
 from tests import task_examples, texts
 from tests.exchange.references import HOME
 
 ROOT = Path(__file__).parents[1]
 # Minutes become seconds: few steps, few rows, a small text.
-SHORT = ["phases.*.until=6", "phases.*.batch=8", "optimizer.warmup=2", "cadence.log=2", "cadence.evaluate=6"]
-SMALL = ["model.layers=1", "model.hidden=8", "model.heads=2", "model.intermediate=16", "model.embedding=8"]
-SMALL += ["model.vocab=300", "data.vocabulary.size=300", "phases.*.batch=2", "phases.*.length=32"]
-TASK = [
-    "phases.*.until=6",
-    "phases.*.cuts=1",
-    "phases.*.batch=8",
-    "phases.*.length=19",
-    "optimizer.warmup=2",
-    "cadence.evaluate=3",
+SHORT = [
+    "phases.*.until_step=6",
+    "phases.*.batch_size=8",
+    "optimizer.warmup_steps=2",
+    "intervals.log_every=2",
+    "intervals.eval_every=6",
 ]
-SHORT += ["model.layers=1", "cadence.heldout=2", "data.heldout=0.2", "data.sentences=lines"]
+SMALL = [
+    "model.num_layers=1",
+    "model.hidden_size=8",
+    "model.num_heads=2",
+    "model.intermediate_size=16",
+    "model.embedding_size=8",
+]
+SMALL += ["model.vocab_size=300", "data.tokenizer.vocab_size=300", "phases.*.batch_size=2", "phases.*.seq_length=32"]
+TASK = [
+    "phases.*.until_step=6",
+    "phases.*.num_length_buckets=1",
+    "phases.*.batch_size=8",
+    "phases.*.seq_length=19",
+    "optimizer.warmup_steps=2",
+    "intervals.eval_every=3",
+]
+SHORT += [
+    "model.num_layers=1",
+    "intervals.eval_batches=2",
+    "data.heldout_fraction=0.2",
+    "data.sentence_splitting=lines",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +60,7 @@ def home(tmp_path_factory):
     folder = tmp_path_factory.mktemp("home")
     texts.write(folder / "text.txt", documents=200)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stream, "CUTS", 1)  # one length to compile
+        patch.setattr(stream, "EVAL_LENGTH_BUCKETS", 1)  # one length to compile
         yield folder
 
 
@@ -78,18 +95,18 @@ def test_table_2_1_has_every_size_with_its_exact_count(capsys):
 @pytest.mark.parametrize(
     "setting, said",
     [
-        ("model.layrs=4", "did you mean 'layers'?"),
-        ("model.layers=four", "is not a whole number"),
-        ("model.attention=flash", "is not one of xla"),
-        ("model.attention=cudnn", "model.attention='cudnn' has no dropout and no float32"),
-        ("model.hidden=129", "is not a multiple of model.heads"),
-        ("phases.*.length=128", "is longer than model.positions=64"),
-        ("data.vocabulary.size=3", "special tokens"),
-        ("data.vocabulary.size=4096", "model.vocab=2048"),
-        ("accumulate=5", "phases.batch=32 is not a multiple of accumulate=5"),
-        ("optimizer.rate", "must be of the form a.b=value"),
-        ("objective.tokens.rate=2", "rate=2.0 must be above 0 and below 1"),
-        ("optimizer.warmup=1000000", "is more than the"),
+        ("model.layrs=4", "did you mean 'num_layers'?"),
+        ("model.num_layers=four", "is not a whole number"),
+        ("model.attention_impl=flash", "is not one of xla"),
+        ("model.attention_impl=cudnn", "model.attention_impl='cudnn' has no dropout and no float32"),
+        ("model.hidden_size=129", "is not a multiple of model.num_heads"),
+        ("phases.*.seq_length=128", "is longer than model.max_positions=64"),
+        ("data.tokenizer.vocab_size=3", "special tokens"),
+        ("data.tokenizer.vocab_size=4096", "model.vocab_size=2048"),
+        ("grad_accum_steps=5", "phases.batch_size=32 is not a multiple of grad_accum_steps=5"),
+        ("optimizer.learning_rate", "must be of the form a.b=value"),
+        ("objective.masking.mask_rate=2", "mask_rate=2.0 must be above 0 and below 1"),
+        ("optimizer.warmup_steps=1000000", "is more than the"),
     ],
 )
 def test_a_bad_setting_is_refused_before_any_work(setting, said, capsys, tmp_path):
@@ -117,7 +134,7 @@ def test_a_bad_text_file_is_refused_and_named(content, said, capsys, tmp_path):
     path = tmp_path / "no-such.txt"
     if content is not None:
         path.write_bytes(content)
-    settings = [f"data.corpus={path}", f"data.folder={tmp_path / 'stores'}", *SHORT]
+    settings = [f"data.corpus={path}", f"data.store_dir={tmp_path / 'stores'}", *SHORT]
     shown = fails(
         capsys, "train", "quickstart", "--only", "quickstart-bert", "--runs", str(tmp_path), "--set", *settings
     )
@@ -126,7 +143,7 @@ def test_a_bad_text_file_is_refused_and_named(content, said, capsys, tmp_path):
 
 
 def test_a_folder_without_rows_of_ones_own_is_refused(capsys, tmp_path):
-    given = ["train", "own", "--with", "start=runs/none", f"root={tmp_path}"]
+    given = ["train", "own", "--with", "init_from=runs/none", f"root={tmp_path}"]
     assert "has none of train.tsv, train.csv, train.jsonl; it needs one" in fails(capsys, *given)
     for ending in ("tsv", "csv"):
         (tmp_path / f"train.{ending}").touch()
@@ -171,14 +188,16 @@ def typed(home) -> dict[str, int]:
             command = command.replace(theirs, here)
         arguments = shlex.split(command)
         if arguments[0] in ("prepare", "train"):
-            settings = [f"data.corpus={home / 'text.txt'}", f"data.folder={home / 'stores'}", *SHORT]
-            settings += ["phases.0.until=3", "phases.*.length=32"] * ("mini" in command)  # its two phases are alike
+            settings = [f"data.corpus={home / 'text.txt'}", f"data.store_dir={home / 'stores'}", *SHORT]
+            settings += ["phases.0.until_step=3", "phases.*.seq_length=32"] * (
+                "mini" in command
+            )  # its two phases are alike
             kept = [word for word in arguments if "TEXTS" not in word]
             arguments = [*kept, *([] if "--set" in kept else ["--set"]), *(TASK if "--with" in kept else settings)]
         if "albert_t5" in arguments:
             arguments = [arguments[0], "albert_t5", "--with", "seeds=1", "tokens=12288", "rows=16"]
             arguments += [f"corpus={home / 'text.txt'}", f"glue={home}/GLUE", "--only", "albert-small*", "--set"]
-            arguments += [*SMALL[:4], *SMALL[5:], "cadence.heldout=2", f"data.folder={home / 'stores'}"]
+            arguments += [*SMALL[:4], *SMALL[5:], "intervals.eval_batches=2", f"data.store_dir={home / 'stores'}"]
         if arguments[:2] == ["report", "runs"]:
             arguments[1] = f"{home}/runs"
         if arguments[0] in ("status", "table"):
@@ -186,8 +205,20 @@ def typed(home) -> dict[str, int]:
         if arguments[0] == "train":
             arguments += ["--runs", f"{home}/runs"]
         if arguments[0] == "bench":
-            arguments += ["--rounds", "1", "--out", f"{home}/bench", "--set", *SMALL, f"data.folder={home / 'stores'}"]
-            arguments += [f"data.corpus={home / 'text.txt'}", "data.heldout=0.2", "data.sentences=lines"]
+            arguments += [
+                "--rounds",
+                "1",
+                "--out",
+                f"{home}/bench",
+                "--set",
+                *SMALL,
+                f"data.store_dir={home / 'stores'}",
+            ]
+            arguments += [
+                f"data.corpus={home / 'text.txt'}",
+                "data.heldout_fraction=0.2",
+                "data.sentence_splitting=lines",
+            ]
         status[command] = launch.main(arguments)
     os.chdir(before)
     return status
@@ -204,12 +235,12 @@ def test_the_page_of_a_report_has_the_table_and_every_run(typed, home):
 
 
 def test_evaluate_scores_a_run_under_another_objective(typed, home, capsys):
-    given = ["objective.sentences=NextSentence", "phases.*.format.second=random"]
+    given = ["objective.sentence_task=NextSentencePrediction", "phases.*.format.negatives=random"]
     assert launch.main(["evaluate", f"{home}/runs/albert-small-seed0", "--batches", "2", "--set", *given]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert 0 <= shown["nsp_accuracy"] <= 1 and "sop_accuracy" not in shown
     assert "has no discriminator, generator" in fails(
-        capsys, "evaluate", f"{home}/runs/albert-small-seed0", "--set", "objective=ReplacedTokens"
+        capsys, "evaluate", f"{home}/runs/albert-small-seed0", "--set", "objective=ReplacedTokenDetection"
     )
 
 
@@ -228,18 +259,18 @@ def test_what_a_table_cannot_be_given_is_refused(capsys, tmp_path):
 
 
 def test_a_setting_changes_the_members_that_are_chosen_and_no_others():
-    options = launch.parser().parse_args(
-        ["status", "bert_t8", "--only", "bert-small-seed?", "--set", "objective.tokens.rate=0.2"]
+    options = launch.build_parser().parse_args(
+        ["status", "bert_t8", "--only", "bert-small-seed?", "--set", "objective.masking.mask_rate=0.2"]
     )
-    found = load(options)
-    assert {member.objective.tokens.rate for member in found.members} == {0.2} and len(found.members) == 3
-    assert {e.objective.tokens.rate for e in found.others if "@" not in e.name} == {0.15}
-    assert {e.objective.tokens.rate for e in found.table.rows[0].runs} == {0.2}
+    found = load_experiment_file(options)
+    assert {member.objective.masking.mask_rate for member in found.experiments} == {0.2} and len(found.experiments) == 3
+    assert {e.objective.masking.mask_rate for e in found.other_experiments if "@" not in e.name} == {0.15}
+    assert {e.objective.masking.mask_rate for e in found.table.rows[0].pretrain_runs} == {0.2}
 
 
 def test_finished_runs_say_so_and_how_to_start_over(typed, home, capsys):
     before = {path: path.stat().st_mtime_ns for path in home.rglob("runs/*/metrics.jsonl")}
-    settings = [f"data.corpus={home / 'text.txt'}", f"data.folder={home / 'stores'}", *SHORT]
+    settings = [f"data.corpus={home / 'text.txt'}", f"data.store_dir={home / 'stores'}", *SHORT]
     assert launch.main(["train", "quickstart", "--runs", f"{home}/runs", "--set", *settings]) == 0
     shown = capsys.readouterr()
     assert "already finished: quickstart-bert, quickstart-roberta, quickstart-albert, quickstart-electra" in shown.err
@@ -250,12 +281,12 @@ def test_finished_runs_say_so_and_how_to_start_over(typed, home, capsys):
 
 def test_compiled_steps_are_kept_where_the_user_says_else_in_the_users_cache(monkeypatch, tmp_path):
     kept = jax.config.jax_compilation_cache_dir
-    keep_compiled()
+    enable_compilation_cache()
     assert kept and jax.config.jax_compilation_cache_dir == kept
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     try:
         jax.config.update("jax_compilation_cache_dir", None)
-        keep_compiled()
+        enable_compilation_cache()
         assert jax.config.jax_compilation_cache_dir == str(tmp_path / "encoders" / "compiled")
     finally:
         jax.config.update("jax_compilation_cache_dir", kept)
@@ -281,7 +312,9 @@ def test_a_part_that_there_is_not_is_refused(capsys):
 def test_folders_of_an_object_store_are_refused(capsys):
     assert "gs://a/runs is no folder" in fails(capsys, "train", "quickstart", "--runs", "gs://a/runs")
     assert "gs://a/run is no folder" in fails(capsys, "evaluate", "gs://a/run")
-    assert "gs://a/stores is no folder" in fails(capsys, "prepare", "quickstart", "--set", "data.folder=gs://a/stores")
+    assert "gs://a/stores is no folder" in fails(
+        capsys, "prepare", "quickstart", "--set", "data.store_dir=gs://a/stores"
+    )
 
 
 def test_evaluate_needs_nothing_but_the_run(typed, home, capsys):

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
-from encoders.data.row_files import Reader
+from encoders.data.row_files import RowReader
 from encoders.run.run import Run
 
 
 def rows_of(experiment, split: str) -> tuple[list, np.ndarray]:
-    rows = list(experiment.data.task.read(experiment.data.root, split, Reader()))
+    rows = list(experiment.data.task.read_examples(experiment.data.root, split, RowReader()))
     return [row.texts for row in rows], np.array([row.target for row in rows])
 
 
@@ -37,30 +37,30 @@ def fine_tuned(experiment, folder: Path, seed: int, device: str) -> dict[str, fl
     model = transformers.AutoModelForSequenceClassification.from_pretrained(folder, num_labels=labels).to(device)
     groups = [
         {"params": [p for n, p in model.named_parameters() if plain(n)], "weight_decay": 0.0},
-        {"params": [p for n, p in model.named_parameters() if not plain(n)], "weight_decay": optimizer.decay},
+        {"params": [p for n, p in model.named_parameters() if not plain(n)], "weight_decay": optimizer.weight_decay},
     ]
-    adam = torch.optim.AdamW(groups, lr=optimizer.rate, betas=optimizer.betas, eps=optimizer.epsilon)
-    rate = lambda t: float(optimizer.learning_rate(t, experiment.steps)) / optimizer.rate
+    adam = torch.optim.AdamW(groups, lr=optimizer.learning_rate, betas=optimizer.betas, eps=optimizer.eps)
+    rate = lambda t: float(optimizer.compute_learning_rate(t, experiment.num_steps)) / optimizer.learning_rate
     schedule = torch.optim.lr_scheduler.LambdaLR(adam, rate)
     texts, targets = rows_of(experiment, "train")
 
     def encoded(some):
         columns = [list(column) for column in zip(*some, strict=True)]
-        rows = tokenizer(*columns, truncation=True, max_length=phase.length, padding=True, return_tensors="pt")
+        rows = tokenizer(*columns, truncation=True, max_length=phase.seq_length, padding=True, return_tensors="pt")
         return rows.to(device)
 
     order, rng = [], np.random.default_rng(seed)
     model.train()
-    for _ in range(experiment.steps):
-        while len(order) < phase.batch:
+    for _ in range(experiment.num_steps):
+        while len(order) < phase.batch_size:
             order += rng.permutation(len(texts)).tolist()
-        chosen, order = order[: phase.batch], order[phase.batch :]
+        chosen, order = order[: phase.batch_size], order[phase.batch_size :]
         said = model(**encoded([texts[i] for i in chosen])).logits
         wanted = torch.tensor(targets[chosen], device=device)
         loss = torch.nn.functional.cross_entropy(said, wanted) if labels > 1 else ((said[:, 0] - wanted) ** 2).mean()
         loss.backward()
-        if optimizer.clip:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), optimizer.clip)
+        if optimizer.clip_norm:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), optimizer.clip_norm)
         adam.step(), schedule.step(), adam.zero_grad()
     model.eval()
     texts, targets = rows_of(experiment, "dev")
@@ -68,7 +68,7 @@ def fine_tuned(experiment, folder: Path, seed: int, device: str) -> dict[str, fl
         parts = [model(**encoded(texts[i : i + 64])).logits.cpu().numpy() for i in range(0, len(texts), 64)]
     numbers = np.concatenate(parts)
     numbers = numbers.argmax(-1) if labels > 1 else numbers[:, 0]
-    return {name: objective.known[name](numbers, targets) for name in objective.judged_by}
+    return {name: objective.score_functions[name](numbers, targets) for name in objective.score_names}
 
 
 def plain(name: str) -> bool:
@@ -84,8 +84,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     experiment = Run.open(options.run).experiment
-    if not experiment.optimizer.correction:
-        raise SystemExit("torch's AdamW corrects its bias; take a run with optimizer.correction=true")
+    if not experiment.optimizer.bias_correction:
+        raise SystemExit("torch's AdamW corrects its bias; take a run with optimizer.bias_correction=true")
     found = []
     for seed in range(options.seeds):
         found.append(fine_tuned(experiment, options.folder, seed, options.device))

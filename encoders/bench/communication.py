@@ -10,17 +10,17 @@ from functools import partial
 
 import jax
 
-from encoders.bench.rounds import Row, Variant, alternate
-from encoders.costs.ledger import blank_facts
+from encoders.bench.rounds import ResultRow, Variant, time_alternately
+from encoders.costs.ledger import make_blank_vocab
 from encoders.experiment import Experiment
-from encoders.run.loop import static
-from encoders.text.tokenization import Facts
+from encoders.run.loop import build_static_args
+from encoders.text.tokenization import VocabInfo
 from encoders.training import sharding, step
 from encoders.training.sharding import Mesh
-from encoders.utils.overrides import from_json, to_json
+from encoders.utils.overrides import from_json_value, to_json_value
 
-EIGHT = 8  # devices that the fast links join
-LAYOUTS = (
+DEVICES_PER_NODE = 8  # devices that the fast links join
+MESH_LAYOUTS = (
     Mesh(data=8),
     Mesh(data=1, fsdp=8),
     Mesh(data=1, model=8),
@@ -29,12 +29,23 @@ LAYOUTS = (
 )
 # Bytes/s that a device is assumed to send, to the others of its eight and to other eights: NVLink and a network of
 # 400 Gb/s a GPU; the four links of a TPU v5e.
-LINKS = {"NVLink": (450e9, 50e9), "v5e": (200e9, 200e9)}
-DEVICES = (8, 64, 1024)
-KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-ITEM = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f64": 8, "s64": 8, "u64": 8}  # else 4
-OPERATION = re.compile(rf" = (.*?) ({'|'.join(KINDS)})\(")
-CALLED = re.compile(r"(?:body|condition|calls|to_apply|branch_computations)=\{?((?:%[\w.\-]+(?:, )?)+)")
+LINK_BANDWIDTHS = {"NVLink": (450e9, 50e9), "v5e": (200e9, 200e9)}
+DEVICE_COUNTS = (8, 64, 1024)
+COLLECTIVE_KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+DTYPE_BYTES = {
+    "pred": 1,
+    "s8": 1,
+    "u8": 1,
+    "bf16": 2,
+    "f16": 2,
+    "s16": 2,
+    "u16": 2,
+    "f64": 8,
+    "s64": 8,
+    "u64": 8,
+}  # else 4
+COLLECTIVE_PATTERN = re.compile(rf" = (.*?) ({'|'.join(COLLECTIVE_KINDS)})\(")
+CALLED_PATTERN = re.compile(r"(?:body|condition|calls|to_apply|branch_computations)=\{?((?:%[\w.\-]+(?:, )?)+)")
 
 
 @dataclass(frozen=True)
@@ -46,43 +57,45 @@ class Collective:
 
     kind: str
     arrays: tuple[tuple[str, tuple[int, ...]], ...]
-    group: int
-    times: int
-    source: str
+    group_size: int
+    num_calls: int
+    op_path: str
 
     @property
-    def bytes(self) -> int:
+    def array_bytes(self) -> int:
         """Of the arrays, once."""
-        return sum(ITEM.get(dtype, 4) * math.prod(shape) for dtype, shape in self.arrays)
+        return sum(DTYPE_BYTES.get(dtype, 4) * math.prod(shape) for dtype, shape in self.arrays)
 
     @property
-    def sent(self) -> float:
+    def sent_bytes(self) -> float:
         """Bytes that a device sends in a step, where the group is a ring."""
-        rest = (self.group - 1) / self.group
-        factor = {"all-reduce": 2 * rest, "reduce-scatter": self.group - 1, "collective-permute": 1}
-        return self.times * self.bytes * factor.get(self.kind, rest)
+        rest = (self.group_size - 1) / self.group_size
+        factor = {"all-reduce": 2 * rest, "reduce-scatter": self.group_size - 1, "collective-permute": 1}
+        return self.num_calls * self.array_bytes * factor.get(self.kind, rest)
 
 
-def collectives(program: str) -> Iterator[Collective]:
+def parse_collectives(program_text: str) -> Iterator[Collective]:
     """The collectives of a compiled program's text; those in a loop count as often as it turns."""
-    bodies = dict(re.findall(r"^(?:ENTRY )?(%[\w.\-]+) \([^\n]*\{\n(.*?)^\}", program, re.M | re.S))
+    bodies = dict(re.findall(r"^(?:ENTRY )?(%[\w.\-]+) \([^\n]*\{\n(.*?)^\}", program_text, re.M | re.S))
 
-    def inside(name: str, times: int) -> Iterator[Collective]:
-        for line in bodies[name].splitlines():
-            if found := OPERATION.search(line):
+    def parse_computation(computation: str, num_calls: int) -> Iterator[Collective]:
+        for line in bodies[computation].splitlines():
+            if found := COLLECTIVE_PATTERN.search(line):
                 shapes = re.findall(r"(\w+)\[([\d,]*)\]", found.group(1))
                 arrays = tuple((dtype, tuple(map(int, filter(None, sizes.split(","))))) for dtype, sizes in shapes)
                 source = re.search(r'op_name="([^"]*)"', line)
-                yield Collective(found.group(2), arrays, group(line), times, source.group(1) if source else "")
+                yield Collective(
+                    found.group(2), arrays, parse_group_size(line), num_calls, source.group(1) if source else ""
+                )
             else:
                 turns = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
-                for inner in re.findall(r"%[\w.\-]+", " ".join(CALLED.findall(line))):
-                    yield from inside(inner, times * int(turns.group(1) if turns else 1))
+                for inner in re.findall(r"%[\w.\-]+", " ".join(CALLED_PATTERN.findall(line))):
+                    yield from parse_computation(inner, num_calls * int(turns.group(1) if turns else 1))
 
-    return inside(re.search(r"^ENTRY (%[\w.\-]+)", program, re.M).group(1), 1)
+    return parse_computation(re.search(r"^ENTRY (%[\w.\-]+)", program_text, re.M).group(1), 1)
 
 
-def group(line: str) -> int:
+def parse_group_size(line: str) -> int:
     """The devices that one collective joins: of {{0,1},{2,3}}, [2,2]<=[4] or mesh['x'=2,'y'=2] {'y'} they are 2.
 
     A permutation has no groups, and counts as one between 2.
@@ -97,40 +110,46 @@ def group(line: str) -> int:
     return 2
 
 
-def compiled_step(experiment: Experiment, facts: Facts, mesh):
+def compile_train_step(experiment: Experiment, vocab: VocabInfo, mesh):
     """`train_step` compiled for the first phase's batches, unpacked, on a mesh of devices: from shapes, no memory."""
-    module, phase = experiment.objective.module(experiment.model, facts), experiment.phases[0]
-    shaped = lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
-    state = jax.eval_shape(partial(step.init, module=module, optimizer=experiment.optimizer), experiment.seed)
-    state = jax.tree.map(shaped, state, sharding.shardings(state, mesh))
-    rows = lambda x: jax.ShapeDtypeStruct((phase.batch, *x.shape[1:]), x.dtype, sharding=sharding.batch_sharding(mesh))
-    batch = jax.tree.map(rows, step.blank(phase.length, experiment.objective.needs))
-    return step.train_step.lower(state, batch, experiment.seed, **static(experiment, module)).compile()
+    module, phase = experiment.objective.module(experiment.model, vocab), experiment.phases[0]
+    abstract_leaf = lambda x, leaf_sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=leaf_sharding)
+    state = jax.eval_shape(
+        partial(step.init_train_state, module=module, optimizer=experiment.optimizer), experiment.seed
+    )
+    state = jax.tree.map(abstract_leaf, state, sharding.infer_shardings(state, mesh))
+    abstract_rows = lambda x: jax.ShapeDtypeStruct(
+        (phase.batch_size, *x.shape[1:]), x.dtype, sharding=sharding.make_batch_sharding(mesh)
+    )
+    batch = jax.tree.map(abstract_rows, step.make_blank_batch(phase.seq_length, experiment.objective.required_fields))
+    return step.train_step.lower(state, batch, experiment.seed, **build_static_args(experiment, module)).compile()
 
 
-def build(spec: dict) -> tuple[Callable[[], float], dict]:
+def build_communication_work(spec: dict) -> tuple[Callable[[], float], dict]:
     """No work to be timed; the facts are the bytes that a device sends in a step, by kind."""
-    experiment = from_json(spec["experiment"])
-    program = compiled_step(experiment, blank_facts(experiment.model.vocab), experiment.mesh.build()).as_text()
-    sent = dict.fromkeys(KINDS, 0.0)
-    for each in collectives(program):
-        sent[each.kind] += each.sent
+    experiment = from_json_value(spec["experiment"])
+    program = compile_train_step(
+        experiment, make_blank_vocab(experiment.model.vocab_size), experiment.mesh.build()
+    ).as_text()
+    sent = dict.fromkeys(COLLECTIVE_KINDS, 0.0)
+    for each in parse_collectives(program):
+        sent[each.kind] += each.sent_bytes
     return lambda: 0.0, {"sent": sent}
 
 
-def links(members: Sequence[Experiment], options) -> Iterator[Row]:
+def measure_communication(experiments: Sequence[Experiment], options) -> Iterator[ResultRow]:
     """What a device sends in a step of each phase, in each of `LAYOUTS` of eight devices, and how long that takes.
 
     The batch is that of eight devices. More devices are more eights with rows of their own, which add up their
     gradients: each device those of its eighth. Nothing overlaps and nothing waits.
     """
-    for member in members:
+    for member in experiments:
         for phase in member.phases:
             added = 0.0
-            for mesh in LAYOUTS:
+            for mesh in MESH_LAYOUTS:
                 axes = ", ".join(f"{name}={size}" for name, size in vars(mesh).items() if size > 1)
-                name = f"{member.name}, {phase.batch} x {phase.length}, {axes}"
-                sent = sends(name, replace(member, phases=(phase,), mesh=mesh), options)
+                name = f"{member.name}, {phase.batch_size} x {phase.seq_length}, {axes}"
+                sent = measure_sent_bytes(name, replace(member, phases=(phase,), mesh=mesh), options)
                 if not sent:
                     break
                 total = sum(sent.values())
@@ -138,22 +157,23 @@ def links(members: Sequence[Experiment], options) -> Iterator[Row]:
                 row = {"what": name, "GB": total / 1e9}
                 row |= {kind: sent[kind] / 1e9 for kind in ("all-reduce", "all-gather")}
                 yield row | {
-                    f"{link} {devices}, ms": 1e3 * (total / inside + added / EIGHT * share(devices) / between)
-                    for link, (inside, between) in LINKS.items()
-                    for devices in DEVICES
+                    f"{link} {devices}, ms": 1e3
+                    * (total / inside + added / DEVICES_PER_NODE * compute_gradient_share(devices) / between)
+                    for link, (inside, between) in LINK_BANDWIDTHS.items()
+                    for devices in DEVICE_COUNTS
                 }
 
 
-def sends(name: str, experiment: Experiment, options) -> dict[str, float]:
-    """Bytes that a device sends in a step, by kind; none, and `options.say` is told why, where it does not compile."""
-    environment = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(EIGHT)}
-    variant = Variant(name, "links", {"experiment": to_json(experiment)}, environment)
-    found = alternate([variant], 0, 1, options.core, options.say)
-    options.variants.update((name, timing.facts) for name, timing in found.items())
-    return found[name].facts["sent"] if found else {}
+def measure_sent_bytes(name: str, experiment: Experiment, options) -> dict[str, float]:
+    """Bytes that a device sends in a step, by kind; none, and `options.log` is told why, where it does not compile."""
+    environment = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(DEVICES_PER_NODE)}
+    variant = Variant(name, "links", {"experiment": to_json_value(experiment)}, environment)
+    found = time_alternately([variant], 0, 1, options.core, options.log)
+    options.variant_records.update((name, timing.info) for name, timing in found.items())
+    return found[name].info["sent"] if found else {}
 
 
-def share(devices: int) -> float:
+def compute_gradient_share(num_devices: int) -> float:
     """Of what an eight sends to add up gradients, the part that each of more eights sends: a ring sends (n - 1) / n."""
-    eights = devices / EIGHT
-    return (eights - 1) / eights / ((EIGHT - 1) / EIGHT)
+    eights = num_devices / DEVICES_PER_NODE
+    return (eights - 1) / eights / ((DEVICES_PER_NODE - 1) / DEVICES_PER_NODE)

@@ -9,24 +9,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from encoders.costs.ledger import blank_facts
-from encoders.data.prepare import prepared
-from encoders.data.stream import Phase, Rows, Stream
+from encoders.costs.ledger import make_blank_vocab
+from encoders.data.prepare import prepare_store
+from encoders.data.stream import BatchStream, NumpyBatch, Phase
 from encoders.experiment import Experiment
-from encoders.objectives.masking import members
-from encoders.text.tokenization import Facts
+from encoders.objectives.masking import make_membership_mask
+from encoders.text.tokenization import VocabInfo
 
 
-def random_rows(experiment: Experiment, phase: Phase, count: int) -> tuple[Facts, list[Rows]]:
+def make_random_batches(experiment: Experiment, phase: Phase, num_batches: int) -> tuple[VocabInfo, list[NumpyBatch]]:
     """`count` batches of one full example a row, two segments where the model has them."""
-    facts, draw = blank_facts(experiment.model.vocab), np.random.default_rng(0)
-    shape, at = (phase.batch, phase.length), np.arange(phase.length, dtype=np.int32)
-    segments = ((at > phase.length // 2) & (experiment.model.segments > 1)).astype(np.int32)
+    facts, draw = make_blank_vocab(experiment.model.vocab_size), np.random.default_rng(0)
+    shape, at = (phase.batch_size, phase.seq_length), np.arange(phase.seq_length, dtype=np.int32)
+    segments = ((at > phase.seq_length // 2) & (experiment.model.num_token_types > 1)).astype(np.int32)
     batches = []
-    for number in range(count):
-        tokens = draw.integers(len(facts.special), facts.size, shape, np.int32)
-        tokens[:, 0], tokens[:, [phase.length // 2, -1]] = facts.cls, facts.sep
-        ids = np.arange(phase.batch, dtype=np.int32)[:, None] + number * phase.batch
+    for number in range(num_batches):
+        tokens = draw.integers(len(facts.special_ids), facts.vocab_size, shape, np.int32)
+        tokens[:, 0], tokens[:, [phase.seq_length // 2, -1]] = facts.cls_id, facts.sep_id
+        ids = np.arange(phase.batch_size, dtype=np.int32)[:, None] + number * phase.batch_size
         rows = {
             "tokens": tokens,
             "example": np.ones(shape, np.int32),
@@ -37,30 +37,32 @@ def random_rows(experiment: Experiment, phase: Phase, count: int) -> tuple[Facts
             "epoch": 0 * ids,
             "valid": 0 * ids + 1,
         }
-        batches.append(rows | {label: ids % 2 for label in experiment.objective.needs})
+        batches.append(rows | {label: ids % 2 for label in experiment.objective.required_fields})
     return facts, batches
 
 
-def text_rows(experiment: Experiment, phase: Phase, count: int) -> tuple[Facts, list[Rows]]:
+def read_text_batches(experiment: Experiment, phase: Phase, num_batches: int) -> tuple[VocabInfo, list[NumpyBatch]]:
     """The first `count` batches of a phase from the experiment's own text."""
-    store = prepared(experiment.data, lambda line: None)
-    copies, tables = experiment.objective.copies, store.path / "tables"
-    stream = Stream(store.train, store.facts, (phase,), experiment.seed, copies, tables)
-    return store.facts, [stream.batch(number) for number in range(count)]
+    store = prepare_store(experiment.data, lambda line: None)
+    copies, tables = experiment.objective.num_distinct_passes, store.path / "tables"
+    stream = BatchStream(store.train_split, store.vocab, (phase,), experiment.seed, copies, tables)
+    return store.vocab, [stream.build_batch(number) for number in range(num_batches)]
 
 
-def sizes(batches: Sequence[Rows]) -> np.ndarray:
+def count_example_tokens(batches: Sequence[NumpyBatch]) -> np.ndarray:
     """The number of tokens of every example."""
-    found = np.concatenate([members(jax.tree.map(jnp.asarray, batch)).sum(-1).ravel() for batch in batches])
+    found = np.concatenate(
+        [make_membership_mask(jax.tree.map(jnp.asarray, batch)).sum(-1).ravel() for batch in batches]
+    )
     return found[found > 0]
 
 
-def save(path: Path, batches: Sequence[Rows]) -> None:
+def save_batches(path: Path, batches: Sequence[NumpyBatch]) -> None:
     np.savez(path, **{f"{i}/{name}": x for i, batch in enumerate(batches) for name, x in batch.items()})
 
 
-def load(path: str) -> list[Rows]:
-    batches: dict[int, Rows] = {}
+def load_batches(path: str) -> list[NumpyBatch]:
+    batches: dict[int, NumpyBatch] = {}
     with np.load(path) as stored:
         for key in stored.files:
             number, _, name = key.partition("/")
@@ -68,16 +70,16 @@ def load(path: str) -> list[Rows]:
     return [batches[number] for number in sorted(batches)]
 
 
-def save_for_peers(path: Path, experiment: Experiment, facts: Facts, batches: Sequence[Rows]) -> None:
+def save_peer_batches(path: Path, experiment: Experiment, vocab: VocabInfo, batches: Sequence[NumpyBatch]) -> None:
     """The same rows as other libraries take them: masked here, with labels of -100 where nothing is predicted."""
-    corrupt = jax.jit(lambda batch: experiment.objective.corrupt(batch, facts, 0))
+    corrupt = jax.jit(lambda batch: experiment.objective.corrupt(batch, vocab, 0))
     arrays: dict[str, list[np.ndarray]] = {name: [] for name in ("ids", "original", "mask", "types", "labels", "pair")}
     for batch in batches:
         masked = jax.device_get(corrupt(jax.tree.map(jnp.asarray, batch)))
         labels = np.full(batch["tokens"].shape, -100, np.int64)
         rows, slots = np.nonzero(masked["weights"])
         labels[rows, masked["picked"][rows, slots]] = masked["targets"][rows, slots]
-        pair = next((batch[name][:, 0] for name in experiment.objective.needs), batch["valid"][:, 0] * 0)
+        pair = next((batch[name][:, 0] for name in experiment.objective.required_fields), batch["valid"][:, 0] * 0)
         found = (masked["tokens"], batch["tokens"], batch["example"] > 0, batch["segments"], labels, pair)
         for name, array in zip(arrays, found, strict=True):
             arrays[name].append(array.astype(np.int64))

@@ -11,267 +11,296 @@ from pathlib import Path
 import numpy as np
 
 from encoders.bench import inputs
-from encoders.bench.communication import links
-from encoders.bench.data_speed import measure
-from encoders.bench.rounds import ALLOCATOR, Row, Timing, Variant, alternate, ratio
-from encoders.costs.ledger import parameters, saved_values, shapes, step_flops
-from encoders.data.packing import Packed
+from encoders.bench.communication import measure_communication
+from encoders.bench.data_speed import measure_data_speed
+from encoders.bench.rounds import ALLOCATOR_ENVIRONMENT, ResultRow, Timing, Variant, compute_speedup, time_alternately
+from encoders.costs.ledger import count_params, count_saved_activations, eval_param_shapes, step_flops
+from encoders.data.packing import PackedFormat
 from encoders.exchange.architectures import ARCHITECTURES, Architecture
-from encoders.experiment import Experiment, override
+from encoders.experiment import Experiment, apply_settings
 from encoders.model.flops import forward_flops
-from encoders.objectives.replaced_tokens import ReplacedTokens
-from encoders.text.tokenization import Facts
-from encoders.utils.overrides import to_json
+from encoders.objectives.replaced_tokens import ReplacedTokenDetection
+from encoders.text.tokenization import VocabInfo
+from encoders.utils.overrides import to_json_value
 
 # Rows, hidden and intermediate width of the product that is the ceiling; an accelerator needs a large one.
-PRODUCT, LARGE_PRODUCT = (1024, 768, 3072), (16_384, 4096, 16_384)
-BATCHES = 4  # different ones, used in turn
+MATMUL_SIZES, LARGE_MATMUL_SIZES = (1024, 768, 3072), (16_384, 4096, 16_384)
+NUM_BATCHES = 4  # different ones, used in turn
 
 
 @dataclass(frozen=True)
-class Options:
+class BenchOptions:
     """`device` is cpu, gpu or tpu; on a CPU everything is pinned to `core`. `units` of work are timed at a time."""
 
     rounds: int = 7
     units: int = 1
     device: str = "cpu"
     core: int | None = None
-    tuned: bool = True  # both sides keep freed memory
-    text: bool = False  # batches of the experiment's text in place of random ids
+    keep_freed_memory: bool = True  # both sides keep freed memory
+    use_text: bool = False  # batches of the experiment's text in place of random ids
     task: str = "train"
-    say: Callable[[str], None] = print
-    variants: dict[str, dict] = field(default_factory=dict)  # what each said of itself, and all its seconds
+    log: Callable[[str], None] = print
+    variant_records: dict[str, dict] = field(default_factory=dict)  # what each said of itself, and all its seconds
 
-    def environment(self) -> dict[str, str]:
+    def build_environment(self) -> dict[str, str]:
         platform = {"gpu": "cuda"}.get(self.device, self.device)
         own = {"JAX_PLATFORMS": platform, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-        return own | (ALLOCATOR if self.tuned and self.device == "cpu" else {})
+        return own | (ALLOCATOR_ENVIRONMENT if self.keep_freed_memory and self.device == "cpu" else {})
 
     @property
     def torch_device(self) -> str:
         return "cuda" if self.device == "gpu" else self.device
 
-    def run(self, *variants: Variant) -> dict[str, Timing]:
-        timings = alternate(variants, self.rounds, self.units, self.core, self.say)
+    def time_variants(self, *variants: Variant) -> dict[str, Timing]:
+        timings = time_alternately(variants, self.rounds, self.units, self.core, self.log)
         for name, timing in timings.items():
-            self.variants[name] = timing.facts | {"cpu": timing.cpu, "wall": timing.wall, "values": timing.values}
+            self.variant_records[name] = timing.info | {
+                "cpu": timing.cpu_seconds,
+                "wall": timing.wall_seconds,
+                "values": timing.values,
+            }
         return timings
 
 
 @dataclass(frozen=True)
-class Prepared:
+class BenchInput:
     """A member and its batches, which lie in `path` for every side of a comparison."""
 
     experiment: Experiment
     spec: dict
-    sizes: np.ndarray  # tokens of the examples of all batches
+    example_sizes: np.ndarray  # tokens of the examples of all batches
 
     @property
-    def tokens(self) -> float:
+    def tokens_per_batch(self) -> float:
         """Tokens of a batch that are no padding."""
-        return self.sizes.sum() / BATCHES
+        return self.example_sizes.sum() / NUM_BATCHES
 
-    def flops(self, task: str) -> float:
+    def count_flops(self, task: str) -> float:
         """Matrix products that a batch needs: no padding, and nothing computed twice."""
         model = self.experiment.model
-        whole = step_flops(self.experiment, self.sizes) if task == "train" else forward_flops(model, self.sizes)
-        return whole.sum() / BATCHES
+        whole = (
+            step_flops(self.experiment, self.example_sizes)
+            if task == "train"
+            else forward_flops(model, self.example_sizes)
+        )
+        return whole.sum() / NUM_BATCHES
 
-    def variant(self, name: str, options: Options, settings: Sequence[str] = ()) -> Variant:
+    def make_variant(self, name: str, options: BenchOptions, settings: Sequence[str] = ()) -> Variant:
         """Our side, with other values of some fields."""
-        spec = self.spec | {"task": options.task, "experiment": to_json(override(self.experiment, settings))}
-        return Variant(name, "ours", spec, options.environment())
+        spec = self.spec | {
+            "task": options.task,
+            "experiment": to_json_value(apply_settings(self.experiment, settings)),
+        }
+        return Variant(name, "ours", spec, options.build_environment())
 
 
 @contextmanager
-def ready(member: Experiment, options: Options) -> Iterator[Prepared]:
-    """A member with its batches: of its text where they are packed or `options.text` says so, else of random ids."""
-    phase = member.phases[0]
-    rows = inputs.text_rows if options.text or isinstance(phase.format, Packed) else inputs.random_rows
-    facts, batches = rows(member, phase, BATCHES)
+def prepare_bench_input(experiment: Experiment, options: BenchOptions) -> Iterator[BenchInput]:
+    """A member with its batches: of its text where they are packed or `options.use_text` says so, else random ids."""
+    phase = experiment.phases[0]
+    rows = (
+        inputs.read_text_batches
+        if options.use_text or isinstance(phase.format, PackedFormat)
+        else inputs.make_random_batches
+    )
+    facts, batches = rows(experiment, phase, NUM_BATCHES)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "batches.npz"
-        inputs.save(path, batches)
-        yield Prepared(member, {"facts": facts.to_json(), "inputs": str(path)}, inputs.sizes(batches))
+        inputs.save_batches(path, batches)
+        yield BenchInput(
+            experiment, {"facts": facts.to_json_value(), "inputs": str(path)}, inputs.count_example_tokens(batches)
+        )
 
 
-def product(dtype: str, options: Options) -> Variant:
+def make_matmul_variant(dtype: str, options: BenchOptions) -> Variant:
     """The ceiling: a product of matrices again and again."""
-    spec = {"task": "product", "sizes": PRODUCT if options.device == "cpu" else LARGE_PRODUCT, "dtype": dtype}
-    return Variant(f"product {dtype}", "ours", spec, options.environment())
+    spec = {"task": "product", "sizes": MATMUL_SIZES if options.device == "cpu" else LARGE_MATMUL_SIZES, "dtype": dtype}
+    return Variant(f"product {dtype}", "ours", spec, options.build_environment())
 
 
-def timed(name: str, timing: Timing, tokens: float) -> Row:
+def make_timing_row(label: str, timing: Timing, num_tokens: float) -> ResultRow:
     """The columns of every variant."""
-    seconds = timing.seconds()
+    seconds = timing.median_seconds()
     return {
-        "what": name,
+        "what": label,
         "ms": 1e3 * seconds,
-        "least": 1e3 * min(timing.counted()),
-        "spread": timing.spread(),
-        "wall / cpu": timing.busy(),
-        "tokens/s": tokens / seconds,
+        "least": 1e3 * min(timing.get_device_seconds()),
+        "spread": timing.relative_spread(),
+        "wall / cpu": timing.wall_to_cpu_ratio(),
+        "tokens/s": num_tokens / seconds,
     }
 
 
 # The parts ------------------------------------------------------------------------------------------------------------
 
 
-def step(members: Sequence[Experiment], options: Options) -> Iterator[Row]:
+def measure_step(experiments: Sequence[Experiment], options: BenchOptions) -> Iterator[ResultRow]:
     """A training step of each member, beside this device's ceiling; its compilation, and again from the cache."""
-    for member in members:
-        with ready(member, options) as found, tempfile.TemporaryDirectory() as cache:
-            variant, top = found.variant(member.name, options), product(member.model.dtype, options)
+    for member in experiments:
+        with prepare_bench_input(member, options) as found, tempfile.TemporaryDirectory() as cache:
+            variant, top = found.make_variant(member.name, options), make_matmul_variant(member.model.dtype, options)
             stored = {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
             variant = replace(variant, environment=variant.environment | stored)
-            timings = options.run(variant, top)
-            again = alternate([variant], 0, 1, options.core, options.say)
+            timings = options.time_variants(variant, top)
+            again = time_alternately([variant], 0, 1, options.core, options.log)
         if timings.keys() < {variant.name, top.name}:
             continue
         timing, most = timings[variant.name], timings[top.name]
-        flops, best = found.flops(options.task), most.facts["flops"] / most.seconds()
-        row = timed(f"{member.name}, {options.task}, {member.model.dtype}", timing, found.tokens)
-        row |= {"GFLOP/s": flops / timing.seconds() / 1e9, "ceiling": best / 1e9}
-        row |= {"share": flops / timing.seconds() / best if ratio(timing, most) else None}
-        row |= {"temporary MB": timing.facts.get("temporary_bytes", 0) / 1e6}
-        row |= {"peak MB": timing.facts["peak_bytes"] / 1e6, "compile s": timing.facts["compile_seconds"]}
-        yield row | {"cached s": again[variant.name].facts["compile_seconds"] if again else None}
+        flops, best = found.count_flops(options.task), most.info["flops"] / most.median_seconds()
+        row = make_timing_row(f"{member.name}, {options.task}, {member.model.dtype}", timing, found.tokens_per_batch)
+        row |= {"GFLOP/s": flops / timing.median_seconds() / 1e9, "ceiling": best / 1e9}
+        row |= {"share": flops / timing.median_seconds() / best if compute_speedup(timing, most) else None}
+        row |= {"temporary MB": timing.info.get("temporary_bytes", 0) / 1e6}
+        row |= {"peak MB": timing.info["peak_bytes"] / 1e6, "compile s": timing.info["compile_seconds"]}
+        yield row | {"cached s": again[variant.name].info["compile_seconds"] if again else None}
 
 
-def infer(members: Sequence[Experiment], options: Options) -> Iterator[Row]:
+def measure_inference(experiments: Sequence[Experiment], options: BenchOptions) -> Iterator[ResultRow]:
     """The encoder alone of each member, beside this device's ceiling."""
-    return step(members, replace(options, task="infer"))
+    return measure_step(experiments, replace(options, task="infer"))
 
 
-SCAN, UNROLLED, DOTS = {"scan": []}, {"unrolled": ["model.unroll=true"]}, {"rematerialised": ["model.remat=dots"]}
+SCAN, UNROLLED, REMATERIALISED = (
+    {"scan": []},
+    {"unrolled": ["model.unroll_layers=true"]},
+    {"rematerialised": ["model.remat=dots"]},
+)
 AS_INSTALLED = {"as installed": {"engine": "eager", "fast": False}}
 EAGER, COMPILED = {"eager": {"engine": "eager", "fast": True}}, {"compiled": {"engine": "compile", "fast": True}}
-EXPORTED = {"onnxruntime": {"engine": "onnxruntime", "fast": False}}
+ONNXRUNTIME = {"onnxruntime": {"engine": "onnxruntime", "fast": False}}
 
 
-def ways(options: Options, dtype: str) -> tuple[dict[str, list[str]], dict[str, dict]]:
+def choose_engines(options: BenchOptions, dtype: str) -> tuple[dict[str, list[str]], dict[str, dict]]:
     """Our ways to do a piece of work, as settings, and theirs; only the fastest on an accelerator."""
     if options.device != "cpu":
         return SCAN, COMPILED
-    ours = SCAN | UNROLLED | (DOTS if options.task == "train" else {})
+    ours = SCAN | UNROLLED | (REMATERIALISED if options.task == "train" else {})
     whole = dtype == "float32"
-    exported = EXPORTED if whole and options.task == "infer" else {}
+    exported = ONNXRUNTIME if whole and options.task == "infer" else {}
     return ours, (AS_INSTALLED if whole else {}) | EAGER | COMPILED | exported
 
 
-def peers(members: Sequence[Experiment], options: Options) -> Iterator[Row]:
+def measure_peers(experiments: Sequence[Experiment], options: BenchOptions) -> Iterator[ResultRow]:
     """The same work with transformers and torch (and onnxruntime): our best way first, then it and theirs in one run.
 
     Where our rows are packed, theirs are the same format padded, and what counts is the tokens that are no padding.
     """
-    for member in members:
+    for member in experiments:
         form = member.phases[0].format
         with ExitStack() as stack:
-            found = flat = stack.enter_context(ready(member, options))
-            if isinstance(form, Packed):
+            found = flat = stack.enter_context(prepare_bench_input(member, options))
+            if isinstance(form, PackedFormat):
                 padded = replace(member, phases=(replace(member.phases[0], format=form.format),))
-                flat = stack.enter_context(ready(padded, replace(options, text=True)))
-            ours, others = ways(options, member.model.dtype)
+                flat = stack.enter_context(prepare_bench_input(padded, replace(options, use_text=True)))
+            ours, others = choose_engines(options, member.model.dtype)
             choices = {f"{member.name}, {name}": settings for name, settings in ours.items()}
-            tried = options.run(*(found.variant(name, options, settings) for name, settings in choices.items()))
+            tried = options.time_variants(
+                *(found.make_variant(name, options, settings) for name, settings in choices.items())
+            )
             if not tried:
                 continue
-            best = min(tried, key=lambda name: tried[name].steady())
-            theirs = other_side(flat, others, options)
-            timings = options.run(found.variant(best, options, choices[best]), *theirs)
+            best = min(tried, key=lambda name: tried[name].upper_quartile())
+            theirs = make_peer_variants(flat, others, options)
+            timings = options.time_variants(found.make_variant(best, options, choices[best]), *theirs)
         if best not in timings:
             continue
         for name in choices:
             if name in tried and name != best:
-                yield timed(name, tried[name], found.tokens)
+                yield make_timing_row(name, tried[name], found.tokens_per_batch)
         mine = timings[best]
-        yield timed(best, mine, found.tokens)
+        yield make_timing_row(best, mine, found.tokens_per_batch)
         for variant in theirs:
             if variant.name in timings:
                 timing = timings[variant.name]
-                times = ratio(timing, mine)
-                row = timed(variant.name, timing, flat.tokens)
-                yield row | {"ours is x times as fast": times and times * found.tokens / flat.tokens}
+                times = compute_speedup(timing, mine)
+                row = make_timing_row(variant.name, timing, flat.tokens_per_batch)
+                yield row | {
+                    "ours is x times as fast": times and times * found.tokens_per_batch / flat.tokens_per_batch
+                }
 
 
-def other_side(found: Prepared, others: dict[str, dict], options: Options) -> list[Variant]:
+def make_peer_variants(bench_input: BenchInput, engines: dict[str, dict], options: BenchOptions) -> list[Variant]:
     """The variants of other libraries for a member's batches."""
-    experiment = found.experiment
+    experiment = bench_input.experiment
     model, objective = experiment.model, experiment.objective
-    architecture = architecture_of(experiment)
-    path = Path(found.spec["inputs"]).with_name("peers.npz")
-    facts = Facts.from_json(found.spec["facts"])
-    inputs.save_for_peers(path, experiment, facts, inputs.load(found.spec["inputs"]))
-    generator = objective.generator(model) if isinstance(objective, ReplacedTokens) else None
+    architecture = find_architecture(experiment)
+    path = Path(bench_input.spec["inputs"]).with_name("peers.npz")
+    facts = VocabInfo.from_json_value(bench_input.spec["facts"])
+    inputs.save_peer_batches(path, experiment, facts, inputs.load_batches(bench_input.spec["inputs"]))
+    generator = objective.get_generator_config(model) if isinstance(objective, ReplacedTokenDetection) else None
     shared = {
         "task": options.task,
         "family": architecture.name,
-        "config": architecture.write(model),
-        "generator": generator and architecture.write(generator),
-        "pair": bool(objective.needs),
+        "config": architecture.build_hf_config(model),
+        "generator": generator and architecture.build_hf_config(generator),
+        "pair": bool(objective.required_fields),
         "dtype": model.dtype,
         "device": options.torch_device,
         "threads": 1,
         "inputs": str(path),
     }
     return [
-        Variant(f"{experiment.name}, transformers {name}", "theirs", shared | way, options.environment())
-        for name, way in others.items()
+        Variant(f"{experiment.name}, transformers {name}", "theirs", shared | way, options.build_environment())
+        for name, way in engines.items()
     ]
 
 
-def architecture_of(experiment: Experiment) -> Architecture:
+def find_architecture(experiment: Experiment) -> Architecture:
     """The architecture of transformers that computes the same as an experiment's model."""
     model = experiment.model
-    known = [ARCHITECTURES["electra"]] if isinstance(experiment.objective, ReplacedTokens) else ARCHITECTURES.values()
+    known = (
+        [ARCHITECTURES["electra"]]
+        if isinstance(experiment.objective, ReplacedTokenDetection)
+        else ARCHITECTURES.values()
+    )
     for architecture in known:
-        if not architecture.differing(model, max(model.position_offset - 1, 0)):
+        if not architecture.list_config_differences(model, max(model.position_offset - 1, 0)):
             return architecture
     raise ValueError(f"{experiment.name}: transformers has no architecture for this model")
 
 
-SWITCHES = {
-    "unrolled": ["model.unroll=true"],
+ABLATION_SWITCHES = {
+    "unrolled": ["model.unroll_layers=true"],
     "products saved (remat dots)": ["model.remat=dots"],
     "all recomputed (remat full)": ["model.remat=full"],
     "no attention dropout": ["model.attention_dropout=0"],
-    "no dropout": ["model.attention_dropout=0", "model.dropout=0"],
+    "no dropout": ["model.attention_dropout=0", "model.hidden_dropout=0"],
     "tanh in gelu": ["model.activation=gelu_tanh"],
-    "no clipping": ["optimizer.clip=None"],
-    "two micro-steps": ["accumulate=2"],
+    "no clipping": ["optimizer.clip_norm=None"],
+    "two micro-steps": ["grad_accum_steps=2"],
     "bfloat16": ["model.dtype=bfloat16"],
 }
 
 
-def ablate(members: Sequence[Experiment], options: Options) -> Iterator[Row]:
+def measure_ablations(experiments: Sequence[Experiment], options: BenchOptions) -> Iterator[ResultRow]:
     """One switch at a time, each beside the step without it in a run of the two."""
-    for member in members:
-        with ready(member, options) as found:
-            for switch, settings in SWITCHES.items():
-                pair = found.variant(member.name, options), found.variant(switch, options, settings)
-                timings = options.run(*pair)
+    for member in experiments:
+        with prepare_bench_input(member, options) as found:
+            for switch, settings in ABLATION_SWITCHES.items():
+                pair = found.make_variant(member.name, options), found.make_variant(switch, options, settings)
+                timings = options.time_variants(*pair)
                 if len(timings) == 2:
                     plain, other = timings.values()
-                    row = timed(f"{member.name}, {switch}", other, found.tokens)
-                    row |= {"temporary MB": other.facts.get("temporary_bytes", 0) / 1e6}
-                    yield row | {"x as fast": ratio(plain, other)}
+                    row = make_timing_row(f"{member.name}, {switch}", other, found.tokens_per_batch)
+                    row |= {"temporary MB": other.info.get("temporary_bytes", 0) / 1e6}
+                    yield row | {"x as fast": compute_speedup(plain, other)}
 
 
-def ceiling(members: Sequence[Experiment], options: Options) -> Iterator[Row]:
+def measure_ceiling(experiments: Sequence[Experiment], options: BenchOptions) -> Iterator[ResultRow]:
     """What this device can do at most: products of matrices in each dtype, and memory read and written."""
     spec = {"task": "copy", "bytes": 2**28}
-    memory = Variant("memory", "ours", spec, options.environment())
-    products = [product(dtype, options) for dtype in ("float32", "bfloat16")]
+    memory = Variant("memory", "ours", spec, options.build_environment())
+    products = [make_matmul_variant(dtype, options) for dtype in ("float32", "bfloat16")]
     settings = {"threads": 1, "fast": True, "device": options.torch_device}
     torch = [Variant(f"{each.name}, torch", "theirs", each.spec | settings, each.environment) for each in products]
-    for name, timing in options.run(*products, *torch, memory).items():
-        rate = timing.facts.get("flops", timing.facts.get("bytes")) / timing.seconds() / 1e9
+    for name, timing in options.time_variants(*products, *torch, memory).items():
+        rate = timing.info.get("flops", timing.info.get("bytes")) / timing.median_seconds() / 1e9
         row = {"what": name, "rate": rate, "unit": "GB/s" if name == "memory" else "GFLOP/s"}
-        yield row | {"spread": timing.spread(), "wall / cpu": timing.busy()}
+        yield row | {"spread": timing.relative_spread(), "wall / cpu": timing.wall_to_cpu_ratio()}
 
 
 # Dense bfloat16 FLOP/s and bytes/s of memory, as their makers print them.
-DEVICES = {
+DEVICE_PEAKS = {
     "A100 80GB": (312e12, 2.04e12),
     "H100 SXM": (989e12, 3.35e12),
     "H200": (989e12, 4.8e12),
@@ -280,22 +309,27 @@ DEVICES = {
 }
 
 
-def roofline(members: Sequence[Experiment], options: Options) -> Iterator[Row]:
+def estimate_roofline(experiments: Sequence[Experiment], options: BenchOptions) -> Iterator[ResultRow]:
     """The least time of a step on known devices, from the configuration alone.
 
     Products run at the full rate; every saved activation is written and read forward, read backward, and its gradient
     written (4 passes); parameters, moments and gradients move 40 bytes each.
     """
-    for member in members:
+    for member in experiments:
         phase = member.phases[0]
-        tokens = phase.batch * phase.length
-        flops = step_flops(member, np.array([phase.length])).sum() * phase.batch
-        moved = 4 * tokens * sum(saved_values(m, phase.length) for m in member.objective.networks(member.model)) * 2
-        moved += 40 * parameters(shapes(member.model, member.objective))
-        for device, (peak, bandwidth) in DEVICES.items():
+        tokens = phase.batch_size * phase.seq_length
+        flops = step_flops(member, np.array([phase.seq_length])).sum() * phase.batch_size
+        moved = (
+            4
+            * tokens
+            * sum(count_saved_activations(m, phase.seq_length) for m in member.objective.trained_configs(member.model))
+            * 2
+        )
+        moved += 40 * count_params(eval_param_shapes(member.model, member.objective))
+        for device, (peak, bandwidth) in DEVICE_PEAKS.items():
             products, memory = flops / peak, moved / bandwidth
             yield {
-                "what": f"{member.name}, {phase.batch} x {phase.length}, {device}",
+                "what": f"{member.name}, {phase.batch_size} x {phase.seq_length}, {device}",
                 "products ms": 1e3 * products,
                 "memory ms": 1e3 * memory,
                 "tokens/s at most": tokens / max(products, memory),
@@ -303,13 +337,13 @@ def roofline(members: Sequence[Experiment], options: Options) -> Iterator[Row]:
             }
 
 
-PARTS = {
-    "step": step,
-    "infer": infer,
-    "data": measure,
-    "peers": peers,
-    "ceiling": ceiling,
-    "roofline": roofline,
-    "links": links,
-    "ablate": ablate,
+MEASUREMENTS = {
+    "step": measure_step,
+    "infer": measure_inference,
+    "data": measure_data_speed,
+    "peers": measure_peers,
+    "ceiling": measure_ceiling,
+    "roofline": estimate_roofline,
+    "links": measure_communication,
+    "ablate": measure_ablations,
 }

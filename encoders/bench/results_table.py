@@ -10,49 +10,49 @@ from pathlib import Path
 
 import jax
 
-from encoders.bench.measurements import PARTS, Options
-from encoders.bench.rounds import Row
+from encoders.bench.measurements import MEASUREMENTS, BenchOptions
+from encoders.bench.rounds import ResultRow
 from encoders.experiment import Experiment, ExperimentError
-from encoders.reporting.summaries import grid
+from encoders.reporting.summaries import format_grid
 from encoders.utils.files import write_json
 
 
-def measured(options, members: Sequence[Experiment], say: Callable[[str], None]) -> int:
+def run_measurement(options, experiments: Sequence[Experiment], log: Callable[[str], None]) -> int:
     """Measure a part, print its rows as they come and the table at the end, and write PART.json."""
-    if options.part not in PARTS:
-        raise ExperimentError(f"bench {options.part!r} is not one of {', '.join(PARTS)}")
+    if options.part not in MEASUREMENTS:
+        raise ExperimentError(f"bench {options.part!r} is not one of {', '.join(MEASUREMENTS)}")
     for name in ("rounds", "units"):
         if getattr(options, name) < 1:
             raise ExperimentError(f"--{name} {getattr(options, name)} must be at least 1")
-    chosen = Options(
+    chosen = BenchOptions(
         rounds=options.rounds,
         units=options.units,
         device=options.device,
-        core=pinned(options.core, options.device),
-        tuned=not options.as_installed,
-        text=options.text,
+        core=choose_core(options.core, options.device),
+        keep_freed_memory=not options.as_installed,
+        use_text=options.text,
         task=options.task,
-        say=say,
+        log=log,
     )
     jax.config.update("jax_platforms", "cpu")  # the device belongs to the processes that are measured
-    about, rows = surroundings(chosen), []
-    for row in PARTS[options.part](members, chosen):
-        say("  ".join(f"{name} {shown(value)}" for name, value in row.items()))
+    about, rows = describe_bench_environment(chosen), []
+    for row in MEASUREMENTS[options.part](experiments, chosen):
+        log("  ".join(f"{name} {format_bench_value(value)}" for name, value in row.items()))
         rows.append(row)
     about["load after"] = round(os.getloadavg()[0], 2)
     if not rows:
-        say("nothing could be measured")
+        log("nothing could be measured")
         return 1
-    print(table(rows))
+    print(format_bench_table(rows))
     print("; ".join(f"{name} {value}" for name, value in about.items()))
     folder = Path(options.out)
     folder.mkdir(parents=True, exist_ok=True)
-    content = {"part": options.part, "about": about, "rows": rows, "variants": chosen.variants}
+    content = {"part": options.part, "about": about, "rows": rows, "variants": chosen.variant_records}
     write_json(folder / f"{options.part}.json", content)
     return 0
 
 
-def pinned(core: int | None, device: str) -> int | None:
+def choose_core(core: int | None, device: str) -> int | None:
     """The core to use: the one asked for, else the last one allowed; none beside an accelerator."""
     allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     if core is not None and core not in allowed:
@@ -60,7 +60,7 @@ def pinned(core: int | None, device: str) -> int | None:
     return None if device != "cpu" or not allowed else allowed[-1] if core is None else core
 
 
-def surroundings(options: Options) -> dict[str, object]:
+def describe_bench_environment(options: BenchOptions) -> dict[str, object]:
     """Where and with what."""
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     try:
@@ -75,13 +75,13 @@ def surroundings(options: Options) -> dict[str, object]:
         "jax": jax.__version__,
         "processor": models[0] if models else platform.machine(),
         "core": options.core,
-        "freed memory": "kept" if options.tuned and options.device == "cpu" else "as installed",
+        "freed memory": "kept" if options.keep_freed_memory and options.device == "cpu" else "as installed",
         "rounds": options.rounds,
         "load before": round(os.getloadavg()[0], 2),
     }
 
 
-def shown(value: object) -> str:
+def format_bench_value(value: object) -> str:
     """A number with the digits that mean something."""
     if value is None:
         return "busy"
@@ -90,7 +90,9 @@ def shown(value: object) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def table(rows: Sequence[Row]) -> str:
+def format_bench_table(rows: Sequence[ResultRow]) -> str:
     """Rows as aligned columns; a cell is empty where a row has no such column."""
     names = list(dict.fromkeys(name for row in rows for name in row))
-    return grid([names, *([shown(row[name]) if name in row else "" for name in names] for row in rows)])
+    return format_grid(
+        [names, *([format_bench_value(row[name]) if name in row else "" for name in names] for row in rows)]
+    )

@@ -18,11 +18,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-Row = dict[str, object]  # of a table: column and value
-BUSY = 1.3  # wall over processor time, above which no ratio is given
+ResultRow = dict[str, object]  # of a table: column and value
+MAX_WALL_TO_CPU = 1.3  # wall over processor time, above which no ratio is given
 # glibc gives freed memory back to the system, from threads' own arenas always, and faults it in again in every step;
 # both sides of a ratio keep it.
-ALLOCATOR = {
+ALLOCATOR_ENVIRONMENT = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "34359738368",
@@ -32,7 +32,7 @@ ALLOCATOR = {
 
 @dataclass(frozen=True)
 class Variant:
-    """One side of a comparison: `module` of this package builds the work that `spec` describes."""
+    """One side of a comparison: `module` (ours, theirs or links) builds the work that `spec` describes."""
 
     name: str
     module: str
@@ -44,61 +44,69 @@ class Variant:
 class Timing:
     """What a variant said of itself, and processor and wall seconds of a unit of its work, a pair a round."""
 
-    facts: dict
-    cpu: list[float] = field(default_factory=list)
-    wall: list[float] = field(default_factory=list)
+    info: dict
+    cpu_seconds: list[float] = field(default_factory=list)
+    wall_seconds: list[float] = field(default_factory=list)
     values: list[float] = field(default_factory=list)
 
-    def seconds(self) -> float:
+    def median_seconds(self) -> float:
         """The median of what counts on this device."""
-        return statistics.median(self.counted())
+        return statistics.median(self.get_device_seconds())
 
-    def counted(self) -> list[float]:
-        return self.cpu if self.facts.get("device", "cpu") == "cpu" else self.wall
+    def get_device_seconds(self) -> list[float]:
+        return self.cpu_seconds if self.info.get("device", "cpu") == "cpu" else self.wall_seconds
 
-    def quartiles(self) -> list[float]:
+    def compute_quartiles(self) -> list[float]:
         """The three quartiles, of two rounds or more."""
-        return statistics.quantiles(self.counted(), n=4, method="inclusive")
+        return statistics.quantiles(self.get_device_seconds(), n=4, method="inclusive")
 
-    def steady(self) -> float:
+    def upper_quartile(self) -> float:
         """The upper quartile, by which the best of several is chosen: one that varies is no good choice."""
-        return max(self.counted()) if len(self.counted()) < 4 else self.quartiles()[2]
+        return max(self.get_device_seconds()) if len(self.get_device_seconds()) < 4 else self.compute_quartiles()[2]
 
-    def busy(self) -> float:
+    def wall_to_cpu_ratio(self) -> float:
         """Wall over processor time, 1 where wall time counts anyway."""
-        return statistics.median(self.wall) / statistics.median(self.cpu) if self.counted() is self.cpu else 1.0
+        return (
+            statistics.median(self.wall_seconds) / statistics.median(self.cpu_seconds)
+            if self.get_device_seconds() is self.cpu_seconds
+            else 1.0
+        )
 
-    def spread(self) -> float:
+    def relative_spread(self) -> float:
         """The distance of the quartiles over the median."""
-        if len(self.counted()) < 2:
+        if len(self.get_device_seconds()) < 2:
             return 0.0
-        low, _, high = self.quartiles()
-        return (high - low) / self.seconds()
+        low, _, high = self.compute_quartiles()
+        return (high - low) / self.median_seconds()
 
 
-def ratio(slow: Timing, fast: Timing) -> float | None:
+def compute_speedup(slow: Timing, fast: Timing) -> float | None:
     """How many times as long `slow` takes; None where the machine was too busy to say."""
-    return None if max(slow.busy(), fast.busy()) > BUSY else slow.seconds() / fast.seconds()
+    return (
+        None
+        if max(slow.wall_to_cpu_ratio(), fast.wall_to_cpu_ratio()) > MAX_WALL_TO_CPU
+        else slow.median_seconds() / fast.median_seconds()
+    )
 
 
-def clocked(work: Callable[[], object]) -> tuple[float, float, object]:
+def time_call(work: Callable[[], object]) -> tuple[float, float, object]:
     """Processor and wall seconds of `work`, and what it gives."""
     cpu, wall = time.process_time(), time.perf_counter()
     value = work()
     return time.process_time() - cpu, time.perf_counter() - wall, value
 
 
-def repeats(once: Callable[[], object], seconds: float = 0.5) -> int:
+def choose_num_repeats(work: Callable[[], object], target_seconds: float = 0.5) -> int:
     """How often something short is to be done to take about `seconds`."""
-    once()
-    return max(1, round(seconds / max(clocked(once)[1], 1e-9)))
+    work()
+    return max(1, round(target_seconds / max(time_call(work)[1], 1e-9)))
 
 
-class Unavailable(Exception):
+class VariantUnavailable(Exception):
     """A variant that cannot run here, and why."""
 
 
-class Worker:
+class VariantWorker:
     """The process of one variant."""
 
     def __init__(self, variant: Variant, core: int | None):
@@ -113,21 +121,21 @@ class Worker:
             env=environment | {"PYTHONPATH": os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))},
         )
         try:
-            self.facts = self.ask({"module": variant.module, "spec": variant.spec, "core": core})
-        except Unavailable:
+            self.info = self.send_request({"module": variant.module, "spec": variant.spec, "core": core})
+        except VariantUnavailable:
             self.close()
             raise
 
-    def ask(self, message: dict) -> dict:
-        """The answer to a message. Raises `Unavailable` with what the process said when it could not."""
+    def send_request(self, request: dict) -> dict:
+        """The answer to a message. Raises `VariantUnavailable` with what the process said when it could not."""
         try:
-            self.process.stdin.write(json.dumps(message) + "\n")
+            self.process.stdin.write(json.dumps(request) + "\n")
             self.process.stdin.flush()
             answer = json.loads(self.process.stdout.readline())
         except (OSError, ValueError):
-            raise Unavailable(f"its process ended with {self.process.wait()}") from None
+            raise VariantUnavailable(f"its process ended with {self.process.wait()}") from None
         if "error" in answer:
-            raise Unavailable(answer["error"])
+            raise VariantUnavailable(answer["error"])
         return answer
 
     def close(self) -> None:
@@ -139,42 +147,44 @@ class Worker:
 
 
 @contextmanager
-def left_out(name: str, workers: dict[str, Worker], say: Callable[[str], None]) -> Iterator[None]:
+def drop_if_unavailable(
+    variant_name: str, workers: dict[str, VariantWorker], log: Callable[[str], None]
+) -> Iterator[None]:
     """A variant that fails inside is said to be left out, and its process ended."""
     try:
         yield
-    except Unavailable as error:
-        say(f"{name} is left out: {error}")
-        if name in workers:
-            workers.pop(name).close()
+    except VariantUnavailable as error:
+        log(f"{variant_name} is left out: {error}")
+        if variant_name in workers:
+            workers.pop(variant_name).close()
 
 
-def alternate(
-    variants: Sequence[Variant], rounds: int, units: int, core: int | None, say: Callable[[str], None]
+def time_alternately(
+    variants: Sequence[Variant], rounds: int, units: int, core: int | None, log: Callable[[str], None]
 ) -> dict[str, Timing]:
     """Every variant's timing of `rounds` rounds, each of `units` units of work, in one run; the odd rounds backwards.
 
     A variant that cannot run here is left out, and `say` is told why.
     """
-    workers: dict[str, Worker] = {}
+    workers: dict[str, VariantWorker] = {}
     try:
         for variant in variants:
-            with left_out(variant.name, workers, say):
-                workers[variant.name] = Worker(variant, core)
-        timings = {name: Timing(worker.facts) for name, worker in workers.items()}
+            with drop_if_unavailable(variant.name, workers, log):
+                workers[variant.name] = VariantWorker(variant, core)
+        timings = {name: Timing(worker.info) for name, worker in workers.items()}
         for round in range(-1, rounds):  # the first one only warms up
             for name in list(workers)[:: -1 if round % 2 else 1]:
-                with left_out(name, workers, say):
-                    answer = workers[name].ask({"units": units})
+                with drop_if_unavailable(name, workers, log):
+                    answer = workers[name].send_request({"units": units})
                     if not math.isfinite(answer["value"]):
-                        raise Unavailable(f"what it computes is {answer['value']}")
+                        raise VariantUnavailable(f"what it computes is {answer['value']}")
                     if round >= 0:
-                        timings[name].cpu.append(answer["cpu"] / units)
-                        timings[name].wall.append(answer["wall"] / units)
+                        timings[name].cpu_seconds.append(answer["cpu"] / units)
+                        timings[name].wall_seconds.append(answer["wall"] / units)
                         timings[name].values.append(answer["value"])
         for name in list(workers):
-            with left_out(name, workers, say):
-                timings[name].facts |= workers[name].ask({"units": 0})
+            with drop_if_unavailable(name, workers, log):
+                timings[name].info |= workers[name].send_request({"units": 0})
         timings = {name: timing for name, timing in timings.items() if name in workers}
     finally:
         for worker in workers.values():

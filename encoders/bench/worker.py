@@ -9,45 +9,57 @@ import resource
 import sys
 from collections.abc import Callable
 
-from encoders.bench.rounds import clocked
+from encoders.bench.rounds import time_call
+
+BUILDERS = {
+    "ours": ("our_step", "build_jax_work"),
+    "theirs": ("their_step", "build_torch_work"),
+    "links": ("communication", "build_communication_work"),
+}
 
 
-def main() -> None:
+def serve_variant() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a library prints must not get between the answers
     order = json.loads(sys.stdin.readline())
     if order["core"] is not None:
         os.sched_setaffinity(0, {order["core"]})  # before any library counts the cores
 
-    def answer(content: dict) -> None:
-        print(json.dumps(content), file=answers, flush=True)
+    def send_answer(message: dict) -> None:
+        print(json.dumps(message), file=answers, flush=True)
 
     try:
-        run, facts = importlib.import_module(f"encoders.bench.{order['module']}").build(order["spec"])
+        run, facts = import_builder(order["module"])(order["spec"])
     except Exception as error:
-        answer({"error": f"{type(error).__name__}: {str(error).strip() or 'no message'}"})
+        send_answer({"error": f"{type(error).__name__}: {str(error).strip() or 'no message'}"})
         return
-    answer(facts)
+    send_answer(facts)
     for line in sys.stdin:
         units = json.loads(line)["units"]
         try:
-            answer(timed(run, units) if units else {"peak_bytes": peak_bytes()})
+            send_answer(time_units(run, units) if units else {"peak_bytes": measure_peak_bytes()})
         except Exception as error:
-            answer({"error": f"{type(error).__name__}: {str(error).strip()[:500]}"})
+            send_answer({"error": f"{type(error).__name__}: {str(error).strip()[:500]}"})
 
 
-def timed(run: Callable, units: int) -> dict:
+def import_builder(side: str) -> Callable[[dict], tuple[Callable, dict]]:
+    """The function that builds the work of a side; no other side's libraries are imported."""
+    module, function = BUILDERS[side]
+    return getattr(importlib.import_module(f"encoders.bench.{module}"), function)
+
+
+def time_units(run_unit: Callable, num_units: int) -> dict:
     """Processor and wall seconds of `units` units of work, and what the last one computed."""
 
-    def work() -> float:
-        for _ in range(units):
-            value = run()
+    def run_units() -> float:
+        for _ in range(num_units):
+            value = run_unit()
         return float(value)  # waits for the device
 
-    return dict(zip(("cpu", "wall", "value"), clocked(work), strict=True))
+    return dict(zip(("cpu", "wall", "value"), time_call(run_units), strict=True))
 
 
-def peak_bytes() -> int:
+def measure_peak_bytes() -> int:
     """The most memory that this process had: of the accelerator if it has one, else of the machine."""
     if "torch" in sys.modules and sys.modules["torch"].cuda.is_initialized():
         return sys.modules["torch"].cuda.max_memory_allocated()
@@ -57,4 +69,4 @@ def peak_bytes() -> int:
 
 
 if __name__ == "__main__":
-    main()
+    serve_variant()

@@ -15,56 +15,62 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from encoders.text.source import CorpusError, needed
+from encoders.text.source import CorpusError, import_optional
 
 PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 
 Item = TypeVar("Item")
-Say = Callable[[str], None]
+LogFunction = Callable[[str], None]
 
 
-class Unfinished(ValueError):
+class UnfinishedWork(ValueError):
     """Work that did not end, by no fault of the corpus: what is finished stays, and the same command goes on."""
 
 
 class Runner(Protocol):
-    def check(self) -> None:
+    def check_available(self) -> None:
         """Raises a `ValueError` for what is missing, before any work."""
 
-    def run(self, function: Callable[[Item, Say], None], items: list[Item], done: Callable[[int], None], say: Say):
+    def run_items(
+        self,
+        function: Callable[[Item, LogFunction], None],
+        items: list[Item],
+        on_done: Callable[[int], None],
+        log: LogFunction,
+    ):
         """`function(item, say)` for every item, in any order; `done(n)` is told how many are done. What fails first
         is raised."""
 
 
 @dataclass(frozen=True)
-class Here:
+class LocalRunner:
     """This machine, with `workers` processes; with 1, this process and all cores for what can use them."""
 
-    workers: int = 1
+    num_workers: int = 1
 
     def __post_init__(self):
-        if self.workers < 1:
-            raise ValueError(f"--workers {self.workers} must be at least 1")
+        if self.num_workers < 1:
+            raise ValueError(f"--workers {self.num_workers} must be at least 1")
 
-    def check(self) -> None:
+    def check_available(self) -> None:
         pass
 
-    def run(self, function, items, done, say) -> None:
-        if self.workers == 1 or len(items) < 2:
+    def run_items(self, function, items, on_done, log) -> None:
+        if self.num_workers == 1 or len(items) < 2:
             for number, item in enumerate(items, 1):
-                function(item, say)
-                done(number)
+                function(item, log)
+                on_done(number)
             return
         # Not forked: a fork copies the locks of JAX's threads.
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(self.workers, len(items)), context, one_core) as pool:
+        with ProcessPoolExecutor(min(self.num_workers, len(items)), context, setup_worker) as pool:
             try:
                 for number, future in enumerate(as_completed([pool.submit(function, item) for item in items]), 1):
                     future.result()
-                    done(number)
+                    on_done(number)
             except BrokenProcessPool:
-                raise Unfinished(
-                    f"one of {self.workers} workers was ended from outside, perhaps for want of memory; the same "
+                raise UnfinishedWork(
+                    f"one of {self.num_workers} workers was ended from outside, perhaps for want of memory; the same "
                     "command goes on with what is not done, and fewer --workers need less"
                 ) from None
             except BaseException:
@@ -72,10 +78,10 @@ class Here:
                 raise
 
 
-HERE = Here()
+DEFAULT_RUNNER = LocalRunner()
 
 
-def one_core() -> None:
+def setup_worker() -> None:
     """Set up a worker: there are as many as cores, and they end with the process that made them."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     with suppress(OSError, AttributeError):  # of Linux alone
@@ -83,30 +89,30 @@ def one_core() -> None:
 
 
 @dataclass(frozen=True)
-class Beam:
+class BeamRunner:
     """An Apache Beam runner by its name, with pipeline options as Beam's command line has them.
 
     Its workers need this package, and the corpus and the folder of stores under the same paths as here.
     """
 
-    runner: str
-    options: tuple[str, ...] = ()
+    runner_name: str
+    pipeline_options: tuple[str, ...] = ()
 
-    def check(self) -> None:
-        needed("apache_beam", f"--runner {self.runner}", "beam")
+    def check_available(self) -> None:
+        import_optional("apache_beam", f"--runner {self.runner_name}", "beam")
 
-    def run(self, function, items, done, say) -> None:
-        beam = needed("apache_beam", f"--runner {self.runner}", "beam")
-        options = needed("apache_beam.options.pipeline_options", "--runner").PipelineOptions
+    def run_items(self, function, items, on_done, log) -> None:
+        beam = import_optional("apache_beam", f"--runner {self.runner_name}", "beam")
+        options = import_optional("apache_beam.options.pipeline_options", "--runner").PipelineOptions
         try:
-            with beam.Pipeline(options=options([f"--runner={self.runner}", *self.options])) as pipeline:
+            with beam.Pipeline(options=options([f"--runner={self.runner_name}", *self.pipeline_options])) as pipeline:
                 work = pipeline | beam.Create(items) | beam.Reshuffle()
                 work | beam.Map(function).with_output_types(type(None))
         except (ImportError, ValueError, RuntimeError, OSError) as error:
             # A runner may hand on the whole traceback of a worker.
             named = [line for line in str(error).splitlines() if re.match(r"(\w+\.)*\w+(Error|Exception): ", line)]
-            line = f"--runner {self.runner}: {named[-1] if named else error}"
+            line = f"--runner {self.runner_name}: {named[-1] if named else error}"
             if "No space left" in line:
                 raise OSError(errno.ENOSPC, line) from error
-            raise (CorpusError if "CorpusError" in line else Unfinished)(line) from error
-        done(len(items))
+            raise (CorpusError if "CorpusError" in line else UnfinishedWork)(line) from error
+        on_done(len(items))

@@ -8,15 +8,15 @@ from math import floor, inf
 
 import numpy as np
 
-from encoders.data.formats import LABEL, Around, Format
-from encoders.data.packing import Packed
+from encoders.data.formats import LABEL, Format, FormatWrapper
+from encoders.data.packing import PackedFormat
 from encoders.data.store import Split
 
-AGAIN = 1 << 32  # between the numbers of a pass that has a document twice
+REPEAT_STRIDE = 1 << 32  # between the numbers of a pass that has a document twice
 
 
 @dataclass(frozen=True)
-class Mixed(Around):
+class MixedFormat(FormatWrapper):
     """`format` over documents that an epoch has `weights` times, one weight for each item of `data.corpus`.
 
     With 2 they come twice, cut anew by formats that draw; with 0.5 half of them in one epoch and half in the next; with
@@ -24,49 +24,56 @@ class Mixed(Around):
     """
 
     format: Format
-    weights: tuple[float, ...]
+    corpus_weights: tuple[float, ...]
 
     def __post_init__(self):
-        if isinstance(self.format, Packed | Mixed):
+        if isinstance(self.format, PackedFormat | MixedFormat):
             kind = type(self.format).__name__
-            raise ValueError(f"the format of Mixed is {kind}; Mixed stands inside of Packed, around a plain format")
-        if not all(0 <= weight < inf for weight in self.weights) or not any(self.weights):
-            raise ValueError(f"weights={self.weights} must be at least 0 each, and one of them above 0")
+            raise ValueError(
+                f"the format of MixedFormat is {kind}; MixedFormat stands inside of PackedFormat, around a plain format"
+            )
+        if not all(0 <= weight < inf for weight in self.corpus_weights) or not any(self.corpus_weights):
+            raise ValueError(f"corpus_weights={self.corpus_weights} must be at least 0 each, and one of them above 0")
 
     @property
-    def random(self) -> bool:
-        return self.format.random or any(weight % 1 for weight in self.weights)
+    def varies_by_pass(self) -> bool:
+        return self.format.varies_by_pass or any(weight % 1 for weight in self.corpus_weights)
 
-    def table(self, split: Split, documents: range, length: int, seed: int, number: int) -> np.ndarray:
+    def build_example_table(
+        self, split: Split, documents: range, seq_length: int, seed: int, pass_index: int
+    ) -> np.ndarray:
         """Raises `ValueError` where the store has another number of corpora than there are weights."""
-        if not split.corpora:
+        if not split.corpus_ranges:
             raise ValueError(f"{split.folder} does not tell its corpora apart: remove its store, and prepare it anew")
-        if len(split.corpora) != len(self.weights):
-            raise ValueError(f"weights={self.weights} are {len(self.weights)}, and the corpora {len(split.corpora)}")
+        if len(split.corpus_ranges) != len(self.corpus_weights):
+            raise ValueError(
+                f"corpus_weights={self.corpus_weights} are {len(self.corpus_weights)}, and the corpora "
+                f"{len(split.corpus_ranges)}"
+            )
         tables = [
-            self.format.table(split, some, length, seed, number + AGAIN * again)
-            for corpus, weight in zip(split.corpora, self.weights, strict=True)
-            for again, some in turns(overlap(corpus, documents), weight, number)
+            self.format.build_example_table(split, some, seq_length, seed, pass_index + REPEAT_STRIDE * again)
+            for corpus, weight in zip(split.corpus_ranges, self.corpus_weights, strict=True)
+            for again, some in iter_weighted_documents(intersect_ranges(corpus, documents), weight, pass_index)
         ]
         return np.concatenate([np.zeros((0, LABEL + 1), np.int64), *tables])
 
 
-def overlap(a: range, b: range) -> range:
+def intersect_ranges(a: range, b: range) -> range:
     return range(max(a.start, b.start), min(a.stop, b.stop))
 
 
-def turns(documents: range, weight: float, number: int) -> Iterator[tuple[int, range]]:
+def iter_weighted_documents(documents: range, weight: float, pass_index: int) -> Iterator[tuple[int, range]]:
     """What pass `number` has of the documents, and the how many-th time: what a weight of 0.4 takes goes on where the
     pass before stopped.
 
-    >>> [[(a, list(some)) for a, some in turns(range(5), 1.4, n)] for n in (0, 2)]
+    >>> [[(a, list(some)) for a, some in iter_weighted_documents(range(5), 1.4, n)] for n in (0, 2)]
     [[(0, [0, 1, 2, 3, 4]), (1, [0, 1])], [(0, [0, 1, 2, 3, 4]), (1, [4]), (1, [0])]]
     """
     whole, size = floor(weight), len(documents)
     if not size:
         return
     yield from ((again, documents) for again in range(whole))
-    first, last = (floor((number + i) * (weight - whole) * size + 1e-9) for i in (0, 1))
+    first, last = (floor((pass_index + i) * (weight - whole) * size + 1e-9) for i in (0, 1))
     while first < last:
         at = first % size
         some = documents[at : at + min(last - first, size - at)]
@@ -74,14 +81,14 @@ def turns(documents: range, weight: float, number: int) -> Iterator[tuple[int, r
         first += len(some)
 
 
-def unmixed(form: Format) -> Format:
+def remove_mixing(example_format: Format) -> Format:
     """The format with every document once, packed or not."""
-    if isinstance(form, Packed):
-        return replace(form, format=unmixed(form.format))
-    return form.format if isinstance(form, Mixed) else form
+    if isinstance(example_format, PackedFormat):
+        return replace(example_format, format=remove_mixing(example_format.format))
+    return example_format.format if isinstance(example_format, MixedFormat) else example_format
 
 
-def weights_of(form: Format) -> tuple[float, ...] | None:
+def find_corpus_weights(example_format: Format) -> tuple[float, ...] | None:
     """The weights of a format of mixed corpora, packed or not."""
-    inner = form.format if isinstance(form, Packed) else form
-    return inner.weights if isinstance(inner, Mixed) else None
+    inner = example_format.format if isinstance(example_format, PackedFormat) else example_format
+    return inner.corpus_weights if isinstance(inner, MixedFormat) else None

@@ -15,7 +15,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal, Protocol
@@ -23,38 +23,38 @@ from typing import ClassVar, Literal, Protocol
 import numpy as np
 
 from encoders.data import filters, work_units
-from encoders.data.beam_runner import HERE, Runner, Say, Unfinished
-from encoders.data.filters import Filters
-from encoders.data.store import OFFSETS, Store
-from encoders.data.work_units import SPLITS, Unit, Work
+from encoders.data.beam_runner import DEFAULT_RUNNER, LogFunction, Runner, UnfinishedWork
+from encoders.data.filters import CorpusFilters
+from encoders.data.store import OFFSET_FILES, Store
+from encoders.data.work_units import TEXT_SPLITS, PreparationJob, WorkUnit
 from encoders.text import corpus as corpora
 from encoders.text import tokenization
-from encoders.text.tokenization import Facts, Vocabulary
-from encoders.utils.files import appearing, check_local, owned
+from encoders.text.tokenization import TokenizerSpec, VocabInfo
+from encoders.utils.files import atomic_dir, check_local_paths, lock_dir
 
-VERSION = 1  # of the store's layout; a change makes old stores another key
+STORE_VERSION = 1  # of the store's layout; a change makes old stores another key
 
 
-class Source(Protocol):
+class StoreSpec(Protocol):
     """What a store is made of; a frozen dataclass. The store is kept in `folder`."""
 
-    vocabulary: Vocabulary
-    folder: str
-    labels: tuple[str, ...]  # what the rows are labelled with, if they are
+    tokenizer: TokenizerSpec
+    store_dir: str
+    label_names: tuple[str, ...]  # what the rows are labelled with, if they are
 
-    def check(self) -> None:
+    def check_readable(self) -> None:
         """Raises a `ValueError` for what cannot be read, before any long work."""
 
-    def content(self) -> dict:
+    def describe_content(self) -> dict:
         """What determines the store's content: file hashes or versions rather than paths."""
 
-    def write(self, path: Path, work: Path, runner: Runner, say: Say) -> dict:
+    def write_store(self, path: Path, work_dir: Path, runner: Runner, log: LogFunction) -> dict:
         """Fill the folder `path`, and return what `store.json` says of it beside its name and content. What is finished
         before that is kept in `work`, so that it need not be done again."""
 
 
 @dataclass(frozen=True)
-class Data:
+class PretrainingData:
     """Where text comes from and how it becomes tokens.
 
     `corpus` names what is read, item by item: "embedded" (the docstrings of the packages this one depends on),
@@ -64,49 +64,65 @@ class Data:
     """
 
     corpus: tuple[str, ...] = ("embedded",)
-    vocabulary: Vocabulary = Vocabulary()
-    sentences: Literal["split", "lines"] = "split"
+    tokenizer: TokenizerSpec = TokenizerSpec()
+    sentence_splitting: Literal["split", "lines"] = "split"
     language: str = "en"
-    heldout: float = 0.02
-    folder: str = field(default="stores", metadata={"aside": True})
-    text: str | None = None
-    filters: Filters = Filters()
+    heldout_fraction: float = 0.02
+    store_dir: str = field(default="stores", metadata={"not_fingerprinted": True})
+    text_field: str | None = None
+    filters: CorpusFilters = CorpusFilters()
 
-    labels: ClassVar[tuple[str, ...]] = ()
+    label_names: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self):
         if not self.corpus:
             raise ValueError("data.corpus is empty; it takes 'embedded', 'tfds:NAME', or files")
-        if not 0 < self.heldout < 1:
-            raise ValueError(f"data.heldout={self.heldout} must be above 0 and below 1")
+        if not 0 < self.heldout_fraction < 1:
+            raise ValueError(f"data.heldout_fraction={self.heldout_fraction} must be above 0 and below 1")
 
-    def check(self) -> None:
-        corpora.check(self.corpus, self.sentences, self.language, self.text)
+    def check_readable(self) -> None:
+        corpora.check_corpus(self.corpus, self.sentence_splitting, self.language, self.text_field)
 
-    def content(self) -> dict:
-        spec = asdict(self)
-        del spec["folder"]
-        spec["corpus"] = corpora.identity(self.corpus, self.text, Path(self.folder) / ".digests.json")
-        if self.vocabulary.path:
-            spec["vocabulary"]["path"] = digest(Path(self.vocabulary.path))
-        # What is younger than the first stores counts where it is used.
-        spec |= {"filters": None if self.filters == Filters() else spec["filters"]}
-        spec = {name: value for name, value in spec.items() if name not in ("text", "filters") or value is not None}
-        items = Counter(unit.item for unit in self.work(Path(self.folder)).units())
+    def describe_content(self) -> dict:
+        # These keys are hashed: they keep their spelling when a field is renamed, so that stores stay valid.
+        spec = {
+            "corpus": corpora.describe_corpus(self.corpus, self.text_field, Path(self.store_dir) / ".digests.json"),
+            "vocabulary": {
+                "kind": self.tokenizer.kind,
+                "size": self.tokenizer.vocab_size,
+                "path": self.tokenizer.path and hash_path(Path(self.tokenizer.path)),
+                "lowercase": self.tokenizer.lowercase,
+                "sample": self.tokenizer.train_chars,
+            },
+            "sentences": self.sentence_splitting,
+            "language": self.language,
+            "heldout": self.heldout_fraction,
+        }
+        # Fields added after the first stores count only where they are used.
+        if self.text_field is not None:
+            spec["text"] = self.text_field
+        if self.filters != CorpusFilters():
+            spec["filters"] = {
+                "duplicates": self.filters.deduplicate,
+                "boilerplate": self.filters.max_paragraph_repeats,
+                "characters": self.filters.min_characters,
+                "letters": self.filters.min_letter_fraction,
+            }
+        items = Counter(unit.item_index for unit in self.make_job(Path(self.store_dir)).list_units())
         if items.total() > 1:  # then where units begin decides what is held out, and items are told apart
-            spec["units"] = {"size": corpora.PART, "items": [items[i] for i in range(len(self.corpus))]}
-        return spec | {"version": VERSION}
+            spec["units"] = {"size": corpora.RANGE_BYTES, "items": [items[i] for i in range(len(self.corpus))]}
+        return spec | {"version": STORE_VERSION}
 
-    def write(self, path: Path, work: Path, runner: Runner, say: Say) -> dict:
-        return write(self.work(work), path, runner, say)
+    def write_store(self, path: Path, work_dir: Path, runner: Runner, log: LogFunction) -> dict:
+        return write_text_store(self.make_job(work_dir), path, runner, log)
 
-    def work(self, folder: Path) -> Work:
+    def make_job(self, work_dir: Path) -> PreparationJob:
         """Its preparation in `folder`, for processes with other working directories too."""
-        absolute = tuple(corpora.absolute(item) for item in self.corpus)
-        return Work(replace(self, corpus=absolute), folder.resolve())
+        absolute = tuple(corpora.resolve_item(item) for item in self.corpus)
+        return PreparationJob(replace(self, corpus=absolute), work_dir.resolve())
 
 
-def digest(path: Path) -> str:
+def hash_path(path: Path) -> str:
     """SHA-256 of a file, or of all files of a folder."""
     path = path.expanduser()
     if not path.exists():
@@ -115,48 +131,50 @@ def digest(path: Path) -> str:
     return hashlib.sha256(b"".join(hashlib.sha256(f.read_bytes()).digest() for f in files)).hexdigest()
 
 
-def key(data: Source) -> str:
+def compute_store_key(data: StoreSpec) -> str:
     """The content key of the store that `data` makes."""
-    return named(data.content())
+    return hash_content(data.describe_content())
 
 
-def named(content: dict) -> str:
+def hash_content(content: dict) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def prepared(data: Source, say: Say = work_units.quiet, runner: Runner = HERE) -> Store:
+def prepare_store(
+    data: StoreSpec, log: LogFunction = work_units.ignore_log_line, runner: Runner = DEFAULT_RUNNER
+) -> Store:
     """The store of `data`, made now if it is not there. Raises `CorpusError` or `ValueError` before any long work."""
-    check_local(data.folder)
-    data.check()
-    content = data.content()
-    path = Path(data.folder) / named(content)
+    check_local_paths(data.store_dir)
+    data.check_readable()
+    content = data.describe_content()
+    path = Path(data.store_dir) / hash_content(content)
     if not path.exists():
-        runner.check()
-        make(data, content, path, runner, say)
-    elif (left := work_of(path)).exists():  # its process was killed at the very end
+        runner.check_available()
+        build_store(data, content, path, runner, log)
+    elif (left := get_work_dir(path)).exists():  # its process was killed at the very end
         shutil.rmtree(left, ignore_errors=True)
     return Store.open(path)
 
 
-def work_of(path: Path) -> Path:
+def get_work_dir(path: Path) -> Path:
     """Where the finished units of a store lie until it is whole."""
     return path.with_name(f".{path.name}.work")
 
 
-def make(data: Source, content: dict, path: Path, runner: Runner, say: Say) -> None:
-    work, folder = work_of(path), path.parent
+def build_store(data: StoreSpec, content: dict, path: Path, runner: Runner, log: LogFunction) -> None:
+    work, folder = get_work_dir(path), path.parent
     made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
-    with owned(work, lambda: say(f"{path}: another process prepares it; waiting")):
+    with lock_dir(work, lambda: log(f"{path}: another process prepares it; waiting")):
         try:
             if path.exists():
                 return
             killed = (*folder.glob(f".{path.name}.partial-*"), *work.glob("parts/.*.partial-*"))
             for left in killed:
                 shutil.rmtree(left, ignore_errors=True)
-            with appearing(path) as partial:
-                meta = {"key": path.name, "content": content} | data.write(partial, work, runner, say)
+            with atomic_dir(path) as partial:
+                meta = {"key": path.name, "content": content} | data.write_store(partial, work, runner, log)
                 (partial / "store.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
-        except Unfinished:
+        except UnfinishedWork:
             raise
         except ValueError:  # the corpus must change, and then nothing that is there would help
             shutil.rmtree(work, ignore_errors=True)
@@ -176,41 +194,42 @@ def make(data: Source, content: dict, path: Path, runner: Runner, say: Say) -> N
                     each.rmdir()
 
 
-def write(work: Work, path: Path, runner: Runner, say: Say) -> dict:
+def write_text_store(job: PreparationJob, path: Path, runner: Runner, log: LogFunction) -> dict:
     """The files of a store of running text, and what it is: what goes, vocabulary, tokens, all joined."""
     seconds, clock = {}, time.monotonic()
 
-    def lap(stage: str) -> None:
+    def record_seconds(stage: str) -> None:
         nonlocal clock
         seconds[stage], clock = round(time.monotonic() - clock, 2), time.monotonic()
 
-    todo = work.units()
-    compare(work, todo, runner, say)
-    lap("repeats")
-    tokenizer = vocabulary(work, todo, say)
+    todo = job.list_units()
+    find_corpus_repeats(job, todo, runner, log)
+    record_seconds("repeats")
+    tokenizer = load_or_train_tokenizer(job, todo, log)
     tokenizer.save(path / "tokenizer.json")
-    lap("vocabulary")
-    runner.run(partial(work_units.tokenise_unit, work), todo, heard("tokens", len(todo), say), say)
-    lap("tokens")
-    parts, counts = joined(work, todo, path, tokenizer.facts, say)
-    lap("joined")
-    splits = {split: total(part["splits"][split] for part in parts) for split in SPLITS}
+    record_seconds("vocabulary")
+    runner.run_items(partial(work_units.tokenize_unit, job), todo, make_progress_logger("tokens", len(todo), log), log)
+    record_seconds("tokens")
+    parts, counts = join_finished_units(job, todo, path, tokenizer.vocab, log)
+    record_seconds("joined")
+    splits = {split: sum_split_counts(part["splits"][split] for part in parts) for split in TEXT_SPLITS}
     documents = sum(split["documents"] for split in splits.values())
     for split, found in splits.items():
         if not found["documents"]:
             raise ValueError(
-                f"the {split} split is empty: {documents} document(s) in {', '.join(work.data.corpus)}; documents of a "
-                f"text file are separated by blank lines, and about {work.data.heldout:.0%} of them are held out"
+                f"the {split} split is empty: {documents} document(s) in {', '.join(job.data.corpus)}; documents of a "
+                f"text file are separated by blank lines, and about {job.data.heldout_fraction:.0%} of them are held "
+                "out"
             )
-    facts, ordinary = tokenizer.facts, counts.copy()
-    ordinary[list(facts.special)] = 0
+    facts, ordinary = tokenizer.vocab, counts.copy()
+    ordinary[list(facts.special_ids)] = 0
     return {
-        "dtype": np.dtype(work_units.kind_of(facts)).name,
-        "facts": replace(facts, common=int(ordinary.argmax())).to_json(),
-        "tokenizer": digest(path / "tokenizer.json"),
+        "dtype": np.dtype(work_units.choose_token_dtype(facts)).name,
+        "facts": replace(facts, most_frequent_id=int(ordinary.argmax())).to_json_value(),
+        "tokenizer": hash_path(path / "tokenizer.json"),
         "splits": splits,
-        "filtered": filters.report(Counter(part["filtered"]) for part in parts),
-        "unknown_rate": float(counts[facts.unk] / max(counts.sum(), 1)),
+        "filtered": filters.sum_filter_counts(Counter(part["filtered"]) for part in parts),
+        "unknown_rate": float(counts[facts.unk_id] / max(counts.sum(), 1)),
         "characters": sum(part["characters"] for part in parts),
         "seconds": seconds,
         "peak_memory_mb": max(
@@ -220,28 +239,35 @@ def write(work: Work, path: Path, runner: Runner, say: Say) -> dict:
     }
 
 
-def compare(work: Work, todo: list[Unit], runner: Runner, say: Say) -> None:
+def find_corpus_repeats(job: PreparationJob, all_units: list[WorkUnit], runner: Runner, log: LogFunction) -> None:
     """Find what goes because it stands elsewhere too, if that is asked for."""
-    if work.data.filters.compared:
-        runner.run(partial(work_units.hash_unit, work), todo, heard("hashes", len(todo), say), say)
-        buckets = work_units.buckets(work, len(todo))
-        runner.run(partial(work_units.find_repeats, work), buckets, heard("repeats", len(buckets), say), say)
+    if job.data.filters.compared_levels:
+        runner.run_items(
+            partial(work_units.hash_unit, job), all_units, make_progress_logger("hashes", len(all_units), log), log
+        )
+        buckets = work_units.plan_hash_buckets(job, len(all_units))
+        runner.run_items(
+            partial(work_units.find_repeats_in_bucket, job),
+            buckets,
+            make_progress_logger("repeats", len(buckets), log),
+            log,
+        )
 
 
-def heard(stage: str, count: int, say: Say) -> Callable[[int], None]:
+def make_progress_logger(stage: str, num_units: int, log: LogFunction) -> Callable[[int], None]:
     """Says now and then how many of `count` units a stage has done."""
     began = last = time.monotonic()
 
-    def done(number: int) -> None:
+    def log_progress(num_done: int) -> None:
         nonlocal last
-        if count > 1 and (number == count or time.monotonic() - last > 1):
+        if num_units > 1 and (num_done == num_units or time.monotonic() - last > 1):
             last = time.monotonic()
-            say(f"{stage}: {number:,} of {count:,} units, {last - began:,.0f} s")
+            log(f"{stage}: {num_done:,} of {num_units:,} units, {last - began:,.0f} s")
 
-    return done
+    return log_progress
 
 
-def total(summaries) -> dict[str, int]:
+def sum_split_counts(summaries) -> dict[str, int]:
     """Documents, sentences and tokens of several parts."""
     whole = Counter(documents=0, sentences=0, tokens=0)
     for summary in summaries:
@@ -249,63 +275,67 @@ def total(summaries) -> dict[str, int]:
     return dict(whole)
 
 
-def vocabulary(work: Work, todo: list[Unit], say: Say):
+def load_or_train_tokenizer(job: PreparationJob, all_units: list[WorkUnit], log: LogFunction):
     """The tokenizer, in the folder of the work too, where every process finds it."""
-    path, spec = work.folder / "tokenizer.json", work.data.vocabulary
+    path, spec = job.work_dir / "tokenizer.json", job.data.tokenizer
     if not path.exists():
-        say(f"vocabulary: {'read from ' + spec.path if spec.path else f'training {spec.kind} of {spec.size:,}'}")
+        log(f"vocabulary: {'read from ' + spec.path if spec.path else f'training {spec.kind} of {spec.vocab_size:,}'}")
         if spec.path:
-            tokenizer = tokenization.load(spec.path, spec.lowercase)
+            tokenizer = tokenization.load_tokenizer(spec.path, spec.lowercase)
         else:
-            tokenizer = tokenization.train(spec, work_units.sample(work, todo))
+            tokenizer = tokenization.train_tokenizer(spec, work_units.sample_documents(job, all_units))
         partial = path.with_suffix(".partial")
         tokenizer.save(partial)
         partial.rename(path)
-    return tokenization.load(path)
+    return tokenization.load_tokenizer(path)
 
 
-def joined(work: Work, todo: list[Unit], path: Path, facts: Facts, say: Say) -> tuple[list[dict], np.ndarray]:
+def join_finished_units(
+    job: PreparationJob, all_units: list[WorkUnit], path: Path, vocab: VocabInfo, log: LogFunction
+) -> tuple[list[dict], np.ndarray]:
     """The parts' files as those of the store, one after another, and their summaries and counts of tokens.
 
     A part whose bytes are not those that were written is made again.
     """
-    for split in SPLITS:
+    for split in TEXT_SPLITS:
         (path / split).mkdir()
-        for name in OFFSETS:
+        for name in OFFSET_FILES:
             (path / split / f"{name}.bin").write_bytes(bytes(8))
-    found, counts = [], np.zeros(facts.size, np.int64)
-    ends = {split: Counter() for split in SPLITS}
-    for unit in todo:
-        part = work.part(unit.number)
-        if (summary := sound(part)) is None:
-            say(f"part {unit.number} ({unit}) is damaged, and made again")
+    found, counts = [], np.zeros(vocab.vocab_size, np.int64)
+    ends = {split: Counter() for split in TEXT_SPLITS}
+    for unit in all_units:
+        part = job.get_unit_dir(unit.unit_index)
+        if (summary := read_intact_summary(part)) is None:
+            log(f"part {unit.unit_index} ({unit}) is damaged, and made again")
             shutil.rmtree(part, ignore_errors=True)
-            work_units.tokenise_unit(work, unit, say)
-            summary = sound(part)
+            work_units.tokenize_unit(job, unit, log)
+            summary = read_intact_summary(part)
         found.append(summary)
         counts += np.load(part / "counts.npy")
-        for split in SPLITS:
-            append(part / split, path / split, ends[split])
+        for split in TEXT_SPLITS:
+            append_unit_split(part / split, path / split, ends[split])
             ends[split].update(summary["splits"][split] | {"sha256": 0})
     return found, counts
 
 
-def sound(part: Path) -> dict | None:
+def read_intact_summary(unit_dir: Path) -> dict | None:
     """The summary of a part whose files are as they were written."""
     try:
-        summary = json.loads((part / "part.json").read_text(encoding="utf-8"))
-        counts = hashlib.sha256((part / "counts.npy").read_bytes()).hexdigest()
-        splits = (work_units.digest(part / split) == summary["splits"][split]["sha256"] for split in SPLITS)
+        summary = json.loads((unit_dir / "part.json").read_text(encoding="utf-8"))
+        counts = hashlib.sha256((unit_dir / "counts.npy").read_bytes()).hexdigest()
+        splits = (
+            work_units.hash_split_files(unit_dir / split) == summary["splits"][split]["sha256"] for split in TEXT_SPLITS
+        )
         return summary if counts == summary["counts"] and all(splits) else None
     except (OSError, ValueError, KeyError):
         return None
 
 
-def append(part: Path, whole: Path, ends: Counter) -> None:
+def append_unit_split(unit_split_dir: Path, store_split_dir: Path, base_offsets: Counter) -> None:
     """The files of a part's split behind those of the store, whose offsets go on from `ends`."""
-    with open(part / "tokens.bin", "rb") as source, open(whole / "tokens.bin", "ab") as target:
+    with open(unit_split_dir / "tokens.bin", "rb") as source, open(store_split_dir / "tokens.bin", "ab") as target:
         shutil.copyfileobj(source, target, 1 << 22)
-    for name, start in zip(OFFSETS, (ends["tokens"], ends["sentences"]), strict=True):
-        with open(whole / f"{name}.bin", "ab") as target:
-            for piece in work_units.pieces(part / f"{name}.bin", np.int64, 1):
+    for name, start in zip(OFFSET_FILES, (base_offsets["tokens"], base_offsets["sentences"]), strict=True):
+        with open(store_split_dir / f"{name}.bin", "ab") as target:
+            for piece in work_units.read_number_blocks(unit_split_dir / f"{name}.bin", np.int64, 1):
                 target.write((piece + start).tobytes())

@@ -12,128 +12,145 @@ from pathlib import Path
 import numpy as np
 
 from encoders.data import work_units
-from encoders.data.beam_runner import HERE, Runner, Say
-from encoders.data.prepare import Data, compare, digest, key
-from encoders.data.store import OFFSETS, Store
-from encoders.data.work_units import SPLITS, Work
-from encoders.utils.files import owned
+from encoders.data.beam_runner import DEFAULT_RUNNER, LogFunction, Runner
+from encoders.data.prepare import PretrainingData, compute_store_key, find_corpus_repeats, hash_path
+from encoders.data.store import OFFSET_FILES, Store
+from encoders.data.work_units import TEXT_SPLITS, PreparationJob
+from encoders.utils.files import lock_dir
 
 
 @dataclass(frozen=True)
-class Span:
+class UnitSpan:
     """Where a part's numbers stand in one file of a split, and what is added to them there."""
 
-    file: str
-    kind: str
-    first: int
-    last: int
-    base: int
+    file_name: str
+    dtype: str
+    start: int
+    stop: int
+    base_offset: int
 
-    def read(self, folder: Path) -> Iterator[np.ndarray]:
+    def read_unit_numbers(self, folder: Path) -> Iterator[np.ndarray]:
         """As the part had them."""
-        kind, path = np.dtype(self.kind), folder / self.file
-        for piece in work_units.pieces(path, kind, self.first, self.last) if path.exists() else ():
-            yield piece - kind.type(self.base)
+        kind, path = np.dtype(self.dtype), folder / self.file_name
+        for piece in work_units.read_number_blocks(path, kind, self.start, self.stop) if path.exists() else ():
+            yield piece - kind.type(self.base_offset)
 
-    def write(self, folder: Path, part: Path, skipped: int) -> None:
+    def write_unit_numbers(self, folder: Path, unit_dir: Path, num_skipped: int) -> None:
         """Put the numbers of the part's file, but for the `skipped` first ones, in their place."""
-        kind = np.dtype(self.kind)
-        with open(folder / self.file, "r+b") as target:
-            target.seek(self.first * kind.itemsize)
-            for piece in work_units.pieces(part / self.file, kind, skipped):
-                target.write((piece + kind.type(self.base)).tobytes())
+        kind = np.dtype(self.dtype)
+        with open(folder / self.file_name, "r+b") as target:
+            target.seek(self.start * kind.itemsize)
+            for piece in work_units.read_number_blocks(unit_dir / self.file_name, kind, num_skipped):
+                target.write((piece + kind.type(self.base_offset)).tobytes())
 
 
-def spans(store: Store, split: str) -> Iterator[tuple[Span, ...]]:
+def iter_unit_spans(store: Store, split: str) -> Iterator[tuple[UnitSpan, ...]]:
     """The spans of each part in the files of tokens, sentences and documents."""
     tokens = sentences = documents = 0
-    for part in store.meta["parts"]:
+    for part in store.metadata["parts"]:
         size = part["splits"][split]
         yield (
-            Span("tokens.bin", store.meta["dtype"], tokens, tokens + size["tokens"], 0),
-            Span("sentences.bin", "int64", sentences + 1, sentences + 1 + size["sentences"], tokens),
-            Span("documents.bin", "int64", documents + 1, documents + 1 + size["documents"], sentences),
+            UnitSpan("tokens.bin", store.metadata["dtype"], tokens, tokens + size["tokens"], 0),
+            UnitSpan("sentences.bin", "int64", sentences + 1, sentences + 1 + size["sentences"], tokens),
+            UnitSpan("documents.bin", "int64", documents + 1, documents + 1 + size["documents"], sentences),
         )
         tokens, sentences = tokens + size["tokens"], sentences + size["sentences"]
         documents += size["documents"]
 
 
-def damaged(store: Store) -> list[int]:
+def find_damaged_units(store: Store) -> list[int]:
     """The numbers of the parts whose bytes in the store are not those that were written; all of them where a file is
     too long or does not begin as it must.
 
     Raises `ValueError` for a store without checksums, and for one whose tokenizer.json has changed.
     """
-    if "parts" not in store.meta:
+    if "parts" not in store.metadata:
         raise ValueError(f"{store.path} holds no checksums: it has labelled rows, or an earlier version has written it")
-    if digest(store.path / "tokenizer.json") != store.meta["tokenizer"]:
+    if hash_path(store.path / "tokenizer.json") != store.metadata["tokenizer"]:
         raise ValueError(f"tokenizer.json of {store.path} has changed: remove the store, and prepare it anew")
     found = set()
-    for split in SPLITS:
+    for split in TEXT_SPLITS:
         folder = store.path / split
-        for name, size in sizes(store, split).items():
+        for name, size in compute_file_sizes(store, split).items():
             path = folder / name
-            if not path.exists() or path.stat().st_size > size or name != "tokens.bin" and not begins(path):
-                found.update(range(len(store.meta["parts"])))
-        for number, (part, places) in enumerate(zip(store.meta["parts"], spans(store, split), strict=True)):
+            if (
+                not path.exists()
+                or path.stat().st_size > size
+                or name != "tokens.bin"
+                and not has_zero_first_offset(path)
+            ):
+                found.update(range(len(store.metadata["parts"])))
+        for number, (part, places) in enumerate(
+            zip(store.metadata["parts"], iter_unit_spans(store, split), strict=True)
+        ):
             whole = hashlib.sha256()
             for span in places:
-                if span.file != "tokens.bin":
+                if span.file_name != "tokens.bin":
                     whole.update(bytes(8))  # a part's offsets begin with 0
-                for piece in span.read(folder):
+                for piece in span.read_unit_numbers(folder):
                     whole.update(piece.tobytes())
             if whole.hexdigest() != part["splits"][split]["sha256"]:
                 found.add(number)
     return sorted(found)
 
 
-def begins(path: Path) -> bool:
+def has_zero_first_offset(path: Path) -> bool:
     """Whether a file of offsets begins with 0."""
     with open(path, "rb") as file:
         return file.read(8) == bytes(8)
 
 
-def sizes(store: Store, split: str) -> dict[str, int]:
+def compute_file_sizes(store: Store, split: str) -> dict[str, int]:
     """The bytes of each file of a split."""
-    counts, width = store.meta["splits"][split], np.dtype(store.meta["dtype"]).itemsize
-    offsets = {f"{name}.bin": 8 * (counts[name] + 1) for name in OFFSETS}
+    counts, width = store.metadata["splits"][split], np.dtype(store.metadata["dtype"]).itemsize
+    offsets = {f"{name}.bin": 8 * (counts[name] + 1) for name in OFFSET_FILES}
     return {"tokens.bin": width * counts["tokens"]} | offsets
 
 
-def repair(store: Store, data: Data, numbers: list[int], say: Say = work_units.quiet, runner: Runner = HERE) -> None:
+def repair_store(
+    store: Store,
+    data: PretrainingData,
+    unit_indices: list[int],
+    log: LogFunction = work_units.ignore_log_line,
+    runner: Runner = DEFAULT_RUNNER,
+) -> None:
     """Make the parts again from the corpus and put them in their places; tables go, which may be of damaged tokens.
 
     Raises `ValueError`, and leaves the store as it is, where `data` is not what it was made of.
     """
-    if key(data) != store.key:
+    if compute_store_key(data) != store.key:
         raise ValueError(f"{store.path} was made of another corpus or vocabulary than {data.corpus}: it stays as it is")
     folder = store.path.with_name(f".{store.key}.repair").resolve()
-    with owned(folder, lambda: say(f"{store.path}: another process repairs it; waiting")):
+    with lock_dir(folder, lambda: log(f"{store.path}: another process repairs it; waiting")):
         try:
-            remake(store, data.work(folder), numbers, say, runner)
+            rebuild_units(store, data.make_job(folder), unit_indices, log, runner)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def remake(store: Store, work: Work, numbers: list[int], say: Say, runner: Runner) -> None:
-    shutil.copy(store.path / "tokenizer.json", work.folder / "tokenizer.json")
-    todo = work.units()
-    compare(work, todo, runner, say)
-    runner.run(partial(work_units.tokenise_unit, work), [todo[number] for number in numbers], lambda count: None, say)
-    for split in SPLITS:
-        for number in numbers:
-            recorded = store.meta["parts"][number]["splits"][split]["sha256"]
-            if work_units.digest(work.part(number) / split) != recorded:
+def rebuild_units(store: Store, job: PreparationJob, unit_indices: list[int], log: LogFunction, runner: Runner) -> None:
+    shutil.copy(store.path / "tokenizer.json", job.work_dir / "tokenizer.json")
+    todo = job.list_units()
+    find_corpus_repeats(job, todo, runner, log)
+    runner.run_items(
+        partial(work_units.tokenize_unit, job), [todo[number] for number in unit_indices], lambda count: None, log
+    )
+    for split in TEXT_SPLITS:
+        for number in unit_indices:
+            recorded = store.metadata["parts"][number]["splits"][split]["sha256"]
+            if work_units.hash_split_files(job.get_unit_dir(number) / split) != recorded:
                 raise ValueError(f"part {number} of {store.path} comes out otherwise than it was: prepare it anew")
     shutil.rmtree(store.path / "tables", ignore_errors=True)
-    for split in SPLITS:
-        for name, size in sizes(store, split).items():
+    for split in TEXT_SPLITS:
+        for name, size in compute_file_sizes(store, split).items():
             with open(store.path / split / name, "ab") as file:
                 file.truncate(size)
             if name != "tokens.bin":
                 with open(store.path / split / name, "r+b") as file:
                     file.write(bytes(8))
-        places = list(spans(store, split))
-        for number in numbers:
+        places = list(iter_unit_spans(store, split))
+        for number in unit_indices:
             for span in places[number]:
-                span.write(store.path / split, work.part(number) / split, 0 if span.file == "tokens.bin" else 1)
+                span.write_unit_numbers(
+                    store.path / split, job.get_unit_dir(number) / split, 0 if span.file_name == "tokens.bin" else 1
+                )

@@ -9,17 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-Errors = Literal["stop", "skip"]
+OnBadRow = Literal["stop", "skip"]
 
 
 class RowError(ValueError):
     """A row that cannot be used; says where it is."""
 
-    def __init__(self, place: str, what: str):
-        super().__init__(f"{place}: {what}")
+    def __init__(self, location: str, problem: str):
+        super().__init__(f"{location}: {problem}")
 
 
-def damaged(text: str) -> bool:
+def has_lone_surrogate(text: str) -> bool:
     """Whether a text holds half a surrogate pair: what bytes that are not UTF-8 were read as, or JSON's own."""
     return any("\ud800" <= letter <= "\udfff" for letter in text)
 
@@ -28,55 +28,57 @@ def damaged(text: str) -> bool:
 class Record:
     """The fields of a row by column, and where it stands."""
 
-    place: str
+    location: str
     values: dict[str, Any]
 
     def __getitem__(self, column: str) -> Any:
         if column not in self.values:
-            raise RowError(self.place, f"there is no column {column!r}; there are {', '.join(map(str, self.values))}")
+            raise RowError(
+                self.location, f"there is no column {column!r}; there are {', '.join(map(str, self.values))}"
+            )
         return self.values[column]
 
-    def text(self, column: str) -> str:
+    def get_text(self, column: str) -> str:
         """A text that is there. Raises `RowError` for one that is empty or not text."""
         found = self[column]
         if not isinstance(found, str):
-            raise RowError(self.place, f"{column}={found!r} is not text")
+            raise RowError(self.location, f"{column}={found!r} is not text")
         if not found.strip():
-            raise RowError(self.place, f"{column} is empty")
-        if damaged(found):
-            raise RowError(self.place, f"{column} is not UTF-8")
+            raise RowError(self.location, f"{column} is empty")
+        if has_lone_surrogate(found):
+            raise RowError(self.location, f"{column} is not UTF-8")
         return found
 
 
-class Reader:
+class RowReader:
     """Reads rows, and stops at the first bad one or skips and counts them."""
 
-    def __init__(self, errors: Errors = "stop"):
-        self.errors, self.skipped = errors, []
+    def __init__(self, on_bad_row: OnBadRow = "stop"):
+        self.on_bad_row, self.skipped_rows = on_bad_row, []
 
-    def read(self, rows: Iterator, make: Callable[[Any], Any]) -> Iterator:
+    def convert_rows(self, rows: Iterator, convert: Callable[[Any], Any]) -> Iterator:
         """`make(row)` of each row; one that is a `RowError`, or raises it, stops or is skipped."""
         try:
             for row in rows:
                 try:
                     if isinstance(row, RowError):
                         raise row
-                    yield make(row)
+                    yield convert(row)
                 except RowError as error:
-                    if self.errors == "stop":
+                    if self.on_bad_row == "stop":
                         raise
-                    self.skipped.append(str(error))
+                    self.skipped_rows.append(str(error))
         finally:
             if isinstance(rows, Generator):  # its file is closed now, and not when memory is collected
                 rows.close()
 
 
-def records(path: Path, columns: tuple[str, ...] = ()) -> Iterator[Record | RowError]:
+def read_records(path: Path, columns: tuple[str, ...] = ()) -> Iterator[Record | RowError]:
     """The rows of a file by its ending: .tsv (no quoting), .csv or .jsonl; `columns` names those of one without a head.
 
     A row that is damaged comes as a `RowError` in its place. Raises `RowError` for a file without rows.
     """
-    kinds = {".tsv": tab_separated, ".txt": tab_separated, ".csv": comma_separated, ".jsonl": json_lines}
+    kinds = {".tsv": read_tsv, ".txt": read_tsv, ".csv": read_csv, ".jsonl": read_json_lines}
     if path.suffix not in kinds:
         raise RowError(str(path), f"the ending {path.suffix!r} is not one of {', '.join(kinds)}")
     empty = True
@@ -88,23 +90,23 @@ def records(path: Path, columns: tuple[str, ...] = ()) -> Iterator[Record | RowE
         raise RowError(str(path), "there are no rows")
 
 
-def fitted(place: str, columns: list[str], values: list[str]) -> Record | RowError:
+def build_record(location: str, columns: list[str], values: list[str]) -> Record | RowError:
     if len(values) != len(columns):
-        return RowError(place, f"there are {len(values)} fields and {len(columns)} columns: {', '.join(columns)}")
-    return Record(place, dict(zip(columns, values, strict=True)))
+        return RowError(location, f"there are {len(values)} fields and {len(columns)} columns: {', '.join(columns)}")
+    return Record(location, dict(zip(columns, values, strict=True)))
 
 
-def tab_separated(path: Path, file, columns: tuple[str, ...]) -> Iterator[Record | RowError]:
+def read_tsv(path: Path, file, columns: tuple[str, ...]) -> Iterator[Record | RowError]:
     names = list(columns)
     for number, line in enumerate(file, 1):  # a lone \r belongs to its field
         values = line.rstrip("\r\n").split("\t")
         if not names:
             names = values
         elif values != [""]:
-            yield fitted(f"{path}:{number}", names, values)
+            yield build_record(f"{path}:{number}", names, values)
 
 
-def comma_separated(path: Path, file, columns: tuple[str, ...]) -> Iterator[Record | RowError]:
+def read_csv(path: Path, file, columns: tuple[str, ...]) -> Iterator[Record | RowError]:
     rows, names = csv.reader(file, strict=True), list(columns)
     while True:
         try:
@@ -117,17 +119,17 @@ def comma_separated(path: Path, file, columns: tuple[str, ...]) -> Iterator[Reco
         if not names:
             names = values
         elif values:
-            yield fitted(f"{path}:{rows.line_num}", names, values)
+            yield build_record(f"{path}:{rows.line_num}", names, values)
 
 
-def json_lines(path: Path, file, columns: tuple[str, ...]) -> Iterator[Record | RowError]:
+def read_json_lines(path: Path, file, columns: tuple[str, ...]) -> Iterator[Record | RowError]:
     for number, line in enumerate(file, 1):
         if not line.strip():
             continue
         place = f"{path}:{number}"
         try:
             values = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             yield RowError(place, f"not JSON: {error}")
             continue
         yield Record(place, values) if isinstance(values, dict) else RowError(place, "not a JSON object")

@@ -20,9 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
-from encoders.text.tokenization import Facts
+from encoders.text.tokenization import VocabInfo
 
-SHARD = 1 << 24  # tokens; example tables are built for one shard of documents at a time
+SHARD_TOKENS = 1 << 24  # tokens; example tables are built for one shard of documents at a time
 
 
 @dataclass(frozen=True)
@@ -36,49 +36,51 @@ class Split:
 
     name: str
     tokens: np.ndarray
-    sentences: np.ndarray
-    documents: np.ndarray
-    columns: Mapping[str, np.ndarray] = field(default_factory=dict)
+    sentence_offsets: np.ndarray
+    document_offsets: np.ndarray
+    label_columns: Mapping[str, np.ndarray] = field(default_factory=dict)
     folder: Path | None = None
-    kept: tuple[dict, ...] | None = None  # notes that are in no file
-    corpora: tuple[range, ...] = ()  # the documents of each item of the corpus
+    in_memory_metadata: tuple[dict, ...] | None = None  # notes that are in no file
+    corpus_ranges: tuple[range, ...] = ()  # the documents of each item of the corpus
 
     @classmethod
-    def open(cls, folder: Path, dtype: np.dtype, corpora: tuple[range, ...] = ()) -> Split:
-        read = lambda name, kind: np.memmap(folder / name, kind, mode="r")
+    def open(cls, folder: Path, dtype: np.dtype, corpus_ranges: tuple[range, ...] = ()) -> Split:
+        open_memmap = lambda name, kind: np.memmap(folder / name, kind, mode="r")
         columns = {path.stem: np.load(path) for path in sorted(folder.glob("*.npy"))}
-        offsets = (read(f"{name}.bin", np.int64) for name in OFFSETS)
-        return cls(folder.name, read("tokens.bin", dtype), *offsets, columns, folder, corpora=corpora)
+        offsets = (open_memmap(f"{name}.bin", np.int64) for name in OFFSET_FILES)
+        return cls(
+            folder.name, open_memmap("tokens.bin", dtype), *offsets, columns, folder, corpus_ranges=corpus_ranges
+        )
 
     @cached_property
-    def notes(self) -> list[dict]:
+    def row_metadata(self) -> list[dict]:
         """What was kept of each labelled row, such as its name and its text."""
-        if self.kept is not None:
-            return list(self.kept)
+        if self.in_memory_metadata is not None:
+            return list(self.in_memory_metadata)
         lines = (self.folder / "notes.jsonl").read_text(encoding="utf-8").split("\n")
         return [json.loads(line) for line in lines if line]
 
     @property
-    def size(self) -> int:
+    def num_documents(self) -> int:
         """The number of documents."""
-        return len(self.documents) - 1
+        return len(self.document_offsets) - 1
 
-    def shards(self) -> list[range]:
+    def split_shards(self) -> list[range]:
         """Ranges of documents of about `SHARD` tokens each."""
-        starts = self.sentences[self.documents]
-        edges = np.searchsorted(starts, np.arange(0, len(self.tokens), SHARD))
-        edges = sorted({int(edge) for edge in edges} | {self.size})
+        starts = self.sentence_offsets[self.document_offsets]
+        edges = np.searchsorted(starts, np.arange(0, len(self.tokens), SHARD_TOKENS))
+        edges = sorted({int(edge) for edge in edges} | {self.num_documents})
         return [range(a, b) for a, b in zip(edges, edges[1:], strict=False)]
 
-    def offsets(self, document: int) -> list[int]:
+    def get_sentence_offsets(self, document: int) -> list[int]:
         """Where each sentence of `document` starts, and where the last one ends, without the separator."""
-        first, last = self.documents[document : document + 2]
-        offsets = self.sentences[first : last + 1].tolist()
+        first, last = self.document_offsets[document : document + 2]
+        offsets = self.sentence_offsets[first : last + 1].tolist()
         offsets[-1] -= 1
         return offsets
 
 
-OFFSETS = ("sentences", "documents")
+OFFSET_FILES = ("sentences", "documents")
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ class Store:
     """An opened store. Raises `ValueError` where the folder does not hold a whole one."""
 
     path: Path
-    meta: dict
+    metadata: dict
 
     @classmethod
     def open(cls, path: Path) -> Store:
@@ -97,28 +99,28 @@ class Store:
 
     @property
     def key(self) -> str:
-        return self.meta["key"]
+        return self.metadata["key"]
 
     @cached_property
-    def facts(self) -> Facts:
-        return Facts.from_json(self.meta["facts"])
+    def vocab(self) -> VocabInfo:
+        return VocabInfo.from_json_value(self.metadata["facts"])
 
     @cached_property
     def tokenizer(self):
-        from encoders.text.tokenization import load
+        from encoders.text.tokenization import load_tokenizer
 
-        return load(self.path / "tokenizer.json")
+        return load_tokenizer(self.path / "tokenizer.json")
 
-    def split(self, name: str) -> Split:
+    def open_split(self, name: str) -> Split:
         """Raises `ValueError` for a split that the store has not."""
-        if name not in self.meta["splits"]:
-            raise ValueError(f"{self.path} has no split {name!r}; it has {', '.join(self.meta['splits'])}")
-        return Split.open(self.path / name, np.dtype(self.meta["dtype"]), self.corpora(name))
+        if name not in self.metadata["splits"]:
+            raise ValueError(f"{self.path} has no split {name!r}; it has {', '.join(self.metadata['splits'])}")
+        return Split.open(self.path / name, np.dtype(self.metadata["dtype"]), self.find_corpus_ranges(name))
 
-    def corpora(self, name: str) -> tuple[range, ...]:
+    def find_corpus_ranges(self, name: str) -> tuple[range, ...]:
         """The documents of each item of the corpus in a split."""
         found: list[range] = []
-        for part in self.meta.get("parts", ()):
+        for part in self.metadata.get("parts", ()):
             start = found[-1].stop if found else 0
             while len(found) <= part["item"]:
                 found.append(range(start, start))
@@ -126,14 +128,14 @@ class Store:
         return tuple(found)
 
     @cached_property
-    def train(self) -> Split:
-        return self.split("train")
+    def train_split(self) -> Split:
+        return self.open_split("train")
 
     @cached_property
-    def heldouts(self) -> list[Split]:
+    def eval_splits(self) -> list[Split]:
         """What is evaluated: of running text one split, of labelled rows every development set."""
-        return [self.split(name) for name in self.meta["splits"] if name.startswith(("heldout", "dev"))]
+        return [self.open_split(name) for name in self.metadata["splits"] if name.startswith(("heldout", "dev"))]
 
     @property
-    def heldout(self) -> Split:
-        return self.heldouts[0]
+    def eval_split(self) -> Split:
+        return self.eval_splits[0]

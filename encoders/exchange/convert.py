@@ -16,22 +16,23 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from encoders.exchange import fairseq, tokenizer_files
-from encoders.exchange.architectures import ARCHITECTURES, Architecture, groups_differ
-from encoders.exchange.published_folder import Published, classes_in_config, read
-from encoders.exchange.weights import CheckpointError, listed, write_safetensors
-from encoders.experiment import Network
-from encoders.model.config import Model
-from encoders.objectives.replaced_tokens import ReplacedTokens
-from encoders.run.run import Run, record
+from encoders.exchange import fairseq
+from encoders.exchange.architectures import ARCHITECTURES, Architecture, has_different_groups
+from encoders.exchange.published_folder import PublishedCheckpoint, build_label_config, read_transformers_folder
+from encoders.exchange.tokenizer_files import read_tokenizer, write_tokenizer
+from encoders.exchange.weights import CheckpointError, list_names, write_safetensors
+from encoders.experiment import RunSpec
+from encoders.model.config import EncoderConfig
+from encoders.objectives.replaced_tokens import ReplacedTokenDetection
+from encoders.run.run import Run, build_run_record
 from encoders.training import sharding, step
 from encoders.training.checkpoint import save_params
-from encoders.training.optimizer import leaves, paths, stacked
+from encoders.training.optimizer import flatten_with_paths, is_stacked, tree_paths
 from encoders.training.sharding import Mesh
-from encoders.utils.files import appearing, write_json
+from encoders.utils.files import atomic_dir, write_json
 
-Say = Callable[[str], None]
-Leaf = Callable[[], np.ndarray]
+LogFn = Callable[[str], None]
+ReadLeaf = Callable[[], np.ndarray]
 M_ARENA_MAX = -8  # of glibc's malloc.h
 
 
@@ -40,137 +41,150 @@ def import_checkpoint(
     run: str | Path,
     *,
     generator: str | Path | None = None,
-    vocabulary: str | Path | None = None,
-    say: Say = lambda line: None,
+    tokenizer_files: str | Path | None = None,
+    log: LogFn = lambda line: None,
 ) -> None:
     """Make the published checkpoint in `folder` the run `run`, which must not exist yet.
 
     The folder is one of transformers, or fairseq's .pt file, or a folder that holds one. An ELECTRA discriminator may
-    bring its `generator`: another such folder, or the one named generator inside its own. `vocabulary` names the
+    bring its `generator`: another such folder, or the one named generator inside its own. `tokenizer_files` names the
     tokenizer's files where they are elsewhere. Raises `CheckpointError`, a `ValueError`, that lists all that does not
     fit.
 
         import_checkpoint("bert-base-uncased", "runs/bert-base-uncased")
     """
-    keep_one_heap()
+    limit_malloc_arenas()
     folder, run = Path(folder), Path(run)
     if run.exists():
         raise CheckpointError(f"{run} exists; choose another name, or remove it")
-    file = fairseq.file_in(folder)
-    main = fairseq.read(file) if file else read(folder)
+    file = fairseq.find_fairseq_file(folder)
+    main = fairseq.read_fairseq_checkpoint(file) if file else read_transformers_folder(folder)
     if generator is None and (folder / "generator" / "config.json").is_file():
         generator = folder / "generator"
-    sources = pair(main, read(Path(generator))) if generator else Sources(main.model, main.objective, {"": main})
-    tokenizer = tokenizer_files.read(Path(vocabulary or (file.parent if file else folder)))
+    sources = (
+        pair_electra_checkpoints(main, read_transformers_folder(Path(generator)))
+        if generator
+        else ImportSources(main.config, main.objective, {"": main})
+    )
+    tokenizer = read_tokenizer(Path(tokenizer_files or (file.parent if file else folder)))
     everywhere = Mesh(data=1, fsdp=-1)  # every device has its share of the parameters
-    network = Network(name=run.name, model=sources.model, objective=sources.objective, mesh=everywhere)
-    shapes = sources.shapes(tokenizer.facts)
-    problems = sources.problems(shapes)
-    if tokenizer.facts.size > network.model.vocab:
+    network = RunSpec(name=run.name, model=sources.config, objective=sources.objective, mesh=everywhere)
+    shapes = sources.build_param_shapes(tokenizer.vocab)
+    problems = sources.list_problems(shapes)
+    if tokenizer.vocab.vocab_size > network.model.vocab_size:
         problems.append(
-            f"the vocabulary has {tokenizer.facts.size} entries and the word table {network.model.vocab} rows"
+            f"the vocabulary has {tokenizer.vocab.vocab_size} entries and the word table "
+            f"{network.model.vocab_size} rows"
         )
     if problems:
         raise CheckpointError(f"{folder} cannot be imported:\n  " + "\n  ".join(problems))
     mesh = network.mesh.build()
-    with appearing(run) as partial_run:
+    with atomic_dir(run) as partial_run:
         tokenizer.save(partial_run)
-        write_json(partial_run / "experiment.json", record(network, sources.digest(), tokenizer.facts))
-        params = jax.tree.map(sources.load, paths(shapes), shapes, sharding.shardings(shapes, mesh))
+        write_json(
+            partial_run / "experiment.json", build_run_record(network, sources.fingerprint_files(), tokenizer.vocab)
+        )
+        params = jax.tree.map(sources.load_leaf, tree_paths(shapes), shapes, sharding.infer_shardings(shapes, mesh))
         save_params(partial_run / "checkpoints", params)
-    say(f"{run}: {sources.model.layers} layers, {type(sources.objective).__name__}, {', '.join(shapes)}")
+    log(f"{run}: {sources.config.num_layers} layers, {type(sources.objective).__name__}, {', '.join(shapes)}")
 
 
 @dataclass(frozen=True)
-class Sources:
+class ImportSources:
     """One published checkpoint, or ELECTRA's two, as the parameters of one network.
 
     `parts` maps the first names of a path in our tree to the checkpoint that has it; "" is all the others. The leaves
     in `tied` are in both, and are taken from the first.
     """
 
-    model: Model
+    config: EncoderConfig
     objective: object
-    parts: dict[str, Published]
-    tied: frozenset[str] = frozenset()
+    checkpoint_by_part: dict[str, PublishedCheckpoint]
+    tied_leaves: frozenset[str] = frozenset()
 
-    def of(self, path: str) -> tuple[Published, str]:
+    def locate_leaf(self, path: str) -> tuple[PublishedCheckpoint, str]:
         """The checkpoint that holds the leaf at `path`, and the leaf's path there."""
         part, _, rest = path.partition("/")
-        source = self.parts.get(part, self.parts[""])
+        source = self.checkpoint_by_part.get(part, self.checkpoint_by_part[""])
         return source, f"encoder/{rest}" if part in ("discriminator", "generator") else path
 
-    def shapes(self, facts) -> dict:
+    def build_param_shapes(self, vocab) -> dict:
         """Shapes of all parameters, and of a pooler that comes along without being part of the objective."""
-        shapes = dict(jax.eval_shape(partial(step.parameters, 0, self.objective.module(self.model, facts))))
-        extra = self.parts[""].found - set(shapes)
+        shapes = dict(jax.eval_shape(partial(step.init_params, 0, self.objective.module(self.config, vocab))))
+        extra = self.checkpoint_by_part[""].heads - set(shapes)
         if "pooler" in extra:
-            d, f32 = self.model.hidden, np.float32
+            d, f32 = self.config.hidden_size, np.float32
             kernel, bias = jax.ShapeDtypeStruct((d, d), f32), jax.ShapeDtypeStruct((d,), f32)
             shapes["pooler"] = {"dense": {"kernel": kernel, "bias": bias}}
         return shapes
 
-    def problems(self, shapes) -> list[str]:
+    def list_problems(self, shapes) -> list[str]:
         """What does not fit, a line each."""
-        wanted = {source: {} for source in self.parts.values()}
-        for path, leaf in leaves(shapes):
-            source, there = self.of(path)
+        wanted = {source: {} for source in self.checkpoint_by_part.values()}
+        for path, leaf in flatten_with_paths(shapes):
+            source, there = self.locate_leaf(path)
             wanted[source][there] = leaf.shape
-        place = lambda source: "generator: " if source is self.parts.get("generator") else ""
+        line_prefix = lambda source: "generator: " if source is self.checkpoint_by_part.get("generator") else ""
         return [
-            place(source) + line for source, shapes in wanted.items() for line in source.problems(shapes, self.tied)
+            line_prefix(source) + line
+            for source, shapes in wanted.items()
+            for line in source.list_problems(shapes, self.tied_leaves)
         ]
 
-    def load(self, path: str, leaf, sharding):
+    def load_leaf(self, path: str, leaf, sharding):
         """The leaf at `path`, read where it belongs: a device's share of it, a layer at a time."""
-        source, there = self.of(path)
+        source, there = self.locate_leaf(path)
 
-        def read(index) -> np.ndarray:
-            if not stacked(path):
-                return np.ascontiguousarray(source.tensor(there)[index])
+        def read_shard(index) -> np.ndarray:
+            if not is_stacked(path):
+                return np.ascontiguousarray(source.read_leaf(there)[index])
             layers = range(*index[0].indices(leaf.shape[0]))
             size = (len(layers), *(len(range(*i.indices(n))) for i, n in zip(index[1:], leaf.shape[1:], strict=True)))
             stack = np.empty(size, np.float32)
             for place, layer in enumerate(layers):
-                stack[place] = source.tensor(there, layer)[index[1:]]
+                stack[place] = source.read_leaf(there, layer)[index[1:]]
             return stack
 
         # Not ahead of its copying: the arrays on their way would all be held twice.
-        return jax.block_until_ready(jax.make_array_from_callback(leaf.shape, sharding, read))
+        return jax.block_until_ready(jax.make_array_from_callback(leaf.shape, sharding, read_shard))
 
-    def digest(self) -> str:
+    def fingerprint_files(self) -> str:
         """A fingerprint of the files that were read."""
         whole = hashlib.sha256()
-        for _, source in sorted(self.parts.items()):
+        for _, source in sorted(self.checkpoint_by_part.items()):
             for path in source.files:
                 with open(path, "rb") as file:
                     whole.update(hashlib.file_digest(file, "sha256").digest())
         return whole.hexdigest()[:16]
 
 
-def pair(discriminator: Published, generator: Published) -> Sources:
+def pair_electra_checkpoints(discriminator: PublishedCheckpoint, generator: PublishedCheckpoint) -> ImportSources:
     """ELECTRA's two networks as one; what they share is found by comparing their tables."""
-    if discriminator.found != {"replaced"} or generator.found != {"tokens"}:
+    if discriminator.heads != {"replaced"} or generator.heads != {"tokens"}:
         raise CheckpointError(
             f"a discriminator and a generator have the parts replaced and tokens; these have "
-            f"{', '.join(sorted(discriminator.found))} and {', '.join(sorted(generator.found))}"
+            f"{', '.join(sorted(discriminator.heads))} and {', '.join(sorted(generator.heads))}"
         )
-    there, here = generator.model, discriminator.model
-    objective = ReplacedTokens(width=there.hidden / here.hidden, depth=there.layers / here.layers)
-    ours = objective.generator(here)
+    there, here = generator.config, discriminator.config
+    objective = ReplacedTokenDetection(
+        generator_width=there.hidden_size / here.hidden_size, generator_depth=there.num_layers / here.num_layers
+    )
+    ours = objective.get_generator_config(here)
     differing = [
-        f"{name} is {value} there and would be {ours.computes()[name]} here"
-        for name, value in there.computes().items()
-        if value != ours.computes()[name]
+        f"{name} is {value} there and would be {ours.collect_computation_fields()[name]} here"
+        for name, value in there.collect_computation_fields().items()
+        if value != ours.collect_computation_fields()[name]
     ]
-    if differing or there.vocab != here.vocab:
-        differing += [f"vocab is {there.vocab} there and {here.vocab} here"] * (there.vocab != here.vocab)
+    if differing or there.vocab_size != here.vocab_size:
+        differing += [f"vocab_size is {there.vocab_size} there and {here.vocab_size} here"] * (
+            there.vocab_size != here.vocab_size
+        )
         raise CheckpointError(f"the generator is not one that belongs to the discriminator: {'; '.join(differing)}")
     names = ["word/embedding", "position/embedding", "segment/embedding", "norm/scale", "norm/bias"]
-    same = [name for name in names if discriminator.same(generator, f"encoder/embed/{name}")]
+    same = [name for name in names if discriminator.has_equal_leaf(generator, f"encoder/embed/{name}")]
     tie = "embeddings" if same == names else "tokens" if "word/embedding" in same else "none"
     tied = {"embeddings": names, "tokens": names[:1], "none": []}[tie]
-    return Sources(
+    return ImportSources(
         here,
         replace(objective, tie=tie),
         {"": discriminator, "generator": generator, "tokens": generator},
@@ -181,7 +195,7 @@ def pair(discriminator: Published, generator: Published) -> Sources:
 # Out ------------------------------------------------------------------------------------------------------------------
 
 
-def export_run(run: str | Path, folder: str | Path, *, step: str = "latest", say: Say = lambda line: None) -> None:
+def export_run(run: str | Path, folder: str | Path, *, step: str = "latest", log: LogFn = lambda line: None) -> None:
     """Write the run `run` as a folder that transformers loads, which must not exist yet.
 
     ELECTRA's generator goes into the folder `generator` inside it. A pooler that no class of transformers has beside
@@ -190,25 +204,27 @@ def export_run(run: str | Path, folder: str | Path, *, step: str = "latest", say
 
         export_run("runs/mini-bert", "mini-bert")
     """
-    keep_one_heap()
+    limit_malloc_arenas()
     opened, folder = Run.open(Path(run)), Path(folder)
     if folder.exists():
         raise CheckpointError(f"{folder} exists; choose another name, or remove it")
-    _, params = opened.params(step)
-    written = [(place, *described(opened, model, tree)) for place, model, tree in networks(opened, params)]
-    with appearing(folder) as partial_folder:
+    _, params = opened.load_params(step)
+    written = [
+        (place, *build_hf_checkpoint(opened, model, tree)) for place, model, tree in split_networks(opened, params)
+    ]
+    with atomic_dir(folder) as partial_folder:
         for place, config, tensors, left in written:
             (partial_folder / place).mkdir(exist_ok=True)
             write_json(partial_folder / place / "config.json", config)
             write_safetensors(partial_folder / place / "model.safetensors", tensors)
-            tokenizer_files.write(opened.tokenizer, partial_folder / place, opened.network.model)
-            say(f"{folder / place}: {config['architectures'][0]}" + (f" without the {left}" if left else ""))
+            write_tokenizer(opened.tokenizer, partial_folder / place, opened.spec.model)
+            log(f"{folder / place}: {config['architectures'][0]}" + (f" without the {left}" if left else ""))
 
 
-def networks(run: Run, params: dict) -> Iterator[tuple[str, Model, dict]]:
+def split_networks(run: Run, params: dict) -> Iterator[tuple[str, EncoderConfig, dict]]:
     """The networks of a run as transformers has them, one a folder: where, its model, its parameters."""
-    model, objective = run.network.model, run.network.objective
-    if not isinstance(objective, ReplacedTokens):
+    model, objective = run.spec.model, run.spec.objective
+    if not isinstance(objective, ReplacedTokenDetection):
         yield "", model, params
         return
     yield "", model, {"encoder": params["discriminator"], "replaced": params["replaced"]}
@@ -217,61 +233,77 @@ def networks(run: Run, params: dict) -> Iterator[tuple[str, Model, dict]]:
         embed = theirs if objective.tie == "embeddings" else dict(encoder["embed"])
         embed |= {"word": theirs["word"]} if objective.tie == "tokens" else {}
         tree = {"encoder": encoder | {"embed": embed}, "tokens": params["tokens"]}
-        yield "generator", objective.generator(model), tree
+        yield "generator", objective.get_generator_config(model), tree
 
 
-def described(run: Run, model: Model, tree: dict) -> tuple[dict, dict[str, tuple[tuple[int, ...], Leaf]], str]:
+def build_hf_checkpoint(
+    run: Run, encoder_config: EncoderConfig, params: dict
+) -> tuple[dict, dict[str, tuple[tuple[int, ...], ReadLeaf]], str]:
     """config.json and the tensors of one network, and the parts left out.
 
     Raises `CheckpointError` where no architecture has it.
     """
     reasons = []
     for architecture in ARCHITECTURES.values():
-        reason = obstacle(run, architecture, model, tree)
+        reason = explain_incompatibility(run, architecture, encoder_config, params)
         if reason is None:
             break
         reasons.append(f"{architecture.name}: {reason}")
     else:
         raise CheckpointError("transformers has no architecture for this run:\n  " + "\n  ".join(reasons))
-    if "project" not in tree["encoder"] and architecture.model.get("always_project"):
-        eye = {"kernel": np.eye(model.hidden, dtype=np.float32), "bias": np.zeros(model.hidden, np.float32)}
-        tree = tree | {"encoder": tree["encoder"] | {"project": eye}}  # the identity: x stays what it is
-    facts, found = run.facts, frozenset(tree) - {"encoder"}
-    parts, name = architecture.written(found)
-    config = {"architectures": [name], "model_type": architecture.name} | architecture.write(model)
-    config |= {"pad_token_id": facts.pad, "bos_token_id": facts.cls, "eos_token_id": facts.sep, "dtype": "float32"}
-    config |= classes_in_config(architecture, run.network.objective)
+    if "project" not in params["encoder"] and architecture.config_values.get("always_project"):
+        eye = {
+            "kernel": np.eye(encoder_config.hidden_size, dtype=np.float32),
+            "bias": np.zeros(encoder_config.hidden_size, np.float32),
+        }
+        params = params | {"encoder": params["encoder"] | {"project": eye}}  # the identity: x stays what it is
+    facts, found = run.vocab, frozenset(params) - {"encoder"}
+    parts, name = architecture.choose_model_class(found)
+    config = {"architectures": [name], "model_type": architecture.name} | architecture.build_hf_config(encoder_config)
+    config |= {
+        "pad_token_id": facts.pad_id,
+        "bos_token_id": facts.cls_id,
+        "eos_token_id": facts.sep_id,
+        "dtype": "float32",
+    }
+    config |= build_label_config(architecture, run.spec.objective)
     tensors = {}
-    for path, leaf in leaves({part: tree[part] for part in ("encoder", *parts)}):
-        for i, (theirs, shape) in enumerate(architecture.tensors(path, leaf.shape)):
-            tensors[theirs] = shape, partial(published, path, leaf, i)
+    for path, leaf in flatten_with_paths({part: params[part] for part in ("encoder", *parts)}):
+        for i, (theirs, shape) in enumerate(architecture.list_hf_tensors(path, leaf.shape)):
+            tensors[theirs] = shape, partial(to_hf_layout, path, leaf, i)
     return config, dict(sorted(tensors.items())), ", ".join(sorted(found - parts))
 
 
-def published(path: str, leaf, layer: int) -> np.ndarray:
+def to_hf_layout(path: str, leaf, layer: int) -> np.ndarray:
     """The leaf at `path`, or a layer of it, as transformers has it: kernels transposed."""
-    one = np.asarray(leaf[layer] if stacked(path) else leaf)
+    one = np.asarray(leaf[layer] if is_stacked(path) else leaf)
     return one.T if path.endswith("/kernel") else one
 
 
-def obstacle(run: Run, architecture: Architecture, model: Model, tree: dict) -> str | None:
+def explain_incompatibility(run: Run, architecture: Architecture, config: EncoderConfig, params: dict) -> str | None:
     """Why `architecture` cannot have this network; None where it can."""
     try:
-        differing = architecture.differing(model, run.facts.pad)
+        differing = architecture.list_config_differences(config, run.vocab.pad_id)
     except ValueError as error:
         return str(error)
-    if groups_differ(model):
-        return f"it rounds {model.layers} layers in {model.groups} groups, with one in another group than here"
-    lacking = [path for path, _ in leaves(tree) if architecture.place(path) is None]
+    if has_different_groups(config):
+        return (
+            f"it rounds {config.num_layers} layers in {config.num_groups} groups, with one in another group than here"
+        )
+    lacking = [path for path, _ in flatten_with_paths(params) if architecture.locate_leaf(path) is None]
     if differing or lacking:
-        return f"it has no {listed([*differing, *lacking])}"
-    if model.activation != "gelu" and (fixed := [part for part in architecture.always_gelu if part in tree]):
-        return f"its {fixed[0]} head has gelu and not {model.activation}"
-    head = getattr(run.network.objective, "head", architecture.classifier)
-    return None if head == architecture.classifier else f"its classifier is {architecture.classifier} and not {head}"
+        return f"it has no {list_names([*differing, *lacking])}"
+    if config.activation != "gelu" and (fixed := [part for part in architecture.gelu_heads if part in params]):
+        return f"its {fixed[0]} head has gelu and not {config.activation}"
+    head = getattr(run.spec.objective, "head", architecture.classifier_head)
+    return (
+        None
+        if head == architecture.classifier_head
+        else f"its classifier is {architecture.classifier_head} and not {head}"
+    )
 
 
-def keep_one_heap() -> None:
+def limit_malloc_arenas() -> None:
     """Let new threads of this process share one heap: glibc gives them several, and each keeps what it has freed.
 
     With BERT-large that was 0.1 to 0.4 GB, which differed from run to run. Other C libraries have no such heaps.

@@ -1,8 +1,8 @@
 """A reader of PyTorch's files that runs nothing they contain.
 
 torch.save pickles its tensors' descriptions, and a pickle may name any function to be called. Here the names that
-rebuild a tensor stand for functions of this file, and every other name for an inert `Stub`: nothing is imported and
-nothing of the file is executed. Both layouts are read: the zip archive, and the plain one from before PyTorch 1.6.
+rebuild a tensor stand for functions of this file, and every other name for an inert `InertStub`: nothing is imported
+and nothing of the file is executed. Both layouts are read: the zip archive, and the plain one from before PyTorch 1.6.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of the layout before PyTorch 1.6
-DTYPES = {
+LEGACY_MAGIC, LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of the layout before PyTorch 1.6
+STORAGE_DTYPES = {
     "Double": np.float64,
     "Float": np.float32,
     "Half": np.float16,
@@ -38,49 +38,49 @@ DTYPES = {
 
 
 @dataclass(frozen=True)
-class Storage:
+class TorchStorage:
     """The numbers behind one or more tensors, read when asked for."""
 
     key: str
     dtype: np.dtype
-    size: int  # elements
+    num_elements: int  # elements
 
 
 @dataclass(frozen=True)
-class Tensor:
+class TorchTensor:
     """A tensor as a view of its storage; `read` gives its numbers."""
 
-    storage: Storage
+    storage: TorchStorage
     offset: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]  # in elements
 
-    def check(self, size: int) -> None:
+    def check_bounds(self, num_elements: int) -> None:
         """Raises `ValueError` unless the view lies within `size` elements."""
         values = (self.offset, *self.shape, *self.strides)
         if not all(type(n) is int and 0 <= n < 2**63 for n in values) or len(self.shape) != len(self.strides):
             raise ValueError(f"offset, shape and strides {reprlib.repr((self.offset, self.shape, self.strides))}")
         last = self.offset + sum((n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True))
-        if all(self.shape) and last >= size:
-            raise ValueError(f"a tensor of shape {self.shape} reaches beyond its storage of {size}")
+        if all(self.shape) and last >= num_elements:
+            raise ValueError(f"a tensor of shape {self.shape} reaches beyond its storage of {num_elements}")
 
-    def of(self, numbers: np.ndarray) -> np.ndarray:
+    def view_storage(self, storage_values: np.ndarray) -> np.ndarray:
         """The tensor out of its storage's numbers, of which a file may hold fewer than it says."""
-        self.check(len(numbers))
-        if math.prod(self.shape) > len(numbers):
-            raise ValueError(f"a tensor of shape {self.shape} repeats the {len(numbers)} numbers of its storage")
-        strides = [stride * numbers.itemsize for stride in self.strides]
-        return np.lib.stride_tricks.as_strided(numbers[self.offset :], self.shape, strides, writeable=False)
+        self.check_bounds(len(storage_values))
+        if math.prod(self.shape) > len(storage_values):
+            raise ValueError(f"a tensor of shape {self.shape} repeats the {len(storage_values)} numbers of its storage")
+        strides = [stride * storage_values.itemsize for stride in self.strides]
+        return np.lib.stride_tricks.as_strided(storage_values[self.offset :], self.shape, strides, writeable=False)
 
 
-class Stub:
+class InertStub:
     """Stands for whatever else a pickle names: it can be made, called and filled, and does nothing."""
 
     def __init__(self, *_, **__):
         pass
 
     def __call__(self, *_, **__):
-        return Stub()
+        return InertStub()
 
     def __setstate__(self, state):
         if isinstance(state, dict):
@@ -96,11 +96,11 @@ class Stub:
         pass
 
 
-def rebuild_tensor(storage, offset, shape, strides, *_) -> Tensor:
-    if not isinstance(storage, Storage):
+def rebuild_tensor(storage, offset, shape, strides, *_) -> TorchTensor:
+    if not isinstance(storage, TorchStorage):
         raise ValueError("a tensor without a storage")
-    tensor = Tensor(storage, offset, tuple(shape), tuple(strides))
-    tensor.check(storage.size)
+    tensor = TorchTensor(storage, offset, tuple(shape), tuple(strides))
+    tensor.check_bounds(storage.num_elements)
     return tensor
 
 
@@ -108,12 +108,12 @@ def rebuild_parameter(tensor, *_) -> Any:
     return tensor
 
 
-def ordered(*_) -> dict:
+def build_ordered_dict(*_) -> dict:
     """torch.save makes it empty, and fills it."""
     return collections.OrderedDict()
 
 
-def fill(target, items: list) -> None:
+def fill_mapping(target, items: list) -> None:
     """Put keys and values in turn into `target`, where the key is a name or a number: the hash of a tuple of tuples may
     take for ever."""
     for key, value in zip(items[::2], items[1::2], strict=True):
@@ -121,55 +121,55 @@ def fill(target, items: list) -> None:
             target[key] = value
 
 
-KNOWN: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): ordered,
+ALLOWED_GLOBALS: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): build_ordered_dict,
     ("torch._utils", "_rebuild_tensor"): rebuild_tensor,
     ("torch._utils", "_rebuild_tensor_v2"): rebuild_tensor,
     ("torch._utils", "_rebuild_parameter"): rebuild_parameter,
 }
 
 
-class Unpickler(pickle._Unpickler):
-    """Gives what a pickle holds with `Tensor`s for its tensors.
+class RestrictedUnpickler(pickle._Unpickler):
+    """Gives what a pickle holds with `TorchTensor`s for its tensors.
 
     It is the reader in Python: the one in C makes room for as many objects as a few bytes of the file declare.
     """
 
     def __init__(self, file):
         super().__init__(file, encoding="utf-8")
-        self.storages: dict[str, Storage] = {}
+        self.storages: dict[str, TorchStorage] = {}
 
     def find_class(self, module: str, name: str):
         kind = name.removesuffix("Storage")
-        if module == "torch" and kind in DTYPES:
+        if module == "torch" and kind in STORAGE_DTYPES:
             return kind
-        return KNOWN.get((module, name), Stub)
+        return ALLOWED_GLOBALS.get((module, name), InertStub)
 
-    def persistent_load(self, pid) -> Storage:
+    def persistent_load(self, pid) -> TorchStorage:
         match pid:
-            case ("storage", str(kind), str(key), _, int(size), *rest) if kind in DTYPES and size >= 0:
+            case ("storage", str(kind), str(key), _, int(size), *rest) if kind in STORAGE_DTYPES and size >= 0:
                 if rest and rest[0] is not None:
                     raise ValueError("a storage that is a view of another one")
-                return self.storages.setdefault(key, Storage(key, np.dtype(DTYPES[kind]), size))
+                return self.storages.setdefault(key, TorchStorage(key, np.dtype(STORAGE_DTYPES[kind]), size))
         raise ValueError(f"a stored object of an unknown kind: {reprlib.repr(pid)}")
 
     def load_build(self):
         """Only a stub has a state; one given to a tensor or a function would change what they are."""
         state = self.stack.pop()
-        if isinstance(self.stack[-1], Stub):
+        if isinstance(self.stack[-1], InertStub):
             self.stack[-1].__setstate__(state)
 
     def load_setitems(self):
         items = self.pop_mark()
-        fill(self.stack[-1], items)
+        fill_mapping(self.stack[-1], items)
 
     def load_setitem(self):
         value, key = self.stack.pop(), self.stack.pop()
-        fill(self.stack[-1], [key, value])
+        fill_mapping(self.stack[-1], [key, value])
 
     def load_dict(self):
         items, made = self.pop_mark(), {}
-        fill(made, items)
+        fill_mapping(made, items)
         self.append(made)
 
     def load_set(self):
@@ -182,22 +182,22 @@ class Unpickler(pickle._Unpickler):
         pickle.SETITEMS[0]: load_setitems,
         pickle.DICT[0]: load_dict,
         pickle.ADDITEMS[0]: load_set,
-        pickle.FROZENSET[0]: lambda self: (self.pop_mark(), self.append(Stub())),
+        pickle.FROZENSET[0]: lambda self: (self.pop_mark(), self.append(InertStub())),
         pickle.BYTEARRAY8[0]: pickle._Unpickler.load_binbytes8,  # its own makes room before it reads
     }
 
 
-def load(path: Path) -> tuple[Any, Callable[[Tensor], np.ndarray]]:
+def load_torch_file(path: Path) -> tuple[Any, Callable[[TorchTensor], np.ndarray]]:
     """What `torch.save` wrote to `path`, and a function that reads one of its tensors.
 
     Raises `ValueError` for anything that is not such a file, whole.
     """
-    with whole(path):
-        return _archive(path) if zipfile.is_zipfile(path) else _plain(path)
+    with wrap_read_errors(path):
+        return _read_zip_archive(path) if zipfile.is_zipfile(path) else _read_legacy_file(path)
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[None]:
+def wrap_read_errors(path: Path) -> Iterator[None]:
     """Whatever reading a damaged file may raise becomes a `ValueError` that names it."""
     try:
         yield
@@ -205,7 +205,7 @@ def whole(path: Path) -> Iterator[None]:
         raise ValueError(f"{path.name} is not a whole PyTorch file: {type(error).__name__}: {error}") from None
 
 
-def _archive(path: Path):
+def _read_zip_archive(path: Path):
     with zipfile.ZipFile(path) as archive:
         found = [name for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl"]
         if len(found) != 1:
@@ -217,43 +217,45 @@ def _archive(path: Path):
         if order in archive.namelist() and archive.read(order) != b"little":
             raise ValueError("its numbers are not little-endian")
         with archive.open(found[0]) as file:
-            content = Unpickler(file).load()
+            content = RestrictedUnpickler(file).load()
 
-    def read(tensor: Tensor) -> np.ndarray:
+    def read_tensor(tensor: TorchTensor) -> np.ndarray:
         storage = tensor.storage
-        with whole(path), zipfile.ZipFile(path) as archive:
+        with wrap_read_errors(path), zipfile.ZipFile(path) as archive:
             entry = archive.getinfo(f"{root}data/{storage.key}")
-            size = storage.size * storage.dtype.itemsize
+            size = storage.num_elements * storage.dtype.itemsize
             if entry.file_size < size:
                 raise ValueError(f"{entry.filename} does not hold the {size} bytes it should")
-            return tensor.of(np.frombuffer(archive.read(entry), storage.dtype, storage.size))
+            return tensor.view_storage(np.frombuffer(archive.read(entry), storage.dtype, storage.num_elements))
 
-    return content, read
+    return content, read_tensor
 
 
-def _plain(path: Path):
+def _read_legacy_file(path: Path):
     with open(path, "rb") as file:
-        if Unpickler(file).load() != MAGIC or Unpickler(file).load() != PROTOCOL:
+        if RestrictedUnpickler(file).load() != LEGACY_MAGIC or RestrictedUnpickler(file).load() != LEGACY_PROTOCOL:
             raise ValueError("its first bytes are none of PyTorch's")
-        if not Unpickler(file).load().get("little_endian", True):
+        if not RestrictedUnpickler(file).load().get("little_endian", True):
             raise ValueError("its numbers are not little-endian")
-        reader = Unpickler(file)
+        reader = RestrictedUnpickler(file)
         content = reader.load()
-        keys, offsets, end = Unpickler(file).load(), {}, path.stat().st_size
+        keys, offsets, end = RestrictedUnpickler(file).load(), {}, path.stat().st_size
         for key in keys:
             if not isinstance(key, str):
                 raise ValueError("a storage without a name")
             storage = reader.storages[key]
             (size,) = struct.unpack("<q", file.read(8))
             start = file.tell()
-            if size != storage.size or start + size * storage.dtype.itemsize > end:
-                raise ValueError(f"storage {key} does not hold its {storage.size} elements")
+            if size != storage.num_elements or start + size * storage.dtype.itemsize > end:
+                raise ValueError(f"storage {key} does not hold its {storage.num_elements} elements")
             offsets[key] = start
             file.seek(start + size * storage.dtype.itemsize)
 
-    def read(tensor: Tensor) -> np.ndarray:
+    def read_tensor(tensor: TorchTensor) -> np.ndarray:
         storage = tensor.storage
-        with whole(path):
-            return tensor.of(np.fromfile(path, storage.dtype, storage.size, offset=offsets[storage.key]))
+        with wrap_read_errors(path):
+            return tensor.view_storage(
+                np.fromfile(path, storage.dtype, storage.num_elements, offset=offsets[storage.key])
+            )
 
-    return content, read
+    return content, read_tensor

@@ -2,19 +2,34 @@
 
 from dataclasses import replace
 
-from encoders.model.config import Model
+from encoders.model.config import EncoderConfig
 
-BOTH = ("attend", "transform")
+ALL_PARTS = ("attention", "feed_forward")
 
-BASE = Model(
-    vocab=30_000, embedding=128, hidden=768, layers=12, heads=12, intermediate=3072, activation="gelu_tanh", share=BOTH
+BASE = EncoderConfig(
+    vocab_size=30_000,
+    embedding_size=128,
+    hidden_size=768,
+    num_layers=12,
+    num_heads=12,
+    intermediate_size=3072,
+    activation="gelu_tanh",
+    shared_parts=ALL_PARTS,
 )
-LARGE = replace(BASE, hidden=1024, layers=24, heads=16, intermediate=4096)
-XLARGE = replace(BASE, hidden=2048, layers=24, heads=16, intermediate=8192)
+LARGE = replace(BASE, hidden_size=1024, num_layers=24, num_heads=16, intermediate_size=4096)
+XLARGE = replace(BASE, hidden_size=2048, num_layers=24, num_heads=16, intermediate_size=8192)
 # Without dropout from the start; version 2 drops it from all sizes (§4.9 and the README).
-XXLARGE = replace(BASE, hidden=4096, layers=12, heads=64, intermediate=16_384, dropout=0.0, attention_dropout=0.0)
+XXLARGE = replace(
+    BASE,
+    hidden_size=4096,
+    num_layers=12,
+    num_heads=64,
+    intermediate_size=16_384,
+    hidden_dropout=0.0,
+    attention_dropout=0.0,
+)
 
-NO_DROPOUT = dict(dropout=0.0, attention_dropout=0.0)
+NO_DROPOUT = dict(hidden_dropout=0.0, attention_dropout=0.0)
 BASE_V2, LARGE_V2, XLARGE_V2, XXLARGE_V2 = (replace(m, **NO_DROPOUT) for m in (BASE, LARGE, XLARGE, XXLARGE))
 
 SIZES = {

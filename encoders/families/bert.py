@@ -5,19 +5,21 @@ GELU is exact, as in the code of October 2018 that trained the checkpoints; the 
 
 from dataclasses import replace
 
-from encoders.model.config import Model
+from encoders.model.config import EncoderConfig
 
-BASE = Model(vocab=30_522, embedding=768, hidden=768, layers=12, heads=12, intermediate=3072)
-LARGE = replace(BASE, embedding=1024, hidden=1024, layers=24, heads=16, intermediate=4096)
+BASE = EncoderConfig(
+    vocab_size=30_522, embedding_size=768, hidden_size=768, num_layers=12, num_heads=12, intermediate_size=3072
+)
+LARGE = replace(BASE, embedding_size=1024, hidden_size=1024, num_layers=24, num_heads=16, intermediate_size=4096)
 
-BASE_CASED = replace(BASE, vocab=28_996)
-LARGE_CASED = replace(LARGE, vocab=28_996)
+BASE_CASED = replace(BASE, vocab_size=28_996)
+LARGE_CASED = replace(LARGE, vocab_size=28_996)
 
 # The miniatures (Turc et al., 2019, https://arxiv.org/abs/1908.08962): heads of 64, 4x intermediate layers.
-TINY = replace(BASE, embedding=128, hidden=128, layers=2, heads=2, intermediate=512)
-MINI = replace(BASE, embedding=256, hidden=256, layers=4, heads=4, intermediate=1024)
-SMALL = replace(BASE, embedding=512, hidden=512, layers=4, heads=8, intermediate=2048)
-MEDIUM = replace(SMALL, layers=8)
+TINY = replace(BASE, embedding_size=128, hidden_size=128, num_layers=2, num_heads=2, intermediate_size=512)
+MINI = replace(BASE, embedding_size=256, hidden_size=256, num_layers=4, num_heads=4, intermediate_size=1024)
+SMALL = replace(BASE, embedding_size=512, hidden_size=512, num_layers=4, num_heads=8, intermediate_size=2048)
+MEDIUM = replace(SMALL, num_layers=8)
 
 SIZES = {
     "bert-tiny": TINY,

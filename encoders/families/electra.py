@@ -10,23 +10,23 @@ import flax.linen as nn
 
 from encoders.families import bert
 from encoders.model import layers
-from encoders.model.config import Model, narrowed
+from encoders.model.config import EncoderConfig, derive_generator_config
 
 
 class ElectraEmbeddings(layers.Embeddings):
     """As BERT's; the projection to the hidden width has TensorFlow's default (Glorot) initialiser."""
 
-    project_init = staticmethod(nn.initializers.glorot_uniform())
+    projection_init = staticmethod(nn.initializers.glorot_uniform())
 
 
-def of(model: Model) -> Model:
+def to_electra_config(config: EncoderConfig) -> EncoderConfig:
     """`model` with ELECTRA's embedding block."""
-    return replace(model, embed=ElectraEmbeddings)
+    return replace(config, embeddings=ElectraEmbeddings)
 
 
-SMALL = of(replace(bert.BASE, embedding=128, hidden=256, heads=4, intermediate=1024))
-BASE, LARGE = of(bert.BASE), of(bert.LARGE)
+SMALL = to_electra_config(replace(bert.BASE, embedding_size=128, hidden_size=256, num_heads=4, intermediate_size=1024))
+BASE, LARGE = to_electra_config(bert.BASE), to_electra_config(bert.LARGE)
 
 SIZES = {"electra-small": SMALL, "electra-small++": SMALL, "electra-base": BASE, "electra-large": LARGE}
-WIDTHS = {"electra-small": 1 / 4, "electra-small++": 1.0, "electra-base": 1 / 3, "electra-large": 1 / 4}
-GENERATORS = {name: narrowed(SIZES[name], width) for name, width in WIDTHS.items()}
+GENERATOR_WIDTHS = {"electra-small": 1 / 4, "electra-small++": 1.0, "electra-base": 1 / 3, "electra-large": 1 / 4}
+GENERATOR_CONFIGS = {name: derive_generator_config(SIZES[name], width) for name, width in GENERATOR_WIDTHS.items()}

@@ -6,16 +6,18 @@ Positions start at 2, padding reads entry 1; the table of one segment is what Hu
 from dataclasses import replace
 
 from encoders.families import bert
-from encoders.model.config import Model
+from encoders.model.config import EncoderConfig
 
-NUMBERS = dict(vocab=50_265, position_offset=2, segments=1, norm_epsilon=1e-5, truncated=False)
+ROBERTA_FIELDS = dict(
+    vocab_size=50_265, position_offset=2, num_token_types=1, layer_norm_eps=1e-5, truncated_init=False
+)
 
 
-def of(model: Model) -> Model:
+def to_roberta_config(config: EncoderConfig) -> EncoderConfig:
     """`model` with RoBERTa's vocabulary, positions, segments, epsilon and initialiser."""
-    return replace(model, **NUMBERS)
+    return replace(config, **ROBERTA_FIELDS)
 
 
-BASE, LARGE = of(bert.BASE), of(bert.LARGE)
+BASE, LARGE = to_roberta_config(bert.BASE), to_roberta_config(bert.LARGE)
 
 SIZES = {"roberta-base": BASE, "roberta-large": LARGE}

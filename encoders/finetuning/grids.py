@@ -7,18 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from encoders.data.labelled import Labelled, Task
+from encoders.data.labelled import LabelledData, TaskSpec
 from encoders.data.stream import Phase
-from encoders.experiment import Experiment, Network
-from encoders.model.config import Model
-from encoders.run.run import read_record
-from encoders.tasks.conventions import Conventions, conventions
-from encoders.text.tokenization import Vocabulary
-from encoders.training.metric_log import Cadence
+from encoders.experiment import Experiment, RunSpec
+from encoders.model.config import EncoderConfig
+from encoders.run.run import read_run_record
+from encoders.tasks.conventions import Conventions, detect_conventions
+from encoders.text.tokenization import TokenizerSpec
+from encoders.training.metric_log import Intervals
 from encoders.training.optimizer import AdamW
-from encoders.utils.overrides import ExperimentError, from_json
+from encoders.utils.overrides import ExperimentError, from_json_value
 
-ALL = 10**9  # held-out batches: labelled rows are evaluated whole
+ALL_BATCHES = 10**9  # held-out batches: labelled rows are evaluated whole
 
 
 @dataclass(frozen=True)
@@ -30,40 +30,40 @@ class Recipe:
     both. Batches have rows of like length and up to `cuts` lengths.
     """
 
-    rate: float
-    batch: int
-    epochs: float = 3
-    steps: int | None = None
+    learning_rate: float
+    batch_size: int
+    num_epochs: float = 3
+    num_steps: int | None = None
     warmup: float = 0.1
-    length: int = 128
-    optimizer: AdamW = AdamW(rate=1.0, warmup=0)
-    dropout: float = 0.1
-    model: tuple[tuple[str, float], ...] = ()
+    max_seq_length: int = 128
+    optimizer: AdamW = AdamW(learning_rate=1.0, warmup_steps=0)
+    head_dropout: float = 0.1
+    model_overrides: tuple[tuple[str, float], ...] = ()
     both_orders: bool = False
-    evaluations: int = 1
-    stop_after: int | None = None
-    cuts: int = 8
+    evals_per_epoch: int = 1
+    early_stopping: int | None = None
+    num_length_buckets: int = 8
 
 
-def network(run: str | Path) -> Network:
+def load_run_spec(run: str | Path) -> RunSpec:
     """The network of a run, trained or imported, from its folder."""
-    return from_json(read_record(Path(run))["experiment"])
+    return from_json_value(read_run_record(Path(run))["experiment"])
 
 
-def finetuned(
+def build_finetuning(
     name: str,
-    task: Task,
+    task: TaskSpec,
     root: str,
     recipe: Recipe,
-    rows: int,
+    num_train_rows: int,
     *,
-    start: str | None,
-    model: Model | None = None,
-    vocabulary: str | None = None,
+    init_from: str | None,
+    config: EncoderConfig | None = None,
+    tokenizer_path: str | None = None,
     seed: int = 0,
     objective=None,
     family: Conventions | None = None,
-    limit: int | None = None,
+    max_train_rows: int | None = None,
 ) -> Experiment:
     """The experiment that fine-tunes the run `start` on the `rows` training rows of `task` in the folder `root`.
 
@@ -73,39 +73,60 @@ def finetuned(
     An `objective` takes the place of the one that the task has under the conventions of the model's family, or of
     another `family`.
     """
-    if start is None and (model is None or vocabulary is None):
+    if init_from is None and (config is None or tokenizer_path is None):
         raise ExperimentError(f"{name}: without a run to start from, a model and a vocabulary are needed")
-    model = replace(model or network(start).model, **dict(recipe.model))
-    rows = min(rows, limit or rows)
-    usual, form = task.parts(family or conventions(model), recipe.dropout, recipe.both_orders)
-    rows *= 2 if recipe.both_orders and task.symmetric else 1
-    steps = recipe.steps or math.ceil(rows / recipe.batch * recipe.epochs)
-    every = math.ceil(rows / recipe.batch / recipe.evaluations)  # rounded up: else the last step comes just after one
+    config = replace(config or load_run_spec(init_from).model, **dict(recipe.model_overrides))
+    num_train_rows = min(num_train_rows, max_train_rows or num_train_rows)
+    usual, form = task.build_objective_and_format(
+        family or detect_conventions(config), recipe.head_dropout, recipe.both_orders
+    )
+    num_train_rows *= 2 if recipe.both_orders and task.symmetric else 1
+    steps = recipe.num_steps or math.ceil(num_train_rows / recipe.batch_size * recipe.num_epochs)
+    every = math.ceil(
+        num_train_rows / recipe.batch_size / recipe.evals_per_epoch
+    )  # rounded up: else the last step comes just after one
     warmup = recipe.warmup if recipe.warmup >= 1 else recipe.warmup * steps
-    length = min(recipe.length, model.positions)
-    length *= length // form.longest(length)  # of a row, which has room for so many examples of that length
+    length = min(recipe.max_seq_length, config.max_positions)
+    length *= length // form.max_example_length(length)  # of a row, which has room for so many examples of that length
     return Experiment(
         name=name,
-        model=model,
+        model=config,
         objective=objective or usual,
-        data=Labelled(task, root, Vocabulary(path=vocabulary or f"{start}/tokenizer.json"), limit=limit),
-        optimizer=replace(recipe.optimizer, rate=recipe.rate, warmup=int(warmup)),
-        phases=(Phase(steps, length, recipe.batch, form, recipe.cuts),),
+        data=LabelledData(
+            task,
+            root,
+            TokenizerSpec(path=tokenizer_path or f"{init_from}/tokenizer.json"),
+            max_train_examples=max_train_rows,
+        ),
+        optimizer=replace(recipe.optimizer, learning_rate=recipe.learning_rate, warmup_steps=int(warmup)),
+        phases=(Phase(steps, length, recipe.batch_size, form, recipe.num_length_buckets),),
         seed=seed,
-        start=start,
-        cadence=Cadence(log=min(every, 100), evaluate=every, save=every, keep=1, heldout=ALL),
-        stop_after=recipe.stop_after,
+        init_from=init_from,
+        intervals=Intervals(
+            log_every=min(every, 100), eval_every=every, save_every=every, keep_checkpoints=1, eval_batches=ALL_BATCHES
+        ),
+        early_stopping=recipe.early_stopping,
     )
 
 
-def grid(
-    name: str, task: Task, root: str, recipes: Sequence[Recipe], rows: int, *, seeds: int = 1, **given
+def build_finetuning_grid(
+    name: str,
+    task: TaskSpec,
+    root: str,
+    recipes: Sequence[Recipe],
+    num_train_rows: int,
+    *,
+    num_seeds: int = 1,
+    **finetuning_args,
 ) -> list[Experiment]:
     """Every recipe with `seeds` seeds, named after what differs between the recipes; `given` is for `finetuned`."""
-    told = {field: {getattr(recipe, field) for recipe in recipes} for field in ("rate", "batch", "epochs")}
-    parts = [[f"{f}{getattr(recipe, f):g}" for f, values in told.items() if len(values) > 1] for recipe in recipes]
+    labels = {"rate": "learning_rate", "batch": "batch_size", "epochs": "num_epochs"}
+    varied = {label: f for label, f in labels.items() if len({getattr(recipe, f) for recipe in recipes}) > 1}
+    parts = [[f"{label}{getattr(recipe, f):g}" for label, f in varied.items()] for recipe in recipes]
     return [
-        finetuned("-".join([name, *part, f"seed{seed}"]), task, root, recipe, rows, seed=seed, **given)
+        build_finetuning(
+            "-".join([name, *part, f"seed{seed}"]), task, root, recipe, num_train_rows, seed=seed, **finetuning_args
+        )
         for recipe, part in zip(recipes, parts, strict=True)
-        for seed in range(seeds)
+        for seed in range(num_seeds)
     ]

@@ -17,64 +17,66 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from encoders.data.stream import Stream, heldout_batches
-from encoders.experiment import override
+from encoders.data.stream import BatchStream, iter_eval_batches
+from encoders.experiment import apply_settings
 from encoders.model.encoder import Encoder
-from encoders.model.heads import gather
+from encoders.model.heads import gather_hidden_states
 from encoders.run.run import Run, RunError
 from encoders.training import distributed
-from encoders.utils.files import owned, write_json
+from encoders.utils.files import lock_dir, write_json
 
-FITTED = 8192
-HEADS = ("pooler", "pair")
-KEPT = "scores"
+NUM_PROBE_EXAMPLES = 8192
+SENTENCE_TASK_HEADS = ("pooler", "pair")
+SCORES_FOLDER = "scores"
 
 
-def place(folder: Path, settings: Iterable[str]) -> Path:
+def score_path(folder: Path, settings: Iterable[str]) -> Path:
     """Where a run's scores under other settings are kept."""
     mark = hashlib.sha256(json.dumps(sorted(settings)).encode()).hexdigest()[:8]
-    return folder / KEPT / f"{mark}.json"
+    return folder / SCORES_FOLDER / f"{mark}.json"
 
 
-def known(folder: Path, settings: Iterable[str]) -> dict[str, float] | None:
+def cached_scores(folder: Path, settings: Iterable[str]) -> dict[str, float] | None:
     """A run's scores under other settings, if they have been computed."""
-    path = place(folder, settings)
+    path = score_path(folder, settings)
     return json.loads(path.read_text(encoding="utf-8"))["scores"] if path.exists() else None
 
 
-def scored(folder: Path, settings: tuple[str, ...], store: str | None = None) -> dict[str, float]:
+def load_or_compute_scores(folder: Path, settings: tuple[str, ...], store: str | None = None) -> dict[str, float]:
     """The same, computed now if they are not there."""
-    with owned(folder / KEPT, lambda: None) if not distributed.several() else nullcontext():
-        if (found := known(folder, settings)) is None:
+    with lock_dir(folder / SCORES_FOLDER, lambda: None) if not distributed.is_multi_process() else nullcontext():
+        if (found := cached_scores(folder, settings)) is None:
             run = Run.open(folder, store)
-            step, params = run.params("latest")
-            found = under(run, params, settings)
-            if distributed.primary():
-                place(folder, settings).parent.mkdir(exist_ok=True)
-                write_json(place(folder, settings), {"settings": sorted(settings), "step": step, "scores": found})
+            step, params = run.load_params("latest")
+            found = evaluate_with_overrides(run, params, settings)
+            if distributed.is_primary():
+                score_path(folder, settings).parent.mkdir(exist_ok=True)
+                write_json(score_path(folder, settings), {"settings": sorted(settings), "step": step, "scores": found})
     return found
 
 
-def under(run: Run, params: dict, settings: Iterable[str], batches: int | None = None) -> dict[str, float]:
+def evaluate_with_overrides(
+    run: Run, params: dict, settings: Iterable[str], eval_batches: int | None = None
+) -> dict[str, float]:
     """Held-out scores of a run's parameters as if its experiment had `settings`.
 
     Raises `RunError` where these need parameters that the run lacks, other than the heads of a sentence task.
     """
-    other = Run(override(run.experiment, settings), run.folder, run.facts, run.find_store)
-    wanted = jax.eval_shape(other.init, 0).params
-    shapes = lambda tree: jax.tree.map(lambda x: x.shape, tree)
-    missing = [name for name in wanted if name not in params or shapes(params[name]) != shapes(wanted[name])]
+    other = Run(apply_settings(run.experiment, settings), run.folder, run.vocab, run.open_store)
+    wanted = jax.eval_shape(other.init_fn, 0).params
+    get_shapes = lambda tree: jax.tree.map(lambda x: x.shape, tree)
+    missing = [name for name in wanted if name not in params or get_shapes(params[name]) != get_shapes(wanted[name])]
     if not missing:
-        return other.evaluate({name: params[name] for name in wanted}, batches=batches)
-    sentences = getattr(other.experiment.objective, "sentences", None)
-    if sentences is None or not set(missing) <= set(HEADS):
+        return other.evaluate({name: params[name] for name in wanted}, num_batches=eval_batches)
+    sentences = getattr(other.experiment.objective, "sentence_task", None)
+    if sentences is None or not set(missing) <= set(SENTENCE_TASK_HEADS):
         raise RunError(f"{run.folder} has no {', '.join(missing)} that fits {', '.join(settings)}")
-    if distributed.several():
+    if distributed.is_multi_process():
         raise RunError(f"{run.folder} has no {', '.join(missing)}, and one process alone fits what takes its place")
-    return fitted(other, params[other.experiment.objective.body], sentences)
+    return score_linear_probe(other, params[other.experiment.objective.encoder_name], sentences)
 
 
-def fitted(run: Run, params: dict, task) -> dict[str, float]:
+def score_linear_probe(run: Run, params: dict, sentence_task) -> dict[str, float]:
     """The held-out accuracy of a logistic regression on frozen [CLS] vectors."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -82,16 +84,16 @@ def fitted(run: Run, params: dict, task) -> dict[str, float]:
 
     experiment, tables = run.experiment, run.store.path / "tables"
     phase = experiment.phases[-1]
-    copies = experiment.objective.copies
-    training = Stream(run.store.train, run.facts, (phase,), experiment.seed, copies, tables)
-    seen = training.batches(0, max(min(phase.until, FITTED // phase.batch), 1))
-    limit = experiment.cadence.heldout
-    heldout = heldout_batches(run.store.heldouts[0], run.facts, phase, phase.batch, limit, tables)
-    x, y = vectors(run, params, seen, task)
+    copies = experiment.objective.num_distinct_passes
+    training = BatchStream(run.store.train_split, run.vocab, (phase,), experiment.seed, copies, tables)
+    seen = training.iter_batches(0, max(min(phase.until_step, NUM_PROBE_EXAMPLES // phase.batch_size), 1))
+    limit = experiment.intervals.eval_batches
+    heldout = iter_eval_batches(run.store.eval_splits[0], run.vocab, phase, phase.batch_size, limit, tables)
+    x, y = collect_cls_vectors(run, params, seen, sentence_task)
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(x, y)
-    x, y = vectors(run, params, heldout, task)
+    x, y = collect_cls_vectors(run, params, heldout, sentence_task)
     accuracy, share = float(model.score(x, y)), float(y.mean())
-    name = task.name
+    name = sentence_task.metric_prefix
     return {
         f"{name}_accuracy": accuracy,
         f"{name}_accuracy_error": float((accuracy * (1 - accuracy) / len(y)) ** 0.5),
@@ -99,19 +101,19 @@ def fitted(run: Run, params: dict, task) -> dict[str, float]:
     }
 
 
-@partial(jax.jit, static_argnames="model")
-def first(params: dict, batch: dict, model) -> jax.Array:
+@partial(jax.jit, static_argnames="config")
+def compute_cls_vectors(params: dict, batch: dict, config) -> jax.Array:
     """The vector of [CLS] of every example, `[b s d]`."""
     fields = (batch[name] for name in ("tokens", "example", "segments", "positions"))
-    return gather(Encoder(model).apply({"params": params}, *fields), batch["start"])
+    return gather_hidden_states(Encoder(config).apply({"params": params}, *fields), batch["start"])
 
 
-def vectors(run: Run, params: dict, batches, task) -> tuple[np.ndarray, np.ndarray]:
+def collect_cls_vectors(run: Run, params: dict, batches, sentence_task) -> tuple[np.ndarray, np.ndarray]:
     """Vectors and labels of the examples of some batches."""
     found, labels = [], []
     for batch in batches:
         real = batch["valid"] == 1
         rows = {name: jnp.asarray(value) for name, value in batch.items()}
-        found.append(np.asarray(first(params, rows, run.experiment.model))[real])
-        labels.append(batch[task.label][real])
+        found.append(np.asarray(compute_cls_vectors(params, rows, run.experiment.model))[real])
+        labels.append(batch[sentence_task.label_field][real])
     return np.concatenate(found), np.concatenate(labels)

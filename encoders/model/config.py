@@ -6,103 +6,124 @@ import math
 from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Literal
 
-from encoders.model.layers import Attend, Embeddings, Transform
+from encoders.model.layers import Embeddings, FeedForward, SelfAttention
 
 # Parameters mean the same under any value of these.
-FREE = ("vocab", "dropout", "attention_dropout", "deviation", "truncated", "dtype", "always_project")
+PARAM_COMPATIBLE_FIELDS = (
+    "vocab_size", "hidden_dropout", "attention_dropout", "init_std", "truncated_init", "dtype", "always_project",
+)  # fmt: skip
 
 
-def aside(default=MISSING):
+# The parts of a layer in their order, and the name of their parameters, of which the initial values depend.
+LAYER_PARTS = {"attention": "attend", "feed_forward": "transform"}
+
+
+def not_fingerprinted(default=MISSING):
     """A field that changes speed, memory or a label but no number: it stays out of the fingerprint."""
-    return field(default=default, metadata={"aside": True})
+    return field(default=default, metadata={"not_fingerprinted": True})
 
 
 @dataclass(frozen=True)
-class Model:
+class EncoderConfig:
     """An encoder-only transformer.
 
-    `embed`, `attend` and `transform` are the classes of its parts. `share` names the parts that one set of
-    parameters serves in every layer (ALBERT shares both); with `groups` > 1 there are that many sets, and
-    layer `i` uses set `i * groups // layers`. Raises `ValueError` for sizes that do not fit together.
+    `embeddings`, `attention` and `feed_forward` are the classes of its parts. `shared_parts` names the parts that one
+    set of parameters serves in every layer (ALBERT shares both); with `num_groups` > 1 there are that many sets, and
+    layer `i` uses set `i * num_groups // num_layers`. Raises `ValueError` for sizes that do not fit together.
     """
 
-    vocab: int
-    hidden: int
-    layers: int
-    heads: int
-    intermediate: int
-    embedding: int
-    positions: int = 512
-    segments: int = 2
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    intermediate_size: int
+    embedding_size: int
+    max_positions: int = 512
+    num_token_types: int = 2
     position_offset: int = 0  # RoBERTa: 2, its padding index + 1; padding reads the entry before it
     activation: Literal["gelu", "gelu_tanh"] = "gelu"
-    dropout: float = 0.1
+    hidden_dropout: float = 0.1
     attention_dropout: float = 0.1
-    norm_epsilon: float = 1e-12
-    deviation: float = 0.02
-    truncated: bool = True  # TensorFlow's truncated normal, cut at two deviations; False is the plain normal
-    share: tuple[str, ...] = ()
-    groups: int = 1
+    layer_norm_eps: float = 1e-12
+    init_std: float = 0.02
+    truncated_init: bool = True  # TensorFlow's truncated normal, cut at two deviations; False is the plain normal
+    shared_parts: tuple[str, ...] = ()
+    num_groups: int = 1
     always_project: bool = False  # e to d also where they are equal: Hugging Face's ALBERT, not Google's
     dtype: Literal["float32", "bfloat16"] = "float32"
-    embed: type = Embeddings
-    attend: type = Attend
-    transform: type = Transform
-    attention: Literal["xla", "cudnn", "cudnn_packed"] = aside("xla")  # cudnn: one example a row, padded at its end
-    unroll: bool = aside(False)
-    remat: Literal["none", "dots", "full"] = aside("none")
+    embeddings: type = Embeddings
+    attention: type = SelfAttention
+    feed_forward: type = FeedForward
+    # cudnn takes one example a row, padded at its end.
+    attention_impl: Literal["xla", "cudnn", "cudnn_packed"] = not_fingerprinted("xla")
+    unroll_layers: bool = not_fingerprinted(False)
+    remat: Literal["none", "dots", "full"] = not_fingerprinted("none")
 
     def __post_init__(self):
-        for name in ("vocab", "hidden", "layers", "heads", "intermediate", "embedding", "positions", "groups"):
+        for name in (
+            "vocab_size", "hidden_size", "num_layers", "num_heads", "intermediate_size", "embedding_size", "max_positions",
+            "num_groups",
+        ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"model.{name}={getattr(self, name)} must be at least 1")
             if getattr(self, name) >= 2**31:
                 raise ValueError(f"model.{name}={getattr(self, name)} must be below 2147483648")
-        for name in ("segments", "position_offset"):
+        for name in ("num_token_types", "position_offset"):
             if getattr(self, name) < 0:
                 raise ValueError(f"model.{name}={getattr(self, name)} must be at least 0")
-        if self.hidden % self.heads:
-            raise ValueError(f"model.hidden={self.hidden} is not a multiple of model.heads={self.heads}")
-        unknown = set(self.share) - {"attend", "transform"}
-        if unknown or len(set(self.share)) != len(self.share):
-            raise ValueError(f"model.share={self.share} may hold 'attend' and 'transform', each once")
-        if self.groups > 1 and not self.share:
-            raise ValueError(f"model.groups={self.groups} needs something shared; model.share is empty")
-        if self.groups > self.layers:
-            raise ValueError(f"model.groups={self.groups} is more than model.layers={self.layers}")
-        for name in ("dropout", "attention_dropout"):
+        if self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"model.hidden_size={self.hidden_size} is not a multiple of model.num_heads={self.num_heads}"
+            )
+        unknown = set(self.shared_parts) - set(LAYER_PARTS)
+        if unknown or len(set(self.shared_parts)) != len(self.shared_parts):
+            raise ValueError(
+                f"model.shared_parts={self.shared_parts} may hold 'attention' and 'feed_forward', each once"
+            )
+        if self.num_groups > 1 and not self.shared_parts:
+            raise ValueError(f"model.num_groups={self.num_groups} needs something shared; model.shared_parts is empty")
+        if self.num_groups > self.num_layers:
+            raise ValueError(f"model.num_groups={self.num_groups} is more than model.num_layers={self.num_layers}")
+        for name in ("hidden_dropout", "attention_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"model.{name}={getattr(self, name)} must be at least 0 and below 1")
-        if self.attention != "xla" and (self.attention_dropout or self.dtype != "bfloat16"):
+        if self.attention_impl != "xla" and (self.attention_dropout or self.dtype != "bfloat16"):
             raise ValueError(
-                f"model.attention={self.attention!r} has no dropout and no float32: it needs "
+                f"model.attention_impl={self.attention_impl!r} has no dropout and no float32: it needs "
                 f"model.attention_dropout=0, not {self.attention_dropout}, and model.dtype=bfloat16, not {self.dtype}"
             )
-        for name in ("deviation", "norm_epsilon"):
+        for name in ("init_std", "layer_norm_eps"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"model.{name}={getattr(self, name)} must be above 0")
 
-    def computes(self) -> dict[str, object]:
+    def collect_computation_fields(self) -> dict[str, object]:
         """The fields that decide what given parameters compute, apart from their shapes."""
-        names = (f.name for f in fields(self) if f.name not in FREE and not f.metadata.get("aside"))
+        names = (
+            f.name
+            for f in fields(self)
+            if f.name not in PARAM_COMPATIBLE_FIELDS and not f.metadata.get("not_fingerprinted")
+        )
         return {name: getattr(self, name) for name in names}
 
     @property
-    def projects(self) -> bool:
+    def has_embedding_projection(self) -> bool:
         """Whether a dense layer leads from the embeddings to the hidden width."""
-        return self.always_project or self.embedding != self.hidden
+        return self.always_project or self.embedding_size != self.hidden_size
 
 
-def narrowed(model: Model, width: float, depth: float = 1.0) -> Model:
-    """ELECTRA's generator for `model`: a fraction of its width and depth, the embedding kept.
+def derive_generator_config(
+    config: EncoderConfig, generator_width: float, generator_depth: float = 1.0
+) -> EncoderConfig:
+    """Return ELECTRA's generator for `config`: a fraction of its width and depth, the embedding kept.
 
     Heads of 64 and 4x intermediate layers, as `get_generator_config` of the released code.
     """
-    hidden, layers = round(model.hidden * width), max(1, round(model.layers * depth))
-    sizes = dict(hidden=hidden, layers=layers, heads=max(1, hidden // 64), intermediate=4 * hidden)
+    hidden, layers = round(config.hidden_size * generator_width), max(1, round(config.num_layers * generator_depth))
+    sizes = dict(hidden_size=hidden, num_layers=layers, num_heads=max(1, hidden // 64), intermediate_size=4 * hidden)
     try:
-        return replace(model, **sizes, share=(), groups=1)
+        return replace(config, **sizes, shared_parts=(), num_groups=1)
     except ValueError as error:
         raise ValueError(
-            f"objective.width={width:.4g} and objective.depth={depth:.4g} make no generator: {error}"
+            f"objective.generator_width={generator_width:.4g} and objective.generator_depth={generator_depth:.4g} make no "
+            f"generator: {error}"
         ) from None

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from encoders.model.config import Model
+from encoders.model.config import EncoderConfig
 
 
-def forward_flops(model: Model, sizes: np.ndarray) -> np.ndarray:
+def forward_flops(config: EncoderConfig, sizes: np.ndarray) -> np.ndarray:
     """Of the encoder for examples of `sizes` tokens: dense layers, and attention within each."""
-    d, f = model.hidden, model.intermediate
-    projection = 2 * model.embedding * d if model.projects else 0
-    return sizes * (projection + model.layers * (2.0 * (4 * d * d + 2 * d * f) + 4 * sizes * d))
+    d, f = config.hidden_size, config.intermediate_size
+    projection = 2 * config.embedding_size * d if config.has_embedding_projection else 0
+    return sizes * (projection + config.num_layers * (2.0 * (4 * d * d + 2 * d * f) + 4 * sizes * d))
 
 
-def vocabulary_flops(model: Model, tokens: np.ndarray) -> np.ndarray:
+def masked_token_head_flops(config: EncoderConfig, num_tokens: np.ndarray) -> np.ndarray:
     """Of the masked-token head at so many `tokens`."""
-    return tokens * 2.0 * (model.hidden * model.embedding + model.embedding * model.vocab)
+    return num_tokens * 2.0 * (config.hidden_size * config.embedding_size + config.embedding_size * config.vocab_size)

@@ -12,62 +12,64 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from encoders.model.layers import ACTIVATIONS, Dropout, dense, norm
+from encoders.model.layers import ACTIVATIONS, Dropout, make_dense, make_layer_norm
 
 
-def gather(hidden: Float[Array, "b l d"], positions: Int[Array, "b k"]) -> Float[Array, "b k d"]:
+def gather_hidden_states(hidden: Float[Array, "b l d"], positions: Int[Array, "b k"]) -> Float[Array, "b k d"]:
     """The hidden states at `positions`."""
     return jnp.take_along_axis(hidden, positions[..., None], axis=1)
 
 
-def summary(model, hidden: Float[Array, "b l d"], batch: Mapping[str, Array]) -> Float[Array, "b s d"]:
+def summarize_examples(config, hidden: Float[Array, "b l d"], batch: Mapping[str, Array]) -> Float[Array, "b s d"]:
     """The hidden state that stands for each example: of [CLS], its first token; of its last where attention is causal.
 
     From left to right [CLS] sees nothing of the example, and its last token all.
     """
     start = batch["start"]
-    if not model.attend.causal:
-        return gather(hidden, start)
+    if not config.attention.is_causal:
+        return gather_hidden_states(hidden, start)
     numbers = jnp.arange(1, start.shape[1] + 1)[:, None]
     sizes = (batch["example"][:, None] == numbers).sum(-1)
-    return gather(hidden, jnp.maximum(start + sizes - 1, 0))
+    return gather_hidden_states(hidden, jnp.maximum(start + sizes - 1, 0))
 
 
 class MaskedTokenHead(nn.Module):
     """Dense d → e, activation, layer norm, product with the word table, free bias (BERT's `cls/predictions`)."""
 
-    model: object
+    config: object
 
     @nn.compact
-    def __call__(self, hidden: Float[Array, "b k d"], table: Float[Array, "v e"]) -> Float[Array, "b k v"]:
-        model = self.model
-        x = ACTIVATIONS[model.activation](dense(model, model.embedding, "dense")(hidden))
-        x = norm(model, "norm")(x)
-        bias = self.param("bias", nn.initializers.zeros, (table.shape[0],))
+    def __call__(self, hidden: Float[Array, "b k d"], embedding_table: Float[Array, "v e"]) -> Float[Array, "b k v"]:
+        config = self.config
+        x = ACTIVATIONS[config.activation](make_dense(config, config.embedding_size, "dense")(hidden))
+        x = make_layer_norm(config, "norm")(x)
+        bias = self.param("bias", nn.initializers.zeros, (embedding_table.shape[0],))
         flat = x.reshape(-1, x.shape[-1])
-        logits = jnp.einsum("ne,ve->nv", flat, table.astype(flat.dtype), preferred_element_type=jnp.float32) + bias
+        logits = (
+            jnp.einsum("ne,ve->nv", flat, embedding_table.astype(flat.dtype), preferred_element_type=jnp.float32) + bias
+        )
         return logits.reshape(*x.shape[:-1], -1)
 
 
 class Pooler(nn.Module):
     """Dense d → d and tanh on [CLS], trained by BERT's and ALBERT's sentence tasks."""
 
-    model: object
+    config: object
 
     @nn.compact
     def __call__(self, hidden: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
-        return jnp.tanh(dense(self.model, self.model.hidden, "dense")(hidden))
+        return jnp.tanh(make_dense(self.config, self.config.hidden_size, "dense")(hidden))
 
 
-class ClassHead(nn.Module):
+class ClassificationHead(nn.Module):
     """From the vector of [CLS], pooled or not, to `count` numbers: dropout and a linear layer.
 
     With an `activation` a dense layer d → d, the activation and dropout come between (RoBERTa's tanh; Hugging Face's
     ELECTRA has gelu, Google's has no such layer).
     """
 
-    model: object
-    count: int
+    config: object
+    num_outputs: int
     dropout: float = 0.0
     activation: Literal["none", "tanh", "gelu"] = "none"
 
@@ -75,19 +77,19 @@ class ClassHead(nn.Module):
     def __call__(self, hidden: Float[Array, "b s d"], train: bool = False) -> Float[Array, "b s c"]:
         x = Dropout(self.dropout)(hidden, train)
         if self.activation != "none":
-            x = dense(self.model, self.model.hidden, "dense")(x)
+            x = make_dense(self.config, self.config.hidden_size, "dense")(x)
             x = Dropout(self.dropout)(jnp.tanh(x) if self.activation == "tanh" else ACTIVATIONS["gelu"](x), train)
-        return dense(self.model, self.count, "out")(x).astype(jnp.float32)
+        return make_dense(self.config, self.num_outputs, "out")(x).astype(jnp.float32)
 
 
 class ReplacedTokenHead(nn.Module):
     """Dense d → d, activation, dense d → 1, for every token (ELECTRA; the last layer's init is Glorot there)."""
 
-    model: object
+    config: object
 
     @nn.compact
     def __call__(self, hidden: Float[Array, "b l d"]) -> Float[Array, "b l"]:
-        model = self.model
-        x = ACTIVATIONS[model.activation](dense(model, model.hidden, "dense")(hidden))
-        out = dense(model, 1, "out", kernel_init=nn.initializers.glorot_uniform())(x)
+        config = self.config
+        x = ACTIVATIONS[config.activation](make_dense(config, config.hidden_size, "dense")(hidden))
+        out = make_dense(config, 1, "out", kernel_init=nn.initializers.glorot_uniform())(x)
         return out[..., 0].astype(jnp.float32)

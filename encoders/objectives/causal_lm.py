@@ -10,36 +10,36 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from encoders.model.config import Model
+from encoders.model.config import EncoderConfig
 from encoders.model.encoder import Encoder
-from encoders.model.flops import vocabulary_flops
-from encoders.model.heads import MaskedTokenHead, gather
-from encoders.objectives.base import Metrics, Objectives, means, perplexity
-from encoders.objectives.losses import losses
+from encoders.model.flops import masked_token_head_flops
+from encoders.model.heads import MaskedTokenHead, gather_hidden_states
+from encoders.objectives.base import BaseObjective, Metrics, compute_mean_scores, perplexity
+from encoders.objectives.losses import cross_entropy
 from encoders.objectives.masking import Batch
-from encoders.text.tokenization import Facts
+from encoders.text.tokenization import VocabInfo
 from encoders.utils.metrics import Mean
 
 
 @dataclass(frozen=True)
-class NextToken(Objectives):
+class CausalLM(BaseObjective):
     """Every token of an example but its first, predicted from those before it, by a model whose attention is causal."""
 
-    needs: ClassVar[frozenset[str]] = frozenset()
-    weights: ClassVar[dict[str, float]] = {"clm_loss": 1.0}
-    copies: ClassVar[int | None] = 1
+    required_fields: ClassVar[frozenset[str]] = frozenset()
+    loss_weights: ClassVar[dict[str, float]] = {"clm_loss": 1.0}
+    num_distinct_passes: ClassVar[int | None] = 1
 
-    def check(self, model: Model) -> None:
-        if not model.attend.causal:
+    def check(self, config: EncoderConfig) -> None:
+        if not config.attention.is_causal:
             raise ValueError(
-                f"the objective NextToken would see what it has to predict: it needs model.attend=CausalAttend, "
-                f"not {model.attend.__name__}"
+                f"the objective CausalLM would see what it has to predict: it needs model.attention=CausalSelfAttention, "
+                f"not {config.attention.__name__}"
             )
 
-    def module(self, model: Model, facts: Facts) -> nn.Module:
-        return NextTokenModule(model, self, facts)
+    def module(self, config: EncoderConfig, vocab: VocabInfo) -> nn.Module:
+        return CausalLMModule(config, self, vocab)
 
-    def corrupt(self, batch: Batch, facts: Facts, seed) -> Batch:
+    def corrupt(self, batch: Batch, vocab: VocabInfo, seed) -> Batch:
         tokens, example = batch["tokens"], batch["example"]
         follows = (example[:, 1:] > 0) & (example[:, 1:] == example[:, :-1])
         places = jnp.broadcast_to(jnp.arange(1, tokens.shape[1]), follows.shape)
@@ -49,43 +49,48 @@ class NextToken(Objectives):
     def counts(self, batch: Batch) -> dict:
         return {"clm_loss": batch["weights"].sum()}
 
-    def flops(self, model: Model, sizes: np.ndarray) -> dict[str, np.ndarray]:
-        return super().flops(model, sizes) | {"tokens": vocabulary_flops(model, sizes - 1)}
+    def forward_flops_by_part(self, config: EncoderConfig, sizes: np.ndarray) -> dict[str, np.ndarray]:
+        return super().forward_flops_by_part(config, sizes) | {"tokens": masked_token_head_flops(config, sizes - 1)}
 
     def scores(self, sums: Metrics) -> dict[str, float]:
-        scores = means(sums)
+        scores = compute_mean_scores(sums)
         scores["clm_perplexity"] = perplexity(scores["clm_loss"])
         return scores
 
 
-class NextTokenModule(nn.Module):
+class CausalLMModule(nn.Module):
     """An encoder and its masked-token head, which answers for the token after the one that it reads."""
 
-    model: Model
-    objective: NextToken
-    facts: Facts
+    config: EncoderConfig
+    objective: CausalLM
+    vocab: VocabInfo
 
     def setup(self):
-        self.encoder = Encoder(self.model)
-        self.tokens = MaskedTokenHead(self.model)
+        self.encoder = Encoder(self.config)
+        self.tokens = MaskedTokenHead(self.config)
 
     def __call__(self, batch: Batch, train: bool = False) -> Metrics:
-        return next_token_metrics(self.predict(batch, train), batch["targets"], batch["weights"], self.facts)
+        return compute_causal_lm_metrics(
+            self.compute_token_logits(batch, train), batch["targets"], batch["weights"], self.vocab
+        )
 
-    def predict(self, batch: Batch, train: bool = False) -> Float[Array, "b k v"]:
+    def compute_token_logits(self, batch: Batch, train: bool = False) -> Float[Array, "b k v"]:
         """Vocabulary logits at `picked`, each from the tokens before it (fill-in)."""
         hidden = self.encoder(batch["tokens"], batch["example"], batch["segments"], batch["positions"], train=train)
-        before = gather(hidden, jnp.maximum(batch["picked"] - 1, 0))
-        return self.tokens(before, self.encoder.embeddings.words.embedding)
+        before = gather_hidden_states(hidden, jnp.maximum(batch["picked"] - 1, 0))
+        return self.tokens(before, self.encoder.active_embeddings.word_embedding.embedding)
 
 
-def next_token_metrics(
-    logits: Float[Array, "b k v"], targets: Int[Array, "b k"], weights: Float[Array, "b k"], facts: Facts
+def compute_causal_lm_metrics(
+    logits: Float[Array, "b k v"],
+    masked_labels: Int[Array, "b k"],
+    masked_weights: Float[Array, "b k"],
+    vocab: VocabInfo,
 ) -> Metrics:
     """Loss and accuracy; `clm_baseline` is what always answering the most frequent token would reach."""
-    count = weights.sum()
+    count = masked_weights.sum()
     return {
-        "clm_loss": Mean((losses(logits, targets) * weights).sum(), count),
-        "clm_accuracy": Mean(((logits.argmax(-1) == targets) * weights).sum(), count),
-        "clm_baseline": Mean(((targets == facts.common) * weights).sum(), count),
+        "clm_loss": Mean((cross_entropy(logits, masked_labels) * masked_weights).sum(), count),
+        "clm_accuracy": Mean(((logits.argmax(-1) == masked_labels) * masked_weights).sum(), count),
+        "clm_baseline": Mean(((masked_labels == vocab.most_frequent_id) * masked_weights).sum(), count),
     }

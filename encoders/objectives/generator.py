@@ -14,32 +14,32 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from encoders.model.config import Model, narrowed
+from encoders.model.config import EncoderConfig, derive_generator_config
 from encoders.model.encoder import Encoder
-from encoders.model.flops import forward_flops, vocabulary_flops
-from encoders.model.heads import MaskedTokenHead, gather
-from encoders.objectives.base import Metrics, Objectives, means, perplexity
-from encoders.objectives.losses import masked_token_metrics
+from encoders.model.flops import forward_flops, masked_token_head_flops
+from encoders.model.heads import MaskedTokenHead, gather_hidden_states
+from encoders.objectives.base import BaseObjective, Metrics, compute_mean_scores, perplexity
+from encoders.objectives.losses import compute_masked_lm_metrics
 from encoders.objectives.masking import (
-    SAMPLES,
+    SAMPLE_STREAM,
     Batch,
     Masking,
-    corrupt,
-    example_keys,
-    of_tokens,
-    scatter,
-    take_keys,
-    uniform,
+    bits_to_uniform,
+    gather_keys,
+    make_example_keys,
+    make_token_keys,
+    mask_tokens,
+    scatter_tokens,
 )
-from encoders.text.tokenization import Facts
+from encoders.text.tokenization import VocabInfo
 
 # 85 % [MASK], 15 % kept, none random, a new mask each epoch, as in the released code; positions are drawn without
 # replacement, as in the paper (the code draws with replacement and so masks 13.8 % where it says 15 %).
-MASKING = Masking(split=(0.85, 0.0, 0.15), copies=None)
+ELECTRA_MASKING = Masking(split=(0.85, 0.0, 0.15), dupe_factor=None)
 
 
 @dataclass(frozen=True)
-class Generating(Objectives):
+class GeneratorObjective(BaseObjective):
     """What objectives have in common that show their network a text whose masks a generator has filled.
 
     The generator is the network narrowed to `width` and `depth` of its own; with `width=None` there is none, and every
@@ -48,119 +48,123 @@ class Generating(Objectives):
     released code does). Its samples carry no gradient.
     """
 
-    width: float | None = 1 / 4
-    depth: float = 1.0
-    tokens: Masking = MASKING
+    generator_width: float | None = 1 / 4
+    generator_depth: float = 1.0
+    masking: Masking = ELECTRA_MASKING
     temperature: float = 1.0
     tie: Literal["none", "tokens", "embeddings"] = "embeddings"
 
     def __post_init__(self):
-        for name in ("width", "depth", "temperature"):
+        for name in ("generator_width", "generator_depth", "temperature"):
             if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"objective.{name}={getattr(self, name)} must be above 0")
-        if self.tokens.special:
-            raise ValueError("objective.tokens.special=True: a generator must not fill in [CLS] and [SEP]")
+        if self.masking.mask_special:
+            raise ValueError("objective.masking.mask_special=True: a generator must not fill in [CLS] and [SEP]")
 
-    body: ClassVar[str] = "discriminator"
-    needs: ClassVar[frozenset[str]] = frozenset()
+    encoder_name: ClassVar[str] = "discriminator"
+    required_fields: ClassVar[frozenset[str]] = frozenset()
 
     @property
-    def copies(self) -> int | None:
-        return self.tokens.copies
+    def num_distinct_passes(self) -> int | None:
+        return self.masking.dupe_factor
 
-    def generator(self, model: Model) -> Model | None:
+    def get_generator_config(self, config: EncoderConfig) -> EncoderConfig | None:
         """The generator that belongs to the network `model`, if there is one."""
-        return None if self.width is None else narrowed(model, self.width, self.depth)
+        return (
+            None
+            if self.generator_width is None
+            else derive_generator_config(config, self.generator_width, self.generator_depth)
+        )
 
-    def check(self, model: Model) -> None:
-        self.generator(model)
+    def check(self, config: EncoderConfig) -> None:
+        self.get_generator_config(config)
 
-    def networks(self, model: Model) -> list[Model]:
-        return [model] if self.width is None else [model, self.generator(model)]
+    def trained_configs(self, config: EncoderConfig) -> list[EncoderConfig]:
+        return [config] if self.generator_width is None else [config, self.get_generator_config(config)]
 
-    def flops(self, model: Model, sizes: np.ndarray) -> dict[str, np.ndarray]:
-        parts, generator = super().flops(model, sizes), self.generator(model)
+    def forward_flops_by_part(self, config: EncoderConfig, sizes: np.ndarray) -> dict[str, np.ndarray]:
+        parts, generator = super().forward_flops_by_part(config, sizes), self.get_generator_config(config)
         if generator is None:
             return parts
-        head = vocabulary_flops(generator, self.tokens.chosen(sizes))
+        head = masked_token_head_flops(generator, self.masking.count_predictions(sizes))
         return parts | {"generator": forward_flops(generator, sizes), "tokens": head}
 
-    def corrupt(self, batch: Batch, facts: Facts, seed) -> Batch:
-        masked = corrupt(self.tokens, batch, facts, seed)
-        keys = of_tokens(example_keys(seed, SAMPLES, batch["epoch"], batch["id"]), batch)
-        return masked | {"noise": jax.random.key_data(take_keys(keys, masked["picked"]))}
+    def corrupt(self, batch: Batch, vocab: VocabInfo, seed) -> Batch:
+        masked = mask_tokens(self.masking, batch, vocab, seed)
+        keys = make_token_keys(make_example_keys(seed, SAMPLE_STREAM, batch["epoch"], batch["id"]), batch)
+        return masked | {"noise": jax.random.key_data(gather_keys(keys, masked["picked"]))}
 
     def scores(self, sums: Metrics) -> dict[str, float]:
-        scores = means(sums)
-        if self.width is not None:
+        scores = compute_mean_scores(sums)
+        if self.generator_width is not None:
             scores["generator_perplexity"] = perplexity(scores["generator_loss"])
         return scores
 
 
-class Filled(NamedTuple):
+class GeneratorOutput(NamedTuple):
     """A text without masks, and how the generator came to it, at the chosen positions."""
 
-    tokens: Int[Array, "b l"]
-    samples: Int[Array, "b k"]
+    filled_ids: Int[Array, "b l"]
+    sampled_ids: Int[Array, "b k"]
     logits: Float[Array, "b k v"]  # of which they are samples
     hidden: Float[Array, "b k d"] | None
     metrics: Metrics
 
 
-class GeneratingModule(nn.Module):
+class GeneratorObjectiveModule(nn.Module):
     """The network and, if there is one, its generator; the tables that are tied live in the network."""
 
-    model: Model
-    objective: Generating
-    facts: Facts
+    config: EncoderConfig
+    objective: GeneratorObjective
+    vocab: VocabInfo
 
     def setup(self):
-        tie, generator = self.objective.tie, self.objective.generator(self.model)
-        self.discriminator = Encoder(self.model)
+        tie, generator = self.objective.tie, self.objective.get_generator_config(self.config)
+        self.discriminator = Encoder(self.config)
         if generator is None:
             return
         embed = self.discriminator.embed
         self.generator = Encoder(
             generator,
-            lent_embed=embed if tie == "embeddings" else None,
-            lent_word=embed.words if tie == "tokens" else None,
+            tied_embeddings=embed if tie == "embeddings" else None,
+            tied_word_embedding=embed.word_embedding if tie == "tokens" else None,
         )
         self.tokens = MaskedTokenHead(generator)
 
-    def fill(self, batch: Batch, train: bool = False) -> Filled:
+    def fill_masks(self, batch: Batch, train: bool = False) -> GeneratorOutput:
         """The text that the network is shown, and the generator's metrics."""
-        if self.objective.width is None:
-            hidden, logits, metrics = None, jnp.asarray(ordinary(self.facts)), {}
+        if self.objective.generator_width is None:
+            hidden, logits, metrics = None, jnp.asarray(build_uniform_logits(self.vocab)), {}
         else:
-            hidden = self.read(batch, train)
-            logits = self.guess(hidden)
-            metrics = masked_token_metrics(logits, batch, self.facts, prefix="generator")
+            hidden = self.encode_masked_positions(batch, train)
+            logits = self.compute_generator_logits(hidden)
+            metrics = compute_masked_lm_metrics(logits, batch, self.vocab, prefix="generator")
         logits = logits / self.objective.temperature
-        samples = sample(logits, batch["noise"])
-        tokens = scatter(batch["original"], batch["picked"], samples, batch["weights"])
-        return Filled(tokens, samples, logits, hidden, metrics)
+        samples = sample_tokens(logits, batch["noise"])
+        tokens = scatter_tokens(batch["original"], batch["picked"], samples, batch["weights"])
+        return GeneratorOutput(tokens, samples, logits, hidden, metrics)
 
-    def read(self, batch: Batch, train: bool = False) -> Float[Array, "b k d"]:
+    def encode_masked_positions(self, batch: Batch, train: bool = False) -> Float[Array, "b k d"]:
         """The generator's hidden states at `picked`."""
         rest = (batch["example"], batch["segments"], batch["positions"])
-        return gather(self.generator(batch["tokens"], *rest, train=train), batch["picked"])
+        return gather_hidden_states(self.generator(batch["tokens"], *rest, train=train), batch["picked"])
 
-    def guess(self, hidden: Float[Array, "b k d"]) -> Float[Array, "b k v"]:
-        return self.tokens(hidden, self.generator.embeddings.words.embedding)
+    def compute_generator_logits(self, hidden: Float[Array, "b k d"]) -> Float[Array, "b k v"]:
+        return self.tokens(hidden, self.generator.active_embeddings.word_embedding.embedding)
 
-    def predict(self, batch: Batch, train: bool = False) -> Float[Array, "b k v"]:
+    def compute_token_logits(self, batch: Batch, train: bool = False) -> Float[Array, "b k v"]:
         """The generator's vocabulary logits at `picked` (fill-in)."""
-        return self.guess(self.read(batch, train))
+        return self.compute_generator_logits(self.encode_masked_positions(batch, train))
 
 
-def ordinary(facts: Facts) -> np.ndarray:
+def build_uniform_logits(vocab: VocabInfo) -> np.ndarray:
     """Log-probabilities up to a constant, `[1 1 v]`, of a generator to which all but special tokens are the same."""
-    logits = np.zeros((1, 1, facts.size), np.float32)
-    logits[..., list(facts.special)] = -np.inf
+    logits = np.zeros((1, 1, vocab.vocab_size), np.float32)
+    logits[..., list(vocab.special_ids)] = -np.inf
     return logits
 
 
-def sample(logits: Float[Array, "#b #k v"], noise: Array) -> Int[Array, "b k"]:
+def sample_tokens(logits: Float[Array, "#b #k v"], noise: Array) -> Int[Array, "b k"]:
     """One token a position from softmax(logits), by each position's own random number in [0, 1), without gradient.
 
     The token under which the number falls when probabilities lie side by side: found first among sums of about √v
@@ -172,15 +176,17 @@ def sample(logits: Float[Array, "#b #k v"], noise: Array) -> Int[Array, "b k"]:
     weights = jnp.pad(weights, ((0, 0), (0, 0), (0, size**2 - weights.shape[-1])))
     weights = jnp.broadcast_to(weights.reshape(*weights.shape[:2], size, size), (*noise.shape[:2], size, size))
     sums = weights.sum(-1)
-    block, left = under(sums, uniform(noise[..., 0]) * sums.sum(-1))
-    inner, _ = under(jnp.take_along_axis(weights, block[..., None, None], axis=2)[..., 0, :], left)
+    block, left = find_interval(sums, bits_to_uniform(noise[..., 0]) * sums.sum(-1))
+    inner, _ = find_interval(jnp.take_along_axis(weights, block[..., None, None], axis=2)[..., 0, :], left)
     return block * size + inner
 
 
-def under(parts: Float[Array, "b k n"], number: Float[Array, "b k"]) -> tuple[Int[Array, "b k"], Float[Array, "b k"]]:
+def find_interval(
+    interval_lengths: Float[Array, "b k n"], point: Float[Array, "b k"]
+) -> tuple[Int[Array, "b k"], Float[Array, "b k"]]:
     """Under which of the `parts`, side by side, a number falls, and how far into it; never under an empty one."""
-    ends = jnp.cumsum(parts, axis=-1)
-    beyond = ends > number[..., None]
-    found = jnp.where(beyond.any(-1), beyond.argmax(-1), parts.argmax(-1))
-    take = lambda x: jnp.take_along_axis(x, found[..., None], axis=-1)[..., 0]
-    return found, jnp.maximum(number - (take(ends) - take(parts)), 0)
+    ends = jnp.cumsum(interval_lengths, axis=-1)
+    beyond = ends > point[..., None]
+    found = jnp.where(beyond.any(-1), beyond.argmax(-1), interval_lengths.argmax(-1))
+    take_interval = lambda x: jnp.take_along_axis(x, found[..., None], axis=-1)[..., 0]
+    return found, jnp.maximum(point - (take_interval(ends) - take_interval(interval_lengths)), 0)

@@ -8,16 +8,18 @@ from jaxtyping import Array, Float, Int
 
 from encoders.objectives.base import Metrics
 from encoders.objectives.masking import Batch
-from encoders.text.tokenization import Facts
+from encoders.text.tokenization import VocabInfo
 from encoders.utils.metrics import Mean
 
 
-def losses(logits: Float[Array, "... v"], targets: Int[Array, "..."]) -> Float[Array, "..."]:
+def cross_entropy(logits: Float[Array, "... v"], labels: Int[Array, "..."]) -> Float[Array, "..."]:
     """Cross-entropy in nats."""
-    return jax.nn.logsumexp(logits, axis=-1) - jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits, axis=-1) - jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
 
 
-def masked_token_metrics(logits: Float[Array, "b k v"], batch: Batch, facts: Facts, prefix: str = "mlm") -> Metrics:
+def compute_masked_lm_metrics(
+    logits: Float[Array, "b k v"], batch: Batch, vocab: VocabInfo, prefix: str = "mlm"
+) -> Metrics:
     """Loss and accuracy at the chosen positions.
 
     `*_mask_accuracy` counts only those that show [MASK] (the share that keeps its token flatters the whole);
@@ -25,12 +27,12 @@ def masked_token_metrics(logits: Float[Array, "b k v"], batch: Batch, facts: Fac
     """
     targets, weights = batch["targets"], batch["weights"]
     shown = jnp.take_along_axis(batch["tokens"], batch["picked"], axis=1)
-    masked = weights * (shown == facts.mask)
+    masked = weights * (shown == vocab.mask_id)
     right = logits.argmax(-1) == targets
     count, hidden = weights.sum(), masked.sum()
     return {
-        f"{prefix}_loss": Mean((losses(logits, targets) * weights).sum(), count),
+        f"{prefix}_loss": Mean((cross_entropy(logits, targets) * weights).sum(), count),
         f"{prefix}_accuracy": Mean((right * weights).sum(), count),
         f"{prefix}_mask_accuracy": Mean((right * masked).sum(), hidden),
-        f"{prefix}_mask_baseline": Mean(((targets == facts.common) * masked).sum(), hidden),
+        f"{prefix}_mask_baseline": Mean(((targets == vocab.most_frequent_id) * masked).sum(), hidden),
     }

@@ -8,83 +8,101 @@ import flax.linen as nn
 import numpy as np
 from jaxtyping import Array, Float
 
-from encoders.model.config import Model
+from encoders.model.config import EncoderConfig
 from encoders.model.encoder import Encoder
-from encoders.model.flops import vocabulary_flops
-from encoders.model.heads import ClassHead, MaskedTokenHead, Pooler, gather, summary
-from encoders.objectives.base import Metrics, Objectives, means, perplexity
-from encoders.objectives.losses import masked_token_metrics
-from encoders.objectives.masking import Batch, Masking, corrupt
-from encoders.objectives.sentence_pair import NextSentence, SentenceOrder, pair_metrics
-from encoders.text.tokenization import Facts
+from encoders.model.flops import masked_token_head_flops
+from encoders.model.heads import (
+    ClassificationHead,
+    MaskedTokenHead,
+    Pooler,
+    gather_hidden_states,
+    summarize_examples,
+)
+from encoders.objectives.base import BaseObjective, Metrics, compute_mean_scores, perplexity
+from encoders.objectives.losses import compute_masked_lm_metrics
+from encoders.objectives.masking import Batch, Masking, mask_tokens
+from encoders.objectives.sentence_pair import (
+    NextSentencePrediction,
+    SentenceOrderPrediction,
+    compute_sentence_pair_metrics,
+)
+from encoders.text.tokenization import VocabInfo
 
 
 @dataclass(frozen=True)
-class Joint(Objectives):
+class MaskedLM(BaseObjective):
     """The sum of the masked-token loss and, unless `sentences` is None, of a sentence-pair loss."""
 
-    tokens: Masking = Masking()
-    sentences: NextSentence | SentenceOrder | None = None
+    masking: Masking = Masking()
+    sentence_task: NextSentencePrediction | SentenceOrderPrediction | None = None
 
     @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({self.sentences.label} if self.sentences else ())
+    def required_fields(self) -> frozenset[str]:
+        return frozenset({self.sentence_task.label_field} if self.sentence_task else ())
 
     @property
-    def weights(self) -> dict[str, float]:
-        return {"mlm_loss": 1.0} | ({f"{self.sentences.name}_loss": 1.0} if self.sentences else {})
+    def loss_weights(self) -> dict[str, float]:
+        return {"mlm_loss": 1.0} | ({f"{self.sentence_task.metric_prefix}_loss": 1.0} if self.sentence_task else {})
 
     @property
-    def copies(self) -> int | None:
-        return self.tokens.copies
+    def num_distinct_passes(self) -> int | None:
+        return self.masking.dupe_factor
 
-    def module(self, model: Model, facts: Facts) -> nn.Module:
-        return JointModule(model, self, facts)
+    def module(self, config: EncoderConfig, vocab: VocabInfo) -> nn.Module:
+        return MaskedLMModule(config, self, vocab)
 
-    def corrupt(self, batch: Batch, facts: Facts, seed) -> Batch:
-        return corrupt(self.tokens, batch, facts, seed)
+    def corrupt(self, batch: Batch, vocab: VocabInfo, seed) -> Batch:
+        return mask_tokens(self.masking, batch, vocab, seed)
 
     def counts(self, batch: Batch) -> dict:
         terms = {"mlm_loss": batch["weights"].sum()}
-        return terms | ({f"{self.sentences.name}_loss": batch["valid"].sum()} if self.sentences else {})
+        return terms | (
+            {f"{self.sentence_task.metric_prefix}_loss": batch["valid"].sum()} if self.sentence_task else {}
+        )
 
-    def flops(self, model: Model, sizes: np.ndarray) -> dict[str, np.ndarray]:
-        return super().flops(model, sizes) | {"tokens": vocabulary_flops(model, self.tokens.chosen(sizes))}
+    def forward_flops_by_part(self, config: EncoderConfig, sizes: np.ndarray) -> dict[str, np.ndarray]:
+        return super().forward_flops_by_part(config, sizes) | {
+            "tokens": masked_token_head_flops(config, self.masking.count_predictions(sizes))
+        }
 
     def scores(self, sums: Metrics) -> dict[str, float]:
-        scores = means(sums)
+        scores = compute_mean_scores(sums)
         scores["mlm_perplexity"] = perplexity(scores["mlm_loss"])
-        if self.sentences:
-            name = self.sentences.name
+        if self.sentence_task:
+            name = self.sentence_task.metric_prefix
             share = scores.pop(f"{name}_positives")
             scores[f"{name}_baseline"] = max(share, 1 - share)
         return scores
 
 
-class JointModule(nn.Module):
+class MaskedLMModule(nn.Module):
     """An encoder, its masked-token head, and a pooler and two classes where there is a sentence task."""
 
-    model: Model
-    objective: Joint
-    facts: Facts
+    config: EncoderConfig
+    objective: MaskedLM
+    vocab: VocabInfo
 
     def setup(self):
-        self.encoder = Encoder(self.model)
-        self.tokens = MaskedTokenHead(self.model)
-        if self.objective.sentences:
-            self.pooler = Pooler(self.model)
-            self.pair = ClassHead(self.model, 2)
+        self.encoder = Encoder(self.config)
+        self.tokens = MaskedTokenHead(self.config)
+        if self.objective.sentence_task:
+            self.pooler = Pooler(self.config)
+            self.pair = ClassificationHead(self.config, 2)
 
     def __call__(self, batch: Batch, train: bool = False) -> Metrics:
         hidden = self.encoder(batch["tokens"], batch["example"], batch["segments"], batch["positions"], train=train)
-        logits = self.tokens(gather(hidden, batch["picked"]), self.encoder.embeddings.words.embedding)
-        metrics = masked_token_metrics(logits, batch, self.facts)
-        if self.objective.sentences:
-            classes = self.pair(self.pooler(summary(self.model, hidden, batch)))
-            metrics |= pair_metrics(classes, batch, self.objective.sentences)
+        logits = self.tokens(
+            gather_hidden_states(hidden, batch["picked"]), self.encoder.active_embeddings.word_embedding.embedding
+        )
+        metrics = compute_masked_lm_metrics(logits, batch, self.vocab)
+        if self.objective.sentence_task:
+            classes = self.pair(self.pooler(summarize_examples(self.config, hidden, batch)))
+            metrics |= compute_sentence_pair_metrics(classes, batch, self.objective.sentence_task)
         return metrics
 
-    def predict(self, batch: Batch) -> Float[Array, "b k v"]:
+    def compute_token_logits(self, batch: Batch) -> Float[Array, "b k v"]:
         """Vocabulary logits at `picked` (fill-in)."""
         hidden = self.encoder(batch["tokens"], batch["example"], batch["segments"], batch["positions"])
-        return self.tokens(gather(hidden, batch["picked"]), self.encoder.embeddings.words.embedding)
+        return self.tokens(
+            gather_hidden_states(hidden, batch["picked"]), self.encoder.active_embeddings.word_embedding.embedding
+        )

@@ -14,23 +14,23 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from encoders.model.config import Model
+from encoders.model.config import EncoderConfig
 from encoders.model.heads import ReplacedTokenHead
-from encoders.model.layers import dense
-from encoders.objectives.base import Metrics, Objectives
-from encoders.objectives.generator import Filled, Generating, GeneratingModule
-from encoders.objectives.losses import losses
+from encoders.model.layers import make_dense
+from encoders.objectives.base import BaseObjective, Metrics
+from encoders.objectives.generator import GeneratorObjective, GeneratorObjectiveModule, GeneratorOutput
+from encoders.objectives.losses import cross_entropy
 from encoders.objectives.masking import Batch
-from encoders.text.tokenization import Facts
-from encoders.utils.metrics import Mean, auc
+from encoders.text.tokenization import VocabInfo
+from encoders.utils.metrics import Mean, roc_auc
 
-BINS = 1024  # of the discriminator's probability, for the ROC curve
+NUM_HISTOGRAM_BINS = 1024  # of the discriminator's probability, for the ROC curve
 # The generator's loss terms, each of weight 1. The paper gives no weights for the adversarial ones.
-TERMS = {"joint": ("generator_loss",), "adversarial": ("policy_loss", "baseline_loss"), "two_stage": ()}
+GENERATOR_LOSS_TERMS = {"joint": ("generator_loss",), "adversarial": ("policy_loss", "baseline_loss"), "two_stage": ()}
 
 
 @dataclass(frozen=True)
-class ReplacedTokens(Generating):
+class ReplacedTokenDetection(GeneratorObjective):
     """λ times the discriminator's loss over all tokens that are no padding, plus the generator's masked-token loss.
 
     With `over="chosen"` the loss is over the tokens alone that were masked out ("ELECTRA 15%"); the area under the ROC
@@ -40,165 +40,179 @@ class ReplacedTokens(Generating):
     the discriminator begins too.
     """
 
-    weight: float = 50.0
-    over: Literal["all", "chosen"] = "all"
-    training: Literal["joint", "adversarial", "two_stage"] = "joint"
+    rtd_weight: float = 50.0
+    loss_over: Literal["all", "chosen"] = "all"
+    generator_training: Literal["joint", "adversarial", "two_stage"] = "joint"
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 <= self.weight < math.inf:
-            raise ValueError(f"objective.weight={self.weight} must be at least 0")
-        if self.training != "joint" and self.width is None:
-            raise ValueError(f"objective.training={self.training} needs a generator, and objective.width is None")
-        if self.training == "two_stage" and self.tie != "none":
+        if not 0 <= self.rtd_weight < math.inf:
+            raise ValueError(f"objective.rtd_weight={self.rtd_weight} must be at least 0")
+        if self.generator_training != "joint" and self.generator_width is None:
             raise ValueError(
-                f"objective.training=two_stage keeps the generator as it is, and with objective.tie={self.tie} it "
+                f"objective.generator_training={self.generator_training} needs a generator, and objective.generator_width is None"
+            )
+        if self.generator_training == "two_stage" and self.tie != "none":
+            raise ValueError(
+                f"objective.generator_training=two_stage keeps the generator as it is, and with objective.tie={self.tie} it "
                 "would change with the discriminator; set objective.tie=none"
             )
 
     @property
-    def frozen(self) -> tuple[str, ...]:
-        return ("generator", "tokens") if self.training == "two_stage" else ()
+    def frozen_params(self) -> tuple[str, ...]:
+        return ("generator", "tokens") if self.generator_training == "two_stage" else ()
 
     @property
-    def weights(self) -> dict[str, float]:
-        terms = () if self.width is None else TERMS[self.training]
-        return dict.fromkeys(terms, 1.0) | {"rtd_loss": self.weight}
+    def loss_weights(self) -> dict[str, float]:
+        terms = () if self.generator_width is None else GENERATOR_LOSS_TERMS[self.generator_training]
+        return dict.fromkeys(terms, 1.0) | {"rtd_loss": self.rtd_weight}
 
-    def check(self, model: Model) -> None:
-        super().check(model)
-        if self.training == "two_stage" and (generator := self.generator(model)) != model:
-            pairs = [(name, value, getattr(generator, name)) for name, value in vars(model).items()]
+    def check(self, config: EncoderConfig) -> None:
+        super().check(config)
+        if self.generator_training == "two_stage" and (generator := self.get_generator_config(config)) != config:
+            pairs = [(name, value, getattr(generator, name)) for name, value in vars(config).items()]
             differ = ", ".join(f"model.{name} is {mine} and {theirs}" for name, mine, theirs in pairs if mine != theirs)
             raise ValueError(
-                "objective.training=two_stage begins both networks with the same weights, so they must be of one size "
-                f"(objective.width=1, objective.depth=1); of discriminator and generator {differ}"
+                "objective.generator_training=two_stage begins both networks with the same weights, so they must be of one size "
+                f"(objective.generator_width=1, objective.generator_depth=1); of discriminator and generator {differ}"
             )
 
-    def begun(self, before: Objectives, found: dict) -> dict:
-        begun = super().begun(before, found)
-        if self.training == "two_stage" and before.body != self.body:
+    def transfer_params(self, source_objective: BaseObjective, source_params: dict) -> dict:
+        begun = super().transfer_params(source_objective, source_params)
+        if self.generator_training == "two_stage" and source_objective.encoder_name != self.encoder_name:
             # Its own copy: a donated buffer may occur once.
-            begun |= {"generator": jax.tree.map(jnp.copy, found[before.body])}
-            begun |= {name: found[name] for name in found if name == "tokens"}
+            begun |= {"generator": jax.tree.map(jnp.copy, source_params[source_objective.encoder_name])}
+            begun |= {name: source_params[name] for name in source_params if name == "tokens"}
         return begun
 
-    def networks(self, model: Model) -> list[Model]:
-        return [model] if self.frozen else super().networks(model)
+    def trained_configs(self, config: EncoderConfig) -> list[EncoderConfig]:
+        return [config] if self.frozen_params else super().trained_configs(config)
 
-    def flops(self, model: Model, sizes: np.ndarray) -> dict[str, np.ndarray]:
-        return super().flops(model, sizes) | {"replaced": sizes * 2.0 * (model.hidden**2 + model.hidden)}
+    def forward_flops_by_part(self, config: EncoderConfig, sizes: np.ndarray) -> dict[str, np.ndarray]:
+        return super().forward_flops_by_part(config, sizes) | {
+            "replaced": sizes * 2.0 * (config.hidden_size**2 + config.hidden_size)
+        }
 
-    def module(self, model: Model, facts: Facts) -> nn.Module:
-        return ReplacedTokensModule(model, self, facts)
+    def module(self, config: EncoderConfig, vocab: VocabInfo) -> nn.Module:
+        return ReplacedTokenDetectionModule(config, self, vocab)
 
     def counts(self, batch: Batch) -> dict:
         chosen = batch["weights"].sum()
-        judged = (batch["example"] > 0).sum() if self.over == "all" else chosen
-        return dict.fromkeys(self.weights, chosen) | {"rtd_loss": judged}
+        judged = (batch["example"] > 0).sum() if self.loss_over == "all" else chosen
+        return dict.fromkeys(self.loss_weights, chosen) | {"rtd_loss": judged}
 
     def scores(self, sums: Metrics) -> dict[str, float]:
         scores = super().scores(sums)
         scores["rtd_baseline"] = max(scores["rtd_replaced"], 1 - scores["rtd_replaced"])  # always the same verdict
         if "rtd_histogram" in sums:
-            scores["rtd_auc"], scores["rtd_auc_error"] = auc(sums["rtd_histogram"].total)
+            scores["rtd_auc"], scores["rtd_auc_error"] = roc_auc(sums["rtd_histogram"].total)
         return scores
 
-    def ailments(self, scores: dict[str, float]) -> list[str]:
+    def diagnose(self, scores: dict[str, float]) -> list[str]:
         found = []
         if scores["rtd_replaced"] < 0.02:
             found.append(
                 f"only {scores['rtd_replaced']:.1%} of the tokens are replaced, too few to learn from: a lower "
-                "objective.width or objective.depth, a higher objective.temperature or mask rate may help"
+                "objective.generator_width or objective.generator_depth, a higher objective.temperature or mask rate may help"
             )
         if scores["rtd_accuracy"] <= scores["rtd_baseline"]:
             verdict = "original" if scores["rtd_replaced"] <= 0.5 else "replaced"
             found.append(
                 f"the discriminator is right for {scores['rtd_accuracy']:.2%} of the tokens, and always saying "
-                f"'{verdict}' would be for {scores['rtd_baseline']:.2%}: more steps, another optimizer.rate, a longer "
-                "optimizer.warmup or a smaller generator (objective.width) may help"
+                f"'{verdict}' would be for {scores['rtd_baseline']:.2%}: more steps, another optimizer.learning_rate, a longer "
+                "optimizer.warmup_steps or a smaller generator (objective.generator_width) may help"
             )
-        learns = "generator_loss" in self.weights and "generator_mask_accuracy" in scores
+        learns = "generator_loss" in self.loss_weights and "generator_mask_accuracy" in scores
         if learns and scores["generator_mask_accuracy"] <= scores["generator_mask_baseline"]:
             found.append(
                 f"the generator finds {scores['generator_mask_accuracy']:.2%} of the masked tokens, and the commonest "
-                f"token alone would be {scores['generator_mask_baseline']:.2%}: a higher optimizer.rate, or a lower "
-                "objective.weight of the discriminator, may help"
+                f"token alone would be {scores['generator_mask_baseline']:.2%}: a higher optimizer.learning_rate, or a lower "
+                "objective.rtd_weight of the discriminator, may help"
             )
         return found
 
 
-class ReplacedTokensModule(GeneratingModule):
+class ReplacedTokenDetectionModule(GeneratorObjectiveModule):
     """Discriminator, its verdict, and a generator; a guess at the verdict where that is what the generator is after."""
 
-    objective: ReplacedTokens
+    objective: ReplacedTokenDetection
 
     def setup(self):
         super().setup()
-        self.replaced = ReplacedTokenHead(self.model)
-        if self.objective.training == "adversarial":
-            self.baseline = dense(self.objective.generator(self.model), 1)
+        self.replaced = ReplacedTokenHead(self.config)
+        if self.objective.generator_training == "adversarial":
+            self.baseline = make_dense(self.objective.get_generator_config(self.config), 1)
 
     def __call__(self, batch: Batch, train: bool = False) -> Metrics:
-        filled = self.fill(batch, train)
-        verdict = self.judge(batch | {"tokens": filled.tokens}, train)
-        labels = (filled.tokens != batch["original"]).astype(jnp.int32)
+        filled = self.fill_masks(batch, train)
+        verdict = self.compute_replaced_logits(batch | {"tokens": filled.filled_ids}, train)
+        labels = (filled.filled_ids != batch["original"]).astype(jnp.int32)
         at_chosen = [jnp.take_along_axis(x, batch["picked"], axis=1) for x in (verdict, labels)] + [batch["weights"]]
         real = (batch["example"] > 0).astype(jnp.float32)
-        judged = (verdict, labels, real) if self.objective.over == "all" else at_chosen
-        metrics = filled.metrics | replaced_token_metrics(*judged)
+        judged = (verdict, labels, real) if self.objective.loss_over == "all" else at_chosen
+        metrics = filled.metrics | compute_rtd_metrics(*judged)
         if not train:  # of every token, whatever the loss is over
-            metrics["rtd_histogram"] = histogram(verdict, labels, real)
-        if self.objective.training == "adversarial":
+            metrics["rtd_histogram"] = build_score_histogram(verdict, labels, real)
+        if self.objective.generator_training == "adversarial":
             # What the baseline reads carries no gradient: it is no third thing that the generator learns from.
             guess = self.baseline(jax.lax.stop_gradient(filled.hidden))[..., 0].astype(jnp.float32)
-            metrics |= policy_metrics(filled, judged_loss(*at_chosen[:2]), guess, batch["weights"])
+            metrics |= compute_policy_metrics(filled, binary_cross_entropy(*at_chosen[:2]), guess, batch["weights"])
         return metrics
 
-    def judge(self, batch: Batch, train: bool = False) -> Float[Array, "b l"]:
+    def compute_replaced_logits(self, batch: Batch, train: bool = False) -> Float[Array, "b l"]:
         """The discriminator's logit, for every token, that it was replaced."""
         rest = (batch["example"], batch["segments"], batch["positions"])
         return self.replaced(self.discriminator(batch["tokens"], *rest, train=train))
 
 
-def judged_loss(verdict: Float[Array, "b k"], labels: Int[Array, "b k"]) -> Float[Array, "b k"]:
+def binary_cross_entropy(logits: Float[Array, "b k"], labels: Int[Array, "b k"]) -> Float[Array, "b k"]:
     """Binary cross-entropy."""
-    return jax.nn.softplus(verdict) - verdict * labels
+    return jax.nn.softplus(logits) - logits * labels
 
 
-def policy_metrics(
-    filled: Filled, reward: Float[Array, "b k"], guess: Float[Array, "b k"], weights: Float[Array, "b k"]
+def compute_policy_metrics(
+    generator_output: GeneratorOutput,
+    reward: Float[Array, "b k"],
+    baseline_logits: Float[Array, "b k"],
+    masked_weights: Float[Array, "b k"],
 ) -> Metrics:
     """REINFORCE with a learned baseline: the generator is after the discriminator's loss (appendix F).
 
     Its expected reward has the gradient of log p(sample) (R - b), R being the discriminator's loss for the sample and
     b = -log sigmoid(`guess`), which learns by cross-entropy to be R: sigmoid(`guess`) to be exp(-R).
     """
-    reward, count = jax.lax.stop_gradient(reward), weights.sum()
-    better = reward - jax.lax.stop_gradient(jax.nn.softplus(-guess))
+    reward, count = jax.lax.stop_gradient(reward), masked_weights.sum()
+    better = reward - jax.lax.stop_gradient(jax.nn.softplus(-baseline_logits))
     return {
-        "policy_loss": Mean((losses(filled.logits, filled.samples) * better * weights).sum(), count),
-        "policy_reward": Mean((reward * weights).sum(), count),
-        "baseline_loss": Mean(((jax.nn.softplus(guess) - guess * jnp.exp(-reward)) * weights).sum(), count),
+        "policy_loss": Mean(
+            (cross_entropy(generator_output.logits, generator_output.sampled_ids) * better * masked_weights).sum(),
+            count,
+        ),
+        "policy_reward": Mean((reward * masked_weights).sum(), count),
+        "baseline_loss": Mean(
+            ((jax.nn.softplus(baseline_logits) - baseline_logits * jnp.exp(-reward)) * masked_weights).sum(), count
+        ),
     }
 
 
-def replaced_token_metrics(
-    verdict: Float[Array, "b l"], labels: Int[Array, "b l"], real: Float[Array, "b l"]
+def compute_rtd_metrics(
+    logits: Float[Array, "b l"], labels: Int[Array, "b l"], token_weights: Float[Array, "b l"]
 ) -> Metrics:
     """Binary cross-entropy over the tokens that are `real`; accuracy, recall on the replaced, their fraction."""
-    count, replaced = real.sum(), (labels * real).sum()
-    nll = judged_loss(verdict, labels)
-    said = (verdict > 0).astype(jnp.int32)
+    count, replaced = token_weights.sum(), (labels * token_weights).sum()
+    nll = binary_cross_entropy(logits, labels)
+    said = (logits > 0).astype(jnp.int32)
     return {
-        "rtd_loss": Mean((nll * real).sum(), count),
-        "rtd_accuracy": Mean(((said == labels) * real).sum(), count),
-        "rtd_recall": Mean((said * labels * real).sum(), replaced),
+        "rtd_loss": Mean((nll * token_weights).sum(), count),
+        "rtd_accuracy": Mean(((said == labels) * token_weights).sum(), count),
+        "rtd_recall": Mean((said * labels * token_weights).sum(), replaced),
         "rtd_replaced": Mean(replaced, count),
     }
 
 
-def histogram(verdict: Float[Array, "b l"], labels: Int[Array, "b l"], real: Float[Array, "b l"]) -> Mean:
+def build_score_histogram(
+    logits: Float[Array, "b l"], labels: Int[Array, "b l"], token_weights: Float[Array, "b l"]
+) -> Mean:
     """How many `real` tokens of each label have a probability in each of `BINS` equal bins, `[2, BINS]`."""
-    bins = jnp.minimum((jax.nn.sigmoid(verdict) * BINS).astype(jnp.int32), BINS - 1)
-    return Mean(jnp.zeros((2, BINS)).at[labels, bins].add(real), real.sum())
+    bins = jnp.minimum((jax.nn.sigmoid(logits) * NUM_HISTOGRAM_BINS).astype(jnp.int32), NUM_HISTOGRAM_BINS - 1)
+    return Mean(jnp.zeros((2, NUM_HISTOGRAM_BINS)).at[labels, bins].add(token_weights), token_weights.sum())

@@ -13,20 +13,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from encoders.model.config import Model
-from encoders.model.flops import vocabulary_flops
-from encoders.model.heads import MaskedTokenHead, gather
-from encoders.model.layers import dense
+from encoders.model.config import EncoderConfig
+from encoders.model.flops import masked_token_head_flops
+from encoders.model.heads import MaskedTokenHead, gather_hidden_states
+from encoders.model.layers import make_dense
 from encoders.objectives.base import Metrics
-from encoders.objectives.generator import Generating, GeneratingModule
-from encoders.objectives.losses import losses
+from encoders.objectives.generator import GeneratorObjective, GeneratorObjectiveModule
+from encoders.objectives.losses import cross_entropy
 from encoders.objectives.masking import Batch
-from encoders.text.tokenization import Facts
+from encoders.text.tokenization import VocabInfo
 from encoders.utils.metrics import Mean
 
 
 @dataclass(frozen=True)
-class RestoredTokens(Generating):
+class ReplaceMLM(GeneratorObjective):
     """The loss of the original tokens, given a text that the generator has filled, plus the generator's own loss.
 
     Each has the weight 1, of which the paper says nothing. Over all tokens the network has a copy mechanism: the
@@ -34,52 +34,52 @@ class RestoredTokens(Generating):
     of a linear layer on the hidden state.
     """
 
-    over: Literal["all", "chosen"] = "all"
+    loss_over: Literal["all", "chosen"] = "all"
 
     @property
-    def weights(self) -> dict[str, float]:
-        return ({} if self.width is None else {"generator_loss": 1.0}) | {"restored_loss": 1.0}
+    def loss_weights(self) -> dict[str, float]:
+        return ({} if self.generator_width is None else {"generator_loss": 1.0}) | {"restored_loss": 1.0}
 
-    def flops(self, model: Model, sizes: np.ndarray) -> dict[str, np.ndarray]:
-        tokens = sizes if self.over == "all" else self.tokens.chosen(sizes)
-        return super().flops(model, sizes) | {"restored": vocabulary_flops(model, tokens)}
+    def forward_flops_by_part(self, config: EncoderConfig, sizes: np.ndarray) -> dict[str, np.ndarray]:
+        tokens = sizes if self.loss_over == "all" else self.masking.count_predictions(sizes)
+        return super().forward_flops_by_part(config, sizes) | {"restored": masked_token_head_flops(config, tokens)}
 
-    def module(self, model: Model, facts: Facts) -> nn.Module:
-        return RestoredTokensModule(model, self, facts)
+    def module(self, config: EncoderConfig, vocab: VocabInfo) -> nn.Module:
+        return ReplaceMLMModule(config, self, vocab)
 
     def counts(self, batch: Batch) -> dict:
         chosen = batch["weights"].sum()
-        restored = (batch["example"] > 0).sum() if self.over == "all" else chosen
-        return dict.fromkeys(self.weights, chosen) | {"restored_loss": restored}
+        restored = (batch["example"] > 0).sum() if self.loss_over == "all" else chosen
+        return dict.fromkeys(self.loss_weights, chosen) | {"restored_loss": restored}
 
 
-class RestoredTokensModule(GeneratingModule):
+class ReplaceMLMModule(GeneratorObjectiveModule):
     """A network with a masked-token head, that head's gate where it reads all tokens, and a generator."""
 
-    objective: RestoredTokens
+    objective: ReplaceMLM
 
     def setup(self):
         super().setup()
-        self.restored = MaskedTokenHead(self.model)
-        if self.objective.over == "all":
-            self.gate = dense(self.model, 1)
+        self.restored = MaskedTokenHead(self.config)
+        if self.objective.loss_over == "all":
+            self.gate = make_dense(self.config, 1)
 
     def __call__(self, batch: Batch, train: bool = False) -> Metrics:
-        filled = self.fill(batch, train)
+        filled = self.fill_masks(batch, train)
         rest = (batch["example"], batch["segments"], batch["positions"])
-        hidden = self.discriminator(filled.tokens, *rest, train=train)
-        at_chosen = lambda x: jnp.take_along_axis(x, batch["picked"], axis=1)
-        chosen, table = batch["weights"], self.discriminator.embeddings.words.embedding
-        if self.objective.over == "chosen":
-            logits = self.restored(gather(hidden, batch["picked"]), table)
-            nll, weights, right, copied = losses(logits, batch["targets"]), chosen, logits.argmax(-1), {}
+        hidden = self.discriminator(filled.filled_ids, *rest, train=train)
+        gather_masked = lambda x: jnp.take_along_axis(x, batch["picked"], axis=1)
+        chosen, table = batch["weights"], self.discriminator.active_embeddings.word_embedding.embedding
+        if self.objective.loss_over == "chosen":
+            logits = self.restored(gather_hidden_states(hidden, batch["picked"]), table)
+            nll, weights, right, copied = cross_entropy(logits, batch["targets"]), chosen, logits.argmax(-1), {}
         else:
             logits, gate = self.restored(hidden, table), self.gate(hidden)[..., 0].astype(jnp.float32)
             weights = (batch["example"] > 0).astype(jnp.float32)
-            nll = -log_chance(logits, gate, filled.tokens, batch["original"])
-            right = at_chosen(likeliest(logits, gate, filled.tokens))
+            nll = -copy_log_probability(logits, gate, filled.filled_ids, batch["original"])
+            right = gather_masked(predict_likeliest_tokens(logits, gate, filled.filled_ids))
             copied = {"restored_copied": Mean((jax.nn.sigmoid(gate) * weights).sum(), weights.sum())}
-        shown = at_chosen(filled.tokens)
+        shown = gather_masked(filled.filled_ids)
         return (
             filled.metrics
             | copied
@@ -92,16 +92,23 @@ class RestoredTokensModule(GeneratingModule):
         )
 
 
-def log_chance(
-    logits: Float[Array, "b l v"], gate: Float[Array, "b l"], shown: Int[Array, "b l"], tokens: Int[Array, "b l"]
+def copy_log_probability(
+    logits: Float[Array, "b l v"],
+    gate_logits: Float[Array, "b l"],
+    shown_ids: Int[Array, "b l"],
+    token_ids: Int[Array, "b l"],
 ) -> Float[Array, "b l"]:
     """The logarithm of the probability of `tokens` under the copy mechanism."""
-    copied = jnp.where(shown == tokens, jax.nn.log_sigmoid(gate), -jnp.inf)
-    return jnp.logaddexp(copied, jax.nn.log_sigmoid(-gate) - losses(logits, tokens))
+    copied = jnp.where(shown_ids == token_ids, jax.nn.log_sigmoid(gate_logits), -jnp.inf)
+    return jnp.logaddexp(copied, jax.nn.log_sigmoid(-gate_logits) - cross_entropy(logits, token_ids))
 
 
-def likeliest(logits: Float[Array, "b l v"], gate: Float[Array, "b l"], shown: Int[Array, "b l"]) -> Int[Array, "b l"]:
+def predict_likeliest_tokens(
+    logits: Float[Array, "b l v"], gate_logits: Float[Array, "b l"], shown_ids: Int[Array, "b l"]
+) -> Int[Array, "b l"]:
     """The likeliest token under the copy mechanism: that shown, or the likeliest of the softmax."""
     best = logits.argmax(-1)
-    kept = log_chance(logits, gate, shown, shown) >= log_chance(logits, gate, shown, best)
-    return jnp.where(kept, shown, best)
+    kept = copy_log_probability(logits, gate_logits, shown_ids, shown_ids) >= copy_log_probability(
+        logits, gate_logits, shown_ids, best
+    )
+    return jnp.where(kept, shown_ids, best)

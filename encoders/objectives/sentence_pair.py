@@ -9,33 +9,33 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from encoders.objectives.base import Metrics
-from encoders.objectives.losses import losses
+from encoders.objectives.losses import cross_entropy
 from encoders.objectives.masking import Batch
 from encoders.utils.metrics import Mean
 
 
 @dataclass(frozen=True)
-class NextSentence:
+class NextSentencePrediction:
     """Label 1: B is random, as in the released code."""
 
-    name: ClassVar[str] = "nsp"
-    label: ClassVar[str] = "next_sentence"
+    metric_prefix: ClassVar[str] = "nsp"
+    label_field: ClassVar[str] = "next_sentence"
 
 
 @dataclass(frozen=True)
-class SentenceOrder:
+class SentenceOrderPrediction:
     """Two consecutive segments, in order or swapped. Label 1: swapped, as in the released code."""
 
-    name: ClassVar[str] = "sop"
-    label: ClassVar[str] = "sentence_order"
+    metric_prefix: ClassVar[str] = "sop"
+    label_field: ClassVar[str] = "sentence_order"
 
 
-def pair_metrics(logits: Float[Array, "b s 2"], batch: Batch, task) -> Metrics:
+def compute_sentence_pair_metrics(logits: Float[Array, "b s 2"], batch: Batch, sentence_task) -> Metrics:
     """Loss and accuracy over the valid examples; the baseline is the larger of the two classes' shares."""
-    labels, valid = batch[task.label], batch["valid"].astype(jnp.float32)
+    labels, valid = batch[sentence_task.label_field], batch["valid"].astype(jnp.float32)
     count = valid.sum()
     return {
-        f"{task.name}_loss": Mean((losses(logits, labels) * valid).sum(), count),
-        f"{task.name}_accuracy": Mean(((logits.argmax(-1) == labels) * valid).sum(), count),
-        f"{task.name}_positives": Mean((labels * valid).sum(), count),
+        f"{sentence_task.metric_prefix}_loss": Mean((cross_entropy(logits, labels) * valid).sum(), count),
+        f"{sentence_task.metric_prefix}_accuracy": Mean(((logits.argmax(-1) == labels) * valid).sum(), count),
+        f"{sentence_task.metric_prefix}_positives": Mean((labels * valid).sum(), count),
     }

@@ -14,308 +14,343 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from encoders.data.prepare import prepared
-from encoders.data.stream import Rows, Stream, heldout_table
+from encoders.data.prepare import prepare_store
+from encoders.data.stream import BatchStream, NumpyBatch, load_eval_table
 from encoders.experiment import Experiment
 from encoders.objectives.base import Metrics, total_loss
 from encoders.run import diagnostics
-from encoders.run.preemption import Stop, Stopped
-from encoders.run.profiling import STEPS, Profile
-from encoders.run.run import Run, RunError, claim, fetched, held, result
-from encoders.run.warm_start import Start, fresh
+from encoders.run.preemption import RunStopped, StopRequest
+from encoders.run.profiling import PROFILED_STEPS, StepProfiler
+from encoders.run.run import Run, RunError, lock_run, read_result, register_run, to_host
+from encoders.run.warm_start import WarmStart, init_sharded_state
 from encoders.run.watchdog import Watchdog
 from encoders.training import distributed, metric_log, sharding, step
-from encoders.training.checkpoint import Checkpoints, hushed
+from encoders.training.checkpoint import Checkpoints, quiet_orbax
 from encoders.utils import metrics
-from encoders.utils.files import roomy, write_json
+from encoders.utils.files import catch_disk_full, write_json
 
-HANGS = 1800.0  # seconds without a step, of which the first has to be compiled
-Watch = Callable[[step.State, dict, Metrics], None]  # told of every step: the new state, its batch, its metrics
+HANG_SECONDS = 1800.0  # seconds without a step, of which the first has to be compiled
+StepCallback = Callable[
+    [step.TrainState, dict, Metrics], None
+]  # told of every step: the new state, its batch, its metrics
 
 
 def train(
     experiment: Experiment,
     folder: Path,
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
     profile: bool = False,
-    stop: Stop | None = None,
-    patience: float = HANGS,
+    stop: StopRequest | None = None,
+    hang_timeout: float = HANG_SECONDS,
 ) -> dict:
     """Train to the end, from where the folder's newest sound checkpoint stands, and return the result.
 
-    With `profile` the first steps are traced into the folder, and `say` is told where their time went. Raises `Stopped`
-    after the step in which `stop` asks for it, which is saved, and `RunError` while another process trains there. When
-    nothing has happened for `patience` seconds, `say` is told, and after as long again the process ends.
+    With `profile` the first steps are traced into the folder, and `log` is told where their time went. Raises
+    `RunStopped` after the step in which `stop` asks for it, which is saved, and `RunError` while another process trains
+    there. When nothing has happened for `hang_timeout` seconds, `log` is told, and after as long again the process
+    ends.
     """
-    run, start = distributed.agreed(lambda: ready(experiment, folder, say))
-    with ExitStack() as stack, roomy(folder), hushed():
-        distributed.agreed(lambda: stack.enter_context(held(folder)) if distributed.primary() else None)
-        mark = distributed.first(lambda: claim(run, start and start.key))
-        if done := result(folder):
+    run, start = distributed.raise_on_all(lambda: prepare_run(experiment, folder, log))
+    with ExitStack() as stack, catch_disk_full(folder), quiet_orbax():
+        distributed.raise_on_all(lambda: stack.enter_context(lock_run(folder)) if distributed.is_primary() else None)
+        mark = distributed.primary_first(lambda: register_run(run, start and start.init_key))
+        if done := read_result(folder):
             return done
-        watchdog = stack.enter_context(Watchdog(patience, distributed.tell))
-        return finished(run, start, mark, say, profile, Hooks(stop or Stop(), watchdog))
+        watchdog = stack.enter_context(Watchdog(hang_timeout, distributed.log_from_host))
+        return train_to_end(run, start, mark, log, profile, StepHooks(stop or StopRequest(), watchdog))
 
 
 @contextmanager
-def sound(run: Run) -> Iterator[None]:
+def failure_report(run: Run) -> Iterator[None]:
     """Says what to change where memory is out; where one of several processes fails, ends it at once."""
     try:
-        with roomy(run.folder):
+        with catch_disk_full(run.folder):
             yield
-    except Stopped:
+    except RunStopped:
         raise
     except BaseException as error:
-        told = RunError(diagnostics.out_of_memory(run, error)) if diagnostics.is_out_of_memory(error) else error
-        if distributed.several():
-            distributed.leave(told)
+        told = (
+            RunError(diagnostics.describe_out_of_memory(run, error)) if diagnostics.is_out_of_memory(error) else error
+        )
+        if distributed.is_multi_process():
+            distributed.abort_all(told)
         if told is error:
             raise
         raise told from error
 
 
 @dataclass(frozen=True)
-class Hooks:
+class StepHooks:
     """What is asked and told after every step."""
 
-    stop: Stop
+    stop: StopRequest
     watchdog: Watchdog
-    watch: Watch = lambda *_: None
+    on_step: StepCallback = lambda *_: None
 
 
-def ready(experiment: Experiment, folder: Path, say: Callable[[str], None]) -> tuple[Run, Start | None]:
+def prepare_run(experiment: Experiment, folder: Path, log: Callable[[str], None]) -> tuple[Run, WarmStart | None]:
     """The run and what it starts with; all that can be refused before its folder is there has been."""
-    start = Start(experiment) if experiment.start else None
-    store = prepared(experiment.data, say)
+    start = WarmStart(experiment) if experiment.init_from else None
+    store = prepare_store(experiment.data, log)
     if start:
-        start.check_vocabulary(store.tokenizer)
-    run = Run(experiment, folder, store.facts, lambda: store)
-    run.check_batches()
+        start.check_tokenizer(store.tokenizer)
+    run = Run(experiment, folder, store.vocab, lambda: store)
+    run.check_batch_sizes()
     for phase in experiment.phases:
-        for split in store.heldouts:
-            heldout_table(split, phase, store.path / "tables")  # raises where there is no example
+        for split in store.eval_splits:
+            load_eval_table(split, phase, store.path / "tables")  # raises where there is no example
     return run, start
 
 
-def finished(run: Run, start: Start | None, mark: str, say: Callable[[str], None], profile: bool, hooks: Hooks) -> dict:
+def train_to_end(
+    run: Run,
+    warm_start: WarmStart | None,
+    fingerprint: str,
+    log: Callable[[str], None],
+    profile: bool,
+    hooks: StepHooks,
+) -> dict:
     """The result of a run, trained to its end."""
     experiment = run.experiment
-    checkpoints = run.checkpoints(experiment.cadence.keep)
-    with sound(run):
-        if distributed.primary() and (short := diagnostics.room(run)):
-            say(short)
-        at, state, notes = run.newest(checkpoints, say)
+    checkpoints = run.open_checkpoints(experiment.intervals.keep_checkpoints)
+    with failure_report(run):
+        if distributed.is_primary() and (short := diagnostics.describe_disk_shortage(run)):
+            log(short)
+        at, state, notes = run.restore_latest(checkpoints, log)
         if state is None:
-            state = start.state(run, say) if start else fresh(run)
+            state = warm_start.build_state(run, log) if warm_start else init_sharded_state(run)
         if profile:
-            hooks = replace(hooks, watch=profiled(run, at, say))
-        out = metric_log.Log(run.folder, at, experiment.steps, experiment.name, distributed.primary())
+            hooks = replace(hooks, on_step=make_profile_callback(run, at, log))
+        out = metric_log.MetricLog(run.folder, at, experiment.num_steps, experiment.name, distributed.is_primary())
     # The inner one comes before what is closed, for which the processes wait for one another.
-    with sound(run), closing(out), closing(checkpoints), sound(run):
-        scores = advance(run, state, at, Tally.read(notes), checkpoints, out, hooks)
+    with failure_report(run), closing(out), closing(checkpoints), failure_report(run):
+        scores = run_train_steps(run, state, at, IntervalMetrics.from_notes(notes), checkpoints, out, hooks)
     speeds = [row["time"]["tokens_per_second"] for row in out.rows if row["split"] == "train"]
     final = {
         "name": experiment.name,
-        "fingerprint": mark,
+        "fingerprint": fingerprint,
         "steps": out.rows[-1]["step"],
-        "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(run.shapes.params)),
+        "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(run.state_shapes.params)),
         "tokens_per_second": statistics.median(speeds),
         "heldout": scores,
-        "best": evaluations(out, experiment.objective)[1],
+        "best": find_best_evaluation(out, experiment.objective)[1],
     }
-    if distributed.primary():
-        with sound(run):
+    if distributed.is_primary():
+        with failure_report(run):
             write_json(run.folder / "result.json", final)
     return final
 
 
 @dataclass
-class Tally:
+class IntervalMetrics:
     """What the steps since the last row of the log have reported, fetched from the device only when it is asked for."""
 
     sums: dict[str, metrics.Mean] = field(default_factory=dict)
-    tokens: int = 0  # of the whole run
-    waiting: list[dict] = field(default_factory=list)
-    started: float = field(default_factory=time.monotonic)
-    counted_from: int = 0
-    waited: float = 0.0  # seconds that went to the devices, and to other processes, since the last row
+    num_tokens: int = 0  # of the whole run
+    pending_metrics: list[dict] = field(default_factory=list)
+    start_time: float = field(default_factory=time.monotonic)
+    tokens_at_start: int = 0
+    seconds_waited: float = 0.0  # seconds that went to the devices, and to other processes, since the last row
 
     @classmethod
-    def read(cls, notes: dict) -> Tally:
+    def from_notes(cls, notes: dict) -> IntervalMetrics:
         """The tally that a checkpoint's notes hold."""
         sums = {name: metrics.Mean(*map(np.float64, pair)) for name, pair in notes.get("pending", {}).items()}
         tokens = notes.get("tokens", 0)
-        return cls(sums, tokens, counted_from=tokens)
+        return cls(sums, tokens, tokens_at_start=tokens)
 
-    def notes(self) -> dict:
-        self.collect()
+    def to_notes(self) -> dict:
+        self.fetch_pending()
         pending = {name: [float(mean.total), float(mean.count)] for name, mean in self.sums.items()}
-        return {"pending": pending, "tokens": self.tokens}
+        return {"pending": pending, "tokens": self.num_tokens}
 
-    def watch(self, measured: dict) -> None:
+    def add_step(self, step_metrics: dict) -> None:
         """Add a step's metrics, and wait until at most two steps are in flight.
 
         Between the processors of several processes it is none, since JAX below 0.12 hangs there.
         """
-        jax.tree.map(lambda x: x.copy_to_host_async(), measured)
-        self.waiting.append(measured)
-        flying = 0 if distributed.several() and jax.default_backend() == "cpu" else 2
-        if len(self.waiting) > flying:
-            with self.timed():
-                jax.block_until_ready(self.waiting[-1 - flying])
+        jax.tree.map(lambda x: x.copy_to_host_async(), step_metrics)
+        self.pending_metrics.append(step_metrics)
+        flying = 0 if distributed.is_multi_process() and jax.default_backend() == "cpu" else 2
+        if len(self.pending_metrics) > flying:
+            with self.time_waiting():
+                jax.block_until_ready(self.pending_metrics[-1 - flying])
 
     @contextmanager
-    def timed(self) -> Iterator[None]:
+    def time_waiting(self) -> Iterator[None]:
         begun = time.monotonic()
         yield
-        self.waited += time.monotonic() - begun
+        self.seconds_waited += time.monotonic() - begun
 
-    def collect(self) -> None:
-        with self.timed():
-            fetched = jax.device_get(self.waiting)
-        self.tokens += sum(int(each.pop("tokens").total) for each in fetched)
-        self.sums, self.waiting = metrics.add([self.sums, *fetched]), []
+    def fetch_pending(self) -> None:
+        with self.time_waiting():
+            fetched = jax.device_get(self.pending_metrics)
+        self.num_tokens += sum(int(each.pop("tokens").total) for each in fetched)
+        self.sums, self.pending_metrics = metrics.sum_means([self.sums, *fetched]), []
 
-    def finish(self) -> tuple[dict[str, metrics.Mean], dict[str, float]]:
+    def finish_interval(self) -> tuple[dict[str, metrics.Mean], dict[str, float]]:
         """The sums since the last time, and the time they took; a new interval begins."""
-        self.collect()
-        seconds = time.monotonic() - self.started
-        speed = (self.tokens - self.counted_from) / seconds
-        taken = {"seconds": round(seconds, 3), "tokens_per_second": round(speed, 1), "waiting": round(self.waited, 3)}
-        sums, self.sums, self.started, self.counted_from = self.sums, {}, time.monotonic(), self.tokens
-        self.waited = 0.0
+        self.fetch_pending()
+        seconds = time.monotonic() - self.start_time
+        speed = (self.num_tokens - self.tokens_at_start) / seconds
+        taken = {
+            "seconds": round(seconds, 3),
+            "tokens_per_second": round(speed, 1),
+            "waiting": round(self.seconds_waited, 3),
+        }
+        sums, self.sums, self.start_time, self.tokens_at_start = self.sums, {}, time.monotonic(), self.num_tokens
+        self.seconds_waited = 0.0
         return sums, taken
 
 
-def placed(rows: Iterator[Rows], mesh) -> Iterator[dict[str, jax.Array]]:
+def prefetch_to_device(batches: Iterator[NumpyBatch], mesh) -> Iterator[dict[str, jax.Array]]:
     """The batches on the devices, each put there before the step that is ahead of it begins."""
     ahead = None
-    for each in rows:
-        ahead, ready = sharding.place(each, mesh), ahead
+    for each in batches:
+        ahead, ready = sharding.shard_batch(each, mesh), ahead
         if ready is not None:
             yield ready
     if ahead is not None:
         yield ahead
 
 
-def profiled(run: Run, at: int, say: Callable[[str], None]) -> Watch:
+def make_profile_callback(run: Run, start_step: int, log: Callable[[str], None]) -> StepCallback:
     """What watches the first steps and says where their time went. Raises `RunError` where too few are left."""
-    if distributed.several():
+    if distributed.is_multi_process():
         raise RunError("a profile is of one process, and this run has several")
-    if run.experiment.steps - at < 2 + STEPS:
-        raise RunError(f"a profile needs {2 + STEPS} steps, and {run.experiment.steps - at} are left")
-    settings = static(run.experiment, run.module)
-    program = lambda state, batch: step.train_step.lower(state, batch, run.experiment.seed, **settings).compile()
-    return Profile(run.folder / "profile", lambda *given: program(*given).as_text(), say).watch
+    if run.experiment.num_steps - start_step < 2 + PROFILED_STEPS:
+        raise RunError(
+            f"a profile needs {2 + PROFILED_STEPS} steps, and {run.experiment.num_steps - start_step} are left"
+        )
+    settings = build_static_args(run.experiment, run.module)
+    compile_train_step = lambda state, batch: step.train_step.lower(
+        state, batch, run.experiment.seed, **settings
+    ).compile()
+    return StepProfiler(run.folder / "profile", lambda *given: compile_train_step(*given).as_text(), log).on_step
 
 
-def static(experiment: Experiment, module) -> dict:
+def build_static_args(experiment: Experiment, module) -> dict:
     """What a compiled `train_step` depends on beside shapes."""
-    named = {"module": module, "optimizer": experiment.optimizer, "steps": experiment.steps}
-    return named | {"accumulate": experiment.accumulate}
+    named = {"module": module, "optimizer": experiment.optimizer, "total_steps": experiment.num_steps}
+    return named | {"grad_accum_steps": experiment.grad_accum_steps}
 
 
-def advance(
-    run: Run, state, at: int, tally: Tally, checkpoints: Checkpoints, out: metric_log.Log, hooks: Hooks
+def run_train_steps(
+    run: Run,
+    state,
+    start_step: int,
+    interval_metrics: IntervalMetrics,
+    checkpoints: Checkpoints,
+    metric_log: metric_log.MetricLog,
+    hooks: StepHooks,
 ) -> dict[str, float]:
-    """All steps from `at` on; held-out scores of the last one. Raises `Stopped`."""
-    experiment, cadence, steps = run.experiment, run.experiment.cadence, run.experiment.steps
-    since = lambda: evaluations(out, experiment.objective)[0]
-    if at == steps or (experiment.stop_after and since() >= experiment.stop_after):
+    """All steps from `at` on; held-out scores of the last one. Raises `RunStopped`."""
+    experiment, cadence, steps = run.experiment, run.experiment.intervals, run.experiment.num_steps
+    count_evals_since_best = lambda: find_best_evaluation(metric_log, experiment.objective)[0]
+    if start_step == steps or (experiment.early_stopping and count_evals_since_best() >= experiment.early_stopping):
         # Interrupted between the last checkpoint and the result.
-        return run.evaluate(state.params, told=hooks.watchdog.beat)
-    stream = Stream(
-        run.store.train,
-        run.facts,
+        return run.evaluate(state.params, on_batch=hooks.watchdog.record_progress)
+    stream = BatchStream(
+        run.store.train_split,
+        run.vocab,
         experiment.phases,
         experiment.seed,
-        experiment.objective.copies,
+        experiment.objective.num_distinct_passes,
         run.store.path / "tables",
-        partial(sharding.local_rows, run.mesh),
+        partial(sharding.find_local_rows, run.mesh),
     )
-    settings = static(experiment, run.module)
-    for index, batch in enumerate(placed(stream.batches(at, steps), run.mesh), start=at + 1):
-        with tally.timed():
+    settings = build_static_args(experiment, run.module)
+    for index, batch in enumerate(
+        prefetch_to_device(stream.iter_batches(start_step, steps), run.mesh), start=start_step + 1
+    ):
+        with interval_metrics.time_waiting():
             state, measured = step.train_step(state, batch, experiment.seed, **settings)
-        hooks.watch(state, batch, measured)
-        tally.watch(measured)
-        hooks.watchdog.beat(index)
-        due = lambda every, index=index: index % every == 0 or index == steps
-        if due(cadence.log):
-            record(run, index, tally, out)
-            stop_if_not_finite(run, index, state, batch, checkpoints)
+        hooks.on_step(state, batch, measured)
+        interval_metrics.add_step(measured)
+        hooks.watchdog.record_progress(index)
+        is_due = lambda every, index=index: index % every == 0 or index == steps
+        if is_due(cadence.log_every):
+            log_interval(run, index, interval_metrics, metric_log)
+            raise_if_diverged(run, index, state, batch, checkpoints)
         else:
-            out.advance(index)
+            metric_log.advance_progress(index)
         cost = None
-        if due(cadence.evaluate):
+        if is_due(cadence.eval_every):
             jax.block_until_ready(state.params)
             paused = time.monotonic()
-            scores = run.evaluate(state.params, stream.phase(index - 1), told=hooks.watchdog.beat)
-            cost, seconds = experiment.objective.cost(scores), time.monotonic() - paused
-            tally.started += seconds
-            out.write(index, "heldout", scores, {"seconds": round(seconds, 3)})
-            out.say(f"{experiment.name} step {index:,}: held-out {describe(scores)}")
-            for line in experiment.objective.ailments(scores) if 10 * index >= steps else ():
-                out.say(f"{experiment.name} step {index:,}: {line}")
-        done = cost is not None and experiment.stop_after and since() >= experiment.stop_after
-        why = None if index == steps else hooks.stop.asked()
-        if done or why or due(cadence.save):
-            checkpoints.save(index, state, tally.notes(), cost)
+            scores = run.evaluate(state.params, stream.find_phase(index - 1), on_batch=hooks.watchdog.record_progress)
+            cost, seconds = experiment.objective.checkpoint_cost(scores), time.monotonic() - paused
+            interval_metrics.start_time += seconds
+            metric_log.write_row(index, "heldout", scores, {"seconds": round(seconds, 3)})
+            metric_log.log_line(f"{experiment.name} step {index:,}: held-out {format_scores(scores)}")
+            for line in experiment.objective.diagnose(scores) if 10 * index >= steps else ():
+                metric_log.log_line(f"{experiment.name} step {index:,}: {line}")
+        done = cost is not None and experiment.early_stopping and count_evals_since_best() >= experiment.early_stopping
+        why = None if index == steps else hooks.stop.poll_reason()
+        if done or why or is_due(cadence.save_every):
+            checkpoints.save(index, state, interval_metrics.to_notes(), cost)
         if done:
-            out.say(
-                f"{experiment.name}: step {index:,} is the last, {experiment.stop_after} evaluations after the best"
+            metric_log.log_line(
+                f"{experiment.name}: step {index:,} is the last, {experiment.early_stopping} evaluations after the best"
             )
             break
         if why:
-            raise Stopped(f"{experiment.name}: stopped by {why} after step {index:,}, which is saved")
+            raise RunStopped(f"{experiment.name}: stopped by {why} after step {index:,}, which is saved")
     return scores
 
 
-def evaluations(out: metric_log.Log, objective) -> tuple[int, dict[str, float]]:
+def find_best_evaluation(metric_log: metric_log.MetricLog, objective) -> tuple[int, dict[str, float]]:
     """How many evaluations the best one lies back, and the best: its step and its scores."""
-    rows = [row for row in out.rows if row["split"] == "heldout"]
-    best = min(range(len(rows)), key=lambda i: objective.cost(rows[i]), default=None)
+    rows = [row for row in metric_log.rows if row["split"] == "heldout"]
+    best = min(range(len(rows)), key=lambda i: objective.checkpoint_cost(rows[i]), default=None)
     if best is None:
         return 0, {}
     return len(rows) - 1 - best, {n: value for n, value in rows[best].items() if n not in ("split", "time")}
 
 
-def record(run: Run, index: int, tally: Tally, out: metric_log.Log) -> None:
+def log_interval(
+    run: Run, current_step: int, interval_metrics: IntervalMetrics, metric_log: metric_log.MetricLog
+) -> None:
     """A row of the log, and the progress bar."""
     experiment = run.experiment
-    sums, taken = tally.finish()
+    sums, taken = interval_metrics.finish_interval()
     scores = experiment.objective.scores(sums)
-    loss = total_loss(scores, experiment.objective.weights)
-    rate = float(experiment.optimizer.learning_rate(index - 1, experiment.steps))
-    out.write(index, "train", {"loss": loss, "tokens": tally.tokens, "learning_rate": rate} | scores, taken)
-    out.advance(index, f"loss {loss:.3f}, {taken['tokens_per_second']:,.0f} tokens/s")
-    lines = [diagnostics.spike([row["loss"] for row in out.rows if row["split"] == "train"])]
+    loss = total_loss(scores, experiment.objective.loss_weights)
+    rate = float(experiment.optimizer.compute_learning_rate(current_step - 1, experiment.num_steps))
+    metric_log.write_row(
+        current_step,
+        "train",
+        {"loss": loss, "tokens": interval_metrics.num_tokens, "learning_rate": rate} | scores,
+        taken,
+    )
+    metric_log.advance_progress(current_step, f"loss {loss:.3f}, {taken['tokens_per_second']:,.0f} tokens/s")
+    lines = [diagnostics.describe_loss_spike([row["loss"] for row in metric_log.rows if row["split"] == "train"])]
     if left := int(sums["skipped"].total):
         lines.append(f"{left} updates since the last row were not finite, or spikes, and left out")
-    if distributed.several():
-        with tally.timed():
-            lines.append(diagnostics.slowest(taken["seconds"] - taken["waiting"], taken["seconds"]))
+    if distributed.is_multi_process():
+        with interval_metrics.time_waiting():
+            lines.append(diagnostics.describe_slowest_process(taken["seconds"] - taken["waiting"], taken["seconds"]))
     for line in filter(None, lines):
-        out.say(f"{experiment.name} step {index:,}: {line}")
+        metric_log.log_line(f"{experiment.name} step {current_step:,}: {line}")
 
 
-def stop_if_not_finite(run: Run, index: int, state, batch: dict, checkpoints: Checkpoints) -> None:
+def raise_if_diverged(run: Run, current_step: int, state, batch: dict, checkpoints: Checkpoints) -> None:
     """Raises `RunError` after too many updates in a row that had to be left out."""
-    streak = int(state.guard["streak"])
-    if streak >= run.experiment.cadence.patience:
-        real = fetched(batch["valid"]) == 1
-        epochs, ids = (fetched(batch[name])[real] for name in ("epoch", "id"))
+    streak = int(state.update_guard["streak"])
+    if streak >= run.experiment.intervals.max_bad_updates:
+        real = to_host(batch["valid"]) == 1
+        epochs, ids = (to_host(batch[name])[real] for name in ("epoch", "id"))
         shown = ", ".join(f"{epoch}:{place}" for epoch, place in list(zip(epochs, ids, strict=True))[:4])
         raise RunError(
-            f"{run.experiment.name}: the last {streak} updates up to step {index} were not finite, or spikes, and left "
-            f"out; the last checkpoint is {checkpoints.latest()}. What was not finite of the last one: "
-            f"{diagnostics.not_finite(run, state, batch, index - 1)}; its {len(ids)} examples (pass:place) are "
-            f"{shown}, ... "
-            "A lower optimizer.rate or longer optimizer.warmup may help"
+            f"{run.experiment.name}: the last {streak} updates up to step {current_step} were not finite, or spikes, "
+            f"and left out; the last checkpoint is {checkpoints.latest_step()}. What was not finite of the last one: "
+            f"{diagnostics.describe_nonfinite_update(run, state, batch, current_step - 1)}; its {len(ids)} "
+            f"examples (pass:place) are {shown}, ... "
+            "A lower optimizer.learning_rate or longer optimizer.warmup_steps may help"
         )
 
 
-def describe(scores: dict[str, float]) -> str:
+def format_scores(scores: dict[str, float]) -> str:
     """The scores in one line, without errors and baselines."""
     shown = {n: s for n, s in scores.items() if not n.endswith(("_error", "_baseline"))}
     return ", ".join(f"{name.replace('_', ' ')} {score:.4g}" for name, score in shown.items())

@@ -27,109 +27,114 @@ from typing import Any
 import jax
 import numpy as np
 
-from encoders.data.formats import examples
+from encoders.data.formats import add_example_axis
 from encoders.data.store import Split, Store
-from encoders.data.stream import Phase, heldout_batches, heldout_table
-from encoders.experiment import Experiment, Network, differences, fingerprint
+from encoders.data.stream import Phase, iter_eval_batches, load_eval_table
+from encoders.experiment import Experiment, RunSpec, describe_differences, fingerprint_experiment
 from encoders.objectives.base import total_loss
-from encoders.text.tokenization import Facts
+from encoders.text.tokenization import VocabInfo
 from encoders.training import distributed, sharding, step
-from encoders.training.checkpoint import Checkpoints, Damaged, abstract
+from encoders.training.checkpoint import CheckpointDamaged, Checkpoints, build_abstract_state
 from encoders.utils import metrics
 from encoders.utils.files import write_json
-from encoders.utils.overrides import from_json, to_json
+from encoders.utils.overrides import from_json_value, to_json_value
 
-HELD, LOOKS = ".held", 3
-PLACES = ("data.corpus is ", "data.root is ", "data.vocabulary.path is ")
+LOCK_FILE, LOCK_RETRIES = ".held", 3
+PATH_FIELD_PREFIXES = ("data.corpus is ", "data.root is ", "data.tokenizer.path is ")
 
 
 class RunError(ValueError):
     """A run that cannot start or go on."""
 
 
-class InUse(RunError):
+class RunInUse(RunError):
     """A run that another process trains."""
 
 
 class Run:
     """A network and its vocabulary, in its folder; with a store, if text is to be read."""
 
-    def __init__(self, network: Network, folder: Path, facts: Facts, store: Callable[[], Store]):
-        self.network, self.folder, self.facts, self.find_store = network, Path(folder), facts, store
-        self.mesh = network.mesh.build()
-        if facts.size > network.model.vocab:
-            raise RunError(f"the vocabulary has {facts.size} entries and model.vocab={network.model.vocab} is less")
-        self.module = network.objective.module(network.model, facts)
+    def __init__(self, spec: RunSpec, folder: Path, vocab: VocabInfo, open_store: Callable[[], Store]):
+        self.spec, self.folder, self.vocab, self.open_store = spec, Path(folder), vocab, open_store
+        self.mesh = spec.mesh.build()
+        if vocab.vocab_size > spec.model.vocab_size:
+            raise RunError(
+                f"the vocabulary has {vocab.vocab_size} entries and model.vocab_size={spec.model.vocab_size} is less"
+            )
+        self.module = spec.objective.module(spec.model, vocab)
 
     @classmethod
-    def open(cls, folder: Path, store: str | None = None) -> Run:
+    def open(cls, folder: Path, store_path: str | None = None) -> Run:
         """A run from its folder alone; `store` says where its store has moved to."""
-        record = read_record(folder)
-        find = partial(find_store, folder, record, store)
-        return cls(from_json(record["experiment"]), folder, Facts.from_json(record["facts"]), find)
+        record = read_run_record(folder)
+        find = partial(open_recorded_store, folder, record, store_path)
+        return cls(from_json_value(record["experiment"]), folder, VocabInfo.from_json_value(record["facts"]), find)
 
     @property
     def experiment(self) -> Experiment:
         """The experiment. Raises `RunError` for an imported run, which is none."""
-        if not isinstance(self.network, Experiment):
+        if not isinstance(self.spec, Experiment):
             raise RunError(
                 f"{self.folder} was imported, with no text and nothing to train; an experiment can begin with its "
-                f"parameters: --set start={self.folder}"
+                f"parameters: --set init_from={self.folder}"
             )
-        return self.network
+        return self.spec
 
     @cached_property
     def store(self) -> Store:
-        return self.find_store()
+        return self.open_store()
 
     @cached_property
     def tokenizer(self):
         """The vocabulary's rules. Raises `RunError` where their file is gone."""
-        from encoders.text.tokenization import load
+        from encoders.text.tokenization import load_tokenizer
 
         path = self.folder / "tokenizer.json"
         if not path.exists():
             raise RunError(f"{self.folder} has lost its tokenizer.json")
-        return load(path)
+        return load_tokenizer(path)
 
     @cached_property
-    def init(self) -> Callable:
-        return partial(step.init, module=self.module, optimizer=self.experiment.optimizer)
+    def init_fn(self) -> Callable:
+        return partial(step.init_train_state, module=self.module, optimizer=self.experiment.optimizer)
 
     @cached_property
-    def shapes(self):
-        return jax.eval_shape(self.init, self.experiment.seed)
+    def state_shapes(self):
+        return jax.eval_shape(self.init_fn, self.experiment.seed)
 
     @cached_property
-    def shardings(self):
-        return self.placed(self.shapes)
+    def state_shardings(self):
+        return self.infer_shardings(self.state_shapes)
 
-    def placed(self, tree):
+    def infer_shardings(self, tree):
         """Where every leaf of parameters or of a state belongs on this run's mesh."""
-        return sharding.shardings(tree, self.mesh)
+        return sharding.infer_shardings(tree, self.mesh)
 
-    def checkpoints(self, keep: int | None = None) -> Checkpoints:
+    def open_checkpoints(self, keep_checkpoints: int | None = None) -> Checkpoints:
         """The run's checkpoints; to write some, say how many to keep."""
-        return Checkpoints(self.folder / "checkpoints", keep)
+        return Checkpoints(self.folder / "checkpoints", keep_checkpoints)
 
-    def newest(self, checkpoints: Checkpoints, say: Callable[[str], None]) -> tuple[int, Any, dict]:
+    def restore_latest(self, checkpoints: Checkpoints, log: Callable[[str], None]) -> tuple[int, Any, dict]:
         """The newest sound checkpoint: its step, state and notes; step 0 and no state where there is none yet.
 
         Damaged ones are named and set aside. Raises `RunError` where all are damaged.
         """
-        like, damaged = abstract(self.shapes, self.shardings), {}
-        for at in reversed(checkpoints.steps()):
+        like, damaged = build_abstract_state(self.state_shapes, self.state_shardings), {}
+        for at in reversed(checkpoints.all_steps()):
             try:
                 state, notes = checkpoints.restore(at, like)
-            except Damaged as error:
+            except CheckpointDamaged as error:
                 damaged[at] = str(error)
-                if distributed.several() and len(checkpoints.steps()) > 1:  # perhaps only one has noticed
-                    place = checkpoints.set_aside([at])
+                if distributed.is_multi_process() and len(checkpoints.all_steps()) > 1:  # perhaps only one has noticed
+                    place = checkpoints.move_damaged([at])
                     raise RunError(f"{self.folder}: {error}; it is in {place}, and the same command goes on") from error
-                say(f"{self.folder}: {error}")
+                log(f"{self.folder}: {error}")
                 continue
             if damaged:
-                say(f"{self.folder}: going on from step {at}; damaged ones are in {checkpoints.set_aside([*damaged])}")
+                log(
+                    f"{self.folder}: going on from step {at}; damaged ones are in "
+                    f"{checkpoints.move_damaged([*damaged])}"
+                )
             return at, state, notes
         if damaged:
             raise RunError(
@@ -137,74 +142,83 @@ class Run:
             )
         return 0, None, {}
 
-    def params(self, at: str = "latest", placed: Callable | None = None) -> tuple[int, dict]:
+    def load_params(self, step_name: str = "latest", infer_shardings: Callable | None = None) -> tuple[int, dict]:
         """The step `at` names (latest, best, or its number), and its parameters, on this mesh or `placed` elsewhere."""
-        checkpoints = self.checkpoints()
-        steps = checkpoints.steps()
+        checkpoints = self.open_checkpoints()
+        steps = checkpoints.all_steps()
         if not steps:
             raise RunError(f"{self.folder} has no checkpoint yet")
-        named = {"latest": checkpoints.latest(), "best": checkpoints.best()} | {str(step): step for step in steps}
-        if at not in named:
-            raise RunError(f"--step {at}: there are latest, best, {', '.join(map(str, steps))}")
+        named = {"latest": checkpoints.latest_step(), "best": checkpoints.best_step()} | {
+            str(step): step for step in steps
+        }
+        if step_name not in named:
+            raise RunError(f"--step {step_name}: there are latest, best, {', '.join(map(str, steps))}")
         try:
-            found = checkpoints.params(named[at], placed or self.placed)
-        except Damaged as error:
-            others = ", ".join(str(step) for step in steps if step != named[at]) or "none"
+            found = checkpoints.restore_params(named[step_name], infer_shardings or self.infer_shardings)
+        except CheckpointDamaged as error:
+            others = ", ".join(str(step) for step in steps if step != named[step_name]) or "none"
             raise RunError(f"{self.folder}: {error}; other steps, for --step: {others}") from error
         finally:
             checkpoints.close()
-        return named[at], found
+        return named[step_name], found
 
-    def check_batches(self) -> None:
+    def check_batch_sizes(self) -> None:
         """Raises `RunError` for rows that the mesh and the micro-steps do not divide."""
-        share = sharding.shards(self.mesh) * self.experiment.accumulate
+        share = sharding.count_batch_shards(self.mesh) * self.experiment.grad_accum_steps
         for phase in self.experiment.phases:
-            if phase.batch % share:
+            if phase.batch_size % share:
                 raise RunError(
-                    f"phases.batch={phase.batch} is not a multiple of {share}: mesh.data x mesh.fsdp x accumulate"
+                    f"phases.batch_size={phase.batch_size} is not a multiple of {share}: mesh.data x mesh.fsdp x "
+                    "grad_accum_steps"
                 )
 
     def evaluate(
-        self, params, phase=None, batches: int | None = None, told: Callable[[], None] = lambda: None
+        self, params, phase=None, num_batches: int | None = None, on_batch: Callable[[], None] = lambda: None
     ) -> dict[str, float]:
         """Held-out scores in the given phase's format, by default the last one's; `told` is called with each batch."""
-        self.check_batches()
+        self.check_batch_sizes()
         phase = phase or self.experiment.phases[-1]
-        limit = batches or self.experiment.cadence.heldout
-        first, *others = self.store.heldouts
-        judged = partial(self.judged, params, phase=phase, limit=limit, told=told)
+        limit = num_batches or self.experiment.intervals.eval_batches
+        first, *others = self.store.eval_splits
+        judged = partial(self.evaluate_split, params, phase=phase, max_batches=limit, on_batch=on_batch)
         scores = judged(first)
         for split in others:  # dev_mismatched gives mismatched_accuracy
             part = split.name.removeprefix("dev_")
             scores |= {f"{part}_{name}": score for name, score in judged(split).items()}
         return scores
 
-    def judged(self, params, split: Split, phase: Phase, limit: int, told: Callable[[], None]) -> dict[str, float]:
+    def evaluate_split(
+        self, params, split: Split, phase: Phase, max_batches: int, on_batch: Callable[[], None]
+    ) -> dict[str, float]:
         """The scores of up to `limit` batches of one split."""
         objective, sums = self.experiment.objective, []
         ids, said = [], []
-        for rows in heldout_batches(split, self.facts, phase, phase.batch, limit, self.store.path / "tables"):
-            mine = sharding.local_rows(self.mesh, phase.batch)
-            placed = sharding.place({name: each[mine] for name, each in rows.items()}, self.mesh)
+        for rows in iter_eval_batches(
+            split, self.vocab, phase, phase.batch_size, max_batches, self.store.path / "tables"
+        ):
+            mine = sharding.find_local_rows(self.mesh, phase.batch_size)
+            placed = sharding.shard_batch({name: each[mine] for name, each in rows.items()}, self.mesh)
             summed, heard = step.eval_step(params, placed, module=self.module)
             sums.append(summed)
             if len(sums) > 2:
                 jax.block_until_ready(sums[-3])
-            told()
+            on_batch()
             if heard:
                 ids.append(rows["id"][:, 0] // rows["id"].shape[1])
                 said.append((rows["valid"][:, 0] == 1, heard))
-        scores = objective.scores(metrics.add(jax.device_get(sums)))
-        scores = {"loss": total_loss(scores, objective.weights)} | scores
+        scores = objective.scores(metrics.sum_means(jax.device_get(sums)))
+        scores = {"loss": total_loss(scores, objective.loss_weights)} | scores
         if said:
-            table = examples(heldout_table(split, phase, self.store.path / "tables"))
+            table = add_example_axis(load_eval_table(split, phase, self.store.path / "tables"))
             real = np.concatenate([valid for valid, _ in said])
             rows = np.concatenate(ids)[real]
-            scores |= objective.score(joined([fetched(heard) for _, heard in said], real), table[rows], split)
+            scores |= objective.score_outputs(
+                concatenate_padded([to_host(heard) for _, heard in said], real), table[rows], split
+            )
         return scores
 
 
-def fetched(tree):
+def to_host(tree):
     """Arrays of the devices on the host, those of other processes too."""
     if jax.process_count() == 1:
         return jax.device_get(tree)
@@ -213,20 +227,20 @@ def fetched(tree):
     return process_allgather(tree, tiled=True)
 
 
-def joined(parts: list[dict[str, np.ndarray]], chosen: np.ndarray) -> dict[str, np.ndarray]:
+def concatenate_padded(batches: list[dict[str, np.ndarray]], is_selected: np.ndarray) -> dict[str, np.ndarray]:
     """The chosen rows of all parts by name; what is shorter than the longest part is filled up with zeros."""
     whole = {}
-    for name in parts[0]:
-        arrays = [part[name] for part in parts]
+    for name in batches[0]:
+        arrays = [part[name] for part in batches]
         shape = np.max([array.shape[1:] for array in arrays], axis=0, initial=0).astype(int)
         full = [np.pad(x, [(0, 0), *((0, n - m) for n, m in zip(shape, x.shape[1:], strict=True))]) for x in arrays]
-        whole[name] = np.concatenate(full)[chosen]
+        whole[name] = np.concatenate(full)[is_selected]
     return whole
 
 
-def find_store(folder: Path, record: dict, moved: str | None) -> Store:
+def open_recorded_store(folder: Path, record: dict, moved_to: str | None) -> Store:
     """The store a run was trained on, checked by its key."""
-    path = Path(moved or record["store"])
+    path = Path(moved_to or record["store"])
     if not (path / "store.json").exists():
         raise RunError(f"the store of {folder} is not at {path}; pass where it is now with --store DIR")
     opened = Store.open(path)
@@ -235,7 +249,7 @@ def find_store(folder: Path, record: dict, moved: str | None) -> Store:
     return opened
 
 
-def read_record(folder: Path) -> dict:
+def read_run_record(folder: Path) -> dict:
     """`experiment.json` of a run's folder. Raises `RunError` where there is none."""
     path = Path(folder) / "experiment.json"
     try:
@@ -246,49 +260,51 @@ def read_record(folder: Path) -> dict:
         raise RunError(f"{path} is damaged: {error}") from None
 
 
-def record(network: Network, mark: str, facts: Facts) -> dict:
+def build_run_record(spec: RunSpec, fingerprint: str, vocab: VocabInfo) -> dict:
     """What `experiment.json` says of any run; `mark` is its fingerprint."""
     return {
-        "fingerprint": mark,
+        "fingerprint": fingerprint,
         "versions": {package.__name__: package.__version__ for package in (jax, np)},
         "devices": [str(device) for device in jax.devices()],
-        "facts": facts.to_json(),
-        "experiment": to_json(network),
+        "facts": vocab.to_json_value(),
+        "experiment": to_json_value(spec),
     }
 
 
-def claim(run: Run, start_key: str | None) -> str:
+def register_run(run: Run, init_key: str | None) -> str:
     """Claim the run's folder for its experiment, and return its fingerprint.
 
     Raises `RunError` where the folder belongs to another experiment.
     """
     experiment, path = run.experiment, run.folder / "experiment.json"
-    if not distributed.primary() and not seen(path):
+    if not distributed.is_primary() and not wait_for_file(path):
         raise RunError(f"{run.folder}, which process 0 has made, is not there: all processes must see the same folders")
-    mine = fingerprint(experiment, run.store.key, start_key)
+    mine = fingerprint_experiment(experiment, run.store.key, init_key)
     if path.exists():
-        theirs = read_record(run.folder)
+        theirs = read_run_record(run.folder)
         if theirs["fingerprint"] != mine:
-            network = from_json(theirs["experiment"])
-            raise foreign(run.folder, differences(network, experiment) or ["the content of data.corpus or of start"])
+            network = from_json_value(theirs["experiment"])
+            raise wrong_experiment(
+                run.folder, describe_differences(network, experiment) or ["the content of data.corpus or of init_from"]
+            )
         return mine
     run.folder.mkdir(parents=True, exist_ok=True)
     run.store.tokenizer.save(run.folder)
     place = {"store": str(run.store.path.resolve()), "store_key": run.store.key}
-    write_json(path, record(experiment, mine, run.facts) | place)
+    write_json(path, build_run_record(experiment, mine, run.vocab) | place)
     return mine
 
 
-def foreign(folder: Path, changes: list[str]) -> RunError:
+def wrong_experiment(folder: Path, changes: list[str]) -> RunError:
     return RunError(
         f"{folder} belongs to another experiment: {'; '.join(changes)}. Give this one a name of its own "
         "(--set name=...) or another folder (--runs ...), or remove that folder"
     )
 
 
-def seen(path: Path, wait: float = 60.0) -> bool:
+def wait_for_file(path: Path, timeout: float = 60.0) -> bool:
     """Whether a file that another process has made is there within `wait` seconds: file systems of networks lag."""
-    until = time.monotonic() + wait
+    until = time.monotonic() + timeout
     while not path.exists():
         if time.monotonic() >= until:
             return False
@@ -297,18 +313,18 @@ def seen(path: Path, wait: float = 60.0) -> bool:
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Keeps a run's folder for this process. Raises `InUse` while another one trains there."""
+def lock_run(folder: Path) -> Iterator[None]:
+    """Keeps a run's folder for this process. Raises `RunInUse` while another one trains there."""
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / HELD, "a+", encoding="utf-8") as file:
-        for tries in range(LOOKS, -1, -1):
+    with open(folder / LOCK_FILE, "a+", encoding="utf-8") as file:
+        for tries in range(LOCK_RETRIES, -1, -1):
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
                 if not tries:
                     file.seek(0)
-                    raise InUse(f"{folder} is in use by {file.read() or 'another process'}") from None
+                    raise RunInUse(f"{folder} is in use by {file.read() or 'another process'}") from None
                 time.sleep(0.1)  # it may only have been looked at
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
@@ -316,10 +332,10 @@ def held(folder: Path) -> Iterator[None]:
         yield
 
 
-def holder(folder: Path) -> str | None:
+def lock_owner(folder: Path) -> str | None:
     """Which process trains in a run's folder, if one does."""
     try:
-        with open(folder / HELD, encoding="utf-8") as file:
+        with open(folder / LOCK_FILE, encoding="utf-8") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -329,7 +345,7 @@ def holder(folder: Path) -> str | None:
     return None
 
 
-def result(folder: Path) -> dict | None:
+def read_result(folder: Path) -> dict | None:
     """The result of a finished run, else None. Raises `RunError` where it is damaged."""
     path = Path(folder) / "result.json"
     try:
@@ -338,10 +354,10 @@ def result(folder: Path) -> dict | None:
         raise RunError(f"{path} is damaged: {error}; without it the run goes on from its last checkpoint") from None
 
 
-def mismatch(experiment: Experiment, folder: Path) -> list[str]:
+def differing_fields(experiment: Experiment, folder: Path) -> list[str]:
     """What differs between an experiment and the one that a folder belongs to, where there is one; not the places of
     texts, rows and vocabularies, whose contents `claim` compares."""
     if not (Path(folder) / "experiment.json").exists():
         return []
-    there = from_json(read_record(folder)["experiment"])
-    return [line for line in differences(there, experiment) if not line.startswith(PLACES)]
+    there = from_json_value(read_run_record(folder)["experiment"])
+    return [line for line in describe_differences(there, experiment) if not line.startswith(PATH_FIELD_PREFIXES)]

@@ -14,35 +14,37 @@ class Watchdog:
     ends the process with status 1: what hangs in a device or in the network cannot be interrupted. 0 waits for ever.
     """
 
-    def __init__(self, seconds: float, say: Callable[[str], None]):
-        self.seconds, self.say = seconds, say
-        self.heard, self.over, self.step = threading.Event(), False, 0
-        self.thread = threading.Thread(target=self.watch, name="watchdog", daemon=True)
+    def __init__(self, timeout_seconds: float, log: Callable[[str], None]):
+        self.timeout_seconds, self.log = timeout_seconds, log
+        self.progress_event, self.is_closed, self.last_step = threading.Event(), False, 0
+        self.thread = threading.Thread(target=self.watch_progress, name="watchdog", daemon=True)
 
     def __enter__(self) -> Watchdog:
         self.thread.start()
         return self
 
     def __exit__(self, *error) -> None:
-        self.over = True
-        self.heard.set()
+        self.is_closed = True
+        self.progress_event.set()
         self.thread.join()
 
-    def beat(self, step: int | None = None) -> None:
+    def record_progress(self, step: int | None = None) -> None:
         """Something has happened: `step` has finished, or a part of what comes after it."""
-        self.step = self.step if step is None else step
-        self.heard.set()
+        self.last_step = self.last_step if step is None else step
+        self.progress_event.set()
 
-    def watch(self) -> None:
+    def watch_progress(self) -> None:
         silent = False
-        while not self.over:
-            if self.heard.wait(self.seconds or None):
-                self.heard.clear()
+        while not self.is_closed:
+            if self.progress_event.wait(self.timeout_seconds or None):
+                self.progress_event.clear()
                 silent = False
                 continue
             if silent:
-                self.say(f"still nothing after step {self.step:,}: the process ends; the same command goes on")
+                self.log(f"still nothing after step {self.last_step:,}: the process ends; the same command goes on")
                 os._exit(1)
             silent = True
-            self.say(f"nothing has happened for {self.seconds:.0f} s after step {self.step:,}; what each thread does:")
+            self.log(
+                f"nothing has happened for {self.timeout_seconds:.0f} s after step {self.last_step:,}; what each thread does:"
+            )
             faulthandler.dump_traceback(sys.__stderr__, all_threads=True)

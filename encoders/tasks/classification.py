@@ -12,19 +12,19 @@ from jaxtyping import Array, Float
 
 from encoders.data.formats import LABEL
 from encoders.data.store import Split
-from encoders.model.config import Model
+from encoders.model.config import EncoderConfig
 from encoders.model.encoder import Encoder
-from encoders.model.heads import ClassHead, Pooler, summary
-from encoders.objectives.base import Metrics, Task, TaskModule
-from encoders.objectives.losses import losses
+from encoders.model.heads import ClassificationHead, Pooler, summarize_examples
+from encoders.objectives.base import Metrics, SupervisedObjective, TaskModule
+from encoders.objectives.losses import cross_entropy
 from encoders.objectives.masking import Batch
-from encoders.tasks.scores import CLASSES, NUMBERS
-from encoders.text.tokenization import Facts
+from encoders.tasks.scores import CLASSIFICATION_SCORES, REGRESSION_SCORES
+from encoders.text.tokenization import VocabInfo
 from encoders.utils.metrics import Mean
 
 
 @dataclass(frozen=True)
-class Classification(Task):
+class Classification(SupervisedObjective):
     """One of `labels` for each example, or a number where there is one label only, judged by `scores`.
 
     `head`: a linear layer on the pooled [CLS] (BERT, ALBERT), on [CLS] itself ("linear", Google's ELECTRA), or after a
@@ -33,40 +33,42 @@ class Classification(Task):
 
     labels: tuple[str, ...]
     head: Literal["pooled", "linear", "tanh", "gelu"] = "pooled"
-    dropout: float = 0.1
-    judged_by: tuple[str, ...] = ()  # of accuracy, f1, matthews; of numbers pearson, spearman; the first is the goal
+    head_dropout: float = 0.1
+    score_names: tuple[str, ...] = ()  # of accuracy, f1, matthews; of numbers pearson, spearman; the first is the goal
 
-    needs: ClassVar[frozenset[str]] = frozenset({"label"})
-    weights: ClassVar[dict[str, float]] = {"label_loss": 1.0}
+    required_fields: ClassVar[frozenset[str]] = frozenset({"label"})
+    loss_weights: ClassVar[dict[str, float]] = {"label_loss": 1.0}
 
     def __post_init__(self):
         if not self.labels or len(set(self.labels)) < len(self.labels):
             raise ValueError(f"objective.labels={self.labels} must be one or more names, each once")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"objective.dropout={self.dropout} must be at least 0 and below 1")
-        if unknown := set(self.judged_by) - set(self.known):
-            raise ValueError(f"objective.judged_by={sorted(unknown)} is none of {', '.join(self.known)}")
+        if not 0 <= self.head_dropout < 1:
+            raise ValueError(f"objective.head_dropout={self.head_dropout} must be at least 0 and below 1")
+        if unknown := set(self.score_names) - set(self.score_functions):
+            raise ValueError(f"objective.score_names={sorted(unknown)} is none of {', '.join(self.score_functions)}")
 
     @property
-    def known(self) -> dict:
+    def score_functions(self) -> dict:
         """The scores that there are."""
-        return CLASSES if len(self.labels) > 1 else NUMBERS
+        return CLASSIFICATION_SCORES if len(self.labels) > 1 else REGRESSION_SCORES
 
     @property
-    def answers(self) -> tuple[str, ...]:
+    def label_names(self) -> tuple[str, ...]:
         return self.labels if len(self.labels) > 1 else ()
 
     @property
-    def goal(self) -> str:
-        return next(iter(self.judged_by or self.known))
+    def best_metric(self) -> str:
+        return next(iter(self.score_names or self.score_functions))
 
-    def score(self, said: dict[str, np.ndarray], rows: np.ndarray, split: Split) -> dict[str, float]:
-        numbers, labels = said["logits"][:, 0], split.columns["label"][rows[:, 0, LABEL]]
+    def score_outputs(
+        self, outputs: dict[str, np.ndarray], example_table: np.ndarray, split: Split
+    ) -> dict[str, float]:
+        numbers, labels = outputs["logits"][:, 0], split.label_columns["label"][example_table[:, 0, LABEL]]
         numbers = numbers.argmax(-1) if len(self.labels) > 1 else numbers[:, 0]
-        return {name: self.known[name](numbers, labels) for name in self.judged_by or self.known}
+        return {name: self.score_functions[name](numbers, labels) for name in self.score_names or self.score_functions}
 
-    def module(self, model: Model, facts: Facts) -> nn.Module:
-        return ClassificationModule(model, self, facts)
+    def module(self, config: EncoderConfig, vocab: VocabInfo) -> nn.Module:
+        return ClassificationModule(config, self, vocab)
 
     def counts(self, batch: Batch) -> dict:
         return {"label_loss": batch["valid"].sum()}
@@ -75,34 +77,34 @@ class Classification(Task):
 class ClassificationModule(TaskModule):
     """An encoder, a pooler where the head reads it, and the head."""
 
-    model: Model
+    config: EncoderConfig
     objective: Classification
-    facts: Facts
+    vocab: VocabInfo
 
     def setup(self):
         objective = self.objective
-        self.encoder = Encoder(self.model)
+        self.encoder = Encoder(self.config)
         if objective.head == "pooled":
-            self.pooler = Pooler(self.model)
+            self.pooler = Pooler(self.config)
         activation = objective.head if objective.head in ("tanh", "gelu") else "none"
-        self.classes = ClassHead(self.model, len(objective.labels), objective.dropout, activation)
+        self.classes = ClassificationHead(self.config, len(objective.labels), objective.head_dropout, activation)
 
-    def metrics(self, logits: Float[Array, "b s c"], batch: Batch) -> Metrics:
+    def compute_metrics(self, logits: Float[Array, "b s c"], batch: Batch) -> Metrics:
         labels = batch["label"]
         valid = batch["valid"].astype(jnp.float32)
         count = valid.sum()
         if len(self.objective.labels) == 1:
             return {"label_loss": Mean((jnp.square(logits[..., 0] - labels) * valid).sum(), count)}
         return {
-            "label_loss": Mean((losses(logits, labels) * valid).sum(), count),
+            "label_loss": Mean((cross_entropy(logits, labels) * valid).sum(), count),
             "label_accuracy": Mean(((logits.argmax(-1) == labels) * valid).sum(), count),
         }
 
-    def logits(self, batch: Batch, train: bool = False) -> Float[Array, "b s c"]:
+    def compute_logits(self, batch: Batch, train: bool = False) -> Float[Array, "b s c"]:
         """A number for each label of each example."""
         hidden = self.encoder(batch["tokens"], batch["example"], batch["segments"], batch["positions"], train=train)
-        vector = summary(self.model, hidden, batch)
+        vector = summarize_examples(self.config, hidden, batch)
         return self.classes(self.pooler(vector) if self.objective.head == "pooled" else vector, train)
 
-    def said(self, logits: Float[Array, "b s c"], batch: Batch) -> dict[str, Array]:
+    def compute_outputs(self, logits: Float[Array, "b s c"], batch: Batch) -> dict[str, Array]:
         return {"logits": logits}

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from encoders.families.electra import ElectraEmbeddings
-from encoders.model.config import Model
-from encoders.tasks.question_answering import ConditionedSpans, JudgedSpans, Questions, Spans
+from encoders.model.config import EncoderConfig
+from encoders.tasks.question_answering import ConditionedSpanPrediction, QAObjective, SpanPrediction, SpanWithClassifier
 
 
 @dataclass(frozen=True)
@@ -16,22 +16,24 @@ class Conventions:
     answer."""
 
     name: str
-    head: Literal["pooled", "linear", "tanh"]
-    between: int
-    unanswerable: Questions
+    classifier_head: Literal["pooled", "linear", "tanh"]
+    num_separators: int
+    unanswerable_objective: QAObjective
 
 
-BERT = Conventions("bert", "pooled", 1, Spans())
-ROBERTA = Conventions("roberta", "tanh", 2, JudgedSpans())
-ALBERT = Conventions("albert", "pooled", 1, ConditionedSpans())
-ELECTRA = Conventions("electra", "linear", 1, ConditionedSpans(512, "gelu", norm=False, dropout=0.0, beam=20))
+BERT = Conventions("bert", "pooled", 1, SpanPrediction())
+ROBERTA = Conventions("roberta", "tanh", 2, SpanWithClassifier())
+ALBERT = Conventions("albert", "pooled", 1, ConditionedSpanPrediction())
+ELECTRA = Conventions(
+    "electra", "linear", 1, ConditionedSpanPrediction(512, "gelu", use_layer_norm=False, head_dropout=0.0, beam_size=20)
+)
 
 
-def conventions(model: Model) -> Conventions:
+def detect_conventions(config: EncoderConfig) -> Conventions:
     """Those of the family that has the parts and positions of `model`: ELECTRA's embeddings, RoBERTa's offset
     positions, ALBERT's sharing, and BERT's without any of these."""
-    if model.embed is ElectraEmbeddings:
+    if config.embeddings is ElectraEmbeddings:
         return ELECTRA
-    if model.position_offset:
+    if config.position_offset:
         return ROBERTA
-    return ALBERT if model.share else BERT
+    return ALBERT if config.shared_parts else BERT

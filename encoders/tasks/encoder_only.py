@@ -8,44 +8,46 @@ from typing import ClassVar
 import flax.linen as nn
 from jaxtyping import Array, Float
 
-from encoders.model.config import Model
+from encoders.model.config import EncoderConfig
 from encoders.model.encoder import Encoder
-from encoders.model.heads import Pooler, summary
-from encoders.objectives.base import Metrics, Unchanged
+from encoders.model.heads import Pooler, summarize_examples
+from encoders.objectives.base import Metrics, UncorruptedObjective
 from encoders.objectives.masking import Batch
-from encoders.text.tokenization import Facts
+from encoders.text.tokenization import VocabInfo
 
 
 @dataclass(frozen=True)
-class Features(Unchanged):
+class EncoderOnly(UncorruptedObjective):
     """No loss: the encoder, and its pooler where it has one."""
 
-    pooler: bool = False
+    has_pooler: bool = False
 
-    needs: ClassVar[frozenset[str]] = frozenset()
-    weights: ClassVar[dict[str, float]] = {}
+    required_fields: ClassVar[frozenset[str]] = frozenset()
+    loss_weights: ClassVar[dict[str, float]] = {}
 
-    def module(self, model: Model, facts: Facts) -> nn.Module:
-        return FeaturesModule(model, self, facts)
+    def module(self, config: EncoderConfig, vocab: VocabInfo) -> nn.Module:
+        return EncoderOnlyModule(config, self, vocab)
 
 
-class FeaturesModule(nn.Module):
+class EncoderOnlyModule(nn.Module):
     """An encoder and perhaps a pooler."""
 
-    model: Model
-    objective: Features
-    facts: Facts
+    config: EncoderConfig
+    objective: EncoderOnly
+    vocab: VocabInfo
 
     def setup(self):
-        self.encoder = Encoder(self.model)
-        if self.objective.pooler:
-            self.pooler = Pooler(self.model)
+        self.encoder = Encoder(self.config)
+        if self.objective.has_pooler:
+            self.pooler = Pooler(self.config)
 
     def __call__(self, batch: Batch, train: bool = False) -> Metrics:
-        self.vectors(batch)
+        self.encode_batch(batch)
         return {}
 
-    def vectors(self, batch: Batch) -> tuple[Float[Array, "b l d"], Float[Array, "b s d"] | None]:
+    def encode_batch(self, batch: Batch) -> tuple[Float[Array, "b l d"], Float[Array, "b s d"] | None]:
         """The hidden states, and the pooled [CLS] of each example where there is a pooler."""
         hidden = self.encoder(batch["tokens"], batch["example"], batch["segments"], batch["positions"])
-        return hidden, self.pooler(summary(self.model, hidden, batch)) if self.objective.pooler else None
+        return hidden, self.pooler(
+            summarize_examples(self.config, hidden, batch)
+        ) if self.objective.has_pooler else None

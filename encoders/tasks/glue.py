@@ -6,11 +6,11 @@ CoLA is judged by Matthews' correlation, MRPC and QQP by accuracy and F1, STS-B 
 
 from __future__ import annotations
 
-from encoders.tasks.text_tasks import Texts
+from encoders.tasks.text_tasks import TextTask
 from encoders.utils.overrides import ExperimentError
 
-BINARY, ENTAILS = ("0", "1"), ("entailment", "not_entailment")
-PAIR = ("sentence1", "sentence2")
+BINARY_LABELS, ENTAILMENT_LABELS = ("0", "1"), ("entailment", "not_entailment")
+SENTENCE_COLUMNS = ("sentence1", "sentence2")
 MNLI_LABELS = ("entailment", "neutral", "contradiction")
 MNLI_FILES = (
     ("train", "train.tsv"),
@@ -21,51 +21,57 @@ MNLI_FILES = (
     ("test_ax", "diagnostic.tsv"),
 )
 
-TASKS = {
-    "CoLA": Texts(
+GLUE_TASKS = {
+    "CoLA": TextTask(
         "CoLA",
         ("sentence",),
-        labels=BINARY,
-        scores=("matthews", "accuracy"),
-        columns=("source", "label", "star", "sentence"),
+        labels=BINARY_LABELS,
+        score_names=("matthews", "accuracy"),
+        column_names=("source", "label", "star", "sentence"),
     ),
-    "SST-2": Texts("SST-2", ("sentence",), labels=BINARY, scores=("accuracy",)),
-    "MRPC": Texts(
+    "SST-2": TextTask("SST-2", ("sentence",), labels=BINARY_LABELS, score_names=("accuracy",)),
+    "MRPC": TextTask(
         "MRPC",
         ("#1 String", "#2 String"),
         "Quality",
-        BINARY,
+        BINARY_LABELS,
         ("accuracy", "f1"),
         symmetric=True,
-        tfds=PAIR,
+        tfds_columns=SENTENCE_COLUMNS,
     ),
-    "STS-B": Texts("STS-B", PAIR, "score", scores=("spearman", "pearson"), symmetric=True),
-    "QQP": Texts("QQP", ("question1", "question2"), "is_duplicate", BINARY, ("accuracy", "f1")),
-    "MNLI": Texts(
-        "MNLI", PAIR, "gold_label", MNLI_LABELS, ("accuracy",), files=MNLI_FILES, tfds=("premise", "hypothesis")
+    "STS-B": TextTask("STS-B", SENTENCE_COLUMNS, "score", score_names=("spearman", "pearson"), symmetric=True),
+    "QQP": TextTask("QQP", ("question1", "question2"), "is_duplicate", BINARY_LABELS, ("accuracy", "f1")),
+    "MNLI": TextTask(
+        "MNLI",
+        SENTENCE_COLUMNS,
+        "gold_label",
+        MNLI_LABELS,
+        ("accuracy",),
+        files=MNLI_FILES,
+        tfds_columns=("premise", "hypothesis"),
     ),
-    "QNLI": Texts("QNLI", ("question", "sentence"), labels=ENTAILS, scores=("accuracy",)),
-    "RTE": Texts("RTE", PAIR, labels=ENTAILS, scores=("accuracy",)),
-    "WNLI": Texts("WNLI", PAIR, labels=BINARY, scores=("accuracy",)),
+    "QNLI": TextTask("QNLI", ("question", "sentence"), labels=ENTAILMENT_LABELS, score_names=("accuracy",)),
+    "RTE": TextTask("RTE", SENTENCE_COLUMNS, labels=ENTAILMENT_LABELS, score_names=("accuracy",)),
+    "WNLI": TextTask("WNLI", SENTENCE_COLUMNS, labels=BINARY_LABELS, score_names=("accuracy",)),
 }
 
 
-def named(name: str) -> Texts:
+def get_glue_task(name: str) -> TextTask:
     """A task of GLUE. Raises `ExperimentError` for another name."""
     if name == "AX":
         raise ExperimentError("AX has no training rows: `submit` writes what a run of MNLI says of it")
-    if name not in TASKS:
-        raise ExperimentError(f"there is no task {name!r} in GLUE; there are {', '.join(TASKS)}")
-    return TASKS[name]
+    if name not in GLUE_TASKS:
+        raise ExperimentError(f"there is no task {name!r} in GLUE; there are {', '.join(GLUE_TASKS)}")
+    return GLUE_TASKS[name]
 
 
-def rows_in(root: str, name: str) -> str:
+def locate_glue_rows(root: str, name: str) -> str:
     """Where a task's rows are: in a folder of its name, or in TFDS where `root` says "tfds"."""
     return f"tfds:glue/{name.lower().replace('-', '')}" if root == "tfds" else f"{root}/{name}"
 
 
 # Training rows, as released.
-ROWS = {
+NUM_GLUE_TRAIN_ROWS = {
     "CoLA": 8551, "SST-2": 67_349, "MRPC": 3668, "STS-B": 5749, "QQP": 363_846, "MNLI": 392_702, "QNLI": 104_743,
     "RTE": 2490, "WNLI": 635,
 }  # fmt: skip

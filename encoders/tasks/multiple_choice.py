@@ -12,138 +12,158 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from encoders.data.formats import LABEL, B
-from encoders.data.labelled import Encoded, Example
-from encoders.data.row_files import Reader, Record, RowError, damaged, records
+from encoders.data.formats import B_START, LABEL
+from encoders.data.labelled import EncodedExample, Example
+from encoders.data.row_files import Record, RowError, RowReader, has_lone_surrogate, read_records
 from encoders.data.store import Split
-from encoders.model.config import Model
+from encoders.model.config import EncoderConfig
 from encoders.model.encoder import Encoder
-from encoders.model.heads import ClassHead, Pooler, summary
-from encoders.objectives.base import Metrics, Task, TaskModule
-from encoders.objectives.losses import losses
+from encoders.model.heads import ClassificationHead, Pooler, summarize_examples
+from encoders.objectives.base import Metrics, SupervisedObjective, TaskModule
+from encoders.objectives.losses import cross_entropy
 from encoders.objectives.masking import Batch
 from encoders.tasks.conventions import Conventions
-from encoders.tasks.scores import accuracy
-from encoders.tasks.text_tasks import shorten
-from encoders.text.tokenization import Facts
+from encoders.tasks.scores import accuracy_score
+from encoders.tasks.text_tasks import truncate_pairs
+from encoders.text.tokenization import VocabInfo
 from encoders.utils.metrics import Mean
 
 
 @dataclass(frozen=True)
-class MultipleChoice:
+class MultipleChoiceTask:
     """Rows of .jsonl files: a text, a question, `count` options, and the answer, a letter (RACE) or a number from 0."""
 
-    count: int = 4
-    text: str = "article"
-    question: str = "question"
-    options: str = "options"
-    answer: str = "answer"
-    name: str = field(default="choice", metadata={"aside": True})
+    num_choices: int = 4
+    text_column: str = "article"
+    question_column: str = "question"
+    options_column: str = "options"
+    answer_column: str = "answer"
+    name: str = field(default="choice", metadata={"not_fingerprinted": True})
     files: tuple[tuple[str, str], ...] = (("train", "train.jsonl"), ("dev", "dev.jsonl"), ("test", "test.jsonl"))
 
     labels: ClassVar[tuple[str, ...]] = ()
     symmetric: ClassVar[bool] = False
-    needs_places: ClassVar[bool] = False
+    needs_offsets: ClassVar[bool] = False
 
-    def parts(self, family: Conventions, dropout: float, both_orders: bool) -> tuple[Choice, ChoiceRows]:
-        return Choice(family.head, dropout), ChoiceRows(self.count, family.between)
+    def build_objective_and_format(
+        self, family: Conventions, head_dropout: float, both_orders: bool
+    ) -> tuple[MultipleChoiceObjective, MultipleChoiceRows]:
+        return MultipleChoiceObjective(family.classifier_head, head_dropout), MultipleChoiceRows(
+            self.num_choices, family.num_separators
+        )
 
-    def read(self, root: str, split: str, reader: Reader) -> Iterator[Example]:
-        yield from reader.read(records(Path(root).expanduser() / dict(self.files)[split]), self.example)
+    def read_examples(self, root: str, split: str, reader: RowReader) -> Iterator[Example]:
+        yield from reader.convert_rows(read_records(Path(root).expanduser() / dict(self.files)[split]), self.parse_row)
 
-    def example(self, row: Record) -> Example:
-        text, question = row.text(self.text), row.text(self.question)
-        options, answer = row[self.options], row[self.answer]
-        if not isinstance(options, list) or len(options) != self.count or not all(isinstance(x, str) for x in options):
-            raise RowError(row.place, f"{self.options}={options!r} must be {self.count} texts")
-        if any(map(damaged, options)):
-            raise RowError(row.place, f"{self.options}={options!r} is not UTF-8")
-        letters = [chr(ord("A") + i) for i in range(self.count)]
-        known = {letter: i for i, letter in enumerate(letters)} | {i: i for i in range(self.count)}
+    def parse_row(self, row: Record) -> Example:
+        text, question = row.get_text(self.text_column), row.get_text(self.question_column)
+        options, answer = row[self.options_column], row[self.answer_column]
+        if (
+            not isinstance(options, list)
+            or len(options) != self.num_choices
+            or not all(isinstance(x, str) for x in options)
+        ):
+            raise RowError(row.location, f"{self.options_column}={options!r} must be {self.num_choices} texts")
+        if any(map(has_lone_surrogate, options)):
+            raise RowError(row.location, f"{self.options_column}={options!r} is not UTF-8")
+        letters = [chr(ord("A") + i) for i in range(self.num_choices)]
+        known = {letter: i for i, letter in enumerate(letters)} | {i: i for i in range(self.num_choices)}
         if not isinstance(answer, str | int) or answer not in known:
-            raise RowError(row.place, f"{self.answer}={answer!r} is not one of {', '.join(letters)} or a number from 0")
+            raise RowError(
+                row.location, f"{self.answer_column}={answer!r} is not one of {', '.join(letters)} or a number from 0"
+            )
         filled = [question.replace("_", option, 1) if "_" in question else f"{question} {option}" for option in options]
-        return Example(row.place, (text, *filled), known[answer])
+        return Example(row.location, (text, *filled), known[answer])
 
-    def targets(self, example: Example, encoded: Encoded) -> dict[str, np.ndarray]:
+    def encode_labels(self, example: Example, encoded: EncodedExample) -> dict[str, np.ndarray]:
         return {"label": np.array([example.target], np.int32)}
 
 
 @dataclass(frozen=True)
-class ChoiceRows:
+class MultipleChoiceRows:
     """`count` examples in a row, `[CLS] text [SEP] question with option [SEP]`, each of up to its share of the row."""
 
-    count: int = 4
-    between: int = 1
+    num_choices: int = 4
+    num_separators: int = 1
 
-    labels: ClassVar[tuple[str, ...]] = ("label",)
-    random: ClassVar[bool] = False
+    label_fields: ClassVar[tuple[str, ...]] = ("label",)
+    varies_by_pass: ClassVar[bool] = False
 
-    def longest(self, length: int) -> int:
-        return length // self.count
+    def max_example_length(self, seq_length: int) -> int:
+        return seq_length // self.num_choices
 
-    def table(self, split: Split, documents: range, length: int, seed: int, number: int) -> np.ndarray:
-        first = split.documents[documents.start : documents.stop, None] + np.arange(self.count + 2)
-        edges = split.sentences[first]
+    def build_example_table(
+        self, split: Split, documents: range, seq_length: int, seed: int, pass_index: int
+    ) -> np.ndarray:
+        first = split.document_offsets[documents.start : documents.stop, None] + np.arange(self.num_choices + 2)
+        edges = split.sentence_offsets[first]
         edges[:, -1] -= 1  # the separator that ends a document
-        rows = np.zeros((len(documents), self.count, LABEL + 1), np.int64)
+        rows = np.zeros((len(documents), self.num_choices, LABEL + 1), np.int64)
         rows[..., 0], rows[..., 1] = edges[:, :1], edges[:, 1:2]
-        rows[..., B], rows[..., B + 1] = edges[:, 1:-1], edges[:, 2:]
+        rows[..., B_START], rows[..., B_START + 1] = edges[:, 1:-1], edges[:, 2:]
         rows[..., LABEL] = np.array(documents)[:, None]
-        shorten(rows.reshape(-1, LABEL + 1), self.longest(length), self.between)
+        truncate_pairs(rows.reshape(-1, LABEL + 1), self.max_example_length(seq_length), self.num_separators)
         return rows
 
-    def fields(self, split: Split, spans: np.ndarray, start: np.ndarray, length: int) -> dict[str, np.ndarray]:
-        return {"label": split.columns["label"][spans[:, :1, LABEL]]}
+    def build_label_fields(
+        self, split: Split, spans: np.ndarray, cls_positions: np.ndarray, seq_length: int
+    ) -> dict[str, np.ndarray]:
+        return {"label": split.label_columns["label"][spans[:, :1, LABEL]]}
 
 
 @dataclass(frozen=True)
-class Choice(Task):
+class MultipleChoiceObjective(SupervisedObjective):
     """A number for each option, and the cross-entropy of their softmax over the options of a row."""
 
     head: Literal["pooled", "linear", "tanh", "gelu"] = "pooled"
-    dropout: float = 0.1
+    head_dropout: float = 0.1
 
-    goal: ClassVar[str] = "accuracy"
-    needs: ClassVar[frozenset[str]] = frozenset({"label"})
-    weights: ClassVar[dict[str, float]] = {"label_loss": 1.0}
+    best_metric: ClassVar[str] = "accuracy"
+    required_fields: ClassVar[frozenset[str]] = frozenset({"label"})
+    loss_weights: ClassVar[dict[str, float]] = {"label_loss": 1.0}
 
-    def module(self, model: Model, facts: Facts) -> nn.Module:
-        return ChoiceModule(model, self, facts)
+    def module(self, config: EncoderConfig, vocab: VocabInfo) -> nn.Module:
+        return MultipleChoiceModule(config, self, vocab)
 
     def counts(self, batch: Batch) -> dict:
         return {"label_loss": batch["valid"][:, 0].sum()}
 
-    def score(self, said: dict[str, np.ndarray], rows: np.ndarray, split: Split) -> dict[str, float]:
-        return {"accuracy": accuracy(said["logits"].argmax(-1), split.columns["label"][rows[:, 0, LABEL]])}
+    def score_outputs(
+        self, outputs: dict[str, np.ndarray], example_table: np.ndarray, split: Split
+    ) -> dict[str, float]:
+        return {
+            "accuracy": accuracy_score(
+                outputs["logits"].argmax(-1), split.label_columns["label"][example_table[:, 0, LABEL]]
+            )
+        }
 
 
-class ChoiceModule(TaskModule):
+class MultipleChoiceModule(TaskModule):
     """An encoder, a pooler where the head reads it, and the head to one number."""
 
-    model: Model
-    objective: Choice
-    facts: Facts
+    config: EncoderConfig
+    objective: MultipleChoiceObjective
+    vocab: VocabInfo
 
     def setup(self):
         objective = self.objective
-        self.encoder = Encoder(self.model)
+        self.encoder = Encoder(self.config)
         if objective.head == "pooled":
-            self.pooler = Pooler(self.model)
+            self.pooler = Pooler(self.config)
         activation = objective.head if objective.head in ("tanh", "gelu") else "none"
-        self.choice = ClassHead(self.model, 1, objective.dropout, activation)
+        self.choice = ClassificationHead(self.config, 1, objective.head_dropout, activation)
 
-    def logits(self, batch: Batch, train: bool = False) -> Float[Array, "b s"]:
+    def compute_logits(self, batch: Batch, train: bool = False) -> Float[Array, "b s"]:
         hidden = self.encoder(batch["tokens"], batch["example"], batch["segments"], batch["positions"], train=train)
-        vector = summary(self.model, hidden, batch)
+        vector = summarize_examples(self.config, hidden, batch)
         return self.choice(self.pooler(vector) if self.objective.head == "pooled" else vector, train)[..., 0]
 
-    def metrics(self, logits: Float[Array, "b s"], batch: Batch) -> Metrics:
+    def compute_metrics(self, logits: Float[Array, "b s"], batch: Batch) -> Metrics:
         valid, label = batch["valid"][:, 0].astype(jnp.float32), batch["label"][:, 0]
         return {
-            "label_loss": Mean((losses(logits, label) * valid).sum(), valid.sum()),
+            "label_loss": Mean((cross_entropy(logits, label) * valid).sum(), valid.sum()),
             "label_accuracy": Mean(((logits.argmax(-1) == label) * valid).sum(), valid.sum()),
         }
 
-    def said(self, logits: Float[Array, "b s"], batch: Batch) -> dict[str, Array]:
+    def compute_outputs(self, logits: Float[Array, "b s"], batch: Batch) -> dict[str, Array]:
         return {"logits": logits}

@@ -8,46 +8,46 @@ from __future__ import annotations
 import numpy as np
 
 
-def accuracy(said: np.ndarray, labels: np.ndarray) -> float:
+def accuracy_score(predictions: np.ndarray, labels: np.ndarray) -> float:
     """The share of rows where they are equal.
 
-    >>> accuracy(np.array([1, 0, 1, 1]), np.array([1, 0, 0, 1]))
+    >>> accuracy_score(np.array([1, 0, 1, 1]), np.array([1, 0, 0, 1]))
     0.75
     """
-    return float((said == labels).mean())
+    return float((predictions == labels).mean())
 
 
-def f1(said: np.ndarray, labels: np.ndarray) -> float:
+def f1_score(predictions: np.ndarray, labels: np.ndarray) -> float:
     """The harmonic mean of precision and recall of class 1."""
-    right = ((said == 1) & (labels == 1)).sum()
-    both = (said == 1).sum() + (labels == 1).sum()
+    right = ((predictions == 1) & (labels == 1)).sum()
+    both = (predictions == 1).sum() + (labels == 1).sum()
     return float(2 * right / both) if both else 0.0
 
 
-def matthews(said: np.ndarray, labels: np.ndarray) -> float:
+def matthews_corrcoef(predictions: np.ndarray, labels: np.ndarray) -> float:
     """The correlation of Matthews (1975), over any number of classes as Gorodkin (2004) has it."""
-    classes = int(max(said.max(), labels.max())) + 1
+    classes = int(max(predictions.max(), labels.max())) + 1
     table = np.zeros((classes, classes))
-    np.add.at(table, (labels, said), 1)
+    np.add.at(table, (labels, predictions), 1)
     there, told, count = table.sum(1), table.sum(0), table.sum()
     spread = (count**2 - (there**2).sum()) * (count**2 - (told**2).sum())
     return float((np.trace(table) * count - there @ told) / spread**0.5) if spread > 0 else 0.0
 
 
-def pearson(said: np.ndarray, labels: np.ndarray) -> float:
+def pearson_correlation(predictions: np.ndarray, labels: np.ndarray) -> float:
     """The linear correlation of two lists of numbers."""
-    x, y = (np.asarray(each, np.float64) - np.mean(each, dtype=np.float64) for each in (said, labels))
-    if np.ptp(said) == 0 or np.ptp(labels) == 0:
+    x, y = (np.asarray(each, np.float64) - np.mean(each, dtype=np.float64) for each in (predictions, labels))
+    if np.ptp(predictions) == 0 or np.ptp(labels) == 0:
         return 0.0
     return float(np.clip(x @ y / (np.linalg.norm(x) * np.linalg.norm(y)), -1, 1))
 
 
-def spearman(said: np.ndarray, labels: np.ndarray) -> float:
+def spearman_correlation(predictions: np.ndarray, labels: np.ndarray) -> float:
     """The correlation of ranks; equal numbers share the mean of theirs."""
     from scipy.stats import rankdata
 
-    return pearson(rankdata(said), rankdata(labels))
+    return pearson_correlation(rankdata(predictions), rankdata(labels))
 
 
-CLASSES = {"accuracy": accuracy, "f1": f1, "matthews": matthews}
-NUMBERS = {"pearson": pearson, "spearman": spearman}
+CLASSIFICATION_SCORES = {"accuracy": accuracy_score, "f1": f1_score, "matthews": matthews_corrcoef}
+REGRESSION_SCORES = {"pearson": pearson_correlation, "spearman": spearman_correlation}

@@ -12,77 +12,77 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from encoders.text.source import CorpusError, Digests, Document, Part
+from encoders.text.source import ByteRange, CorpusError, DigestCache, Document
 
-PACKAGES = ("numpy", "scipy", "jax", "flax", "optax")  # in this order
+EMBEDDED_PACKAGES = ("numpy", "scipy", "jax", "flax", "optax")  # in this order
 
 
-class Embedded:
+class EmbeddedSource:
     """A module is a document, and a paragraph of its docstrings is one of the document's."""
 
-    def check(self) -> None:
-        for package in PACKAGES:
-            folder(package)
+    def check_readable(self) -> None:
+        for package in EMBEDDED_PACKAGES:
+            find_package_dir(package)
 
-    def identity(self, digests: Digests) -> list[dict]:
-        return [{"embedded": {package: version(package) for package in PACKAGES}}]
+    def describe_content(self, digest_cache: DigestCache) -> list[dict]:
+        return [{"embedded": {package: get_package_version(package) for package in EMBEDDED_PACKAGES}}]
 
-    def parts(self, size: int) -> Iterator[Part]:
-        yield Part("embedded")
+    def split_ranges(self, target_bytes: int) -> Iterator[ByteRange]:
+        yield ByteRange("embedded")
 
-    def documents(self, part: Part) -> Iterator[Document]:
-        for package in PACKAGES:
-            for document in modules(package):
+    def read_documents(self, byte_range: ByteRange) -> Iterator[Document]:
+        for package in EMBEDDED_PACKAGES:
+            for document in read_module_docstrings(package):
                 yield list(document)
 
 
-def folder(package: str) -> Path:
+def find_package_dir(package: str) -> Path:
     spec = importlib.util.find_spec(package)  # does not import the package
     if spec is None or not spec.submodule_search_locations:
         raise CorpusError(f"the embedded corpus needs {package}: pip install {package}")
     return Path(spec.submodule_search_locations[0])
 
 
-def version(package: str) -> str:
-    folder(package)
+def get_package_version(package: str) -> str:
+    find_package_dir(package)
     return importlib.metadata.version(package)
 
 
 @functools.cache  # 9 MB in all; parsing takes seconds, and a corpus is read more than once
-def modules(package: str) -> tuple[tuple[str, ...], ...]:
+def read_module_docstrings(package: str) -> tuple[tuple[str, ...], ...]:
     """The paragraphs of each module's docstrings, whole, in the order of the modules' paths."""
-    home = folder(package)
+    home = find_package_dir(package)
     # numpy installs distutils for Python 3.11 only: without it the text is the same for every Python.
     skipped = {"tests", "_tests", "distutils"}
     names = sorted(path.relative_to(home).as_posix() for path in home.rglob("*.py"))
     names = [name for name in names if not skipped & set(name.split("/")) and not name.endswith("_test.py")]
-    read = (tuple(paragraphs_of((home / name).read_bytes())) for name in names)
+    read = (tuple(extract_paragraphs((home / name).read_bytes())) for name in names)
     return tuple(document for document in read if document)
 
 
-def paragraphs_of(source: bytes) -> Iterator[str]:
+def extract_paragraphs(source_code: bytes) -> Iterator[str]:
     """The paragraphs of a module's docstrings, each on one line, without the rules under headings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # invalid escapes
         try:
-            tree = ast.parse(source)
+            tree = ast.parse(source_code)
         except SyntaxError:  # a template
             return
-    for text in docstrings(tree):
+    for text in iter_docstrings(tree):
         rows = [row for row in text.split("\n") if not re.fullmatch(r"[-=~^*#\s]{3,}", row)]
         for paragraph in re.split(r"\n\s*\n", "\n".join(rows)):
             if words := paragraph.split():
                 yield " ".join(words)
 
 
-def docstrings(node: ast.AST) -> Iterator[str]:
+def iter_docstrings(node: ast.AST) -> Iterator[str]:
     """Docstrings in source order, and the strings of numpy's and scipy's `add_newdoc("name", "text")` calls."""
     if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
         if text := ast.get_docstring(node):
             yield text
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.stmt | ast.ExceptHandler):
-            yield from docstrings(child)
+            yield from iter_docstrings(child)
         elif isinstance(child, ast.Call) and ast.unparse(child.func).split(".")[-1].startswith("add_newdoc"):
             strings = [part for part in ast.walk(child) if isinstance(part, ast.Constant)]
             for part in sorted(strings, key=lambda part: (part.lineno, part.col_offset)):

@@ -12,16 +12,16 @@ from pathlib import Path
 
 # The names of the special tokens as released; when trained they are the first ids, in this order,
 # but for fairseq's <mask>, which is the last.
-NAMES = {
+SPECIAL_TOKEN_NAMES = {
     "wordpiece": {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"},
     "bpe": {"cls": "<s>", "pad": "<pad>", "sep": "</s>", "unk": "<unk>", "mask": "<mask>"},
     "unigram": {"pad": "<pad>", "unk": "<unk>", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"},
 }
-ROLES = ("pad", "unk", "cls", "sep", "mask")
-SYMBOLS = ("(", ")", '"', "-", ".", "–", "£", "€")  # always pieces of their own: ALBERT's spm_train flags
-AVOIDED = -1000.0  # the score of a piece kept for its id only
-LARGEST = 2**24  # ids; room is made for all up to the largest, and no published vocabulary comes near
-FORMS = {  # what a folder is known by, in order of preference
+SPECIAL_TOKEN_ROLES = ("pad", "unk", "cls", "sep", "mask")
+ALBERT_SYMBOLS = ("(", ")", '"', "-", ".", "–", "£", "€")  # always pieces of their own: ALBERT's spm_train flags
+AVOIDED_PIECE_SCORE = -1000.0  # the score of a piece kept for its id only
+MAX_VOCAB_SIZE = 2**24  # ids; room is made for all up to the largest, and no published vocabulary comes near
+VOCABULARY_FILES = {  # what a folder is known by, in order of preference
     "tokenizer.json": ("tokenizer.json",),
     "vocab.txt": ("vocab.txt",),
     "vocab.json": ("vocab.json", "merges.txt"),
@@ -31,18 +31,21 @@ FORMS = {  # what a folder is known by, in order of preference
 }
 
 
-def kind_of(inner) -> str:
-    kind = type(inner.model).__name__.lower()
-    if kind not in NAMES:
-        raise ValueError(f"a tokenizer of the kind {kind!r} is none of {', '.join(NAMES)}")
+def detect_tokenizer_kind(backend) -> str:
+    kind = type(backend.model).__name__.lower()
+    if kind not in SPECIAL_TOKEN_NAMES:
+        raise ValueError(f"a tokenizer of the kind {kind!r} is none of {', '.join(SPECIAL_TOKEN_NAMES)}")
     return kind
 
 
-def names_of(tokens: dict[str, int], kind: str) -> dict[str, str]:
+def find_special_token_names(tokens: dict[str, int], kind: str) -> dict[str, str]:
     """The name of each special token; raises `ValueError` when one has none of its usual names."""
-    usual = {role: dict.fromkeys([NAMES[kind][role], *(names[role] for names in NAMES.values())]) for role in ROLES}
+    usual = {
+        role: dict.fromkeys([SPECIAL_TOKEN_NAMES[kind][role], *(names[role] for names in SPECIAL_TOKEN_NAMES.values())])
+        for role in SPECIAL_TOKEN_ROLES
+    }
     found = {role: next((name for name in names if name in tokens), None) for role, names in usual.items()}
-    if missing := [" or ".join(usual[role]) for role in ROLES if found[role] is None]:
+    if missing := [" or ".join(usual[role]) for role in SPECIAL_TOKEN_ROLES if found[role] is None]:
         raise ValueError(f"the vocabulary of {len(tokens)} tokens has no {', no '.join(missing)}")
     return found
 
@@ -50,7 +53,7 @@ def names_of(tokens: dict[str, int], kind: str) -> dict[str, str]:
 # The rules of each kind
 
 
-def wordpiece(tokens: dict[str, int], lowercase: bool):
+def build_wordpiece(tokens: dict[str, int], lowercase: bool):
     """BERT's rules (https://github.com/google-research/bert, tokenization.py)."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
@@ -60,37 +63,39 @@ def wordpiece(tokens: dict[str, int], lowercase: bool):
     )
     inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     inner.decoder = decoders.WordPiece("##")
-    return finished(inner)
+    return configure_special_tokens(inner)
 
 
-def bpe(tokens: dict[str, int], merges: list[tuple[str, str]], prefix: bool = False):
+def build_byte_level_bpe(tokens: dict[str, int], merges: list[tuple[str, str]], add_prefix_space: bool = False):
     """GPT-2's and RoBERTa's rules: bytes, a space belongs to the word after it; `prefix` puts one before a text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     inner = Tokenizer(models.BPE(tokens, merges))
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
     inner.decoder = decoders.ByteLevel()
-    return finished(inner)
+    return configure_special_tokens(inner)
 
 
-def unigram(pieces: list[tuple[str, float]], lowercase: bool, symbols: Iterable[str], charsmap: bytes | None = None):
+def build_unigram(
+    pieces: list[tuple[str, float]], lowercase: bool, symbols: Iterable[str], precompiled_charsmap: bytes | None = None
+):
     """ALBERT's rules (https://github.com/google-research/albert, tokenization.py); `charsmap` is SentencePiece's."""
     from tokenizers import Tokenizer, decoders, models
 
     # encode_pieces of the released code splits "2000," again, into the number and the comma.
     scored = [
-        (piece, AVOIDED if len(piece) > 1 and piece[-1] == "," and piece[-2].isdigit() else score)
+        (piece, AVOIDED_PIECE_SCORE if len(piece) > 1 and piece[-1] == "," and piece[-2].isdigit() else score)
         for piece, score in pieces
     ]
     unknown = [piece for piece, _ in pieces].index("<unk>")
     inner = Tokenizer(models.Unigram(scored, unknown, byte_fallback=False))
-    inner.normalizer = albert_text(lowercase, charsmap)
-    inner.pre_tokenizer = albert_words(symbols)
+    inner.normalizer = build_albert_normalizer(lowercase, precompiled_charsmap)
+    inner.pre_tokenizer = build_albert_pre_tokenizer(symbols)
     inner.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
-    return finished(inner)
+    return configure_special_tokens(inner)
 
 
-def albert_words(symbols: Iterable[str]):
+def build_albert_pre_tokenizer(symbols: Iterable[str]):
     """▁ before each word, and the user-defined symbols apart."""
     from tokenizers import Regex, pre_tokenizers
 
@@ -102,66 +107,66 @@ def albert_words(symbols: Iterable[str]):
     return pre_tokenizers.Sequence([*steps, pre_tokenizers.Split(Regex(names), "merged_with_previous")])
 
 
-def albert_text(lowercase: bool, charsmap: bytes | None = None):
+def build_albert_normalizer(lowercase: bool, precompiled_charsmap: bytes | None = None):
     """What ALBERT's `preprocess_text` does to a text, then SentencePiece, in the terms of Python, which does it there:
     its white space, its combining characters (not all accents: vowel signs stay), its sigma at the end of letters."""
     from tokenizers import Regex, normalizers
 
     steps = [normalizers.Replace(Regex(r"[\s\x1c-\x1f]+"), " "), normalizers.Strip()]
     steps += [normalizers.Replace("``", '"'), normalizers.Replace("''", '"')]
-    steps += [normalizers.NFKD(), normalizers.Replace(Regex(combining()), "")]
+    steps += [normalizers.NFKD(), normalizers.Replace(Regex(build_combining_pattern()), "")]
     if lowercase:
         steps += [normalizers.Replace(Regex(r"(?<=\p{L})Σ(?!\p{L})"), "ς"), normalizers.Lowercase()]
-    steps += [normalizers.Precompiled(charsmap) if charsmap else normalizers.NFKC()]
+    steps += [normalizers.Precompiled(precompiled_charsmap) if precompiled_charsmap else normalizers.NFKC()]
     return normalizers.Sequence([*steps, normalizers.Replace(Regex(" +"), " "), normalizers.Strip()])
 
 
 @lru_cache(maxsize=1)
-def combining() -> str:
+def build_combining_pattern() -> str:
     """A pattern of the characters that have a combining class."""
     return "[" + "".join(f"\\x{{{c:x}}}" for c in range(0x110000) if unicodedata.combining(chr(c))) + "]"
 
 
-def finished(inner):
+def configure_special_tokens(backend):
     """`inner` with its special tokens marked, and the family's way of adding them to a text or a pair.
 
     What a file says of either itself is kept.
     """
     from tokenizers import AddedToken, processors
 
-    kind, tokens = kind_of(inner), inner.get_vocab()
-    names = names_of(tokens, kind)
-    if max(tokens.values()) >= LARGEST:
-        raise ValueError(f"a token has the id {max(tokens.values())}; ids are below {LARGEST}")
-    inner.no_truncation()
-    inner.no_padding()
-    marked = {token.content for token in inner.get_added_tokens_decoder().values() if token.special}
+    kind, tokens = detect_tokenizer_kind(backend), backend.get_vocab()
+    names = find_special_token_names(tokens, kind)
+    if max(tokens.values()) >= MAX_VOCAB_SIZE:
+        raise ValueError(f"a token has the id {max(tokens.values())}; ids are below {MAX_VOCAB_SIZE}")
+    backend.no_truncation()
+    backend.no_padding()
+    marked = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
     for role, name in names.items():
         if name in marked:
             continue
         before = kind == "bpe" and role == "mask"  # RoBERTa's mask takes the space before it
-        inner.add_special_tokens([AddedToken(name, lstrip=before, special=True, normalized=False)])
-    cls, sep = ((names[role], inner.token_to_id(names[role])) for role in ("cls", "sep"))
-    if [cls[1], sep[1]] == inner.encode("").ids:
-        return inner
+        backend.add_special_tokens([AddedToken(name, lstrip=before, special=True, normalized=False)])
+    cls, sep = ((names[role], backend.token_to_id(names[role])) for role in ("cls", "sep"))
+    if [cls[1], sep[1]] == backend.encode("").ids:
+        return backend
     if kind == "bpe":
-        inner.post_processor = processors.RobertaProcessing(sep, cls, trim_offsets=True, add_prefix_space=False)
+        backend.post_processor = processors.RobertaProcessing(sep, cls, trim_offsets=True, add_prefix_space=False)
     else:
         single, pair = f"{cls[0]} $A {sep[0]}", f"{cls[0]} $A {sep[0]} $B:1 {sep[0]}:1"
-        inner.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=[cls, sep])
-    return inner
+        backend.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=[cls, sep])
+    return backend
 
 
 # The files
 
 
-def read(path: Path, lowercase: bool, prefix: bool):
+def read_published_tokenizer(path: Path, lowercase: bool, add_prefix_space: bool):
     """The `tokenizers.Tokenizer` of a published vocabulary; raises `ValueError` naming what is missing."""
     from tokenizers import Tokenizer
 
-    forms = "; ".join(" + ".join(names) for names in FORMS.values())
+    forms = "; ".join(" + ".join(names) for names in VOCABULARY_FILES.values())
     if path.is_dir():
-        name = next((name for name in FORMS if (path / name).is_file()), None)
+        name = next((name for name in VOCABULARY_FILES if (path / name).is_file()), None)
         if name is None:
             raise ValueError(f"the folder {str(path)!r} holds no vocabulary: {forms}")
         path = path / name
@@ -169,17 +174,21 @@ def read(path: Path, lowercase: bool, prefix: bool):
         raise ValueError(f"there is no vocabulary {str(path)!r}; it may be a file or folder of {forms}")
     try:
         if path.suffix == ".txt" and path.name not in ("merges.txt", "dict.txt"):
-            return wordpiece(_lines(path), lowercase)
+            return build_wordpiece(_read_vocab_txt(path), lowercase)
         if path.suffix == ".model":
-            return _sentencepiece(path.read_bytes(), lowercase)
+            return _parse_sentencepiece(path.read_bytes(), lowercase)
         if path.name in ("encoder.json", "vocab.bpe", "dict.txt"):
-            return _fairseq(path.parent, prefix)
+            return _read_fairseq_dictionary(path.parent, add_prefix_space)
         if path.name == "merges.txt":
             path = path.with_name("vocab.json")
         if path.suffix == ".json":
             content = json.loads(path.read_text("utf-8"))
             serialized = "model" in content and "added_tokens" in content
-            return finished(Tokenizer.from_file(str(path))) if serialized else _bpe(path, content, prefix)
+            return (
+                configure_special_tokens(Tokenizer.from_file(str(path)))
+                if serialized
+                else _read_bpe(path, content, add_prefix_space)
+            )
     except FileNotFoundError as error:
         raise ValueError(f"the vocabulary {str(path)!r} needs {error.filename} beside it") from error
     except BaseException as error:  # damage shows in many ways: the tokenizers library raises Exception, and panics
@@ -189,37 +198,37 @@ def read(path: Path, lowercase: bool, prefix: bool):
     raise ValueError(f"the vocabulary {str(path)!r} is none of {forms}")
 
 
-def _rows(path: Path) -> list[str]:
+def _read_rows(path: Path) -> list[str]:
     with open(path, encoding="utf-8", newline="\n") as file:  # a token may be U+2028, which ends a line elsewhere
         return [row.rstrip("\r\n") for row in file]
 
 
-def _lines(path: Path) -> dict[str, int]:
-    rows = _rows(path)
+def _read_vocab_txt(path: Path) -> dict[str, int]:
+    rows = _read_rows(path)
     while rows and not rows[-1]:
         rows.pop()
     return {token: id for id, token in enumerate(rows)}
 
 
-def _bpe(path: Path, tokens: dict[str, int], prefix: bool):
+def _read_bpe(path: Path, tokens: dict[str, int], add_prefix_space: bool):
     name = next((name for name in ("merges.txt", "vocab.bpe") if path.with_name(name).is_file()), "merges.txt")
-    return bpe(tokens, _merges(path.with_name(name)), prefix)
+    return build_byte_level_bpe(tokens, _read_merges(path.with_name(name)), add_prefix_space)
 
 
-def _merges(path: Path) -> list[tuple[str, str]]:
-    rows = [row for row in _rows(path) if row and not row.startswith("#version")]
+def _read_merges(path: Path) -> list[tuple[str, str]]:
+    rows = [row for row in _read_rows(path) if row and not row.startswith("#version")]
     return [tuple(row.split(" ", 1)) for row in rows]
 
 
-def _fairseq(folder: Path, prefix: bool):
+def _read_fairseq_dictionary(folder: Path, add_prefix_space: bool):
     """GPT-2's tokens under the ids of fairseq's dictionary: four special tokens, the dictionary's rows, <mask>.
 
     A dictionary of single characters, such as amino acids, needs no other file: every character is a token.
     """
-    rows = [row.split(" ")[0] for row in _rows(folder / "dict.txt") if row]
+    rows = [row.split(" ")[0] for row in _read_rows(folder / "dict.txt") if row]
     if not (folder / "encoder.json").exists() and all(len(row) == 1 for row in rows):
         tokens = ["<s>", "<pad>", "</s>", "<unk>", *rows, "<mask>"]
-        return bpe({token: id for id, token in enumerate(tokens)}, [], prefix)
+        return build_byte_level_bpe({token: id for id, token in enumerate(tokens)}, [], add_prefix_space)
     names = {str(id): token for token, id in json.loads((folder / "encoder.json").read_text("utf-8")).items()}
     words = [row for row in rows if not row.startswith("madeupword")]
     # fairseq fills a dictionary up to a multiple of eight; the file may hold more than RoBERTa's three.
@@ -231,33 +240,35 @@ def _fairseq(folder: Path, prefix: bool):
             f"dict.txt holds {len(set(words))} of the {len(names)} tokens of encoder.json; it must hold all"
         )
     tokens = ["<s>", "<pad>", "</s>", "<unk>", *(names.get(row, row) for row in filled), "<mask>"]
-    return bpe({token: id for id, token in enumerate(tokens)}, _merges(folder / "vocab.bpe"), prefix)
+    return build_byte_level_bpe(
+        {token: id for id, token in enumerate(tokens)}, _read_merges(folder / "vocab.bpe"), add_prefix_space
+    )
 
 
-def _sentencepiece(content: bytes, lowercase: bool):
+def _parse_sentencepiece(content: bytes, lowercase: bool):
     """A spiece.model: SentencePiece's sentencepiece_model.proto, read by field number."""
     pieces, symbols, charsmap = [], [], None
-    for field, value in _fields(content):
+    for field, value in _parse_protobuf_fields(content):
         if field == 1:  # pieces: the text, its score, and its kind, which is 1 where it is left out
-            entry = {1: b"", 2: struct.pack("<f", 0.0), 3: 1} | dict(_fields(value))
+            entry = {1: b"", 2: struct.pack("<f", 0.0), 3: 1} | dict(_parse_protobuf_fields(value))
             piece, (score,) = entry[1].decode(), struct.unpack("<f", entry[2])
             pieces.append((piece, score))
             if entry[3] == 4:  # user-defined
                 symbols.append(piece)
-        elif field == 2 and (kind := dict(_fields(value)).get(3, 1)) != 1:  # trainer_spec.model_type
+        elif field == 2 and (kind := dict(_parse_protobuf_fields(value)).get(3, 1)) != 1:  # trainer_spec.model_type
             raise ValueError(f"a SentencePiece model of type {kind}; only unigram, type 1, is read")
         elif field == 3:  # normalizer_spec.precompiled_charsmap
-            charsmap = dict(_fields(value)).get(2)
+            charsmap = dict(_parse_protobuf_fields(value)).get(2)
     if "<unk>" not in dict(pieces):
         raise ValueError(f"{len(pieces)} pieces without <unk>: not a SentencePiece model of ALBERT's kind")
-    return unigram(pieces, lowercase, symbols, charsmap)
+    return build_unigram(pieces, lowercase, symbols, charsmap)
 
 
-def _fields(content: bytes) -> Iterator[tuple[int, int | bytes]]:
+def _parse_protobuf_fields(content: bytes) -> Iterator[tuple[int, int | bytes]]:
     """The (number, value) pairs of a protocol-buffer message; raises `ValueError` where it is cut off."""
     at = 0
 
-    def varint() -> int:
+    def read_varint() -> int:
         nonlocal at
         value = shift = 0
         while True:
@@ -267,13 +278,13 @@ def _fields(content: bytes) -> Iterator[tuple[int, int | bytes]]:
                 return value
 
     while at < len(content):
-        number, wire = divmod(varint(), 8)
+        number, wire = divmod(read_varint(), 8)
         if wire == 0:
-            yield number, varint()
+            yield number, read_varint()
             continue
         if wire not in (1, 2, 5):
             raise ValueError(f"not a protocol buffer: wire type {wire} at byte {at}")
-        size = varint() if wire == 2 else {1: 8, 5: 4}[wire]
+        size = read_varint() if wire == 2 else {1: 8, 5: 4}[wire]
         if at + size > len(content):
             raise ValueError(f"cut off at byte {len(content)}")
         yield number, content[at : at + size]

@@ -8,87 +8,87 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from encoders.text.source import CorpusError, Digests, Document, Part, needed, paragraphs
+from encoders.text.source import ByteRange, CorpusError, DigestCache, Document, import_optional, split_paragraphs
 
-TEXTS = ("text", "sentence", "content", "review", "document")  # features that are read, the first that exists
-MARKS = re.compile(r"_START_(?:ARTICLE|SECTION|PARAGRAPH)_|_NEWLINE_")  # wiki40b marks its lines with words
+TEXT_FEATURES = ("text", "sentence", "content", "review", "document")  # features that are read, the first that exists
+WIKI40B_MARKERS = re.compile(r"_START_(?:ARTICLE|SECTION|PARAGRAPH)_|_NEWLINE_")  # wiki40b marks its lines with words
 
 
 @dataclass(frozen=True)
-class Tfds:
+class TfdsSource:
     """`item` is "tfds:NAME@SPLIT"; `field` names the text feature, where it is not one of `TEXTS` or the only one."""
 
     item: str
-    field: str | None = None
+    text_field: str | None = None
 
-    def check(self) -> None:
-        self.feature(dataset(self.item)[0])
+    def check_readable(self) -> None:
+        self.find_text_feature(open_tfds_dataset(self.item)[0])
 
-    def identity(self, digests: Digests) -> list[dict]:
-        builder, split, _ = dataset(self.item)
+    def describe_content(self, digest_cache: DigestCache) -> list[dict]:
+        builder, split, _ = open_tfds_dataset(self.item)
         name = builder.info.full_name.removesuffix(f"/{builder.version}")
         return [{"tfds": name, "split": split, "version": str(builder.version)}]
 
-    def parts(self, size: int) -> Iterator[Part]:
-        builder, split, records = dataset(self.item)
+    def split_ranges(self, target_bytes: int) -> Iterator[ByteRange]:
+        builder, split, records = open_tfds_dataset(self.item)
         whole, count = builder.info.splits[split.partition("[")[0]], len(records)
         record = max(1, (whole.num_bytes or 0) // max(whole.num_examples, 1))
-        each = max(1, size // record)
+        each = max(1, target_bytes // record)
         for start in range(0, count, each):
             stop = min(start + each, count)
-            yield Part(self.item, start, stop, (stop - start) * record)
+            yield ByteRange(self.item, start, stop, (stop - start) * record)
 
-    def documents(self, part: Part) -> Iterator[Document]:
-        builder, _, records = dataset(self.item)
-        feature = self.feature(builder)
-        for index in range(part.start, part.stop):
+    def read_documents(self, byte_range: ByteRange) -> Iterator[Document]:
+        builder, _, records = open_tfds_dataset(self.item)
+        feature = self.find_text_feature(builder)
+        for index in range(byte_range.start, byte_range.stop):
             text = records[index][feature]
             try:
                 text = text.decode() if isinstance(text, bytes) else str(text)
             except UnicodeDecodeError as error:
                 raise CorpusError(f"corpus {self.item!r}: record {index} is not UTF-8") from error
-            if document := paragraphs(MARKS.sub("\n", text)):
+            if document := split_paragraphs(WIKI40B_MARKERS.sub("\n", text)):
                 yield document
 
-    def feature(self, builder) -> str:
-        tfds = needed("tensorflow_datasets", f"corpus {self.item!r}")
+    def find_text_feature(self, builder) -> str:
+        tfds = import_optional("tensorflow_datasets", f"corpus {self.item!r}")
         texts = [key for key, kind in builder.info.features.items() if isinstance(kind, tfds.features.Text)]
-        wanted = (self.field,) if self.field else TEXTS
+        wanted = (self.text_field,) if self.text_field else TEXT_FEATURES
         found = next((key for key in wanted if key in texts), None)
-        if found is None and not self.field and len(texts) == 1:
+        if found is None and not self.text_field and len(texts) == 1:
             return texts[0]
         if found is None:
             raise CorpusError(f"corpus {self.item!r} has the text features {texts}; one must be {', '.join(wanted)}")
         return found
 
 
-def tfds_records(item: str) -> Iterator[dict]:
+def read_tfds_records(item: str) -> Iterator[dict]:
     """The records of a prepared data set "tfds:NAME@SPLIT", bytes as text. Raises `CorpusError`."""
-    _, _, records = dataset(item)
+    _, _, records = open_tfds_dataset(item)
     for index in range(len(records)):
-        yield as_text(records[index])
+        yield decode_tfds_value(records[index])
 
 
-def tfds_version(item: str) -> str:
+def describe_tfds_version(item: str) -> str:
     """The name, version and split of a prepared data set. Raises `CorpusError` where it cannot be read."""
-    builder, split, _ = dataset(item)
+    builder, split, _ = open_tfds_dataset(item)
     return f"{builder.info.full_name}@{split}"
 
 
-def as_text(value):
+def decode_tfds_value(value):
     if isinstance(value, dict):
-        return {name: as_text(inner) for name, inner in value.items()}
+        return {name: decode_tfds_value(inner) for name, inner in value.items()}
     if isinstance(value, bytes):
         return value.decode(errors="surrogateescape")
     kind = value.dtype.kind if getattr(value, "ndim", 0) else None
-    return [as_text(inner) for inner in value] if isinstance(value, list) or kind in ("O", "S") else value
+    return [decode_tfds_value(inner) for inner in value] if isinstance(value, list) or kind in ("O", "S") else value
 
 
-def dataset(item: str):
+def open_tfds_dataset(item: str):
     """The builder, split name and records of a prepared data set."""
     name, _, split = item.removeprefix("tfds:").partition("@")
     split = split or "train"
-    tfds = needed("tensorflow_datasets", f"corpus {item!r}")
+    tfds = import_optional("tensorflow_datasets", f"corpus {item!r}")
     try:
         tfds.text.Glue  # noqa: B018 - registers the older text builders, which fails unseen without h5py
         if Path(name).expanduser().is_dir():

@@ -12,54 +12,54 @@ from typing import Literal
 import numpy as np
 
 from encoders.text.published_vocabularies import (
-    NAMES,
-    SYMBOLS,
-    albert_text,
-    albert_words,
-    bpe,
-    kind_of,
-    names_of,
-    read,
-    unigram,
-    wordpiece,
+    ALBERT_SYMBOLS,
+    SPECIAL_TOKEN_NAMES,
+    build_albert_normalizer,
+    build_albert_pre_tokenizer,
+    build_byte_level_bpe,
+    build_unigram,
+    build_wordpiece,
+    detect_tokenizer_kind,
+    find_special_token_names,
+    read_published_tokenizer,
 )
-from encoders.text.word_splitting import Words, bert_words, gpt2_words
+from encoders.text.word_splitting import WordCache, split_bert_words, split_gpt2_words
 
-COVERAGE = 0.99995  # of a unigram vocabulary's training characters; ALBERT's spm_train flags
-LETTERS = 1000  # distinct characters of a WordPiece vocabulary, at most
-ASCII = frozenset("abcdefghijklmnopqrstuvwxyz")
-PUNCTUATION = frozenset('!"#$%&()*+,-./:;?@[\\]^_`{|}~£€')  # of ALBERT's _is_start_piece_sp
+CHARACTER_COVERAGE = 0.99995  # of a unigram vocabulary's training characters; ALBERT's spm_train flags
+MAX_ALPHABET_SIZE = 1000  # distinct characters of a WordPiece vocabulary, at most
+ASCII_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz")
+ALBERT_PUNCTUATION = frozenset('!"#$%&()*+,-./:;?@[\\]^_`{|}~£€')  # of ALBERT's _is_start_piece_sp
 
 
 @dataclass(frozen=True)
-class Facts:
+class VocabInfo:
     """What models, objectives and formats need to know of a vocabulary."""
 
-    size: int
-    pad: int
-    unk: int
-    cls: int
-    sep: int
-    mask: int
-    special: tuple[int, ...]  # every special id, ascending
-    continuations: bytes  # a bit an id (np.packbits): the token continues a word
-    common: int = 0  # the most frequent ordinary token of the training split, 0 until counted
+    vocab_size: int
+    pad_id: int
+    unk_id: int
+    cls_id: int
+    sep_id: int
+    mask_id: int
+    special_ids: tuple[int, ...]  # every special id, ascending
+    continuation_bits: bytes  # a bit an id (np.packbits): the token continues a word
+    most_frequent_id: int = 0  # the most frequent ordinary token of the training split, 0 until counted
 
-    def word_starts(self) -> np.ndarray:
+    def compute_word_starts(self) -> np.ndarray:
         """bool [size]: the token begins a word; special tokens do."""
-        return np.unpackbits(np.frombuffer(self.continuations, np.uint8), count=self.size) == 0
+        return np.unpackbits(np.frombuffer(self.continuation_bits, np.uint8), count=self.vocab_size) == 0
 
-    def to_json(self) -> dict:
-        return asdict(self) | {"special": list(self.special), "continuations": self.continuations.hex()}
+    def to_json_value(self) -> dict:
+        return asdict(self) | {"special_ids": list(self.special_ids), "continuation_bits": self.continuation_bits.hex()}
 
     @classmethod
-    def from_json(cls, values: dict) -> Facts:
-        special, continuations = tuple(values["special"]), bytes.fromhex(values["continuations"])
-        return cls(**values | {"special": special, "continuations": continuations})
+    def from_json_value(cls, values: dict) -> VocabInfo:
+        special_ids, bits = tuple(values["special_ids"]), bytes.fromhex(values["continuation_bits"])
+        return cls(**values | {"special_ids": special_ids, "continuation_bits": bits})
 
 
 @dataclass(frozen=True)
-class Vocabulary:
+class TokenizerSpec:
     """The specification of a vocabulary: a published one by its `path`, or one to train.
 
     A path is vocab.txt, a folder or file of vocab.json and merges.txt, fairseq's folder of encoder.json, vocab.bpe
@@ -68,23 +68,23 @@ class Vocabulary:
     """
 
     kind: Literal["wordpiece", "bpe", "unigram"] = "wordpiece"
-    size: int = 30522
+    vocab_size: int = 30522
     path: str | None = None
     lowercase: bool = True
-    sample: int = 20_000_000  # characters of the corpus to train on
+    train_chars: int = 20_000_000  # characters of the corpus to train on
 
     def __post_init__(self):
-        if self.kind not in NAMES:
-            raise ValueError(f"vocabulary.kind={self.kind!r} must be one of {', '.join(NAMES)}")
+        if self.kind not in SPECIAL_TOKEN_NAMES:
+            raise ValueError(f"tokenizer.kind={self.kind!r} must be one of {', '.join(SPECIAL_TOKEN_NAMES)}")
         parts = {"wordpiece": (5, 16, "letters"), "bpe": (5, 256, "bytes"), "unigram": (5, 24, "symbols and letters")}
         special, more, what = parts[self.kind]
-        if self.path is None and self.size < special + more:
+        if self.path is None and self.vocab_size < special + more:
             raise ValueError(
-                f"vocabulary.size={self.size} is smaller than what a {self.kind} vocabulary holds at least: "
+                f"tokenizer.vocab_size={self.vocab_size} is smaller than what a {self.kind} vocabulary holds at least: "
                 f"{special} special tokens + {more} {what} = {special + more}"
             )
-        if self.sample < 1:
-            raise ValueError(f"vocabulary.sample={self.sample} must be at least 1 character")
+        if self.train_chars < 1:
+            raise ValueError(f"tokenizer.train_chars={self.train_chars} must be at least 1 character")
 
 
 class Tokenizer:
@@ -93,65 +93,65 @@ class Tokenizer:
     `joiner` goes before each sentence but the first of a text, so that byte-level BPE sees what running text has there.
     """
 
-    def __init__(self, inner):
-        self.kind = kind_of(inner)
-        self.facts = facts_of(inner, self.kind)
-        self.joiner = " " if self.kind == "bpe" else ""
-        self._inner = inner
-        literal = type(inner).from_str(inner.to_str())
+    def __init__(self, backend):
+        self.kind = detect_tokenizer_kind(backend)
+        self.vocab = build_vocab_info(backend, self.kind)
+        self.sentence_joiner = " " if self.kind == "bpe" else ""
+        self._backend = backend
+        literal = type(backend).from_str(backend.to_str())
         literal.encode_special_tokens = True
-        whole = lambda texts: [row.ids for row in literal.encode_batch_fast(texts, add_special_tokens=False)]
-        self._literal, self._words = literal, Words(whole, known_words(inner))
+        encode_texts = lambda texts: [row.ids for row in literal.encode_batch_fast(texts, add_special_tokens=False)]
+        self._literal_backend, self._word_cache = literal, WordCache(encode_texts, find_word_splitter(backend))
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """The ids of each text; a special token's name in a text is text like any other, and none is added."""
-        return self._words.encode_batch(texts)
+        return self._word_cache.encode_batch(texts)
 
-    def encode_places(self, texts: list[str]) -> tuple[list[list[int]], list[list[tuple[int, int]]]]:
+    def encode_with_offsets(self, texts: list[str]) -> tuple[list[list[int]], list[list[tuple[int, int]]]]:
         """The ids of each text as `encode_batch` has them, and the place in it of each: first character and end.
 
         White space around a token is not part of it; a character that the rules drop, such as a combining accent, is
         part of the token before it, or after it where a word begins.
         """
-        rows = self._literal.encode_batch(texts, add_special_tokens=False)
-        places = [[trim(text, *place) for place in row.offsets] for text, row in zip(texts, rows, strict=True)]
-        return [row.ids for row in rows], [widened(text, row) for text, row in zip(texts, places, strict=True)]
+        rows = self._literal_backend.encode_batch(texts, add_special_tokens=False)
+        places = [[trim_span(text, *place) for place in row.offsets] for text, row in zip(texts, rows, strict=True)]
+        return [row.ids for row in rows], [widen_offsets(text, row) for text, row in zip(texts, places, strict=True)]
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text in which a special token's name, such as [MASK], stands for the token; none is added."""
-        return self._inner.encode(text, add_special_tokens=False).ids
+        return self._backend.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids) -> str:
         """Readable text, with the names of the special tokens."""
-        return self._inner.decode([int(id) for id in ids], skip_special_tokens=False)
+        return self._backend.decode([int(id) for id in ids], skip_special_tokens=False)
 
-    def token(self, id: int) -> str:
-        if not 0 <= id < self.facts.size:
-            raise IndexError(f"token {id} is not among the {self.facts.size} of the vocabulary")
-        return self._inner.id_to_token(int(id)) or ""  # a published list may skip an id
+    def id_to_token(self, id: int) -> str:
+        if not 0 <= id < self.vocab.vocab_size:
+            raise IndexError(f"token {id} is not among the {self.vocab.vocab_size} of the vocabulary")
+        return self._backend.id_to_token(int(id)) or ""  # a published list may skip an id
 
-    def rules(self) -> dict[str, bool]:
+    def get_transformers_options(self) -> dict[str, bool]:
         """What it does to a text, under the names of transformers."""
-        normalizer, words = self._inner.normalizer, self._inner.pre_tokenizer
+        normalizer, words = self._backend.normalizer, self._backend.pre_tokenizer
         if self.kind == "bpe":
             return {"add_prefix_space": words is not None and words.pre_tokenize_str("a")[:1] == [("Ġa", (0, 1))]}
         return {"do_lower_case": normalizer is not None and normalizer.normalize_str("A") == "a"}
 
-    def same_ids(self, other: Tokenizer) -> bool:
+    def has_same_ids(self, other: Tokenizer) -> bool:
         """Whether every token has the same id in both."""
-        return self._inner.get_vocab() == other._inner.get_vocab()
+        return self._backend.get_vocab() == other._backend.get_vocab()
 
     def save(self, path) -> None:
         """Writes tokenizer.json, as the file or into the folder `path`."""
         path = Path(path)
         path = path / "tokenizer.json" if path.is_dir() else path
-        path.write_text(self._inner.to_str(pretty=True), encoding="utf-8")  # its own `save` raises no OSError
+        path.write_text(self._backend.to_str(pretty=True), encoding="utf-8")  # its own `save` raises no OSError
 
 
-def trim(text: str, start: int, end: int) -> tuple[int, int]:
+def trim_span(text: str, start: int, end: int) -> tuple[int, int]:
     """The place without the white space at its sides.
 
-    >>> trim("a  bc ", 1, 6)
+    >>> trim_span("a  bc ", 1, 6)
     (3, 5)
     """
     part = text[start:end]
@@ -159,16 +159,16 @@ def trim(text: str, start: int, end: int) -> tuple[int, int]:
     return first, max(first, start + len(part.rstrip()))
 
 
-def widened(text: str, places: list[tuple[int, int]]) -> list[tuple[int, int]]:
+def widen_offsets(text: str, offsets: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """Rising places with the characters between two of them, but for white space, added to one.
 
-    >>> widened("a' `b", [(0, 1), (4, 5)])
+    >>> widen_offsets("a' `b", [(0, 1), (4, 5)])
     [(0, 2), (3, 5)]
-    >>> widened("a'b", [(0, 1), (2, 3)])
+    >>> widen_offsets("a'b", [(0, 1), (2, 3)])
     [(0, 2), (2, 3)]
     """
     wide, before = [], 0
-    for (start, end), after in zip(places, [*(start for start, _ in places[1:]), len(text)], strict=True):
+    for (start, end), after in zip(offsets, [*(start for start, _ in offsets[1:]), len(text)], strict=True):
         while start > before and not text[start - 1].isspace():
             start -= 1
         while end < after and not text[end].isspace():
@@ -178,49 +178,49 @@ def widened(text: str, places: list[tuple[int, int]]) -> list[tuple[int, int]]:
     return wide
 
 
-def known_words(inner) -> Callable[[str], list[str] | None]:
+def find_word_splitter(backend) -> Callable[[str], list[str] | None]:
     """How the rules of `inner` split a text into words, where they are known and nothing is added to them."""
-    if all(token.special for token in inner.get_added_tokens_decoder().values()):
-        rules = type(inner.normalizer).__name__, type(inner.pre_tokenizer).__name__
+    if all(token.special for token in backend.get_added_tokens_decoder().values()):
+        rules = type(backend.normalizer).__name__, type(backend.pre_tokenizer).__name__
         if rules == ("BertNormalizer", "BertPreTokenizer"):
-            return bert_words
+            return split_bert_words
         if (
             rules == ("NoneType", "ByteLevel")
-            and inner.pre_tokenizer.use_regex
-            and not inner.pre_tokenizer.add_prefix_space
+            and backend.pre_tokenizer.use_regex
+            and not backend.pre_tokenizer.add_prefix_space
         ):
-            return gpt2_words
+            return split_gpt2_words
     return lambda text: None
 
 
-def load(path, lowercase: bool = True, prefix: bool = False) -> Tokenizer:
+def load_tokenizer(path, lowercase: bool = True, add_prefix_space: bool = False) -> Tokenizer:
     """A published vocabulary in any of the forms of `Vocabulary.path`, its special tokens found by name.
 
     `prefix` lets byte-level BPE see a space before a text, as `add_prefix_space` of transformers does. Raises
     `ValueError` for a path that is none of them and for special tokens that are missing.
     """
-    return Tokenizer(read(Path(path).expanduser(), lowercase, prefix))
+    return Tokenizer(read_published_tokenizer(Path(path).expanduser(), lowercase, add_prefix_space))
 
 
-def train(spec: Vocabulary, documents: Iterable[list[str]]) -> Tokenizer:
+def train_tokenizer(spec: TokenizerSpec, documents: Iterable[list[str]]) -> Tokenizer:
     """A vocabulary of at most `spec.size` tokens from the first `spec.sample` characters of `documents`.
 
     The same texts give the same ids in every process.
     """
     makers = {"wordpiece": _train_wordpiece, "bpe": _train_bpe, "unigram": _train_unigram}
-    texts = _sampled(documents, spec.sample, " " if spec.kind == "bpe" else "")
+    texts = _sample_texts(documents, spec.train_chars, " " if spec.kind == "bpe" else "")
     if not any(text.strip() for text in texts):
         raise ValueError(f"there is no text to train a {spec.kind} vocabulary on")
     return Tokenizer(makers[spec.kind](spec, texts))
 
 
-def _sampled(documents: Iterable[list[str]], characters: int, joiner: str) -> list[str]:
+def _sample_texts(documents: Iterable[list[str]], max_chars: int, sentence_joiner: str) -> list[str]:
     texts: list[str] = []
     for document in documents:
         for index, sentence in enumerate(document):
-            texts.append((joiner if index else "") + sentence[:characters])
-            characters -= len(sentence)
-            if characters <= 0:
+            texts.append((sentence_joiner if index else "") + sentence[:max_chars])
+            max_chars -= len(sentence)
+            if max_chars <= 0:
                 return texts
     return texts
 
@@ -228,75 +228,87 @@ def _sampled(documents: Iterable[list[str]], characters: int, joiner: str) -> li
 # Facts
 
 
-def facts_of(inner, kind: str) -> Facts:
-    vocabulary = inner.get_vocab()
-    roles = {role: vocabulary[name] for role, name in names_of(vocabulary, kind).items()}
-    added = {id for id, token in inner.get_added_tokens_decoder().items() if token.special}
+def build_vocab_info(backend, kind: str) -> VocabInfo:
+    vocabulary = backend.get_vocab()
+    roles = {f"{role}_id": vocabulary[name] for role, name in find_special_token_names(vocabulary, kind).items()}
+    added = {id for id, token in backend.get_added_tokens_decoder().items() if token.special}
     special = tuple(sorted(added | set(roles.values())))
     size = max(vocabulary.values()) + 1
     bits = np.zeros(size, np.uint8)
-    bits[[id for token, id in vocabulary.items() if continues(token, kind)]] = 1
+    bits[[id for token, id in vocabulary.items() if is_continuation(token, kind)]] = 1
     bits[list(special)] = 0
-    return Facts(size=size, special=special, continuations=np.packbits(bits).tobytes(), **roles)
+    return VocabInfo(vocab_size=size, special_ids=special, continuation_bits=np.packbits(bits).tobytes(), **roles)
 
 
-def continues(token: str, kind: str) -> bool:
+def is_continuation(token: str, kind: str) -> bool:
     """Whether an ordinary token continues a word, as in the released code of each family's whole-word masks."""
     if kind == "wordpiece":
         return token.startswith("##")
     if kind == "bpe":
         return not token.startswith(("Ġ", "madeupword"))
     # ALBERT: digits, letters beyond a-z and single punctuation marks are units of their own.
-    return not token.startswith(("▁", "<")) and token not in PUNCTUATION and set(token.lower()) <= ASCII | PUNCTUATION
+    return (
+        not token.startswith(("▁", "<"))
+        and token not in ALBERT_PUNCTUATION
+        and set(token.lower()) <= ASCII_LETTERS | ALBERT_PUNCTUATION
+    )
 
 
 # Training
 
 
-def _train_wordpiece(spec: Vocabulary, texts: list[str]):
+def _train_wordpiece(spec: TokenizerSpec, texts: list[str]):
     from tokenizers import models, pre_tokenizers, trainers
 
-    names = list(NAMES["wordpiece"].values())
-    rules = wordpiece({name: id for id, name in enumerate(names)}, spec.lowercase)
+    names = list(SPECIAL_TOKEN_NAMES["wordpiece"].values())
+    rules = build_wordpiece({name: id for id, name in enumerate(names)}, spec.lowercase)
     # A letter may need two tokens, "a" and "##a".
-    texts = _normalized(texts, rules.normalizer, 1.0, min(LETTERS, (spec.size - len(names)) // 2))
+    texts = _normalize_texts(texts, rules.normalizer, 1.0, min(MAX_ALPHABET_SIZE, (spec.vocab_size - len(names)) // 2))
 
-    def tokens(size: int, fixed: list[str]) -> dict[str, int]:
+    def train_vocab(vocab_size: int, special_tokens: list[str]) -> dict[str, int]:
         trainer = trainers.WordPieceTrainer(
-            vocab_size=size, special_tokens=fixed, min_frequency=2, limit_alphabet=LETTERS, show_progress=False
+            vocab_size=vocab_size,
+            special_tokens=special_tokens,
+            min_frequency=2,
+            limit_alphabet=MAX_ALPHABET_SIZE,
+            show_progress=False,
         )
-        return _trained(models.WordPiece(unk_token="[UNK]"), pre_tokenizers.BertPreTokenizer(), trainer, texts)["vocab"]
+        return _train_model(models.WordPiece(unk_token="[UNK]"), pre_tokenizers.BertPreTokenizer(), trainer, texts)[
+            "vocab"
+        ]
 
     # The trainer numbers the letters in the order of a hash table, which differs between processes and decides
     # ties: a first pass finds them, a second one is given them in order.
-    letters = sorted(set(tokens(len(names), names)) - set(names))
-    return wordpiece(tokens(spec.size, names + letters), spec.lowercase)
+    letters = sorted(set(train_vocab(len(names), names)) - set(names))
+    return build_wordpiece(train_vocab(spec.vocab_size, names + letters), spec.lowercase)
 
 
-def _train_bpe(spec: Vocabulary, texts: list[str]):
+def _train_bpe(spec: TokenizerSpec, texts: list[str]):
     from tokenizers import models, pre_tokenizers, trainers
 
-    *first, mask = NAMES["bpe"].values()
+    *first, mask = SPECIAL_TOKEN_NAMES["bpe"].values()
     trainer = trainers.BpeTrainer(
-        vocab_size=spec.size - 1,
+        vocab_size=spec.vocab_size - 1,
         min_frequency=2,
         special_tokens=first,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    model = _trained(models.BPE(), pre_tokenizers.ByteLevel(add_prefix_space=False), trainer, texts)
-    return bpe(model["vocab"] | {mask: len(model["vocab"])}, [tuple(pair) for pair in model["merges"]])
+    model = _train_model(models.BPE(), pre_tokenizers.ByteLevel(add_prefix_space=False), trainer, texts)
+    return build_byte_level_bpe(model["vocab"] | {mask: len(model["vocab"])}, [tuple(pair) for pair in model["merges"]])
 
 
-def _train_unigram(spec: Vocabulary, texts: list[str]):
+def _train_unigram(spec: TokenizerSpec, texts: list[str]):
     from tokenizers import models, trainers
 
-    fixed = [*NAMES["unigram"].values(), *SYMBOLS]
-    texts = _normalized(texts, albert_text(spec.lowercase), COVERAGE, spec.size - len(fixed) - 1)
-    trainer = trainers.UnigramTrainer(
-        vocab_size=spec.size, special_tokens=fixed[:2], unk_token="<unk>", show_progress=False
+    fixed = [*SPECIAL_TOKEN_NAMES["unigram"].values(), *ALBERT_SYMBOLS]
+    texts = _normalize_texts(
+        texts, build_albert_normalizer(spec.lowercase), CHARACTER_COVERAGE, spec.vocab_size - len(fixed) - 1
     )
-    found = _trained(models.Unigram(), albert_words(SYMBOLS), trainer, texts)["vocab"]
+    trainer = trainers.UnigramTrainer(
+        vocab_size=spec.vocab_size, special_tokens=fixed[:2], unk_token="<unk>", show_progress=False
+    )
+    found = _train_model(models.Unigram(), build_albert_pre_tokenizer(ALBERT_SYMBOLS), trainer, texts)["vocab"]
     # Two things differ between processes: the last digits of sums in the order of a hash table, and the order of the
     # letters without a score, which the trainer sets 0.0001 apart above the lowest one.
     scores = {piece: round(score, 3) for piece, score in found if piece not in fixed}
@@ -304,13 +316,13 @@ def _train_unigram(spec: Vocabulary, texts: list[str]):
     letters = [piece for piece in scores if len(piece) == 1]
     scores |= {piece: lowest for piece in letters if scores[piece] < lowest + 1e-4 * len(letters) + 1e-3}
     ranked = sorted(scores, key=lambda piece: (len(piece) > 1, -scores[piece], piece))  # no letter is dropped
-    kept = sorted(ranked[: spec.size - len(fixed)], key=lambda piece: (-scores[piece], piece))
-    return unigram(
-        [(piece, 0.0) for piece in fixed] + [(piece, scores[piece]) for piece in kept], spec.lowercase, SYMBOLS
+    kept = sorted(ranked[: spec.vocab_size - len(fixed)], key=lambda piece: (-scores[piece], piece))
+    return build_unigram(
+        [(piece, 0.0) for piece in fixed] + [(piece, scores[piece]) for piece in kept], spec.lowercase, ALBERT_SYMBOLS
     )
 
 
-def _normalized(texts: list[str], normalizer, coverage: float, most: int) -> list[str]:
+def _normalize_texts(texts: list[str], normalizer, coverage: float, max_letters: int) -> list[str]:
     """The texts as the rules see them, with a space for each character that is too rare to get a token."""
     texts = [normalizer.normalize_str(text) for text in texts]
     counts = Counter()
@@ -319,7 +331,7 @@ def _normalized(texts: list[str], normalizer, coverage: float, most: int) -> lis
     counts.pop(" ", None)
     left, kept = coverage * counts.total(), set()
     for letter, count in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])):
-        if left <= 0 or len(kept) >= most:
+        if left <= 0 or len(kept) >= max_letters:
             break
         kept.add(letter)
         left -= count
@@ -327,10 +339,10 @@ def _normalized(texts: list[str], normalizer, coverage: float, most: int) -> lis
     return [text.translate(rare) for text in texts] if rare else texts
 
 
-def _trained(model, words, trainer, texts: list[str]) -> dict:
+def _train_model(model, pre_tokenizer, trainer, texts: list[str]) -> dict:
     from tokenizers import Tokenizer
 
     inner = Tokenizer(model)
-    inner.pre_tokenizer = words
+    inner.pre_tokenizer = pre_tokenizer
     inner.train_from_iterator(iter(texts), trainer)
     return json.loads(inner.to_str())["model"]

@@ -16,64 +16,66 @@ from typing import NoReturn, TypeVar
 import jax
 import numpy as np
 
-from encoders.training.rendezvous import meet
+from encoders.training.rendezvous import wait_for_all_processes
 
 T = TypeVar("T")
-LONGEST = 2000  # bytes of an error that the others are told
+MAX_ERROR_BYTES = 2000  # bytes of an error that the others are told
 
 
-class HostsError(ValueError):
+class DistributedError(ValueError):
     """Processes that cannot work as one run, or one of which has refused to."""
 
 
-def join(coordinator: str | None, processes: int | None, process: int | None, wait: float) -> None:
+def initialize_distributed(
+    coordinator: str | None, num_processes: int | None, process_id: int | None, timeout: float
+) -> None:
     """Make this process one of those of a run, before JAX is used; without arguments, as the environment says.
 
     `coordinator` is HOST:PORT of process 0, or "auto": what `jax.distributed` finds out by itself, as on a TPU pod.
-    They have `wait` seconds to come together. Raises `HostsError` where that fails, in one line: inside JAX it would
+    They have `wait` seconds to come together. Raises `DistributedError` where that fails, in one line: inside JAX it would
     end the process with a dump of its stack.
     """
     if coordinator in (None, "auto"):
-        if process is not None:
-            raise HostsError(f"--process {process} needs --coordinator HOST:PORT, where process 0 is")
-        if coordinator == "auto" or launched() > 1:
+        if process_id is not None:
+            raise DistributedError(f"--process {process_id} needs --coordinator HOST:PORT, where process 0 is")
+        if coordinator == "auto" or count_launched_processes() > 1:
             try:
-                jax.distributed.initialize(initialization_timeout=int(wait))
+                jax.distributed.initialize(initialization_timeout=int(timeout))
             except (ValueError, RuntimeError, OSError) as error:
-                raise HostsError(f"jax.distributed finds no processes to join: {error}") from error
+                raise DistributedError(f"jax.distributed finds no processes to join: {error}") from error
         return
-    if processes is None or process is None or not 0 <= process < processes:
-        raise HostsError(
+    if num_processes is None or process_id is None or not 0 <= process_id < num_processes:
+        raise DistributedError(
             f"--coordinator {coordinator} needs --processes N and --process 0 to N - 1, and has --processes "
-            f"{processes} and --process {process}"
+            f"{num_processes} and --process {process_id}"
         )
     try:
-        meet(coordinator, processes, process, wait)
+        wait_for_all_processes(coordinator, num_processes, process_id, timeout)
     except (OSError, ValueError) as error:
-        raise HostsError(f"process {process} of {processes}: {error}") from error
-    jax.distributed.initialize(coordinator, processes, process, initialization_timeout=int(wait))
+        raise DistributedError(f"process {process_id} of {num_processes}: {error}") from error
+    jax.distributed.initialize(coordinator, num_processes, process_id, initialization_timeout=int(timeout))
 
 
-def launched() -> int:
+def count_launched_processes() -> int:
     """How many processes srun, mpirun or GKE says that it has started."""
     hosts = [host for host in os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",") if host]
     counts = [os.environ.get(name, "") for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")]
     return max([len(hosts), *(int(count) for count in counts if count.isdigit())])
 
 
-def several() -> bool:
+def is_multi_process() -> bool:
     """Whether this process is one of several of a run."""
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
-def primary() -> bool:
+def is_primary() -> bool:
     """Whether this process speaks for the run, and writes what is written once."""
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
-def agreed(work: Callable[[], T]) -> T:
-    """What `work` returns. Where it fails in one process, it raises `HostsError` in all, with the reason."""
-    if not several():
+def raise_on_all(work: Callable[[], T]) -> T:
+    """What `work` returns. Where it fails in one process, it raises `DistributedError` in all, with the reason."""
+    if not is_multi_process():
         return work()
     found, failure = None, None
     try:
@@ -82,52 +84,54 @@ def agreed(work: Callable[[], T]) -> T:
         failure = error
         if not isinstance(error, (ValueError, OSError)):
             traceback.print_exc()
-    heard = gathered(np.frombuffer(said(failure).encode()[:LONGEST].ljust(LONGEST, b"\0"), np.uint8))
+    heard = gather_from_processes(
+        np.frombuffer(describe_error(failure).encode()[:MAX_ERROR_BYTES].ljust(MAX_ERROR_BYTES, b"\0"), np.uint8)
+    )
     reasons = [bytes(row).rstrip(b"\0").decode(errors="ignore") for row in heard]
     if failed := [number for number, reason in enumerate(reasons) if reason]:
         who = f"process {failed[0]}: " if len(failed) < len(reasons) else ""
-        raise HostsError(who + reasons[failed[0]]) from failure
+        raise DistributedError(who + reasons[failed[0]]) from failure
     return found
 
 
-def said(error: Exception | None) -> str:
+def describe_error(error: Exception | None) -> str:
     return "" if error is None else str(error) or repr(error)
 
 
-def first(work: Callable[[], T]) -> T:
+def primary_first(work: Callable[[], T]) -> T:
     """`agreed`, the primary process before the others, which find what it has made."""
-    found = agreed(lambda: work() if primary() else None)
-    return agreed(lambda: found if primary() else work())
+    found = raise_on_all(lambda: work() if is_primary() else None)
+    return raise_on_all(lambda: found if is_primary() else work())
 
 
-def gathered(array: np.ndarray) -> np.ndarray:
+def gather_from_processes(array: np.ndarray) -> np.ndarray:
     """The arrays of all processes, one after the other along a new first axis."""
     from jax.experimental.multihost_utils import process_allgather
 
     return np.asarray(process_allgather(array)).reshape(-1, *array.shape)
 
 
-def pass_on() -> None:
+def broadcast_stop() -> None:
     """Ask all processes to end after a step that they agree on: JAX tells the others what SIGTERM tells one."""
     signal.raise_signal(signal.SIGTERM)
 
 
-def asked_at(step: int) -> bool:
+def stop_requested_at(step: int) -> bool:
     """Whether `step`, which only grows, is the one after which all processes end, since one of them was asked to."""
     from jax.experimental.multihost_utils import reached_preemption_sync_point
 
     return reached_preemption_sync_point(step)
 
 
-def tell(line: str) -> None:
+def log_from_host(line: str) -> None:
     """Print a line of this process, whichever it is."""
-    print(f"process {jax.process_index()}: {line}" if several() else line, file=sys.stderr, flush=True)
+    print(f"process {jax.process_index()}: {line}" if is_multi_process() else line, file=sys.stderr, flush=True)
 
 
-def leave(error: BaseException) -> NoReturn:
+def abort_all(error: BaseException) -> NoReturn:
     """End this process at once for an error that the others do not have: to end in order it would wait for them."""
     if isinstance(error, ValueError):
-        tell(str(error))
+        log_from_host(str(error))
     elif not isinstance(error, KeyboardInterrupt):
         traceback.print_exception(error)
     sys.stderr.flush()

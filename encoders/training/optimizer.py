@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-Schedule = Literal["replace", "peak", "product", "constant"]
+ScheduleName = Literal["replace", "peak", "product", "constant"]
 
 # `rise` is min(1, t/w) and `line` is 1 - t/T, in steps t done so far, of w for the warm-up and T in all.
 SCHEDULES = {
@@ -32,7 +32,7 @@ SCHEDULES = {
 }
 
 
-BODIES = ("encoder/", "discriminator/")  # in a path: what fine-tuning begins with
+ENCODER_PREFIXES = ("encoder/", "discriminator/")  # in a path: what fine-tuning begins with
 
 
 class Moments(NamedTuple):
@@ -43,159 +43,184 @@ class Moments(NamedTuple):
     v: dict
 
 
-def paths(tree):
+def tree_paths(tree):
     """The tree with every leaf replaced by its path.
 
-    >>> paths({"layers": {"attend": {"bias": 0}}})
+    >>> tree_paths({"layers": {"attend": {"bias": 0}}})
     {'layers': {'attend': {'bias': 'layers/attend/bias'}}}
     """
-    name = lambda path, _: jax.tree_util.keystr(path, simple=True, separator="/")
-    return jax.tree_util.tree_map_with_path(name, tree)
+    path_name = lambda path, _: jax.tree_util.keystr(path, simple=True, separator="/")
+    return jax.tree_util.tree_map_with_path(path_name, tree)
 
 
-def leaves(tree) -> list[tuple[str, Any]]:
+def flatten_with_paths(tree) -> list[tuple[str, Any]]:
     """The path of every leaf, and the leaf."""
-    return list(zip(jax.tree.leaves(paths(tree)), jax.tree.leaves(tree), strict=True))
+    return list(zip(jax.tree.leaves(tree_paths(tree)), jax.tree.leaves(tree), strict=True))
 
 
-def stacked(path: str) -> bool:
+def is_stacked(path: str) -> bool:
     """Whether the first axis of the leaf at `path` counts layers, or groups of layers that share parameters."""
     return re.search(r"(^|/)(layers|shared)/", path) is not None
 
 
 @dataclass(frozen=True)
-class Optimizer:
+class OptimizerConfig:
     """What AdamW and LAMB have in common: a schedule, clipping, moments and decoupled weight decay.
 
     `exclude` are regexes of the paths that weight decay leaves out. Raises `ValueError` for a value out of range.
     """
 
-    rate: float
-    warmup: int  # steps
-    decay: float = 0.01
+    learning_rate: float
+    warmup_steps: int  # steps
+    weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.999)
-    epsilon: float = 1e-6
-    clip: float | None = 1.0  # of the global norm; None is off
-    correction: bool = False  # Adam's bias correction: RoBERTa has it, the code of BERT, ALBERT and ELECTRA has not
-    schedule: Schedule = "replace"
-    exclude: tuple[str, ...] = (r"norm/", r"bias$")  # () for RoBERTa, where everything decays
-    layer_decay: float = 1.0  # each layer's rate is this times that of the layer above; the heads have `rate` (ELECTRA)
-    released_layer_decay: bool = False  # the top layer's rate has the factor twice, as in all numbers of ELECTRA's code
-    spike: float | None = None  # leave updates out whose gradient is so many times as long as those of late
+    eps: float = 1e-6
+    clip_norm: float | None = 1.0  # of the global norm; None is off
+    # Adam's bias correction: RoBERTa has it, the code of BERT, ALBERT and ELECTRA does not.
+    bias_correction: bool = False
+    schedule: ScheduleName = "replace"
+    no_decay: tuple[str, ...] = (r"norm/", r"bias$")  # () for RoBERTa, where everything decays
+    # Each layer's rate is this times that of the layer above; the heads have `learning_rate` (ELECTRA).
+    layer_lr_decay: float = 1.0
+    # The top layer's rate has the factor twice, as in all numbers of ELECTRA's code.
+    decay_top_layer_twice: bool = False
+    skip_spikes_above: float | None = None  # leave updates out whose gradient is so many times as long as those of late
 
     def __post_init__(self):
-        def require(name, fits, accepted):
-            if not fits:
-                raise ValueError(f"optimizer.{name}={getattr(self, name)!r} must be {accepted}")
+        def require_field(field_name, is_valid, accepted):
+            if not is_valid:
+                raise ValueError(f"optimizer.{field_name}={getattr(self, field_name)!r} must be {accepted}")
 
-        finite = lambda x: isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x)
-        require("rate", finite(self.rate) and self.rate > 0, "a number above 0")
-        require("warmup", type(self.warmup) is int and self.warmup >= 0, "a whole number of steps, 0 or more")
-        require("decay", finite(self.decay) and self.decay >= 0, "a number, 0 or more")
+        is_finite = lambda x: isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x)
+        require_field("learning_rate", is_finite(self.learning_rate) and self.learning_rate > 0, "a number above 0")
+        require_field(
+            "warmup_steps",
+            type(self.warmup_steps) is int and self.warmup_steps >= 0,
+            "a whole number of steps, 0 or more",
+        )
+        require_field("weight_decay", is_finite(self.weight_decay) and self.weight_decay >= 0, "a number, 0 or more")
         pair = isinstance(self.betas, tuple) and len(self.betas) == 2
-        require("betas", pair and all(finite(x) and 0 <= x < 1 for x in self.betas), "two numbers from 0 to below 1")
-        require("epsilon", finite(self.epsilon) and self.epsilon > 0, "a number above 0")
-        require("clip", self.clip is None or finite(self.clip) and self.clip > 0, "a number above 0, or None")
-        require("spike", self.spike is None or finite(self.spike) and self.spike > 1, "a number above 1, or None")
-        require("layer_decay", finite(self.layer_decay) and 0 < self.layer_decay <= 1, "above 0 and at most 1")
-        require("correction", isinstance(self.correction, bool), "True or False")
-        known = get_args(Schedule)
-        require("schedule", self.schedule in known, f"one of {', '.join(known)}")
-        require("exclude", isinstance(self.exclude, tuple) and all(map(regex, self.exclude)), "a tuple of regexes")
+        require_field(
+            "betas", pair and all(is_finite(x) and 0 <= x < 1 for x in self.betas), "two numbers from 0 to below 1"
+        )
+        require_field("eps", is_finite(self.eps) and self.eps > 0, "a number above 0")
+        require_field(
+            "clip_norm",
+            self.clip_norm is None or is_finite(self.clip_norm) and self.clip_norm > 0,
+            "a number above 0, or None",
+        )
+        require_field(
+            "skip_spikes_above",
+            self.skip_spikes_above is None or is_finite(self.skip_spikes_above) and self.skip_spikes_above > 1,
+            "a number above 1, or None",
+        )
+        require_field(
+            "layer_lr_decay", is_finite(self.layer_lr_decay) and 0 < self.layer_lr_decay <= 1, "above 0 and at most 1"
+        )
+        require_field("bias_correction", isinstance(self.bias_correction, bool), "True or False")
+        known = get_args(ScheduleName)
+        require_field("schedule", self.schedule in known, f"one of {', '.join(known)}")
+        require_field(
+            "no_decay", isinstance(self.no_decay, tuple) and all(map(is_regex, self.no_decay)), "a tuple of regexes"
+        )
 
-    def learning_rate(self, step, total_steps: int) -> jax.Array:
+    def compute_learning_rate(self, step, total_steps: int) -> jax.Array:
         """The rate of the update that follows `step` updates, in a run of `total_steps`."""
         t = jnp.asarray(step, jnp.float32)
-        rise = jnp.minimum(1.0, t / self.warmup) if self.warmup else jnp.ones_like(t)
+        rise = jnp.minimum(1.0, t / self.warmup_steps) if self.warmup_steps else jnp.ones_like(t)
         line = jnp.maximum(0.0, 1.0 - t / total_steps)
-        return self.rate * SCHEDULES[self.schedule](t, self.warmup, total_steps, rise, line)
+        return self.learning_rate * SCHEDULES[self.schedule](t, self.warmup_steps, total_steps, rise, line)
 
-    def init(self, params) -> Moments:
+    def init_moments(self, params) -> Moments:
         """The state before the first update."""
-        zeros = lambda: optax.tree.zeros_like(params, dtype=jnp.float32)
-        return Moments(jnp.zeros([], jnp.int32), zeros(), zeros())  # two trees: a donated buffer may occur once
+        make_zeros = lambda: optax.tree.zeros_like(params, dtype=jnp.float32)
+        return Moments(
+            jnp.zeros([], jnp.int32), make_zeros(), make_zeros()
+        )  # two trees: a donated buffer may occur once
 
-    def transform(self, total_steps: int) -> optax.GradientTransformation:
+    def build_transformation(self, total_steps: int) -> optax.GradientTransformation:
         """The update as optax has it; its state is a `Moments`, kept in float32 like the updates."""
-        if total_steps < 1 or self.warmup > total_steps:
-            raise ValueError(f"optimizer.warmup={self.warmup} must not exceed the {total_steps} steps of the run")
+        if total_steps < 1 or self.warmup_steps > total_steps:
+            raise ValueError(
+                f"optimizer.warmup_steps={self.warmup_steps} must not exceed the {total_steps} steps of the run"
+            )
         first, second = self.betas
         # Over the global batch. The released BERT clips on every replica before the all-reduce.
-        clip = optax.identity() if self.clip is None else optax.clip_by_global_norm(self.clip)
+        clip = optax.identity() if self.clip_norm is None else optax.clip_by_global_norm(self.clip_norm)
 
         def update(grads, state: Moments, params):
             grads, _ = clip.update(optax.tree.cast(grads, jnp.float32), clip.init(params))
             count = optax.safe_increment(state.count)
             m = optax.tree.update_moment(grads, state.m, first, 1)
             v = optax.tree.update_moment(grads, state.v, second, 2)
-            rate = self.learning_rate(state.count, total_steps)
+            rate = self.compute_learning_rate(state.count, total_steps)
             # Epsilon is added to the corrected root, as in apex and PyTorch; fairseq's fallback corrects it too.
-            mean = optax.tree.bias_correction(m, first, count) if self.correction else m
-            square = optax.tree.bias_correction(v, second, count) if self.correction else v
+            mean = optax.tree.bias_correction(m, first, count) if self.bias_correction else m
+            square = optax.tree.bias_correction(v, second, count) if self.bias_correction else v
 
-            shares = self.shares(params)
+            shares = self.compute_rate_scales(params)
 
-            def step(path, mean, square, param):
-                direction, param = mean / (jnp.sqrt(square) + self.epsilon), param.astype(jnp.float32)
-                if not any(re.search(pattern, path) for pattern in self.exclude):
-                    direction = self.adapt(path, direction + self.decay * param, param)
+            def update_leaf(path, mean, square, param):
+                direction, param = mean / (jnp.sqrt(square) + self.eps), param.astype(jnp.float32)
+                if not any(re.search(pattern, path) for pattern in self.no_decay):
+                    direction = self.scale_direction(path, direction + self.weight_decay * param, param)
                 return -rate * shares[path] * direction
 
-            return jax.tree.map(step, paths(params), mean, square, params), Moments(count, m, v)
+            return jax.tree.map(update_leaf, tree_paths(params), mean, square, params), Moments(count, m, v)
 
-        return optax.GradientTransformation(self.init, update)
+        return optax.GradientTransformation(self.init_moments, update)
 
-    def shares(self, params) -> dict[str, np.ndarray]:
+    def compute_rate_scales(self, params) -> dict[str, np.ndarray]:
         """The share of the rate that each leaf has: `layer_decay` to the power of its distance from the heads.
 
         Of n layers the top one has the power 1, and the embeddings with the projection after them n + 1.
         """
-        found = dict(leaves(params))
+        found = dict(flatten_with_paths(params))
         count = max((len(leaf) for path, leaf in found.items() if "/layers/" in path), default=0)
-        top = 2 if self.released_layer_decay else 1
+        top = 2 if self.decay_top_layer_twice else 1
 
-        def power(path, leaf):
-            if not path.startswith(BODIES):
+        def compute_exponent(path, leaf):
+            if not path.startswith(ENCODER_PREFIXES):
                 return np.zeros(())
             if "/layers/" not in path:
                 return np.full((), count + top)
             return np.arange(count, 0, -1).reshape(-1, *[1] * (leaf.ndim - 1)) + top - 1
 
-        return {path: np.float32(self.layer_decay) ** power(path, leaf) for path, leaf in found.items()}
+        return {path: np.float32(self.layer_lr_decay) ** compute_exponent(path, leaf) for path, leaf in found.items()}
 
-    def adapt(self, path: str, direction: jax.Array, param: jax.Array) -> jax.Array:
+    def scale_direction(self, path: str, direction: jax.Array, param: jax.Array) -> jax.Array:
         """The direction of a leaf that is not excluded, scaled by what the leaf itself asks for."""
         return direction
 
 
 @dataclass(frozen=True)
-class AdamW(Optimizer):
+class AdamW(OptimizerConfig):
     """Adam with decoupled weight decay; the defaults are those of BERT's code.
 
-    >>> float(AdamW(rate=1e-4, warmup=10_000).learning_rate(0, total_steps=1_000_000))
+    >>> float(AdamW(learning_rate=1e-4, warmup_steps=10_000).compute_learning_rate(0, total_steps=1_000_000))
     0.0
     """
 
 
 @dataclass(frozen=True)
-class Lamb(Optimizer):
+class Lamb(OptimizerConfig):
     """LAMB: every layer's direction is scaled to the norm of its weights; the defaults are ALBERT's.
 
     What `exclude` names is left out of weight decay and of the scaling.
     """
 
-    rate: float = 1.76e-3
-    warmup: int = 3125
+    learning_rate: float = 1.76e-3
+    warmup_steps: int = 3125
 
-    def adapt(self, path: str, direction: jax.Array, param: jax.Array) -> jax.Array:
-        axes = tuple(range(int(stacked(path)), param.ndim))  # a stack has one norm a layer
+    def scale_direction(self, path: str, direction: jax.Array, param: jax.Array) -> jax.Array:
+        axes = tuple(range(int(is_stacked(path)), param.ndim))  # a stack has one norm a layer
         norm = lambda x: jnp.sqrt(jnp.sum(jnp.square(x), axis=axes, keepdims=True))
         weights, size = norm(param), norm(direction)
         moving = (weights > 0) & (size > 0)
         return direction * jnp.where(moving, weights / jnp.where(moving, size, 1.0), 1.0)
 
 
-def regex(pattern) -> bool:
+def is_regex(pattern) -> bool:
     """Whether `pattern` is a regular expression."""
     try:
         return isinstance(pattern, str) and re.compile(pattern) is not None

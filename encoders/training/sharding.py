@@ -16,13 +16,13 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from encoders.model.layers import ROWS
-from encoders.training.optimizer import paths, stacked
+from encoders.model.layers import BATCH_AXES
+from encoders.training.optimizer import is_stacked, tree_paths
 
-AXES = ("data", "fsdp", "model")
+MESH_AXES = ("data", "fsdp", "model")
 
 # The first row whose regex is found in the path; trailing axes; a stack's first axis stays whole.
-TABLE = (
+PARTITION_RULES = (
     (r"(query|key|value|up)/kernel$", P("fsdp", "model")),
     (r"(query|key|value|up)/bias$", P("model")),
     (r"(attend/out|transform/down)/kernel$", P("model", "fsdp")),
@@ -43,7 +43,7 @@ class Mesh:
     model: int = 1
 
     def __post_init__(self):
-        for name in AXES:
+        for name in MESH_AXES:
             size = getattr(self, name)
             if type(size) is not int or (size < 1 and size != -1):
                 raise ValueError(f"mesh.{name}={size!r} must be at least 1, or -1 for the rest of the devices")
@@ -52,24 +52,24 @@ class Mesh:
 
     def build(self, devices=None) -> jax.sharding.Mesh:
         """The mesh over `devices`, by default all of them; every device has a place in it."""
-        devices = present() if devices is None else list(devices)
+        devices = list_devices() if devices is None else list(devices)
         sizes = astuple(self)
         given = math.prod(size for size in sizes if size != -1)
         if len(devices) % given or (-1 not in sizes and given != len(devices)):
-            axes = ", ".join(f"mesh.{name}={size}" for name, size in zip(AXES, sizes, strict=True))
+            axes = ", ".join(f"mesh.{name}={size}" for name, size in zip(MESH_AXES, sizes, strict=True))
             needed = f"a multiple of {given}" if -1 in sizes else f"exactly {given}"
             raise ValueError(f"{axes} needs {needed} devices and there are {len(devices)}; -1 takes the rest")
         shape = tuple(len(devices) // given if size == -1 else size for size in sizes)
-        return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+        return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices)
 
-    def abstract(self, devices: int) -> AbstractMesh:
+    def build_abstract(self, num_devices: int) -> AbstractMesh:
         """The mesh for reckoning, where there need not be as many devices: -1 is what they leave, or 1."""
         given = math.prod(size for size in astuple(self) if size != -1)
-        sizes = tuple(max(devices // given, 1) if size == -1 else size for size in astuple(self))
-        return AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+        sizes = tuple(max(num_devices // given, 1) if size == -1 else size for size in astuple(self))
+        return AbstractMesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
-def present() -> list:
+def list_devices() -> list:
     """The devices there are. Raises `ValueError` where `JAX_PLATFORMS` names none of this machine."""
     try:
         return jax.devices()
@@ -81,11 +81,11 @@ def present() -> list:
         ) from None
 
 
-def layout(path: str, shape: tuple[int, ...], mesh) -> tuple[P, list[str]]:
+def choose_partition_spec(path: str, shape: tuple[int, ...], mesh) -> tuple[P, list[str]]:
     """How the leaf at `path` is split, and a note for every mesh axis that could not go where `TABLE` has it."""
-    start = min(int(stacked(path)), len(shape))
+    start = min(int(is_stacked(path)), len(shape))
     free = len(shape) - start
-    row = next(tuple(row) for pattern, row in TABLE if re.search(pattern, path))[-free:] if free else ()
+    row = next(tuple(row) for pattern, row in PARTITION_RULES if re.search(pattern, path))[-free:] if free else ()
     wanted = [None] * (len(shape) - len(row)) + [name if name and mesh.shape[name] > 1 else None for name in row]
     placed, notes = [None] * len(shape), []
     for axis, name in enumerate(wanted):
@@ -105,83 +105,83 @@ def layout(path: str, shape: tuple[int, ...], mesh) -> tuple[P, list[str]]:
     return P(*placed), notes
 
 
-def shardings(tree, mesh):
+def infer_shardings(tree, mesh):
     """A `NamedSharding` for every leaf of a tree of arrays or shapes: parameters, moments or a whole state."""
-    place = lambda path, leaf: NamedSharding(mesh, layout(path, leaf.shape, mesh)[0])
-    return jax.tree.map(place, paths(tree), tree)
+    infer_leaf_sharding = lambda path, leaf: NamedSharding(mesh, choose_partition_spec(path, leaf.shape, mesh)[0])
+    return jax.tree.map(infer_leaf_sharding, tree_paths(tree), tree)
 
 
-def notes(tree, mesh) -> list[str]:
+def describe_unsplit_axes(tree, mesh) -> list[str]:
     """What could not be split as `TABLE` has it, and what happens instead; empty when everything divides."""
-    found = jax.tree.map(lambda path, leaf: layout(path, leaf.shape, mesh)[1], paths(tree), tree)
+    found = jax.tree.map(lambda path, leaf: choose_partition_spec(path, leaf.shape, mesh)[1], tree_paths(tree), tree)
     return jax.tree.leaves(found)
 
 
-def batch_sharding(mesh, leading: int = 0) -> NamedSharding:
+def make_batch_sharding(mesh, num_leading_axes: int = 0) -> NamedSharding:
     """Rows over `data` and `fsdp`, after `leading` whole axes (those of accumulated micro-steps)."""
-    return NamedSharding(mesh, P(*[None] * leading, ROWS))
+    return NamedSharding(mesh, P(*[None] * num_leading_axes, BATCH_AXES))
 
 
-def local_rows(mesh, batch: int) -> np.ndarray:
+def find_local_rows(mesh, batch_size: int) -> np.ndarray:
     """Which of the `batch` rows of a global batch this process's devices hold, in order."""
-    places = batch_sharding(mesh).addressable_devices_indices_map((batch,)).values()
-    return np.unique(np.concatenate([np.arange(batch)[place] for place in places]))
+    places = make_batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+    return np.unique(np.concatenate([np.arange(batch_size)[place] for place in places]))
 
 
-def shards(mesh) -> int:
+def count_batch_shards(mesh) -> int:
     """Into how many parts the rows of a batch are split."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def place(batch: dict[str, np.ndarray], mesh) -> dict[str, jax.Array]:
+def shard_batch(batch: dict[str, np.ndarray], mesh) -> dict[str, jax.Array]:
     """The global batch on the devices, from the rows that this process holds: those of `local_rows`."""
-    sharding, parts = batch_sharding(mesh), shards(mesh)
+    sharding, parts = make_batch_sharding(mesh), count_batch_shards(mesh)
     held = len(next(iter(batch.values())))
-    size = held // len(local_rows(mesh, parts)) * parts
-    rows = local_rows(mesh, size)
+    size = held // len(find_local_rows(mesh, parts)) * parts
+    rows = find_local_rows(mesh, size)
 
-    def whole(mine: np.ndarray) -> jax.Array:
-        def part(index) -> np.ndarray:
-            start, stop, _ = index[0].indices(size)
+    def make_global_array(host_array: np.ndarray) -> jax.Array:
+        def read_shard(shard_index) -> np.ndarray:
+            start, stop, _ = shard_index[0].indices(size)
             at = int(np.searchsorted(rows, start))
-            return mine[at : at + stop - start]
+            return host_array[at : at + stop - start]
 
-        return jax.make_array_from_callback((size, *mine.shape[1:]), sharding, part)
+        return jax.make_array_from_callback((size, *host_array.shape[1:]), sharding, read_shard)
 
-    return jax.tree.map(whole, batch)
+    return jax.tree.map(make_global_array, batch)
 
 
 # Inside a jitted function ---------------------------------------------------------------------------------------------
 
 
-def mesh_of(tree):
+def infer_mesh(tree):
     """The mesh that the arguments of the function are on; None for one device."""
     mesh = jax.typeof(jax.tree.leaves(tree)[0]).sharding.mesh
     return mesh if mesh.size > 1 else None
 
 
-def kept(tree):
+def constrain_to_mesh(tree):
     """Parameters, moments or a whole state with every leaf where `TABLE` has it."""
-    mesh = mesh_of(tree)
-    return tree if mesh is None else jax.lax.with_sharding_constraint(tree, shardings(tree, mesh))
+    mesh = infer_mesh(tree)
+    return tree if mesh is None else jax.lax.with_sharding_constraint(tree, infer_shardings(tree, mesh))
 
 
-def gathered(params):
+def unshard_fsdp(params):
     """Parameters as they are used, no longer split over `fsdp`; those of layers are gathered each in its turn."""
-    mesh = mesh_of(params)
+    mesh = infer_mesh(params)
     if mesh is None:
         return params
 
-    def place(path, leaf):
-        spec = [None if name == "fsdp" else name for name in layout(path, leaf.shape, mesh)[0]]
-        return leaf if stacked(path) else jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, P(*spec)))
+    def unshard_leaf(path, leaf):
+        spec = [None if name == "fsdp" else name for name in choose_partition_spec(path, leaf.shape, mesh)[0]]
+        return leaf if is_stacked(path) else jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, P(*spec)))
 
-    return jax.tree.map(place, paths(params), params)
+    return jax.tree.map(unshard_leaf, tree_paths(params), params)
 
 
-def row_by_row(function, batch):
+def map_rows(function, batch):
     """`function(batch)`, which treats each row by itself, computed where the rows are."""
-    mesh = mesh_of(batch)
+    mesh = infer_mesh(batch)
     if mesh is None:
         return function(batch)
-    return jax.shard_map(function, mesh=mesh, in_specs=P(ROWS), out_specs=P(ROWS), check_vma=False)(batch)
+    return jax.shard_map(function, mesh=mesh, in_specs=P(BATCH_AXES), out_specs=P(BATCH_AXES), check_vma=False)(batch)

@@ -12,25 +12,25 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
-def roomy(folder: Path) -> Iterator[None]:
+def catch_disk_full(folder: Path) -> Iterator[None]:
     """Raises `ValueError` in one line where `folder` is on a full disk; Orbax has errors of its own for that."""
     try:
         yield
     except (OSError, ValueError) as error:
-        if not any(os.strerror(code) in str(error) for code in FULL):
+        if not any(os.strerror(code) in str(error) for code in DISK_FULL_ERRNOS):
             raise
         raise ValueError(
             f"no space is left in {folder}; what was saved before is whole, and the same command goes on from it"
         ) from error
 
 
-def check_local(*places: str | None) -> None:
+def check_local_paths(*paths: str | None) -> None:
     """Raises `ValueError` for a place in an object store, of which there is no lock, rename or memory map."""
-    for place in places:
+    for place in paths:
         if place and "://" in place:
             raise ValueError(
                 f"{place} is no folder of this machine; runs, stores and texts lie in folders: mount the bucket or copy"
@@ -39,10 +39,10 @@ def check_local(*places: str | None) -> None:
 
 def write_json(path: Path, value: dict) -> None:
     """Write a JSON file that is either whole or not there."""
-    write_whole(path, json.dumps(value, indent=1).encode())
+    write_file_atomically(path, json.dumps(value, indent=1).encode())
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_file_atomically(path: Path, content: bytes) -> None:
     """Write a file that is either whole or not there."""
     partial = path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}")
     try:
@@ -53,7 +53,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def appearing(folder: Path) -> Iterator[Path]:
+def atomic_dir(folder: Path) -> Iterator[Path]:
     """A folder to fill that gets its name when it is whole, and is gone, with those made for it, if that fails.
 
     Raises `OSError` where another one has got the name meanwhile.
@@ -73,7 +73,7 @@ def appearing(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def owned(folder: Path, wait: Callable[[], None]) -> Iterator[None]:
+def lock_dir(folder: Path, on_wait: Callable[[], None]) -> Iterator[None]:
     """Keeps `folder`, which is made if it is not there, for this process; `wait` is called while another has it."""
     while True:
         folder.mkdir(parents=True, exist_ok=True)
@@ -82,18 +82,18 @@ def owned(folder: Path, wait: Callable[[], None]) -> Iterator[None]:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                wait()
+                on_wait()
                 fcntl.flock(handle, fcntl.LOCK_EX)
-            if same(handle, folder):  # the one who had it may have removed it
+            if is_same_dir(handle, folder):  # the one who had it may have removed it
                 yield
                 return
         finally:
             os.close(handle)
 
 
-def same(handle: int, folder: Path) -> bool:
+def is_same_dir(dir_fd: int, folder: Path) -> bool:
     """Whether an opened folder is still the one of this name."""
     try:
-        return os.path.samestat(os.fstat(handle), os.stat(folder))
+        return os.path.samestat(os.fstat(dir_fd), os.stat(folder))
     except FileNotFoundError:
         return False

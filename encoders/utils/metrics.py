@@ -15,10 +15,10 @@ class Mean(NamedTuple):
     count: Any
 
 
-def add(means: Iterable[dict[str, Mean]]) -> dict[str, Mean]:
+def sum_means(means: Iterable[dict[str, Mean]]) -> dict[str, Mean]:
     """The sums of all `means` by name, in float64.
 
-    >>> add([{"loss": Mean(6.0, 2)}, {"loss": Mean(0.0, 1)}])["loss"]
+    >>> sum_means([{"loss": Mean(6.0, 2)}, {"loss": Mean(0.0, 1)}])["loss"]
     Mean(total=array(6.), count=array(3.))
     """
     sums: dict[str, Mean] = {}
@@ -30,24 +30,24 @@ def add(means: Iterable[dict[str, Mean]]) -> dict[str, Mean]:
     return sums
 
 
-def value(mean: Mean) -> float:
+def mean_value(mean: Mean) -> float:
     """total / count; 0 where nothing was counted."""
     return float(mean.total / max(mean.count, 1e-9)) if mean.count else 0.0
 
 
-def accuracy_error(mean: Mean) -> float:
+def binomial_standard_error(mean: Mean) -> float:
     """The binomial standard error of a proportion."""
-    p, n = value(mean), float(mean.count)
+    p, n = mean_value(mean), float(mean.count)
     return (p * (1 - p) / n) ** 0.5 if n else 0.0
 
 
-def auc(histogram: np.ndarray) -> tuple[float, float]:
+def roc_auc(histogram: np.ndarray) -> tuple[float, float]:
     """Area under the ROC curve and its standard error (Hanley and McNeil, 1982), from counts by score.
 
     `histogram[0, i]` negatives and `histogram[1, i]` positives have a score in the i-th bin, lowest first; a tie
     counts half. 0.5 ± 0 where one class is empty.
 
-    >>> auc(np.array([[1, 1, 0], [0, 1, 1]]))[0]
+    >>> roc_auc(np.array([[1, 1, 0], [0, 1, 1]]))[0]
     0.875
     """
     negative, positive = (np.asarray(row, np.float64) for row in histogram)

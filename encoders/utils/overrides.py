@@ -17,13 +17,13 @@ class ExperimentError(ValueError):
     """A field or a value that an experiment cannot have."""
 
 
-def shortened(text: str, most: int = 400) -> str:
-    """The text, its middle left out where it is longer than `most` characters.
+def shorten_text(text: str, max_chars: int = 400) -> str:
+    """The text, its middle left out where it is longer than `max_chars` characters.
 
-    >>> shortened("0123456789" * 9, 20)
+    >>> shorten_text("0123456789" * 9, 20)
     '0123456789 ... 56789'
     """
-    return text if len(text) <= most else f"{text[: most // 2]} ... {text[len(text) - most // 2 + 5 :]}"
+    return text if len(text) <= max_chars else f"{text[: max_chars // 2]} ... {text[len(text) - max_chars // 2 + 5 :]}"
 
 
 def check_choices(value: Any, path: str = "") -> None:
@@ -42,7 +42,7 @@ def check_choices(value: Any, path: str = "") -> None:
 # Changing values ------------------------------------------------------------------------------------------------------
 
 
-def change(value: Any, changes: Mapping[str, Any], path: str = "") -> Any:
+def apply_changes(value: Any, changes: Mapping[str, Any], path: str = "") -> Any:
     """A dataclass (or tuple of them) with a nested dict of changes; texts are read by the field's declared type."""
     if not isinstance(changes, Mapping):
         raise ExperimentError(f"{path} cannot be set as a whole; set its fields or write an experiment file")
@@ -53,7 +53,7 @@ def change(value: Any, changes: Mapping[str, Any], path: str = "") -> Any:
                 raise ExperimentError(f"{path} has no {name!r}; it has {', '.join(numbers)} and * for all")
         for name, inner in changes.items():
             each = range(len(value)) if name == "*" else [int(name)]
-            value = tuple(change(v, inner, f"{path}.{i}") if i in each else v for i, v in enumerate(value))
+            value = tuple(apply_changes(v, inner, f"{path}.{i}") if i in each else v for i, v in enumerate(value))
         return value
     if not is_dataclass(value) or isinstance(value, type):
         raise ExperimentError(f"{path} is {value!r} and has no fields to set")
@@ -69,9 +69,9 @@ def change(value: Any, changes: Mapping[str, Any], path: str = "") -> Any:
                 f"{path or 'an experiment'} has no {name!r}{hint}; it has {', '.join(sorted(settable))}"
             )
         if isinstance(inner, Mapping):
-            new[name] = change(getattr(value, name), inner, here)
+            new[name] = apply_changes(getattr(value, name), inner, here)
         else:
-            new[name] = read(inner, hints[name], here) if isinstance(inner, str) else inner
+            new[name] = parse_value(inner, hints[name], here) if isinstance(inner, str) else inner
     try:
         return replace(value, **new)
     except ExperimentError:
@@ -80,9 +80,9 @@ def change(value: Any, changes: Mapping[str, Any], path: str = "") -> Any:
         raise ExperimentError(f"--set {path or 'of the experiment'}: {error}") from None
 
 
-def read(text: str, kind: Any, path: str) -> Any:
+def parse_value(text: str, declared_type: Any, path: str) -> Any:
     """The value that `text` stands for in a field of type `kind`."""
-    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    origin, inner = typing.get_origin(declared_type), typing.get_args(declared_type)
     if origin is typing.Literal:
         if text in inner:
             return text
@@ -94,7 +94,7 @@ def read(text: str, kind: Any, path: str) -> Any:
         for option in inner:
             if option is not type(None):
                 try:
-                    return read(text, option, path)
+                    return parse_value(text, option, path)
                 except ExperimentError as error:
                     failures.append(error)
                     if text == getattr(option, "__name__", None):
@@ -111,39 +111,39 @@ def read(text: str, kind: Any, path: str) -> Any:
         kinds = [inner[0]] * len(parts) if inner[-1] is Ellipsis else list(inner)
         if len(parts) != len(kinds):
             raise ExperimentError(f"{path}={text!r} must have {len(kinds)} values, separated by commas")
-        return tuple(read(part, k, path) for part, k in zip(parts, kinds, strict=True))
-    if kind is bool:
+        return tuple(parse_value(part, k, path) for part, k in zip(parts, kinds, strict=True))
+    if declared_type is bool:
         if text.lower() in ("true", "false"):
             return text.lower() == "true"
         raise ExperimentError(f"{path}={text!r} is not one of true, false")
-    if kind in (int, float):
+    if declared_type in (int, float):
         try:
             number = float(text.replace("_", ""))
             if not math.isfinite(number):
                 raise ValueError
-            if kind is int and number != int(number):
+            if declared_type is int and number != int(number):
                 raise ValueError
-            if kind is int and abs(number) >= 2**63:
+            if declared_type is int and abs(number) >= 2**63:
                 raise ExperimentError(f"{path}={text[:30]} is larger than any number of the kind")
-            return kind(number) if kind is float or "e" in text.lower() else int(text)
+            return declared_type(number) if declared_type is float or "e" in text.lower() else int(text)
         except (ValueError, OverflowError):
-            what = "a whole number" if kind is int else "a number"
+            what = "a whole number" if declared_type is int else "a number"
             raise ExperimentError(f"{path}={text!r} is not {what}") from None
-    if kind is str:
+    if declared_type is str:
         return text
-    if is_dataclass(kind):
-        needed = [f.name for f in fields(kind) if f.default is dataclasses.MISSING]
-        if text == kind.__name__ and not needed:
-            return kind()
-        hint = f"; set its fields, such as {path}.{fields(kind)[0].name}=" if fields(kind) else ""
-        raise ExperimentError(f"{path}={text!r} is not {kind.__name__}{hint}")
+    if is_dataclass(declared_type):
+        needed = [f.name for f in fields(declared_type) if f.default is dataclasses.MISSING]
+        if text == declared_type.__name__ and not needed:
+            return declared_type()
+        hint = f"; set its fields, such as {path}.{fields(declared_type)[0].name}=" if fields(declared_type) else ""
+        raise ExperimentError(f"{path}={text!r} is not {declared_type.__name__}{hint}")
     raise ExperimentError(f"{path} cannot be set on the command line; write an experiment file")
 
 
-def label(value: Any) -> str:
+def format_name_part(value: Any) -> str:
     """`value` as a part of a name."""
     if isinstance(value, tuple):
-        return "+".join(map(label, value)) or "none"
+        return "+".join(map(format_name_part, value)) or "none"
     if isinstance(value, type):
         return value.__name__
     return type(value).__name__ if is_dataclass(value) else str(value)
@@ -152,30 +152,32 @@ def label(value: Any) -> str:
 # Values as JSON -------------------------------------------------------------------------------------------------------
 
 
-def to_json(value: Any) -> Any:
+def to_json_value(value: Any) -> Any:
     """Dataclasses as `{"class": ..., fields}`, classes as `{"type": ...}`; only classes of `encoders` are named."""
     if is_dataclass(value) and not isinstance(value, type):
-        return {"class": class_name(type(value))} | {f.name: to_json(getattr(value, f.name)) for f in fields(value)}
+        return {"class": get_class_path(type(value))} | {
+            f.name: to_json_value(getattr(value, f.name)) for f in fields(value)
+        }
     if isinstance(value, type):
-        return {"type": class_name(value)}
+        return {"type": get_class_path(value)}
     if isinstance(value, tuple):
-        return [to_json(item) for item in value]
+        return [to_json_value(item) for item in value]
     return value
 
 
-def class_name(kind: type) -> str:
-    if kind.__module__.split(".")[0] != "encoders":
+def get_class_path(cls: type) -> str:
+    if cls.__module__.split(".")[0] != "encoders":
         raise ExperimentError(
-            f"{kind.__module__}.{kind.__name__} is not part of the encoders package, so a run with it could not be "
+            f"{cls.__module__}.{cls.__name__} is not part of the encoders package, so a run with it could not be "
             "opened again; put its file into encoders/"
         )
-    return f"{kind.__module__}.{kind.__qualname__}"
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def from_json(value: Any) -> Any:
+def from_json_value(value: Any) -> Any:
     """The value that `to_json` was given. Names outside of `encoders` are refused, and nothing is executed."""
     if isinstance(value, list):
-        return tuple(from_json(item) for item in value)
+        return tuple(from_json_value(item) for item in value)
     if not isinstance(value, dict):
         return value
     kind = find_class(value.get("class", value.get("type", "")))
@@ -188,28 +190,28 @@ def from_json(value: Any) -> Any:
     if unknown:
         raise ExperimentError(f"{value['class']} has no field {', '.join(unknown)}; it has {', '.join(sorted(known))}")
     try:
-        return kind(**{name: from_json(item) for name, item in value.items() if name != "class"})
+        return kind(**{name: from_json_value(item) for name, item in value.items() if name != "class"})
     except (TypeError, AttributeError) as error:
         raise ExperimentError(f"{value['class']} cannot be read: {error}") from None
 
 
-def find_class(name: str) -> type:
-    module, _, attribute = str(name).rpartition(".")
+def find_class(class_path: str) -> type:
+    module, _, attribute = str(class_path).rpartition(".")
     try:
         if module.split(".")[0] != "encoders":
             raise ImportError
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError):
-        raise ExperimentError(f"{name!r} is not a class of the encoders package") from None
+        raise ExperimentError(f"{class_path!r} is not a class of the encoders package") from None
     if not isinstance(found, type) or found.__module__ != module:
-        raise ExperimentError(f"{name!r} is not a class of the encoders package")
+        raise ExperimentError(f"{class_path!r} is not a class of the encoders package")
     return found
 
 
 # Values as what they compute -----------------------------------------------------------------------------------------
 
 
-def essence(value: Any) -> Any:
+def fingerprint_content(value: Any) -> Any:
     """`value` as JSON without what changes no number, and without fields that have their default.
 
     Leaving defaults out keeps the fingerprints of old experiments when a field is added later.
@@ -218,27 +220,27 @@ def essence(value: Any) -> Any:
         kept = {}
         for f in fields(value):
             given = getattr(value, f.name)
-            if not f.metadata.get("aside") and (f.default is dataclasses.MISSING or given != f.default):
-                kept[f.name] = essence(given)
+            if not f.metadata.get("not_fingerprinted") and (f.default is dataclasses.MISSING or given != f.default):
+                kept[f.name] = fingerprint_content(given)
         return {"class": type(value).__name__} | kept
     if isinstance(value, type):
         return value.__name__
     if isinstance(value, tuple):
-        return [essence(item) for item in value]
+        return [fingerprint_content(item) for item in value]
     if isinstance(value, float) and value.is_integer():  # 1 and 1.0 are equal
         return int(value)
     return value
 
 
-def flat(value: Any, path: str = "") -> dict[str, Any]:
+def flatten_fields(value: Any, path: str = "") -> dict[str, Any]:
     """Every leaf of an experiment by its path, the class of each part included."""
     if is_dataclass(value) and not isinstance(value, type):
-        inner = {f.name: getattr(value, f.name) for f in fields(value) if not f.metadata.get("aside")}
+        inner = {f.name: getattr(value, f.name) for f in fields(value) if not f.metadata.get("not_fingerprinted")}
         start = {path: type(value).__name__} if path else {}
-        parts = (flat(item, f"{path}.{name}" if path else name) for name, item in inner.items())
+        parts = (flatten_fields(item, f"{path}.{name}" if path else name) for name, item in inner.items())
     elif isinstance(value, tuple) and any(map(is_dataclass, value)):
         start = {path: f"{len(value)} of them"}
-        parts = (flat(item, f"{path}.{i}") for i, item in enumerate(value))
+        parts = (flatten_fields(item, f"{path}.{i}") for i, item in enumerate(value))
     else:
         return {path: value.__name__ if isinstance(value, type) else value}
     return start | {k: v for part in parts for k, v in part.items()}

@@ -9,10 +9,10 @@ layers and more begins with the parameters of the shallower one, and so do ours.
 from dataclasses import replace
 
 from encoders.families import albert
-from encoders.sweeps.paper_table import ALBERT, MASKED, PARAMETERS, Study, Table
+from encoders.sweeps.paper_table import ALBERT_COLUMNS, MLM_AT_MASK, NUM_PARAMS, PaperTable, Study
 from experiments.albert import experiments
 
-COLUMNS = (PARAMETERS, *ALBERT, MASKED)
+COLUMNS = (NUM_PARAMS, *ALBERT_COLUMNS, MLM_AT_MASK)
 # Layers; at small scale; the published row.
 ROWS = (
     (1, 1, (18, 31.1, 22.9, 50.1, 50.1, 66.4, 80.8, 40.1, 52.9)),
@@ -24,11 +24,11 @@ ROWS = (
 )
 
 
-def table(study: Study) -> Table:
+def table(study: Study) -> PaperTable:
     base, rows = replace(experiments[0], model=albert.LARGE), []
     for layers, few, published in ROWS:
-        member = replace(base, model=replace(albert.LARGE, layers=layers))
-        before = rows[-1].runs if rows else ()
-        given = dict(small={"model": {"layers": few}}, before=before)
-        rows.append(study.row(f"{layers} layers", published, COLUMNS, f"albert-deep{layers}", member, **given))
-    return study.table("albert_t11", "ALBERT, table 11: depth", COLUMNS, rows, "tokens of each stage")
+        member = replace(base, model=replace(albert.LARGE, num_layers=layers))
+        before = rows[-1].pretrain_runs if rows else ()
+        given = dict(small_changes={"model": {"num_layers": few}}, source_runs=before)
+        rows.append(study.build_row(f"{layers} layers", published, COLUMNS, f"albert-deep{layers}", member, **given))
+    return study.build_table("albert_t11", "ALBERT, table 11: depth", COLUMNS, rows, "tokens of each stage")

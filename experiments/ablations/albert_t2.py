@@ -11,11 +11,11 @@ rows are fine-tuned as ALBERT is.
 from dataclasses import replace
 
 from encoders.families import albert
-from encoders.sweeps.paper_table import ALBERT, MASKED, PARAMETERS, Column, Study, Table
+from encoders.sweeps.paper_table import ALBERT_COLUMNS, MLM_AT_MASK, NUM_PARAMS, PaperTable, ScoreColumn, Study
 from encoders.tasks.conventions import ALBERT as AS_ALBERT
 from experiments.albert import experiments
 
-COLUMNS = (PARAMETERS, *ALBERT, Column("speed", ""), MASKED)
+COLUMNS = (NUM_PARAMS, *ALBERT_COLUMNS, ScoreColumn("speed", ""), MLM_AT_MASK)
 # The published row; layers and width at small scale.
 ROWS = {
     "bert-base": ((108, 90.4, 83.2, 80.4, 77.6, 84.5, 92.8, 68.2, 82.3, 4.7), 2, 128),
@@ -25,19 +25,19 @@ ROWS = {
     "albert-xlarge": ((60, 92.5, 86.1, 86.1, 83.1, 86.4, 92.4, 74.8, 85.5, 0.6), 4, 256),
     "albert-xxlarge": (((235, 233, 225), 94.1, 88.3, 88.1, 85.1, 88.0, 95.2, 82.3, 88.7, 0.3), 2, 512),
 }
-RUNS = {"albert-base": "albert", "bert-base": "albert-e768-none"}
+RUN_NAMES = {"albert-base": "albert", "bert-base": "albert-e768-none"}
 
 
-def table(study: Study) -> Table:
+def table(study: Study) -> PaperTable:
     base, rows = experiments[0], []
     for name, (published, layers, hidden) in ROWS.items():
         model = albert.SIZES[name.replace("bert", "albert") if name.startswith("bert") else name]
         if name.startswith("bert"):
-            model = replace(model, embedding=model.hidden, share=())
-        small = dict(layers=layers, hidden=hidden, heads=hidden // 64, intermediate=4 * hidden)
-        if model.embedding == model.hidden:
-            small |= {"embedding": hidden}
-        run, changes = RUNS.get(name, name), {} if name in RUNS else {"model": small}
+            model = replace(model, embedding_size=model.hidden_size, shared_parts=())
+        small = dict(num_layers=layers, hidden_size=hidden, num_heads=hidden // 64, intermediate_size=4 * hidden)
+        if model.embedding_size == model.hidden_size:
+            small |= {"embedding_size": hidden}
+        run, changes = RUN_NAMES.get(name, name), {} if name in RUN_NAMES else {"model": small}
         member = replace(base, model=model)
-        rows.append(study.row(name, published, COLUMNS, run, member, small=changes, family=AS_ALBERT))
-    return study.table("albert_t2", "ALBERT, table 2: sizes of BERT and ALBERT", COLUMNS, rows, "tokens")
+        rows.append(study.build_row(name, published, COLUMNS, run, member, small_changes=changes, family=AS_ALBERT))
+    return study.build_table("albert_t2", "ALBERT, table 2: sizes of BERT and ALBERT", COLUMNS, rows, "tokens")

@@ -7,8 +7,8 @@ E = 128 is 81.6 where all is shared (82.0 in table 4) and 83.7 where nothing is 
 for 81.7).
 """
 
-from encoders.sweeps.paper_table import Study, Table
-from experiments.ablations.albert_t4 import COLUMNS, rows_of
+from encoders.sweeps.paper_table import PaperTable, Study
+from experiments.ablations.albert_t4 import COLUMNS, build_sharing_rows
 
 PUBLISHED = {
     (64, "none"): (87, 89.9, 82.9, 80.1, 77.8, 82.9, 91.5, 66.7, 81.3),
@@ -22,6 +22,6 @@ PUBLISHED = {
 }
 
 
-def table(study: Study) -> Table:
-    rows = rows_of(study, PUBLISHED, "shared: {shared}, E={width}")
-    return study.table("albert_t3", "ALBERT, table 3: embedding size", COLUMNS, rows, "tokens")
+def table(study: Study) -> PaperTable:
+    rows = build_sharing_rows(study, PUBLISHED, "shared: {shared}, E={width}")
+    return study.build_table("albert_t3", "ALBERT, table 3: embedding size", COLUMNS, rows, "tokens")

@@ -11,12 +11,12 @@ in table 3, whose average is 81.7 for 81.6.
 from dataclasses import replace
 
 from encoders.families import albert
-from encoders.sweeps.paper_table import ALBERT, MASKED, PARAMETERS, SOP, Row, Study, Table
+from encoders.sweeps.paper_table import ALBERT_COLUMNS, MLM_AT_MASK, NUM_PARAMS, SOP, PaperRow, PaperTable, Study
 from encoders.tasks.conventions import ALBERT as AS_ALBERT
 from experiments.albert import experiments
 
-COLUMNS = (PARAMETERS, *ALBERT, MASKED, SOP)
-SHARED = {"all": albert.BOTH, "attention": ("attend",), "ffn": ("transform",), "none": ()}
+COLUMNS = (NUM_PARAMS, *ALBERT_COLUMNS, MLM_AT_MASK, SOP)
+SHARED_PARTS = {"all": albert.ALL_PARTS, "attention": ("attention",), "ffn": ("feed_forward",), "none": ()}
 PUBLISHED = {
     (768, "all"): (31, 88.6, 81.5, 79.2, 76.6, 82.0, 90.6, 63.3, 79.8),
     (768, "attention"): (83, 89.9, 82.7, 80.0, 77.2, 84.0, 91.4, 67.7, 81.6),
@@ -29,17 +29,17 @@ PUBLISHED = {
 }
 
 
-def table(study: Study) -> Table:
-    rows = rows_of(study, PUBLISHED, "E={width} shared: {shared}")
-    return study.table("albert_t4", "ALBERT, table 4: cross-layer sharing", COLUMNS, rows, "tokens")
+def table(study: Study) -> PaperTable:
+    rows = build_sharing_rows(study, PUBLISHED, "E={width} shared: {shared}")
+    return study.build_table("albert_t4", "ALBERT, table 4: cross-layer sharing", COLUMNS, rows, "tokens")
 
 
-def rows_of(study: Study, published: dict[tuple[int, str], tuple], label: str) -> list[Row]:
+def build_sharing_rows(study: Study, published: dict[tuple[int, str], tuple], label: str) -> list[PaperRow]:
     """The base model for each width of the embedding and each way of sharing."""
     base, rows = experiments[0], []
     for (width, shared), numbers in published.items():
-        member = replace(base, model=replace(base.model, embedding=width, share=SHARED[shared]))
+        member = replace(base, model=replace(base.model, embedding_size=width, shared_parts=SHARED_PARTS[shared]))
         run = "albert" if member == base else f"albert-e{width}-{shared}"
         name = label.format(width=width, shared=shared)
-        rows.append(study.row(name, numbers, COLUMNS, run, member, family=AS_ALBERT))
+        rows.append(study.build_row(name, numbers, COLUMNS, run, member, family=AS_ALBERT))
     return rows

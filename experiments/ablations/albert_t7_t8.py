@@ -10,29 +10,41 @@ and so has the row without, while the other has 0.1, as the smaller sizes. Of bo
 from dataclasses import replace
 
 from encoders.families import albert
-from encoders.sweeps.paper_table import ALBERT, MASKED, Study, Table
+from encoders.sweeps.paper_table import ALBERT_COLUMNS, MLM_AT_MASK, PaperTable, Study
 from experiments.albert import experiments
 
-COLUMNS = (*ALBERT, MASKED)
-SAID = (
+COLUMNS = (*ALBERT_COLUMNS, MLM_AT_MASK)
+CAVEATS = (
     "tokens within each table",
     "the paper takes the dropout from a model trained with it for a million steps, and here two are trained, one with "
     "it and one without, from the start",
 )
-BEFORE = (None,) * (len(ALBERT) - 1)  # of the average
+NO_TASK_SCORES = (None,) * (len(ALBERT_COLUMNS) - 1)  # of the average
 
 
-def table(study: Study) -> Table:
+def table(study: Study) -> PaperTable:
     base = experiments[0]
-    longer = tuple(replace(phase, until=1_000_000) for phase in base.phases)
+    longer = tuple(replace(phase, until_step=1_000_000) for phase in base.phases)
     large = replace(base, model=albert.XXLARGE, phases=longer)
-    dropped = replace(large, model=replace(albert.XXLARGE, dropout=0.1, attention_dropout=0.1))
-    xx, drop = {"hidden": 256, "heads": 4, "intermediate": 1024}, {"dropout": 0.1, "attention_dropout": 0.1}
-    more = replace(study, corpus=(*study.corpus, *study.more))
+    dropped = replace(large, model=replace(albert.XXLARGE, hidden_dropout=0.1, attention_dropout=0.1))
+    xx, drop = (
+        {"hidden_size": 256, "num_heads": 4, "intermediate_size": 1024},
+        {"hidden_dropout": 0.1, "attention_dropout": 0.1},
+    )
+    more = replace(study, corpus=(*study.corpus, *study.extra_corpus))
     rows = [
-        study.row("T7: base", (*BEFORE, 80.1), COLUMNS, "albert", base),
-        more.row("T7: base, more data", (*BEFORE, 80.8), COLUMNS, "albert-more", base),
-        study.row("T8: xxlarge, dropout", (*BEFORE, 90.4), COLUMNS, "xx-dropout", dropped, small={"model": xx | drop}),
-        study.row("T8: xxlarge, none", (*BEFORE, 90.7), COLUMNS, "xx-no-dropout", large, small={"model": xx}),
+        study.build_row("T7: base", (*NO_TASK_SCORES, 80.1), COLUMNS, "albert", base),
+        more.build_row("T7: base, more data", (*NO_TASK_SCORES, 80.8), COLUMNS, "albert-more", base),
+        study.build_row(
+            "T8: xxlarge, dropout",
+            (*NO_TASK_SCORES, 90.4),
+            COLUMNS,
+            "xx-dropout",
+            dropped,
+            small_changes={"model": xx | drop},
+        ),
+        study.build_row(
+            "T8: xxlarge, none", (*NO_TASK_SCORES, 90.7), COLUMNS, "xx-no-dropout", large, small_changes={"model": xx}
+        ),
     ]
-    return study.table("albert_t7_t8", "ALBERT, tables 7 and 8: more data, no dropout", COLUMNS, rows, *SAID)
+    return study.build_table("albert_t7_t8", "ALBERT, tables 7 and 8: more data, no dropout", COLUMNS, rows, *CAVEATS)

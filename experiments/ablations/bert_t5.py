@@ -9,22 +9,24 @@ The BiLSTM that the paper puts on top of it while fine-tuning is not built here.
 
 from dataclasses import replace
 
-from encoders.model.layers import CausalAttend
-from encoders.objectives.causal_lm import NextToken
-from encoders.sweeps.paper_table import MASKED, MNLI, MRPC, NSP, QNLI, SQUAD1_F1, SST2, Study, Table
+from encoders.model.layers import CausalSelfAttention
+from encoders.objectives.causal_lm import CausalLM
+from encoders.sweeps.paper_table import MLM_AT_MASK, MNLI, MRPC, NSP, QNLI, SQUAD1_F1, SST2, PaperTable, Study
 from experiments.bert import experiments
 
-COLUMNS = (MNLI, QNLI, MRPC, SST2, SQUAD1_F1, MASKED, NSP)
+COLUMNS = (MNLI, QNLI, MRPC, SST2, SQUAD1_F1, MLM_AT_MASK, NSP)
 
 
-def table(study: Study) -> Table:
+def table(study: Study) -> PaperTable:
     base = next(e for e in experiments if e.name == "bert-base")
-    alone = replace(base, objective=replace(base.objective, sentences=None))
-    left = replace(base, model=replace(base.model, attend=CausalAttend), objective=NextToken())
+    alone = replace(base, objective=replace(base.objective, sentence_task=None))
+    left = replace(base, model=replace(base.model, attention=CausalSelfAttention), objective=CausalLM())
     rows = [
-        study.row("BERT base", (84.4, 88.4, 86.7, 92.7, 88.5), COLUMNS, "bert", base),
-        study.row("No NSP", (83.9, 84.9, 86.5, 92.6, 87.9), COLUMNS, "bert-no-nsp", alone),
-        study.row("LTR & No NSP", (82.1, 84.3, 77.5, 92.1, 77.8), COLUMNS, "bert-ltr", left),
-        study.published("+ BiLSTM", (82.1, 84.1, 75.7, 91.6, 84.9), COLUMNS),
+        study.build_row("BERT base", (84.4, 88.4, 86.7, 92.7, 88.5), COLUMNS, "bert", base),
+        study.build_row("No NSP", (83.9, 84.9, 86.5, 92.6, 87.9), COLUMNS, "bert-no-nsp", alone),
+        study.build_row("LTR & No NSP", (82.1, 84.3, 77.5, 92.1, 77.8), COLUMNS, "bert-ltr", left),
+        study.build_published_row("+ BiLSTM", (82.1, 84.1, 75.7, 91.6, 84.9), COLUMNS),
     ]
-    return study.table("bert_t5", "BERT, table 5: objectives", COLUMNS, rows, "tokens", "the BiLSTM is not built here")
+    return study.build_table(
+        "bert_t5", "BERT, table 5: objectives", COLUMNS, rows, "tokens", "the BiLSTM is not built here"
+    )

@@ -8,10 +8,10 @@ masked tokens held out.
 
 from dataclasses import replace
 
-from encoders.sweeps.paper_table import MNLI, MRPC, PARAMETERS, PERPLEXITY, SST2, Study, Table
+from encoders.sweeps.paper_table import MLM_PERPLEXITY, MNLI, MRPC, NUM_PARAMS, SST2, PaperTable, Study
 from experiments.bert import experiments
 
-COLUMNS = (PERPLEXITY, MNLI, MRPC, SST2, PARAMETERS)
+COLUMNS = (MLM_PERPLEXITY, MNLI, MRPC, SST2, NUM_PARAMS)
 # Layers, width, heads; at small scale; the published row.
 ROWS = (
     ((3, 768, 12), (1, 128, 4), (5.84, 77.9, 79.8, 88.4)),
@@ -23,17 +23,23 @@ ROWS = (
 )
 
 
-def table(study: Study) -> Table:
+def table(study: Study) -> PaperTable:
     base, rows = next(e for e in experiments if e.name == "bert-base"), []
     for sizes, small, published in ROWS:
         fields = [
-            dict(layers=layers, hidden=hidden, heads=heads, intermediate=4 * hidden, embedding=hidden)
+            dict(
+                num_layers=layers,
+                hidden_size=hidden,
+                num_heads=heads,
+                intermediate_size=4 * hidden,
+                embedding_size=hidden,
+            )
             for layers, hidden, heads in (sizes, small)
         ]
         member = replace(base, model=replace(base.model, **fields[0]))
         layers, hidden, heads = sizes
         name, run = f"L={layers} H={hidden} A={heads}", f"bert-l{layers}-h{hidden}-a{heads}"
-        if not study.small and member == base:
+        if not study.is_small and member == base:
             run = "bert"
-        rows.append(study.row(name, published, COLUMNS, run, member, small={"model": fields[1]}))
-    return study.table("bert_t6", "BERT, table 6: model size", COLUMNS, rows, "tokens")
+        rows.append(study.build_row(name, published, COLUMNS, run, member, small_changes={"model": fields[1]}))
+    return study.build_table("bert_t6", "BERT, table 6: model size", COLUMNS, rows, "tokens")

@@ -9,17 +9,17 @@ out with 80/10/10 for every row, whatever it is trained with.
 
 from dataclasses import replace
 
-from encoders.sweeps.paper_table import ENTITIES, MNLI, SST2, Column, Study, Table
+from encoders.sweeps.paper_table import MNLI, NER_F1, SST2, PaperTable, ScoreColumn, Study
 from experiments.bert import experiments
 
-SAME = ("objective.tokens.split=0.8,0.1,0.1",)
+SAME_SPLIT = ("objective.masking.split=0.8,0.1,0.1",)
 COLUMNS = (
     MNLI,
-    ENTITIES,
-    Column("NER, features", ""),
-    replace(SST2, like="MNLI"),
-    Column("MLM of 80/10/10", "mlm_accuracy", under=SAME, like="MNLI"),
-    Column("MLM at [MASK]", "mlm_mask_accuracy", under=SAME, like="MNLI"),
+    NER_F1,
+    ScoreColumn("NER, features", ""),
+    replace(SST2, order_column="MNLI"),
+    ScoreColumn("MLM of 80/10/10", "mlm_accuracy", overrides=SAME_SPLIT, order_column="MNLI"),
+    ScoreColumn("MLM at [MASK]", "mlm_mask_accuracy", overrides=SAME_SPLIT, order_column="MNLI"),
 )
 # mask, random, same; the paper's columns are mask, same, random.
 ROWS = {
@@ -32,12 +32,12 @@ ROWS = {
 }
 
 
-def table(study: Study) -> Table:
+def table(study: Study) -> PaperTable:
     base, rows = next(e for e in experiments if e.name == "bert-base"), []
     for split, published in ROWS.items():
         shares = [round(100 * share) for share in split]
-        tokens = replace(base.objective.tokens, split=split)
-        member = replace(base, objective=replace(base.objective, tokens=tokens))
+        tokens = replace(base.objective.masking, split=split)
+        member = replace(base, objective=replace(base.objective, masking=tokens))
         run = "bert" if split == (0.8, 0.1, 0.1) else "bert-split-{}-{}-{}".format(*shares)
-        rows.append(study.row("mask {} random {} same {}".format(*shares), published, COLUMNS, run, member))
-    return study.table("bert_t8", "BERT, table 8: the mask split", COLUMNS, rows, "tokens")
+        rows.append(study.build_row("mask {} random {} same {}".format(*shares), published, COLUMNS, run, member))
+    return study.build_table("bert_t8", "BERT, table 8: the mask split", COLUMNS, rows, "tokens")

@@ -9,18 +9,22 @@ all ordinary tokens alike.
 
 from dataclasses import replace
 
-from encoders.sweeps.paper_table import GLUE, LEARNED, Study, Table
+from encoders.sweeps.paper_table import ELECTRA_COLUMNS, GLUE_COLUMNS, PaperTable, Study
 from experiments.ablations.electra_t5 import BASE
 
-COLUMNS = (*GLUE, *LEARNED)
-SAID = ("without a network the paper draws tokens by their frequency, and ours all alike",)
+COLUMNS = (*GLUE_COLUMNS, *ELECTRA_COLUMNS)
+CAVEATS = ("without a network the paper draws tokens by their frequency, and ours all alike",)
 WIDTHS = {None: "no network", 1 / 8: "1/8", 1 / 4: "1/4", 1 / 2: "1/2", 3 / 4: "3/4", 1.0: "1"}
 
 
-def table(study: Study) -> Table:
+def table(study: Study) -> PaperTable:
     rows = []
     for width, name in WIDTHS.items():
-        phases = tuple(replace(phase, until=500_000) for phase in BASE.phases)
-        member = replace(BASE, objective=replace(BASE.objective, width=width), phases=phases)
-        rows.append(study.row(name, (), COLUMNS, f"electra-width-{name.replace(' ', '-').replace('/', 'of')}", member))
-    return study.table("electra_generator", "ELECTRA, figure 3: generator size", COLUMNS, rows, "tokens", *SAID)
+        phases = tuple(replace(phase, until_step=500_000) for phase in BASE.phases)
+        member = replace(BASE, objective=replace(BASE.objective, generator_width=width), phases=phases)
+        rows.append(
+            study.build_row(name, (), COLUMNS, f"electra-width-{name.replace(' ', '-').replace('/', 'of')}", member)
+        )
+    return study.build_table(
+        "electra_generator", "ELECTRA, figure 3: generator size", COLUMNS, rows, "tokens", *CAVEATS
+    )

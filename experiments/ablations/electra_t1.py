@@ -9,32 +9,41 @@ that a row names, and the size of base is not run.
 """
 
 from encoders.costs.ledger import run_flops
-from encoders.sweeps.paper_table import GLUE, LEARNED, MASKED, Study, Table
-from experiments.ablations.electra_t5 import BASE, SMALL, TEN, masked
+from encoders.sweeps.paper_table import ELECTRA_COLUMNS, GLUE_COLUMNS, MLM_AT_MASK, PaperTable, Study
+from experiments.ablations.electra_t5 import BASE, SMALL, TEN_FINETUNINGS_CAVEAT, replace_with_masked_lm
 
-COLUMNS = (*GLUE, MASKED, *LEARNED)
-STEPS = "BERT has ELECTRA's FLOPs as reckoned here, 1.08 M steps where the paper has 1.5 M for small"
-SHARES = {1: 79.9, 1 / 2: 79.0, 1 / 4: 77.7, 1 / 8: 76.0, 1 / 16: 74.1}
+COLUMNS = (*GLUE_COLUMNS, MLM_AT_MASK, *ELECTRA_COLUMNS)
+STEPS_CAVEAT = "BERT has ELECTRA's FLOPs as reckoned here, 1.08 M steps where the paper has 1.5 M for small"
+COMPUTE_SHARES = {1: 79.9, 1 / 2: 79.0, 1 / 4: 77.7, 1 / 8: 76.0, 1 / 16: 74.1}
 
 
-def table(study: Study) -> Table:
-    none = (None,) * (len(GLUE) - 1)
-    compute = run_flops(study.run("electra-s", SMALL))
+def table(study: Study) -> PaperTable:
+    none = (None,) * (len(GLUE_COLUMNS) - 1)
+    compute = run_flops(study.build_pretrain_run("electra-s", SMALL))
     rows = [
-        study.row("BERT-Small", (*none, 75.1), COLUMNS, "electra-s-bert", masked(SMALL), flops=compute),
-        study.published("BERT-Base", (*none, 82.2), COLUMNS),
+        study.build_row(
+            "BERT-Small", (*none, 75.1), COLUMNS, "electra-s-bert", replace_with_masked_lm(SMALL), total_flops=compute
+        ),
+        study.build_published_row("BERT-Base", (*none, 82.2), COLUMNS),
     ]
-    for share, average in SHARES.items():
+    for share, average in COMPUTE_SHARES.items():
         name, run = "ELECTRA-Small", "electra-s"
         if share < 1:
             name, run = f"{name}, {100 * share:g} % trained", f"{run}-1of{1 / share:g}"
-        rows.append(study.row(name, (*none, average), COLUMNS, run, SMALL, flops=compute * share))
-    base, said = (*none, 85.1), [TEN] if study.small else [STEPS, TEN]
-    if study.small:
-        rows.append(study.published("ELECTRA-Base", base, COLUMNS))
+        rows.append(study.build_row(name, (*none, average), COLUMNS, run, SMALL, total_flops=compute * share))
+    base, said = (*none, 85.1), [TEN_FINETUNINGS_CAVEAT] if study.is_small else [STEPS_CAVEAT, TEN_FINETUNINGS_CAVEAT]
+    if study.is_small:
+        rows.append(study.build_published_row("ELECTRA-Base", base, COLUMNS))
     else:
-        rows.append(study.row("ELECTRA-Base", base, COLUMNS, "electra", BASE))
-        rows[1] = study.row("BERT-Base", (*none, 82.2), COLUMNS, "electra-bert", masked(BASE), flops=run_flops(BASE))
-    return study.table(
+        rows.append(study.build_row("ELECTRA-Base", base, COLUMNS, "electra", BASE))
+        rows[1] = study.build_row(
+            "BERT-Base",
+            (*none, 82.2),
+            COLUMNS,
+            "electra-bert",
+            replace_with_masked_lm(BASE),
+            total_flops=run_flops(BASE),
+        )
+    return study.build_table(
         "electra_t1", "ELECTRA, table 1: small and base", COLUMNS, rows, "FLOPs, but for the shares", *said
     )

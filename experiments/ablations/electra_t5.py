@@ -15,42 +15,44 @@ from dataclasses import replace
 
 from encoders.costs.ledger import run_flops
 from encoders.experiment import Experiment
-from encoders.objectives.masked_lm import Joint
-from encoders.objectives.restored_tokens import RestoredTokens
-from encoders.sweeps.paper_table import GLUE, LEARNED, MASKED, Study, Table
+from encoders.objectives.masked_lm import MaskedLM
+from encoders.objectives.restored_tokens import ReplaceMLM
+from encoders.sweeps.paper_table import ELECTRA_COLUMNS, GLUE_COLUMNS, MLM_AT_MASK, PaperTable, Study
 from experiments.electra import experiments
 
-TEN = "the paper's scores are medians of ten fine-tunings"
-COLUMNS = (*GLUE, MASKED, *LEARNED)
+TEN_FINETUNINGS_CAVEAT = "the paper's scores are medians of ten fine-tunings"
+COLUMNS = (*GLUE_COLUMNS, MLM_AT_MASK, *ELECTRA_COLUMNS)
 SMALL, BASE = (next(e for e in experiments if e.name == f"electra-{size}") for size in ("small", "base"))
 
 
-def masked(experiment: Experiment) -> Experiment:
+def replace_with_masked_lm(experiment: Experiment) -> Experiment:
     """The discriminator's network, with masked tokens as its only objective."""
-    return replace(experiment, objective=Joint(experiment.objective.tokens))
+    return replace(experiment, objective=MaskedLM(experiment.objective.masking))
 
 
-def table(study: Study) -> Table:
+def table(study: Study) -> PaperTable:
     usual = BASE.objective
-    restored = lambda over: RestoredTokens(width=usual.width, tokens=usual.tokens, tie=usual.tie, over=over)
+    build_replace_mlm = lambda loss_over: ReplaceMLM(
+        generator_width=usual.generator_width, masking=usual.masking, tie=usual.tie, loss_over=loss_over
+    )
     rows = {
         "ELECTRA": ("electra", usual, 85.0),
-        "All-Tokens MLM": ("electra-all-tokens", restored("all"), 84.3),
-        "Replace MLM": ("electra-replace", restored("chosen"), 82.4),
-        "ELECTRA 15%": ("electra-15", replace(usual, over="chosen"), 82.4),
-        "BERT": ("electra-bert", masked(BASE).objective, 82.2),
+        "All-Tokens MLM": ("electra-all-tokens", build_replace_mlm("all"), 84.3),
+        "Replace MLM": ("electra-replace", build_replace_mlm("chosen"), 82.4),
+        "ELECTRA 15%": ("electra-15", replace(usual, loss_over="chosen"), 82.4),
+        "BERT": ("electra-bert", replace_with_masked_lm(BASE).objective, 82.2),
     }
-    none, compute = (None,) * (len(GLUE) - 1), run_flops(study.run("electra", BASE))
+    none, compute = (None,) * (len(GLUE_COLUMNS) - 1), run_flops(study.build_pretrain_run("electra", BASE))
     made = [
-        study.row(name, (*none, average), COLUMNS, run, replace(BASE, objective=objective), flops=compute)
+        study.build_row(name, (*none, average), COLUMNS, run, replace(BASE, objective=objective), total_flops=compute)
         for name, (run, objective, average) in rows.items()
     ]
-    return study.table(
+    return study.build_table(
         "electra_t5",
         "ELECTRA, table 5: from BERT to ELECTRA",
         COLUMNS,
         made,
         "FLOPs",
         "the paper does not say in what its rows are equal",
-        TEN,
+        TEN_FINETUNINGS_CAVEAT,
     )

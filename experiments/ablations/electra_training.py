@@ -13,28 +13,36 @@ the text says that the adversarial one finds 58 % of the masked tokens and the o
 
 from dataclasses import replace
 
-from encoders.sweeps.paper_table import GLUE, LEARNED, Column, Study, Table
-from experiments.ablations.electra_t5 import BASE, masked
+from encoders.sweeps.paper_table import ELECTRA_COLUMNS, GLUE_COLUMNS, PaperTable, ScoreColumn, Study
+from experiments.ablations.electra_t5 import BASE, replace_with_masked_lm
 
-COLUMNS = (*GLUE, Column("generator, all chosen", "generator_accuracy"), *LEARNED)
+COLUMNS = (*GLUE_COLUMNS, ScoreColumn("generator, all chosen", "generator_accuracy"), *ELECTRA_COLUMNS)
 
-SAID = ("both networks of two stages have one size, as they must to begin alike, and the others' generator 1/3 of it",)
+CAVEATS = (
+    "both networks of two stages have one size, as they must to begin alike, and the others' generator 1/3 of it",
+)
 
 
-def table(study: Study) -> Table:
-    usual, none = BASE.objective, (None,) * len(GLUE)
+def table(study: Study) -> PaperTable:
+    usual, none = BASE.objective, (None,) * len(GLUE_COLUMNS)
     half = replace(study, tokens=study.tokens / 2)
-    short = replace(BASE, phases=tuple(replace(phase, until=phase.until // 2) for phase in BASE.phases))
-    alone = [half.run("electra-stage-1", masked(short), seed) for seed in study.seeds_of_runs]
-    second = replace(short, objective=replace(usual, width=1.0, tie="none", training="two_stage"), start=alone[0].name)
+    short = replace(BASE, phases=tuple(replace(phase, until_step=phase.until_step // 2) for phase in BASE.phases))
+    alone = [
+        half.build_pretrain_run("electra-stage-1", replace_with_masked_lm(short), seed) for seed in study.pretrain_seeds
+    ]
+    second = replace(
+        short,
+        objective=replace(usual, generator_width=1.0, tie="none", generator_training="two_stage"),
+        init_from=alone[0].name,
+    )
     rows = [
-        study.row("joint", (*none, 65), COLUMNS, "electra", BASE),
-        study.row(
+        study.build_row("joint", (*none, 65), COLUMNS, "electra", BASE),
+        study.build_row(
             "adversarial", (*none, 58), COLUMNS, "electra-adversarial",
-            replace(BASE, objective=replace(usual, training="adversarial")),
+            replace(BASE, objective=replace(usual, generator_training="adversarial")),
         ),
-        half.row("two stages", (), COLUMNS, "electra-stage-2", second, before=alone),
+        half.build_row("two stages", (), COLUMNS, "electra-stage-2", second, source_runs=alone),
     ]  # fmt: skip
-    return study.table(
-        "electra_training", "ELECTRA, figure 3: training procedures", COLUMNS, rows, "tokens of both stages", *SAID
+    return study.build_table(
+        "electra_training", "ELECTRA, figure 3: training procedures", COLUMNS, rows, "tokens of both stages", *CAVEATS
     )

@@ -8,21 +8,21 @@ encoders; here as in the released code it is all embeddings, and the generator o
 
 from dataclasses import replace
 
-from encoders.sweeps.paper_table import GLUE, LEARNED, Study, Table
+from encoders.sweeps.paper_table import ELECTRA_COLUMNS, GLUE_COLUMNS, PaperTable, Study
 from experiments.ablations.electra_t5 import BASE
 
-COLUMNS = (*GLUE, *LEARNED)
-SAID = ("the paper's third row ties the whole encoders, and ours all embeddings",)
+COLUMNS = (*GLUE_COLUMNS, *ELECTRA_COLUMNS)
+CAVEATS = ("the paper's third row ties the whole encoders, and ours all embeddings",)
 ROWS = {"none": 83.6, "tokens": 84.3, "embeddings": 84.4}
 
 
-def table(study: Study) -> Table:
-    none, rows = (None,) * (len(GLUE) - 1), []
+def table(study: Study) -> PaperTable:
+    none, rows = (None,) * (len(GLUE_COLUMNS) - 1), []
     for tie, average in ROWS.items():
-        phases = tuple(replace(phase, until=500_000) for phase in BASE.phases)
-        member = replace(BASE, objective=replace(BASE.objective, width=1.0, tie=tie), phases=phases)
+        phases = tuple(replace(phase, until_step=500_000) for phase in BASE.phases)
+        member = replace(BASE, objective=replace(BASE.objective, generator_width=1.0, tie=tie), phases=phases)
         rows.append(
-            study.row(
+            study.build_row(
                 f"tied: {tie}",
                 (*none, average),
                 COLUMNS,
@@ -30,4 +30,4 @@ def table(study: Study) -> Table:
                 member,
             )
         )
-    return study.table("electra_tying", "ELECTRA, §3.2: weight sharing", COLUMNS, rows, "tokens", *SAID)
+    return study.build_table("electra_tying", "ELECTRA, §3.2: weight sharing", COLUMNS, rows, "tokens", *CAVEATS)

@@ -9,23 +9,23 @@ held out at 15 % for all.
 
 from dataclasses import replace
 
-from encoders.sweeps.paper_table import SST2, Column, Study, Table
-from experiments.ablations.electra_t5 import BASE, masked
+from encoders.sweeps.paper_table import SST2, PaperTable, ScoreColumn, Study
+from experiments.ablations.electra_t5 import BASE, replace_with_masked_lm
 
-SAME = ("objective.tokens.rate=0.15",)
+SAME_MASK_RATE = ("objective.masking.mask_rate=0.15",)
 COLUMNS = (
     SST2,
-    Column("MLM at [MASK], of 15 %", "mlm_mask_accuracy", under=SAME),
-    Column("RTD AUC, of 15 %", "rtd_auc", under=SAME),
+    ScoreColumn("MLM at [MASK], of 15 %", "mlm_mask_accuracy", overrides=SAME_MASK_RATE),
+    ScoreColumn("RTD AUC, of 15 %", "rtd_auc", overrides=SAME_MASK_RATE),
 )
 
 
-def table(study: Study) -> Table:
+def table(study: Study) -> PaperTable:
     rows = []
-    for name, base in (("MLM", masked(BASE)), ("RTD", BASE)):
+    for name, base in (("MLM", replace_with_masked_lm(BASE)), ("RTD", BASE)):
         for rate in (0.05, 0.15, 0.4):
-            tokens = replace(base.objective.tokens, rate=rate)
-            member = replace(base, objective=replace(base.objective, tokens=tokens))
+            tokens = replace(base.objective.masking, mask_rate=rate)
+            member = replace(base, objective=replace(base.objective, masking=tokens))
             run = "electra" if member == BASE else f"rate-{name.lower()}-{100 * rate:g}"
-            rows.append(study.row(f"{name}, {100 * rate:g} % masked", (), COLUMNS, run, member))
-    return study.table("mask_rate", "Mask rate and objective", COLUMNS, rows, "tokens")
+            rows.append(study.build_row(f"{name}, {100 * rate:g} % masked", (), COLUMNS, run, member))
+    return study.build_table("mask_rate", "Mask rate and objective", COLUMNS, rows, "tokens")

@@ -9,10 +9,20 @@ as RoBERTa, are ours. The small rates are in the paper's proportions about the o
 
 from dataclasses import replace
 
-from encoders.sweeps.paper_table import BATCH, LENGTH, MASKED, MNLI, PERPLEXITY, RATE, SST2, Study, Table
-from experiments.ablations.roberta_t1 import of_base
+from encoders.sweeps.paper_table import (
+    MLM_AT_MASK,
+    MLM_PERPLEXITY,
+    MNLI,
+    SMALL_BATCH_SIZE,
+    SMALL_LEARNING_RATE,
+    SMALL_SEQ_LENGTH,
+    SST2,
+    PaperTable,
+    Study,
+)
+from experiments.ablations.roberta_t1 import build_base_experiment
 
-COLUMNS = (PERPLEXITY, MNLI, SST2, MASKED)
+COLUMNS = (MLM_PERPLEXITY, MNLI, SST2, MLM_AT_MASK)
 # Rows, steps, rate; the small batch as a share of the usual one; the published row.
 ROWS = (
     (256, 1_000_000, 1e-4, 1 / 4, (3.99, 84.7, 92.7)),
@@ -21,21 +31,27 @@ ROWS = (
 )
 
 
-def table(study: Study) -> Table:
-    base, rows = of_base(), []
+def table(study: Study) -> PaperTable:
+    base, rows = build_base_experiment(), []
     for batch, steps, rate, share, published in ROWS:
         warmup = steps // 100 * (4 if batch > 256 else 1)
-        phases = tuple(replace(phase, until=steps, batch=batch) for phase in base.phases)
-        member = replace(base, phases=phases, optimizer=replace(base.optimizer, rate=rate, warmup=warmup))
-        few = round(BATCH * share)
-        count = round(study.tokens / LENGTH / few)
+        phases = tuple(replace(phase, until_step=steps, batch_size=batch) for phase in base.phases)
+        member = replace(
+            base, phases=phases, optimizer=replace(base.optimizer, learning_rate=rate, warmup_steps=warmup)
+        )
+        few = round(SMALL_BATCH_SIZE * share)
+        count = round(study.tokens / SMALL_SEQ_LENGTH / few)
         small = {
-            "phases": {"*": {"batch": few, "until": count}},
-            "optimizer": {"rate": RATE * rate / 7e-4, "warmup": max(count // 12, 1)},
-            "cadence": {"evaluate": max(count // 5, 1), "save": max(count // 5, 1), "heldout": round(50 / share)},
+            "phases": {"*": {"batch_size": few, "until_step": count}},
+            "optimizer": {"learning_rate": SMALL_LEARNING_RATE * rate / 7e-4, "warmup_steps": max(count // 12, 1)},
+            "intervals": {
+                "eval_every": max(count // 5, 1),
+                "save_every": max(count // 5, 1),
+                "eval_batches": round(50 / share),
+            },
         }
         name, run = f"{batch:,} rows, {steps:,} steps, {rate:g}", f"roberta-batch{batch}"
-        if not study.small and batch == 256:
+        if not study.is_small and batch == 256:
             run = "roberta-full-sentences"
-        rows.append(study.row(name, published, COLUMNS, run, member, small=small))
-    return study.table("roberta_t3", "RoBERTa, table 3: batch size", COLUMNS, rows, "tokens")
+        rows.append(study.build_row(name, published, COLUMNS, run, member, small_changes=small))
+    return study.build_table("roberta_t3", "RoBERTa, table 3: batch size", COLUMNS, rows, "tokens")

@@ -8,10 +8,10 @@ corpus TFDS has no part but news like that of CC-News, which `more` is unless to
 
 from dataclasses import replace
 
-from encoders.sweeps.paper_table import MASKED, MNLI, SQUAD1_F1, SQUAD2_F1, SST2, Study, Table
+from encoders.sweeps.paper_table import MLM_AT_MASK, MNLI, SQUAD1_F1, SQUAD2_F1, SST2, PaperTable, Study
 from experiments.roberta import experiments
 
-COLUMNS = (SQUAD1_F1, SQUAD2_F1, MNLI, SST2, MASKED)
+COLUMNS = (SQUAD1_F1, SQUAD2_F1, MNLI, SST2, MLM_AT_MASK)
 # Steps, with more text, at small scale a share of the tokens, the published row.
 ROWS = {
     "books + wiki": (100_000, False, 1, (93.6, 87.3, 89.0, 95.3)),
@@ -21,11 +21,15 @@ ROWS = {
 }
 
 
-def table(study: Study) -> Table:
+def table(study: Study) -> PaperTable:
     base, rows = next(e for e in experiments if e.name == "roberta-large"), []
     for name, (steps, more, share, published) in ROWS.items():
-        at = replace(study, tokens=study.tokens * share, corpus=(*study.corpus, *(study.more if more else ())))
-        phases = tuple(replace(phase, until=steps) for phase in base.phases)
+        at = replace(study, tokens=study.tokens * share, corpus=(*study.corpus, *(study.extra_corpus if more else ())))
+        phases = tuple(replace(phase, until_step=steps) for phase in base.phases)
         run = f"roberta-large{'-more' * more}-{steps // 1000}k"
-        rows.append(at.row(name, published, COLUMNS, run, replace(base, phases=phases), small={"model": {"layers": 4}}))
-    return study.table("roberta_t4", "RoBERTa, table 4: more text, and longer", COLUMNS, rows, "model and batch")
+        rows.append(
+            at.build_row(
+                name, published, COLUMNS, run, replace(base, phases=phases), small_changes={"model": {"num_layers": 4}}
+            )
+        )
+    return study.build_table("roberta_t4", "RoBERTa, table 4: more text, and longer", COLUMNS, rows, "model and batch")

@@ -2,7 +2,13 @@
 
 import pytest
 
-from encoders.bench.communication import EIGHT, Collective, collectives, group, share
+from encoders.bench.communication import (
+    DEVICES_PER_NODE,
+    Collective,
+    compute_gradient_share,
+    parse_collectives,
+    parse_group_size,
+)
 
 PROGRAM = """\
 HloModule jit_train_step, is_scheduled=true
@@ -30,18 +36,18 @@ backend_config={"known_trip_count":{"n":"3"}}
 
 
 def test_a_collective_in_a_loop_counts_as_often_as_the_loop_turns():
-    assert list(collectives(PROGRAM)) == [
+    assert list(parse_collectives(PROGRAM)) == [
         Collective("all-reduce", (("f32", (6, 5)), ("bf16", (7,))), 4, 3, "jit(train_step)/up/dot_general"),
         Collective("all-gather", (("f32", (12, 5)),), 2, 1, ""),
     ]
 
 
 def test_bytes_sent_in_a_ring():
-    reduced, whole = collectives(PROGRAM)
-    assert reduced.bytes == 6 * 5 * 4 + 7 * 2 and reduced.sent == 3 * 134 * 2 * 3 / 4
-    assert whole.sent == 12 * 5 * 4 / 2
+    reduced, whole = parse_collectives(PROGRAM)
+    assert reduced.array_bytes == 6 * 5 * 4 + 7 * 2 and reduced.sent_bytes == 3 * 134 * 2 * 3 / 4
+    assert whole.sent_bytes == 12 * 5 * 4 / 2
     part = Collective("reduce-scatter", (("f32", (6, 5)),), 4, 1, "")  # 120 bytes remain of 480
-    assert part.sent == 480 * 3 / 4
+    assert part.sent_bytes == 480 * 3 / 4
 
 
 @pytest.mark.parametrize(
@@ -54,11 +60,13 @@ def test_bytes_sent_in_a_ring():
     ],
 )
 def test_the_ways_in_which_groups_are_written(written, count):
-    assert group(written) == count
+    assert parse_group_size(written) == count
 
 
 def test_eights_send_nothing_while_there_is_one_and_twice_its_eighth_when_there_are_many():
     gradients = 800.0
     sent = 2 * 7 / 8 * gradients  # by a device of eight
-    assert share(EIGHT) == 0
-    assert sent / EIGHT * share(4 * EIGHT) == pytest.approx(2 * 3 / 4 * gradients / EIGHT)
+    assert compute_gradient_share(DEVICES_PER_NODE) == 0
+    assert sent / DEVICES_PER_NODE * compute_gradient_share(4 * DEVICES_PER_NODE) == pytest.approx(
+        2 * 3 / 4 * gradients / DEVICES_PER_NODE
+    )

@@ -7,24 +7,26 @@ import pytest
 
 from encoders.bench import data_speed
 from encoders.data.formats import SegmentPairs
-from encoders.data.prepare import Data
+from encoders.data.prepare import PretrainingData
 from encoders.data.stream import Phase
 from encoders.experiment import Experiment
-from encoders.model.config import Model
-from encoders.objectives.masked_lm import Joint
+from encoders.model.config import EncoderConfig
+from encoders.objectives.masked_lm import MaskedLM
 from encoders.objectives.masking import Masking
-from encoders.objectives.sentence_pair import SentenceOrder
-from encoders.text.tokenization import Vocabulary
+from encoders.objectives.sentence_pair import SentenceOrderPrediction
+from encoders.text.tokenization import TokenizerSpec
 from encoders.training.optimizer import AdamW
 from tests import texts
 
-MODEL = Model(vocab=300, hidden=12, layers=2, heads=3, intermediate=20, embedding=8, positions=40)
+MODEL = EncoderConfig(
+    vocab_size=300, hidden_size=12, num_layers=2, num_heads=3, intermediate_size=20, embedding_size=8, max_positions=40
+)
 
 
 def test_an_accelerator_eats_the_tokens_that_its_products_take():
     # 989 TFLOP/s at half of the peak, and 0.4945 GFLOP a token: a million tokens a second
-    assert data_speed.feeds(3e6, 0.4945e9) == pytest.approx(3)
-    assert data_speed.feeds(3e6, 0.4945e9, peak_flops=98.9e12, mfu=1.0) == pytest.approx(15)
+    assert data_speed.count_fed_accelerators(3e6, 0.4945e9) == pytest.approx(3)
+    assert data_speed.count_fed_accelerators(3e6, 0.4945e9, peak_flops=98.9e12, mfu=1.0) == pytest.approx(15)
 
 
 @pytest.fixture
@@ -33,19 +35,21 @@ def member(tmp_path):
     return Experiment(
         name="tiny",
         model=MODEL,
-        objective=Joint(Masking(), SentenceOrder()),
-        data=Data((corpus,), Vocabulary(size=300), heldout=0.1, folder=str(tmp_path / "stores")),
-        optimizer=AdamW(rate=1e-3, warmup=1),
-        phases=(Phase(until=3, length=32, batch=4, format=SegmentPairs("swapped")),),
+        objective=MaskedLM(Masking(), SentenceOrderPrediction()),
+        data=PretrainingData(
+            (corpus,), TokenizerSpec(vocab_size=300), heldout_fraction=0.1, store_dir=str(tmp_path / "stores")
+        ),
+        optimizer=AdamW(learning_rate=1e-3, warmup_steps=1),
+        phases=(Phase(until_step=3, seq_length=32, batch_size=4, format=SegmentPairs("swapped")),),
     )
 
 
 def test_every_step_from_text_to_masks_is_measured(member, monkeypatch):
-    monkeypatch.setattr(data_speed, "SHAPES", ((4, 40),))
-    monkeypatch.setattr(data_speed, "BATCHES", 2)
+    monkeypatch.setattr(data_speed, "BATCH_SHAPES", ((4, 40),))
+    monkeypatch.setattr(data_speed, "BATCHES_PER_ROUND", 2)
     cores = os.sched_getaffinity(0)
-    options = SimpleNamespace(rounds=2, core=min(cores), say=lambda line: None)
-    rows = {row["what"]: row for row in data_speed.measure([member], options)}
+    options = SimpleNamespace(rounds=2, core=min(cores), log=lambda line: None)
+    rows = {row["what"]: row for row in data_speed.measure_data_speed([member], options)}
     assert os.sched_getaffinity(0) == cores
     of = lambda name: f"{name}, 4 x 40"
     forms = ("full sentences", "pairs", "packed pairs")
@@ -69,17 +73,17 @@ def test_every_step_from_text_to_masks_is_measured(member, monkeypatch):
     assert 0 < pack["padding"] < pack["padding_before"] < 1
     assert rows[of("read packed pairs")]["padding"] < rows[of("read pairs")]["padding"]
     assert all(rows[of(f"read {form}")]["feeds tiny"] > 0 for form in forms)
-    assert os.listdir(os.path.join(member.data.folder)) and not list(tables(member))
+    assert os.listdir(os.path.join(member.data.store_dir)) and not list(tables(member))
 
 
 def tables(member):
     """What was left in the member's own stores."""
-    for folder, _, files in os.walk(member.data.folder):
+    for folder, _, files in os.walk(member.data.store_dir):
         yield from (os.path.join(folder, name) for name in files if name.endswith(".npy"))
 
 
 def test_work_that_takes_long_is_not_repeated(monkeypatch):
-    monkeypatch.setattr(data_speed, "PATIENCE", 0.0)
+    monkeypatch.setattr(data_speed, "MAX_SECONDS", 0.0)
     calls = []
-    data_speed.timed("slow", 1, lambda: calls.append(sum(range(100_000))), rounds=9)
+    data_speed.time_token_work("slow", 1, lambda: calls.append(sum(range(100_000))), rounds=9)
     assert len(calls) == 1

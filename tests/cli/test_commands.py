@@ -23,7 +23,7 @@ def sweep(tmp_path, monkeypatch):
     begun, reasons = [], dict(REASONS)
 
     def train(experiment, folder, *rest):
-        if commands.loop.result(folder) is None:
+        if commands.loop.read_result(folder) is None:
             begun.append(experiment.name)
             if experiment.name in reasons:
                 raise reasons.pop(experiment.name)
@@ -32,7 +32,7 @@ def sweep(tmp_path, monkeypatch):
             scores = {"loss": 2.5, "mlm_mask_accuracy": 0.5, "mlm_mask_accuracy_error": 0.1, "mlm_mask_baseline": 0.2}
             made = {"name": experiment.name, **numbers, "heldout": scores}
             (folder / "result.json").write_text(json.dumps(made))
-        return commands.loop.result(folder)
+        return commands.loop.read_result(folder)
 
     monkeypatch.setattr(commands.loop, "train", train)
     path = tmp_path / "sweep.py"

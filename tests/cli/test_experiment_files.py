@@ -6,47 +6,60 @@ from dataclasses import replace
 import pytest
 
 import launch
-from encoders.cli.experiment_files import find, load, module_of, renewed
-from encoders.costs.ledger import blank_facts
-from encoders.run.run import record
-from encoders.sweeps.paper_table import ENDING, Study, keep, kept
+from encoders.cli.experiment_files import (
+    find_experiment_file,
+    import_experiment_file,
+    load_experiment_file,
+    refresh_table,
+)
+from encoders.costs.ledger import make_blank_vocab
+from encoders.run.run import build_run_record
+from encoders.sweeps.paper_table import TABLE_SUFFIX, Study, load_saved_tables, save_table
 from tests import task_examples, texts
 
 ONLY = ["--only", "bert-small-seed0", "--only", "bert-small-seed0@*"]
 
 
 def options(*line: str):
-    return launch.parser().parse_args(line)
+    return launch.build_parser().parse_args(line)
 
 
 def made(study: Study):
-    return replace(module_of(find("bert_t8")).table(study), file="bert_t8")
+    return replace(import_experiment_file(find_experiment_file("bert_t8")).table(study), source_file="bert_t8")
 
 
 def test_a_kept_table_has_what_its_file_says_today_and_the_members_that_were_trained(tmp_path):
     table = made(Study(seeds=1, corpus=("text.txt",)))
     as_trained = lambda each: replace(each, seed=7) if each.name == "bert-small-seed0" else each
-    old = replace(table.changed(as_trained), differs=("of old",), columns=(*table.columns[:-1], table.columns[0]))
-    keep(old, tmp_path)
-    found = load(options("status", "bert_t8", "--runs", str(tmp_path))).table
-    assert found.columns == table.columns and found.differs == table.differs
-    assert found.places["bert-small-seed0"].seed == 7
-    assert found.places.keys() == table.places.keys() and found.members != table.members
+    old = replace(
+        table.map_experiments(as_trained), caveats=("of old",), columns=(*table.columns[:-1], table.columns[0])
+    )
+    save_table(old, tmp_path)
+    found = load_experiment_file(options("status", "bert_t8", "--runs", str(tmp_path))).table
+    assert found.columns == table.columns and found.caveats == table.caveats
+    assert found.experiments_by_name["bert-small-seed0"].seed == 7
+    assert (
+        found.experiments_by_name.keys() == table.experiments_by_name.keys() and found.experiments != table.experiments
+    )
 
 
 def test_a_table_whose_file_is_gone_is_the_one_that_was_kept(tmp_path):
-    table = replace(made(Study(seeds=1)), file="gone")
-    keep(table, tmp_path)
-    assert renewed(kept(tmp_path)[0]) == table
+    table = replace(made(Study(seeds=1)), source_file="gone")
+    save_table(table, tmp_path)
+    assert refresh_table(load_saved_tables(tmp_path)[0]) == table
 
 
 def test_members_that_are_not_chosen_stay_as_they_were_trained(tmp_path):
-    keep(made(Study(seeds=1)).changed(lambda each: replace(each, seed=7)), tmp_path)
-    line = ["train", "bert_t8", "--runs", str(tmp_path), "--with", "seeds=1", *ONLY, "--set", "accumulate=2"]
-    found = load(options(*line))
-    assert {(each.seed, each.accumulate) for each in found.members} == {(0, 2)} and len(found.members) == 2
-    assert {(each.seed, each.accumulate) for each in found.others} == {(7, 1)}
-    assert {each.name for each in found.table.members} == {each.name for each in (*found.members, *found.others)}
+    save_table(made(Study(seeds=1)).map_experiments(lambda each: replace(each, seed=7)), tmp_path)
+    line = ["train", "bert_t8", "--runs", str(tmp_path), "--with", "seeds=1", *ONLY, "--set", "grad_accum_steps=2"]
+    found = load_experiment_file(options(*line))
+    assert {(each.seed, each.grad_accum_steps) for each in found.experiments} == {(0, 2)} and len(
+        found.experiments
+    ) == 2
+    assert {(each.seed, each.grad_accum_steps) for each in found.other_experiments} == {(7, 1)}
+    assert {each.name for each in found.table.experiments} == {
+        each.name for each in (*found.experiments, *found.other_experiments)
+    }
 
 
 @pytest.fixture
@@ -63,19 +76,19 @@ def refused(capsys, *line: str) -> str:
 
 def test_what_is_refused_leaves_the_kept_table_as_it_is(given, tmp_path, capsys):
     runs, corpus = tmp_path / "runs", f"corpus={tmp_path}/text.txt"
-    keep(made(Study(seeds=1)), runs)
-    before = (runs / f"bert_t8_small{ENDING}").read_bytes()
+    save_table(made(Study(seeds=1)), runs)
+    before = (runs / f"bert_t8_small{TABLE_SUFFIX}").read_bytes()
     assert "names no file" in refused(capsys, *given, f"corpus={tmp_path}/texts.txt")
-    first = made(Study(seeds=1, corpus=("elsewhere.txt",), runs=str(runs))).rows[0].runs[0]
-    told = record(replace(first, seed=9), "0" * 16, blank_facts(first.model.vocab))
+    first = made(Study(seeds=1, corpus=("elsewhere.txt",), runs=str(runs))).rows[0].pretrain_runs[0]
+    told = build_run_record(replace(first, seed=9), "0" * 16, make_blank_vocab(first.model.vocab_size))
     (runs / first.name).mkdir()
     (runs / first.name / "experiment.json").write_text(json.dumps(told))
     assert "belongs to another experiment: seed is 9 there and 0 here. Give" in refused(capsys, *given, corpus)
-    assert (runs / f"bert_t8_small{ENDING}").read_bytes() == before
+    assert (runs / f"bert_t8_small{TABLE_SUFFIX}").read_bytes() == before
 
 
 def test_a_kept_table_that_cannot_be_read_is_named(tmp_path, capsys):
-    for text in ('{"class"', '{"class": "encoders.sweeps.paper_table.Table", "rowz": 1}'):
-        (tmp_path / f"t{ENDING}").write_text(text)
+    for text in ('{"class"', '{"class": "encoders.sweeps.paper_table.PaperTable", "rowz": 1}'):
+        (tmp_path / f"t{TABLE_SUFFIX}").write_text(text)
         shown = refused(capsys, "report", str(tmp_path))
-        assert f"t{ENDING} cannot be read (" in shown and "; remove it, and train writes it anew" in shown
+        assert f"t{TABLE_SUFFIX} cannot be read (" in shown and "; remove it, and train writes it anew" in shown

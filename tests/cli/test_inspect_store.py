@@ -4,17 +4,17 @@ import numpy as np
 import pytest
 
 import launch
-from encoders.cli.inspect_store import View, described
-from encoders.data.beam_runner import Beam
+from encoders.cli.inspect_store import RowSettings, describe_store
+from encoders.data.beam_runner import BeamRunner
 from encoders.data.formats import ElectraPairs, SegmentPairs
-from encoders.data.packing import Packed
-from encoders.data.prepare import Data, prepared
-from encoders.data.repair import damaged
+from encoders.data.packing import PackedFormat
+from encoders.data.prepare import PretrainingData, prepare_store
+from encoders.data.repair import find_damaged_units
 from encoders.data.stream import Phase
-from encoders.objectives.masked_lm import Joint
-from encoders.objectives.replaced_tokens import ReplacedTokens
-from encoders.objectives.sentence_pair import SentenceOrder
-from encoders.text.tokenization import Vocabulary
+from encoders.objectives.masked_lm import MaskedLM
+from encoders.objectives.replaced_tokens import ReplacedTokenDetection
+from encoders.objectives.sentence_pair import SentenceOrderPrediction
+from encoders.text.tokenization import TokenizerSpec
 from tests.texts import write
 
 
@@ -22,27 +22,33 @@ from tests.texts import write
 def data(tmp_path_factory):
     home = tmp_path_factory.mktemp("inspect")
     text = write(home / "text.txt", documents=60)
-    return Data((str(text),), Vocabulary(size=300), "lines", heldout=0.2, folder=str(home / "stores"))
+    return PretrainingData(
+        (str(text),), TokenizerSpec(vocab_size=300), "lines", heldout_fraction=0.2, store_dir=str(home / "stores")
+    )
 
 
 @pytest.fixture(scope="module")
 def store(data):
-    return prepared(data)
+    return prepare_store(data)
 
 
-SOP = View((Phase(9, 64, 8, Packed(SegmentPairs("swapped"))),), Joint(sentences=SentenceOrder()), seed=3)
-RTD = View((Phase(9, 64, 8, ElectraPairs()), Phase(20, 32, 8, ElectraPairs())), ReplacedTokens(width=1 / 2))
+SOP = RowSettings(
+    (Phase(9, 64, 8, PackedFormat(SegmentPairs("swapped"))),), MaskedLM(sentence_task=SentenceOrderPrediction()), seed=3
+)
+RTD = RowSettings(
+    (Phase(9, 64, 8, ElectraPairs()), Phase(20, 32, 8, ElectraPairs())), ReplacedTokenDetection(generator_width=1 / 2)
+)
 
 
 def test_the_counts_are_those_of_the_store(store):
-    text = "\n".join(described(store, View(), 0, False))
-    for split in store.meta["splits"].values():
+    text = "\n".join(describe_store(store, RowSettings(), 0, False))
+    for split in store.metadata["splits"].values():
         assert f"{split['documents']:,}" in text and f"{split['tokens']:,}" in text
     assert "unknown tokens: 0.000%" in text and "wordpiece vocabulary of 300" in text
 
 
 def test_rows_show_what_the_model_sees_and_what_it_has_to_say(store):
-    lines = list(described(store, SOP, 3, False))
+    lines = list(describe_store(store, SOP, 3, False))
     rows = [line for line in lines if line.startswith("[CLS]")]
     assert len(rows) == 3
     for row in rows:
@@ -56,30 +62,31 @@ def test_rows_show_what_the_model_sees_and_what_it_has_to_say(store):
 
 
 def test_every_phase_has_its_numbers(store):
-    text = "\n".join(described(store, RTD, 1, False))
+    text = "\n".join(describe_store(store, RTD, 1, False))
     assert "up to step 9: ElectraPairs" in text and "up to step 20: ElectraPairs" in text
     assert "rows of 64" in text and "rows of 32" in text
 
 
 def test_colours_are_for_eyes_alone(store):
-    coloured = "\n".join(described(store, SOP, 2, True))
+    coloured = "\n".join(describe_store(store, SOP, 2, True))
     assert "\033[1;33m[MASK]←" in coloured and "\033[0m" in coloured
-    assert "\033" not in "\n".join(described(store, SOP, 2, False))
+    assert "\033" not in "\n".join(describe_store(store, SOP, 2, False))
 
 
 def test_inspect_verifies_and_prepare_repairs(data, store, capsys, monkeypatch, tmp_path):
     (tmp_path / "tiny.py").write_text(
-        "from encoders.data.filters import Filters\n"
+        "from encoders.data.filters import CorpusFilters\n"
         "from encoders.data.formats import FullSentences\n"
-        "from encoders.data.prepare import Data\n"
+        "from encoders.data.prepare import PretrainingData\n"
         "from encoders.data.stream import Phase\n"
         "from encoders.experiment import Experiment\n"
-        "from encoders.model.config import Model\n"
-        "from encoders.objectives.masked_lm import Joint\n"
-        "from encoders.text.tokenization import Vocabulary\n"
+        "from encoders.model.config import EncoderConfig\n"
+        "from encoders.objectives.masked_lm import MaskedLM\n"
+        "from encoders.text.tokenization import TokenizerSpec\n"
         "from encoders.training.optimizer import AdamW\n"
-        "experiments = [Experiment(name='tiny', model=Model(vocab=300, hidden=8, layers=1, heads=1, intermediate=8,\n"
-        "    positions=64, embedding=8), objective=Joint(), optimizer=AdamW(rate=1e-3, warmup=1),\n"
+        "experiments = [Experiment(name='tiny', model=EncoderConfig(vocab_size=300, hidden_size=8, num_layers=1,\n"
+        "    num_heads=1, intermediate_size=8, max_positions=64, embedding_size=8), objective=MaskedLM(),\n"
+        "    optimizer=AdamW(learning_rate=1e-3, warmup_steps=1),\n"
         f"    phases=(Phase(9, 32, 4, FullSentences()),), data={data!r})]\n"
     )
     assert launch.main(["inspect", str(store.path), str(tmp_path / "tiny.py"), "--verify", "--rows", "1"]) == 0
@@ -93,7 +100,7 @@ def test_inspect_verifies_and_prepare_repairs(data, store, capsys, monkeypatch, 
     command = ["prepare", str(tmp_path / "tiny.py"), "--repair", "--workers", "1"]
     assert launch.main(command) == 0 and "1 damaged part(s), made again" in capsys.readouterr().err
     assert launch.main(command) == 0 and "no damaged part(s)" in capsys.readouterr().err
-    assert damaged(store) == []
+    assert find_damaged_units(store) == []
 
 
 @pytest.mark.parametrize(
@@ -113,12 +120,12 @@ def test_what_stands_behind_two_dashes_goes_to_beam(monkeypatch, capsys):
     from encoders.cli import commands
 
     seen = []
-    monkeypatch.setattr(commands, "prepared", lambda data, say, runner: seen.append(runner) or 1 / 0)
+    monkeypatch.setattr(commands, "prepare_store", lambda data, say, runner: seen.append(runner) or 1 / 0)
     command = ["prepare", "quickstart", "--runner", "DirectRunner", "--only", "quickstart-bert"]
     for given in (command, ["prepare", *command[2:], "quickstart"]):
         with pytest.raises(ZeroDivisionError):
             launch.main([*given, "--", "--direct_num_workers=4", "--x"])
-    assert seen == [Beam("DirectRunner", ("--direct_num_workers=4", "--x"))] * 2
+    assert seen == [BeamRunner("DirectRunner", ("--direct_num_workers=4", "--x"))] * 2
 
 
 def test_a_folder_that_is_no_store_is_refused(capsys, tmp_path):

@@ -9,8 +9,8 @@ import numpy as np
 from scipy.stats import ks_2samp
 
 from encoders.data.formats import A_END as AE
+from encoders.data.formats import A_START, B_START, LABEL, count_row_tokens
 from encoders.data.formats import B_END as BE
-from encoders.data.formats import LABEL, A, B, row_sizes
 from encoders.data.store import Split
 from encoders.objectives.masking import Masking
 from tests.data import released
@@ -29,7 +29,10 @@ PAD, UNK, MASK = 0, 1, 4
 
 def places(split: Split) -> list[released.Document]:
     """The documents with the place of each token instead of its id, so that a row says where it comes from."""
-    return [[list(range(*edges)) for edges in pairwise(split.offsets(number))] for number in range(split.size)]
+    return [
+        [list(range(*edges)) for edges in pairwise(split.get_sentence_offsets(number))]
+        for number in range(split.num_documents)
+    ]
 
 
 def numbered(documents: list[list[str]]) -> tuple[list[released.Document], list[bool]]:
@@ -59,7 +62,7 @@ SPLIT = split_of(DOCUMENTS)
 
 
 def whole(form, split, length, number=0):
-    return form.table(split, range(split.size), length, 7, number)
+    return form.build_example_table(split, range(split.num_documents), length, 7, number)
 
 
 # What is compared
@@ -87,18 +90,20 @@ def predictions(examples, split: Split, rng: Random) -> list[int]:
 
 def owners(split: Split, table: np.ndarray) -> np.ndarray:
     """The documents that the segments of each row begin in, `[rows, 2]`."""
-    return np.searchsorted(split.sentences[split.documents], table[:, [A, B]], side="right") - 1
+    return (
+        np.searchsorted(split.sentence_offsets[split.document_offsets], table[:, [A_START, B_START]], side="right") - 1
+    )
 
 
 def measured(table, masks, split: Split, length: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Of one pass, by name: the two sums of each document whose ratio is compared."""
     document, other = owners(split, table).T
-    size_a, size_b = table[:, AE] - table[:, A], table[:, BE] - table[:, B]
-    size, label = row_sizes(table), table[:, LABEL]
+    size_a, size_b = table[:, AE] - table[:, A_START], table[:, BE] - table[:, B_START]
+    size, label = count_row_tokens(table), table[:, LABEL]
     two, every = size_b > 0, np.ones(len(table))
-    elsewhere, before = two & (other != document), two & (other == document) & (table[:, B] < table[:, A])
-    sums = lambda values: np.bincount(document, values, minlength=split.size)
-    tokens = np.diff(split.sentences[split.documents]) / 1000
+    elsewhere, before = two & (other != document), two & (other == document) & (table[:, B_START] < table[:, A_START])
+    sums = lambda values: np.bincount(document, values, minlength=split.num_documents)
+    tokens = np.diff(split.sentence_offsets[split.document_offsets]) / 1000
     shares = {
         "label 1": label,
         "B from elsewhere": elsewhere,
@@ -160,7 +165,7 @@ def one_each(tables: list[np.ndarray], split: Split, rng: Random) -> np.ndarray:
         document = owners(split, table)[:, 0].tolist()
         rows += [table[rng.choice(list(group))] for _, group in groupby(range(len(table)), document.__getitem__)]
     table = np.array(rows)
-    return np.stack([table[:, AE] - table[:, A], table[:, BE] - table[:, B], row_sizes(table)])
+    return np.stack([table[:, AE] - table[:, A_START], table[:, BE] - table[:, B_START], count_row_tokens(table)])
 
 
 def distances(ours: np.ndarray, theirs: np.ndarray) -> list[float]:
@@ -176,11 +181,11 @@ def distances(ours: np.ndarray, theirs: np.ndarray) -> list[float]:
 
 def both(form, author, split: Split, length: int, passes: int = PASSES):
     """The tables of `form` and of `author(documents, rng)`, and what is measured of them, a pass each."""
-    documents, quotas = places(split), Masking(limit=LIMIT).quotas(length)
+    documents, quotas = places(split), Masking(max_predictions=LIMIT).count_predictions_by_length(length)
     tables, given, ours, theirs = [], [], [], []
     for number in range(passes):
         tables.append(table := whole(form, split, length, number))
-        ours.append(measured(table, quotas[row_sizes(table)], split, length))
+        ours.append(measured(table, quotas[count_row_tokens(table)], split, length))
         rng = Random(number)
         examples = list(author(documents, rng))
         given.append(table := as_table(examples))

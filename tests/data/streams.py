@@ -4,11 +4,20 @@ import numpy as np
 
 from encoders.data.formats import FullSentences, SegmentPairs
 from encoders.data.store import Split
-from encoders.data.stream import Phase, Stream
-from encoders.text.tokenization import Facts
+from encoders.data.stream import BatchStream, Phase
+from encoders.text.tokenization import VocabInfo
 
 PAD, CLS, SEP = 1, 2, 3  # padding is not 0, as in RoBERTa
-FACTS = Facts(size=100, pad=PAD, unk=0, cls=CLS, sep=SEP, mask=4, special=(0, 1, 2, 3, 4), continuations=bytes(13))
+FACTS = VocabInfo(
+    vocab_size=100,
+    pad_id=PAD,
+    unk_id=0,
+    cls_id=CLS,
+    sep_id=SEP,
+    mask_id=4,
+    special_ids=(0, 1, 2, 3, 4),
+    continuation_bits=bytes(13),
+)
 PAIRS, FULL = SegmentPairs("swapped"), FullSentences()
 
 
@@ -31,11 +40,11 @@ def prose(count=12, seed=0, name="train"):
 
 
 PROSE = prose()
-ONE = (Phase(until=100, length=16, batch=6, format=PAIRS),)
+ONE = (Phase(until_step=100, seq_length=16, batch_size=6, format=PAIRS),)
 TWO = (
-    Phase(until=5, length=16, batch=6, format=PAIRS),
-    Phase(until=8, length=24, batch=4, format=PAIRS),
-    Phase(until=20, length=16, batch=2, format=PAIRS),
+    Phase(until_step=5, seq_length=16, batch_size=6, format=PAIRS),
+    Phase(until_step=8, seq_length=24, batch_size=4, format=PAIRS),
+    Phase(until_step=20, seq_length=16, batch_size=2, format=PAIRS),
 )
 
 
@@ -48,7 +57,7 @@ def opener(folder):
     """Makes streams that share a folder of tables."""
 
     def new(phases=ONE, seed=0, copies=None, split=PROSE, folder=folder, **held):
-        return Stream(split, FACTS, phases, seed, copies, folder, **held)
+        return BatchStream(split, FACTS, phases, seed, copies, folder, **held)
 
     return new
 
@@ -63,4 +72,4 @@ def names(batch):
 
 
 def counts(made, phase, epochs):
-    return [len(made.tables.get(phase.format, phase.length, epoch)) for epoch in range(epochs)]
+    return [len(made.tables.get_table(phase.format, phase.seq_length, epoch)) for epoch in range(epochs)]

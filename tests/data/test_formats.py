@@ -9,8 +9,17 @@ from hypothesis import strategies as st
 from scipy.stats import ks_2samp
 
 from encoders.data.formats import A_END as AE
+from encoders.data.formats import (
+    A_START,
+    B_START,
+    LABEL,
+    ElectraPairs,
+    FullSentences,
+    SegmentPairs,
+    make_keyed_rng,
+    truncate_pair,
+)
 from encoders.data.formats import B_END as BE
-from encoders.data.formats import LABEL, A, B, ElectraPairs, FullSentences, SegmentPairs, fit, generator
 from encoders.data.store import Split
 
 # Samples are drawn from fixed seeds; a share or a mean is then asked to lie within four standard errors.
@@ -35,16 +44,16 @@ def prose(count=200, seed=0, least=1, sentences=(2, 25), words=(1, 30)):
 
 
 def whole(form, split, length, seed=0, number=0):
-    return form.table(split, range(split.size), length, seed, number)
+    return form.build_example_table(split, range(split.num_documents), length, seed, number)
 
 
 def sizes(table):
-    return table[:, AE] - table[:, A], table[:, BE] - table[:, B]
+    return table[:, AE] - table[:, A_START], table[:, BE] - table[:, B_START]
 
 
 def owners(split, starts):
     """The document that each token belongs to."""
-    return np.searchsorted(split.sentences[split.documents], starts, side="right") - 1
+    return np.searchsorted(split.sentence_offsets[split.document_offsets], starts, side="right") - 1
 
 
 def close(share, expected, count):
@@ -59,7 +68,7 @@ def same_mean(ours, theirs):
 
 PROSE = split_of(prose())
 PAIRS = [SegmentPairs(second) for second in ("random", "swapped")]
-RELEASED = [SegmentPairs(second, released=True) for second in ("random", "swapped")]
+RELEASED = [SegmentPairs(second, match_released_code=True) for second in ("random", "swapped")]
 
 documents = st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=9), min_size=1, max_size=8)
 
@@ -70,7 +79,7 @@ documents = st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=9), min_s
 @given(st.integers(0, 50), st.integers(0, 50), st.integers(2, 60), st.integers(0, 99))
 @settings(deadline=None, derandomize=True)
 def test_a_pair_is_shortened_from_the_longer_segment_one_token_at_a_time(size_a, size_b, budget, seed):
-    a, a_end, b, b_end = fit((100, 100 + size_a), (500, 500 + size_b), budget, Random(seed))
+    a, a_end, b, b_end = truncate_pair((100, 100 + size_a), (500, 500 + size_b), budget, Random(seed))
     while size_a + size_b > budget:  # the released truncate_seq_pair: of two equal ones, B
         if size_a > size_b:
             size_a -= 1
@@ -82,15 +91,17 @@ def test_a_pair_is_shortened_from_the_longer_segment_one_token_at_a_time(size_a,
 
 def test_tokens_are_dropped_from_front_and_back_with_equal_chance():
     rng = Random(0)
-    fronts = [fit((0, 100), (200, 210), 70, rng)[0] for _ in range(1000)]  # 40 of A go, Binomial(40, 1/2) in front
+    fronts = [
+        truncate_pair((0, 100), (200, 210), 70, rng)[0] for _ in range(1000)
+    ]  # 40 of A go, Binomial(40, 1/2) in front
     assert abs(np.mean(fronts) - 20) < ERRORS * math.sqrt(10 / 1000)
     assert abs(np.var(fronts) - 10) < 2
 
 
 def test_a_generator_depends_on_its_whole_key_and_is_the_same_everywhere():
-    assert generator(1, 2, 3).random() == generator(1, 2, 3).random()
-    assert len({generator(*key).random() for key in [(1, 2, 3), (1, 3, 2), (12, 3), (1, 23), (0, 2, 3)]}) == 5
-    assert generator(1, 2, 3).getrandbits(32) == 703_089_555  # must never change: runs could not be continued
+    assert make_keyed_rng(1, 2, 3).random() == make_keyed_rng(1, 2, 3).random()
+    assert len({make_keyed_rng(*key).random() for key in [(1, 2, 3), (1, 3, 2), (12, 3), (1, 23), (0, 2, 3)]}) == 5
+    assert make_keyed_rng(1, 2, 3).getrandbits(32) == 703_089_555  # must never change: runs could not be continued
 
 
 # Segment pairs
@@ -103,7 +114,7 @@ def test_a_pair_fits_its_row_and_both_segments_hold_text(form, length):
     size_a, size_b = sizes(table)
     assert size_a.min() >= 1 and size_b.min() >= 1
     assert (size_a + size_b).max() == length - 3
-    for start, end in ((A, AE), (B, BE)):  # within one document, and never its separator
+    for start, end in ((A_START, AE), (B_START, BE)):  # within one document, and never its separator
         assert (owners(PROSE, table[:, start]) == owners(PROSE, table[:, end])).all()
 
 
@@ -115,8 +126,8 @@ def test_any_documents_make_pairs_that_fit(lengths, length, form, seed):
     size_a, size_b = sizes(table)
     assert (size_a >= 1).all() and (size_b >= 1).all() and (size_a + size_b <= length - 3).all()
     assert set(table[:, LABEL].tolist()) <= {0, 1}
-    if not form.released:
-        assert set(owners(split, table[:, A]).tolist()) == {n for n, d in enumerate(lengths) if len(d) > 1}
+    if not form.match_released_code:
+        assert set(owners(split, table[:, A_START]).tolist()) == {n for n, d in enumerate(lengths) if len(d) > 1}
 
 
 @pytest.mark.parametrize("form", PAIRS)
@@ -132,39 +143,39 @@ def test_the_true_next_segment_begins_where_the_first_one_ends():
     for form in (*PAIRS, *RELEASED):
         table = whole(form, ONE_BY_ONE, 20)
         true = table[table[:, LABEL] == 0]
-        assert len(true) > 100 and (true[:, B] == true[:, AE]).all()
+        assert len(true) > 100 and (true[:, B_START] == true[:, AE]).all()
 
 
 def test_the_true_next_segment_follows_in_its_document_also_when_the_pair_is_truncated():
     for form in (*PAIRS, *RELEASED):
         table = whole(form, PROSE, 33)
         true = table[table[:, LABEL] == 0]
-        assert (true[:, B] >= true[:, AE]).all()
-        assert (owners(PROSE, true[:, A]) == owners(PROSE, true[:, B])).all()
-        edges = np.searchsorted(PROSE.sentences, true[:, [AE, B]])  # a sentence ends between the two
-        assert (PROSE.sentences[edges[:, 0]] <= true[:, B]).all()
+        assert (true[:, B_START] >= true[:, AE]).all()
+        assert (owners(PROSE, true[:, A_START]) == owners(PROSE, true[:, B_START])).all()
+        edges = np.searchsorted(PROSE.sentence_offsets, true[:, [AE, B_START]])  # a sentence ends between the two
+        assert (PROSE.sentence_offsets[edges[:, 0]] <= true[:, B_START]).all()
 
 
 @pytest.mark.parametrize("form", [PAIRS[0], RELEASED[0]])
 def test_a_random_next_segment_comes_from_another_document(form):
     table = whole(form, PROSE, 64)
     chosen = table[table[:, LABEL] == 1]
-    assert (owners(PROSE, chosen[:, A]) != owners(PROSE, chosen[:, B])).all()
+    assert (owners(PROSE, chosen[:, A_START]) != owners(PROSE, chosen[:, B_START])).all()
 
 
 def test_without_another_document_the_next_segment_is_the_true_one():
     for lengths in ([[5] * 200], [[5] * 200, [7]]):
         table = whole(PAIRS[0], split_of(lengths), 64)
-        assert len(table) > 10 and not table[:, LABEL].any() and (table[:, B] >= table[:, AE]).all()
+        assert len(table) > 10 and not table[:, LABEL].any() and (table[:, B_START] >= table[:, AE]).all()
 
 
 def test_swapped_pairs_are_true_pairs_with_their_segments_exchanged():
     table = whole(PAIRS[1], ONE_BY_ONE, 20)
     swapped = table[table[:, LABEL] == 1]
-    assert len(swapped) > 100 and (swapped[:, BE] == swapped[:, A]).all()
+    assert len(swapped) > 100 and (swapped[:, BE] == swapped[:, A_START]).all()
     swapped = (table := whole(PAIRS[1], PROSE, 33))[table[:, LABEL] == 1]
-    assert (swapped[:, BE] <= swapped[:, A]).all()
-    assert (owners(PROSE, swapped[:, A]) == owners(PROSE, swapped[:, B])).all()
+    assert (swapped[:, BE] <= swapped[:, A_START]).all()
+    assert (owners(PROSE, swapped[:, A_START]) == owners(PROSE, swapped[:, B_START])).all()
 
 
 LONG = split_of(prose(1000, seed=1))
@@ -201,8 +212,8 @@ def test_pairs_of_whole_sentences_leave_out_nothing_but_a_lone_sentence():
         used[a:a_end] += 1
         used[b:b_end] += 1
     assert used.max() == 1
-    for document in range(ONE_BY_ONE.size):
-        offsets = ONE_BY_ONE.offsets(document)
+    for document in range(ONE_BY_ONE.num_documents):
+        offsets = ONE_BY_ONE.get_sentence_offsets(document)
         assert (used[offsets[0] : offsets[-1]] == 0).sum() <= 1
         assert used[offsets[-1]] == 0  # the separator
 
@@ -219,7 +230,7 @@ def test_text_is_lost_next_to_full_rows_only():
 
 def edges(split):
     """Where sentences start and end, the separators left out."""
-    return {offset for document in range(split.size) for offset in split.offsets(document)}
+    return {offset for document in range(split.num_documents) for offset in split.get_sentence_offsets(document)}
 
 
 def test_a_random_next_segment_is_a_true_one_elsewhere_and_shortened_only_in_a_full_row():
@@ -227,7 +238,7 @@ def test_a_random_next_segment_is_a_true_one_elsewhere_and_shortened_only_in_a_f
     size_a, size_b = sizes(table)
     short = table[(table[:, LABEL] == 1) & (size_a + size_b < 30)]
     assert len(short) > 30
-    assert set(short[:, [A, AE, B, BE]].ravel().tolist()) <= edges(PROSE)
+    assert set(short[:, [A_START, AE, B_START, BE]].ravel().tolist()) <= edges(PROSE)
 
 
 def test_nearly_all_segments_stay_in_use_when_half_of_them_are_exchanged():
@@ -236,54 +247,60 @@ def test_nearly_all_segments_stay_in_use_when_half_of_them_are_exchanged():
     for a, a_end, b, b_end, _ in table.tolist():
         used[a:a_end] += 1
         used[b:b_end] += 1
-    text = len(used) - ONE_BY_ONE.size
+    text = len(used) - ONE_BY_ONE.num_documents
     assert (used > 0).sum() > 0.95 * text
 
 
-@pytest.mark.parametrize("form", [SegmentPairs, lambda *a, **k: SegmentPairs(*a, released=True, **k)])
+@pytest.mark.parametrize("form", [SegmentPairs, lambda *a, **k: SegmentPairs(*a, match_released_code=True, **k)])
 def test_a_tenth_of_the_documents_is_cut_into_shorter_rows(form):
     split = split_of([[1] * 200] * 600)
     for share in (0.0, 0.1, 1.0):
-        table = whole(form("swapped", short=share), split, 63)
+        table = whole(form("swapped", short_seq_prob=share), split, 63)
         size = sum(sizes(table))
-        last = np.flatnonzero(np.diff(owners(split, table[:, A]), append=-1))
+        last = np.flatnonzero(np.diff(owners(split, table[:, A_START]), append=-1))
         inner = np.setdiff1d(np.arange(len(table)), last)  # what a document has left over is short in any case
-        targets = [set(size[inner][owners(split, table[inner, A]) == n].tolist()) for n in range(split.size)]
+        targets = [
+            set(size[inner][owners(split, table[inner, A_START]) == n].tolist()) for n in range(split.num_documents)
+        ]
         assert all(len(target) <= 1 for target in targets)  # drawn once a document
         drawn = [target.pop() if target else 60 for target in targets]
         shorter = np.mean([target < 60 for target in drawn])
         expected = share * 58 / 59  # uniform in 2..60, which may be 60
-        assert shorter == 0 if share == 0 else close(shorter, expected, split.size)
+        assert shorter == 0 if share == 0 else close(shorter, expected, split.num_documents)
         if share == 1:
-            assert abs(np.mean(drawn) - 31) < ERRORS * 59 / math.sqrt(12 * split.size)
+            assert abs(np.mean(drawn) - 31) < ERRORS * 59 / math.sqrt(12 * split.num_documents)
 
 
-@pytest.mark.parametrize("form", [*PAIRS, *RELEASED, ElectraPairs(), FullSentences(), FullSentences(within=True)])
+@pytest.mark.parametrize(
+    "form", [*PAIRS, *RELEASED, ElectraPairs(), FullSentences(), FullSentences(within_document=True)]
+)
 def test_a_table_is_a_function_of_seed_and_pass(form):
     split = split_of(prose(30))
     tables = [whole(form, split, 40, seed, number) for seed in (0, 1) for number in (0, 1)]
     again = [whole(form, split, 40, seed, number) for seed in (0, 1) for number in (0, 1)]
     assert all(x.dtype == np.int64 and x.shape[1] == 5 for x in tables)
     assert all(np.array_equal(x, y) for x, y in zip(tables, again, strict=True))
-    assert len({x.tobytes() for x in tables}) == (4 if form.random else 1)
+    assert len({x.tobytes() for x in tables}) == (4 if form.varies_by_pass else 1)
 
 
-@pytest.mark.parametrize("form", [PAIRS[1], *RELEASED, ElectraPairs(), FullSentences(within=True)])
+@pytest.mark.parametrize("form", [PAIRS[1], *RELEASED, ElectraPairs(), FullSentences(within_document=True)])
 def test_the_examples_of_a_document_do_not_depend_on_the_others_of_its_shard(form):
     split = split_of(prose(30))
-    parts = [form.table(split, part, 40, 0, 0) for part in (range(17, 30), range(5, 17), range(5))]
+    parts = [form.build_example_table(split, part, 40, 0, 0) for part in (range(17, 30), range(5, 17), range(5))]
     assert np.array_equal(np.concatenate(parts[::-1]), whole(form, split, 40))
 
 
 def test_the_shard_of_a_document_decides_only_which_random_segments_it_gets():
     split = split_of(prose(30))
-    later, earlier = (PAIRS[0].table(split, part, 40, 0, 0) for part in (range(12, 30), range(12)))
+    later, earlier = (PAIRS[0].build_example_table(split, part, 40, 0, 0) for part in (range(12, 30), range(12)))
     together = whole(PAIRS[0], split, 40)
     apart = np.concatenate([earlier, later])
     assert len(apart) == len(together)
-    assert (owners(split, apart[:, A]) == owners(split, together[:, A])).all()
-    assert np.array_equal(earlier, PAIRS[0].table(split, range(12), 40, 0, 0))  # in whatever order they are built
-    assert set(owners(split, earlier[:, B]).tolist()) <= set(range(12))
+    assert (owners(split, apart[:, A_START]) == owners(split, together[:, A_START])).all()
+    assert np.array_equal(
+        earlier, PAIRS[0].build_example_table(split, range(12), 40, 0, 0)
+    )  # in whatever order they are built
+    assert set(owners(split, earlier[:, B_START]).tolist()) <= set(range(12))
 
 
 def test_documents_without_two_sentences_make_no_pair():
@@ -291,7 +308,7 @@ def test_documents_without_two_sentences_make_no_pair():
         assert whole(form, split_of([[30], [2]]), 16).shape == (0, 5)
 
 
-@pytest.mark.parametrize("wrong", [{"short": -0.1}, {"short": 1.1}, {"second": "swap"}])
+@pytest.mark.parametrize("wrong", [{"short_seq_prob": -0.1}, {"short_seq_prob": 1.1}, {"negatives": "swap"}])
 def test_a_pair_format_that_is_none_is_refused(wrong):
     (name,) = wrong
     with pytest.raises(ValueError, match=name):
@@ -312,16 +329,18 @@ def test_a_chunk_of_one_sentence_gets_a_random_segment_in_the_released_code_of_b
     for form in RELEASED:
         table = whole(form, split, 40)
         assert len(table) == 6 and table[:, LABEL].all()
-        assert (owners(split, table[:, A]) == np.arange(6)).all()
-        assert (owners(split, table[:, B]) != np.arange(6)).all()
+        assert (owners(split, table[:, A_START]) == np.arange(6)).all()
+        assert (owners(split, table[:, B_START]) != np.arange(6)).all()
 
 
 def test_the_released_code_takes_up_what_a_random_segment_left_over():
     split = split_of([[4] * 40, [4] * 40])
-    table = whole(SegmentPairs("random", short=0.0, released=True), split, 43)  # 10 sentences a chunk
-    mine = table[owners(split, table[:, A]) == 0]
+    table = whole(
+        SegmentPairs("random", short_seq_prob=0.0, match_released_code=True), split, 43
+    )  # 10 sentences a chunk
+    mine = table[owners(split, table[:, A_START]) == 0]
     for row, following in pairwise(mine.tolist()):
-        assert following[A] == (row[AE] if row[LABEL] else row[BE])
+        assert following[A_START] == (row[AE] if row[LABEL] else row[BE])
 
 
 # ELECTRA's rows
@@ -336,15 +355,19 @@ def test_any_documents_make_electra_rows_that_fit(lengths, length, seed):
     assert (size_a >= 1).all() and (size_b >= 0).all()
     assert (size_a + size_b + 2 + (size_b > 0) <= length).all()
     two = table[size_b > 0]
-    assert (two[:, B] >= two[:, AE]).all() and (owners(split, two[:, A]) == owners(split, two[:, B])).all()
+    assert (two[:, B_START] >= two[:, AE]).all() and (
+        owners(split, two[:, A_START]) == owners(split, two[:, B_START])
+    ).all()
     assert not table[:, LABEL].any()
-    assert set(owners(split, table[:, A]).tolist()) == set(range(split.size))
+    assert set(owners(split, table[:, A_START]).tolist()) == set(range(split.num_documents))
 
 
 def test_nine_electra_rows_in_ten_have_two_segments():
     split = split_of([[3] * 400] * 200)
     table = whole(ElectraPairs(), split, 64)
-    inner = table[np.diff(owners(split, table[:, A]), append=-1) == 0]  # what is left over may be too short for two
+    inner = table[
+        np.diff(owners(split, table[:, A_START]), append=-1) == 0
+    ]  # what is left over may be too short for two
     _, size_b = sizes(inner)
     assert len(size_b) > 3000 and close((size_b > 0).mean(), 0.9, len(size_b))
 
@@ -352,19 +375,21 @@ def test_nine_electra_rows_in_ten_have_two_segments():
 def test_electra_throws_away_what_lies_beyond_the_row():
     split = split_of([[7] * 40])
     table = whole(ElectraPairs(), split, 32, seed=1)
-    full = table[(table[:, B] > 0) & (table[:, BE] - table[:, A] >= 29)]
+    full = table[(table[:, B_START] > 0) & (table[:, BE] - table[:, A_START] >= 29)]
     # 5 sentences reach 32 tokens. Two (14 of 14: the second straddles) or one are A; the rest is cut at 29 in all.
     for a, a_end, b, b_end, _ in full.tolist():
         assert a_end - a in (7, 14) and b == a_end and b_end - a == 29
     assert {7, 14} == {a_end - a for a, a_end, *_ in full.tolist()}
-    assert len(full) > 3 and (np.diff(full[:, A]) % 35 == 0).any()  # the next row starts after the whole sentences
+    assert (
+        len(full) > 3 and (np.diff(full[:, A_START]) % 35 == 0).any()
+    )  # the next row starts after the whole sentences
 
 
 def test_one_electra_row_in_twenty_has_a_shorter_target_also_the_first_of_a_document():
     split = split_of([[1] * 64] * 4000)  # a row each, unless its target is shorter
     table = whole(ElectraPairs(), split, 64)
-    first = np.flatnonzero(np.diff(owners(split, table[:, A]), prepend=-1))
-    shorter = np.mean(table[first][:, [AE, BE]].max(axis=1) - table[first, A] < 60)
+    first = np.flatnonzero(np.diff(owners(split, table[:, A_START]), prepend=-1))
+    shorter = np.mean(table[first][:, [AE, BE]].max(axis=1) - table[first, A_START] < 60)
     assert close(shorter, 0.05 * 55 / 60, len(first))  # uniform in 5..64, of which 5..59 show
 
 
@@ -373,11 +398,11 @@ def test_one_electra_row_in_twenty_has_a_shorter_target_also_the_first_of_a_docu
 
 def test_full_sentences_by_hand():
     split = split_of([[3, 4], [5, 2, 2], [9]])  # starts 0 3 | 8 13 15 | 18, the separators at 7, 17 and 27
-    rows = lambda length, **kind: whole(FullSentences(**kind), split, length)[:, [A, AE]].tolist()
+    rows = lambda length, **kind: whole(FullSentences(**kind), split, length)[:, [A_START, AE]].tolist()
     assert rows(10) == [[0, 7], [8, 15], [15, 17], [18, 26], [26, 27]]
     assert rows(15) == [[0, 13], [13, 17], [18, 27]]
     assert rows(30) == [[0, 27]]
-    assert rows(15, within=True) == rows(30, within=True) == [[0, 7], [8, 17], [18, 27]]
+    assert rows(15, within_document=True) == rows(30, within_document=True) == [[0, 7], [8, 17], [18, 27]]
 
 
 @given(documents, st.integers(8, 60), st.booleans())
@@ -385,40 +410,40 @@ def test_full_sentences_by_hand():
 def test_full_sentences_hold_every_token_once_and_only_separators_at_row_ends_are_left_out(lengths, length, within):
     split = split_of(lengths)
     table = whole(FullSentences(within), split, length)
-    separators = set((split.sentences[split.documents[1:]] - 1).tolist())
-    used = [token for a, a_end in table[:, [A, AE]].tolist() for token in range(a, a_end)]
+    separators = set((split.sentence_offsets[split.document_offsets[1:]] - 1).tolist())
+    used = [token for a, a_end in table[:, [A_START, AE]].tolist() for token in range(a, a_end)]
     assert used == sorted(set(used)) and set(range(len(split.tokens))) - set(used) <= separators
     size_a, size_b = sizes(table)
     assert 1 <= size_a.min() and size_a.max() <= length - 2 and not size_b.any() and not table[:, LABEL].any()
-    starts = set(split.sentences.tolist())
-    for a, a_end in table[:, [A, AE]].tolist():
+    starts = set(split.sentence_offsets.tolist())
+    for a, a_end in table[:, [A_START, AE]].tolist():
         assert a not in separators and a_end - 1 not in separators
-        sentence = np.searchsorted(split.sentences, a, side="right") - 1
-        long = split.sentences[sentence + 1] - split.sentences[sentence] > length - 2
+        sentence = np.searchsorted(split.sentence_offsets, a, side="right") - 1
+        long = split.sentence_offsets[sentence + 1] - split.sentence_offsets[sentence] > length - 2
         assert a in starts or long
         if within:
             assert owners(split, a) == owners(split, a_end - 1)
 
 
 def test_a_row_of_full_sentences_takes_as_many_as_fit():
-    assert whole(FullSentences(), split_of([[4], [4], [4]]), 16)[:, [A, AE]].tolist() == [[0, 14]]
+    assert whole(FullSentences(), split_of([[4], [4], [4]]), 16)[:, [A_START, AE]].tolist() == [[0, 14]]
     split = split_of(prose(50, words=(1, 20)))
-    last = set(split.sentences[split.documents[1:]].tolist())
+    last = set(split.sentence_offsets[split.document_offsets[1:]].tolist())
     for within in (False, True):
         table = whole(FullSentences(within), split, 42)
-        for (a, _), (following, _) in pairwise(table[:, [A, AE]].tolist()):
+        for (a, _), (following, _) in pairwise(table[:, [A_START, AE]].tolist()):
             if not (within and owners(split, a) != owners(split, following)):
-                end = int(split.sentences[np.searchsorted(split.sentences, following) + 1])
+                end = int(split.sentence_offsets[np.searchsorted(split.sentence_offsets, following) + 1])
                 assert end - (end in last) - a > 40  # a separator at the end of a row is the row's own
 
 
 def test_a_sentence_longer_than_a_row_is_cut_into_full_rows():
     split = split_of([[2, 25, 3], [4]])  # starts 0 2 27 | 31
-    rows = whole(FullSentences(), split, 12)[:, [A, AE]].tolist()
+    rows = whole(FullSentences(), split, 12)[:, [A_START, AE]].tolist()
     assert rows == [[0, 2], [2, 12], [12, 22], [22, 30], [31, 35]]
 
 
 def test_a_row_crosses_documents_with_a_separator_between_them():
     split = split_of([[4], [4], [4]])
-    assert whole(FullSentences(), split, 17)[:, [A, AE]].tolist() == [[0, 14]]
-    assert whole(FullSentences(), split, 12)[:, [A, AE]].tolist() == [[0, 9], [10, 14]]
+    assert whole(FullSentences(), split, 17)[:, [A_START, AE]].tolist() == [[0, 14]]
+    assert whole(FullSentences(), split, 12)[:, [A_START, AE]].tolist() == [[0, 9], [10, 14]]

@@ -6,19 +6,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from encoders.data.formats import ElectraPairs, FullSentences, SegmentPairs, row_sizes
-from encoders.data.packing import Packed, pack
-from encoders.data.stream import Phase, Rows, Stream, heldout_batches
-from encoders.model.config import Model
+from encoders.data.formats import ElectraPairs, FullSentences, SegmentPairs, count_row_tokens
+from encoders.data.packing import PackedFormat, pack_examples
+from encoders.data.stream import BatchStream, NumpyBatch, Phase, iter_eval_batches
+from encoders.model.config import EncoderConfig
 from encoders.model.encoder import Encoder
-from encoders.objectives.masked_lm import Joint
+from encoders.objectives.masked_lm import MaskedLM
 from encoders.objectives.masking import Masking
-from encoders.objectives.replaced_tokens import ReplacedTokens
-from encoders.objectives.sentence_pair import NextSentence, SentenceOrder
+from encoders.objectives.replaced_tokens import ReplacedTokenDetection
+from encoders.objectives.sentence_pair import NextSentencePrediction, SentenceOrderPrediction
 from encoders.tasks.classification import Classification
-from encoders.text.tokenization import Facts
+from encoders.text.tokenization import VocabInfo
 from encoders.training import step
-from encoders.utils.overrides import change, essence, from_json, to_json
+from encoders.utils.overrides import apply_changes, fingerprint_content, from_json_value, to_json_value
 from tests.data.streams import prose, same, split_of
 
 QUICK = {"xla_backend_optimization_level": 0}  # compiles in a third of the time
@@ -26,23 +26,25 @@ CLOSE = {"rtol": 1e-5, "atol": 1e-5}  # float32 sums in another order
 PAD, CLS, SEP, MASK = 1, 2, 3, 4
 CONTINUES = np.arange(100) % 3 == 2
 CONTINUES[:5] = False
-FACTS = Facts(100, PAD, 0, CLS, SEP, MASK, (0, 1, 2, 3, 4), np.packbits(CONTINUES).tobytes(), common=6)
+FACTS = VocabInfo(100, PAD, 0, CLS, SEP, MASK, (0, 1, 2, 3, 4), np.packbits(CONTINUES).tobytes(), most_frequent_id=6)
 LENGTH, MOST = 72, 4
-MODEL = Model(
-    vocab=100, hidden=12, layers=2, heads=3, intermediate=20, embedding=8, positions=LENGTH, dropout=0.0,
-    attention_dropout=0.0,
+MODEL = EncoderConfig(
+    vocab_size=100, hidden_size=12, num_layers=2, num_heads=3, intermediate_size=20, embedding_size=8,
+    max_positions=LENGTH, hidden_dropout=0.0, attention_dropout=0.0,
 )  # fmt: skip
 PROSE = prose(14)
-NEXT, ORDER = (SegmentPairs(second, short=0.6) for second in ("random", "swapped"))
-WORDS = Masking(rate=0.3, unit="word", ngrams=3)
+NEXT, ORDER = (SegmentPairs(second, short_seq_prob=0.6) for second in ("random", "swapped"))
+WORDS = Masking(mask_rate=0.3, unit="word", max_ngram=3)
 OF_TOKENS = ("tokens", "example", "segments", "positions")  # the fields of a batch that are [b l]
 
 
 def stream_of(form, folder, batch=7, copies=None, split=PROSE):
-    return Stream(split, FACTS, (Phase(until=1000, length=LENGTH, batch=batch, format=form),), 0, copies, folder)
+    return BatchStream(
+        split, FACTS, (Phase(until_step=1000, seq_length=LENGTH, batch_size=batch, format=form),), 0, copies, folder
+    )
 
 
-def unpacked(batch: Rows, pad: int = 0) -> Rows:
+def unpacked(batch: NumpyBatch, pad: int = 0) -> NumpyBatch:
     """The examples of a packed batch, one a row, with the fields they had; `pad` is the token of padding."""
     length = batch["tokens"].shape[1]
     row, slot = np.nonzero(batch["valid"])
@@ -59,7 +61,7 @@ def unpacked(batch: Rows, pad: int = 0) -> Rows:
 
 
 def test_the_largest_come_first_and_each_goes_where_least_room_is_left():
-    row, slot = pack(np.array([3, 8, 2, 5, 6, 1]), 10, 8)
+    row, slot = pack_examples(np.array([3, 8, 2, 5, 6, 1]), 10, 8)
     assert row.tolist() == [1, 0, 0, 2, 1, 1]  # 8 | 6 | 5 | 3 beside 6, which leaves 1; 2 beside 8; 1 beside 6 and 3
     assert slot.tolist() == [1, 0, 1, 0, 0, 2]
 
@@ -68,7 +70,7 @@ def test_the_largest_come_first_and_each_goes_where_least_room_is_left():
 @settings(deadline=None, derandomize=True)
 def test_every_example_has_a_place_of_its_own_and_rows_are_not_overfull(sizes, most):
     sizes = np.array(sizes, np.int64)
-    row, slot = pack(sizes, 40, most)
+    row, slot = pack_examples(sizes, 40, most)
     assert len(set(zip(row.tolist(), slot.tolist(), strict=True))) == len(sizes)
     if len(sizes):
         counts = np.bincount(row)
@@ -78,20 +80,20 @@ def test_every_example_has_a_place_of_its_own_and_rows_are_not_overfull(sizes, m
         assert len(filled) < 2 or filled[0] + filled[1] > 40  # else the second would have gone to the first
 
 
-@pytest.mark.parametrize("form", [NEXT, ORDER, ElectraPairs(), FullSentences(within=True)])
+@pytest.mark.parametrize("form", [NEXT, ORDER, ElectraPairs(), FullSentences(within_document=True)])
 def test_a_packed_table_holds_the_examples_of_its_format(form):
-    examples = form.table(PROSE, range(PROSE.size), LENGTH, 1, 2)
-    rows = Packed(form, MOST).table(PROSE, range(PROSE.size), LENGTH, 1, 2)
+    examples = form.build_example_table(PROSE, range(PROSE.num_documents), LENGTH, 1, 2)
+    rows = PackedFormat(form, MOST).build_example_table(PROSE, range(PROSE.num_documents), LENGTH, 1, 2)
     assert rows.dtype == np.int64 and rows.shape[1:] == (MOST, 5) and len(rows) < len(examples)
     packed = rows.reshape(-1, 5)
     packed = packed[packed[:, 1] > packed[:, 0]]
     assert sorted(map(tuple, packed)) == sorted(map(tuple, examples))
-    assert row_sizes(rows).sum() == row_sizes(examples).sum() and row_sizes(rows).max() <= LENGTH
+    assert count_row_tokens(rows).sum() == count_row_tokens(examples).sum() and count_row_tokens(rows).max() <= LENGTH
 
 
 def test_a_shard_without_examples_makes_no_row():
     split = split_of([[[5, 6]], [[7]]])
-    assert Packed(ORDER, MOST).table(split, range(2), LENGTH, 0, 0).shape == (0, MOST, 5)
+    assert PackedFormat(ORDER, MOST).build_example_table(split, range(2), LENGTH, 0, 0).shape == (0, MOST, 5)
 
 
 def test_rows_of_512_tokens_are_nearly_full():
@@ -100,17 +102,17 @@ def test_rows_of_512_tokens_are_nearly_full():
     sentence = lambda: [9] * int(rng.lognormal(3.1, 0.5) + 1)
     split = split_of([[sentence() for _ in range(int(rng.lognormal(4.6, 1)) + 2)] for _ in range(400)])
     padding = {}
-    for form in (SegmentPairs("swapped"), Packed(SegmentPairs("swapped"))):
-        sizes = row_sizes(form.table(split, range(split.size), 512, 0, 0))
+    for form in (SegmentPairs("swapped"), PackedFormat(SegmentPairs("swapped"))):
+        sizes = count_row_tokens(form.build_example_table(split, range(split.num_documents), 512, 0, 0))
         padding[type(form)] = 1 - sizes.mean() / 512
-    assert padding[SegmentPairs] > 0.12 and padding[Packed] < 0.01
+    assert padding[SegmentPairs] > 0.12 and padding[PackedFormat] < 0.01
 
 
 # Batches
 
 
 def test_packed_batches_have_the_fields_of_others(tmp_path):
-    batch = stream_of(Packed(ORDER, MOST), tmp_path).batch(0)
+    batch = stream_of(PackedFormat(ORDER, MOST), tmp_path).build_batch(0)
     assert {name: rows.shape for name, rows in batch.items()} == {
         **dict.fromkeys(OF_TOKENS, (7, LENGTH)),
         **dict.fromkeys(["start", "valid", "id", "epoch", "sentence_order"], (7, MOST)),
@@ -120,7 +122,7 @@ def test_packed_batches_have_the_fields_of_others(tmp_path):
 
 
 def test_a_packed_row_by_hand(tmp_path):
-    batch = stream_of(Packed(ORDER, MOST), tmp_path).batch(0)
+    batch = stream_of(PackedFormat(ORDER, MOST), tmp_path).build_batch(0)
     for b in range(7):
         starts = batch["start"][b][batch["valid"][b] == 1].tolist()
         ends = [*starts[1:], (batch["example"][b] > 0).sum()]
@@ -134,14 +136,14 @@ def test_a_packed_row_by_hand(tmp_path):
         assert not any(batch[name][b, ends[-1] :].any() for name in OF_TOKENS[1:])
 
 
-@pytest.mark.parametrize("form", [ORDER, FullSentences(within=True)])
+@pytest.mark.parametrize("form", [ORDER, FullSentences(within_document=True)])
 def test_every_example_is_read_once_a_pass(form, tmp_path):
-    apart, together = stream_of(form, tmp_path), stream_of(Packed(form, MOST), tmp_path)
+    apart, together = stream_of(form, tmp_path), stream_of(PackedFormat(form, MOST), tmp_path)
     seen = []
     for made in (apart, together):
         (phase,) = made.phases
-        size = len(made.tables.get(phase.format, LENGTH, 0))
-        batches = [unpacked(made.batch(at), PAD) for at in range(size // 7 + 1)]
+        size = len(made.tables.get_table(phase.format, LENGTH, 0))
+        batches = [unpacked(made.build_batch(at), PAD) for at in range(size // 7 + 1)]
         rows = {name: np.concatenate([b[name] for b in batches]) for name in batches[0]}
         first = rows["epoch"][:, 0] == 0
         ids = rows["id"][first, 0]
@@ -151,25 +153,25 @@ def test_every_example_is_read_once_a_pass(form, tmp_path):
 
 
 def test_unpacking_what_is_not_packed_changes_nothing(tmp_path):
-    batch = stream_of(ORDER, tmp_path).batch(0)
+    batch = stream_of(ORDER, tmp_path).build_batch(0)
     assert same(unpacked(batch, PAD), batch)
 
 
 def test_packed_batches_depend_on_their_step_alone_and_are_shared_by_processes(tmp_path):
-    form = Packed(NEXT, MOST)
+    form = PackedFormat(NEXT, MOST)
     alone = stream_of(form, tmp_path, batch=8)
     share = lambda n: lambda batch: np.arange(batch).reshape(2, -1)[n]
-    halves = [Stream(PROSE, FACTS, alone.phases, 0, None, tmp_path / "other", share(n)) for n in (0, 1)]
+    halves = [BatchStream(PROSE, FACTS, alone.phases, 0, None, tmp_path / "other", share(n)) for n in (0, 1)]
     for at in (9, 0, 4):
-        parts = [half.batch(at) for half in halves]
+        parts = [half.build_batch(at) for half in halves]
         together = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        assert same(together, alone.batch(at))
+        assert same(together, alone.build_batch(at))
 
 
 def test_held_out_rows_that_are_packed_hold_every_example_once(tmp_path):
-    form = Packed(ORDER, MOST)
-    examples = row_sizes(ORDER.table(PROSE, range(PROSE.size), LENGTH, 0, 0))
-    batches = list(heldout_batches(PROSE, FACTS, Phase(1, LENGTH, 4, form), 4, 1000, tmp_path))
+    form = PackedFormat(ORDER, MOST)
+    examples = count_row_tokens(ORDER.build_example_table(PROSE, range(PROSE.num_documents), LENGTH, 0, 0))
+    batches = list(iter_eval_batches(PROSE, FACTS, Phase(1, LENGTH, 4, form), 4, 1000, tmp_path))
     assert sum(batch["valid"].sum() for batch in batches) == len(examples)
     assert sum((batch["example"] > 0).sum() for batch in batches) == examples.sum()
 
@@ -178,18 +180,18 @@ def test_held_out_rows_that_are_packed_hold_every_example_once(tmp_path):
 
 
 OBJECTIVES = [
-    (NEXT, Joint(Masking(rate=0.3, copies=3), NextSentence())),
-    (ORDER, Joint(WORDS, SentenceOrder())),
-    (FullSentences(within=True), Joint(Masking(copies=None))),
-    (ElectraPairs(), ReplacedTokens(width=0.5)),
-    (NEXT, Classification(("x", "y", "z"), dropout=0.0)),
+    (NEXT, MaskedLM(Masking(mask_rate=0.3, dupe_factor=3), NextSentencePrediction())),
+    (ORDER, MaskedLM(WORDS, SentenceOrderPrediction())),
+    (FullSentences(within_document=True), MaskedLM(Masking(dupe_factor=None))),
+    (ElectraPairs(), ReplacedTokenDetection(generator_width=0.5)),
+    (NEXT, Classification(("x", "y", "z"), head_dropout=0.0)),
 ]
 
 
 @cache
 def parameters(objective):
     """Random parameters, no bias 0 and no scale 1, so that one that is left out shows."""
-    shapes = jax.eval_shape(lambda: step.parameters(0, objective.module(MODEL, FACTS)))
+    shapes = jax.eval_shape(lambda: step.init_params(0, objective.module(MODEL, FACTS)))
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda leaf: rng.normal(0.1, 0.3, leaf.shape).astype(np.float32), shapes)
 
@@ -202,19 +204,19 @@ def sums(params, batch, *, objective):
 
 @pytest.mark.parametrize("form, objective", OBJECTIVES, ids=lambda value: type(value).__name__)
 def test_examples_give_the_same_sums_packed_and_one_a_row(form, objective, tmp_path):
-    batch = stream_of(Packed(form, MOST), tmp_path, batch=5).batch(2)
-    if "label" in objective.needs:
+    batch = stream_of(PackedFormat(form, MOST), tmp_path, batch=5).build_batch(2)
+    if "label" in objective.required_fields:
         batch["label"] = np.random.default_rng(0).integers(0, 3, batch["id"].shape).astype(np.int32) * batch["valid"]
     alone = unpacked(batch, PAD)
     assert len(alone["tokens"]) > 5
     packed, apart = (sums(parameters(objective), rows, objective=objective) for rows in (batch, alone))
-    assert set(packed[0]) >= set(objective.weights)
+    assert set(packed[0]) >= set(objective.loss_weights)
     jax.tree.map(partial(np.testing.assert_allclose, **CLOSE), packed, apart)
 
 
 def test_held_out_rows_cut_short_give_the_same_sums_as_long_ones(tmp_path):
-    objective, phase = Joint(WORDS, SentenceOrder()), Phase(1, LENGTH, 9, ORDER)
-    short = list(heldout_batches(PROSE, FACTS, phase, 9, 100, tmp_path))[2]
+    objective, phase = MaskedLM(WORDS, SentenceOrderPrediction()), Phase(1, LENGTH, 9, ORDER)
+    short = list(iter_eval_batches(PROSE, FACTS, phase, 9, 100, tmp_path))[2]
     missing = LENGTH - short["tokens"].shape[1]
     assert missing > 0
     long = short | {name: np.pad(short[name], ((0, 0), (0, missing))) for name in OF_TOKENS}
@@ -223,7 +225,7 @@ def test_held_out_rows_cut_short_give_the_same_sums_as_long_ones(tmp_path):
 
 
 def test_no_token_reaches_the_other_examples_of_its_row(tmp_path):
-    batch = stream_of(Packed(ORDER, MOST), tmp_path, batch=5).batch(0)
+    batch = stream_of(PackedFormat(ORDER, MOST), tmp_path, batch=5).build_batch(0)
     encoder = Encoder(MODEL)
     run = jax.jit(encoder.apply, compiler_options=QUICK)
     shapes = jax.eval_shape(encoder.init, jax.random.key(0), *(batch[name] for name in OF_TOKENS))
@@ -242,23 +244,32 @@ def test_no_token_reaches_the_other_examples_of_its_row(tmp_path):
 # As a value
 
 
-@pytest.mark.parametrize("wrong, message", [((Packed(ORDER),), "Packed"), ((ORDER, 0), "most=0")])
+@pytest.mark.parametrize(
+    "wrong, message", [((PackedFormat(ORDER),), "PackedFormat"), ((ORDER, 0), "max_examples_per_row=0")]
+)
 def test_a_packing_that_cannot_be_is_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
-        Packed(*wrong)
+        PackedFormat(*wrong)
 
 
 def test_what_a_format_says_of_itself_its_packing_says():
     for form in (NEXT, ORDER, FullSentences(), ElectraPairs()):
-        assert (Packed(form).labels, Packed(form).random) == (form.labels, form.random)
+        assert (PackedFormat(form).label_fields, PackedFormat(form).varies_by_pass) == (
+            form.label_fields,
+            form.varies_by_pass,
+        )
 
 
 def test_a_packed_phase_is_saved_read_back_and_set():
-    phase = Phase(until=3, length=LENGTH, batch=4, format=Packed(SegmentPairs("swapped", short=0.2)))
-    assert from_json(to_json(phase)) == phase
-    (set_,) = change((phase,), {"0": {"format": {"most": "4", "format": {"short": "0.5"}}}})
-    assert set_.format == Packed(SegmentPairs("swapped", short=0.5), most=4)
-    assert essence(phase)["format"] == {
-        "class": "Packed",
-        "format": {"class": "SegmentPairs", "second": "swapped", "short": 0.2},
+    phase = Phase(
+        until_step=3, seq_length=LENGTH, batch_size=4, format=PackedFormat(SegmentPairs("swapped", short_seq_prob=0.2))
+    )
+    assert from_json_value(to_json_value(phase)) == phase
+    (set_,) = apply_changes(
+        (phase,), {"0": {"format": {"max_examples_per_row": "4", "format": {"short_seq_prob": "0.5"}}}}
+    )
+    assert set_.format == PackedFormat(SegmentPairs("swapped", short_seq_prob=0.5), max_examples_per_row=4)
+    assert fingerprint_content(phase)["format"] == {
+        "class": "PackedFormat",
+        "format": {"class": "SegmentPairs", "negatives": "swapped", "short_seq_prob": 0.2},
     }

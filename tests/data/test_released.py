@@ -26,12 +26,12 @@ import numpy as np
 import pytest
 
 from encoders.data.formats import A_END as AE
-from encoders.data.formats import LABEL, A, ElectraPairs, FullSentences, SegmentPairs, row_sizes
-from encoders.data.packing import pack
+from encoders.data.formats import A_START, LABEL, ElectraPairs, FullSentences, SegmentPairs, count_row_tokens
+from encoders.data.packing import pack_examples
 from encoders.data.store import Split
-from encoders.objectives.masking import Masking, corrupt
+from encoders.objectives.masking import Masking, mask_tokens
 from encoders.text import tokenization
-from encoders.text.tokenization import Facts
+from encoders.text.tokenization import VocabInfo
 from tests.data import released
 from tests.data.agreement import (
     CLS,
@@ -68,7 +68,7 @@ LENGTHS = (24, 64, 128)  # most sentences in a chunk of their own, some in a row
 @pytest.mark.parametrize("second", ["random", "swapped"])
 def test_released_pairs_have_the_statistics_of_the_released_code(second, length):
     author = lambda documents, rng: released.pairs(documents, length, rng, second == "swapped")
-    assert_same(SegmentPairs(second, released=True), author, SPLIT, length)
+    assert_same(SegmentPairs(second, match_released_code=True), author, SPLIT, length)
 
 
 def chunked(split: Split, length: int):
@@ -88,7 +88,7 @@ def chunked(split: Split, length: int):
 @pytest.mark.parametrize("length", LENGTHS[1:])
 def test_corrected_swapped_pairs_are_released_ones_read_from_either_end_without_lone_sentences(length):
     assert max(len(sentence) for document in DOCUMENTS for sentence in document) < length - 3
-    assert_same(SegmentPairs("swapped", short=0), chunked(SPLIT, length), SPLIT, length)
+    assert_same(SegmentPairs("swapped", short_seq_prob=0), chunked(SPLIT, length), SPLIT, length)
 
 
 WHICH_B = ("examples of 1000 tokens", "label 1", "two segments")  # does not depend on which B a row got
@@ -96,7 +96,7 @@ WHICH_B = ("examples of 1000 tokens", "label 1", "two segments")  # does not dep
 
 @pytest.mark.parametrize("length", LENGTHS[1:])
 def test_corrected_random_pairs_are_as_many_as_swapped_ones(length):
-    *_, ours, theirs = both(SegmentPairs("random", short=0), chunked(SPLIT, length), SPLIT, length)
+    *_, ours, theirs = both(SegmentPairs("random", short_seq_prob=0), chunked(SPLIT, length), SPLIT, length)
     assert_agreement([row for row in compared(ours, theirs) if row[0] in WHICH_B])
 
 
@@ -106,9 +106,9 @@ WORD_BY_WORD = split_of([[[5]] * (60 + n) for n in range(120)])
 
 def longest_true(tables: list[np.ndarray], split: Split) -> np.ndarray:
     """The tokens of the longest true pair of each document in each pass, where there is one."""
-    found = np.zeros((len(tables), split.size), np.int64)
+    found = np.zeros((len(tables), split.num_documents), np.int64)
     for sizes, table in zip(found, tables, strict=True):
-        np.maximum.at(sizes, owners(split, table)[:, 0], (row_sizes(table) - 3) * (table[:, LABEL] == 0))
+        np.maximum.at(sizes, owners(split, table)[:, 0], (count_row_tokens(table) - 3) * (table[:, LABEL] == 0))
     return found[found > 0]
 
 
@@ -117,7 +117,9 @@ def longest_true(tables: list[np.ndarray], split: Split) -> np.ndarray:
 def test_as_many_documents_are_cut_short_as_in_the_released_code_and_by_as_much(second, kept):
     length, most = 20, 17
     author = lambda documents, rng: released.pairs(documents, length, rng, second == "swapped")
-    tables, given, ours, theirs = both(SegmentPairs(second, released=kept), author, WORD_BY_WORD, length, passes=12)
+    tables, given, ours, theirs = both(
+        SegmentPairs(second, match_released_code=kept), author, WORD_BY_WORD, length, passes=12
+    )
     mine, other = (longest_true(side, WORD_BY_WORD) for side in (tables, given))
     expected = 0.1 * (1 - 1 / 16)  # uniform in 2..17, which may be 17
     for targets in (mine, other):
@@ -157,11 +159,11 @@ def test_masks_are_as_many_and_show_what_they_show_in_the_released_code(unit):
     length, limit, passes = 64, 6, 8  # 15 % of a full row are 10
     rows = rows_of(islice(released.pairs(places(SPLIT), length, Random(0), swap=False, short=0.5), 150), SPLIT)
     special, more = (PAD, UNK, CLS, SEP, MASK), np.packbits(CONTINUES).tobytes()
-    facts = Facts(len(CONTINUES), *special, special, more)
-    known = {"limit": limit, "special": (CLS, SEP), "mask": MASK, "vocabulary": facts.size}
+    facts = VocabInfo(len(CONTINUES), *special, special, more)
+    known = {"limit": limit, "special": (CLS, SEP), "mask": MASK, "vocabulary": facts.vocab_size}
     known |= {"continues": CONTINUES if unit == "word" else None}
-    masking = Masking(unit=unit, limit=limit, copies=None)
-    run, rng = jax.jit(corrupt, static_argnums=(0, 2)), Random(1)
+    masking = Masking(unit=unit, max_predictions=limit, dupe_factor=None)
+    run, rng = jax.jit(mask_tokens, static_argnums=(0, 2)), Random(1)
     ours, theirs = [], []
     for epoch in range(passes):
         after = jax.tree.map(np.asarray, run(masking, batch(rows, length, epoch), facts, 0))
@@ -208,7 +210,7 @@ ROWS = (32, 33, 35, 48, 128, 512)
 
 
 def texts(table, split: Split) -> list[list[int]]:
-    return [split.tokens[a:a_end].tolist() for a, a_end in table[:, [A, AE]].tolist()]
+    return [split.tokens[a:a_end].tolist() for a, a_end in table[:, [A_START, AE]].tolist()]
 
 
 @pytest.mark.parametrize("within", [False, True])
@@ -221,7 +223,7 @@ def test_full_sentences_are_those_of_the_paper_row_by_row(length, within):
 @pytest.mark.parametrize("length", ROWS)
 def test_doc_sentences_are_the_blocks_of_fairseq_where_lines_have_no_separators(length):
     expected = list(released.blocks(DOCUMENTS, length - 2, SEP, within=True, ends=False))
-    assert texts(whole(FullSentences(within=True), SPLIT, length), SPLIT) == expected
+    assert texts(whole(FullSentences(within_document=True), SPLIT, length), SPLIT) == expected
 
 
 @pytest.mark.parametrize("length", ROWS)
@@ -267,7 +269,7 @@ def best_fit(sizes: list[int], length: int) -> list[int]:
 def test_packing_fills_rows_of_the_released_examples_as_best_fit_does():
     examples = released.pairs(places(SPLIT), 64, Random(0), swap=False, short=0.5)
     sizes = [len(a) + len(b) + 3 for a, b, _ in examples]
-    row, _ = pack(np.array(sizes), 64, 64)
+    row, _ = pack_examples(np.array(sizes), 64, 64)
     assert sorted(np.bincount(row, sizes).astype(int).tolist()) == best_fit(sizes, 64)
 
 
@@ -282,7 +284,7 @@ def articles(count: int) -> list[released.Document]:
     text, words = (SHARED / "data" / name for name in ("text/wiki-1.txt.xz", "vocab/bert-uncased-vocab.txt"))
     if not text.is_file():
         pytest.skip(f"{text} is not there")
-    tokenizer, found = tokenization.load(words), []
+    tokenizer, found = tokenization.load_tokenizer(words), []
     with lzma.open(text, "rt", encoding="utf-8") as lines:
         for blank, article in groupby(lines, lambda line: not line.strip()):
             if not blank:
@@ -310,18 +312,18 @@ def test_rows_of_wikipedia_have_the_statistics_of_the_released_code(length):
     fitting = [document for document in documents if max(map(len, document)) < length - 3]
     of_fitting = split_of(fitting)
     cases = {
-        "BERT": (SegmentPairs("random", released=True), pairs(False), split),
-        "ALBERT": (SegmentPairs("swapped", released=True), pairs(True), split),
+        "BERT": (SegmentPairs("random", match_released_code=True), pairs(False), split),
+        "ALBERT": (SegmentPairs("swapped", match_released_code=True), pairs(True), split),
         "ELECTRA as described": (ElectraPairs(), electra(False), split),
         "ELECTRA": (ElectraPairs(), electra(True), split),
-        "corrected, swapped": (SegmentPairs("swapped", short=0), chunked(of_fitting, length), of_fitting),
+        "corrected, swapped": (SegmentPairs("swapped", short_seq_prob=0), chunked(of_fitting, length), of_fitting),
     }
     results = {}
     for name, (form, author, of) in cases.items():
         tables, given, ours, theirs = both(form, author, of, length, passes=4)
         apart = distances(*(one_each(side, of, Random(0)) for side in (tables, given)))
         results[name] = compared(ours, theirs), apart
-        printed(f"{name}, rows of {length}, {of.size} articles", *results[name])
+        printed(f"{name}, rows of {length}, {of.num_documents} articles", *results[name])
     for within in (False, True):
         table, name = whole(FullSentences(within), of_fitting, length), "DOC" if within else "FULL"
         rows = list(released.full_sentences(fitting, length, SEP, within))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from encoders.data.row_files import Reader, RowError, records
+from encoders.data.row_files import RowError, RowReader, read_records
 
 
 @pytest.fixture
@@ -19,17 +19,17 @@ def file(tmp_path):
 
 def values(path, columns=()):
     """The rows of a file by column, all of them good."""
-    return [row.values for row in Reader().read(records(path, columns), lambda row: row)]
+    return [row.values for row in RowReader().convert_rows(read_records(path, columns), lambda row: row)]
 
 
 def places(path, columns=()):
-    return [row.place for row in Reader().read(records(path, columns), lambda row: row)]
+    return [row.location for row in RowReader().convert_rows(read_records(path, columns), lambda row: row)]
 
 
 def refused(path, make=lambda row: row, columns=()):
     """What is said of the first row that cannot be used."""
     with pytest.raises(RowError) as caught:
-        list(Reader().read(records(path, columns), make))
+        list(RowReader().convert_rows(read_records(path, columns), make))
     return str(caught.value)
 
 
@@ -108,9 +108,9 @@ def test_damaged_quoting_is_named_with_its_line(file):
 
 def test_a_row_of_damaged_quoting_is_skipped_and_the_next_one_read(file):
     path = file("a.csv", b'text,label\n"blue" cat,0\nred,1\n')
-    reader = Reader("skip")
-    assert list(reader.read(records(path), lambda row: row["text"])) == ["red"]
-    assert reader.skipped == [f"{path}:2: ',' expected after '\"'"]
+    reader = RowReader("skip")
+    assert list(reader.convert_rows(read_records(path), lambda row: row["text"])) == ["red"]
+    assert reader.skipped_rows == [f"{path}:2: ',' expected after '\"'"]
 
 
 # JSON lines
@@ -166,27 +166,30 @@ def test_a_file_with_nothing_but_its_columns_is_named(file, name, head):
 )
 def test_a_text_that_is_not_utf_8_is_named_and_the_others_are_read(file, name, content):
     path = file(name, content)
-    assert refused(path, lambda row: row.text("text")) == f"{path}:3: text is not UTF-8"
-    reader = Reader("skip")
-    assert list(reader.read(records(path), lambda row: row.text("text"))) == ["red"] and len(reader.skipped) == 1
+    assert refused(path, lambda row: row.get_text("text")) == f"{path}:3: text is not UTF-8"
+    reader = RowReader("skip")
+    assert (
+        list(reader.convert_rows(read_records(path), lambda row: row.get_text("text"))) == ["red"]
+        and len(reader.skipped_rows) == 1
+    )
 
 
 @pytest.mark.parametrize("text", [b"", b" ", b"\xc2\xa0"])
 def test_an_empty_text_is_named(file, text):
     path = file("a.tsv", b"text\tlabel\n" + text + b"\t1\n")
-    assert refused(path, lambda row: row.text("text")) == f"{path}:2: text is empty"
+    assert refused(path, lambda row: row.get_text("text")) == f"{path}:2: text is empty"
 
 
 @pytest.mark.parametrize("value, said", [(b"7", "7"), (b"null", "None"), (b'["red"]', "['red']")])
 def test_a_value_that_is_no_text_is_named(file, value, said):
     path = file("a.jsonl", b'{"text": ' + value + b"}\n")
-    assert refused(path, lambda row: row.text("text")) == f"{path}:1: text={said} is not text"
+    assert refused(path, lambda row: row.get_text("text")) == f"{path}:1: text={said} is not text"
 
 
 def test_a_column_that_is_missing_is_named_with_those_that_are_there(file):
     path = file("a.tsv", b"text\tlabel\nred\t1\n")
     assert refused(path, lambda row: row["score"]) == f"{path}:2: there is no column 'score'; there are text, label"
-    assert refused(path, lambda row: row.text("a")) == f"{path}:2: there is no column 'a'; there are text, label"
+    assert refused(path, lambda row: row.get_text("a")) == f"{path}:2: there is no column 'a'; there are text, label"
 
 
 # Stop or skip
@@ -194,9 +197,9 @@ def test_a_column_that_is_missing_is_named_with_those_that_are_there(file):
 
 def test_a_reader_that_skips_counts_bad_rows_and_goes_on(file):
     path = file("a.tsv", b"text\tlabel\nred\t1\n\t2\nblue\t3\t4\ngreen\t5\nalone\n")
-    reader = Reader("skip")
-    assert list(reader.read(records(path), lambda row: row.text("text"))) == ["red", "green"]
-    assert reader.skipped == [
+    reader = RowReader("skip")
+    assert list(reader.convert_rows(read_records(path), lambda row: row.get_text("text"))) == ["red", "green"]
+    assert reader.skipped_rows == [
         f"{path}:3: text is empty",
         f"{path}:4: there are 3 fields and 2 columns: text, label",
         f"{path}:6: there are 1 fields and 2 columns: text, label",
@@ -205,14 +208,14 @@ def test_a_reader_that_skips_counts_bad_rows_and_goes_on(file):
 
 def test_a_reader_stops_at_the_first_bad_row_and_not_before(file):
     path = file("a.jsonl", b'{"text": "red"}\nred\n{"text": "blue"}\n')
-    rows = Reader().read(records(path), lambda row: row.text("text"))
+    rows = RowReader().convert_rows(read_records(path), lambda row: row.get_text("text"))
     assert next(rows) == "red"
     with pytest.raises(RowError, match="a.jsonl:2: not JSON"):
         next(rows)
 
 
 def test_a_mistake_that_is_not_the_rows_is_never_skipped(file):
-    path, reader = file("a.tsv", b"text\nred\n"), Reader("skip")
+    path, reader = file("a.tsv", b"text\nred\n"), RowReader("skip")
     with pytest.raises(ZeroDivisionError):
-        list(reader.read(records(path), lambda row: 1 / 0))
-    assert reader.skipped == []
+        list(reader.convert_rows(read_records(path), lambda row: 1 / 0))
+    assert reader.skipped_rows == []

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from encoders.data.formats import A_END, B_END, LABEL, A, B, SentencePairs
+from encoders.data.formats import A_END, A_START, B_END, B_START, LABEL, SentencePairs
 from encoders.data.store import Split
 from tests.texts import made_up
 
@@ -22,14 +22,16 @@ def split():
 
 def starts(split):
     """Where sentences begin, and the document of each."""
-    owner = np.repeat(np.arange(split.size), np.diff(split.documents))
-    return {int(start): int(document) for start, document in zip(split.sentences[:-1], owner, strict=True)}
+    owner = np.repeat(np.arange(split.num_documents), np.diff(split.document_offsets))
+    return {int(start): int(document) for start, document in zip(split.sentence_offsets[:-1], owner, strict=True)}
 
 
 def test_a_pair_is_two_sentences_and_the_second_is_the_next_or_one_of_another_document(split):
-    known, table = starts(split), SentencePairs().table(split, range(split.size), LENGTH, 0, 0)
-    ends = {int(end) for end in split.sentences} | {int(end) - 1 for end in split.sentences[split.documents[1:]]}
-    whole = table[(table[:, A_END] - table[:, A] + table[:, B_END] - table[:, B]) < LENGTH - 3]
+    known, table = starts(split), SentencePairs().build_example_table(split, range(split.num_documents), LENGTH, 0, 0)
+    ends = {int(end) for end in split.sentence_offsets} | {
+        int(end) - 1 for end in split.sentence_offsets[split.document_offsets[1:]]
+    }
+    whole = table[(table[:, A_END] - table[:, A_START] + table[:, B_END] - table[:, B_START]) < LENGTH - 3]
     assert len(whole) > 0.9 * len(table)
     for a, a_end, b, b_end, label in whole.tolist():
         assert a in known and b in known and a_end in ends and b_end in ends
@@ -38,30 +40,36 @@ def test_a_pair_is_two_sentences_and_the_second_is_the_next_or_one_of_another_do
 
 
 def test_half_of_the_pairs_are_random_and_their_lengths_tell_nothing(split):
-    tables = [SentencePairs().table(split, range(split.size), LENGTH, 0, number) for number in range(10)]
+    tables = [
+        SentencePairs().build_example_table(split, range(split.num_documents), LENGTH, 0, number)
+        for number in range(10)
+    ]
     table = np.concatenate(tables)
     share = table[:, LABEL].mean()
     assert abs(share - 0.5) < 4 * (0.25 / len(table)) ** 0.5
-    sizes = table[:, B_END] - table[:, B]
+    sizes = table[:, B_END] - table[:, B_START]
     apart = sizes[table[:, LABEL] == 1].mean() - sizes[table[:, LABEL] == 0].mean()
     assert abs(apart) < 4 * sizes.std() * (4 / len(table)) ** 0.5  # four standard errors of a difference of means
 
 
 def test_no_pair_is_longer_than_its_row_and_no_sentence_is_read_twice(split):
     for number in range(4):
-        table = SentencePairs("swapped").table(split, range(split.size), LENGTH, 0, number)
-        sizes = table[:, A_END] - table[:, A] + table[:, B_END] - table[:, B]
-        assert sizes.max() == LENGTH - 3 and len(np.unique(table[:, [A, B]])) == 2 * len(table)
+        table = SentencePairs("swapped").build_example_table(split, range(split.num_documents), LENGTH, 0, number)
+        sizes = table[:, A_END] - table[:, A_START] + table[:, B_END] - table[:, B_START]
+        assert sizes.max() == LENGTH - 3 and len(np.unique(table[:, [A_START, B_START]])) == 2 * len(table)
 
 
 def test_another_pass_may_pair_a_sentence_with_the_one_before_it(split):
     first = [
-        SentencePairs("swapped").table(split, range(1), LENGTH, 0, number)[0, [A, B]].min() for number in range(20)
+        SentencePairs("swapped").build_example_table(split, range(1), LENGTH, 0, number)[0, [A_START, B_START]].min()
+        for number in range(20)
     ]
-    assert set(first) == {split.sentences[0], split.sentences[1]}
+    assert set(first) == {split.sentence_offsets[0], split.sentence_offsets[1]}
 
 
 def test_the_second_sentence_is_named(split):
-    assert SentencePairs().labels == ("next_sentence",) and SentencePairs("swapped").labels == ("sentence_order",)
-    with pytest.raises(ValueError, match="second='next' must be 'random' or 'swapped'"):
+    assert SentencePairs().label_fields == ("next_sentence",) and SentencePairs("swapped").label_fields == (
+        "sentence_order",
+    )
+    with pytest.raises(ValueError, match="negatives='next' must be 'random' or 'swapped'"):
         SentencePairs("next")

@@ -7,7 +7,7 @@ import pytest
 
 from encoders.data import stream
 from encoders.data.formats import ElectraPairs, SegmentPairs
-from encoders.data.stream import Phase, Tables, assemble
+from encoders.data.stream import ExampleTables, Phase, assemble_rows
 from tests.data.streams import (
     CLS,
     FACTS,
@@ -39,7 +39,7 @@ def opened(tmp_path):
 def test_a_row_by_hand():
     split = split_of([[[11, 12], [13], [14, 15, 16]], [[21, 22]]])  # tokens 11 12 13 14 15 16 SEP 21 22 SEP
     table = np.array([[0, 2, 2, 5, 1], [7, 8, 2, 3, 0], [4, 9, 0, 0, 0]])
-    rows = assemble(split, table, 8, FACTS, SegmentPairs("random"))
+    rows = assemble_rows(split, table, 8, FACTS, SegmentPairs("random"))
     assert rows["tokens"].tolist() == [
         [CLS, 11, 12, SEP, 13, 14, 15, SEP],
         [CLS, 21, SEP, 13, SEP, PAD, PAD, PAD],
@@ -56,7 +56,7 @@ def test_a_row_by_hand():
 def test_a_row_of_two_examples_by_hand():
     split = split_of([[[11, 12], [13], [14, 15, 16]], [[21, 22]]])  # tokens 11 12 13 14 15 16 SEP 21 22 SEP
     table = np.array([[[7, 9, 2, 3, 1], [4, 6, 0, 0, 0], [0] * 5], [[0, 6, 0, 0, 1], [0] * 5, [0] * 5]])
-    rows = assemble(split, table, 12, FACTS, SegmentPairs("random"))
+    rows = assemble_rows(split, table, 12, FACTS, SegmentPairs("random"))
     assert rows["tokens"].tolist() == [
         [CLS, 21, 22, SEP, 13, SEP, CLS, 15, 16, SEP, PAD, PAD],
         [CLS, 11, 12, 13, 14, 15, 16, SEP, PAD, PAD, PAD, PAD],
@@ -69,12 +69,12 @@ def test_a_row_of_two_examples_by_hand():
 
 
 def test_a_format_without_a_label_makes_no_label():
-    rows = assemble(PROSE, FULL.table(PROSE, range(3), 16, 0, 0), 16, FACTS, FULL)
+    rows = assemble_rows(PROSE, FULL.build_example_table(PROSE, range(3), 16, 0, 0), 16, FACTS, FULL)
     assert set(rows) == {"tokens", "example", "segments", "positions", "start", "valid"}
 
 
 def test_a_batch_has_the_fields_that_models_and_objectives_read(opened):
-    batch = opened().batch(0)
+    batch = opened().build_batch(0)
     assert {name: rows.shape for name, rows in batch.items()} == {
         **dict.fromkeys(["tokens", "example", "segments", "positions"], (6, 16)),
         **dict.fromkeys(["start", "valid", "id", "epoch", "sentence_order"], (6, 1)),
@@ -84,8 +84,8 @@ def test_a_batch_has_the_fields_that_models_and_objectives_read(opened):
 
 def test_a_large_vocabulary_keeps_its_ids():
     split = replace(PROSE, tokens=np.full(len(PROSE.tokens), 70_000, np.uint32))
-    facts = replace(FACTS, size=70_001)
-    assert assemble(split, np.array([[0, 2, 0, 0, 0]]), 8, facts, FULL)["tokens"][0, 1] == 70_000
+    facts = replace(FACTS, vocab_size=70_001)
+    assert assemble_rows(split, np.array([[0, 2, 0, 0, 0]]), 8, facts, FULL)["tokens"][0, 1] == 70_000
 
 
 # A pure function of (seed, step)
@@ -93,23 +93,23 @@ def test_a_large_vocabulary_keeps_its_ids():
 
 def test_a_batch_depends_on_its_step_alone(opened, tmp_path):
     first = opened(TWO)
-    batches = [first.batch(step) for step in range(20)]
+    batches = [first.build_batch(step) for step in range(20)]
     for step in (19, 3, 7, 0, 12, 4, 5):
-        assert same(opened(TWO).batch(step), batches[step])
+        assert same(opened(TWO).build_batch(step), batches[step])
     other = opened(TWO, folder=tmp_path / "elsewhere")
-    assert all(same(other.batch(step), batches[step]) for step in reversed(range(20)))
+    assert all(same(other.build_batch(step), batches[step]) for step in reversed(range(20)))
 
 
 def test_another_seed_gives_other_batches(opened):
-    assert not same(opened(seed=0).batch(0), opened(seed=1).batch(0))
-    full = (Phase(until=9, length=16, batch=6, format=FULL),)
-    assert names(opened(full, seed=0).batch(0)) != names(opened(full, seed=1).batch(0))
+    assert not same(opened(seed=0).build_batch(0), opened(seed=1).build_batch(0))
+    full = (Phase(until_step=9, seq_length=16, batch_size=6, format=FULL),)
+    assert names(opened(full, seed=0).build_batch(0)) != names(opened(full, seed=1).build_batch(0))
 
 
 def test_batches_are_those_of_their_steps_from_any_start(opened):
-    expected = [opened(TWO).batch(step) for step in range(20)]
+    expected = [opened(TWO).build_batch(step) for step in range(20)]
     for start, stop in [(0, 20), (4, 9), (19, 20), (18, 20), (7, 7)]:
-        got = list(opened(TWO).batches(start, stop))
+        got = list(opened(TWO).iter_batches(start, stop))
         assert len(got) == stop - start
         assert all(same(x, y) for x, y in zip(got, expected[start:stop], strict=True))
 
@@ -117,7 +117,7 @@ def test_batches_are_those_of_their_steps_from_any_start(opened):
 def test_an_error_in_the_making_of_a_batch_reaches_the_reader(opened):
     short = split_of([[[5, 6]], [[7]]])
     with pytest.raises(ValueError, match="SegmentPairs.* makes no example of the train split; it has too little text"):
-        next(opened(split=short).batches(0, 3))
+        next(opened(split=short).iter_batches(0, 3))
 
 
 # Epochs
@@ -125,10 +125,10 @@ def test_an_error_in_the_making_of_a_batch_reaches_the_reader(opened):
 
 @pytest.mark.parametrize("form", [PAIRS, FULL, ElectraPairs()])
 def test_every_example_is_seen_once_an_epoch(opened, form):
-    phase = Phase(until=1000, length=16, batch=7, format=form)
+    phase = Phase(until_step=1000, seq_length=16, batch_size=7, format=form)
     made = opened((phase,))
     sizes = counts(made, phase, 3)
-    seen = [name for step in range(sum(sizes) // 7 + 1) for name in names(made.batch(step))]
+    seen = [name for step in range(sum(sizes) // 7 + 1) for name in names(made.build_batch(step))]
     for epoch, size in enumerate(sizes):
         ids = [id for at, id in seen if at == epoch]
         assert len(ids) == size and sorted(ids) == list(range(size)) and ids != sorted(ids)
@@ -136,10 +136,10 @@ def test_every_example_is_seen_once_an_epoch(opened, form):
 
 
 def test_every_epoch_has_an_order_of_its_own(opened):
-    phase = Phase(until=1000, length=16, batch=1, format=FULL)
+    phase = Phase(until_step=1000, seq_length=16, batch_size=1, format=FULL)
     made = opened((phase,))
     (size,) = counts(made, phase, 1)
-    first, second = ([names(made.batch(step))[0][1] for step in range(e * size, e * size + size)] for e in (0, 1))
+    first, second = ([names(made.build_batch(step))[0][1] for step in range(e * size, e * size + size)] for e in (0, 1))
     assert sorted(first) == sorted(second) and first != second
 
 
@@ -147,31 +147,31 @@ def test_a_batch_over_two_epochs_names_both(opened):
     made = opened()
     size = counts(made, ONE[0], 1)[0]
     assert size % 6  # so that one batch straddles
-    batch = made.batch(size // 6)
+    batch = made.build_batch(size // 6)
     assert batch["epoch"][:, 0].tolist() == [0] * (size % 6) + [1] * (6 - size % 6)
     for epoch in (0, 1):
         which = batch["epoch"][:, 0] == epoch
-        table = made.tables.get(PAIRS, 16, epoch)[batch["id"][which, 0]]
-        rows = assemble(PROSE, table, 16, FACTS, PAIRS)
+        table = made.tables.get_table(PAIRS, 16, epoch)[batch["id"][which, 0]]
+        rows = assemble_rows(PROSE, table, 16, FACTS, PAIRS)
         assert all(np.array_equal(rows[name], batch[name][which]) for name in rows)
 
 
 def test_a_batch_may_hold_many_epochs_of_a_small_corpus(opened):
     tiny = split_of([[[5], [6], [7]], [[8], [9]]])  # two rows
-    phase = Phase(until=4, length=8, batch=11, format=replace(PAIRS, short=0.0))
+    phase = Phase(until_step=4, seq_length=8, batch_size=11, format=replace(PAIRS, short_seq_prob=0.0))
     made = opened((phase,), split=tiny)
-    seen = [name for step in range(4) for name in names(made.batch(step))]
+    seen = [name for step in range(4) for name in names(made.build_batch(step))]
     assert [epoch for epoch, _ in seen] == [n // 2 for n in range(44)]
     assert all({seen[n][1], seen[n + 1][1]} == {0, 1} for n in range(0, 44, 2))
 
 
 def test_passes_start_again_after_the_number_of_copies(tmp_path):
-    tables = Tables(tmp_path, PROSE, 0, 10)
-    made = {epoch: tables.get(PAIRS, 16, epoch) for epoch in (0, 1, 2, 9, 10, 11, 21)}
+    tables = ExampleTables(tmp_path, PROSE, 0, 10)
+    made = {epoch: tables.get_table(PAIRS, 16, epoch) for epoch in (0, 1, 2, 9, 10, 11, 21)}
     assert np.array_equal(made[11], made[1]) and np.array_equal(made[21], made[1]) and np.array_equal(made[10], made[0])
     assert len({made[epoch].tobytes() for epoch in (0, 1, 2, 9)}) == 4
-    dynamic = Tables(tmp_path, PROSE, 0, None)
-    assert not np.array_equal(dynamic.get(PAIRS, 16, 11), dynamic.get(PAIRS, 16, 1))
+    dynamic = ExampleTables(tmp_path, PROSE, 0, None)
+    assert not np.array_equal(dynamic.get_table(PAIRS, 16, 11), dynamic.get_table(PAIRS, 16, 1))
 
 
 def test_with_one_copy_every_epoch_has_the_same_examples_in_another_order(opened):
@@ -179,7 +179,7 @@ def test_with_one_copy_every_epoch_has_the_same_examples_in_another_order(opened
     (size,) = counts(made, ONE[0], 1)
     rows = {}
     for step in range(math.ceil(3 * size / 6)):
-        batch = made.batch(step)
+        batch = made.build_batch(step)
         for name, tokens, label in zip(names(batch), batch["tokens"], batch["sentence_order"], strict=True):
             rows[name] = (*tokens.tolist(), *label.tolist())
     assert all(rows[0, id] == rows[1, id] == rows[2, id] for id in range(size))
@@ -187,9 +187,9 @@ def test_with_one_copy_every_epoch_has_the_same_examples_in_another_order(opened
 
 def test_formats_that_draw_nothing_have_one_table_for_all_seeds_and_passes(tmp_path):
     for seed in (0, 1):
-        tables = Tables(tmp_path, PROSE, seed, None)
+        tables = ExampleTables(tmp_path, PROSE, seed, None)
         for epoch in (0, 3):
-            tables.get(FULL, 16, epoch)
+            tables.get_table(FULL, 16, epoch)
     assert len(list(tmp_path.iterdir())) == 1
 
 
@@ -197,9 +197,9 @@ def test_formats_that_draw_nothing_have_one_table_for_all_seeds_and_passes(tmp_p
 
 
 def test_a_table_is_built_once(tmp_path, monkeypatch):
-    built = Tables(tmp_path, PROSE, 0, 10).get(PAIRS, 16, 3)
-    monkeypatch.setattr(SegmentPairs, "table", lambda *arguments: pytest.fail("it is there"))
-    assert np.array_equal(Tables(tmp_path, PROSE, 0, 10).get(PAIRS, 16, 3), built)
+    built = ExampleTables(tmp_path, PROSE, 0, 10).get_table(PAIRS, 16, 3)
+    monkeypatch.setattr(SegmentPairs, "build_example_table", lambda *arguments: pytest.fail("it is there"))
+    assert np.array_equal(ExampleTables(tmp_path, PROSE, 0, 10).get_table(PAIRS, 16, 3), built)
 
 
 def test_a_table_depends_on_everything_that_makes_it(tmp_path):
@@ -207,47 +207,49 @@ def test_a_table_depends_on_everything_that_makes_it(tmp_path):
         (0, 10, PROSE, PAIRS, 16),
         (1, 10, PROSE, PAIRS, 16),
         (0, 10, prose(name="heldout"), PAIRS, 16),
-        (0, 10, PROSE, replace(PAIRS, short=0.2), 16),
+        (0, 10, PROSE, replace(PAIRS, short_seq_prob=0.2), 16),
         (0, 10, PROSE, SegmentPairs("random"), 16),
         (0, 10, PROSE, PAIRS, 17),
     ]:
-        Tables(tmp_path, split, seed, copies).get(form, length, 0)
+        ExampleTables(tmp_path, split, seed, copies).get_table(form, length, 0)
     assert len(list(tmp_path.iterdir())) == 6
 
 
 def test_the_next_pass_is_built_ahead(opened):
     made = opened()
-    made.batch(0)
-    assert {number for _, _, number in made.tables.open} == {0, 1}
+    made.build_batch(0)
+    assert {number for _, _, number in made.tables.table_futures} == {0, 1}
 
 
 def test_few_tables_are_held_open(opened):
     made = opened()
     for step in range(40):
-        made.batch(step)
-    assert len(made.tables.open) <= 4
+        made.build_batch(step)
+    assert len(made.tables.table_futures) <= 4
 
 
 def test_a_table_does_not_depend_on_how_its_shards_were_cut(tmp_path, monkeypatch):
-    whole = Tables(tmp_path / "a", PROSE, 0, 1).get(PAIRS, 16, 0)
-    monkeypatch.setattr("encoders.data.store.SHARD", 60)
-    assert len(PROSE.shards()) > 3
-    assert np.array_equal(Tables(tmp_path / "b", PROSE, 0, 1).get(PAIRS, 16, 0), whole)
+    whole = ExampleTables(tmp_path / "a", PROSE, 0, 1).get_table(PAIRS, 16, 0)
+    monkeypatch.setattr("encoders.data.store.SHARD_TOKENS", 60)
+    assert len(PROSE.split_shards()) > 3
+    assert np.array_equal(ExampleTables(tmp_path / "b", PROSE, 0, 1).get_table(PAIRS, 16, 0), whole)
 
 
 def test_two_hosts_whose_processes_have_one_number_build_the_same_table(tmp_path, monkeypatch):
     # In containers every training process may be number 1; threads have one number too.
     both, save = threading.Barrier(2, timeout=20), np.save
     monkeypatch.setattr(stream.np, "save", lambda *arguments: (both.wait(), save(*arguments)))
-    hosts = [Tables(tmp_path, PROSE, 0, 1) for _ in range(2)]
-    made = [each.result() for each in [host.ask(PAIRS, 16, 0) for host in hosts]]
+    hosts = [ExampleTables(tmp_path, PROSE, 0, 1) for _ in range(2)]
+    made = [each.result() for each in [host.request_table(PAIRS, 16, 0) for host in hosts]]
     assert np.array_equal(*made)
 
 
 def test_a_token_that_the_vocabulary_has_not_is_named(opened):
-    tokens = np.full_like(PROSE.tokens, FACTS.size)
-    with pytest.raises(ValueError, match=f"has the token {FACTS.size}, and the vocabulary ends at {FACTS.size - 1}"):
-        opened(split=replace(PROSE, tokens=tokens)).batch(0)
+    tokens = np.full_like(PROSE.tokens, FACTS.vocab_size)
+    with pytest.raises(
+        ValueError, match=f"has the token {FACTS.vocab_size}, and the vocabulary ends at {FACTS.vocab_size - 1}"
+    ):
+        opened(split=replace(PROSE, tokens=tokens)).build_batch(0)
 
 
 # Processes
@@ -255,19 +257,19 @@ def test_a_token_that_the_vocabulary_has_not_is_named(opened):
 
 @pytest.mark.parametrize("processes", [2, 3, 6])
 def test_the_rows_of_all_processes_are_the_rows_of_one(opened, processes):
-    phases = tuple(replace(phase, batch=6 * n) for n, phase in enumerate(TWO, 1))
+    phases = tuple(replace(phase, batch_size=6 * n) for n, phase in enumerate(TWO, 1))
     alone = opened(phases, copies=1)
-    shares = [opened(phases, copies=1, held=share(n, processes)) for n in range(processes)]
+    shares = [opened(phases, copies=1, select_local_rows=share(n, processes)) for n in range(processes)]
     for step in range(10):
-        parts = [each.batch(step) for each in shares]
+        parts = [each.build_batch(step) for each in shares]
         together = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        assert same(together, alone.batch(step))
+        assert same(together, alone.build_batch(step))
 
 
 def test_a_process_may_hold_any_rows_of_a_batch(opened):
-    some, whole = opened(held=lambda batch: np.array([0, 3, 4])), opened()
+    some, whole = opened(select_local_rows=lambda batch: np.array([0, 3, 4])), opened()
     for step in range(4):
-        assert same(some.batch(step), {name: rows[[0, 3, 4]] for name, rows in whole.batch(step).items()})
+        assert same(some.build_batch(step), {name: rows[[0, 3, 4]] for name, rows in whole.build_batch(step).items()})
 
 
 # Phases
@@ -275,31 +277,31 @@ def test_a_process_may_hold_any_rows_of_a_batch(opened):
 
 def test_a_step_falls_in_the_phase_that_has_not_ended(opened):
     made = opened(TWO)
-    assert [made.phase(step) for step in (0, 4, 5, 7, 8, 19)] == [TWO[n] for n in (0, 0, 1, 1, 2, 2)]
-    assert [made.batch(step)["tokens"].shape for step in (4, 5, 8)] == [(6, 16), (4, 24), (2, 16)]
+    assert [made.find_phase(step) for step in (0, 4, 5, 7, 8, 19)] == [TWO[n] for n in (0, 0, 1, 1, 2, 2)]
+    assert [made.build_batch(step)["tokens"].shape for step in (4, 5, 8)] == [(6, 16), (4, 24), (2, 16)]
 
 
 def test_examples_are_counted_on_where_format_and_length_come_again(opened):
     made = opened(TWO)
-    assert [made.consumed(step) for step in (0, 1, 4)] == [0, 6, 24]
-    assert [made.consumed(step) for step in (5, 6, 7)] == [0, 4, 8]
-    assert [made.consumed(step) for step in (8, 9, 19)] == [30, 32, 52]
+    assert [made.count_consumed_examples(step) for step in (0, 1, 4)] == [0, 6, 24]
+    assert [made.count_consumed_examples(step) for step in (5, 6, 7)] == [0, 4, 8]
+    assert [made.count_consumed_examples(step) for step in (8, 9, 19)] == [30, 32, 52]
 
 
 def test_a_later_phase_goes_on_with_the_examples_that_were_not_read(opened):
     made = opened(TWO)
-    seen = [name for step in (*range(5), *range(8, 20)) for name in names(made.batch(step))]
+    seen = [name for step in (*range(5), *range(8, 20)) for name in names(made.build_batch(step))]
     (size,) = counts(made, TWO[0], 1)
     assert len(seen) == 54 and len(set(seen)) == 54
     assert {id for epoch, id in seen if epoch == 0} == set(range(min(size, 54)))
 
 
 def test_phases_of_another_format_count_apart(opened):
-    phases = (replace(ONE[0], until=3), Phase(until=6, length=16, batch=6, format=FULL))
-    assert [opened(phases).consumed(step) for step in range(6)] == [0, 6, 12, 0, 6, 12]
+    phases = (replace(ONE[0], until_step=3), Phase(until_step=6, seq_length=16, batch_size=6, format=FULL))
+    assert [opened(phases).count_consumed_examples(step) for step in range(6)] == [0, 6, 12, 0, 6, 12]
 
 
-@pytest.mark.parametrize("wrong", [{"until": 0}, {"length": 7}, {"batch": 0}])
+@pytest.mark.parametrize("wrong", [{"until_step": 0}, {"seq_length": 7}, {"batch_size": 0}])
 def test_a_phase_that_cannot_be_is_refused_by_name(wrong):
     ((name, value),) = wrong.items()
     with pytest.raises(ValueError, match=f"phases.{name}={value} must be at least"):

@@ -14,14 +14,14 @@ import pytest
 
 import encoders
 from encoders.data import work_units
-from encoders.data.beam_runner import Beam, Here, Unfinished
-from encoders.data.filters import Filters
-from encoders.data.prepare import Data, key, prepared
-from encoders.data.repair import damaged, repair
-from encoders.data.work_units import Work
+from encoders.data.beam_runner import BeamRunner, LocalRunner, UnfinishedWork
+from encoders.data.filters import CorpusFilters
+from encoders.data.prepare import PretrainingData, compute_store_key, prepare_store
+from encoders.data.repair import find_damaged_units, repair_store
+from encoders.data.work_units import PreparationJob
 from encoders.text import corpus
 from encoders.text.source import CorpusError
-from encoders.text.tokenization import Vocabulary
+from encoders.text.tokenization import TokenizerSpec
 from tests.data.test_prepare import FILES, content
 from tests.texts import made_up, write, written
 
@@ -29,69 +29,75 @@ from tests.texts import made_up, write, written
 @pytest.fixture
 def data(tmp_path, monkeypatch):
     """A corpus of seven units: of a text file four, of a compressed one, of JSON lines two."""
-    monkeypatch.setattr(corpus, "PART", 3000)
+    monkeypatch.setattr(corpus, "RANGE_BYTES", 3000)
     first = write(tmp_path / "a.txt", documents=40)
     packed = tmp_path / "b.txt.gz"
     packed.write_bytes(gzip.compress(write(tmp_path / "b", documents=20, seed=1).read_bytes()))
     lines = tmp_path / "c.jsonl"
     lines.write_text("".join(json.dumps({"text": "\n".join(d)}) + "\n" for d in made_up(20, seed=2)))
-    made = Data((str(first), str(packed), str(lines)), Vocabulary(size=300), heldout=0.2, folder=str(tmp_path / "s"))
-    assert len(Work(made, tmp_path).units()) > 6
+    made = PretrainingData(
+        (str(first), str(packed), str(lines)),
+        TokenizerSpec(vocab_size=300),
+        heldout_fraction=0.2,
+        store_dir=str(tmp_path / "s"),
+    )
+    assert len(PreparationJob(made, tmp_path).list_units()) > 6
     return made
 
 
 def elsewhere(data, name="2"):
-    return replace(data, folder=f"{data.folder}-{name}")
+    return replace(data, store_dir=f"{data.store_dir}-{name}")
 
 
 def sentences(store):
     """What all documents of a store say, sorted."""
     say = lambda split, j: " ".join(
-        store.tokenizer.decode(split.tokens[a:b]) for a, b in zip(split.offsets(j), split.offsets(j)[1:], strict=False)
+        store.tokenizer.decode(split.tokens[a:b])
+        for a, b in zip(split.get_sentence_offsets(j), split.get_sentence_offsets(j)[1:], strict=False)
     )
-    return sorted(say(split, j) for split in (store.train, store.heldout) for j in range(split.size))
+    return sorted(say(split, j) for split in (store.train_split, store.eval_split) for j in range(split.num_documents))
 
 
 def test_the_store_is_the_same_whatever_the_number_of_processes(data):
     said = []
-    assert content(prepared(data)) == content(prepared(elsewhere(data), said.append, Here(2)))
+    assert content(prepare_store(data)) == content(prepare_store(elsewhere(data), said.append, LocalRunner(2)))
     assert any(line.startswith("tokens: ") and "units" in line for line in said)
 
 
 def test_the_store_is_the_same_whatever_the_size_of_the_units_but_for_what_is_held_out(data, monkeypatch):
-    small = prepared(data)
-    monkeypatch.setattr(corpus, "PART", 1 << 20)
-    large = prepared(elsewhere(data))
-    assert len(large.meta["parts"]) == 3 < len(small.meta["parts"])
+    small = prepare_store(data)
+    monkeypatch.setattr(corpus, "RANGE_BYTES", 1 << 20)
+    large = prepare_store(elsewhere(data))
+    assert len(large.metadata["parts"]) == 3 < len(small.metadata["parts"])
     assert sentences(large) == sentences(small)
 
 
 def test_every_document_is_in_one_unit_wherever_a_file_is_cut(tmp_path, monkeypatch):
     path = written(tmp_path / "a.txt", made_up(12))
-    whole = list(corpus.documents((str(path),), "lines"))
+    whole = list(corpus.read_corpus_documents((str(path),), "lines"))
     for size in (1, 7, 100, 1000, 5000):
-        assert list(corpus.documents((str(path),), "lines", part=size)) == whole
+        assert list(corpus.read_corpus_documents((str(path),), "lines", range_bytes=size)) == whole
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps({"text": "\n".join(d)}) + "\n" for d in whole))
     for size in (1, 7, 100, 1000):
-        assert list(corpus.documents((str(path),), "lines", part=size)) == whole
+        assert list(corpus.read_corpus_documents((str(path),), "lines", range_bytes=size)) == whole
 
 
 def test_a_finished_unit_is_not_made_again(data, monkeypatch):
     with pytest.raises(OSError):
-        prepared(data, runner=Stops(after=3))
-    parts = sorted((Path(data.folder) / f".{key(data)}.work" / "parts").iterdir())
+        prepare_store(data, runner=Stops(after=3))
+    parts = sorted((Path(data.store_dir) / f".{compute_store_key(data)}.work" / "parts").iterdir())
     assert [path.name for path in parts] == ["000000", "000001", "000002"]
-    made, write_part = [], work_units.write_part
+    made, write_part = [], work_units.write_finished_unit
 
     def counted(work, unit, path, say):
-        made.append(unit.number)
+        made.append(unit.unit_index)
         write_part(work, unit, path, say)
 
-    monkeypatch.setattr(work_units, "write_part", counted)
-    again = prepared(data)
-    assert made == list(range(3, len(again.meta["parts"])))
-    assert content(again) == content(prepared(elsewhere(data)))
+    monkeypatch.setattr(work_units, "write_finished_unit", counted)
+    again = prepare_store(data)
+    assert made == list(range(3, len(again.metadata["parts"])))
+    assert content(again) == content(prepare_store(elsewhere(data)))
 
 
 class Stops:
@@ -100,59 +106,59 @@ class Stops:
     def __init__(self, after):
         self.after = after
 
-    def check(self):
+    def check_available(self):
         pass
 
-    def run(self, function, items, done, say):
+    def run_items(self, function, items, on_done, log):
         for item in items[: self.after]:
-            function(item, say)
+            function(item, log)
         raise OSError("the power is gone")
 
 
 def test_a_damaged_part_of_interrupted_work_is_noticed_and_made_again(data):
     with pytest.raises(OSError):
-        prepared(data, runner=Stops(after=3))
-    part = Path(data.folder) / f".{key(data)}.work" / "parts" / "000001"
+        prepare_store(data, runner=Stops(after=3))
+    part = Path(data.store_dir) / f".{compute_store_key(data)}.work" / "parts" / "000001"
     flip(part / "train" / "tokens.bin", 10)
     said = []
-    again = prepared(data, said.append)
+    again = prepare_store(data, said.append)
     assert [line for line in said if "damaged" in line] == [
-        f"part 1 ({again.meta['parts'][1]['of']}) is damaged, and made again"
+        f"part 1 ({again.metadata['parts'][1]['of']}) is damaged, and made again"
     ]
-    assert content(again) == content(prepared(elsewhere(data)))
+    assert content(again) == content(prepare_store(elsewhere(data)))
 
 
 def test_damaged_counts_of_interrupted_work_are_noticed_too(data):
     with pytest.raises(OSError):
-        prepared(data, runner=Stops(after=2))
-    os.truncate(Path(data.folder) / f".{key(data)}.work" / "parts" / "000000" / "counts.npy", 100)
-    assert prepared(data).meta["facts"] == prepared(elsewhere(data)).meta["facts"]
+        prepare_store(data, runner=Stops(after=2))
+    os.truncate(Path(data.store_dir) / f".{compute_store_key(data)}.work" / "parts" / "000000" / "counts.npy", 100)
+    assert prepare_store(data).metadata["facts"] == prepare_store(elsewhere(data)).metadata["facts"]
 
 
 def test_what_is_finished_stays_when_a_worker_is_killed_or_a_runner_is_missing(data, monkeypatch):
     with pytest.raises(OSError):
-        prepared(data, runner=Stops(after=3))
-    parts = Path(data.folder) / f".{key(data)}.work" / "parts"
-    monkeypatch.setattr(Here, "run", lambda *given: Killed.run(*given))
-    with pytest.raises(Unfinished, match="was ended from outside"):
-        prepared(data)
+        prepare_store(data, runner=Stops(after=3))
+    parts = Path(data.store_dir) / f".{compute_store_key(data)}.work" / "parts"
+    monkeypatch.setattr(LocalRunner, "run_items", lambda *given: Killed.run_items(*given))
+    with pytest.raises(UnfinishedWork, match="was ended from outside"):
+        prepare_store(data)
     assert len(list(parts.iterdir())) == 3
     monkeypatch.setitem(sys.modules, "apache_beam", None)
     with pytest.raises(CorpusError, match="needs apache_beam"):
-        prepared(data, runner=Beam("DirectRunner"))
+        prepare_store(data, runner=BeamRunner("DirectRunner"))
     assert len(list(parts.iterdir())) == 3
 
 
 class Killed:
-    def run(self, function, items, done, say):
-        raise Unfinished("it was ended from outside")
+    def run_items(self, function, items, on_done, log):
+        raise UnfinishedWork("it was ended from outside")
 
 
 def test_items_that_are_cut_otherwise_are_another_store(tmp_path):
     for number in range(2):
         write(tmp_path / f"{number}.txt", documents=10, seed=number)
-    made = lambda *names: Data(tuple(str(tmp_path / name) for name in names), Vocabulary(size=300))
-    assert key(made("*.txt")) != key(made("0.txt", "1.txt"))
+    made = lambda *names: PretrainingData(tuple(str(tmp_path / name) for name in names), TokenizerSpec(vocab_size=300))
+    assert compute_store_key(made("*.txt")) != compute_store_key(made("0.txt", "1.txt"))
 
 
 def flip(path, place):
@@ -166,20 +172,20 @@ def flip(path, place):
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_damaged_part_of_a_store_is_named_and_rebuilt(data, name):
-    store = prepared(data)
+    store = prepare_store(data)
     whole = content(store)
-    assert damaged(store) == []
+    assert find_damaged_units(store) == []
     flip(store.path / name, (store.path / name).stat().st_size // 2)
-    (number,) = damaged(store)
+    (number,) = find_damaged_units(store)
     (store.path / "tables").mkdir()
-    repair(store, data, [number])
-    assert content(store) == whole and damaged(store) == []
+    repair_store(store, data, [number])
+    assert content(store) == whole and find_damaged_units(store) == []
     assert sorted(path.name for path in store.path.iterdir()) == ["heldout", "store.json", "tokenizer.json", "train"]
 
 
 @pytest.mark.parametrize("harm", ["cut", "long", "gone", "start"])
 def test_a_file_that_is_cut_off_or_gone_or_too_long_is_rebuilt(data, harm):
-    store = prepared(data)
+    store = prepare_store(data)
     whole, path = content(store), store.path / "train" / ("tokens.bin" if harm == "cut" else "documents.bin")
     if harm == "cut":
         os.truncate(path, 1000)
@@ -189,66 +195,67 @@ def test_a_file_that_is_cut_off_or_gone_or_too_long_is_rebuilt(data, harm):
         flip(path, 0)
     else:
         path.write_bytes(path.read_bytes() + bytes(8))
-    numbers = damaged(store)
+    numbers = find_damaged_units(store)
     assert len(numbers) > 2
-    repair(store, data, numbers, runner=Here(2 if harm == "cut" else 1))
-    assert content(store) == whole and damaged(store) == []
+    repair_store(store, data, numbers, runner=LocalRunner(2 if harm == "cut" else 1))
+    assert content(store) == whole and find_damaged_units(store) == []
 
 
 def test_a_repair_that_cannot_be_leaves_the_store_as_it_is(data):
-    store = prepared(data)
+    store = prepare_store(data)
     (store.path / "tables").mkdir()
     tokenizer = store.path / "tokenizer.json"
     changed = tokenizer.read_text().replace('"ta"', '"TA"')
     with open(tokenizer, "w") as file:
         file.write(changed)
     with pytest.raises(ValueError, match="tokenizer.json of .* has changed: remove the store"):
-        damaged(store)
+        find_damaged_units(store)
     before = content(store)
     with pytest.raises(ValueError, match="part 0 of .* comes out otherwise than it was: prepare it anew"):
-        repair(store, data, [0])
+        repair_store(store, data, [0])
     assert content(store) == before and (store.path / "tables").exists()
-    assert [path.name for path in Path(data.folder).iterdir()] == [store.key]
+    assert [path.name for path in Path(data.store_dir).iterdir()] == [store.key]
 
 
 def test_a_vocabulary_is_trained_on_all_units_the_beginning_of_each_first(tmp_path, monkeypatch):
-    monkeypatch.setattr(corpus, "PART", 1)
-    monkeypatch.setattr(work_units, "SAMPLED", 4)
+    monkeypatch.setattr(corpus, "RANGE_BYTES", 1)
+    monkeypatch.setattr(work_units, "MAX_SAMPLED_UNITS", 4)
     for number in range(10):
         written(tmp_path / f"{number}.txt", [[f"{number} {i} words."] for i in range(5)])
-    made = Data((str(tmp_path / "*.txt"),), Vocabulary(size=300, sample=80), "lines")
-    work = Work(made, tmp_path)
-    todo = work.units()
+    made = PretrainingData((str(tmp_path / "*.txt"),), TokenizerSpec(vocab_size=300, train_chars=80), "lines")
+    work = PreparationJob(made, tmp_path)
+    todo = work.list_units()
     assert len(todo) == 50
-    read = [document[0].split()[:2] for document in work_units.sample(work, todo)]
+    read = [document[0].split()[:2] for document in work_units.sample_documents(work, todo)]
     assert len(read) == 50 and len(set(map(tuple, read))) == 50
     first = [int(file) * 5 + int(i) for file, i in read[:4]]
     assert first == [0, 13, 26, 39]
 
 
 def test_a_store_is_not_repaired_with_another_corpus(data):
-    store = prepared(data)
+    store = prepare_store(data)
     with pytest.raises(ValueError, match="was made of another corpus or vocabulary"):
-        repair(store, replace(data, corpus=data.corpus[:1]), [0])
+        repair_store(store, replace(data, corpus=data.corpus[:1]), [0])
 
 
 KILLED = """
 import sys
-from encoders.data.prepare import Data, prepared
+from encoders.data.prepare import PretrainingData, prepare_store
 from encoders.text import corpus
-from encoders.text.tokenization import Vocabulary
+from encoders.text.tokenization import TokenizerSpec
 if __name__ == "__main__":
-    corpus.PART = 3000
-    data = Data(tuple(sys.argv[2:]), Vocabulary(size=300), heldout=0.2, folder=sys.argv[1])
+    corpus.RANGE_BYTES = 3000
+    tokenizer = TokenizerSpec(vocab_size=300)
+    data = PretrainingData(tuple(sys.argv[2:]), tokenizer, heldout_fraction=0.2, store_dir=sys.argv[1])
     print("ready", flush=True)
-    prepared(data)
+    prepare_store(data)
 """
 
 
 @pytest.mark.live
 def test_preparation_that_is_killed_at_random_moments_ends_with_the_same_bytes(data):
-    command = [sys.executable, "-c", KILLED, data.folder, *data.corpus]
-    path, killed, draw = Path(data.folder) / key(data), 0, random.Random(os.urandom(8))
+    command = [sys.executable, "-c", KILLED, data.store_dir, *data.corpus]
+    path, killed, draw = Path(data.store_dir) / compute_store_key(data), 0, random.Random(os.urandom(8))
     while not path.exists():
         process = subprocess.Popen(
             command, env=os.environ | {"PYTHONPATH": str(Path(encoders.__file__).parents[1])}, stdout=subprocess.PIPE
@@ -259,39 +266,42 @@ def test_preparation_that_is_killed_at_random_moments_ends_with_the_same_bytes(d
             process.send_signal(signal.SIGKILL)
         killed += 1
     print(f"killed {killed} times")
-    assert content(prepared(data)) == content(prepared(elsewhere(data)))
+    assert content(prepare_store(data)) == content(prepare_store(elsewhere(data)))
 
 
 FULL = """
 import resource, signal, sys
-from encoders.data.prepare import Data, prepared
-from encoders.text.tokenization import Vocabulary
+from encoders.data.prepare import PretrainingData, prepare_store
+from encoders.text.tokenization import TokenizerSpec
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (8000, 8000))  # no file may grow beyond
-prepared(Data(tuple(sys.argv[2:]), Vocabulary(path=sys.argv[1] + "/vocab"), heldout=0.2, folder=sys.argv[1]))
+tokenizer = TokenizerSpec(path=sys.argv[1] + "/vocab")
+prepare_store(PretrainingData(tuple(sys.argv[2:]), tokenizer, heldout_fraction=0.2, store_dir=sys.argv[1]))
 """
 
 
 def test_a_disk_that_fills_up_is_named_and_leaves_nothing_that_looks_whole(data):
-    tokenizer = prepared(elsewhere(data)).path / "tokenizer.json"
-    vocabulary = Path(data.folder) / "vocab" / "tokenizer.json"
+    tokenizer = prepare_store(elsewhere(data)).path / "tokenizer.json"
+    vocabulary = Path(data.store_dir) / "vocab" / "tokenizer.json"
     vocabulary.parent.mkdir(parents=True)
     vocabulary.write_bytes(tokenizer.read_bytes())
     environment = os.environ | {"PYTHONPATH": str(Path(encoders.__file__).parents[1])}
-    command = [sys.executable, "-c", FULL, data.folder, data.corpus[0]]
+    command = [sys.executable, "-c", FULL, data.store_dir, data.corpus[0]]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert f"ValueError: no space is left in {data.folder} for the store; what is finished is kept in" in done.stderr
-    assert not [path for path in Path(data.folder).glob("*/store.json")]
-    assert prepared(replace(data, vocabulary=Vocabulary(path=str(vocabulary)))).train.size
+    assert f"ValueError: no space is left in {data.store_dir} for the store; what is finished is kept in" in done.stderr
+    assert not [path for path in Path(data.store_dir).glob("*/store.json")]
+    assert prepare_store(replace(data, tokenizer=TokenizerSpec(path=str(vocabulary)))).train_split.num_documents
 
 
 def test_a_glob_of_small_files_is_few_units_and_reads_in_the_order_of_names(tmp_path):
     for number, document in enumerate(made_up(30)):
         written(tmp_path / f"{number:02}.txt", [document])
-    made = Data((str(tmp_path / "*.txt"),), Vocabulary(size=300), heldout=0.2, folder=str(tmp_path / "s"))
-    store = prepared(made)
-    assert len(store.meta["parts"]) == 1 and store.train.size + store.heldout.size == 30
-    assert store.meta["parts"][0]["of"].endswith("29.txt from 0 to " + f"{(tmp_path / '29.txt').stat().st_size:,}")
+    made = PretrainingData(
+        (str(tmp_path / "*.txt"),), TokenizerSpec(vocab_size=300), heldout_fraction=0.2, store_dir=str(tmp_path / "s")
+    )
+    store = prepare_store(made)
+    assert len(store.metadata["parts"]) == 1 and store.train_split.num_documents + store.eval_split.num_documents == 30
+    assert store.metadata["parts"][0]["of"].endswith("29.txt from 0 to " + f"{(tmp_path / '29.txt').stat().st_size:,}")
 
 
 # What is left out
@@ -309,88 +319,95 @@ def repeating(tmp_path):
         ["All rights are ours."],
     ]
     path = written(tmp_path / "r.txt", lines)
-    return Data((str(path),), Vocabulary(size=300), "lines", heldout=0.01, folder=str(tmp_path / "s"))
+    return PretrainingData(
+        (str(path),), TokenizerSpec(vocab_size=300), "lines", heldout_fraction=0.01, store_dir=str(tmp_path / "s")
+    )
 
 
 def said(data, runner=None, **given):
-    store = prepared(replace(data, filters=Filters(**given)), runner=runner or Here())
-    return [text.replace(" .", ".") for text in sentences(store)], store.meta["filtered"]
+    store = prepare_store(replace(data, filters=CorpusFilters(**given)), runner=runner or LocalRunner())
+    return [text.replace(" .", ".") for text in sentences(store)], store.metadata["filtered"]
 
 
 def test_of_equal_documents_the_first_one_stays(repeating):
-    texts, counts = said(repeating, duplicates="documents")
+    texts, counts = said(repeating, deduplicate="documents")
     assert counts == {"documents read": 7, "duplicate documents": 1}
     assert sum("pen den ten" in text for text in texts) == 1 and len(texts) == 6
 
 
 def test_of_equal_paragraphs_the_first_one_stays(repeating):
-    texts, counts = said(repeating, duplicates="paragraphs")
+    texts, counts = said(repeating, deduplicate="paragraphs")
     assert counts == {"documents read": 7, "duplicate paragraphs": 5, "documents without a paragraph left": 2}
     assert sorted(texts)[1:] == ["no.", "pen den ten.", "sun bun run.", "tan man ran. all rights are ours."]
 
 
 def test_boilerplate_goes_wherever_it_stands(repeating):
-    texts, counts = said(repeating, boilerplate=3)
+    texts, counts = said(repeating, max_paragraph_repeats=3)
     assert counts["boilerplate paragraphs"] == 4 and counts["documents without a paragraph left"] == 1
     assert not any("rights" in text for text in texts) and sum("tan man" in text for text in texts) == 2
 
 
 def test_short_documents_and_those_with_few_letters_go(repeating):
-    texts, counts = said(repeating, characters=18, letters=0.5)
+    texts, counts = said(repeating, min_characters=18, min_letter_fraction=0.5)
     assert counts == {"documents read": 7, "short documents": 4}
-    texts, counts = said(repeating, letters=0.5)
+    texts, counts = said(repeating, min_letter_fraction=0.5)
     assert counts == {"documents read": 7, "documents with few letters": 1} and len(texts) == 6
 
 
 def test_what_is_left_out_for_its_length_is_no_first_copy(repeating):
-    texts, counts = said(repeating, duplicates="paragraphs", characters=18)
+    texts, counts = said(repeating, deduplicate="paragraphs", min_characters=18)
     assert counts["short documents"] == 4 and counts["duplicate paragraphs"] == 3
     assert sum("all rights" in text for text in texts) == 1
 
 
 def test_letters_are_those_of_every_script():
-    from encoders.data.filters import letters
+    from encoders.data.filters import compute_letter_fraction
 
-    assert letters(["नमस्ते दुनिया"]) == letters(["日本語"]) == letters(["é e\u0301"]) == 1.0
-    assert letters(["ab 12"]) == 0.5 and letters(["..."]) == 0.0
+    assert (
+        compute_letter_fraction(["नमस्ते दुनिया"])
+        == compute_letter_fraction(["日本語"])
+        == compute_letter_fraction(["é e\u0301"])
+        == 1.0
+    )
+    assert compute_letter_fraction(["ab 12"]) == 0.5 and compute_letter_fraction(["..."]) == 0.0
 
 
 def test_duplicates_are_found_over_all_units_in_any_number_of_buckets_and_processes(data, monkeypatch):
-    repeated = replace(data, corpus=(*data.corpus, data.corpus[0]), filters=Filters(duplicates="documents"))
-    one = prepared(repeated)
-    assert one.meta["filtered"]["duplicate documents"] == 40
-    monkeypatch.setattr(work_units, "BUCKET", 10)
-    many = prepared(elsewhere(repeated), runner=Here(2))
+    repeated = replace(data, corpus=(*data.corpus, data.corpus[0]), filters=CorpusFilters(deduplicate="documents"))
+    one = prepare_store(repeated)
+    assert one.metadata["filtered"]["duplicate documents"] == 40
+    monkeypatch.setattr(work_units, "MAX_BUCKET_HASHES", 10)
+    many = prepare_store(elsewhere(repeated), runner=LocalRunner(2))
     assert content(one) == content(many)
-    paragraphs = replace(repeated, filters=Filters(duplicates="paragraphs"))
-    assert sentences(prepared(paragraphs))
+    paragraphs = replace(repeated, filters=CorpusFilters(deduplicate="paragraphs"))
+    assert sentences(prepare_store(paragraphs))
 
 
 def test_what_is_left_out_counts_in_the_key_only_where_something_is(data):
-    assert key(replace(data, filters=Filters())) == key(data)
-    assert key(replace(data, filters=Filters(characters=1))) != key(data)
+    assert compute_store_key(replace(data, filters=CorpusFilters())) == compute_store_key(data)
+    assert compute_store_key(replace(data, filters=CorpusFilters(min_characters=1))) != compute_store_key(data)
 
 
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        ({"duplicates": "lines"}, "filters.duplicates='lines' must be 'kept', 'documents' or 'paragraphs'"),
-        ({"boilerplate": 0}, "filters.boilerplate=0 must be at least 1 occurrence, or None"),
-        ({"characters": -1}, "filters.characters=-1 must be at least 0"),
-        ({"letters": 1.5}, "filters.letters=1.5 must be a share from 0 to 1"),
+        ({"deduplicate": "lines"}, "filters.deduplicate='lines' must be 'kept', 'documents' or 'paragraphs'"),
+        ({"max_paragraph_repeats": 0}, "filters.max_paragraph_repeats=0 must be at least 1 occurrence, or None"),
+        ({"min_characters": -1}, "filters.min_characters=-1 must be at least 0"),
+        ({"min_letter_fraction": 1.5}, "filters.min_letter_fraction=1.5 must be a share from 0 to 1"),
     ],
 )
 def test_filters_that_cannot_be_are_refused_by_name(wrong, message):
     with pytest.raises(ValueError, match=message):
-        Filters(**wrong)
+        CorpusFilters(**wrong)
 
 
 # Runners
 
 
 def test_a_worker_that_is_killed_is_named_with_its_remedy(data):
-    with pytest.raises(Unfinished, match="one of 2 workers was ended from outside.*fewer --workers"):
-        Here(2).run(end, [1, 2, 3], lambda count: None, print)
+    with pytest.raises(UnfinishedWork, match="one of 2 workers was ended from outside.*fewer --workers"):
+        LocalRunner(2).run_items(end, [1, 2, 3], lambda count: None, print)
 
 
 def end(item, say=None):
@@ -401,8 +418,8 @@ def test_an_error_in_a_worker_is_that_of_the_unit(data):
     with open(data.corpus[0], "ab") as file:
         file.write(b"\n\n" + b"caf\xe9\n")
     with pytest.raises(CorpusError, match=r"a\.txt:\d+: the line is not UTF-8"):
-        prepared(data, runner=Here(2))
-    assert not Path(data.folder).exists()
+        prepare_store(data, runner=LocalRunner(2))
+    assert not Path(data.store_dir).exists()
 
 
 def test_a_runner_without_beam_is_named_with_its_remedy(data, monkeypatch):
@@ -410,13 +427,15 @@ def test_a_runner_without_beam_is_named_with_its_remedy(data, monkeypatch):
     with pytest.raises(
         CorpusError, match=r"--runner DirectRunner needs apache_beam .*: pip install 'encoders\[beam\]'"
     ):
-        prepared(data, runner=Beam("DirectRunner"))
+        prepare_store(data, runner=BeamRunner("DirectRunner"))
 
 
 @pytest.mark.live
 def test_beams_direct_runner_makes_the_same_store(data):
     pytest.importorskip("apache_beam")
-    filtered = replace(data, filters=Filters(duplicates="paragraphs"))
+    filtered = replace(data, filters=CorpusFilters(deduplicate="paragraphs"))
     for each in (data, filtered):
-        assert content(prepared(each)) == content(prepared(elsewhere(each), runner=Beam("DirectRunner")))
-    assert np.array_equal(prepared(data).train.tokens, prepared(elsewhere(data)).train.tokens)
+        assert content(prepare_store(each)) == content(
+            prepare_store(elsewhere(each), runner=BeamRunner("DirectRunner"))
+        )
+    assert np.array_equal(prepare_store(data).train_split.tokens, prepare_store(elsewhere(data)).train_split.tokens)

@@ -5,7 +5,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from encoders.objectives.replaced_tokens import ReplacedTokens
+from encoders.objectives.replaced_tokens import ReplacedTokenDetection
 from encoders.run.run import Run
 
 
@@ -19,30 +19,30 @@ def batch_of(inputs: dict[str, np.ndarray]) -> dict:
 
 def everything(module, batch: dict) -> dict:
     """Hidden states, and what each head of a bound module says."""
-    lone = isinstance(module.objective, ReplacedTokens)
+    lone = isinstance(module.objective, ReplacedTokenDetection)
     encoder = module.discriminator if lone else module.encoder
     rest = (batch["example"], batch["segments"], batch["positions"])
-    out = {"hidden": encoder(batch["tokens"], *rest, collect=True)}
+    out = {"hidden": encoder(batch["tokens"], *rest, output_hidden_states=True)}
     first = out["hidden"][-1][:, :1]
     if lone:
-        out["replaced"] = module.judge(batch)
+        out["replaced"] = module.compute_replaced_logits(batch)
     if hasattr(module, "tokens"):
-        out["tokens"] = module.predict(batch)
+        out["tokens"] = module.compute_token_logits(batch)
     if hasattr(module, "pair"):
         out["pair"] = module.pair(module.pooler(first))[:, 0]
     elif hasattr(module, "pooler") and not hasattr(module, "classes"):
         out["pooled"] = module.pooler(first)[:, 0]
     if hasattr(module, "classes"):
-        out["classes"] = module.logits(batch)[:, 0]
+        out["classes"] = module.compute_logits(batch)[:, 0]
     if hasattr(module, "spans"):
-        out["spans"] = module.logits(batch)[0]
+        out["spans"] = module.compute_logits(batch)[0]
     return out
 
 
 def ours(run: Path, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The outputs of the run in a folder."""
     opened = Run.open(run)
-    _, params = opened.params()
+    _, params = opened.load_params()
     out = opened.module.apply({"params": params}, batch_of(inputs), method=everything)
     return {name: np.asarray(array) for name, array in out.items()}
 

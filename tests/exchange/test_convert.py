@@ -14,15 +14,15 @@ import pytest
 
 import launch
 from encoders.exchange.convert import export_run, import_checkpoint
-from encoders.exchange.weights import CheckpointError, weights
-from encoders.experiment import Network
+from encoders.exchange.weights import CheckpointError, read_weights
+from encoders.experiment import RunSpec
 from encoders.families import bert
-from encoders.inference.predictor import load
+from encoders.inference.predictor import load_predictor
 from encoders.model import layers
-from encoders.objectives.masked_lm import Joint
-from encoders.run.run import Run, RunError, record
+from encoders.objectives.masked_lm import MaskedLM
+from encoders.run.run import Run, RunError, build_run_record
 from encoders.training.checkpoint import save_params
-from encoders.training.step import parameters
+from encoders.training.step import init_params
 from encoders.utils.files import write_json
 from tests.exchange.outputs import furthest, ours
 from tests.exchange.references import CASES, HOME
@@ -32,12 +32,12 @@ TOLERANCE = 1e-5
 
 
 def brought_in(name, run, folder=None):
-    import_checkpoint(folder or HOME / name, run, vocabulary=HOME / "vocabularies" / CASES[name].family)
+    import_checkpoint(folder or HOME / name, run, tokenizer_files=HOME / "vocabularies" / CASES[name].family)
     return run
 
 
 def params_of(run) -> dict:
-    return Run.open(run).params()[1]
+    return Run.open(run).load_params()[1]
 
 
 def same(a, b) -> bool:
@@ -77,8 +77,8 @@ def test_hidden_states_and_every_logit_equal_those_of_transformers(name, tmp_pat
     """With every implementation of attention; those of cuDNN as XLA computes them, for a CPU has no cuDNN."""
     run = brought_in(name, tmp_path / "run")
     with np.load(HOME / name / "expected.npz") as expected:
-        for how in layers.ATTENTION.values():
-            monkeypatch.setitem(layers.ATTENTION, "xla", how)
+        for how in layers.ATTENTION_IMPLS.values():
+            monkeypatch.setitem(layers.ATTENTION_IMPLS, "xla", how)
             assert max(furthest(ours(run, expected), expected).values()) < TOLERANCE
 
 
@@ -88,16 +88,16 @@ def test_an_export_comes_back_as_it_was_to_the_bit(name, tmp_path):
     export_run(run, tmp_path / "out")
     import_checkpoint(tmp_path / "out", tmp_path / "again")
     before, after = Run.open(run), Run.open(tmp_path / "again")
-    assert same(before.params()[1], after.params()[1])
-    assert before.network.model.computes() == after.network.model.computes()
-    assert before.network.objective == after.network.objective
-    assert before.facts == after.facts and before.tokenizer.same_ids(after.tokenizer)
+    assert same(before.load_params()[1], after.load_params()[1])
+    assert before.spec.model.collect_computation_fields() == after.spec.model.collect_computation_fields()
+    assert before.spec.objective == after.spec.objective
+    assert before.vocab == after.vocab and before.tokenizer.has_same_ids(after.tokenizer)
 
 
 def test_published_tensors_leave_under_the_names_they_came_with(tmp_path):
     brought_in("bert-pretraining", tmp_path / "run")
     export_run(tmp_path / "run", tmp_path / "out")
-    before, after = weights(HOME / "bert-pretraining")[0], weights(tmp_path / "out")[0]
+    before, after = read_weights(HOME / "bert-pretraining")[0], read_weights(tmp_path / "out")[0]
     assert before.keys() == after.keys()
     assert all(np.array_equal(before[name].read(), after[name].read()) for name in before)
 
@@ -109,9 +109,9 @@ def test_a_projection_that_google_does_not_have_leaves_as_the_identity(tmp_path)
     eye = {f"{name}.weight": np.eye(12, dtype=np.float32), f"{name}.bias": np.zeros(12, np.float32)}
     rewrite(folder, lambda tensors: tensors | eye)
     run = brought_in("albert-masked", tmp_path / "run", folder)
-    assert "project" not in params_of(run)["encoder"] and not Run.open(run).network.model.projects
+    assert "project" not in params_of(run)["encoder"] and not Run.open(run).spec.model.has_embedding_projection
     export_run(run, tmp_path / "out")
-    again = weights(tmp_path / "out")[0]
+    again = read_weights(tmp_path / "out")[0]
     assert all(np.array_equal(again[name].read(), value) for name, value in eye.items())
     import_checkpoint(tmp_path / "out", tmp_path / "again")
     assert same(params_of(run), params_of(tmp_path / "again"))
@@ -120,14 +120,14 @@ def test_a_projection_that_google_does_not_have_leaves_as_the_identity(tmp_path)
 def test_the_generator_of_a_pair_has_the_embeddings_it_shares_only_once(tmp_path):
     params = params_of(brought_in("electra-pair", tmp_path / "run"))
     assert "embed" in params["discriminator"] and "embed" not in params["generator"]
-    assert Run.open(tmp_path / "run").network.objective.tie == "embeddings"
+    assert Run.open(tmp_path / "run").spec.objective.tie == "embeddings"
 
 
 def test_a_generator_that_shares_nothing_is_kept_apart(tmp_path):
     folder = copied("electra-pair", tmp_path / "theirs")
     rewrite(folder, lambda tensors: {name: value + 1 for name, value in tensors.items()})
     run = brought_in("electra-pair", tmp_path / "run", folder)
-    assert Run.open(run).network.objective.tie == "none"
+    assert Run.open(run).spec.objective.tie == "none"
     export_run(run, tmp_path / "out")
     import_checkpoint(tmp_path / "out", tmp_path / "again")
     assert same(params_of(run), params_of(tmp_path / "again"))
@@ -149,19 +149,19 @@ def test_a_pooler_that_comes_along_without_its_task_is_kept_until_a_class_has_no
     folder = copied("bert-pretraining", tmp_path / "theirs")
     rewrite(folder, lambda tensors: {name: x for name, x in tensors.items() if "seq_relationship" not in name})
     run = brought_in("bert-pretraining", tmp_path / "run", folder)
-    assert Run.open(run).network.objective.sentences is None and "pooler" in params_of(run)
+    assert Run.open(run).spec.objective.sentence_task is None and "pooler" in params_of(run)
     said = []
-    export_run(run, tmp_path / "out", say=said.append)
+    export_run(run, tmp_path / "out", log=said.append)
     assert said == [f"{tmp_path / 'out'}: BertForMaskedLM without the pooler"]
-    kept = {name for name in weights(folder)[0] if "pooler" not in name}
-    assert weights(tmp_path / "out")[0].keys() == kept
+    kept = {name for name in read_weights(folder)[0] if "pooler" not in name}
+    assert read_weights(tmp_path / "out")[0].keys() == kept
     assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"] == ["BertForMaskedLM"]
 
 
 def test_only_a_run_with_a_masked_token_head_fills_in(tmp_path):
-    run = load(brought_in("bert-classes", tmp_path / "run"))
+    run = load_predictor(brought_in("bert-classes", tmp_path / "run"))
     with pytest.raises(RunError, match="no masked-token head, only classes, encoder, pooler"):
-        next(run.fill(["tan [MASK]"]))
+        next(run.fill_masks(["tan [MASK]"]))
 
 
 def test_a_folder_that_exists_is_never_written_to(tmp_path):
@@ -174,7 +174,7 @@ def test_a_folder_that_exists_is_never_written_to(tmp_path):
 
 def test_an_export_that_fails_leaves_nothing(tmp_path, monkeypatch):
     run = brought_in("bert-encoder", tmp_path / "run")
-    monkeypatch.setattr("encoders.exchange.tokenizer_files.write", lambda *_: 1 / 0)
+    monkeypatch.setattr("encoders.exchange.convert.write_tokenizer", lambda *_: 1 / 0)
     for folder in (tmp_path / "out", tmp_path / "made" / "for" / "out"):
         with pytest.raises(ZeroDivisionError):
             export_run(run, folder)
@@ -188,8 +188,8 @@ import jax
 jax.config.update("jax_num_cpu_devices", 4)
 from encoders.exchange.convert import export_run, import_checkpoint
 from encoders.run.run import Run
-import_checkpoint({folder!r}, {run!r}, vocabulary={vocabulary!r})
-params = Run.open({run!r}).params()[1]
+import_checkpoint({folder!r}, {run!r}, tokenizer_files={tokenizer_files!r})
+params = Run.open({run!r}).load_params()[1]
 table = params["encoder"]["embed"]["word"]["embedding"]
 print(json.dumps([list(table.shape), *(list(piece.data.shape) for piece in table.addressable_shards)]))
 export_run({run!r}, {out!r})
@@ -199,31 +199,31 @@ export_run({run!r}, {out!r})
 def test_every_device_reads_its_share_of_the_parameters(tmp_path):
     """In a process with four of them; what is read and written there is the same as with one."""
     places = dict(run=str(tmp_path / "run"), out=str(tmp_path / "out"), root=str(Path(__file__).parents[2]))
-    places |= dict(folder=str(HOME / "bert-pretraining"), vocabulary=str(HOME / "vocabularies" / "bert"))
+    places |= dict(folder=str(HOME / "bert-pretraining"), tokenizer_files=str(HOME / "vocabularies" / "bert"))
     done = subprocess.run([sys.executable, "-c", FOUR.format(**places)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == [[61, 12], *[[61, 3]] * 4]
     assert same(params_of(tmp_path / "run"), params_of(brought_in("bert-pretraining", tmp_path / "one")))
-    before, after = weights(HOME / "bert-pretraining")[0], weights(tmp_path / "out")[0]
+    before, after = read_weights(HOME / "bert-pretraining")[0], read_weights(tmp_path / "out")[0]
     assert all(np.array_equal(before[name].read(), after[name].read()) for name in before)
 
 
 @pytest.mark.parametrize(
     "setting, said",
     [
-        ({"share": ("attend",)}, "share="),
+        ({"shared_parts": ("attention",)}, "shared_parts="),
         ({"position_offset": 3}, "position_offset=3"),
     ],
 )
 def test_a_network_that_transformers_has_not_is_refused_with_the_reasons(setting, said, tmp_path):
     run = brought_in("bert-masked", tmp_path / "like")
     like = Run.open(run)
-    network = Network(name="own", model=replace(bert.TINY, **setting), objective=Joint())
+    network = RunSpec(name="own", model=replace(bert.TINY, **setting), objective=MaskedLM())
     folder = tmp_path / "own"
     folder.mkdir()
     like.tokenizer.save(folder)
-    write_json(folder / "experiment.json", record(network, "mark", like.facts))
-    save_params(folder / "checkpoints", parameters(0, network.objective.module(network.model, like.facts)))
+    write_json(folder / "experiment.json", build_run_record(network, "mark", like.vocab))
+    save_params(folder / "checkpoints", init_params(0, network.objective.module(network.model, like.vocab)))
     with pytest.raises(CheckpointError, match="no architecture for this run") as caught:
         export_run(folder, tmp_path / "out")
     assert all(family in str(caught.value) for family in ("bert", "roberta", "albert", "electra"))
@@ -255,10 +255,10 @@ def test_missing_unexpected_and_misshapen_tensors_are_one_list(tmp_path):
         ({"is_decoder": True}, "is_decoder=True; only False can be read"),
         ({"hidden_act": "swish"}, "hidden_act='swish' is not one of gelu"),
         ({"hidden_size": "twelve"}, "hidden_size='twelve' is not a number"),
-        ({"hidden_size": 13}, "model.hidden=13 is not a multiple"),
+        ({"hidden_size": 13}, "model.hidden_size=13 is not a multiple"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers=1000000000, and there are"),
         ({"vocab_size": 60}, "word_embeddings.weight is [61, 12] and should be [60, 12]"),
-        ({"hidden_dropout_prob": 2.0}, "dropout=2.0"),
+        ({"hidden_dropout_prob": 2.0}, "model.hidden_dropout=2.0"),
     ],
 )
 def test_a_configuration_that_does_not_fit_is_refused(change, said, tmp_path):
@@ -287,7 +287,7 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path):
 
 def test_a_vocabulary_larger_than_the_word_table_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="the vocabulary has 291 entries and the word table 61 rows"):
-        import_checkpoint(HOME / "bert-encoder", tmp_path / "run", vocabulary=HOME / "vocabularies" / "roberta")
+        import_checkpoint(HOME / "bert-encoder", tmp_path / "run", tokenizer_files=HOME / "vocabularies" / "roberta")
 
 
 def test_a_truncated_file_is_refused(tmp_path):
@@ -300,7 +300,7 @@ def test_a_truncated_file_is_refused(tmp_path):
 def test_a_generator_of_another_discriminator_is_refused(tmp_path):
     folder = copied("electra-pair", tmp_path / "theirs")
     configure(folder / "generator", layer_norm_eps=1e-3)
-    assert "norm_epsilon is 0.001 there and would be 1e-12 here" in refused("electra-pair", folder, tmp_path / "run")
+    assert "layer_norm_eps is 0.001 there and would be 1e-12 here" in refused("electra-pair", folder, tmp_path / "run")
 
 
 def test_problems_of_a_generator_are_told_from_those_of_its_discriminator(tmp_path):
@@ -316,7 +316,7 @@ def test_a_tensor_that_cannot_be_read_is_named(tmp_path):
     """Two bytes of an archive are changed, which its own sum of the entry tells."""
     folder = copied("bert-masked", tmp_path / "theirs")
     path = folder / "pytorch_model.bin"
-    table = weights(folder)[0]["bert.embeddings.word_embeddings.weight"].read().tobytes()
+    table = read_weights(folder)[0]["bert.embeddings.word_embeddings.weight"].read().tobytes()
     content = path.read_bytes()
     assert content.count(table) == 1
     path.write_bytes(content.replace(table, b"\x01\x02" + table[2:]))

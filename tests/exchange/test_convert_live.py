@@ -13,8 +13,8 @@ import pytest
 import launch
 from encoders.exchange.architectures import ARCHITECTURES
 from encoders.exchange.convert import export_run, import_checkpoint
-from encoders.inference.predictor import load
-from encoders.model.config import Model
+from encoders.inference.predictor import load_predictor
+from encoders.model.config import EncoderConfig
 from encoders.run.run import Run
 from tests import texts
 from tests.exchange import references
@@ -38,7 +38,7 @@ def transformers():
 def test_hidden_states_and_every_logit_equal_those_of_transformers(name, transformers, tmp_path):
     references.make(name, tmp_path / "theirs", seed=1)
     vocabulary = HOME / "vocabularies" / CASES[name].family
-    import_checkpoint(tmp_path / "theirs", tmp_path / "run", vocabulary=vocabulary)
+    import_checkpoint(tmp_path / "theirs", tmp_path / "run", tokenizer_files=vocabulary)
     with np.load(tmp_path / "theirs" / "expected.npz") as expected:
         assert max(furthest(ours(tmp_path / "run", expected), expected).values()) < TOLERANCE
 
@@ -46,7 +46,7 @@ def test_hidden_states_and_every_logit_equal_those_of_transformers(name, transfo
 @pytest.mark.parametrize("name", CASES)
 def test_transformers_loads_what_is_exported_whole_and_computes_the_same(name, transformers, tmp_path, caplog):
     case = CASES[name]
-    import_checkpoint(HOME / name, tmp_path / "run", vocabulary=HOME / "vocabularies" / case.family)
+    import_checkpoint(HOME / name, tmp_path / "run", tokenizer_files=HOME / "vocabularies" / case.family)
     with caplog.at_level(logging.WARNING):
         export_run(tmp_path / "run", tmp_path / "out")
         kind = getattr(transformers, "AutoModel" + case.kind.removeprefix("Model"))
@@ -77,8 +77,8 @@ def test_a_pooler_that_the_class_has_not_is_left_out(transformers, tmp_path, cap
     theirs.roberta = references.model_of(references.Case("roberta", "Model", case.config), seed=2)  # with a pooler
     theirs.tie_weights()
     theirs.save_pretrained(tmp_path / "theirs")
-    import_checkpoint(tmp_path / "theirs", run, vocabulary=HOME / "vocabularies" / "roberta")
-    assert "pooler" in Run.open(run).params()[1]
+    import_checkpoint(tmp_path / "theirs", run, tokenizer_files=HOME / "vocabularies" / "roberta")
+    assert "pooler" in Run.open(run).load_params()[1]
     with caplog.at_level(logging.WARNING):
         export_run(run, tmp_path / "out")
         _, info = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "out", output_loading_info=True)
@@ -93,7 +93,9 @@ def test_a_space_before_a_text_is_there_where_the_configuration_says_so(settings
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
     if saved:
         theirs.save_pretrained(tmp_path / "saved")
-    import_checkpoint(HOME / "roberta-encoder", tmp_path / "run", vocabulary=tmp_path / "saved" if saved else folder)
+    import_checkpoint(
+        HOME / "roberta-encoder", tmp_path / "run", tokenizer_files=tmp_path / "saved" if saved else folder
+    )
     export_run(tmp_path / "run", tmp_path / "out")
     again, mine = transformers.AutoTokenizer.from_pretrained(tmp_path / "out"), Run.open(tmp_path / "run").tokenizer
     for text in references.TEXTS:
@@ -104,14 +106,14 @@ def test_a_space_before_a_text_is_there_where_the_configuration_says_so(settings
 
 @pytest.mark.parametrize("family", references.VOCABULARY)
 def test_the_exported_tokenizer_gives_the_same_ids(family, transformers, tmp_path):
-    import_checkpoint(HOME / f"{family}-encoder", tmp_path / "run", vocabulary=HOME / "vocabularies" / family)
+    import_checkpoint(HOME / f"{family}-encoder", tmp_path / "run", tokenizer_files=HOME / "vocabularies" / family)
     export_run(tmp_path / "run", tmp_path / "out")
     theirs, mine = transformers.AutoTokenizer.from_pretrained(tmp_path / "out"), Run.open(tmp_path / "run")
     for text in references.TEXTS:
         assert theirs(text, add_special_tokens=False)["input_ids"] == mine.tokenizer.encode(text)
-    assert theirs.mask_token_id == mine.facts.mask and theirs.pad_token_id == mine.facts.pad
+    assert theirs.mask_token_id == mine.vocab.mask_id and theirs.pad_token_id == mine.vocab.pad_id
     whole = theirs("tan ber")["input_ids"]
-    assert (whole[0], whole[-1]) == (mine.facts.cls, mine.facts.sep)
+    assert (whole[0], whole[-1]) == (mine.vocab.cls_id, mine.vocab.sep_id)
 
 
 @pytest.fixture(scope="module")
@@ -119,8 +121,8 @@ def trained(tmp_path_factory):
     """Runs of all four families, trained here for a few steps with vocabularies of their own."""
     home = tmp_path_factory.mktemp("trained")
     texts.write(home / "text.txt", documents=200)
-    settings = [f"data.corpus={home / 'text.txt'}", f"data.folder={home / 'stores'}", *SHORT]
-    settings += ["model.vocab=300", "data.vocabulary.size=300"]  # no row of the table without a token
+    settings = [f"data.corpus={home / 'text.txt'}", f"data.store_dir={home / 'stores'}", *SHORT]
+    settings += ["model.vocab_size=300", "data.tokenizer.vocab_size=300"]  # no row of the table without a token
     assert launch.main(["train", "quickstart", "--runs", str(home / "runs"), "--set", *settings]) == 0
     return home / "runs"
 
@@ -135,16 +137,16 @@ def test_what_is_trained_here_reads_and_fills_in_the_same_there(family, trained,
         assert pipe.tokenizer(text, add_special_tokens=False)["input_ids"] == run.tokenizer.encode(text)
     for text in ("tan [MASK] mut [MASK].", "[MASK] tan  [MASK] "):
         said = pipe(text.replace("[MASK]", pipe.tokenizer.mask_token))
-        (filled,) = load(run.folder).fill([text])
+        (filled,) = load_predictor(run.folder).fill_masks([text])
         for theirs, here in zip(said, filled, strict=True):
-            assert [run.tokenizer.token(each["token"]) for each in theirs] == [word for word, _ in here]
+            assert [run.tokenizer.id_to_token(each["token"]) for each in theirs] == [word for word, _ in here]
             assert [each["score"] for each in theirs] == pytest.approx([score for _, score in here], rel=1e-4)
 
 
 @pytest.mark.parametrize("family", references.VOCABULARY)
 def test_sentence_transformers_loads_an_exported_encoder_without_a_warning(family, transformers, tmp_path, caplog):
     library = pytest.importorskip("sentence_transformers")
-    import_checkpoint(HOME / f"{family}-encoder", tmp_path / "run", vocabulary=HOME / "vocabularies" / family)
+    import_checkpoint(HOME / f"{family}-encoder", tmp_path / "run", tokenizer_files=HOME / "vocabularies" / family)
     export_run(tmp_path / "run", tmp_path / "out")
     with caplog.at_level(logging.WARNING):
         model = library.SentenceTransformer(str(tmp_path / "out"), device="cpu")
@@ -157,13 +159,13 @@ def test_sentence_transformers_loads_an_exported_encoder_without_a_warning(famil
 def test_an_empty_configuration_means_what_it_means_to_transformers(family, transformers):
     architecture = ARCHITECTURES[family]
     config = getattr(transformers, f"{family.capitalize()}Config")()
-    mine, theirs = architecture.read({}), architecture.read(json.loads(json.dumps(config.to_dict())))
-    assert isinstance(mine, Model) and mine == theirs
+    mine, theirs = architecture.read_config({}), architecture.read_config(json.loads(json.dumps(config.to_dict())))
+    assert isinstance(mine, EncoderConfig) and mine == theirs
 
 
 def test_what_an_export_repeats_is_left_out(transformers, tmp_path):
     """Tied tensors are written once, as transformers does itself."""
-    import_checkpoint(HOME / "bert-pretraining", tmp_path / "run", vocabulary=HOME / "vocabularies" / "bert")
+    import_checkpoint(HOME / "bert-pretraining", tmp_path / "run", tokenizer_files=HOME / "vocabularies" / "bert")
     export_run(tmp_path / "run", tmp_path / "out")
     model = transformers.AutoModelForPreTraining.from_pretrained(tmp_path / "out")
     assert model.cls.predictions.decoder.weight is model.bert.embeddings.word_embeddings.weight

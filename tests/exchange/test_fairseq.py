@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from encoders.exchange import fairseq, pickle_reader
-from encoders.exchange.fairseq import file_in, renamed
-from encoders.exchange.weights import CheckpointError, Entry
+from encoders.exchange.fairseq import find_fairseq_file, rename_tensor
+from encoders.exchange.weights import CheckpointError, LazyTensor
 from tests.exchange.references import HOME
 
 PATH = HOME / "roberta-fairseq" / "model.pt"
@@ -17,31 +17,31 @@ THEIRS = "roberta.encoder.layer.1.attention.self."
 WORDS = "decoder.sentence_encoder.embed_tokens.weight"
 
 
-def of(array: np.ndarray) -> Entry:
-    return Entry(array.shape, "float32", lambda: array)
+def of(array: np.ndarray) -> LazyTensor:
+    return LazyTensor(array.shape, "float32", lambda: array)
 
 
 @pytest.fixture
 def content(monkeypatch):
     """What the reference holds; `fairseq.read` finds the changes that a test makes to it."""
-    held, numbers = pickle_reader.load(PATH)
-    monkeypatch.setattr(pickle_reader, "load", lambda path: (held, numbers))
+    held, numbers = pickle_reader.load_torch_file(PATH)
+    monkeypatch.setattr(pickle_reader, "load_torch_file", lambda path: (held, numbers))
     return held
 
 
-def shapeless(tensor: pickle_reader.Tensor) -> pickle_reader.Tensor:
-    return pickle_reader.Tensor(tensor.storage, 0, (), ())
+def shapeless(tensor: pickle_reader.TorchTensor) -> pickle_reader.TorchTensor:
+    return pickle_reader.TorchTensor(tensor.storage, 0, (), ())
 
 
 def test_query_key_and_value_in_one_are_those_apart():
     for shape in [(12, 4), (12,)]:
         whole = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
         leaf = "weight" if len(shape) == 2 else "bias"
-        together = renamed(f"{PLACE}in_proj_{leaf}", of(whole))
+        together = rename_tensor(f"{PLACE}in_proj_{leaf}", of(whole))
         assert list(together) == [f"{THEIRS}{part}.{leaf}" for part in ("query", "key", "value")]
         for i, letter in enumerate("qkv"):
             rows = whole[4 * i : 4 * i + 4]
-            ((name, apart),) = renamed(f"{PLACE}{letter}_proj.{leaf}", of(rows)).items()
+            ((name, apart),) = rename_tensor(f"{PLACE}{letter}_proj.{leaf}", of(rows)).items()
             assert np.array_equal(together[name].read(), rows) and np.array_equal(apart.read(), rows)
             assert together[name].shape == apart.shape == rows.shape
 
@@ -58,30 +58,39 @@ def test_query_key_and_value_in_one_are_those_apart():
     ],
 )
 def test_old_and_new_names_of_fairseq_are_those_of_transformers(theirs, ours):
-    assert list(renamed(theirs, of(np.zeros(1)))) == [ours]
+    assert list(rename_tensor(theirs, of(np.zeros(1)))) == [ours]
 
 
 def test_a_checkpoint_says_its_sizes_by_its_shapes_and_the_rest_by_its_options():
-    model = fairseq.read(PATH).model
-    assert (model.vocab, model.hidden, model.layers, model.heads, model.intermediate) == (291, 12, 3, 3, 20)
-    assert (model.positions, model.position_offset, model.segments, model.norm_epsilon) == (17, 2, 1, 1e-5)
-    assert (model.dropout, model.attention_dropout, model.activation) == (0.1, 0.1, "gelu")
+    model = fairseq.read_fairseq_checkpoint(PATH).config
+    assert (model.vocab_size, model.hidden_size, model.num_layers, model.num_heads, model.intermediate_size) == (
+        291,
+        12,
+        3,
+        3,
+        20,
+    )
+    assert (model.max_positions, model.position_offset, model.num_token_types, model.layer_norm_eps) == (17, 2, 1, 1e-5)
+    assert (model.hidden_dropout, model.attention_dropout, model.activation) == (0.1, 0.1, "gelu")
 
 
 def test_the_table_of_segments_is_a_row_of_zeros():
-    table = fairseq.read(PATH).entries["roberta.embeddings.token_type_embeddings.weight"]
+    table = fairseq.read_fairseq_checkpoint(PATH).tensors["roberta.embeddings.token_type_embeddings.weight"]
     assert table.read().shape == table.shape == (1, 12) and not table.read().any()
 
 
 def test_options_are_a_namespace_or_a_dictionary_within_one(content):
-    assert isinstance(content["args"], pickle_reader.Stub)  # argparse.Namespace, which is not imported
-    before = fairseq.read(PATH).model
+    assert isinstance(content["args"], pickle_reader.InertStub)  # argparse.Namespace, which is not imported
+    before = fairseq.read_fairseq_checkpoint(PATH).config
     content["cfg"] = {"model": vars(content.pop("args")) | {"dropout": 0.25}}
-    assert fairseq.read(PATH).model.computes() == before.computes() and fairseq.read(PATH).model.dropout == 0.25
+    assert (
+        fairseq.read_fairseq_checkpoint(PATH).config.collect_computation_fields() == before.collect_computation_fields()
+        and fairseq.read_fairseq_checkpoint(PATH).config.hidden_dropout == 0.25
+    )
     within = content["cfg"]["model"]
-    content["cfg"]["model"] = pickle_reader.Stub()
+    content["cfg"]["model"] = pickle_reader.InertStub()
     content["cfg"]["model"].__setstate__(within)
-    assert fairseq.read(PATH).model.dropout == 0.25
+    assert fairseq.read_fairseq_checkpoint(PATH).config.hidden_dropout == 0.25
 
 
 @pytest.mark.parametrize(
@@ -97,7 +106,7 @@ def test_options_are_a_namespace_or_a_dictionary_within_one(content):
         {"dropout": [0.1]},
         {"dropout": 1.5},
         {"dropout": float("nan")},
-        {"attention_dropout": pickle_reader.Stub()},
+        {"attention_dropout": pickle_reader.InertStub()},
         {"activation_fn": {"gelu": 1}},
         {"activation_fn": "relu"},
         {"activation_fn": None},
@@ -107,7 +116,7 @@ def test_options_are_a_namespace_or_a_dictionary_within_one(content):
 def test_options_that_describe_no_model_are_refused(wrong, content):
     vars(content["args"]).update(wrong)
     with pytest.raises(CheckpointError, match="config.json: "):
-        fairseq.read(PATH)
+        fairseq.read_fairseq_checkpoint(PATH)
 
 
 def test_an_option_nested_without_end_is_printed_in_short(content):
@@ -117,7 +126,7 @@ def test_an_option_nested_without_end_is_printed_in_short(content):
         option = (option, option)
     vars(content["args"])["dropout"] = option
     with pytest.raises(CheckpointError, match=r"hidden_dropout_prob=.*\.\.\.") as caught:
-        fairseq.read(PATH)
+        fairseq.read_fairseq_checkpoint(PATH)
     assert len(str(caught.value)) < 2000
 
 
@@ -138,15 +147,15 @@ def test_an_option_nested_without_end_is_printed_in_short(content):
 def test_a_file_without_a_model_or_its_options_is_refused(change, content):
     content.update(change)
     with pytest.raises(CheckpointError, match="model.pt is no checkpoint of fairseq"):
-        fairseq.read(PATH)
+        fairseq.read_fairseq_checkpoint(PATH)
 
 
 def test_a_file_of_something_else_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="is no checkpoint of fairseq"):
-        fairseq.read(HOME / "bert-masked" / "pytorch_model.bin")
+        fairseq.read_fairseq_checkpoint(HOME / "bert-masked" / "pytorch_model.bin")
     (tmp_path / "x.pt").write_bytes(b"nothing of the kind")
     with pytest.raises(CheckpointError, match="x.pt is not a whole PyTorch file"):
-        fairseq.read(tmp_path / "x.pt")
+        fairseq.read_fairseq_checkpoint(tmp_path / "x.pt")
 
 
 @pytest.mark.parametrize("name", [WORDS, "decoder.sentence_encoder.embed_positions.weight"])
@@ -156,7 +165,7 @@ def test_a_table_that_is_missing_or_no_table_is_refused(name, content):
         del content["model"][name]
         content["model"].update(wrong)
         with pytest.raises(CheckpointError, match="config.json: "):
-            fairseq.read(PATH)
+            fairseq.read_fairseq_checkpoint(PATH)
 
 
 def test_tensors_of_no_layer_or_without_axes_are_refused(content):
@@ -164,19 +173,19 @@ def test_tensors_of_no_layer_or_without_axes_are_refused(content):
     layer = {name: tensor for name, tensor in tensors.items() if ".layers.0.fc1." in name}
     tensors.update({name: shapeless(tensor) for name, tensor in layer.items()})
     with pytest.raises(CheckpointError, match="intermediate"):
-        fairseq.read(PATH)
+        fairseq.read_fairseq_checkpoint(PATH)
     for name in [name for name in tensors if ".layers." in name]:
         del tensors[name]
     with pytest.raises(CheckpointError, match="layers=0"):
-        fairseq.read(PATH)
+        fairseq.read_fairseq_checkpoint(PATH)
 
 
 @pytest.mark.parametrize("shape, strides", [((), ()), ((37, 12), (12, 1)), ((35, 12), (12, 1))])
 def test_rows_that_are_no_three_equal_parts_are_not_cut(shape, strides, content):
     whole = content["model"][f"{PLACE}in_proj_weight"]
-    content["model"][f"{PLACE}in_proj_weight"] = pickle_reader.Tensor(whole.storage, 0, shape, strides)
-    found = fairseq.read(PATH)
-    said = "\n".join(found.problems({"encoder/layers/attend/query/kernel": (3, 12, 12)}))
+    content["model"][f"{PLACE}in_proj_weight"] = pickle_reader.TorchTensor(whole.storage, 0, shape, strides)
+    found = fairseq.read_fairseq_checkpoint(PATH)
+    said = "\n".join(found.list_problems({"encoder/layers/attend/query/kernel": (3, 12, 12)}))
     assert f"missing: {THEIRS}query.weight" in said and "unexpected: " in said
 
 
@@ -185,25 +194,25 @@ def test_two_heads_of_classes_are_one_too_many(content):
     for head in ("mnli", "rte"):
         content["model"][f"classification_heads.{head}.dense.weight"] = draw
     with pytest.raises(CheckpointError, match="two tensors have the name classifier.dense.weight"):
-        fairseq.read(PATH)
+        fairseq.read_fairseq_checkpoint(PATH)
 
 
 def test_names_that_are_no_text_and_what_is_no_tensor_are_left_aside(content):
-    before = set(fairseq.read(PATH).entries)
+    before = set(fairseq.read_fairseq_checkpoint(PATH).tensors)
     content["model"].update({7: content["model"][WORDS], "decoder.sentence_encoder.step": 3})
     content["model"]["decoder.sentence_encoder.version"] = content["model"][WORDS]
-    assert set(fairseq.read(PATH).entries) == before
+    assert set(fairseq.read_fairseq_checkpoint(PATH).tensors) == before
 
 
 def test_a_folder_stands_for_its_only_pt_file_unless_it_is_one_of_transformers(tmp_path):
-    assert file_in(PATH) == file_in(PATH.parent) == PATH
-    assert file_in(HOME / "bert-masked") is None and file_in(tmp_path) is None
-    assert file_in(tmp_path / "nothing") is None and file_in(tmp_path / "nothing.pt") is None
+    assert find_fairseq_file(PATH) == find_fairseq_file(PATH.parent) == PATH
+    assert find_fairseq_file(HOME / "bert-masked") is None and find_fairseq_file(tmp_path) is None
+    assert find_fairseq_file(tmp_path / "nothing") is None and find_fairseq_file(tmp_path / "nothing.pt") is None
     shutil.copy(PATH, tmp_path / "a.pt")
     (tmp_path / "folder.pt").mkdir()
-    assert file_in(tmp_path) == tmp_path / "a.pt" and file_in(tmp_path / "folder.pt") is None
+    assert find_fairseq_file(tmp_path) == tmp_path / "a.pt" and find_fairseq_file(tmp_path / "folder.pt") is None
     (tmp_path / "config.json").write_text("{}")
-    assert file_in(tmp_path) is None and file_in(tmp_path / "a.pt") == tmp_path / "a.pt"
+    assert find_fairseq_file(tmp_path) is None and find_fairseq_file(tmp_path / "a.pt") == tmp_path / "a.pt"
     (tmp_path / "config.json").unlink()
     shutil.copy(PATH, tmp_path / "b.pt")
-    assert file_in(tmp_path) is None
+    assert find_fairseq_file(tmp_path) is None

@@ -14,8 +14,8 @@ from encoders.exchange.architectures import BERT
 from encoders.exchange.convert import import_checkpoint
 from encoders.exchange.weights import write_safetensors
 from encoders.families import bert
-from encoders.objectives.masked_lm import Joint
-from encoders.objectives.sentence_pair import NextSentence
+from encoders.objectives.masked_lm import MaskedLM
+from encoders.objectives.sentence_pair import NextSentencePrediction
 from tests.exchange import references
 from tests.exchange.outputs import furthest, ours
 from tests.exchange.references import HOME, Case
@@ -42,7 +42,7 @@ def test_a_base_model_equals_transformers_in_every_layer_and_logit(family, tmp_p
     references.safetensors(model, tmp_path / "theirs")
     expected = inputs | references.outputs_of(case, model, inputs)
     del model
-    import_checkpoint(tmp_path / "theirs", tmp_path / "run", vocabulary=HOME / "vocabularies" / family)
+    import_checkpoint(tmp_path / "theirs", tmp_path / "run", tokenizer_files=HOME / "vocabularies" / family)
     apart = furthest(ours(tmp_path / "run", expected), expected)
     print(family, {name: f"{value:.1e}" for name, value in apart.items()})
     assert max(apart.values()) < 1e-5
@@ -65,19 +65,21 @@ def test_bert_large_is_converted_within_twice_its_size_of_memory(tmp_path):
 
     import jax
 
-    from encoders.text.tokenization import load
+    from encoders.text.tokenization import load_tokenizer
     from encoders.training import step
-    from encoders.training.optimizer import leaves
+    from encoders.training.optimizer import flatten_with_paths
 
-    facts = load(HOME / "vocabularies" / "bert", True).facts
-    shapes = jax.eval_shape(partial(step.parameters, 0, Joint(sentences=NextSentence()).module(bert.LARGE, facts)))
+    facts = load_tokenizer(HOME / "vocabularies" / "bert", True).vocab
+    shapes = jax.eval_shape(
+        partial(step.init_params, 0, MaskedLM(sentence_task=NextSentencePrediction()).module(bert.LARGE, facts))
+    )
     theirs, tensors, draw = tmp_path / "theirs", {}, np.random.default_rng(0)
-    for path, leaf in leaves(shapes):
-        for name, shape in BERT.tensors(path, leaf.shape):
+    for path, leaf in flatten_with_paths(shapes):
+        for name, shape in BERT.list_hf_tensors(path, leaf.shape):
             tensors[name] = shape, partial(draw.standard_normal, shape, np.float32)
     shutil.copytree(HOME / "vocabularies" / "bert", theirs)
     write_safetensors(theirs / "model.safetensors", dict(sorted(tensors.items())))
-    (theirs / "config.json").write_text(json.dumps({"model_type": "bert"} | BERT.write(bert.LARGE)))
+    (theirs / "config.json").write_text(json.dumps({"model_type": "bert"} | BERT.build_hf_config(bert.LARGE)))
     size = (theirs / "model.safetensors").stat().st_size
     steps = (("import_checkpoint", theirs, tmp_path / "run"), ("export_run", tmp_path / "run", tmp_path / "out"))
     for verb, source, target in steps:

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from encoders.exchange import pickle_reader
-from encoders.exchange.pickle_reader import MAGIC, PROTOCOL, Stub, Tensor, load
-from encoders.exchange.weights import CheckpointError, torch
+from encoders.exchange.pickle_reader import LEGACY_MAGIC, LEGACY_PROTOCOL, InertStub, TorchTensor, load_torch_file
+from encoders.exchange.weights import CheckpointError, read_torch_weights
 from tests.exchange.references import HOME
 
 ARCHIVE, PLAIN = HOME / "bert-masked" / "pytorch_model.bin", HOME / "bert-classes" / "pytorch_model.bin"
@@ -81,7 +81,7 @@ def archive(path, value, data={"0": bytes(16)}, compression=zipfile.ZIP_STORED, 
 
 def plain(path, value, data={"0": bytes(16)}, width=4):  # noqa: B006
     """The layout before PyTorch 1.6."""
-    parts = [dumped(MAGIC), dumped(PROTOCOL), dumped({"little_endian": True})]
+    parts = [dumped(LEGACY_MAGIC), dumped(LEGACY_PROTOCOL), dumped({"little_endian": True})]
     parts += [value if isinstance(value, bytes) else dumped(value), dumped(list(data))]
     path.write_bytes(b"".join(parts) + b"".join(struct.pack("<q", len(x) // width) + x for x in data.values()))
     return path
@@ -91,8 +91,8 @@ LAYOUTS = [archive, plain]
 
 
 def tensors(path) -> dict[str, np.ndarray]:
-    content, read = load(path)
-    return {key: read(value) for key, value in content.items() if isinstance(value, Tensor)}
+    content, read = load_torch_file(path)
+    return {key: read(value) for key, value in content.items() if isinstance(value, TorchTensor)}
 
 
 @pytest.mark.parametrize("path", [ARCHIVE, PLAIN])
@@ -117,7 +117,7 @@ def test_numbers_of_any_precision_are_read(kind, dtype, tmp_path):
     new = archive(tmp_path / "new.bin", one, {"0": numbers.tobytes()})
     old = plain(tmp_path / "old.bin", one, {"0": numbers.tobytes()}, numbers.itemsize)
     for path in (new, old):
-        entry = torch(path)["a"]
+        entry = read_torch_weights(path)["a"]
         assert entry.dtype == numbers.dtype.name and entry.read().tolist() == [[1.5, -2], [0.25, 8]]
 
 
@@ -146,8 +146,8 @@ def test_a_call_in_a_pickle_is_not_made(call, layout, tmp_path):
     canary = tmp_path / "canary"
     function, *arguments = CALLS[call]
     arguments = [x.format(str(canary)) if isinstance(x, str) else x for x in arguments]
-    content, _ = load(layout(tmp_path / "x.bin", {"a": Named(function, tuple(arguments)), "b": tensor()}))
-    assert isinstance(content["a"], Stub) and isinstance(content["b"], Tensor)
+    content, _ = load_torch_file(layout(tmp_path / "x.bin", {"a": Named(function, tuple(arguments)), "b": tensor()}))
+    assert isinstance(content["a"], InertStub) and isinstance(content["b"], TorchTensor)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.bin"]
 
 
@@ -170,7 +170,7 @@ def test_no_opcode_reaches_a_function(way, layout, tmp_path):
     canary = tmp_path / "canary"
     content = OPCODES[way].replace(b"%s", COMMAND % os.fsencode(canary))
     try:
-        load(layout(tmp_path / "x.bin", content))
+        load_torch_file(layout(tmp_path / "x.bin", content))
     except ValueError as error:
         assert "not a whole PyTorch file" in str(error)
     assert not canary.exists()
@@ -188,14 +188,14 @@ STATES = {  # what __reduce__ gives beside the call that makes an object, put in
 @pytest.mark.parametrize("whose", STATES)
 def test_a_state_changes_nothing_but_stubs(whose, layout, tmp_path):
     content, name = STATES[whose]
-    found = torch(layout(tmp_path / "x.bin", b"\x80\x02" + content.replace(b"%b", TENSOR)))
+    found = read_torch_weights(layout(tmp_path / "x.bin", b"\x80\x02" + content.replace(b"%b", TENSOR)))
     assert found[name].dtype == "float32" and found[name].read().shape == (2, 2)
     assert pickle_reader.rebuild_parameter.__defaults__ is None
 
 
 def test_the_metadata_of_a_module_is_left_aside(tmp_path):
     state = b"ccollections\nOrderedDict\n)R(Va\n%bu}V_metadata\nccollections\nOrderedDict\n)Rsb."
-    assert list(torch(archive(tmp_path / "x.bin", b"\x80\x02" + state.replace(b"%b", TENSOR)))) == ["a"]
+    assert list(read_torch_weights(archive(tmp_path / "x.bin", b"\x80\x02" + state.replace(b"%b", TENSOR)))) == ["a"]
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_the_metadata_of_a_module_is_left_aside(tmp_path):
 def test_what_is_nested_without_end_is_printed_in_short(content, tmp_path):
     """Each pair holds the one before it twice: written out, these would fill any memory."""
     with pytest.raises(ValueError, match=r"\.\.\.") as caught:
-        load(archive(tmp_path / "x.bin", b"\x80\x02" + content))
+        load_torch_file(archive(tmp_path / "x.bin", b"\x80\x02" + content))
     assert len(str(caught.value)) < 1000
 
 
@@ -237,7 +237,7 @@ def test_the_canary_of_these_tests_would_sing(tmp_path):
 )
 def test_a_tensor_that_reaches_beyond_its_storage_is_refused(wrong, layout, tmp_path):
     with pytest.raises(ValueError, match="not a whole PyTorch file"):
-        load(layout(tmp_path / "x.bin", {"a": tensor(**wrong)}))
+        load_torch_file(layout(tmp_path / "x.bin", {"a": tensor(**wrong)}))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -248,37 +248,39 @@ def test_a_storage_that_is_not_there_in_full_is_refused_without_making_room_for_
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_tensor_that_repeats_its_numbers_is_refused_without_making_room_for_it(layout, tmp_path):
-    _, read = load(path := layout(tmp_path / "x.bin", {"a": tensor(shape=(10**13,), strides=(0,)), "b": tensor()}))
+    _, read = load_torch_file(
+        path := layout(tmp_path / "x.bin", {"a": tensor(shape=(10**13,), strides=(0,)), "b": tensor()})
+    )
     with pytest.raises(CheckpointError, match="repeats the 4 numbers"):
-        torch(path)["a"].read()
-    assert torch(path)["b"].read().shape == (2, 2)
+        read_torch_weights(path)["a"].read()
+    assert read_torch_weights(path)["b"].read().shape == (2, 2)
 
 
 @pytest.mark.parametrize("kind", ["ComplexStorage", "os", "Storage", "QInt8Storage"])
 def test_a_storage_of_an_unknown_kind_is_refused(kind, tmp_path):
     with pytest.raises(ValueError, match="unknown kind"):
-        load(archive(tmp_path / "x.bin", {"a": tensor(kind=kind)}))
+        load_torch_file(archive(tmp_path / "x.bin", {"a": tensor(kind=kind)}))
 
 
 def test_an_archive_that_torch_would_not_write_is_refused(tmp_path):
     one = {"a": tensor()}
     with pytest.raises(ValueError, match="2 entries data.pkl"):
-        load(archive(tmp_path / "a.bin", one, extra={"other/data.pkl": b"."}))
+        load_torch_file(archive(tmp_path / "a.bin", one, extra={"other/data.pkl": b"."}))
     with pytest.raises(ValueError, match="little-endian"):
-        load(archive(tmp_path / "b.bin", one, extra={"model/byteorder": b"big"}))
+        load_torch_file(archive(tmp_path / "b.bin", one, extra={"model/byteorder": b"big"}))
     with pytest.raises(ValueError, match="compressed"):
-        load(archive(tmp_path / "c.bin", one, compression=zipfile.ZIP_DEFLATED))
+        load_torch_file(archive(tmp_path / "c.bin", one, compression=zipfile.ZIP_DEFLATED))
     with pytest.raises(ValueError, match="does not hold the 16 bytes"):
         tensors(archive(tmp_path / "e.bin", one, {"0": bytes(15)}))
     with pytest.raises(ValueError, match="no item named 'model/data/0'"):
         tensors(archive(tmp_path / "d.bin", one, {}))
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"hello", dumped(MAGIC), dumped([1]) * 5])
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"hello", dumped(LEGACY_MAGIC), dumped([1]) * 5])
 def test_another_file_is_refused(content, tmp_path):
     (tmp_path / "x.bin").write_bytes(content)
     with pytest.raises(ValueError, match="x.bin is not a whole PyTorch file"):
-        load(tmp_path / "x.bin")
+        load_torch_file(tmp_path / "x.bin")
 
 
 # Damage --------------------------------------------------------------------------------------------------------------
@@ -288,7 +290,7 @@ def read_or_refused(path, damaged: bytes) -> None:
     """Tensors of the shapes that are said, or a `ValueError`; anything else is raised."""
     path.write_bytes(damaged)
     try:
-        for entry in torch(path).values():
+        for entry in read_torch_weights(path).values():
             assert entry.read().shape == entry.shape
     except CheckpointError as error:
         assert path.name in str(error)
@@ -338,7 +340,7 @@ def test_a_pickle_that_declares_much_makes_no_room_for_it(what, tmp_path):
     path = archive(tmp_path / "x.bin", b"\x80\x05" + DECLARED[what] + b".")
     tracemalloc.start()
     try:
-        load(path)
+        load_torch_file(path)
     except ValueError as error:
         assert "not a whole PyTorch file" in str(error)
     finally:
@@ -348,7 +350,7 @@ def test_a_pickle_that_declares_much_makes_no_room_for_it(what, tmp_path):
 
 
 def test_the_names_that_are_known_are_all_there_are():
-    assert {module for module, _ in pickle_reader.KNOWN} == {"collections", "torch._utils"}
+    assert {module for module, _ in pickle_reader.ALLOWED_GLOBALS} == {"collections", "torch._utils"}
 
 
 HASHED = {  # what comes before and after a key or a member
@@ -365,8 +367,8 @@ HASHED = {  # what comes before and after a key or a member
 def test_nothing_is_hashed_whose_hash_takes_for_ever(way, tmp_path):
     """A tuple of one tuple twice, eighty times over, is small in the file; its hash visits 2**80 of them."""
     start, end = HASHED[way]
-    content, _ = load(archive(tmp_path / "x.bin", b"\x80\x04" + start + b")" + b"q\x00h\x00\x86" * 80 + end))
-    assert isinstance(content, Stub) or not content
+    content, _ = load_torch_file(archive(tmp_path / "x.bin", b"\x80\x04" + start + b")" + b"q\x00h\x00\x86" * 80 + end))
+    assert isinstance(content, InertStub) or not content
 
 
 def test_the_keys_of_storages_are_names(tmp_path):
@@ -374,4 +376,4 @@ def test_the_keys_of_storages_are_names(tmp_path):
     keys = b"\x80\x02](N" + b"2\x86" * 80 + b"e."
     path.write_bytes(path.read_bytes().replace(dumped(["0"]), keys))
     with pytest.raises(ValueError, match="a storage without a name"):
-        load(path)
+        load_torch_file(path)

@@ -10,42 +10,48 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from encoders.exchange import published_folder
-from encoders.exchange.architectures import ARCHITECTURES, groups_differ
+from encoders.exchange.architectures import ARCHITECTURES, has_different_groups
 from encoders.exchange.convert import import_checkpoint
-from encoders.exchange.published_folder import classes_in_config, identify, interpret, labels, objective
-from encoders.exchange.weights import CheckpointError, Entry, weights
-from encoders.objectives.sentence_pair import NextSentence, SentenceOrder
+from encoders.exchange.published_folder import (
+    build_label_config,
+    identify_architecture,
+    infer_objective,
+    interpret_checkpoint,
+    read_label_names,
+)
+from encoders.exchange.weights import CheckpointError, LazyTensor, read_weights
+from encoders.objectives.sentence_pair import NextSentencePrediction, SentenceOrderPrediction
 from encoders.tasks.classification import Classification
 from tests.exchange.references import HOME
 
 
-def of(name: str) -> tuple[dict, dict[str, Entry]]:
+def of(name: str) -> tuple[dict, dict[str, LazyTensor]]:
     """Configuration and tensors of a reference checkpoint."""
-    return json.loads((HOME / name / "config.json").read_text()), weights(HOME / name)[0]
+    return json.loads((HOME / name / "config.json").read_text()), read_weights(HOME / name)[0]
 
 
-def read(config: dict, entries: dict[str, Entry]):
-    return interpret(config, entries, ())
+def read(config: dict, entries: dict[str, LazyTensor]):
+    return interpret_checkpoint(config, entries, ())
 
 
 @pytest.mark.parametrize("name", ["bert-pretraining", "roberta-masked", "albert-masked", "electra-discriminator"])
 def test_a_configuration_without_a_type_is_known_by_its_tensors(name):
     config, entries = of(name)
     del config["model_type"]
-    assert identify(config, entries).name == name.partition("-")[0]
+    assert identify_architecture(config, entries).name == name.partition("-")[0]
 
 
 def test_an_encoder_alone_may_leave_the_family_out_of_its_names():
     config, entries = of("roberta-encoder")
     assert all(not name.startswith("roberta.") for name in entries)
     found = read(config, entries)
-    assert "roberta.embeddings.word_embeddings.weight" in found.entries and found.found == {"pooler"}
+    assert "roberta.embeddings.word_embeddings.weight" in found.tensors and found.heads == {"pooler"}
 
 
 def test_names_of_tensorflow_are_those_of_today():
     config, entries = of("bert-masked")
     assert any(name.endswith(".gamma") for name in entries)
-    found = read(config, entries).entries
+    found = read(config, entries).tensors
     assert "bert.embeddings.LayerNorm.weight" in found and not any(name.endswith("gamma") for name in found)
 
 
@@ -59,13 +65,13 @@ def test_two_tensors_of_one_name_are_refused():
 def test_a_tied_tensor_may_have_its_second_name_only():
     config, entries = of("bert-pretraining")
     entries["cls.predictions.decoder.weight"] = entries.pop("bert.embeddings.word_embeddings.weight")
-    assert read(config, entries).entries["bert.embeddings.word_embeddings.weight"].shape == (61, 12)
+    assert read(config, entries).tensors["bert.embeddings.word_embeddings.weight"].shape == (61, 12)
 
 
 def test_positions_that_count_up_are_no_parameters():
     config, entries = of("bert-pretraining")
-    buffer = {"bert.embeddings.position_ids": Entry((1, 19), "int64", lambda: np.arange(19)[None])}
-    assert read(config, entries | buffer).entries.keys() == read(config, entries).entries.keys()
+    buffer = {"bert.embeddings.position_ids": LazyTensor((1, 19), "int64", lambda: np.arange(19)[None])}
+    assert read(config, entries | buffer).tensors.keys() == read(config, entries).tensors.keys()
 
 
 def test_a_head_whose_gelu_is_fixed_cannot_have_another_activation():
@@ -73,35 +79,35 @@ def test_a_head_whose_gelu_is_fixed_cannot_have_another_activation():
     with pytest.raises(CheckpointError, match="hidden_act='gelu_new' with a tokens head of gelu"):
         read(config | {"hidden_act": "gelu_new"}, entries)
     config, entries = of("electra-encoder")
-    assert read(config | {"hidden_act": "gelu_new"}, entries).model.activation == "gelu_tanh"
+    assert read(config | {"hidden_act": "gelu_new"}, entries).config.activation == "gelu_tanh"
 
 
 def test_parts_say_what_a_checkpoint_was_trained_for():
-    model = lambda family: ARCHITECTURES[family].read({})
-    of_parts = lambda family, *found: objective(ARCHITECTURES[family], {}, model(family), frozenset(found))
-    assert of_parts("bert", "tokens", "pooler", "pair").sentences == NextSentence()
-    assert of_parts("albert", "tokens", "pooler", "pair").sentences == SentenceOrder()
-    assert of_parts("bert", "tokens").sentences is None
-    assert of_parts("electra", "replaced").width is None
+    model = lambda family: ARCHITECTURES[family].read_config({})
+    of_parts = lambda family, *found: infer_objective(ARCHITECTURES[family], {}, model(family), frozenset(found))
+    assert of_parts("bert", "tokens", "pooler", "pair").sentence_task == NextSentencePrediction()
+    assert of_parts("albert", "tokens", "pooler", "pair").sentence_task == SentenceOrderPrediction()
+    assert of_parts("bert", "tokens").sentence_task is None
+    assert of_parts("electra", "replaced").generator_width is None
     assert of_parts("roberta", "classes").head == "tanh" and of_parts("electra", "classes").head == "gelu"
-    assert type(of_parts("bert", "spans")).__name__ == "Spans" and of_parts("bert", "pooler").pooler
+    assert type(of_parts("bert", "spans")).__name__ == "SpanPrediction" and of_parts("bert", "pooler").has_pooler
 
 
 def test_classes_have_names_in_their_order():
-    assert labels({"id2label": {"1": "b", "0": "a"}}) == ("a", "b")
-    assert labels({"num_labels": 3}) == ("LABEL_0", "LABEL_1", "LABEL_2")
-    assert labels({"num_labels": 1, "id2label": {"0": "a", "1": "b"}}) == ("LABEL_0",)
-    assert labels({}) == ("LABEL_0", "LABEL_1")
+    assert read_label_names({"id2label": {"1": "b", "0": "a"}}) == ("a", "b")
+    assert read_label_names({"num_labels": 3}) == ("LABEL_0", "LABEL_1", "LABEL_2")
+    assert read_label_names({"num_labels": 1, "id2label": {"0": "a", "1": "b"}}) == ("LABEL_0",)
+    assert read_label_names({}) == ("LABEL_0", "LABEL_1")
 
 
 @pytest.mark.parametrize("names", [("no", "perhaps", "yes"), ("score",)])
 @pytest.mark.parametrize("family", ARCHITECTURES)
 def test_classes_in_a_configuration_read_back(family, names):
     architecture = ARCHITECTURES[family]
-    before = Classification(names, architecture.classifier, 0.25)
-    config = json.loads(json.dumps(classes_in_config(architecture, before)))
-    assert labels(config) == names
-    assert objective(architecture, config, architecture.read({}), frozenset({"classes"})) == before
+    before = Classification(names, architecture.classifier_head, 0.25)
+    config = json.loads(json.dumps(build_label_config(architecture, before)))
+    assert read_label_names(config) == names
+    assert infer_objective(architecture, config, architecture.read_config({}), frozenset({"classes"})) == before
 
 
 @pytest.mark.parametrize(
@@ -118,7 +124,7 @@ def test_classes_in_a_configuration_read_back(family, names):
 )
 def test_classes_that_are_not_numbered_are_refused(config):
     with pytest.raises(CheckpointError, match="num_labels=|id2label must name"):
-        labels(config)
+        read_label_names(config)
 
 
 @pytest.mark.parametrize("change", [{"classifier_dropout": "x"}, {"id2label": {"0": "a", "1": "a"}, "num_labels": 2}])
@@ -146,11 +152,11 @@ def test_any_configuration_is_read_or_refused(name, data):
     except CheckpointError as error:
         assert str(error)
     else:
-        assert found.model.layers <= len(entries)
+        assert found.config.num_layers <= len(entries)
 
 
 ABSURD = [None, True, [], {}, "", "12", -1, 0, 10**40, -(10**40), 1.0, 1e300, math.inf, math.nan]
-NUMBERS = {theirs for each in ARCHITECTURES.values() for _, theirs, _ in each.names()} - {"hidden_act"}
+NUMBERS = {theirs for each in ARCHITECTURES.values() for _, theirs, _ in each.list_config_fields()} - {"hidden_act"}
 
 
 @pytest.mark.parametrize("key", sorted(NUMBERS | {"pad_token_id"}))
@@ -160,19 +166,29 @@ def test_no_absurd_number_is_a_size_or_a_rate(name, key):
     read(config, entries)
     for value in ABSURD:
         try:
-            model = read(config | {key: value}, entries).model
+            model = read(config | {key: value}, entries).config
         except CheckpointError as error:
             assert str(error).count("config.json: ") == 1
             continue
-        assert min(model.vocab, model.layers, model.heads, model.positions, model.segments, model.groups) >= 1, value
-        assert all(0 <= rate < math.inf for rate in (model.dropout, model.norm_epsilon, model.deviation)), value
+        assert (
+            min(
+                model.vocab_size,
+                model.num_layers,
+                model.num_heads,
+                model.max_positions,
+                model.num_token_types,
+                model.num_groups,
+            )
+            >= 1
+        ), value
+        assert all(0 <= rate < math.inf for rate in (model.hidden_dropout, model.layer_norm_eps, model.init_std)), value
         assert model.position_offset >= 0, value
 
 
 @pytest.mark.parametrize("given", ["gpt2", "", 7, True, [], ["bert"], {"bert": 1}], ids=str)
 def test_another_type_of_model_is_refused(given):
     with pytest.raises(CheckpointError, match="is not one of bert, roberta, albert, electra"):
-        identify({"model_type": given}, {})
+        identify_architecture({"model_type": given}, {})
 
 
 def test_what_is_wrong_with_classes_is_said_once():
@@ -186,14 +202,14 @@ def test_the_dropout_of_classes_is_that_of_the_hidden_states_unless_it_has_its_o
     config |= {"hidden_dropout_prob": 0.3}
     assert config.pop("classifier_dropout") is None
     for change, dropout in ({}, 0.3), ({"classifier_dropout": 0.0}, 0.0), ({"classifier_dropout_prob": 0.2}, 0.3):
-        assert read(config | change, entries).objective.dropout == dropout
+        assert read(config | change, entries).objective.head_dropout == dropout
 
 
 def test_the_dropout_of_alberts_classes_is_a_tenth_unless_it_has_its_own():
     config, entries = of("albert-classes")
     del config["classifier_dropout_prob"]
     for change, dropout in ({}, 0.1), ({"classifier_dropout_prob": 0.2}, 0.2), ({"classifier_dropout": 0.3}, 0.1):
-        assert read(config | change | {"hidden_dropout_prob": 0.4}, entries).objective.dropout == dropout
+        assert read(config | change | {"hidden_dropout_prob": 0.4}, entries).objective.head_dropout == dropout
 
 
 @pytest.mark.parametrize("names", [["BertForTokenClassification"], ["BertForMultipleChoice", 7], "BertModel", {"a": 1}])
@@ -203,7 +219,7 @@ def test_a_class_with_another_task_is_refused(names):
     with pytest.raises(CheckpointError, match="architectures=.* names none of BertForPreTraining, BertForMaskedLM"):
         read(config | {"architectures": names}, entries)
     for known in [], None, ["BertForSequenceClassification"], ["Other", "BertModel"]:
-        assert read(config | {"architectures": known}, entries).found == {"pooler", "classes"}
+        assert read(config | {"architectures": known}, entries).heads == {"pooler", "classes"}
 
 
 @pytest.mark.parametrize(
@@ -223,10 +239,10 @@ def test_a_kind_of_problem_that_no_head_here_learns_is_refused(name, kind):
 
 def test_groups_that_transformers_rounds_otherwise_are_refused():
     config, entries = of("albert-pretraining")
-    model = ARCHITECTURES["albert"].read
+    model = ARCHITECTURES["albert"].read_config
     sizes = lambda layers, groups: model({"num_hidden_layers": layers, "num_hidden_groups": groups})
-    assert not any(groups_differ(sizes(layers, groups)) for layers, groups in [(12, 1), (5, 2), (5, 3), (24, 6)])
-    assert groups_differ(sizes(18, 14)) and int(9 / (18 / 14)) == 6 and 9 * 14 // 18 == 7
+    assert not any(has_different_groups(sizes(layers, groups)) for layers, groups in [(12, 1), (5, 2), (5, 3), (24, 6)])
+    assert has_different_groups(sizes(18, 14)) and int(9 / (18 / 14)) == 6 and 9 * 14 // 18 == 7
     with pytest.raises(CheckpointError, match="num_hidden_groups=14 with num_hidden_layers=18: transformers rounds"):
         read(config | {"num_hidden_layers": 18, "num_hidden_groups": 14}, entries)
 
@@ -238,7 +254,7 @@ def test_a_folder_whose_configuration_cannot_be_read_is_refused(content, tmp_pat
     (tmp_path / "model.safetensors").write_bytes((HOME / "bert-encoder" / "model.safetensors").read_bytes())
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(CheckpointError, match="config.json"):
-        published_folder.read(tmp_path)
+        published_folder.read_transformers_folder(tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -256,7 +272,7 @@ def test_an_import_is_a_run_or_leaves_nothing(copy, change):
     config, run = json.loads((HOME / "bert-encoder" / "config.json").read_text()), copy.with_name("run")
     (copy / "config.json").write_text(json.dumps(config | change))
     try:
-        import_checkpoint(copy, run, vocabulary=HOME / "vocabularies" / "bert")
+        import_checkpoint(copy, run, tokenizer_files=HOME / "vocabularies" / "bert")
         assert (run / "experiment.json").is_file()
         shutil.rmtree(run)
     except CheckpointError as error:

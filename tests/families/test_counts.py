@@ -8,27 +8,31 @@ from functools import cache
 
 import pytest
 
-from encoders.costs.ledger import by_part, parameters, shapes
+from encoders.costs.ledger import count_params, count_params_by_part, eval_param_shapes
 from encoders.families import albert, bert, electra, roberta
-from encoders.objectives.masked_lm import Joint
-from encoders.objectives.replaced_tokens import ReplacedTokens
-from encoders.objectives.sentence_pair import NextSentence, SentenceOrder
+from encoders.objectives.masked_lm import MaskedLM
+from encoders.objectives.replaced_tokens import ReplacedTokenDetection
+from encoders.objectives.sentence_pair import NextSentencePrediction, SentenceOrderPrediction
 
-TOKENS, NEXT, ORDER = Joint(), Joint(sentences=NextSentence()), Joint(sentences=SentenceOrder())
+TOKENS, NEXT, ORDER = (
+    MaskedLM(),
+    MaskedLM(sentence_task=NextSentencePrediction()),
+    MaskedLM(sentence_task=SentenceOrderPrediction()),
+)
 
-shapes = cache(shapes)
+eval_param_shapes = cache(eval_param_shapes)
 
 
 def count(model, objective, *parts):
     """Parameters of all parts, or of those named: "encoder", "pooler"."""
-    tree = shapes(model, objective)
+    tree = eval_param_shapes(model, objective)
     chosen = []
     for part in parts:
         node = tree
         for name in part.split("/"):
             node = node[name]
         chosen.append(node)
-    return parameters(chosen if parts else tree)
+    return count_params(chosen if parts else tree)
 
 
 # BertModel, BertForPreTraining, BertForMaskedLM
@@ -68,14 +72,17 @@ def test_parameters_of_roberta(name):
     assert count(model, TOKENS, "encoder") == encoder
     assert count(model, TOKENS) == tokens
     # 512 positions after padding's index 1 and the one before; Hugging Face's defaults, 512 and 1e-12, are not these.
-    assert shapes(model, TOKENS)["encoder"]["embed"]["position"]["embedding"].shape == (514, model.hidden)
-    assert model.norm_epsilon == 1e-5
+    assert eval_param_shapes(model, TOKENS)["encoder"]["embed"]["position"]["embedding"].shape == (
+        514,
+        model.hidden_size,
+    )
+    assert model.layer_norm_eps == 1e-5
 
 
 def test_a_vocabulary_of_bytes_costs_roberta_the_paper_s_15_and_20_million():
     for name, millions in (("base", 15), ("large", 20)):
-        words = lambda model: shapes(model, TOKENS)["encoder"]["embed"]["word"]
-        more = parameters(words(roberta.SIZES[f"roberta-{name}"])) - parameters(words(bert.SIZES[f"bert-{name}"]))
+        words = lambda model: eval_param_shapes(model, TOKENS)["encoder"]["embed"]["word"]
+        more = count_params(words(roberta.SIZES[f"roberta-{name}"])) - count_params(words(bert.SIZES[f"bert-{name}"]))
         assert round(more / 1e6) == millions
 
 
@@ -98,7 +105,9 @@ def test_parameters_of_albert(name):
 
 @pytest.mark.parametrize("name", [name for name in albert.SIZES if name.endswith("-v2")])
 def test_version_2_of_albert_is_version_1_without_dropout(name):
-    assert albert.SIZES[name] == replace(albert.SIZES[name.removesuffix("-v2")], dropout=0.0, attention_dropout=0.0)
+    assert albert.SIZES[name] == replace(
+        albert.SIZES[name.removesuffix("-v2")], hidden_dropout=0.0, attention_dropout=0.0
+    )
 
 
 @pytest.mark.parametrize(
@@ -108,18 +117,18 @@ def test_version_2_of_albert_is_version_1_without_dropout(name):
         ((), 128, 89),
         ((), 256, 93),
         ((), 768, 108),
-        (albert.BOTH, 64, 10),
-        (albert.BOTH, 128, 12),
-        (albert.BOTH, 256, 16),
-        (albert.BOTH, 768, 31),  # without a projection; Hugging Face's code has one here too and gets 31.7
-        (("attend",), 128, 64),
-        (("transform",), 128, 38),
-        (("attend",), 768, 83),
-        (("transform",), 768, 57),
+        (albert.ALL_PARTS, 64, 10),
+        (albert.ALL_PARTS, 128, 12),
+        (albert.ALL_PARTS, 256, 16),
+        (albert.ALL_PARTS, 768, 31),  # without a projection; Hugging Face's code has one here too and gets 31.7
+        (("attention",), 128, 64),
+        (("feed_forward",), 128, 38),
+        (("attention",), 768, 83),
+        (("feed_forward",), 768, 57),
     ],
 )
 def test_parameters_of_albert_tables_3_and_4(share, embedding, millions):
-    model = replace(albert.BASE, share=share, embedding=embedding)
+    model = replace(albert.BASE, shared_parts=share, embedding_size=embedding)
     pooler = ("pooler",) if share else ()  # which the papers' not-shared rows leave out
     assert round(count(model, ORDER, "encoder", *pooler) / 1e6) == millions
 
@@ -127,14 +136,16 @@ def test_parameters_of_albert_tables_3_and_4(share, embedding, millions):
 @pytest.mark.parametrize("hidden, exact", [(1024, 17.68), (2048, 58.72), (4096, 222.60), (6144, 495.52)])
 def test_parameters_of_albert_table_12(hidden, exact):
     # The paper says 18, 60, 225 and 499 million; Hugging Face's models have these.
-    model = replace(albert.LARGE, layers=3, hidden=hidden, heads=hidden // 64, intermediate=4 * hidden)
+    model = replace(
+        albert.LARGE, num_layers=3, hidden_size=hidden, num_heads=hidden // 64, intermediate_size=4 * hidden
+    )
     assert round(count(model, ORDER, "encoder", "pooler") / 1e6, 2) == exact
 
 
 def test_depth_costs_albert_nothing():
-    deep = replace(albert.LARGE, layers=48)
+    deep = replace(albert.LARGE, num_layers=48)
     assert count(deep, ORDER) == ALBERT["albert-large"][1]
-    assert count(replace(deep, groups=3), ORDER, "encoder/shared") == 3 * count(deep, ORDER, "encoder/shared")
+    assert count(replace(deep, num_groups=3), ORDER, "encoder/shared") == 3 * count(deep, ORDER, "encoder/shared")
 
 
 # Discriminator, with its head, generator with its head; joint with tied embeddings, and without ties
@@ -150,27 +161,36 @@ ELECTRA = {
 def test_parameters_of_electra(name):
     model, (encoder, judge, generator, tied, apart) = electra.SIZES[name], ELECTRA[name]
     none, tokens, embeddings = (
-        ReplacedTokens(width=electra.WIDTHS[name], tie=tie) for tie in ("none", "tokens", "embeddings")
+        ReplacedTokenDetection(generator_width=electra.GENERATOR_WIDTHS[name], tie=tie)
+        for tie in ("none", "tokens", "embeddings")
     )
     assert count(model, none, "discriminator") == encoder
     assert count(model, none, "discriminator", "replaced") == judge
     assert count(model, none, "generator", "tokens") == generator
     assert count(model, none) == judge + generator == apart
     assert count(model, embeddings) == tied
-    assert count(model, tokens) == apart - 30_522 * model.embedding
-    assert electra.GENERATORS[name] == none.generator(model)
+    assert count(model, tokens) == apart - 30_522 * model.embedding_size
+    assert electra.GENERATOR_CONFIGS[name] == none.get_generator_config(model)
 
 
 @pytest.mark.parametrize("name, generator", [("electra-base", 109_514_298), ("electra-large", 335_174_458)])
 def test_parameters_of_a_generator_as_large_as_its_discriminator(name, generator):
-    assert count(electra.SIZES[name], ReplacedTokens(width=1.0, tie="none"), "generator", "tokens") == generator
+    assert (
+        count(electra.SIZES[name], ReplacedTokenDetection(generator_width=1.0, tie="none"), "generator", "tokens")
+        == generator
+    )
 
 
 @pytest.mark.parametrize(
     "model, objective",
-    [(bert.BASE, NEXT), (albert.BASE, ORDER), (electra.SMALL, ReplacedTokens()), (electra.BASE, ReplacedTokens())],
+    [
+        (bert.BASE, NEXT),
+        (albert.BASE, ORDER),
+        (electra.SMALL, ReplacedTokenDetection()),
+        (electra.BASE, ReplacedTokenDetection()),
+    ],
 )
 def test_the_parts_of_the_ledger_add_up(model, objective):
-    parts = by_part(shapes(model, objective))
+    parts = count_params_by_part(eval_param_shapes(model, objective))
     assert sum(parts.values()) == count(model, objective)
     assert all(isinstance(size, int) and size > 0 for size in parts.values())

@@ -8,40 +8,57 @@ from pathlib import Path
 import pytest
 
 import launch
-from encoders.costs.ledger import shapes
+from encoders.costs.ledger import eval_param_shapes
 from encoders.data import stream
 from encoders.data.formats import SegmentPairs
-from encoders.data.prepare import Data
+from encoders.data.prepare import PretrainingData
 from encoders.data.stream import Phase
-from encoders.experiment import Experiment, Network
+from encoders.experiment import Experiment, RunSpec
 from encoders.families import albert, bert, electra, roberta
 from encoders.finetuning import grids
-from encoders.finetuning.grids import Recipe, finetuned, grid
-from encoders.finetuning.recipes import recipes
-from encoders.inference.predictor import load
-from encoders.objectives.masked_lm import Joint
-from encoders.objectives.sentence_pair import NextSentence
-from encoders.reporting.summaries import summary
+from encoders.finetuning.grids import Recipe, build_finetuning, build_finetuning_grid
+from encoders.finetuning.recipes import family_recipes
+from encoders.inference.predictor import load_predictor
+from encoders.objectives.masked_lm import MaskedLM
+from encoders.objectives.sentence_pair import NextSentencePrediction
+from encoders.reporting.summaries import summarize_results
 from encoders.run import loop
 from encoders.run.run import Run, RunError
 from encoders.tasks.classification import Classification
-from encoders.tasks.conventions import ALBERT, BERT, ELECTRA, ROBERTA, conventions
-from encoders.tasks.glue import ROWS, TASKS, named
-from encoders.tasks.multiple_choice import MultipleChoice
-from encoders.tasks.squad import V1, V2
-from encoders.tasks.text_tasks import Texts
-from encoders.tasks.token_classification import Words
-from encoders.text.tokenization import Vocabulary
-from encoders.training.metric_log import rows
+from encoders.tasks.conventions import ALBERT, BERT, ELECTRA, ROBERTA, detect_conventions
+from encoders.tasks.glue import GLUE_TASKS, NUM_GLUE_TRAIN_ROWS, get_glue_task
+from encoders.tasks.multiple_choice import MultipleChoiceTask
+from encoders.tasks.squad import SQUAD_1_1, SQUAD_2_0
+from encoders.tasks.text_tasks import TextTask
+from encoders.tasks.token_classification import TokenTask
+from encoders.text.tokenization import TokenizerSpec
+from encoders.training.metric_log import read_metric_rows
 from encoders.training.optimizer import AdamW
-from encoders.utils.overrides import ExperimentError, from_json, to_json
+from encoders.utils.overrides import ExperimentError, from_json_value, to_json_value
 from tests import task_examples
 
-TINY = dict(vocab=400, hidden=32, layers=1, heads=2, intermediate=48, positions=128, deviation=0.15, dropout=0.0)
-MODEL = replace(bert.TINY, **TINY, embedding=32, attention_dropout=0.0)
-ADAM = AdamW(1.0, 0, correction=True)
+TINY = dict(
+    vocab_size=400,
+    hidden_size=32,
+    num_layers=1,
+    num_heads=2,
+    intermediate_size=48,
+    max_positions=128,
+    init_std=0.15,
+    hidden_dropout=0.0,
+)
+MODEL = replace(bert.TINY, **TINY, embedding_size=32, attention_dropout=0.0)
+ADAM = AdamW(1.0, 0, bias_correction=True)
 FAMILIES = {"bert": bert, "roberta": roberta, "albert": albert, "electra": electra}
-QUICK = Recipe(rate=5e-3, batch=16, epochs=4, length=24, dropout=0.0, optimizer=ADAM, cuts=2)
+QUICK = Recipe(
+    learning_rate=5e-3,
+    batch_size=16,
+    num_epochs=4,
+    max_seq_length=24,
+    head_dropout=0.0,
+    optimizer=ADAM,
+    num_length_buckets=2,
+)
 
 
 def quiet(line):
@@ -51,7 +68,7 @@ def quiet(line):
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stream, "CUTS", 1)  # one length to compile
+        patch.setattr(stream, "EVAL_LENGTH_BUCKETS", 1)  # one length to compile
         yield tmp_path_factory.mktemp("home")
 
 
@@ -66,44 +83,47 @@ def sentiment(home):
 
 
 def made(name, task, root, home, words, recipe=QUICK, count=96, **given):
-    given = {"start": None, "model": MODEL, "vocabulary": words} | given
-    experiment = finetuned(name, task, root, recipe, count, **given)
-    return replace(experiment, data=replace(experiment.data, folder=str(home / "stores")))
+    given = {"init_from": None, "config": MODEL, "tokenizer_path": words} | given
+    experiment = build_finetuning(name, task, root, recipe, count, **given)
+    return replace(experiment, data=replace(experiment.data, store_dir=str(home / "stores")))
 
 
 @pytest.fixture(scope="module")
 def learned(home, words, sentiment):
     """A finished run on sentiment: its experiment, its folder and its result."""
-    two = replace(MODEL, layers=2)
-    experiment, folder = made("learned", TASKS["SST-2"], sentiment, home, words, model=two), home / "runs" / "learned"
+    two = replace(MODEL, num_layers=2)
+    experiment, folder = (
+        made("learned", GLUE_TASKS["SST-2"], sentiment, home, words, config=two),
+        home / "runs" / "learned",
+    )
     return experiment, folder, loop.train(experiment, folder, quiet)
 
 
 def test_a_task_is_learned_and_its_best_checkpoint_kept(learned):
     experiment, folder, result = learned
     assert result["best"]["accuracy"] > 0.9
-    held = [row for row in rows(folder / "metrics.jsonl") if row["split"] == "heldout"]
+    held = [row for row in read_metric_rows(folder / "metrics.jsonl") if row["split"] == "heldout"]
     assert len(held) == 4 and result["best"]["accuracy"] == max(row["accuracy"] for row in held)
-    best = load(folder, "best")
-    assert best.run.params("best")[0] == result["best"]["step"]
+    best = load_predictor(folder, "best")
+    assert best.run.load_params("best")[0] == result["best"]["step"]
 
 
 def test_a_run_of_a_task_is_read_back_from_json_as_it_was(learned):
     experiment, *_ = learned
-    assert from_json(json.loads(json.dumps(to_json(experiment)))) == experiment
+    assert from_json_value(json.loads(json.dumps(to_json_value(experiment)))) == experiment
 
 
 def test_what_is_predicted_of_the_development_rows_is_what_they_were_scored_by(learned, sentiment):
     _, folder, result = learned
     said = (Path(sentiment) / "dev.tsv").read_text().splitlines()[1:]
     texts, labels = zip(*(line.split("\t") for line in said), strict=True)
-    found = [max(each, key=each.get) for each in load(folder, "latest", batch=7).classify(texts)]
+    found = [max(each, key=each.get) for each in load_predictor(folder, "latest", batch_size=7).classify(texts)]
     assert sum(a == b for a, b in zip(found, labels, strict=True)) / len(labels) == result["heldout"]["accuracy"]
 
 
 def test_an_interrupted_run_ends_with_the_same_numbers(learned, home, monkeypatch):
     experiment, folder, result = learned
-    again, record, seen = home / "runs" / "again", loop.record, []
+    again, record, seen = home / "runs" / "again", loop.log_interval, []
 
     def interrupted(run, index, tally, out):
         record(run, index, tally, out)
@@ -111,35 +131,35 @@ def test_an_interrupted_run_ends_with_the_same_numbers(learned, home, monkeypatc
         if seen == [6, 12, 18]:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop, "record", interrupted)
+    monkeypatch.setattr(loop, "log_interval", interrupted)
     with pytest.raises(KeyboardInterrupt):
         loop.train(experiment, again, quiet)
     resumed = loop.train(experiment, again, quiet)
     assert seen == [6, 12, 18, 18, 24] and resumed["best"] == result["best"]
-    strip = lambda path: [{k: v for k, v in row.items() if k != "time"} for row in rows(path)]
+    strip = lambda path: [{k: v for k, v in row.items() if k != "time"} for row in read_metric_rows(path)]
     assert strip(again / "metrics.jsonl") == strip(folder / "metrics.jsonl")
 
 
 def test_a_run_stops_some_evaluations_after_its_best(home, words, sentiment):
-    recipe = replace(QUICK, rate=1e-12, epochs=9, stop_after=2)
-    experiment, folder = made("early", TASKS["SST-2"], sentiment, home, words, recipe), home / "runs" / "early"
+    recipe = replace(QUICK, learning_rate=1e-12, num_epochs=9, early_stopping=2)
+    experiment, folder = made("early", GLUE_TASKS["SST-2"], sentiment, home, words, recipe), home / "runs" / "early"
     result = loop.train(experiment, folder, quiet)
-    assert (result["best"]["step"], result["steps"], experiment.steps) == (6, 18, 54)
+    assert (result["best"]["step"], result["steps"], experiment.num_steps) == (6, 18, 54)
     assert loop.train(experiment, folder, quiet) == result
 
 
 def kinds(home):
     """Every kind of task: its value, its folder, and the scores it is judged by."""
     return {
-        "pair": (replace(TASKS["STS-B"]), task_examples.numbers(home / "sts"), {"spearman", "pearson"}),
-        "span": (V1, task_examples.squad(home / "squad"), {"exact", "f1"}),
+        "pair": (replace(GLUE_TASKS["STS-B"]), task_examples.numbers(home / "sts"), {"spearman", "pearson"}),
+        "span": (SQUAD_1_1, task_examples.squad(home / "squad"), {"exact", "f1"}),
         "maybe": (
-            V2,
+            SQUAD_2_0,
             task_examples.squad(home / "squad2", unanswerable=True),
             {"exact", "f1", "threshold", "f1_at_zero"},
         ),
-        "tags": (Words(("O", "B-PER", "B-LOC")), task_examples.tags(home / "tags"), {"f1"}),
-        "choice": (MultipleChoice(), task_examples.choices(home / "choices"), {"accuracy"}),
+        "tags": (TokenTask(("O", "B-PER", "B-LOC")), task_examples.tags(home / "tags"), {"f1"}),
+        "choice": (MultipleChoiceTask(), task_examples.choices(home / "choices"), {"accuracy"}),
     }
 
 
@@ -149,11 +169,11 @@ def kinds(home):
 )
 def test_tasks_run_with_the_heads_of_each_family(kind, family, home, words):
     task, root, scores = kinds(home)[kind]
-    sizes = dict(TINY, embedding=16 if family in ("albert", "electra") else 32, attention_dropout=0.0)
+    sizes = dict(TINY, embedding_size=16 if family in ("albert", "electra") else 32, attention_dropout=0.0)
     model = replace(FAMILIES[family].SIZES[f"{family}-base"], **sizes)
-    recipe = replace(QUICK, length=40, steps=3, rate=1e-3, cuts=1)
+    recipe = replace(QUICK, max_seq_length=40, num_steps=3, learning_rate=1e-3, num_length_buckets=1)
     name = f"{kind}-{family}"
-    result = loop.train(made(name, task, root, home, words, recipe, model=model), home / "runs" / name, quiet)
+    result = loop.train(made(name, task, root, home, words, recipe, config=model), home / "runs" / name, quiet)
     assert scores <= result["best"].keys() and result["steps"] == 3
     assert all(abs(result["best"][score]) < 1e6 for score in scores)
 
@@ -161,25 +181,27 @@ def test_tasks_run_with_the_heads_of_each_family(kind, family, home, words):
 @pytest.mark.parametrize("kind, least", [("tags", 0.8), ("choice", 0.8)])
 def test_other_kinds_can_be_learned(kind, least, home, words, capsys):
     task, root, _ = kinds(home)[kind]
-    recipe = replace(QUICK, length=28 if kind == "choice" else 40, epochs=12, rate=4e-3, cuts=1)
+    recipe = replace(
+        QUICK, max_seq_length=28 if kind == "choice" else 40, num_epochs=12, learning_rate=4e-3, num_length_buckets=1
+    )
     experiment = made(f"learn-{kind}", task, root, home, words, recipe, count=64)
     result = loop.train(experiment, home / "runs" / experiment.name, quiet)
-    assert result["best"][experiment.objective.goal] > least
+    assert result["best"][experiment.objective.best_metric] > least
     assert f"{task.name}: GLUE's tasks and SQuAD" in refusal_to_submit(home / "runs" / experiment.name, capsys)
 
 
 def test_a_task_with_two_development_sets_is_scored_on_both(home, words, sentiment):
     files = (("train", "train.tsv"), ("dev_matched", "dev.tsv"), ("dev_mismatched", "train.tsv"))
-    task = Texts("two", ("sentence",), labels=("0", "1"), files=files)
-    recipe = replace(QUICK, steps=2)
+    task = TextTask("two", ("sentence",), labels=("0", "1"), files=files)
+    recipe = replace(QUICK, num_steps=2)
     result = loop.train(made("two", task, sentiment, home, words, recipe), home / "runs" / "two", quiet)
     assert {"accuracy", "f1", "matthews", "mismatched_accuracy", "mismatched_loss"} <= result["heldout"].keys()
 
 
 def test_the_best_checkpoint_answers_unless_another_is_asked_for(learned, monkeypatch):
     asked = []
-    monkeypatch.setattr(Run, "params", lambda run, at: asked.append(at) or (0, {}))
-    load(learned[1]), load(learned[1], "latest")
+    monkeypatch.setattr(Run, "load_params", lambda run, at: asked.append(at) or (0, {}))
+    load_predictor(learned[1]), load_predictor(learned[1], "latest")
     assert asked == ["best", "latest"]
 
 
@@ -206,8 +228,10 @@ def pretrained(home, words):
     experiment = Experiment(
         name="pretrained",
         model=MODEL,
-        objective=Joint(sentences=NextSentence()),
-        data=Data((corpus,), Vocabulary(path=words), heldout=0.2, folder=str(home / "stores")),
+        objective=MaskedLM(sentence_task=NextSentencePrediction()),
+        data=PretrainingData(
+            (corpus,), TokenizerSpec(path=words), heldout_fraction=0.2, store_dir=str(home / "stores")
+        ),
         optimizer=AdamW(1e-3, 1),
         phases=(Phase(2, 32, 4, SegmentPairs()),),
     )
@@ -217,36 +241,36 @@ def pretrained(home, words):
 
 def begun(start, task, root, home, name):
     said = []
-    experiment = finetuned(name, task, root, replace(QUICK, steps=1), 96, start=start)
-    experiment = replace(experiment, data=replace(experiment.data, folder=str(home / "stores")))
+    experiment = build_finetuning(name, task, root, replace(QUICK, num_steps=1), 96, init_from=start)
+    experiment = replace(experiment, data=replace(experiment.data, store_dir=str(home / "stores")))
     loop.train(experiment, home / "runs" / name, said.append)
     return next(line for line in said if line.startswith("begins with")), experiment
 
 
 def test_the_model_and_the_vocabulary_are_those_of_the_run_it_begins_with(pretrained, sentiment, home):
-    said, experiment = begun(pretrained, TASKS["SST-2"], sentiment, home, "after")
-    assert experiment.model == MODEL and experiment.data.vocabulary.path == f"{pretrained}/tokenizer.json"
+    said, experiment = begun(pretrained, GLUE_TASKS["SST-2"], sentiment, home, "after")
+    assert experiment.model == MODEL and experiment.data.tokenizer.path == f"{pretrained}/tokenizer.json"
     assert "encoder, pooler; new: classes" in said
 
 
 def test_a_head_is_taken_over_for_the_same_classes_only(learned, sentiment, home):
     _, folder, _ = learned
-    same, _ = begun(str(folder), TASKS["SST-2"], sentiment, home, "same")
+    same, _ = begun(str(folder), GLUE_TASKS["SST-2"], sentiment, home, "same")
     assert "new" not in same
-    other = Texts("other", ("sentence",), labels=("1", "0"))  # as many, but they mean something else
+    other = TextTask("other", ("sentence",), labels=("1", "0"))  # as many, but they mean something else
     said, _ = begun(str(folder), other, sentiment, home, "other")
     assert said.endswith("encoder, pooler; new: classes")
 
 
 def test_without_a_run_a_model_and_a_vocabulary_are_needed(sentiment):
     with pytest.raises(ExperimentError, match="a model and a vocabulary are needed"):
-        finetuned("x", TASKS["SST-2"], sentiment, QUICK, 96, start=None, model=MODEL)
+        build_finetuning("x", GLUE_TASKS["SST-2"], sentiment, QUICK, 96, init_from=None, config=MODEL)
     with pytest.raises(RunError, match="holds no run"):
-        finetuned("x", TASKS["SST-2"], sentiment, QUICK, 96, start=sentiment)
+        build_finetuning("x", GLUE_TASKS["SST-2"], sentiment, QUICK, 96, init_from=sentiment)
 
 
 def test_labels_of_objective_and_rows_must_agree(home, words, sentiment):
-    experiment = made("x", TASKS["SST-2"], sentiment, home, words)
+    experiment = made("x", GLUE_TASKS["SST-2"], sentiment, home, words)
     with pytest.raises(ExperimentError, match="the rows' are"):
         replace(experiment, objective=Classification(("no", "yes")))
 
@@ -255,65 +279,91 @@ def test_labels_of_objective_and_rows_must_agree(home, words, sentiment):
 
 
 def test_a_warm_up_below_one_is_a_share_and_epochs_count_rows(words):
-    common = dict(start=None, model=MODEL, vocabulary=words)
-    one = finetuned("x", TASKS["RTE"], "r", Recipe(3e-5, 32, epochs=3), ROWS["RTE"], **common)
-    assert (one.steps, one.optimizer.warmup, one.cadence.evaluate) == (234, 23, 78)  # 2,490 x 3 / 32
-    both = finetuned("x", TASKS["MRPC"], "r", Recipe(3e-5, 32, both_orders=True), ROWS["MRPC"], **common)
-    assert both.steps == 688 and both.phases[0].format.symmetric
-    once = finetuned("x", TASKS["RTE"], "r", Recipe(3e-5, 32, both_orders=True, steps=800, warmup=200), 9, **common)
-    assert (once.steps, once.optimizer.warmup) == (800, 200) and not once.phases[0].format.symmetric
+    common = dict(init_from=None, config=MODEL, tokenizer_path=words)
+    one = build_finetuning(
+        "x", GLUE_TASKS["RTE"], "r", Recipe(3e-5, 32, num_epochs=3), NUM_GLUE_TRAIN_ROWS["RTE"], **common
+    )
+    assert (one.num_steps, one.optimizer.warmup_steps, one.intervals.eval_every) == (234, 23, 78)  # 2,490 x 3 / 32
+    both = build_finetuning(
+        "x", GLUE_TASKS["MRPC"], "r", Recipe(3e-5, 32, both_orders=True), NUM_GLUE_TRAIN_ROWS["MRPC"], **common
+    )
+    assert both.num_steps == 688 and both.phases[0].format.both_orders
+    once = build_finetuning(
+        "x", GLUE_TASKS["RTE"], "r", Recipe(3e-5, 32, both_orders=True, num_steps=800, warmup=200), 9, **common
+    )
+    assert (once.num_steps, once.optimizer.warmup_steps) == (800, 200) and not once.phases[0].format.both_orders
 
 
 def test_every_option_of_a_question_has_a_recipes_length(words):
-    model = replace(MODEL, positions=512)
+    model = replace(MODEL, max_positions=512)
     for length, each in ((512, 512), (128, 128), (600, 512)):
-        recipe = replace(QUICK, length=length)
-        one = finetuned("x", MultipleChoice(), "r", recipe, 96, start=None, model=model, vocabulary=words)
+        recipe = replace(QUICK, max_seq_length=length)
+        one = build_finetuning(
+            "x", MultipleChoiceTask(), "r", recipe, 96, init_from=None, config=model, tokenizer_path=words
+        )
         (phase,) = one.phases
-        assert (phase.length, phase.format.longest(phase.length)) == (4 * each, each)
+        assert (phase.seq_length, phase.format.max_example_length(phase.seq_length)) == (4 * each, each)
 
 
-@pytest.mark.parametrize("task", ROWS)
+@pytest.mark.parametrize("task", NUM_GLUE_TRAIN_ROWS)
 def test_every_epoch_is_evaluated_once(words, task):
-    recipe = Recipe(3e-5, 32, epochs=3)
-    one = finetuned("x", TASKS[task], "r", recipe, ROWS[task], start=None, model=MODEL, vocabulary=words)
-    every, steps = one.cadence.evaluate, one.steps
+    recipe = Recipe(3e-5, 32, num_epochs=3)
+    one = build_finetuning(
+        "x",
+        GLUE_TASKS[task],
+        "r",
+        recipe,
+        NUM_GLUE_TRAIN_ROWS[task],
+        init_from=None,
+        config=MODEL,
+        tokenizer_path=words,
+    )
+    every, steps = one.intervals.eval_every, one.num_steps
     evaluated = {*range(every, steps, every), steps}
     assert len(evaluated) == 3 and steps - every * 2 > every // 2
 
 
 def test_a_grid_has_every_recipe_with_every_seed(words):
-    several = [replace(QUICK, rate=rate, batch=batch) for rate in (1e-3, 2e-3) for batch in (8, 16)]
-    members = grid("g", TASKS["RTE"], "r", several, 96, seeds=2, start=None, model=MODEL, vocabulary=words)
+    several = [replace(QUICK, learning_rate=rate, batch_size=batch) for rate in (1e-3, 2e-3) for batch in (8, 16)]
+    members = build_finetuning_grid(
+        "g", GLUE_TASKS["RTE"], "r", several, 96, num_seeds=2, init_from=None, config=MODEL, tokenizer_path=words
+    )
     names = [member.name for member in members]
     assert len(set(names)) == 8 and "g-rate0.002-batch8-seed1" in names
     assert {member.seed for member in members} == {0, 1}
 
 
 def test_rates_batches_and_epochs_span_a_grid_in_the_place_of_a_recipes_own():
-    parts = lambda *given, **axes: [(r.rate, r.batch, r.steps or r.epochs) for r in recipes(*given, MODEL, **axes)]
+    parts = lambda *given, **axes: [
+        (r.learning_rate, r.batch_size, r.num_steps or r.num_epochs) for r in family_recipes(*given, MODEL, **axes)
+    ]
     assert parts("bert", "RTE") == [(rate, 32, 3) for rate in (5e-5, 4e-5, 3e-5, 2e-5)]
-    assert parts("bert", "RTE", batches=(16,), epochs=(4,)) == [(r, 16, 4) for r in (5e-5, 4e-5, 3e-5, 2e-5)]
-    ten = parts("roberta", "RTE", rates=(1e-5, 2e-5), batches=(16, 32), epochs=(10,))
+    assert parts("bert", "RTE", batch_sizes=(16,), epoch_counts=(4,)) == [(r, 16, 4) for r in (5e-5, 4e-5, 3e-5, 2e-5)]
+    ten = parts("roberta", "RTE", learning_rates=(1e-5, 2e-5), batch_sizes=(16, 32), epoch_counts=(10,))
     assert ten == [(1e-5, 16, 10), (1e-5, 32, 10), (2e-5, 16, 10), (2e-5, 32, 10)]
-    (twice,) = recipes("roberta", "RTE", MODEL, batches=(32,))  # fairseq has 2,036 updates of 16 rows
-    assert (twice.steps, twice.batch, twice.warmup) == (1018, 32, pytest.approx(122 / 2036))
-    (longer,) = recipes("roberta", "RTE", MODEL, epochs=(10,))
-    assert (longer.steps, longer.epochs, longer.batch, longer.warmup) == (None, 10, 16, pytest.approx(122 / 2036))
-    assert recipes("roberta", "RTE", MODEL, rates=(2e-5,)) == recipes("roberta", "RTE", MODEL)
+    (twice,) = family_recipes("roberta", "RTE", MODEL, batch_sizes=(32,))  # fairseq has 2,036 updates of 16 rows
+    assert (twice.num_steps, twice.batch_size, twice.warmup) == (1018, 32, pytest.approx(122 / 2036))
+    (longer,) = family_recipes("roberta", "RTE", MODEL, epoch_counts=(10,))
+    assert (longer.num_steps, longer.num_epochs, longer.batch_size, longer.warmup) == (
+        None,
+        10,
+        16,
+        pytest.approx(122 / 2036),
+    )
+    assert family_recipes("roberta", "RTE", MODEL, learning_rates=(2e-5,)) == family_recipes("roberta", "RTE", MODEL)
 
 
 @pytest.mark.parametrize("name, said", [("SST2", "there are CoLA, SST-2"), ("AX", "no training rows")])
 def test_a_task_that_glue_has_not_is_refused_by_name(name, said):
     with pytest.raises(ExperimentError, match=said):
-        named(name)
+        get_glue_task(name)
 
 
 @pytest.mark.parametrize(
     "sizes, family", [(bert, BERT), (roberta, ROBERTA), (albert, ALBERT), (electra, ELECTRA)], ids=lambda x: str(x)[:20]
 )
 def test_conventions_are_found_by_what_a_model_is(sizes, family):
-    assert {conventions(model) for model in sizes.SIZES.values()} == {family}
+    assert {detect_conventions(model) for model in sizes.SIZES.values()} == {family}
 
 
 @pytest.mark.parametrize("file", ["glue", "squad"])
@@ -323,25 +373,27 @@ def test_members_at_paper_scale_initialise(file, name, monkeypatch):
     spec = importlib.util.spec_from_file_location(file, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    known = Network(name="known", model=FAMILIES[name].SIZES[f"{name}-base"], objective=Joint())
+    known = RunSpec(name="known", model=FAMILIES[name].SIZES[f"{name}-base"], objective=MaskedLM())
     for place in (module, grids):
-        monkeypatch.setattr(place, "network", lambda run: known)
+        monkeypatch.setattr(place, "load_run_spec", lambda run: known)
     ways = {"glue": [{"seeds": 2}], "squad": [{}, {"version": "2.0"}, {"version": "2.0", "design": "judged"}]}
     members = [member for each in ways[file] for member in module.experiments(f"runs/{name}", **each)]
     assert len({member.name for member in members}) == len(members)
     for objective in {member.objective for member in members}:
-        tree = shapes(known.model, objective)
+        tree = eval_param_shapes(known.model, objective)
         assert "encoder" in tree and len(tree) > 1
     if file == "glue":
-        assert {member.data.task.name for member in members} == set(TASKS)
+        assert {member.data.task.name for member in members} == set(GLUE_TASKS)
 
 
 # The table ------------------------------------------------------------------------------------------------------------
 
 
 def test_seeds_share_a_row_with_their_median_and_range(words):
-    members = grid("g", TASKS["MRPC"], "r", [QUICK], 96, seeds=3, start=None, model=MODEL, vocabulary=words)
+    members = build_finetuning_grid(
+        "g", GLUE_TASKS["MRPC"], "r", [QUICK], 96, num_seeds=3, init_from=None, config=MODEL, tokenizer_path=words
+    )
     best = [{"step": 6, "loss": 0.5, "accuracy": a, "f1": a / 2} for a in (0.5, 0.9, 0.6)]
     results = [{"name": m.name, "best": b} for m, b in zip(members, best, strict=True)]
-    row = summary(list(zip(members, results, strict=True))).splitlines()[2].split()
+    row = summarize_results(list(zip(members, results, strict=True))).splitlines()[2].split()
     assert row[:8] == ["g", "3", "accuracy", "0.6", "0.5", "0.9", "6", "of"] and row[-2:] == ["f1", "0.3"]

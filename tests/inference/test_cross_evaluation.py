@@ -10,17 +10,17 @@ import pytest
 from encoders.data import stream
 from encoders.data.formats import SegmentPairs
 from encoders.inference import cross_evaluation
-from encoders.objectives.masked_lm import Joint
+from encoders.objectives.masked_lm import MaskedLM
 from encoders.objectives.masking import Masking
-from encoders.objectives.sentence_pair import NextSentence
+from encoders.objectives.sentence_pair import NextSentencePrediction
 from encoders.run import loop
 from encoders.run.run import Run, RunError
 from encoders.utils.overrides import ExperimentError
 from tests import texts
 from tests.run.test_loop import experiment, quiet
 
-ORDER = ("objective.sentences=SentenceOrder", "phases.*.format.second=swapped")
-NEXT = ("objective.sentences=NextSentence", "phases.*.format.second=random")
+ORDER = ("objective.sentence_task=SentenceOrderPrediction", "phases.*.format.negatives=swapped")
+NEXT = ("objective.sentence_task=NextSentencePrediction", "phases.*.format.negatives=random")
 
 
 @pytest.fixture(scope="module")
@@ -28,13 +28,13 @@ def runs(tmp_path_factory):
     """A run with next sentence, and one with masked tokens alone, on the same pairs."""
     home = tmp_path_factory.mktemp("home")
     monkeypatch = pytest.MonkeyPatch()
-    monkeypatch.setattr(stream, "CUTS", 1)  # one length to compile
+    monkeypatch.setattr(stream, "EVAL_LENGTH_BUCKETS", 1)  # one length to compile
     base = experiment(str(texts.write(home / "text.txt", documents=60)), "bert", home)
     form = SegmentPairs("random")
     base = replace(base, phases=tuple(replace(phase, format=form) for phase in base.phases))
     made = {}
-    for name, sentences in (("nsp", NextSentence()), ("alone", None)):
-        member = replace(base, name=name, objective=Joint(Masking(), sentences))
+    for name, sentences in (("nsp", NextSentencePrediction()), ("alone", None)):
+        member = replace(base, name=name, objective=MaskedLM(Masking(), sentences))
         loop.train(member, home / name, quiet)
         made[name] = home / name
     yield made
@@ -43,27 +43,27 @@ def runs(tmp_path_factory):
 
 def test_its_own_task_scores_as_the_run_did_itself(runs):
     run = Run.open(runs["nsp"])
-    _, params = run.params()
-    scores = cross_evaluation.under(run, params, NEXT)
+    _, params = run.load_params()
+    scores = cross_evaluation.evaluate_with_overrides(run, params, NEXT)
     assert scores["nsp_accuracy"] == pytest.approx(run.evaluate(params)["nsp_accuracy"], abs=1e-6)
 
 
 def test_the_head_of_one_sentence_task_judges_the_pairs_of_the_other(runs):
     run = Run.open(runs["nsp"])
-    _, params = run.params()
-    scores = cross_evaluation.under(run, params, ORDER)
+    _, params = run.load_params()
+    scores = cross_evaluation.evaluate_with_overrides(run, params, ORDER)
     assert 0 <= scores["sop_accuracy"] <= 1 and scores["sop_baseline"] >= 0.5 and "nsp_accuracy" not in scores
     turned = jax.tree.map(lambda x: x, params)
     turned["pair"] = {"out": {name: -value for name, value in params["pair"]["out"].items()}}
-    assert cross_evaluation.under(run, turned, ORDER)["sop_accuracy"] == pytest.approx(
+    assert cross_evaluation.evaluate_with_overrides(run, turned, ORDER)["sop_accuracy"] == pytest.approx(
         1 - scores["sop_accuracy"], abs=1e-6
     )
 
 
 def test_without_a_head_a_regression_on_the_vectors_takes_its_place(runs):
     run = Run.open(runs["alone"])
-    _, params = run.params()
-    scores = cross_evaluation.under(run, params, NEXT)
+    _, params = run.load_params()
+    scores = cross_evaluation.evaluate_with_overrides(run, params, NEXT)
     assert scores.keys() == {"nsp_accuracy", "nsp_accuracy_error", "nsp_baseline"}
     assert 0.5 <= scores["nsp_baseline"] <= 1 and 0 <= scores["nsp_accuracy"] <= 1
 
@@ -73,27 +73,31 @@ def test_the_regression_finds_a_label_that_stands_in_the_vectors(runs, monkeypat
     rng = np.random.default_rng(0)
 
     def told(run, params, batches, task):
-        labels = np.concatenate([batch[task.label][batch["valid"] == 1] for batch in batches])
+        labels = np.concatenate([batch[task.label_field][batch["valid"] == 1] for batch in batches])
         return np.stack([labels + 0.01 * rng.normal(size=len(labels)), rng.normal(size=len(labels))], 1), labels
 
-    monkeypatch.setattr(cross_evaluation, "vectors", told)
+    monkeypatch.setattr(cross_evaluation, "collect_cls_vectors", told)
     run = Run.open(runs["alone"])
-    assert cross_evaluation.under(run, run.params()[1], ORDER)["sop_accuracy"] == 1
+    assert cross_evaluation.evaluate_with_overrides(run, run.load_params()[1], ORDER)["sop_accuracy"] == 1
 
 
 def test_scores_are_computed_once_and_kept_beside_the_run(runs, monkeypatch):
-    assert cross_evaluation.known(runs["nsp"], ORDER) is None
-    found = cross_evaluation.scored(runs["nsp"], ORDER)
-    monkeypatch.setattr(cross_evaluation, "under", lambda *given: pytest.fail("computed again"))
-    assert cross_evaluation.scored(runs["nsp"], ORDER[::-1]) == found == cross_evaluation.known(runs["nsp"], ORDER)
-    kept = json.loads(cross_evaluation.place(runs["nsp"], ORDER).read_text())
-    assert kept["settings"] == sorted(ORDER) and kept["step"] == Run.open(runs["nsp"]).experiment.steps
+    assert cross_evaluation.cached_scores(runs["nsp"], ORDER) is None
+    found = cross_evaluation.load_or_compute_scores(runs["nsp"], ORDER)
+    monkeypatch.setattr(cross_evaluation, "evaluate_with_overrides", lambda *given: pytest.fail("computed again"))
+    assert (
+        cross_evaluation.load_or_compute_scores(runs["nsp"], ORDER[::-1])
+        == found
+        == cross_evaluation.cached_scores(runs["nsp"], ORDER)
+    )
+    kept = json.loads(cross_evaluation.score_path(runs["nsp"], ORDER).read_text())
+    assert kept["settings"] == sorted(ORDER) and kept["step"] == Run.open(runs["nsp"]).experiment.num_steps
 
 
 def test_settings_that_need_other_parameters_are_refused(runs):
     run = Run.open(runs["nsp"])
-    _, params = run.params()
-    with pytest.raises(RunError, match="has no encoder that fits model.layers=3"):
-        cross_evaluation.under(run, params, ("model.layers=3",))
+    _, params = run.load_params()
+    with pytest.raises(RunError, match="has no encoder that fits model.num_layers=3"):
+        cross_evaluation.evaluate_with_overrides(run, params, ("model.num_layers=3",))
     with pytest.raises(ExperimentError, match="the objective needs sentence_order"):
-        cross_evaluation.under(run, params, ORDER[:1])
+        cross_evaluation.evaluate_with_overrides(run, params, ORDER[:1])

@@ -10,31 +10,33 @@ import pytest
 
 import encoders
 import launch
-from encoders.experiment import Network
+from encoders.experiment import RunSpec
 from encoders.families import bert, electra, roberta
 from encoders.inference import predictor
 from encoders.model.encoder import Encoder
-from encoders.objectives.masked_lm import Joint
-from encoders.objectives.replaced_tokens import ReplacedTokens
-from encoders.run.run import RunError, record
+from encoders.objectives.masked_lm import MaskedLM
+from encoders.objectives.replaced_tokens import ReplacedTokenDetection
+from encoders.run.run import RunError, build_run_record
 from encoders.tasks.classification import Classification
-from encoders.tasks.encoder_only import Features
-from encoders.tasks.question_answering import JudgedSpans, Spans
-from encoders.text.tokenization import load
+from encoders.tasks.encoder_only import EncoderOnly
+from encoders.tasks.question_answering import SpanPrediction, SpanWithClassifier
+from encoders.text.tokenization import load_tokenizer
 from encoders.training import step
 from encoders.training.checkpoint import save_params
 from encoders.utils.files import write_json
 from tests import task_examples, texts
 
-TINY = dict(vocab=400, hidden=16, layers=2, heads=2, intermediate=24, positions=64, deviation=0.3)
-BERT = replace(bert.TINY, **TINY, embedding=16)
+TINY = dict(
+    vocab_size=400, hidden_size=16, num_layers=2, num_heads=2, intermediate_size=24, max_positions=64, init_std=0.3
+)
+BERT = replace(bert.TINY, **TINY, embedding_size=16)
 TEXTS = [" ".join(sentence for sentence in document)[:150] for document in texts.made_up(6, seed=3)]
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(predictor, "CUTS", 2)  # two lengths to compile
+        patch.setattr(predictor, "NUM_LENGTH_BUCKETS", 2)  # two lengths to compile
         yield tmp_path_factory.mktemp("home")
 
 
@@ -42,16 +44,16 @@ def home(tmp_path_factory):
 def run(home):
     """Makes a run of fresh parameters, and opens it."""
     vocabulary = task_examples.vocabulary(home)
-    tokenizer = load(vocabulary)
+    tokenizer = load_tokenizer(vocabulary)
 
     def make(name, objective, model=BERT):
         folder = home / "runs" / name
         if not folder.exists():
-            network = Network(name=name, model=model, objective=objective)
+            network = RunSpec(name=name, model=model, objective=objective)
             folder.mkdir(parents=True)
             tokenizer.save(folder)
-            write_json(folder / "experiment.json", record(network, "0" * 16, tokenizer.facts))
-            save_params(folder / "checkpoints", step.parameters(0, objective.module(model, tokenizer.facts)))
+            write_json(folder / "experiment.json", build_run_record(network, "0" * 16, tokenizer.vocab))
+            save_params(folder / "checkpoints", step.init_params(0, objective.module(model, tokenizer.vocab)))
         return encoders.load(folder, batch=4)
 
     return make
@@ -59,20 +61,22 @@ def run(home):
 
 @pytest.fixture(scope="module")
 def features(run):
-    return run("features", Features(pooler=True))
+    return run("features", EncoderOnly(has_pooler=True))
 
 
 def alone(predictor, text):
     """The hidden states of a text, read by itself and unpadded: `[layers + 1, l, d]`."""
-    facts, tokenizer = predictor.run.facts, predictor.run.tokenizer
-    ids = jnp.array([[facts.cls, *tokenizer.encode_batch([text])[0], facts.sep]])
+    facts, tokenizer = predictor.run.vocab, predictor.run.tokenizer
+    ids = jnp.array([[facts.cls_id, *tokenizer.encode_batch([text])[0], facts.sep_id]])
     rest = (jnp.ones_like(ids), jnp.zeros_like(ids), jnp.arange(ids.size)[None])
-    encoder = Encoder(predictor.model)
-    return np.asarray(encoder.apply({"params": predictor.params["encoder"]}, ids, *rest, collect=True))[:, 0]
+    encoder = Encoder(predictor.config)
+    return np.asarray(encoder.apply({"params": predictor.params["encoder"]}, ids, *rest, output_hidden_states=True))[
+        :, 0
+    ]
 
 
 def test_many_texts_get_the_vectors_they_have_alone_in_their_order(features, monkeypatch):
-    monkeypatch.setattr(predictor, "CHUNK", 4)  # the texts in two chunks
+    monkeypatch.setattr(predictor, "CHUNK_SIZE", 4)  # the texts in two chunks
     for pool, of in (("mean", lambda x: x.mean(0)), ("cls", lambda x: x[0])):
         found = list(features.embed(TEXTS, pool))
         assert len(found) == len(TEXTS)
@@ -85,17 +89,19 @@ def test_a_vector_has_one_size_whatever_the_text(features):
 
 
 def test_the_same_word_has_another_vector_in_another_sentence(features):
-    first, second = features.tokens(["tan here", "tan what who"])
+    first, second = features.embed_tokens(["tan here", "tan what who"])
     assert first[1][0] == second[1][0] == "tan"
     assert np.abs(first[1][1] - second[1][1]).max() > 0.01
-    below, other = features.tokens(["tan here", "tan what who"], layer=0)  # before any attention they are the same
+    below, other = features.embed_tokens(
+        ["tan here", "tan what who"], layer=0
+    )  # before any attention they are the same
     np.testing.assert_allclose(below[1][1], other[1][1], atol=1e-6)
 
 
 def test_every_layer_can_be_read(features):
     states = alone(features, TEXTS[0])
     for layer in (0, 1, 2, -1):
-        (tokens,) = features.tokens([TEXTS[0]], layer)
+        (tokens,) = features.embed_tokens([TEXTS[0]], layer)
         np.testing.assert_allclose(np.stack([vector for _, vector in tokens]), states[layer], atol=2e-5)
     with pytest.raises(RunError, match="layer=3 is not from 0"):
         next(features.embed(TEXTS, layer=3))
@@ -104,8 +110,8 @@ def test_every_layer_can_be_read(features):
 def test_similarity_is_the_cosine_of_two_texts_read_apart(features):
     first, second = (alone(features, text)[-1].mean(0) for text in TEXTS[:2])
     cosine = first @ second / np.linalg.norm(first) / np.linalg.norm(second)
-    assert list(features.similarity([(TEXTS[0], TEXTS[1])])) == [pytest.approx(cosine, abs=1e-5)]
-    matrix = features.matrix(TEXTS[:3])
+    assert list(features.compare_pairs([(TEXTS[0], TEXTS[1])])) == [pytest.approx(cosine, abs=1e-5)]
+    matrix = features.similarity_matrix(TEXTS[:3])
     assert matrix.shape == (3, 3) and matrix[0, 1] == pytest.approx(cosine, abs=1e-5)
     np.testing.assert_allclose(matrix, matrix.T, atol=1e-6)
     np.testing.assert_allclose(np.diag(matrix), 1, atol=1e-6)
@@ -113,27 +119,31 @@ def test_similarity_is_the_cosine_of_two_texts_read_apart(features):
 
 def test_a_long_text_is_cut_and_counted(features):
     long = " ".join(["tan"] * 200)
-    before = features.cut
+    before = features.num_truncated
     (vector,) = features.embed([long])
     (cut,) = features.embed([" ".join(["tan"] * 62)])
     np.testing.assert_allclose(vector, cut, atol=1e-6)
-    assert features.cut == before + 1
+    assert features.num_truncated == before + 1
 
 
-@pytest.mark.parametrize("family, model", [("bert", BERT), ("roberta", replace(roberta.BASE, **TINY, embedding=16))])
+@pytest.mark.parametrize(
+    "family, model", [("bert", BERT), ("roberta", replace(roberta.BASE, **TINY, embedding_size=16))]
+)
 def test_probabilities_of_one_text_and_of_two(family, model, run):
     classes = run(f"classes-{family}", Classification(("no", "yes", "maybe"), "tanh"), model)
     pair = (TEXTS[0], TEXTS[1][:40])
     one, two = classes.classify([TEXTS[2], pair])
     assert sum(one.values()) == pytest.approx(1) and list(two) == ["no", "yes", "maybe"]
-    facts, tokenizer = classes.run.facts, classes.run.tokenizer
+    facts, tokenizer = classes.run.vocab, classes.run.tokenizer
     first, second = tokenizer.encode_batch(list(pair))
-    between = [facts.sep] * (2 if family == "roberta" else 1)
-    ids = np.array([[facts.cls, *first, *between, *second, facts.sep]])
+    between = [facts.sep_id] * (2 if family == "roberta" else 1)
+    ids = np.array([[facts.cls_id, *first, *between, *second, facts.sep_id]])
     segments = (np.arange(ids.size) > len(first) + 1)[None].astype(int)
     batch = {"tokens": ids, "example": np.ones_like(ids), "segments": segments, "positions": np.arange(ids.size)[None]}
     batch |= {"start": np.zeros((1, 1), int)}
-    logits = classes.run.module.apply({"params": classes.params}, jax.tree.map(jnp.asarray, batch), method="logits")
+    logits = classes.run.module.apply(
+        {"params": classes.params}, jax.tree.map(jnp.asarray, batch), method="compute_logits"
+    )
     np.testing.assert_allclose(list(two.values()), jax.nn.softmax(logits[0, 0]), atol=1e-5)
 
 
@@ -142,31 +152,31 @@ def test_one_label_is_a_number(run):
     assert list(said) == ["score"] and isinstance(said["score"], float)
 
 
-@pytest.mark.parametrize("objective", [Spans(), JudgedSpans()], ids=lambda x: type(x).__name__)
+@pytest.mark.parametrize("objective", [SpanPrediction(), SpanWithClassifier()], ids=lambda x: type(x).__name__)
 def test_an_answer_is_a_part_of_the_text_at_its_place(objective, run):
     answering = run(type(objective).__name__, objective)
     asked = [("what here", TEXTS[0]), ("who", " ".join(TEXTS))]  # the second is several windows
-    for (_, text), said in zip(asked, answering.answer(asked), strict=True):
+    for (_, text), said in zip(asked, answering.answer_questions(asked), strict=True):
         assert said["answer"] and text[said["start"] : said["end"]] == said["answer"]
-    nothing = list(answering.answer(asked, threshold=-1e9))
+    nothing = list(answering.answer_questions(asked, null_threshold=-1e9))
     assert [said["answer"] for said in nothing] == ["", ""] and "start" not in nothing[0]
 
 
 def test_masks_are_filled_by_what_the_head_finds_likeliest(run):
-    filling = run("masked", Joint())
-    one, two = filling.fill([f"{TEXTS[0]} [MASK] tan", "[MASK] here <mask>"], top=3)
+    filling = run("masked", MaskedLM())
+    one, two = filling.fill_masks([f"{TEXTS[0]} [MASK] tan", "[MASK] here <mask>"], top_k=3)
     assert [len(one), len(two)] == [1, 2] and all(len(words) == 3 for words in (*one, *two))
-    (again,) = filling.fill(["[MASK] here <mask>"], top=3)
+    (again,) = filling.fill_masks(["[MASK] here <mask>"], top_k=3)
     for words, others in zip(two, again, strict=True):
         assert [word for word, _ in words] == [word for word, _ in others]
         np.testing.assert_allclose([p for _, p in words], [p for _, p in others], rtol=1e-4)
     with pytest.raises(RunError, match="has no .MASK."):
-        next(filling.fill(["nothing here"]))
+        next(filling.fill_masks(["nothing here"]))
 
 
 def test_electra_marks_each_token(run):
-    model = replace(electra.BASE, **TINY, embedding=16)
-    (said,) = run("pair", ReplacedTokens(width=1 / 2), model).replaced(["tan here"])
+    model = replace(electra.BASE, **TINY, embedding_size=16)
+    (said,) = run("pair", ReplacedTokenDetection(generator_width=1 / 2), model).detect_replaced(["tan here"])
     assert [token for token, _ in said] == ["[CLS]", "tan", "here", "[SEP]"]
     assert all(0 < p < 1 for _, p in said)
 
@@ -175,9 +185,9 @@ def test_electra_marks_each_token(run):
     "ask, said",
     [
         (lambda run: run.classify(["tan"]), "no classification head"),
-        (lambda run: run.answer([("who", "tan")]), "answers no questions"),
-        (lambda run: run.fill(["[MASK]"]), "no masked-token head"),
-        (lambda run: run.replaced(["tan"]), "no replaced-token head"),
+        (lambda run: run.answer_questions([("who", "tan")]), "answers no questions"),
+        (lambda run: run.fill_masks(["[MASK]"]), "no masked-token head"),
+        (lambda run: run.detect_replaced(["tan"]), "no replaced-token head"),
         (lambda run: run.embed(["tan", " "]), "' ' has no tokens"),
     ],
 )
@@ -199,7 +209,7 @@ def test_lines_of_a_file_are_answered_as_json_lines(features, home, capsys):
     path.write_text('tan here\ttan\n{"text": "what", "second": "who"}\n', encoding="utf-8")
     lines = [json.loads(line) for line in asked(capsys, features.run.folder, "similarity", "--file", path, "--json")]
     assert [line["text"] for line in lines] == [["tan here", "tan"], ["what", "who"]]
-    expected = list(features.similarity([("tan here", "tan"), ("what", "who")]))
+    expected = list(features.compare_pairs([("tan here", "tan"), ("what", "who")]))
     assert [line["similarity"] for line in lines] == pytest.approx(expected, abs=1e-4)
 
 

@@ -6,18 +6,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from encoders.model.config import Model
+from encoders.model.config import EncoderConfig
 from encoders.model.encoder import Encoder
-from encoders.model.layers import CausalAttend, attention
-from encoders.training.optimizer import leaves
+from encoders.model.layers import CausalSelfAttention, dot_product_attention
+from encoders.training.optimizer import flatten_with_paths
 
 QUICK = {"xla_backend_optimization_level": 0}  # compiles in a third of the time
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}  # float32 sums of up to 20 terms in another order
-BOTH_WAYS = Model(
-    vocab=19, hidden=12, layers=3, heads=3, intermediate=20, embedding=8, positions=11, dropout=0.0,
-    attention_dropout=0.0,
+BOTH_WAYS = EncoderConfig(
+    vocab_size=19, hidden_size=12, num_layers=3, num_heads=3, intermediate_size=20, embedding_size=8, max_positions=11,
+    hidden_dropout=0.0, attention_dropout=0.0,
 )  # fmt: skip
-CAUSAL = replace(BOTH_WAYS, attend=CausalAttend)
+CAUSAL = replace(BOTH_WAYS, attention=CausalSelfAttention)
 ONE = np.array([[1, 1, 1, 1, 1, 1, 0]])
 PACKED = np.array([[1, 1, 1, 1, 2, 2, 2]])
 
@@ -55,21 +55,21 @@ HALF = replace(CAUSAL, dtype="bfloat16")
 
 @pytest.mark.parametrize(
     "model",
-    [CAUSAL, replace(HALF, attention="cudnn"), replace(HALF, attention="cudnn_packed")],
+    [CAUSAL, replace(HALF, attention_impl="cudnn"), replace(HALF, attention_impl="cudnn_packed")],
     ids=["xla", "cudnn", "cudnn_packed"],
 )
 def test_a_token_reaches_itself_and_later_ones_alone(model):
     assert [reached(model, ONE, place) for place in (0, 3, 5)] == [[0, 1, 2, 3, 4, 5], [3, 4, 5], [5]]
 
 
-@pytest.mark.parametrize("model", [CAUSAL, replace(HALF, attention="cudnn_packed")], ids=["xla", "cudnn_packed"])
+@pytest.mark.parametrize("model", [CAUSAL, replace(HALF, attention_impl="cudnn_packed")], ids=["xla", "cudnn_packed"])
 def test_a_token_of_a_packed_row_reaches_later_ones_of_its_example_alone(model):
     assert [reached(model, PACKED, place) for place in (1, 3, 5)] == [[1, 2, 3], [3], [5, 6]]
 
 
-@pytest.mark.parametrize("share", [("attend",), ("attend", "transform")])
+@pytest.mark.parametrize("share", [("attention",), ("attention", "feed_forward")])
 def test_causal_attention_may_be_shared(share):
-    model = replace(CAUSAL, share=share)
+    model = replace(CAUSAL, shared_parts=share)
     assert "attend" in parameters(model)["shared"]
     assert reached(model, PACKED, 1) == [1, 2, 3]
 
@@ -79,7 +79,9 @@ def test_without_it_a_token_reaches_its_whole_example():
 
 
 def test_its_parameters_are_those_of_attention_both_ways():
-    one, two = ({path: leaf.shape for path, leaf in leaves(parameters(model))} for model in (CAUSAL, BOTH_WAYS))
+    one, two = (
+        {path: leaf.shape for path, leaf in flatten_with_paths(parameters(model))} for model in (CAUSAL, BOTH_WAYS)
+    )
     assert one == two
 
 
@@ -87,7 +89,7 @@ def test_its_parameters_are_those_of_attention_both_ways():
 def test_causal_attention_is_the_softmax_average_over_earlier_tokens_and_the_own(how):
     query, key, value = (normal(seed, 2, 5, 3, 4) for seed in range(3))
     example = np.array([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]])
-    found = jax.jit(partial(attention, how=how, causal=True))(query, key, value, example)
+    found = jax.jit(partial(dot_product_attention, implementation=how, is_causal=True))(query, key, value, example)
     for b, at, h in np.ndindex(2, 5, 3):
         if example[b, at]:
             weights = np.exp([query[b, at, h] @ key[b, m, h] / 2 for m in range(at + 1)])  # 2: the root of 4

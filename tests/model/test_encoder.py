@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 
 from encoders.model import layers
-from encoders.model.config import Model, narrowed
+from encoders.model.config import EncoderConfig, derive_generator_config
 from encoders.model.encoder import Encoder
-from encoders.training.optimizer import leaves, paths
+from encoders.training.optimizer import flatten_with_paths, tree_paths
 
 QUICK = {"xla_backend_optimization_level": 0}  # compiles in a third of the time
-BOTH = ("attend", "transform")
-MODEL = Model(
-    vocab=19, hidden=12, layers=5, heads=3, intermediate=20, embedding=8, positions=11, dropout=0.0,
-    attention_dropout=0.0,
+BOTH = ("attention", "feed_forward")
+MODEL = EncoderConfig(
+    vocab_size=19, hidden_size=12, num_layers=5, num_heads=3, intermediate_size=20, embedding_size=8, max_positions=11,
+    hidden_dropout=0.0, attention_dropout=0.0,
 )  # fmt: skip
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}  # float32 sums of up to 20 terms in another order, through five layers
 ORDER = {1: [0, 0, 0, 0, 0], 2: [0, 0, 0, 1, 1]}  # set of layer l: l * groups // 5, in whole numbers
@@ -40,12 +40,12 @@ def parameters(model, seed=0):
     """Random parameters, no bias 0 and no scale 1, so that one that is left out shows."""
     rng, tree = np.random.default_rng(seed), shapes(model)
     draw = lambda path, leaf: rng.normal(path.endswith("scale"), 0.3, leaf.shape).astype(np.float32)
-    return jax.tree.map(draw, paths(tree), tree)
+    return jax.tree.map(draw, tree_paths(tree), tree)
 
 
 @partial(jax.jit, static_argnames=("model", "collect"), compiler_options=QUICK)
 def states(params, fields, *, model, collect):
-    return Encoder(model).apply({"params": params}, *fields, collect=collect)
+    return Encoder(model).apply({"params": params}, *fields, output_hidden_states=collect)
 
 
 def forward(params, fields, *, model, collect=False):
@@ -64,7 +64,7 @@ def value_and_gradient(params, fields, *, model):
 
 
 def names(tree):
-    return {path: leaf.shape for path, leaf in leaves(tree)}
+    return {path: leaf.shape for path, leaf in flatten_with_paths(tree)}
 
 
 def equal(tree, other):
@@ -79,9 +79,9 @@ def unshared(params, groups):
 
 
 @pytest.mark.parametrize("groups", [1, 2])
-@pytest.mark.parametrize("share", [("attend",), ("transform",), BOTH])
+@pytest.mark.parametrize("share", [("attention",), ("feed_forward",), BOTH])
 def test_a_shared_stack_is_a_stack_of_equal_layers(share, groups):
-    model, fields = replace(MODEL, share=share, groups=groups), rows(7, 4)
+    model, fields = replace(MODEL, shared_parts=share, num_groups=groups), rows(7, 4)
     params = parameters(model)
     apart = unshared(params, groups)
     assert names(apart) == names(shapes(MODEL))
@@ -93,8 +93,17 @@ def test_a_shared_stack_is_a_stack_of_equal_layers(share, groups):
 
 def test_groups_are_numbered_in_whole_numbers():
     # 22 sets for 22 layers, one each: in the released code's floating point two layers get a neighbour's.
-    small = Model(vocab=7, hidden=4, layers=22, heads=1, intermediate=6, embedding=4, positions=3, dropout=0.0)
-    shared = replace(small, share=("transform",), groups=22)
+    small = EncoderConfig(
+        vocab_size=7,
+        hidden_size=4,
+        num_layers=22,
+        num_heads=1,
+        intermediate_size=6,
+        embedding_size=4,
+        max_positions=3,
+        hidden_dropout=0.0,
+    )
+    shared = replace(small, shared_parts=("feed_forward",), num_groups=22)
     params, fields = parameters(shared), (np.array([[5, 6, 2]]), *[np.ones((1, 3), np.int32)] * 3)
     apart = {"embed": params["embed"], "layers": params["layers"] | params["shared"]}
     each, same = (forward(p, fields, model=m, collect=True) for p, m in ((params, shared), (apart, small)))
@@ -104,23 +113,25 @@ def test_groups_are_numbered_in_whole_numbers():
 def test_without_sharing_every_layer_has_parameters_of_its_own():
     assert "shared" not in shapes(MODEL)
     assert shapes(MODEL)["layers"]["attend"]["query"]["kernel"].shape == (5, 12, 12)
-    both = shapes(replace(MODEL, share=BOTH))
+    both = shapes(replace(MODEL, shared_parts=BOTH))
     assert "layers" not in both and both["shared"]["transform"]["up"]["kernel"].shape == (1, 12, 20)
 
 
 def test_every_set_starts_with_numbers_of_its_own():
-    model, one = replace(MODEL, layers=3, share=("attend",), groups=2), jnp.ones((1, 3), jnp.int32)
+    model, one = replace(MODEL, num_layers=3, shared_parts=("attention",), num_groups=2), jnp.ones((1, 3), jnp.int32)
     start = lambda key: Encoder(model).init(key, one, one, one, one)["params"]
     params = jax.jit(start, compiler_options=QUICK)(jax.random.key(0))
-    kernels = {path: leaf for path, leaf in leaves(params) if path.endswith("kernel") and path != "project/kernel"}
+    kernels = {
+        path: leaf for path, leaf in flatten_with_paths(params) if path.endswith("kernel") and path != "project/kernel"
+    }
     sets = [np.asarray(values).ravel()[:144] for kernel in kernels.values() for values in kernel]
     assert len(sets) == 4 * 2 + 2 * 3  # query, key, value and out in two sets; up and down in three layers
     assert len({values.tobytes() for values in sets}) == len(sets)
 
 
-@pytest.mark.parametrize("change", [{"unroll": True}, {"remat": "dots"}, {"remat": "full"}])
+@pytest.mark.parametrize("change", [{"unroll_layers": True}, {"remat": "dots"}, {"remat": "full"}])
 def test_unrolling_and_rematerialisation_change_no_number_and_no_tree(change):
-    model = replace(MODEL, layers=2, share=("attend",), dropout=0.2, attention_dropout=0.2)
+    model = replace(MODEL, num_layers=2, shared_parts=("attention",), hidden_dropout=0.2, attention_dropout=0.2)
     other, fields = replace(model, **change), rows(7, 4)
     assert names(shapes(other)) == names(shapes(model))
     params = parameters(model)
@@ -162,24 +173,24 @@ def packed(*lengths, length=13):
 def test_packed_examples_are_what_they_are_alone_also_without_weights_as_an_array(monkeypatch):
     params = parameters(MODEL)
     alone = forward(params, rows(7, 4), model=MODEL)
-    monkeypatch.setitem(layers.ATTENTION, "xla", layers.fused_by_mask)
+    monkeypatch.setitem(layers.ATTENTION_IMPLS, "xla", layers.fused_attention_by_mask)
     row = np.asarray(Encoder(MODEL).apply({"params": params}, *map(jnp.asarray, packed(7, 4))))[0]
     np.testing.assert_allclose(row[:7], alone[0], **CLOSE)
     np.testing.assert_allclose(row[7:11], alone[1, :4], **CLOSE)
 
 
 def test_a_row_of_padding_stays_finite_with_every_attention(monkeypatch):
-    for how in list(layers.ATTENTION.values()):
-        monkeypatch.setitem(layers.ATTENTION, "xla", how)
+    for how in list(layers.ATTENTION_IMPLS.values()):
+        monkeypatch.setitem(layers.ATTENTION_IMPLS, "xla", how)
         assert np.isfinite(Encoder(MODEL).apply({"params": parameters(MODEL)}, *map(jnp.asarray, rows(7, 0)))).all()
 
 
 @pytest.mark.parametrize("wrong", [{"attention_dropout": 0.1, "dtype": "bfloat16"}, {"attention_dropout": 0.0}])
 @pytest.mark.parametrize("how", ["cudnn", "cudnn_packed"])
 def test_attention_of_cudnn_is_for_bfloat16_without_dropout(how, wrong):
-    with pytest.raises(ValueError, match=f"model.attention='{how}' has no dropout and no float32"):
-        replace(MODEL, attention=how, **wrong)
-    assert replace(MODEL, attention=how, attention_dropout=0.0, dtype="bfloat16").attention == how
+    with pytest.raises(ValueError, match=f"model.attention_impl='{how}' has no dropout and no float32"):
+        replace(MODEL, attention_impl=how, **wrong)
+    assert replace(MODEL, attention_impl=how, attention_dropout=0.0, dtype="bfloat16").attention_impl == how
 
 
 def test_packed_examples_are_what_they_are_alone():
@@ -208,7 +219,7 @@ def test_permuting_a_batch_permutes_its_outputs():
 def test_a_projection_stands_only_where_the_widths_differ():
     assert shapes(MODEL)["project"]["kernel"].shape == (8, 12)
     assert shapes(MODEL)["embed"]["norm"]["scale"].shape == (8,)  # before the projection: of the embedding's width
-    same = shapes(replace(MODEL, embedding=12))
+    same = shapes(replace(MODEL, embedding_size=12))
     assert "project" not in same and same["embed"]["norm"]["scale"].shape == (12,)
 
 
@@ -216,13 +227,13 @@ def test_the_states_of_all_layers_begin_with_the_embedding_and_end_with_the_outp
     fields, params = rows(7, 4), parameters(MODEL)
     each = forward(params, fields, model=MODEL, collect=True)
     np.testing.assert_allclose(each[-1], forward(params, fields, model=MODEL), **CLOSE)
-    embed = lambda params, fields: MODEL.embed(MODEL).apply({"params": params}, *fields, False)
+    embed = lambda params, fields: MODEL.embeddings(MODEL).apply({"params": params}, *fields, False)
     block = np.asarray(jax.jit(embed, compiler_options=QUICK)(params["embed"], fields))
     np.testing.assert_allclose(each[0], block @ params["project"]["kernel"] + params["project"]["bias"], **CLOSE)
 
 
 def test_bfloat16_computes_with_float32_parameters_and_comes_near_float32():
-    half, fields = replace(MODEL, layers=3, dtype="bfloat16", share=("attend",)), rows(7, 4)
+    half, fields = replace(MODEL, num_layers=3, dtype="bfloat16", shared_parts=("attention",)), rows(7, 4)
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes(half))} == {np.dtype("float32")}
     params = parameters(half)
     low, full = forward(params, fields, model=half), forward(params, fields, model=replace(half, dtype="float32"))
@@ -232,25 +243,34 @@ def test_bfloat16_computes_with_float32_parameters_and_comes_near_float32():
 
 
 def test_a_generator_is_narrower_with_heads_of_64_and_the_same_embedding():
-    model = Model(vocab=19, hidden=768, layers=12, heads=12, intermediate=3072, embedding=96, share=BOTH, groups=2)
-    third = narrowed(model, 1 / 3)
-    assert (third.hidden, third.heads, third.intermediate, third.layers) == (256, 4, 1024, 12)
-    assert third.embedding == 96 and third.share == () and third.groups == 1
-    tiny = narrowed(model, 1 / 16, depth=0.5)
-    assert (tiny.hidden, tiny.heads, tiny.layers) == (48, 1, 6)  # less than one head of 64 is one head
+    model = EncoderConfig(
+        vocab_size=19,
+        hidden_size=768,
+        num_layers=12,
+        num_heads=12,
+        intermediate_size=3072,
+        embedding_size=96,
+        shared_parts=BOTH,
+        num_groups=2,
+    )
+    third = derive_generator_config(model, 1 / 3)
+    assert (third.hidden_size, third.num_heads, third.intermediate_size, third.num_layers) == (256, 4, 1024, 12)
+    assert third.embedding_size == 96 and third.shared_parts == () and third.num_groups == 1
+    tiny = derive_generator_config(model, 1 / 16, generator_depth=0.5)
+    assert (tiny.hidden_size, tiny.num_heads, tiny.num_layers) == (48, 1, 6)  # less than one head of 64 is one head
 
 
 @pytest.mark.parametrize(
     "change, said",
     [
-        ({"hidden": 13}, "hidden=13 is not a multiple of model.heads=3"),
-        ({"layers": 0}, "layers=0 must be at least 1"),
-        ({"share": ("attention",)}, "may hold 'attend' and 'transform'"),
-        ({"share": ("attend", "attend")}, "each once"),
-        ({"groups": 2}, "needs something shared"),
-        ({"groups": 6, "share": BOTH}, "groups=6 is more than model.layers=5"),
-        ({"dropout": 1.0}, "must be at least 0 and below 1"),
-        ({"deviation": 0.0}, "must be above 0"),
+        ({"hidden_size": 13}, "hidden_size=13 is not a multiple of model.num_heads=3"),
+        ({"num_layers": 0}, "num_layers=0 must be at least 1"),
+        ({"shared_parts": ("attend",)}, "may hold 'attention' and 'feed_forward'"),
+        ({"shared_parts": ("attention", "attention")}, "each once"),
+        ({"num_groups": 2}, "needs something shared"),
+        ({"num_groups": 6, "shared_parts": BOTH}, "num_groups=6 is more than model.num_layers=5"),
+        ({"hidden_dropout": 1.0}, "must be at least 0 and below 1"),
+        ({"init_std": 0.0}, "must be above 0"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(change, said):

@@ -1,7 +1,7 @@
 import numpy as np
 
 from encoders.families import albert, bert
-from encoders.model.flops import forward_flops, vocabulary_flops
+from encoders.model.flops import forward_flops, masked_token_head_flops
 
 
 def test_a_token_of_bert_base_costs_two_operations_a_weight_and_attention():
@@ -13,5 +13,5 @@ def test_a_token_of_bert_base_costs_two_operations_a_weight_and_attention():
 
 
 def test_a_predicted_token_costs_a_dense_layer_and_the_word_table():
-    found = vocabulary_flops(albert.BASE, np.array([1, 3]))
+    found = masked_token_head_flops(albert.BASE, np.array([1, 3]))
     assert found.tolist() == [2 * (768 * 128 + 128 * 30_000), 6 * (768 * 128 + 128 * 30_000)]

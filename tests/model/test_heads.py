@@ -6,12 +6,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from encoders.model.config import Model
-from encoders.model.heads import ClassHead, MaskedTokenHead, Pooler, ReplacedTokenHead, gather, summary
-from encoders.model.layers import ACTIVATIONS, CausalAttend
+from encoders.model.config import EncoderConfig
+from encoders.model.heads import (
+    ClassificationHead,
+    MaskedTokenHead,
+    Pooler,
+    ReplacedTokenHead,
+    gather_hidden_states,
+    summarize_examples,
+)
+from encoders.model.layers import ACTIVATIONS, CausalSelfAttention
 
 QUICK = {"xla_backend_optimization_level": 0}  # compiles in a third of the time
-MODEL = Model(vocab=19, hidden=12, layers=2, heads=3, intermediate=20, embedding=8)
+MODEL = EncoderConfig(vocab_size=19, hidden_size=12, num_layers=2, num_heads=3, intermediate_size=20, embedding_size=8)
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}  # float32 sums of up to 12 terms in another order
 GELU = lambda x: np.asarray(ACTIVATIONS["gelu"](jnp.asarray(x)))
 
@@ -38,15 +45,15 @@ def through(x, p):
 
 def test_states_are_gathered_in_the_order_of_their_positions():
     hidden = normal(0, 2, 7, 12)
-    found = gather(jnp.asarray(hidden), jnp.array([[6, 0, 0], [1, 2, 5]]))
+    found = gather_hidden_states(jnp.asarray(hidden), jnp.array([[6, 0, 0], [1, 2, 5]]))
     np.testing.assert_array_equal(found, [hidden[0, [6, 0, 0]], hidden[1, [1, 2, 5]]])
 
 
-@pytest.mark.parametrize("model, places", [(MODEL, (0, 4)), (replace(MODEL, attend=CausalAttend), (3, 6))])
+@pytest.mark.parametrize("model, places", [(MODEL, (0, 4)), (replace(MODEL, attention=CausalSelfAttention), (3, 6))])
 def test_cls_stands_for_an_example_and_from_left_to_right_its_last_token(model, places):
     hidden = normal(0, 2, 8, 12)
     example = jnp.array([[1, 1, 1, 1, 2, 2, 2, 0], [1, 1, 1, 1, 0, 0, 0, 0]])
-    found = summary(model, jnp.asarray(hidden), {"example": example, "start": jnp.array([[0, 4], [0, 0]])})
+    found = summarize_examples(model, jnp.asarray(hidden), {"example": example, "start": jnp.array([[0, 4], [0, 0]])})
     assert found.shape == (2, 2, 12)  # the second row has no second example
     np.testing.assert_array_equal(found[0], hidden[0, list(places)])
     np.testing.assert_array_equal(found[1, 0], hidden[1, places[0]])
@@ -71,7 +78,7 @@ def test_the_pooler_is_a_dense_layer_and_tanh():
 
 @pytest.mark.parametrize("activation, between", [("none", None), ("tanh", np.tanh), ("gelu", GELU)])
 def test_the_class_head_is_linear_or_has_a_dense_layer_of_its_own_before(activation, between):
-    hidden, head = normal(0, 2, 3, 12), ClassHead(MODEL, 5, activation=activation)
+    hidden, head = normal(0, 2, 3, 12), ClassificationHead(MODEL, 5, activation=activation)
     p = parameters(head, jnp.asarray(hidden))
     assert set(p) == ({"dense", "out"} if between else {"out"})
     expected = through(between(through(hidden, p["dense"])) if between else hidden, p["out"])
@@ -98,10 +105,18 @@ def test_the_last_layer_of_the_replaced_token_head_starts_from_glorot():
 
 
 def test_logits_are_float32_whatever_the_states_are():
-    half = Model(vocab=19, hidden=12, layers=2, heads=3, intermediate=20, embedding=8, dtype="bfloat16")
+    half = EncoderConfig(
+        vocab_size=19,
+        hidden_size=12,
+        num_layers=2,
+        num_heads=3,
+        intermediate_size=20,
+        embedding_size=8,
+        dtype="bfloat16",
+    )
     hidden = jnp.ones((2, 3, 12), jnp.bfloat16)
     given = {MaskedTokenHead(half): (hidden, jnp.ones((19, 8))), ReplacedTokenHead(half): (hidden,)}
-    given |= {ClassHead(half, 3, activation=name): (hidden,) for name in ("none", "tanh")}
+    given |= {ClassificationHead(half, 3, activation=name): (hidden,) for name in ("none", "tanh")}
     for head, args in given.items():
         out, variables = jax.eval_shape(head.init_with_output, jax.random.key(0), *args)
         assert out.dtype == jnp.float32

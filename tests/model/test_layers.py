@@ -9,13 +9,21 @@ import numpy as np
 import pytest
 
 from encoders.families import albert, bert, electra, roberta
-from encoders.model.config import Model
-from encoders.model.layers import ACTIVATIONS, Attend, Dropout, Embeddings, Transform, attention, initializer
+from encoders.model.config import EncoderConfig
+from encoders.model.layers import (
+    ACTIVATIONS,
+    Dropout,
+    Embeddings,
+    FeedForward,
+    SelfAttention,
+    dot_product_attention,
+    make_initializer,
+)
 
 QUICK = {"xla_backend_optimization_level": 0}  # compiles in a third of the time
-MODEL = Model(
-    vocab=19, hidden=12, layers=2, heads=3, intermediate=20, embedding=8, positions=11, dropout=0.0,
-    attention_dropout=0.0,
+MODEL = EncoderConfig(
+    vocab_size=19, hidden_size=12, num_layers=2, num_heads=3, intermediate_size=20, embedding_size=8, max_positions=11,
+    hidden_dropout=0.0, attention_dropout=0.0,
 )  # fmt: skip
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}  # float32 sums of up to 20 terms in another order
 
@@ -68,13 +76,13 @@ def test_only_albert_has_the_tanh_formula():
 
 
 def test_the_truncated_normal_is_cut_at_two_deviations_and_the_plain_one_is_not():
-    draw = lambda truncated: initializer(replace(MODEL, truncated=truncated))(jax.random.key(0), (333, 301))
+    draw = lambda truncated: make_initializer(replace(MODEL, truncated_init=truncated))(jax.random.key(0), (333, 301))
     cut, plain = draw(True), draw(False)
     noise = 4 / math.sqrt(2 * 333 * 301)  # four sigma of a normal sample's deviation; a cut one has less
     assert cut.std() == pytest.approx(0.02 * 0.87963, rel=noise) and 0.0399 < np.abs(cut).max() <= 0.04
     assert plain.std() == pytest.approx(0.02, rel=noise) and np.abs(plain).max() > 0.06
-    assert {m.truncated for f in (bert, albert, electra) for m in f.SIZES.values()} == {True}
-    assert {m.truncated for m in roberta.SIZES.values()} == {False}
+    assert {m.truncated_init for f in (bert, albert, electra) for m in f.SIZES.values()} == {True}
+    assert {m.truncated_init for m in roberta.SIZES.values()} == {False}
 
 
 # Dropout --------------------------------------------------------------------------------------------------------------
@@ -107,13 +115,13 @@ def test_dropout_keeps_the_type_it_is_given():
     "rates, moved",
     [
         ({}, set()),
-        ({"attention_dropout": 0.5}, {Attend}),
-        ({"dropout": 0.5}, {Attend, Transform, Embeddings}),
+        ({"attention_dropout": 0.5}, {SelfAttention}),
+        ({"hidden_dropout": 0.5}, {SelfAttention, FeedForward, Embeddings}),
     ],
 )
 def test_attention_weights_and_hidden_states_are_dropped_apart(rates, moved):
     model, x, one = replace(MODEL, **rates), jnp.asarray(normal(0, 2, 5, 12)), jnp.ones((2, 5), jnp.int32)
-    arguments = {Attend: (x, one), Transform: (x, one), Embeddings: (one, one, one, one)}
+    arguments = {SelfAttention: (x, one), FeedForward: (x, one), Embeddings: (one, one, one, one)}
 
     def dropped(kind, given):
         params = parameters(kind(model), *given, False)
@@ -125,14 +133,14 @@ def test_attention_weights_and_hidden_states_are_dropped_apart(rates, moved):
 def test_attention_dropout_drops_whole_weights():
     model = replace(MODEL, attention_dropout=0.5)
     x, one = jnp.asarray(normal(0, 40, 1, 12)), jnp.ones((40, 1), jnp.int32)
-    params = parameters(Attend(model), x, one, False)
+    params = parameters(SelfAttention(model), x, one, False)
     for name in ("value", "out"):
         params[name] = {"kernel": np.eye(12, dtype=np.float32), "bias": np.zeros(12, np.float32)}
     params["norm"] = {"scale": np.ones(12, np.float32), "bias": np.zeros(12, np.float32)}
     # A lone token attends to itself with weight 1: each of three heads adds twice its part, or nothing.
     heads = np.array(list(itertools.product([1, 3], repeat=3))).repeat(4, axis=1)
     possible = normalised(heads[:, None] * np.asarray(x)[:, 0], params["norm"])
-    found = np.asarray(apply(Attend(model), params, x, one, train=True))[:, 0]
+    found = np.asarray(apply(SelfAttention(model), params, x, one, train=True))[:, 0]
     fits = np.isclose(found, possible, atol=1e-5).all(-1)
     assert fits.any(0).all() and fits.any(1).all()
 
@@ -143,7 +151,7 @@ def test_attention_dropout_drops_whole_weights():
 def test_attention_is_the_softmax_average_over_the_tokens_of_the_own_example():
     query, key, value = (normal(seed, 2, 5, 3, 4) for seed in range(3))
     example = np.array([[1, 1, 1, 1, 0], [1, 1, 2, 2, 2]])
-    found = jax.jit(attention)(query, key, value, example)
+    found = jax.jit(dot_product_attention)(query, key, value, example)
     expected = np.zeros_like(query)
     for b, at, h in np.ndindex(2, 5, 3):
         others = [m for m in range(5) if example[b, m] == example[b, at]]
@@ -154,7 +162,7 @@ def test_attention_is_the_softmax_average_over_the_tokens_of_the_own_example():
 
 def test_large_scores_do_not_overflow():
     x = np.full((1, 3, 1, 4), 1e4, np.float32)
-    np.testing.assert_allclose(jax.jit(attention)(x, x, x, np.ones((1, 3), int)), x)
+    np.testing.assert_allclose(jax.jit(dot_product_attention)(x, x, x, np.ones((1, 3), int)), x)
 
 
 # Parts ----------------------------------------------------------------------------------------------------------------
@@ -162,21 +170,21 @@ def test_large_scores_do_not_overflow():
 
 def test_attend_adds_its_input_and_normalises_after():
     x, example = normal(0, 2, 5, 12), np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
-    p = parameters(Attend(MODEL), jnp.asarray(x), jnp.asarray(example), False)
+    p = parameters(SelfAttention(MODEL), jnp.asarray(x), jnp.asarray(example), False)
     heads = lambda name: (x @ p[name]["kernel"] + p[name]["bias"]).reshape(2, 5, 3, 4)
-    mixed = jax.jit(attention)(heads("query"), heads("key"), heads("value"), example)
+    mixed = jax.jit(dot_product_attention)(heads("query"), heads("key"), heads("value"), example)
     out = np.asarray(mixed).reshape(2, 5, 12) @ p["out"]["kernel"] + p["out"]["bias"]
-    found = apply(Attend(MODEL), p, x, example)
+    found = apply(SelfAttention(MODEL), p, x, example)
     np.testing.assert_allclose(found, normalised(x + out, p["norm"]), **CLOSE)
 
 
 @pytest.mark.parametrize("activation", ["gelu", "gelu_tanh"])
 def test_transform_adds_its_input_and_normalises_after(activation):
     model, x, one = replace(MODEL, activation=activation), normal(0, 2, 5, 12), jnp.ones((2, 5), jnp.int32)
-    p = parameters(Transform(model), jnp.asarray(x), one, False)
+    p = parameters(FeedForward(model), jnp.asarray(x), one, False)
     inner = np.asarray(jax.jit(ACTIVATIONS[activation])(x @ p["up"]["kernel"] + p["up"]["bias"]))
     out = inner @ p["down"]["kernel"] + p["down"]["bias"]
-    found = apply(Transform(model), p, x, one)
+    found = apply(FeedForward(model), p, x, one)
     np.testing.assert_allclose(found, normalised(x + out, p["norm"]), **CLOSE)
 
 
@@ -197,7 +205,7 @@ def test_embeddings_are_the_normalised_sum_of_three_tables():
 
 
 def test_the_epsilon_of_the_model_is_that_of_its_norms():
-    model, one = replace(MODEL, norm_epsilon=0.5), jnp.ones((1, 5), jnp.int32)
+    model, one = replace(MODEL, layer_norm_eps=0.5), jnp.ones((1, 5), jnp.int32)
     p = parameters(Embeddings(model), one, one, one, one, False)
     tokens, _, segments, positions = map(np.array, FIELDS)
     total = p["word"]["embedding"][tokens] + p["position"]["embedding"][positions] + p["segment"]["embedding"][segments]
@@ -205,7 +213,7 @@ def test_the_epsilon_of_the_model_is_that_of_its_norms():
 
 
 def test_positions_of_roberta_start_at_two_and_padding_reads_entry_one():
-    model, one = replace(MODEL, position_offset=2, segments=1), jnp.ones((1, 5), jnp.int32)
+    model, one = replace(MODEL, position_offset=2, num_token_types=1), jnp.ones((1, 5), jnp.int32)
     p = parameters(Embeddings(model), one, one, one, one, False)
     assert p["position"]["embedding"].shape == (11 + 2, 8) and p["segment"]["embedding"].shape == (1, 8)
 
@@ -221,7 +229,7 @@ def test_positions_of_roberta_start_at_two_and_padding_reads_entry_one():
 
 @pytest.mark.parametrize("segments, row", [(1, 0), (2, 1)])
 def test_a_table_of_one_segment_serves_both(segments, row):
-    model, one = replace(MODEL, segments=segments), jnp.ones((1, 5), jnp.int32)
+    model, one = replace(MODEL, num_token_types=segments), jnp.ones((1, 5), jnp.int32)
     p = parameters(Embeddings(model), one, one, one, one, False)
     tokens, example, _, positions = FIELDS
     two, same = (embedded(model, p, tokens, example, [[s] * 5], positions) for s in (1, row))
@@ -229,7 +237,7 @@ def test_a_table_of_one_segment_serves_both(segments, row):
 
 
 def test_without_a_segment_table_segments_count_nothing():
-    model, one = replace(MODEL, segments=0), jnp.ones((1, 5), jnp.int32)
+    model, one = replace(MODEL, num_token_types=0), jnp.ones((1, 5), jnp.int32)
     p = parameters(Embeddings(model), one, one, one, one, False)
     assert set(p) == {"word", "position", "norm"}
     tokens, example, segments, positions = FIELDS

@@ -7,18 +7,28 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from encoders.model.config import Model
-from encoders.model.layers import CausalAttend
-from encoders.objectives.causal_lm import NextToken
-from encoders.text.tokenization import Facts
+from encoders.model.config import EncoderConfig
+from encoders.model.layers import CausalSelfAttention
+from encoders.objectives.causal_lm import CausalLM
+from encoders.text.tokenization import VocabInfo
 
 QUICK = {"xla_backend_optimization_level": 0}  # compiles in a third of the time
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}  # float32 sums of up to 20 terms in another order
 CLS, SEP, COMMON = 2, 3, 6
-FACTS = Facts(size=19, pad=0, unk=1, cls=2, sep=3, mask=4, special=(0, 1, 2, 3, 4), continuations=bytes(3), common=6)
-MODEL = Model(
-    vocab=19, hidden=12, layers=2, heads=3, intermediate=20, embedding=8, positions=17, dropout=0.0,
-    attention_dropout=0.0, attend=CausalAttend,
+FACTS = VocabInfo(
+    vocab_size=19,
+    pad_id=0,
+    unk_id=1,
+    cls_id=2,
+    sep_id=3,
+    mask_id=4,
+    special_ids=(0, 1, 2, 3, 4),
+    continuation_bits=bytes(3),
+    most_frequent_id=6,
+)
+MODEL = EncoderConfig(
+    vocab_size=19, hidden_size=12, num_layers=2, num_heads=3, intermediate_size=20, embedding_size=8, max_positions=17,
+    hidden_dropout=0.0, attention_dropout=0.0, attention=CausalSelfAttention,
 )  # fmt: skip
 FIRST, SECOND = [CLS, 7, COMMON, 9, SEP], [CLS, COMMON, SEP]
 
@@ -39,8 +49,8 @@ def batch(*rows, length):
 @cache
 def parameters():
     """Random parameters, no bias 0 and no scale 1, so that one that is left out shows."""
-    rows, module = jax.tree.map(jnp.asarray, batch([FIRST], length=7)), NextToken().module(MODEL, FACTS)
-    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), NextToken().corrupt(rows, FACTS, 0))["params"])
+    rows, module = jax.tree.map(jnp.asarray, batch([FIRST], length=7)), CausalLM().module(MODEL, FACTS)
+    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), CausalLM().corrupt(rows, FACTS, 0))["params"])
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda leaf: rng.normal(0.1, 0.3, leaf.shape).astype(np.float32), shapes)
 
@@ -48,19 +58,23 @@ def parameters():
 @partial(jax.jit, compiler_options=QUICK)
 def forward(params, rows):
     """The batch with its targets, its metrics, and the logits behind them."""
-    seen, module = NextToken().corrupt(rows, FACTS, 3), NextToken().module(MODEL, FACTS)
-    return seen, module.apply({"params": params}, seen), module.apply({"params": params}, seen, method="predict")
+    seen, module = CausalLM().corrupt(rows, FACTS, 3), CausalLM().module(MODEL, FACTS)
+    return (
+        seen,
+        module.apply({"params": params}, seen),
+        module.apply({"params": params}, seen, method="compute_token_logits"),
+    )
 
 
 def test_every_token_of_an_example_but_its_first_is_to_be_predicted():
     rows = jax.tree.map(jnp.asarray, batch([FIRST, SECOND], [SECOND], length=9))
-    seen = NextToken().corrupt(rows, FACTS, 0)
+    seen = CausalLM().corrupt(rows, FACTS, 0)
     slots = zip(*np.nonzero(np.asarray(seen["weights"])), strict=True)
     found = [(int(row), int(seen["picked"][row, slot]), int(seen["targets"][row, slot])) for row, slot in slots]
     first = [(0, 1, 7), (0, 2, COMMON), (0, 3, 9), (0, 4, SEP)]
     assert found == [*first, (0, 6, COMMON), (0, 7, SEP), (1, 1, COMMON), (1, 2, SEP)]
     np.testing.assert_array_equal(seen["tokens"], rows["tokens"])
-    assert NextToken().counts(seen) == {"clm_loss": 8}
+    assert CausalLM().counts(seen) == {"clm_loss": 8}
 
 
 def test_metrics_are_sums_over_the_tokens_to_be_predicted():
@@ -90,12 +104,12 @@ def test_packed_examples_have_the_losses_that_they_have_apart():
 
 def test_a_model_that_knows_nothing_loses_the_logarithm_of_the_choices():
     _, metrics, _ = forward(jax.tree.map(np.zeros_like, parameters()), batch([FIRST], [SECOND], length=9))
-    scores = NextToken().scores(jax.tree.map(np.float64, metrics))
+    scores = CausalLM().scores(jax.tree.map(np.float64, metrics))
     assert scores["clm_loss"] == pytest.approx(math.log(19), rel=1e-5)
     assert scores["clm_perplexity"] == pytest.approx(19, rel=1e-4) and scores["clm_baseline"] == 2 / 6
 
 
 def test_a_model_that_sees_what_it_has_to_predict_is_refused():
-    NextToken().check(MODEL)
-    with pytest.raises(ValueError, match="needs model.attend=CausalAttend, not Attend"):
-        NextToken().check(replace(MODEL, attend=Model.attend))
+    CausalLM().check(MODEL)
+    with pytest.raises(ValueError, match="needs model.attention=CausalSelfAttention, not SelfAttention"):
+        CausalLM().check(replace(MODEL, attention=EncoderConfig.attention))

@@ -3,9 +3,9 @@ import math
 import jax
 import numpy as np
 
-from encoders.objectives.generator import sample
+from encoders.objectives.generator import sample_tokens
 
-draw = jax.jit(sample, compiler_options={"xla_backend_optimization_level": 0})  # compiles in a third of the time
+draw = jax.jit(sample_tokens, compiler_options={"xla_backend_optimization_level": 0})  # compiles in a third of the time
 
 
 def within_four_sigma(count, n, p):

@@ -6,23 +6,33 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from encoders.model.config import Model
-from encoders.objectives.losses import losses
-from encoders.objectives.masked_lm import Joint
+from encoders.model.config import EncoderConfig
+from encoders.objectives.losses import cross_entropy
+from encoders.objectives.masked_lm import MaskedLM
 from encoders.objectives.masking import Masking
-from encoders.objectives.sentence_pair import NextSentence, SentenceOrder
-from encoders.text.tokenization import Facts
+from encoders.objectives.sentence_pair import NextSentencePrediction, SentenceOrderPrediction
+from encoders.text.tokenization import VocabInfo
 from encoders.utils.metrics import Mean
 
 QUICK = {"xla_backend_optimization_level": 0}  # compiles in a third of the time
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}  # float32 sums of up to 20 terms in another order
 PAD, UNK, CLS, SEP, MASK = range(5)
-FACTS = Facts(size=19, pad=0, unk=1, cls=2, sep=3, mask=4, special=(0, 1, 2, 3, 4), continuations=bytes(3), common=6)
-MODEL = Model(
-    vocab=19, hidden=12, layers=2, heads=3, intermediate=20, embedding=8, positions=17, dropout=0.0,
-    attention_dropout=0.0,
+FACTS = VocabInfo(
+    vocab_size=19,
+    pad_id=0,
+    unk_id=1,
+    cls_id=2,
+    sep_id=3,
+    mask_id=4,
+    special_ids=(0, 1, 2, 3, 4),
+    continuation_bits=bytes(3),
+    most_frequent_id=6,
+)
+MODEL = EncoderConfig(
+    vocab_size=19, hidden_size=12, num_layers=2, num_heads=3, intermediate_size=20, embedding_size=8, max_positions=17,
+    hidden_dropout=0.0, attention_dropout=0.0,
 )  # fmt: skip
-PAIRS, ALONE = Joint(Masking(rate=0.3), NextSentence()), Joint(Masking(rate=0.3))
+PAIRS, ALONE = MaskedLM(Masking(mask_rate=0.3), NextSentencePrediction()), MaskedLM(Masking(mask_rate=0.3))
 
 
 def example(size, label, seed=0):
@@ -63,7 +73,11 @@ def parameters(objective, scale=0.3):
 def forward(params, rows, *, objective):
     """The corrupted batch, its metrics, and the logits behind them."""
     seen, module = objective.corrupt(rows, FACTS, 3), objective.module(MODEL, FACTS)
-    return seen, module.apply({"params": params}, seen), module.apply({"params": params}, seen, method="predict")
+    return (
+        seen,
+        module.apply({"params": params}, seen),
+        module.apply({"params": params}, seen, method="compute_token_logits"),
+    )
 
 
 def metrics_of(objective, rows):
@@ -75,21 +89,21 @@ ROWS = batch([example(9, 1)], [example(7, 0)], [example(13, 1)], [], [example(5,
 
 def test_cross_entropy_is_in_nats():
     logits = np.log(np.array([[1, 2, 5], [3, 3, 2]], np.float32))
-    np.testing.assert_allclose(jax.jit(losses)(logits, np.array([2, 0])), -np.log([5 / 8, 3 / 8]), **CLOSE)
+    np.testing.assert_allclose(jax.jit(cross_entropy)(logits, np.array([2, 0])), -np.log([5 / 8, 3 / 8]), **CLOSE)
 
 
-@pytest.mark.parametrize("objective", [PAIRS, Joint(Masking(rate=0.3), SentenceOrder()), ALONE])
+@pytest.mark.parametrize("objective", [PAIRS, MaskedLM(Masking(mask_rate=0.3), SentenceOrderPrediction()), ALONE])
 def test_a_model_that_knows_nothing_loses_the_logarithm_of_the_choices(objective):
     params = jax.tree.map(np.zeros_like, parameters(objective))
     seen, metrics, _ = forward(params, ROWS, objective=objective)
     # 0.3 of 9, 7, 13 and 5 tokens, the last to the even neighbour; the fourth row is no example
     assert metrics["mlm_loss"].count == 3 + 2 + 4 + 2
     assert metrics["mlm_loss"].total / 11 == pytest.approx(math.log(19), rel=1e-5)
-    assert set(objective.counts(seen)) == set(objective.weights)
+    assert set(objective.counts(seen)) == set(objective.loss_weights)
     for name, count in objective.counts(seen).items():
         assert metrics[name].count == count
-    if objective.sentences:
-        name = objective.sentences.name
+    if objective.sentence_task:
+        name = objective.sentence_task.metric_prefix
         assert metrics[f"{name}_loss"].count == 4
         assert metrics[f"{name}_loss"].total / 4 == pytest.approx(math.log(2), rel=1e-5)
         assert metrics[f"{name}_positives"].total == 2
@@ -107,22 +121,24 @@ def test_metrics_are_sums_over_the_chosen_positions_and_the_valid_examples():
         "mlm_loss": ((nll * weights).sum(), 11),
         "mlm_accuracy": ((right * weights).sum(), 11),
         "mlm_mask_accuracy": ((right * masked).sum(), masked.sum()),
-        "mlm_mask_baseline": (((targets == FACTS.common) * masked).sum(), masked.sum()),
+        "mlm_mask_baseline": (((targets == FACTS.most_frequent_id) * masked).sum(), masked.sum()),
     }
     for name, pair in expected.items():
         np.testing.assert_allclose(metrics[name], pair, **CLOSE)
     assert len(metrics) == 7
 
 
-@pytest.mark.parametrize("sentences, field", [(NextSentence(), "next_sentence"), (SentenceOrder(), "sentence_order")])
+@pytest.mark.parametrize(
+    "sentences, field", [(NextSentencePrediction(), "next_sentence"), (SentenceOrderPrediction(), "sentence_order")]
+)
 def test_a_sentence_task_needs_its_label(sentences, field):
-    objective = Joint(sentences=sentences)
-    assert objective.needs == {field}
-    assert objective.weights == {"mlm_loss": 1.0, f"{sentences.name}_loss": 1.0}
+    objective = MaskedLM(sentence_task=sentences)
+    assert objective.required_fields == {field}
+    assert objective.loss_weights == {"mlm_loss": 1.0, f"{sentences.metric_prefix}_loss": 1.0}
 
 
 def test_without_a_sentence_task_there_is_no_pair_head():
-    assert ALONE.needs == frozenset() and ALONE.weights == {"mlm_loss": 1.0}
+    assert ALONE.required_fields == frozenset() and ALONE.loss_weights == {"mlm_loss": 1.0}
     assert set(parameters(ALONE)) == {"encoder", "tokens"}
     assert set(parameters(PAIRS)) == {"encoder", "tokens", "pooler", "pair"}
 

@@ -8,23 +8,32 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from encoders.objectives.masking import Masking, choose_words, corrupt, drawn_lengths, scatter
-from encoders.text.tokenization import Facts
+from encoders.objectives.masking import Masking, choose_whole_words, draw_ngram_lengths, mask_tokens, scatter_tokens
+from encoders.text.tokenization import VocabInfo
 
 QUICK = {"xla_backend_optimization_level": 0}  # compiles in a third of the time
 PAD, UNK, CLS, SEP, MASK = range(5)
 SIZE = 31
 CONTINUES = np.arange(SIZE) >= 20  # ids 20 to 30 continue a word
-FACTS = Facts(
-    size=SIZE, pad=PAD, unk=UNK, cls=CLS, sep=SEP, mask=MASK, special=(0, 1, 2, 3, 4),
-    continuations=np.packbits(CONTINUES).tobytes(), common=5,
+FACTS = VocabInfo(
+    vocab_size=SIZE, pad_id=PAD, unk_id=UNK, cls_id=CLS, sep_id=SEP, mask_id=MASK, special_ids=(0, 1, 2, 3, 4),
+    continuation_bits=np.packbits(CONTINUES).tobytes(), most_frequent_id=5,
 )  # fmt: skip
-WORDS = Masking(unit="word", ngrams=3)
-VARIANTS = [Masking(), Masking(rate=0.45, special=True), Masking(limit=3), Masking(rounding="random")]
-VARIANTS += [Masking(rounding="random", rate=0.3, limit=7), WORDS, replace(WORDS, rounding="random", limit=4)]
+WORDS = Masking(unit="word", max_ngram=3)
+VARIANTS = [
+    Masking(),
+    Masking(mask_rate=0.45, mask_special=True),
+    Masking(max_predictions=3),
+    Masking(rounding="random"),
+]
+VARIANTS += [
+    Masking(rounding="random", mask_rate=0.3, max_predictions=7),
+    WORDS,
+    replace(WORDS, rounding="random", max_predictions=4),
+]
 
-corrupted = jax.jit(corrupt, static_argnums=(0, 2), compiler_options=QUICK)
-runs = jax.jit(choose_words, static_argnums=5)
+corrupted = jax.jit(mask_tokens, static_argnums=(0, 2), compiler_options=QUICK)
+runs = jax.jit(choose_whole_words, static_argnums=5)
 
 
 def example(size, seed=0):
@@ -79,9 +88,9 @@ def within_four_sigma(count, n, p):
 
 def shown(masking, facts, tokens=100_000):
     """Tokens and what stands in their place, of 250 rows of 800 ordinary tokens of which half are chosen."""
-    rows = np.random.default_rng(0).integers(5, facts.size, (250, 800))
+    rows = np.random.default_rng(0).integers(5, facts.vocab_size, (250, 800))
     given = batch(*([(i, row)] for i, row in enumerate(rows)), length=800)
-    after = jax.tree.map(np.asarray, corrupted(replace(masking, rate=0.5), given, facts, 3))
+    after = jax.tree.map(np.asarray, corrupted(replace(masking, mask_rate=0.5), given, facts, 3))
     assert after["weights"].sum() == tokens
     np.testing.assert_array_equal(after["original"], given["tokens"])
     np.testing.assert_array_equal(after["targets"], np.take_along_axis(given["tokens"], after["picked"], 1))
@@ -92,7 +101,7 @@ def shown(masking, facts, tokens=100_000):
 
 
 def test_four_fifths_become_masks_and_a_tenth_each_is_replaced_and_kept():
-    targets, seen = shown(Masking(), replace(FACTS, size=1000, continuations=bytes(125)))
+    targets, seen = shown(Masking(), replace(FACTS, vocab_size=1000, continuation_bits=bytes(125)))
     # A tenth is a random one of 1000 entries, of which one is [MASK] and one the token itself.
     assert within_four_sigma((seen == MASK).sum(), 100_000, 0.8 + 0.1 / 1000)
     assert within_four_sigma((seen == targets).sum(), 100_000, 0.1 + 0.1 / 1000)
@@ -110,7 +119,7 @@ def test_a_random_token_is_any_entry_or_any_that_is_not_special(replacements, en
 def test_empty_slots_write_nothing():
     where, new = np.array([[2, 0, 3], [1, 1, 1]]), np.full((2, 3), 9)
     weights = np.array([[1, 0, 1], [0, 0, 0]], np.float32)
-    found = jax.jit(scatter)(np.zeros((2, 5), int), where, new, weights)
+    found = jax.jit(scatter_tokens)(np.zeros((2, 5), int), where, new, weights)
     np.testing.assert_array_equal(found, [[0, 0, 9, 9, 0], [0] * 5])
 
 
@@ -119,9 +128,9 @@ def test_empty_slots_write_nothing():
 
 def quota(masking, size):
     """Least and most tokens to choose of an example of `size` tokens."""
-    exact = size * masking.rate
+    exact = size * masking.mask_rate
     low, high = (round(exact),) * 2 if masking.rounding == "nearest" else (math.floor(exact), math.floor(exact) + 1)
-    return tuple(min(max(n, 1), masking.limit or size) for n in (low, high))
+    return tuple(min(max(n, 1), masking.max_predictions or size) for n in (low, high))
 
 
 PACKED = [[64], [1, 2, 3, 58], [20, 21, 23], [5] * 12 + [4], [2] * 13, [1] * 13, [30, 4, 30], [10, 17], [7] * 9]
@@ -138,7 +147,7 @@ def test_as_many_are_chosen_as_the_quota_says_and_none_is_cut(masking, packed):
     assert set(found) == set(examples)
     for name, tokens in examples.items():
         chosen, (low, high) = len(found[name]), quota(masking, len(tokens))
-        candidates = len(tokens) if masking.special else max(len(tokens) - 2, 0)
+        candidates = len(tokens) if masking.mask_special else max(len(tokens) - 2, 0)
         if masking.unit == "token":
             assert min(low, candidates) <= chosen <= min(high, candidates)
         else:  # whole words may not fill it; a cut would leave a part of one
@@ -146,7 +155,7 @@ def test_as_many_are_chosen_as_the_quota_says_and_none_is_cut(masking, packed):
             assert chosen <= high and sum(np.isin(word, word[list(found[name])])) == chosen
     after = masked(masking, batch(*rows, length=64))
     assert after["weights"].sum() == sum(map(len, found.values()))  # no position is in two slots
-    assert after["picked"].shape[1] == masking.budget(64, 13 if packed else 1)
+    assert after["picked"].shape[1] == masking.max_predictions_per_row(64, 13 if packed else 1)
 
 
 def test_fifteen_percent_are_chosen():
@@ -163,8 +172,11 @@ def test_random_rounding_chooses_fifteen_percent_in_the_mean():
 
 def test_an_example_never_has_more_predictions_than_the_limit():
     rows = batch([(0, example(64)), (1, example(30)), (2, example(9))], length=128)
-    assert [len(chosen) for chosen in choices(Masking(limit=4), rows).values()] == [4, 4, 1]
-    assert Masking(limit=20).budget(128, 1) == 19 and Masking(limit=20).budget(512, 1) == 20
+    assert [len(chosen) for chosen in choices(Masking(max_predictions=4), rows).values()] == [4, 4, 1]
+    assert (
+        Masking(max_predictions=20).max_predictions_per_row(128, 1) == 19
+        and Masking(max_predictions=20).max_predictions_per_row(512, 1) == 20
+    )
 
 
 def test_a_row_without_examples_has_nothing_to_predict():
@@ -180,7 +192,7 @@ def test_special_tokens_are_chosen_only_where_they_may_be(unit):
     rows = batch(*([(i, example(20, seed=i))] for i in range(200)), length=24)
 
     def special(allowed):
-        found = choices(Masking(unit=unit, special=allowed, rate=0.3), rows)
+        found = choices(Masking(unit=unit, mask_special=allowed, mask_rate=0.3), rows)
         return sum(token in (PAD, CLS, SEP, MASK) for chosen in found.values() for token, _ in chosen.values())
 
     assert special(False) == 0
@@ -198,7 +210,7 @@ def test_every_token_is_as_likely_as_the_others():
 @pytest.mark.parametrize("ngrams", [1, 3])
 def test_whole_words_are_chosen_whole(ngrams):
     rows = [(i, example(60, seed=i)) for i in range(100)]
-    found = choices(replace(WORDS, ngrams=ngrams, rate=0.3), batch(*([row] for row in rows), length=60))
+    found = choices(replace(WORDS, max_ngram=ngrams, mask_rate=0.3), batch(*([row] for row in rows), length=60))
     parts = 0
     for name, tokens in rows:
         word = np.cumsum(~CONTINUES[tokens])
@@ -210,7 +222,7 @@ def test_whole_words_are_chosen_whole(ngrams):
 
 def test_runs_of_words_have_one_two_or_three_with_6_3_and_2_elevenths():
     words = jnp.asarray(np.random.default_rng(0).integers(0, 2**32, 110_000, np.uint32))
-    drawn = jax.jit(drawn_lengths, static_argnums=1)
+    drawn = jax.jit(draw_ngram_lengths, static_argnums=1)
     counts = np.bincount(drawn(words, 3))
     assert counts[0] == 0 and len(counts) == 4
     assert all(within_four_sigma(counts[n], 110_000, share / 11) for n, share in ((1, 6), (2, 3), (3, 2)))
@@ -256,22 +268,22 @@ def test_runs_of_words_are_taken_in_order_shortened_and_skipped(order, lengths, 
 # When and where a mask repeats ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("masking", [Masking(copies=10), replace(WORDS, copies=3), Masking(copies=1)])
+@pytest.mark.parametrize("masking", [Masking(dupe_factor=10), replace(WORDS, dupe_factor=3), Masking(dupe_factor=1)])
 def test_masks_repeat_after_as_many_epochs_as_there_are_copies(masking):
     rows = lambda epoch: batch([(5, example(60))], [(6, example(50))], length=64, epoch=epoch)
-    seen = [choices(masking, rows(epoch)) for epoch in range(2 * masking.copies + 1)]
+    seen = [choices(masking, rows(epoch)) for epoch in range(2 * masking.dupe_factor + 1)]
     for epoch, found in enumerate(seen):
-        assert found == seen[epoch % masking.copies]
-    assert len({str(found) for found in seen}) == masking.copies
+        assert found == seen[epoch % masking.dupe_factor]
+    assert len({str(found) for found in seen}) == masking.dupe_factor
 
 
 def test_dynamic_masks_do_not_repeat():
     rows = lambda epoch: batch([(5, example(60))], length=64, epoch=epoch)
-    seen = [choices(Masking(copies=None), rows(epoch)) for epoch in range(25)]
+    seen = [choices(Masking(dupe_factor=None), rows(epoch)) for epoch in range(25)]
     assert len({str(found) for found in seen}) == 25
 
 
-@pytest.mark.parametrize("masking", [Masking(), replace(WORDS, copies=3)], ids=["token", "word"])
+@pytest.mark.parametrize("masking", [Masking(), replace(WORDS, dupe_factor=3)], ids=["token", "word"])
 def test_the_seed_changes_the_mask_and_so_does_the_example(masking):
     rows = batch([(5, example(60))], [(6, example(60))], length=64)
     one, two, again = (choices(masking, rows, seed=seed) for seed in (3, 4, 3))
@@ -283,7 +295,9 @@ def test_the_seed_changes_the_mask_and_so_does_the_example(masking):
     [("token", "nearest", 10), ("token", "random", None), ("word", "nearest", None), ("word", "random", 10)],
 )
 def test_an_example_has_its_mask_in_any_batch_at_any_padding_and_packed(unit, rounding, copies):
-    masking = Masking(unit=unit, ngrams=3 if unit == "word" else 1, rounding=rounding, copies=copies, rate=0.3)
+    masking = Masking(
+        unit=unit, max_ngram=3 if unit == "word" else 1, rounding=rounding, dupe_factor=copies, mask_rate=0.3
+    )
     a, b, c, other = (71, example(29)), (72, example(12)), (73, example(3)), (9, example(35))
     alone = choices(masking, batch([a], [b], [c], length=31, epoch=12))
     packed = choices(masking, batch([b, a], [other, c], length=47, epoch=12))
@@ -293,7 +307,9 @@ def test_an_example_has_its_mask_in_any_batch_at_any_padding_and_packed(unit, ro
         assert alone[name] == packed[name] == swapped[name]
 
 
-@pytest.mark.parametrize("masking", [Masking(rate=0.3), replace(WORDS, rate=0.3, copies=None)], ids=["token", "word"])
+@pytest.mark.parametrize(
+    "masking", [Masking(mask_rate=0.3), replace(WORDS, mask_rate=0.3, dupe_factor=None)], ids=["token", "word"]
+)
 def test_padding_changes_no_mask(masking):
     rows = [[(71, example(29))], [(72, example(12))], [(73, example(3))]]
     short, long = (choices(masking, batch(*rows, length=length)) for length in (31, 44))
@@ -303,12 +319,12 @@ def test_padding_changes_no_mask(masking):
 @pytest.mark.parametrize(
     "change, said",
     [
-        ({"rate": 0.0}, "rate=0.0 must be above 0"),
+        ({"mask_rate": 0.0}, "mask_rate=0.0 must be above 0"),
         ({"split": (0.8, 0.1, 0.2)}, "three shares"),
-        ({"copies": 0}, "copies=0 must be at least 1 or None"),
-        ({"limit": 0}, "limit=0 must be at least 1 or None"),
-        ({"ngrams": 0}, "ngrams=0 must be at least 1$"),
-        ({"ngrams": 3}, "needs unit='word'"),
+        ({"dupe_factor": 0}, "dupe_factor=0 must be at least 1 or None"),
+        ({"max_predictions": 0}, "max_predictions=0 must be at least 1 or None"),
+        ({"max_ngram": 0}, "max_ngram=0 must be at least 1$"),
+        ({"max_ngram": 3}, "needs unit='word'"),
     ],
 )
 def test_a_masking_that_cannot_be_is_refused(change, said):

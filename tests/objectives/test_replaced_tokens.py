@@ -7,23 +7,38 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from encoders.model.config import Model
-from encoders.objectives.generator import MASKING
+from encoders.model.config import EncoderConfig
+from encoders.objectives.generator import ELECTRA_MASKING
 from encoders.objectives.masking import Masking
-from encoders.objectives.replaced_tokens import BINS, ReplacedTokens, histogram, replaced_token_metrics
-from encoders.text.tokenization import Facts
+from encoders.objectives.replaced_tokens import (
+    NUM_HISTOGRAM_BINS,
+    ReplacedTokenDetection,
+    build_score_histogram,
+    compute_rtd_metrics,
+)
+from encoders.text.tokenization import VocabInfo
 from encoders.utils.metrics import Mean
 from tests.networks import random_parameters
 
 QUICK = {"xla_backend_optimization_level": 0}  # compiles in a third of the time
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}  # float32 sums of some terms in another order
 CLS, SEP, MASK, WORD, OTHER = 2, 3, 4, 7, 8
-FACTS = Facts(size=21, pad=0, unk=1, cls=2, sep=3, mask=4, special=(0, 1, 2, 3, 4), continuations=bytes(3), common=6)
-MODEL = Model(
-    vocab=21, hidden=12, layers=2, heads=3, intermediate=20, embedding=8, positions=30, dropout=0.0,
-    attention_dropout=0.0,
+FACTS = VocabInfo(
+    vocab_size=21,
+    pad_id=0,
+    unk_id=1,
+    cls_id=2,
+    sep_id=3,
+    mask_id=4,
+    special_ids=(0, 1, 2, 3, 4),
+    continuation_bits=bytes(3),
+    most_frequent_id=6,
+)
+MODEL = EncoderConfig(
+    vocab_size=21, hidden_size=12, num_layers=2, num_heads=3, intermediate_size=20, embedding_size=8, max_positions=30,
+    hidden_dropout=0.0, attention_dropout=0.0,
 )  # fmt: skip
-APART = ReplacedTokens(width=1 / 2, tie="none", tokens=replace(MASKING, rate=0.5))
+APART = ReplacedTokenDetection(generator_width=1 / 2, tie="none", masking=replace(ELECTRA_MASKING, mask_rate=0.5))
 TOKENS, ALL = replace(APART, tie="tokens"), replace(APART, tie="embeddings")
 SIZES = (22, 9, 17, 6)
 
@@ -69,7 +84,7 @@ def forward(params, rows, *, objective=APART):
 def predictions(params, rows, *, objective):
     """The generator's logits."""
     seen = objective.corrupt(rows, FACTS, 3)
-    return objective.module(MODEL, FACTS).apply({"params": params}, seen, method="predict")
+    return objective.module(MODEL, FACTS).apply({"params": params}, seen, method="compute_token_logits")
 
 
 def sure_of(token, odds=1e6, objective=APART):
@@ -161,7 +176,7 @@ def test_noise_belongs_to_seed_epoch_example_and_position():
 
 
 def test_noise_is_new_in_every_epoch_also_where_masks_repeat():
-    objective = replace(APART, tokens=replace(MASKING, copies=1))
+    objective = replace(APART, masking=replace(ELECTRA_MASKING, dupe_factor=1))
     one, two = (corrupted(batch(22, 9, epoch=epoch), objective=objective) for epoch in (0, 1))
     np.testing.assert_array_equal(one["picked"], two["picked"])
     assert not np.array_equal(one["noise"], two["noise"])
@@ -172,7 +187,7 @@ def test_noise_is_new_in_every_epoch_also_where_masks_repeat():
 
 @partial(jax.jit, compiler_options=QUICK)
 def judge(*verdict_labels_real):
-    return replaced_token_metrics(*verdict_labels_real) | {"rtd_histogram": histogram(*verdict_labels_real)}
+    return compute_rtd_metrics(*verdict_labels_real) | {"rtd_histogram": build_score_histogram(*verdict_labels_real)}
 
 
 def test_a_sample_that_equals_the_original_is_labelled_original():
@@ -187,7 +202,7 @@ def test_the_discriminator_sees_the_samples_and_no_mask():
     # Its verdict is the same on a text of one word and on another that the generator fills with that word.
     rows, params = batch(*SIZES, word=WORD), parameters(APART) | {"tokens": sure_of(WORD)["tokens"]}
     seen, filled = forward(params, rows)
-    _, plain = forward(params, rows, objective=replace(APART, tokens=Masking(rate=0.01, split=(0.0, 0.0, 1.0))))
+    _, plain = forward(params, rows, objective=replace(APART, masking=Masking(mask_rate=0.01, split=(0.0, 0.0, 1.0))))
     assert (np.asarray(seen["tokens"]) == MASK).sum() > 5
     np.testing.assert_allclose(filled["rtd_loss"], plain["rtd_loss"], **CLOSE)
 
@@ -211,10 +226,12 @@ def test_metrics_of_the_discriminator_are_counted_by_hand():
     assert found["rtd_recall"] == (2, 3)
     assert found["rtd_replaced"] == (3, 6)
     bins = found["rtd_histogram"].total
-    assert bins.shape == (2, BINS) and bins.sum(1).tolist() == [3, 3]
-    assert bins[1, int(BINS / (1 + math.exp(-2)))] == 1  # the first token's probability
+    assert bins.shape == (2, NUM_HISTOGRAM_BINS) and bins.sum(1).tolist() == [3, 3]
+    assert bins[1, int(NUM_HISTOGRAM_BINS / (1 + math.exp(-2)))] == 1  # the first token's probability
     # Of nine pairs the positives 2, -1 and 0.3 are above 3, 1 and 2 of the negatives 0.5, -3 and -0.2.
-    scores = ReplacedTokens().scores({n: Mean(*m) for n, m in found.items()} | {"generator_loss": Mean(*np.ones(2))})
+    scores = ReplacedTokenDetection().scores(
+        {n: Mean(*m) for n, m in found.items()} | {"generator_loss": Mean(*np.ones(2))}
+    )
     assert scores["rtd_auc"] == pytest.approx(6 / 9) and scores["rtd_baseline"] == 0.5
     assert scores["generator_perplexity"] == pytest.approx(math.e) and scores["rtd_auc_error"] > 0
 
@@ -233,47 +250,57 @@ def test_the_histogram_is_left_out_of_training():
 
 
 def test_the_discriminator_s_loss_weighs_fifty_times_the_generator_s():
-    assert ReplacedTokens().weights == {"generator_loss": 1.0, "rtd_loss": 50.0}
-    assert ReplacedTokens().needs == frozenset() and ReplacedTokens().copies is None
-    assert ReplacedTokens().tokens.split == (0.85, 0.0, 0.15)
+    assert ReplacedTokenDetection().loss_weights == {"generator_loss": 1.0, "rtd_loss": 50.0}
+    assert (
+        ReplacedTokenDetection().required_fields == frozenset() and ReplacedTokenDetection().num_distinct_passes is None
+    )
+    assert ReplacedTokenDetection().masking.split == (0.85, 0.0, 0.15)
 
 
 @pytest.mark.parametrize(
     "change, said",
     [
-        ({"width": 0}, "width=0 must be above 0"),
+        ({"generator_width": 0}, "generator_width=0 must be above 0"),
         ({"temperature": -1.0}, "temperature=-1.0 must be above 0"),
-        ({"tokens": Masking(special=True)}, "must not fill in"),
-        ({"width": None, "training": "adversarial"}, "training=adversarial needs a generator, and objective.width is"),
-        ({"training": "two_stage"}, "with objective.tie=embeddings it would change .* set objective.tie=none"),
+        ({"masking": Masking(mask_special=True)}, "must not fill in"),
+        (
+            {"generator_width": None, "generator_training": "adversarial"},
+            "generator_training=adversarial needs a generator, and objective.generator_width is",
+        ),
+        (
+            {"generator_training": "two_stage"},
+            "with objective.tie=embeddings it would change .* set objective.tie=none",
+        ),
     ],
 )
 def test_a_generator_that_cannot_be_is_refused(change, said):
     with pytest.raises(ValueError, match=said):
-        ReplacedTokens(**change)
+        ReplacedTokenDetection(**change)
 
 
 # Other ways of training -----------------------------------------------------------------------------------------------
 
-CHOSEN = replace(APART, over="chosen")
+CHOSEN = replace(APART, loss_over="chosen")
 TERMS = ("policy_loss", "baseline_loss", "rtd_loss")
-ADVERSARIAL = replace(APART, training="adversarial")
-TWO_STAGE = replace(APART, width=1.0, training="two_stage")
+ADVERSARIAL = replace(APART, generator_training="adversarial")
+TWO_STAGE = replace(APART, generator_width=1.0, generator_training="two_stage")
 
 
 @partial(jax.jit, static_argnames="objective", compiler_options=QUICK)
 def judged(params, seen, *, objective):
     """What the generator fills in, and the discriminator's verdict on it."""
     module = objective.module(MODEL, FACTS)
-    filled = module.apply({"params": params}, seen, method="fill")
-    return filled, module.apply({"params": params}, seen | {"tokens": filled.tokens}, method="judge")
+    filled = module.apply({"params": params}, seen, method="fill_masks")
+    return filled, module.apply(
+        {"params": params}, seen | {"tokens": filled.filled_ids}, method="compute_replaced_logits"
+    )
 
 
 def test_over_the_chosen_tokens_the_loss_leaves_out_all_others():
     rows, params = batch(*SIZES), parameters(APART)
     seen, found = forward(params, rows, objective=CHOSEN)
     filled, verdict = judged(params, seen, objective=CHOSEN)
-    filled = filled.tokens
+    filled = filled.filled_ids
     chosen, total, replaced = np.asarray(seen["weights"]), 0.0, 0
     for row, slot in zip(*np.nonzero(chosen), strict=True):
         place = seen["picked"][row, slot]
@@ -291,7 +318,7 @@ def test_a_lone_verdict_reaches_the_larger_of_two_shares():
     scores = CHOSEN.scores({name: Mean(*map(np.float64, pair)) for name, pair in sums.items()})
     assert scores["rtd_baseline"] == 0.75
     accuracies = {"generator_mask_accuracy": 1.0, "generator_mask_baseline": 0.0}
-    assert "always saying 'replaced' would be for 75.00%" in CHOSEN.ailments(scores | accuracies)[0]
+    assert "always saying 'replaced' would be for 75.00%" in CHOSEN.diagnose(scores | accuracies)[0]
 
 
 @cache
@@ -307,11 +334,11 @@ def adversarial():
     filled, verdict = judged(params, seen, objective=ADVERSARIAL)
     filled = jax.tree.map(np.asarray, filled)
     at_chosen = np.take_along_axis(np.asarray(verdict, np.float64), np.asarray(seen["picked"]), 1)
-    same = filled.samples == seen["targets"]
+    same = filled.sampled_ids == seen["targets"]
     reward = np.log1p(np.exp(np.where(same, at_chosen, -at_chosen)))  # -log D where original, else -log(1 - D)
     guess = (filled.hidden @ params["baseline"]["kernel"] + params["baseline"]["bias"])[..., 0]
     shares = np.exp(filled.logits) / np.exp(filled.logits).sum(-1, keepdims=True)
-    return metrics, gradients, np.asarray(seen["weights"]), filled.samples, shares, reward, 1 / (1 + np.exp(-guess))
+    return metrics, gradients, np.asarray(seen["weights"]), filled.sampled_ids, shares, reward, 1 / (1 + np.exp(-guess))
 
 
 def test_the_adversarial_terms_are_those_of_the_appendix():
@@ -323,7 +350,7 @@ def test_the_adversarial_terms_are_those_of_the_appendix():
     np.testing.assert_allclose(metrics["policy_loss"], (-policy, 26), rtol=1e-4)
     np.testing.assert_allclose(metrics["baseline_loss"], (baseline, 26), rtol=1e-4)
     np.testing.assert_allclose(metrics["policy_reward"], ((reward * weights).sum(), 26), rtol=1e-4)
-    assert ADVERSARIAL.weights == {"policy_loss": 1.0, "baseline_loss": 1.0, "rtd_loss": 50.0}
+    assert ADVERSARIAL.loss_weights == {"policy_loss": 1.0, "baseline_loss": 1.0, "rtd_loss": 50.0}
     counts = ADVERSARIAL.counts(corrupted(batch(*SIZES)))
     assert {name: count.item() for name, count in counts.items()} == {name: metrics[name].count for name in TERMS}
 
@@ -352,9 +379,10 @@ def test_each_adversarial_term_teaches_its_own_network():
 
 def test_a_generator_of_another_size_cannot_lend_the_discriminator_its_weights():
     with pytest.raises(
-        ValueError, match=r"of one size \(objective.width=1.*heads is 3 and 1, .*intermediate is 20 and 48"
+        ValueError,
+        match=r"of one size \(objective.generator_width=1.*num_heads is 3 and 1, .*intermediate_size is 20 and 48",
     ):
         TWO_STAGE.check(MODEL)
-    TWO_STAGE.check(replace(MODEL, heads=1, intermediate=48))
-    assert TWO_STAGE.frozen == ("generator", "tokens") and TWO_STAGE.weights == {"rtd_loss": 50.0}
-    assert ReplacedTokens().frozen == ()
+    TWO_STAGE.check(replace(MODEL, num_heads=1, intermediate_size=48))
+    assert TWO_STAGE.frozen_params == ("generator", "tokens") and TWO_STAGE.loss_weights == {"rtd_loss": 50.0}
+    assert ReplacedTokenDetection().frozen_params == ()

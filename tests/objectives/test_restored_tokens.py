@@ -6,21 +6,31 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from encoders.model.config import Model
-from encoders.objectives.generator import MASKING
-from encoders.objectives.restored_tokens import RestoredTokens, likeliest, log_chance
-from encoders.text.tokenization import Facts
+from encoders.model.config import EncoderConfig
+from encoders.objectives.generator import ELECTRA_MASKING
+from encoders.objectives.restored_tokens import ReplaceMLM, copy_log_probability, predict_likeliest_tokens
+from encoders.text.tokenization import VocabInfo
 from tests.networks import random_parameters
 
 QUICK = {"xla_backend_optimization_level": 0}  # compiles in a third of the time
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}  # float32 sums of up to 20 terms in another order, through four layers
-FACTS = Facts(size=21, pad=0, unk=1, cls=2, sep=3, mask=4, special=(0, 1, 2, 3, 4), continuations=bytes(3), common=6)
-MODEL = Model(
-    vocab=21, hidden=12, layers=2, heads=3, intermediate=20, embedding=8, positions=30, dropout=0.0,
-    attention_dropout=0.0,
+FACTS = VocabInfo(
+    vocab_size=21,
+    pad_id=0,
+    unk_id=1,
+    cls_id=2,
+    sep_id=3,
+    mask_id=4,
+    special_ids=(0, 1, 2, 3, 4),
+    continuation_bits=bytes(3),
+    most_frequent_id=6,
+)
+MODEL = EncoderConfig(
+    vocab_size=21, hidden_size=12, num_layers=2, num_heads=3, intermediate_size=20, embedding_size=8, max_positions=30,
+    hidden_dropout=0.0, attention_dropout=0.0,
 )  # fmt: skip
-ALL = RestoredTokens(width=1 / 2, tokens=replace(MASKING, rate=0.5))
-CHOSEN = replace(ALL, over="chosen")
+ALL = ReplaceMLM(generator_width=1 / 2, masking=replace(ELECTRA_MASKING, mask_rate=0.5))
+CHOSEN = replace(ALL, loss_over="chosen")
 SIZES = (22, 9, 17, 6)  # of which halves are chosen: 11, 4, 8 and 3, to the even neighbour
 
 
@@ -45,10 +55,10 @@ def parameters(objective):
 def forward(params, rows, *, objective):
     """The corrupted batch, its metrics, the text that is shown, and the logits and gate of every token."""
     seen, module = objective.corrupt(rows, FACTS, 3), objective.module(MODEL, FACTS).bind({"params": params})
-    tokens = module.fill(seen).tokens
+    tokens = module.fill_masks(seen).filled_ids
     hidden = module.discriminator(tokens, seen["example"], seen["segments"], seen["positions"])
-    logits = module.restored(hidden, module.discriminator.embeddings.words.embedding)
-    gate = module.gate(hidden)[..., 0] if objective.over == "all" else None
+    logits = module.restored(hidden, module.discriminator.active_embeddings.word_embedding.embedding)
+    gate = module.gate(hidden)[..., 0] if objective.loss_over == "all" else None
     return seen, module(seen), tokens, logits, gate
 
 
@@ -65,19 +75,19 @@ SHOWN = np.array([[0, 1, 1, 2]])
 
 def test_the_token_shown_has_the_gate_s_probability_on_top():
     gate = np.log(np.array([[1.0, 1.0, 3.0, 1 / 3]], np.float32))  # D of 1/2, 1/2, 3/4, 1/4
-    chances = jax.jit(log_chance)(np.log(SHARES), gate, SHOWN, np.array([[0, 1, 0, 2]]))
+    chances = jax.jit(copy_log_probability)(np.log(SHARES), gate, SHOWN, np.array([[0, 1, 0, 2]]))
     np.testing.assert_allclose(np.exp(chances), [[0.5 + 0.25, 0.5 + 0.15, 0.25 * 0.5, 0.25 + 0.75 * 0.2]], rtol=1e-5)
 
 
 def test_the_likeliest_token_is_that_shown_or_the_best_of_the_others():
     # Shown 0, the best by itself; then 1: D + (1 - D) 0.3 against (1 - D) 0.5, which are equal at D = 1/6; then 2.
     gate = np.log(np.array([[1e-6, 0.19, 0.21, 1.0]], np.float32))  # odds: D of 0.16 and 0.174 in the middle
-    assert jax.jit(likeliest)(np.log(SHARES), gate, SHOWN).tolist() == [[0, 0, 1, 2]]
+    assert jax.jit(predict_likeliest_tokens)(np.log(SHARES), gate, SHOWN).tolist() == [[0, 0, 1, 2]]
 
 
 def test_a_gate_that_is_certain_has_a_finite_loss_and_gradient():
     gate = np.array([[1e4, -1e4, 1e4, 1e4]], np.float32)  # the third and fourth copy what is wrong
-    loss = jax.jit(jax.value_and_grad(lambda *given: -log_chance(*given).sum(), (0, 1)))
+    loss = jax.jit(jax.value_and_grad(lambda *given: -copy_log_probability(*given).sum(), (0, 1)))
     found, gradients = loss(np.log(SHARES), gate, SHOWN, np.array([[0, 1, 0, 0]]))
     assert found == pytest.approx(2e4, rel=1e-3)
     assert all(np.isfinite(leaf).all() for leaf in gradients) and gradients[1][0, 2:].tolist() == [1.0, 1.0]
@@ -117,9 +127,11 @@ def test_over_the_chosen_tokens_the_loss_is_of_the_softmax_alone():
 @pytest.mark.parametrize("objective", [ALL, CHOSEN], ids=["all", "chosen"])
 def test_the_counts_of_the_whole_batch_are_those_of_its_metrics(objective):
     seen, metrics, *_ = forward(parameters(objective), batch(*SIZES), objective=objective)
-    assert objective.weights == {"generator_loss": 1.0, "restored_loss": 1.0}
+    assert objective.loss_weights == {"generator_loss": 1.0, "restored_loss": 1.0}
     counts = objective.counts(seen)
-    assert {name: count.item() for name, count in counts.items()} == {n: metrics[n].count for n in objective.weights}
+    assert {name: count.item() for name, count in counts.items()} == {
+        n: metrics[n].count for n in objective.loss_weights
+    }
     assert counts["restored_loss"] == (sum(SIZES) if objective is ALL else 26)
 
 
@@ -129,8 +141,8 @@ def test_only_a_loss_over_all_tokens_has_a_gate():
 
 
 def test_without_a_generator_the_network_restores_random_tokens():
-    alone = replace(CHOSEN, width=None)
-    assert alone.weights == {"restored_loss": 1.0} and alone.networks(MODEL) == [MODEL]
+    alone = replace(CHOSEN, generator_width=None)
+    assert alone.loss_weights == {"restored_loss": 1.0} and alone.trained_configs(MODEL) == [MODEL]
     assert set(parameters(alone)) == {"discriminator", "restored"}
     rows = jax.tree.map(jnp.asarray, batch(*SIZES))
     _, metrics, *_ = jax.eval_shape(partial(forward.__wrapped__, objective=alone), parameters(alone), rows)

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from encoders.reporting.page import Sheet, page
+from encoders.reporting.page import ReportTable, build_page
 from tests.reporting.test_page import PAIRS, TASK, rows, seeds, write, write_all
 
 pytestmark = pytest.mark.live
@@ -21,7 +21,7 @@ SHOWN = {
     "narrow and dark": (390, 844, "screen", "dark"),
     "printed": (718, 1047, "print", "light"),
 }
-WIDE = Sheet(
+WIDE = ReportTable(
     "Twelve columns",
     ("experiment", *(f"column {i}" for i in range(10)), "what the printed number counts"),
     tuple(
@@ -93,7 +93,7 @@ def file(tmp_path_factory):
         for each in (replace(PAIRS, name=f"pairs-{name}"), *experiments):
             write(folder, each, rows(each, level=1 + len(name) / 100))
     path = tmp_path_factory.mktemp("page") / "page.html"
-    path.write_text(page(folder, [WIDE], "A title"), encoding="utf-8")
+    path.write_text(build_page(folder, [WIDE], "A title"), encoding="utf-8")
     return path
 
 

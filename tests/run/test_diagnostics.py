@@ -12,10 +12,10 @@ import pytest
 
 from encoders.costs import ledger
 from encoders.families import bert
-from encoders.objectives.replaced_tokens import ReplacedTokens
+from encoders.objectives.replaced_tokens import ReplacedTokenDetection
 from encoders.run import diagnostics, loop
 from encoders.run.run import RunError
-from encoders.text.tokenization import Vocabulary
+from encoders.text.tokenization import TokenizerSpec
 from encoders.training import step
 from encoders.training.sharding import Mesh
 from tests import texts
@@ -31,10 +31,10 @@ def corpus(tmp_path_factory):
 
 def test_a_gradient_that_is_not_finite_is_named_by_its_leaves(corpus, tmp_path, monkeypatch):
     made = experiment(corpus, "roberta", tmp_path)
-    run, _ = loop.ready(made, tmp_path / "run", quiet)
-    stream = loop.Stream(run.store.train, run.facts, made.phases, 0, None, tmp_path / "tables")
-    state, batch = loop.fresh(run), loop.sharding.place(stream.batch(0), run.mesh)
-    assert diagnostics.not_finite(run, state, batch, 0).startswith("nothing: its gradient is a spike")
+    run, _ = loop.prepare_run(made, tmp_path / "run", quiet)
+    stream = loop.BatchStream(run.store.train_split, run.vocab, made.phases, 0, None, tmp_path / "tables")
+    state, batch = loop.init_sharded_state(run), loop.sharding.shard_batch(stream.build_batch(0), run.mesh)
+    assert diagnostics.describe_nonfinite_update(run, state, batch, 0).startswith("nothing: its gradient is a spike")
     sound = jax.value_and_grad
 
     def torn(loss, has_aux):  # sound forwards, and not backwards
@@ -46,18 +46,20 @@ def test_a_gradient_that_is_not_finite_is_named_by_its_leaves(corpus, tmp_path, 
         return both
 
     monkeypatch.setattr(jax, "value_and_grad", torn)
-    diagnostics.finite.clear_cache()
-    assert diagnostics.not_finite(run, state, batch, 0).startswith("the gradient of tokens/")
-    diagnostics.finite.clear_cache()
+    diagnostics.check_finite.clear_cache()
+    assert diagnostics.describe_nonfinite_update(run, state, batch, 0).startswith("the gradient of tokens/")
+    diagnostics.check_finite.clear_cache()
 
 
 def test_a_loss_far_above_the_last_ones_is_noticed():
     calm = [3.0 + 0.01 * (-1) ** n for n in range(60)]
-    assert diagnostics.spike(calm) is None
-    assert diagnostics.spike([*calm, 3.05]) is None
-    assert diagnostics.spike([*calm, 2.0]) is None
-    assert diagnostics.spike([*calm, 4.0]).startswith("the loss is 4.000, and was 3.000 with a deviation of 0.010")
-    assert diagnostics.spike([3.0, 9.0]) is None  # too few to know
+    assert diagnostics.describe_loss_spike(calm) is None
+    assert diagnostics.describe_loss_spike([*calm, 3.05]) is None
+    assert diagnostics.describe_loss_spike([*calm, 2.0]) is None
+    assert diagnostics.describe_loss_spike([*calm, 4.0]).startswith(
+        "the loss is 4.000, and was 3.000 with a deviation of 0.010"
+    )
+    assert diagnostics.describe_loss_spike([3.0, 9.0]) is None  # too few to know
 
 
 WELL = {"rtd_replaced": 0.1, "rtd_accuracy": 0.95, "rtd_baseline": 0.9}
@@ -74,9 +76,9 @@ MASKED = {"generator_mask_accuracy": 0.3, "generator_mask_baseline": 0.05}
     ],
 )
 def test_an_electra_that_learns_nothing_is_told_what_to_change(scores, said):
-    found = ReplacedTokens().ailments(WELL | MASKED | scores)
+    found = ReplacedTokenDetection().diagnose(WELL | MASKED | scores)
     assert len(found) == len(said)
-    assert ReplacedTokens().ailments(WELL) == []  # where no [MASK] is shown nothing is said of the generator
+    assert ReplacedTokenDetection().diagnose(WELL) == []  # where no [MASK] is shown nothing is said of the generator
     for line, start in zip(found, said, strict=True):
         assert line.startswith(start)
         assert "objective." in line
@@ -92,26 +94,36 @@ def test_too_little_memory_is_said_with_what_to_change(corpus, tmp_path, monkeyp
         loop.train(made, tmp_path / "run", quiet)
     said = str(told.value)
     assert said.startswith("tiny-roberta: out of memory (RESOURCE_EXHAUSTED: Out of memory allocating 137")
-    for field in ("accumulate (now 1)", "model.remat", "mesh.fsdp (now 1)", "phases.batch (now 4)", "GiB (parameters"):
+    for field in (
+        "grad_accum_steps (now 1)",
+        "model.remat",
+        "mesh.fsdp (now 1)",
+        "phases.batch_size (now 4)",
+        "GiB (parameters",
+    ):
         assert field in said
 
 
 def test_a_disk_without_room_for_the_checkpoints_is_told_beforehand(corpus, tmp_path, monkeypatch):
-    run, _ = loop.ready(experiment(corpus, "roberta", tmp_path), tmp_path, quiet)
-    assert diagnostics.room(run) is None
-    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(run.shapes))
+    run, _ = loop.prepare_run(experiment(corpus, "roberta", tmp_path), tmp_path, quiet)
+    assert diagnostics.describe_disk_shortage(run) is None
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(run.state_shapes))
     monkeypatch.setattr(diagnostics.shutil, "disk_usage", lambda folder: SimpleNamespace(free=4 * size - 1))
-    assert diagnostics.room(run).startswith(f"{tmp_path}: checkpoints may take {4 * size / 1e9:.3g} GB")
+    assert diagnostics.describe_disk_shortage(run).startswith(
+        f"{tmp_path}: checkpoints may take {4 * size / 1e9:.3g} GB"
+    )
 
 
 def test_memory_is_estimated_for_a_device_of_a_mesh(corpus, tmp_path):
     made = experiment(corpus, "bert", tmp_path)
-    made = replace(made, model=bert.BASE, data=replace(made.data, vocabulary=Vocabulary(size=bert.BASE.vocab)))
-    whole, split = ledger.memory(made), ledger.memory(made, Mesh(fsdp=4).abstract(1))
+    made = replace(
+        made, model=bert.BASE, data=replace(made.data, tokenizer=TokenizerSpec(vocab_size=bert.BASE.vocab_size))
+    )
+    whole, split = ledger.estimate_memory(made), ledger.estimate_memory(made, Mesh(fsdp=4).build_abstract(1))
     assert split["activations"] == whole["activations"] / 4
     assert whole["gradients"] / 4 <= split["gradients"] < whole["gradients"] / 3.9
-    assert "on each of 8 devices (data=2, fsdp=2, model=2): " in ledger.show(replace(made, mesh=Mesh(2, 2, 2)))
-    assert "on each of" not in ledger.show(made)
+    assert "on each of 8 devices (data=2, fsdp=2, model=2): " in ledger.format_ledger(replace(made, mesh=Mesh(2, 2, 2)))
+    assert "on each of" not in ledger.format_ledger(made)
 
 
 HANGS = """
@@ -120,7 +132,7 @@ from encoders.run.watchdog import Watchdog
 with Watchdog(0.5, print) as watchdog:
     for step in range(3):
         time.sleep(0.2)
-        watchdog.beat(step)
+        watchdog.record_progress(step)
     def stuck():
         time.sleep(60)
     stuck()
@@ -142,5 +154,5 @@ def test_a_run_that_does_not_hang_hears_nothing():
     from encoders.run.watchdog import Watchdog
 
     with Watchdog(60, pytest.fail) as watchdog:
-        watchdog.beat(1)
+        watchdog.record_progress(1)
     assert not watchdog.thread.is_alive()

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from encoders.run import loop
-from encoders.run.preemption import STATUS, Stop, Stopped, seconds
-from encoders.run.run import Run, RunError, held
+from encoders.run.preemption import STOPPED_STATUS, RunStopped, StopRequest, parse_duration
+from encoders.run.run import Run, RunError, lock_run
 from encoders.training import checksums, metric_log
 from encoders.training.checkpoint import Checkpoints
 from tests import texts
@@ -30,7 +30,7 @@ def corpus(tmp_path_factory):
     from encoders.data import stream
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stream, "CUTS", 1)  # one length to compile
+        patch.setattr(stream, "EVAL_LENGTH_BUCKETS", 1)  # one length to compile
         yield str(texts.write(tmp_path_factory.mktemp("texts") / "text.txt", documents=60))
 
 
@@ -39,7 +39,7 @@ def whole(corpus, tmp_path_factory):
     """An experiment of 12 steps that saves every third, and the folder of its run, which nothing has interrupted."""
     home = tmp_path_factory.mktemp("whole")
     made = experiment(corpus, "bert", home)
-    made = replace(made, cadence=replace(made.cadence, keep=4))
+    made = replace(made, intervals=replace(made.intervals, keep_checkpoints=4))
     loop.train(made, home / "run", quiet)
     return made, home / "run"
 
@@ -81,13 +81,13 @@ def test_a_flipped_bit_is_noticed_and_the_checkpoint_before_is_used(whole, cut):
 
 def test_a_number_that_is_not_the_one_that_was_saved_is_named(whole, cut):
     run = Run.open(cut)
-    checkpoints = run.checkpoints()
-    _, state, notes = run.newest(checkpoints, pytest.fail)
+    checkpoints = run.open_checkpoints()
+    _, state, notes = run.restore_latest(checkpoints, pytest.fail)
     checkpoints.close()
     recorded = notes["checksums"]["params"]
-    assert checksums.changed(state.params, recorded) == []
+    assert checksums.find_changed_leaves(state.params, recorded) == []
     path = sorted(recorded)[3]
-    assert checksums.changed(state.params, recorded | {path: [0, 0]}) == [path]
+    assert checksums.find_changed_leaves(state.params, recorded | {path: [0, 0]}) == [path]
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -97,8 +97,8 @@ def test_any_file_that_is_cut_off_or_gone_costs_three_steps_and_no_more(whole, c
     path = draw.choice(files)
     path.unlink() if draw.random() < 0.5 else os.truncate(path, draw.randrange(path.stat().st_size))
     run = Run.open(cut)
-    checkpoints, said = run.checkpoints(keep=4), []
-    at, state, _ = run.newest(checkpoints, said.append)
+    checkpoints, said = run.open_checkpoints(keep_checkpoints=4), []
+    at, state, _ = run.restore_latest(checkpoints, said.append)
     checkpoints.close()
     # Some files, such as the time of writing, say nothing about the numbers.
     assert at == 6 and "checkpoint 9 cannot be read" in said[0] or at == 9 and not said, path
@@ -122,26 +122,26 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew(whole, cut)
         loop.train(whole[0], cut, quiet)
     assert steps(cut) == ["3", "6", "9"]
     with pytest.raises(RunError, match="checkpoint 9 .*other steps, for --step: 3, 6"):
-        Run.open(cut).params("latest")
+        Run.open(cut).load_params("latest")
 
 
 def stops_at(monkeypatch, step, act):
     """`act` when the log has a row of `step`."""
-    advance = metric_log.Log.advance
+    advance = metric_log.MetricLog.advance_progress
 
     def watched(self, index, text=""):
         advance(self, index, text)
         if index == step:
             act()
 
-    monkeypatch.setattr(metric_log.Log, "advance", watched)
+    monkeypatch.setattr(metric_log.MetricLog, "advance_progress", watched)
 
 
 def test_a_signal_ends_a_run_after_its_step_which_is_saved(whole, tmp_path, monkeypatch):
     before = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
         stops_at(patch, 4, lambda: signal.raise_signal(signal.SIGTERM))
-        with Stop() as stop, pytest.raises(Stopped, match="stopped by SIGTERM after step 4, which is saved"):
+        with StopRequest() as stop, pytest.raises(RunStopped, match="stopped by SIGTERM after step 4, which is saved"):
             loop.train(whole[0], tmp_path / "run", quiet, stop=stop)
     assert signal.getsignal(signal.SIGTERM) is before
     assert steps(tmp_path / "run") == ["3", "4"]
@@ -150,9 +150,9 @@ def test_a_signal_ends_a_run_after_its_step_which_is_saved(whole, tmp_path, monk
 
 
 def test_a_second_signal_ends_the_process_at_once():
-    with Stop() as stop:
+    with StopRequest() as stop:
         signal.raise_signal(signal.SIGTERM)
-        assert stop.asked() == "SIGTERM"
+        assert stop.poll_reason() == "SIGTERM"
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
 
@@ -168,26 +168,26 @@ def test_a_second_signal_while_the_first_is_saved_costs_no_checkpoint(whole, tmp
     with monkeypatch.context() as patch:
         stops_at(patch, 4, lambda: signal.raise_signal(signal.SIGINT))
         patch.setattr(Checkpoints, "save", interrupted)
-        with Stop() as stop, pytest.raises(KeyboardInterrupt):
+        with StopRequest() as stop, pytest.raises(KeyboardInterrupt):
             loop.train(whole[0], tmp_path / "run", quiet, stop=stop)
     loop.train(whole[0], tmp_path / "run", quiet)
     assert_same_run(tmp_path / "run", whole[1])
 
 
 def test_a_time_limit_ends_a_run_after_its_step(whole, cut):
-    with pytest.raises(Stopped, match="stopped by the time limit after step 10, which is saved"):
-        loop.train(whole[0], cut, quiet, stop=Stop(0))
+    with pytest.raises(RunStopped, match="stopped by the time limit after step 10, which is saved"):
+        loop.train(whole[0], cut, quiet, stop=StopRequest(0))
     assert steps(cut) == ["10", "3", "6", "9"]
 
 
 @pytest.mark.parametrize("text", ["", "3", "h", "3h 5m", "-1s", "1.5h", "5m3h"])
 def test_what_is_no_duration_is_refused(text):
     with pytest.raises(ValueError, match="is no duration such as 3h55m, 90s or 1d"):
-        seconds(text)
+        parse_duration(text)
 
 
 def test_a_second_process_on_a_run_is_refused(whole, cut):
-    with held(cut), pytest.raises(RunError, match=rf"is in use by process {os.getpid()} on .* since 20"):
+    with lock_run(cut), pytest.raises(RunError, match=rf"is in use by process {os.getpid()} on .* since 20"):
         loop.train(whole[0], cut, quiet)
     assert steps(cut) == ["3", "6", "9"]
 
@@ -207,46 +207,52 @@ def tree():
 
 
 def test_checksums_are_the_same_on_the_host_and_on_devices(monkeypatch):
-    here = checksums.checksums(tree())
+    here = checksums.compute_checksums(tree())
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert checksums.checksums(tree()) == here
+    assert checksums.compute_checksums(tree()) == here
     monkeypatch.undo()
-    monkeypatch.setattr(checksums, "BLOCK", 7)
-    assert checksums.checksums(tree()) == here
+    monkeypatch.setattr(checksums, "BLOCK_ELEMENTS", 7)
+    assert checksums.compute_checksums(tree()) == here
 
 
 def test_a_changed_bit_and_two_elements_in_each_others_place_are_noticed():
     made = tree()
-    recorded = checksums.checksums(made)
-    assert checksums.changed(made, recorded) == []
+    recorded = checksums.compute_checksums(made)
+    assert checksums.find_changed_leaves(made, recorded) == []
     bits = np.asarray(made["a"]).copy()
     bits.view(np.uint32)[3, 2, 1] ^= 1 << 22
-    assert checksums.changed(made | {"a": bits}, recorded) == ["a"]
-    assert checksums.changed(made | {"a": np.asarray(made["a"])[::-1]}, recorded) == ["a"]
-    assert checksums.changed(made | {"f": -made["f"]}, recorded) == ["f"]
+    assert checksums.find_changed_leaves(made | {"a": bits}, recorded) == ["a"]
+    assert checksums.find_changed_leaves(made | {"a": np.asarray(made["a"])[::-1]}, recorded) == ["a"]
+    assert checksums.find_changed_leaves(made | {"f": -made["f"]}, recorded) == ["f"]
 
 
 TERMINATED = """
 import os, signal, sys
 import launch
-from encoders.training import log
-advance = log.Log.advance
+from encoders.training.metric_log import MetricLog
+advance = MetricLog.advance_progress
 def watched(self, index, text=""):
     advance(self, index, text)
     if index == 4:
         os.kill(os.getpid(), signal.SIGTERM)
-log.Log.advance = watched
+MetricLog.advance_progress = watched
 sys.exit(launch.main(sys.argv[1:]))
 """
 
 
 @pytest.mark.live
 def test_launch_says_how_to_go_on_and_ends_with_a_status_of_its_own(corpus, tmp_path):
-    settings = ["phases.*.until=8", "phases.*.batch=4", "cadence.log=2", "optimizer.warmup=2", "data.heldout=0.2"]
+    settings = [
+        "phases.*.until_step=8",
+        "phases.*.batch_size=4",
+        "intervals.log_every=2",
+        "optimizer.warmup_steps=2",
+        "data.heldout_fraction=0.2",
+    ]
     command = ["train", "quickstart", "--only", "quickstart-b*", "--runs", str(tmp_path), "--set", *settings]
-    command += [f"data.corpus={corpus}", f"data.folder={tmp_path / 'stores'}", "data.sentences=lines"]
+    command += [f"data.corpus={corpus}", f"data.store_dir={tmp_path / 'stores'}", "data.sentence_splitting=lines"]
     done = subprocess.run([sys.executable, "-c", TERMINATED, *command], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == STATUS, done.stderr
+    assert done.returncode == STOPPED_STATUS, done.stderr
     assert "stopped by SIGTERM after step 4, which is saved; the same command goes on" in done.stderr
     again = subprocess.run([sys.executable, "launch.py", *command], cwd=ROOT, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr

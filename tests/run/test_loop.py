@@ -16,26 +16,26 @@ import pytest
 
 from encoders.data import stream
 from encoders.data.formats import ElectraPairs, FullSentences, SegmentPairs
-from encoders.data.prepare import Data
+from encoders.data.prepare import PretrainingData
 from encoders.data.stream import Phase
 from encoders.experiment import Experiment
 from encoders.families import albert, bert, electra, roberta
-from encoders.objectives.masked_lm import Joint
+from encoders.objectives.masked_lm import MaskedLM
 from encoders.objectives.masking import Masking
-from encoders.objectives.replaced_tokens import ReplacedTokens
-from encoders.objectives.sentence_pair import NextSentence, SentenceOrder
+from encoders.objectives.replaced_tokens import ReplacedTokenDetection
+from encoders.objectives.sentence_pair import NextSentencePrediction, SentenceOrderPrediction
 from encoders.run import loop
 from encoders.run.run import Run
-from encoders.text.tokenization import Vocabulary
-from encoders.training.metric_log import Cadence, rows
+from encoders.text.tokenization import TokenizerSpec
+from encoders.training.metric_log import Intervals, read_metric_rows
 from encoders.training.optimizer import AdamW, Lamb
 from encoders.training.sharding import Mesh
-from encoders.training.step import State
-from encoders.utils.overrides import to_json
+from encoders.training.step import TrainState
+from encoders.utils.overrides import to_json_value
 from tests import texts
 
 ROOT = Path(__file__).parents[2]
-TINY = dict(vocab=300, hidden=16, layers=2, heads=2, intermediate=24, positions=32)
+TINY = dict(vocab_size=300, hidden_size=16, num_layers=2, num_heads=2, intermediate_size=24, max_positions=32)
 
 
 def quiet(line):
@@ -45,48 +45,59 @@ def quiet(line):
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stream, "CUTS", 1)  # one length to compile
+        patch.setattr(stream, "EVAL_LENGTH_BUCKETS", 1)  # one length to compile
         yield str(texts.write(tmp_path_factory.mktemp("texts") / "text.txt", documents=60))
 
 
 def experiment(corpus, family: str, folder, steps=12, **changes) -> Experiment:
     model, objective, form, optimizer, kind = {
-        "bert": (bert.TINY, Joint(Masking(), NextSentence()), SegmentPairs(), AdamW(1e-3, 2), "wordpiece"),
-        "roberta": (roberta.BASE, Joint(Masking(copies=None)), FullSentences(), AdamW(1e-3, 2), "wordpiece"),
+        "bert": (bert.TINY, MaskedLM(Masking(), NextSentencePrediction()), SegmentPairs(), AdamW(1e-3, 2), "wordpiece"),
+        "roberta": (roberta.BASE, MaskedLM(Masking(dupe_factor=None)), FullSentences(), AdamW(1e-3, 2), "wordpiece"),
         "albert": (
-            replace(albert.BASE, embedding=8),
-            Joint(Masking(copies=2, unit="word", ngrams=3), SentenceOrder()),
+            replace(albert.BASE, embedding_size=8),
+            MaskedLM(Masking(dupe_factor=2, unit="word", max_ngram=3), SentenceOrderPrediction()),
             SegmentPairs("swapped"),
             Lamb(1e-3, 2),
             "wordpiece",
         ),
-        "electra": (electra.BASE, ReplacedTokens(width=1 / 2), ElectraPairs(), AdamW(1e-3, 2), "wordpiece"),
+        "electra": (
+            electra.BASE,
+            ReplacedTokenDetection(generator_width=1 / 2),
+            ElectraPairs(),
+            AdamW(1e-3, 2),
+            "wordpiece",
+        ),
     }[family]
     embedding = 8 if family in ("albert", "electra") else 16
     return Experiment(
         **dict(
             name=f"tiny-{family}",
-            model=replace(model, **TINY, embedding=embedding),
+            model=replace(model, **TINY, embedding_size=embedding),
             objective=objective,
-            data=Data((corpus,), Vocabulary(kind=kind, size=300), heldout=0.1, folder=str(folder / "stores")),
+            data=PretrainingData(
+                (corpus,),
+                TokenizerSpec(kind=kind, vocab_size=300),
+                heldout_fraction=0.1,
+                store_dir=str(folder / "stores"),
+            ),
             optimizer=optimizer,
-            phases=(Phase(until=steps, length=32, batch=4, format=form),),
-            cadence=Cadence(log=2, evaluate=4, save=3, heldout=2),
+            phases=(Phase(until_step=steps, seq_length=32, batch_size=4, format=form),),
+            intervals=Intervals(log_every=2, eval_every=4, save_every=3, eval_batches=2),
         )
         | changes
     )
 
 
-def final_state(folder: Path) -> State:
+def final_state(folder: Path) -> TrainState:
     run = Run.open(folder)
-    checkpoints = run.checkpoints()
-    _, state, _ = run.newest(checkpoints, pytest.fail)
+    checkpoints = run.open_checkpoints()
+    _, state, _ = run.restore_latest(checkpoints, pytest.fail)
     checkpoints.close()
     return state
 
 
 def without_time(folder: Path) -> list[dict]:
-    return [{k: v for k, v in row.items() if k != "time"} for row in rows(folder / "metrics.jsonl")]
+    return [{k: v for k, v in row.items() if k != "time"} for row in read_metric_rows(folder / "metrics.jsonl")]
 
 
 def assert_same_run(a: Path, b: Path):
@@ -99,7 +110,7 @@ def assert_same_run(a: Path, b: Path):
 def test_a_run_stopped_between_two_logs_goes_on_as_if_it_had_not_been(family, corpus, tmp_path, monkeypatch):
     whole = experiment(corpus, family, tmp_path)
     if family == "bert":  # two phases, and the second is resumed in its middle
-        short = replace(whole.phases[0], until=6, length=16)
+        short = replace(whole.phases[0], until_step=6, seq_length=16)
         whole = replace(whole, phases=(short, *whole.phases))
     scores = loop.train(whole, tmp_path / "whole", quiet)["heldout"]
     assert all(np.isfinite(score) for score in scores.values())
@@ -118,7 +129,7 @@ def test_a_run_stopped_between_two_logs_goes_on_as_if_it_had_not_been(family, co
         patch.setattr(loop.Checkpoints, "save", stop)
         with pytest.raises(Stop):
             loop.train(whole, tmp_path / "parts", quiet)
-    assert loop.result(tmp_path / "parts") is None
+    assert loop.read_result(tmp_path / "parts") is None
     loop.train(whole, tmp_path / "parts", quiet)
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
@@ -131,7 +142,7 @@ def test_batches_are_on_the_devices_one_ahead_and_in_their_order():
             made.append(number)
             yield {"tokens": np.full((1, 2), number, np.int32)}
 
-    for number, batch in enumerate(loop.placed(rows(), mesh)):
+    for number, batch in enumerate(loop.prefetch_to_device(rows(), mesh)):
         assert batch["tokens"].tolist() == [[number, number]] and isinstance(batch["tokens"], jax.Array)
         assert len(made) == min(number + 2, 4)
     assert number == 3
@@ -146,7 +157,7 @@ def test_a_profile_needs_steps_to_trace(corpus, tmp_path):
 def test_a_finished_run_is_not_run_again(corpus, tmp_path, monkeypatch):
     whole = experiment(corpus, "roberta", tmp_path, steps=4)
     first = loop.train(whole, tmp_path / "run", quiet)
-    monkeypatch.setattr(loop, "advance", None)
+    monkeypatch.setattr(loop, "run_train_steps", None)
     assert loop.train(whole, tmp_path / "run", quiet) == first
 
 
@@ -154,16 +165,16 @@ def test_a_folder_of_another_experiment_is_refused_and_the_difference_named(corp
     whole = experiment(corpus, "roberta", tmp_path, steps=4)
     loop.train(whole, tmp_path / "run", quiet)
     other = replace(whole, optimizer=AdamW(2e-3, 2))
-    with pytest.raises(loop.RunError, match=r"optimizer.rate is 0.001 there and 0.002 here.*--set name="):
+    with pytest.raises(loop.RunError, match=r"optimizer.learning_rate is 0.001 there and 0.002 here.*--set name="):
         loop.train(other, tmp_path / "run", quiet)
-    moved = replace(whole, cadence=Cadence(log=1), name="renamed")
+    moved = replace(whole, intervals=Intervals(log_every=1), name="renamed")
     assert loop.train(moved, tmp_path / "run", quiet)["steps"] == 4
 
 
 def test_a_batch_that_does_not_divide_is_refused(corpus, tmp_path):
     whole = experiment(corpus, "roberta", tmp_path)
-    with pytest.raises(ValueError, match="phases.batch=4 is not a multiple of accumulate=3"):
-        replace(whole, accumulate=3)
+    with pytest.raises(ValueError, match="phases.batch_size=4 is not a multiple of grad_accum_steps=3"):
+        replace(whole, grad_accum_steps=3)
 
 
 def test_a_vocabulary_larger_than_the_model_is_refused(corpus, tmp_path):
@@ -172,10 +183,10 @@ def test_a_vocabulary_larger_than_the_model_is_refused(corpus, tmp_path):
     path = next((tmp_path / "stores").iterdir()) / "tokenizer.json"
     small = replace(
         whole,
-        model=replace(whole.model, vocab=50),
-        data=replace(whole.data, vocabulary=Vocabulary(path=str(path), size=50)),
+        model=replace(whole.model, vocab_size=50),
+        data=replace(whole.data, tokenizer=TokenizerSpec(path=str(path), vocab_size=50)),
     )
-    with pytest.raises(loop.RunError, match="model.vocab=50 is less"):
+    with pytest.raises(loop.RunError, match="model.vocab_size=50 is less"):
         loop.train(small, tmp_path / "small", quiet)
 
 
@@ -184,21 +195,27 @@ def test_held_out_scores_do_not_depend_on_the_seed_of_the_run(corpus, tmp_path):
     whole = experiment(corpus, "electra", tmp_path, steps=4)
     loop.train(whole, tmp_path / "run", quiet)
     run = Run.open(tmp_path / "run")
-    other = Run(replace(run.experiment, seed=5), tmp_path / "other", run.facts, lambda: run.store)
+    other = Run(replace(run.experiment, seed=5), tmp_path / "other", run.vocab, lambda: run.store)
     params = final_state(tmp_path / "run").params
     assert run.evaluate(params) == other.evaluate(params)
-    assert run.evaluate(params)["loss"] == pytest.approx(loop.result(tmp_path / "run")["heldout"]["loss"], rel=1e-6)
+    assert run.evaluate(params)["loss"] == pytest.approx(
+        loop.read_result(tmp_path / "run")["heldout"]["loss"], rel=1e-6
+    )
 
 
 def test_the_newest_checkpoints_and_the_best_one_are_kept(corpus, tmp_path):
     whole = experiment(
-        corpus, "roberta", tmp_path, steps=16, cadence=Cadence(log=2, evaluate=2, save=2, keep=2, heldout=2)
+        corpus,
+        "roberta",
+        tmp_path,
+        steps=16,
+        intervals=Intervals(log_every=2, eval_every=2, save_every=2, keep_checkpoints=2, eval_batches=2),
     )
     loop.train(whole, tmp_path / "run", quiet)
-    losses = {r["step"]: r["loss"] for r in rows(tmp_path / "run/metrics.jsonl") if r["split"] == "heldout"}
-    checkpoints = Run.open(tmp_path / "run").checkpoints()
-    assert set(checkpoints.steps()) == {14, 16, min(losses, key=losses.get)}
-    assert checkpoints.best() == min(losses, key=losses.get)
+    losses = {r["step"]: r["loss"] for r in read_metric_rows(tmp_path / "run/metrics.jsonl") if r["split"] == "heldout"}
+    checkpoints = Run.open(tmp_path / "run").open_checkpoints()
+    assert set(checkpoints.all_steps()) == {14, 16, min(losses, key=losses.get)}
+    assert checkpoints.best_step() == min(losses, key=losses.get)
     checkpoints.close()
 
 
@@ -208,24 +225,24 @@ def test_a_run_that_is_not_finite_stops_and_says_so(corpus, tmp_path):
         "roberta",
         tmp_path,
         steps=30,
-        optimizer=AdamW(1e30, 0, clip=None),
-        cadence=Cadence(log=2, evaluate=100, save=100, patience=4),
+        optimizer=AdamW(1e30, 0, clip_norm=None),
+        intervals=Intervals(log_every=2, eval_every=100, save_every=100, max_bad_updates=4),
     )
     with pytest.raises(
         loop.RunError, match="the last 5 updates up to step 6 were not finite, or spikes, and left out"
     ) as told:
         loop.train(wild, tmp_path / "run", quiet)
     assert "What was not finite of the last one: mlm_loss; its 4 examples (pass:place) are 0:" in str(told.value)
-    assert "A lower optimizer.rate" in str(told.value)
+    assert "A lower optimizer.learning_rate" in str(told.value)
 
 
 ALONE = """
 import json, sys
 from pathlib import Path
 sys.path.insert(0, {root!r})
-from encoders.utils.overrides import from_json
-from encoders.training import loop
-loop.train(from_json(json.loads(Path({path!r}).read_text())), Path({folder!r}), lambda line: None)
+from encoders.run import loop
+from encoders.utils.overrides import from_json_value
+loop.train(from_json_value(json.loads(Path({path!r}).read_text())), Path({folder!r}), lambda line: None)
 """
 
 
@@ -242,12 +259,12 @@ def finish(process: subprocess.Popen, *statuses: int) -> None:
 
 @pytest.mark.live
 def test_a_run_killed_at_a_random_moment_ends_bit_identical(corpus, tmp_path):
-    cadence = Cadence(log=5, evaluate=50, save=7, keep=2, heldout=2)
+    intervals = Intervals(log_every=5, eval_every=50, save_every=7, keep_checkpoints=2, eval_batches=2)
     path, whole, killed = (tmp_path / name for name in ("experiment.json", "whole", "killed"))
-    path.write_text(json.dumps(to_json(experiment(corpus, "electra", tmp_path, steps=250, cadence=cadence))))
+    path.write_text(json.dumps(to_json_value(experiment(corpus, "electra", tmp_path, steps=250, intervals=intervals))))
     finish(started(path, whole), 0)
     chance, left = random.Random(), int(os.environ.get("ENCODERS_KILLS", "1"))
-    while loop.result(killed) is None:
+    while loop.read_result(killed) is None:
         process, before = started(path, killed), len(without_time(killed))
         if left:  # at some moment after it has got on
             while process.poll() is None and len(without_time(killed)) == before:

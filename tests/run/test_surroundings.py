@@ -15,9 +15,9 @@ import pytest
 from encoders.data import stream
 from encoders.run import loop
 from encoders.run.run import Run, RunError
-from encoders.text.corpus import check, documents
+from encoders.text.corpus import check_corpus, read_corpus_documents
 from encoders.text.source import CorpusError
-from encoders.training.metric_log import Cadence, rows
+from encoders.training.metric_log import Intervals, read_metric_rows
 from tests import texts
 from tests.run.test_loop import assert_same_run, experiment, quiet, without_time
 
@@ -41,11 +41,17 @@ def bare(tmp_path_factory):
     gone = tmp_path_factory.mktemp("gone")
     home.mkdir()
     corpus = str(texts.write(home / "ein Text.txt", documents=60))
-    made = experiment(corpus, "roberta", home, steps=6, cadence=Cadence(log=1, evaluate=3, save=2, keep=3, heldout=1))
-    made = replace(made, name="été", data=replace(made.data, sentences="lines"))
+    made = experiment(
+        corpus,
+        "roberta",
+        home,
+        steps=6,
+        intervals=Intervals(log_every=1, eval_every=3, save_every=2, keep_checkpoints=3, eval_batches=1),
+    )
+    made = replace(made, name="été", data=replace(made.data, sentence_splitting="lines"))
     hours, now = itertools.count(), time.time
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stream, "CUTS", 1)  # one length to compile
+        patch.setattr(stream, "EVAL_LENGTH_BUCKETS", 1)  # one length to compile
         patch.setattr(time, "time", lambda: now() - 3600 * next(hours))
         patch.chdir(gone)
         gone.rmdir()
@@ -60,12 +66,12 @@ def bare(tmp_path_factory):
 
 
 def test_a_run_needs_no_optional_package_and_no_working_directory(bare):
-    assert loop.result(bare[1])["steps"] == 6
+    assert loop.read_result(bare[1])["steps"] == 6
     assert not (bare[1] / "tensorboard").exists()
 
 
 def test_a_clock_that_goes_back_shows_in_no_time(bare):
-    taken = [row["time"] for row in rows(bare[1] / "metrics.jsonl")]
+    taken = [row["time"] for row in read_metric_rows(bare[1] / "metrics.jsonl")]
     assert len(taken) == 8
     assert all(0 <= each["seconds"] < 600 for each in taken)
     assert all(each["tokens_per_second"] > 0 for each in taken if "tokens_per_second" in each)
@@ -87,18 +93,21 @@ def test_names_that_are_not_ascii_read_back(bare):
 def test_a_store_that_has_moved_is_found_where_one_says_and_no_other_is_taken_for_it(bare, tmp_path):
     moved = tmp_path / "moved"
     shutil.copytree(Run.open(bare[1]).store.path, moved)
-    assert Run.open(bare[1], str(moved)).store.train.size == Run.open(bare[1]).store.train.size
+    assert (
+        Run.open(bare[1], str(moved)).store.train_split.num_documents
+        == Run.open(bare[1]).store.train_split.num_documents
+    )
     with pytest.raises(RunError, match=f"is not at {tmp_path}; pass where it is now with --store DIR"):
-        Run.open(bare[1], str(tmp_path)).find_store()
+        Run.open(bare[1], str(tmp_path)).open_store()
     meta = json.loads((moved / "store.json").read_text())
     (moved / "store.json").write_text(json.dumps(meta | {"key": "0123456789abcdef"}))
     with pytest.raises(RunError, match=f"is another store: 0123456789abcdef, and the run was made with {meta['key']}"):
-        Run.open(bare[1], str(moved)).find_store()
+        Run.open(bare[1], str(moved)).open_store()
 
 
 @pytest.mark.parametrize("kept", [1, -2])  # bytes of the last row that have reached the disk
 def test_a_torn_last_row_is_left_out_and_no_row_comes_twice(bare, tmp_path, kept, monkeypatch):
-    monkeypatch.setattr(stream, "CUTS", 1)
+    monkeypatch.setattr(stream, "EVAL_LENGTH_BUCKETS", 1)
     folder = tmp_path / "run"
     shutil.copytree(bare[1], folder)
     (folder / "result.json").unlink()
@@ -106,7 +115,7 @@ def test_a_torn_last_row_is_left_out_and_no_row_comes_twice(bare, tmp_path, kept
     path = folder / "metrics.jsonl"
     *whole, last = path.read_text().splitlines(keepends=True)
     path.write_text("".join(whole) + last[:kept])
-    assert [json.dumps(row) + "\n" for row in rows(path)] == whole
+    assert [json.dumps(row) + "\n" for row in read_metric_rows(path)] == whole
     loop.train(bare[0], folder, quiet)
     logged = [(row["step"], row["split"]) for row in without_time(folder)]
     assert len(set(logged)) == len(logged) == 8
@@ -116,7 +125,7 @@ def test_a_torn_last_row_is_left_out_and_no_row_comes_twice(bare, tmp_path, kept
 @pytest.mark.parametrize(
     "package, name, sentences, remedy",
     [
-        ("sentencex", "a.txt", "split", "sentences='split' needs sentencex .*: pip install sentencex"),
+        ("sentencex", "a.txt", "split", "sentence_splitting='split' needs sentencex .*: pip install sentencex"),
         ("pyarrow.parquet", "a.parquet", "lines", "a Parquet file needs pyarrow.parquet .*: pip install pyarrow"),
         ("zstandard", "a.txt.zst", "lines", "a .zst file needs zstandard .*: pip install zstandard"),
         ("tensorflow_datasets", "tfds:x", "lines", "needs tensorflow_datasets .*: pip install tensorflow-datasets"),
@@ -127,15 +136,33 @@ def test_what_needs_an_optional_package_says_how_to_get_it(package, name, senten
     Path(name).write_bytes(b"A text.\n")
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(CorpusError, match=remedy):
-        check((name,), sentences)
-        list(documents((name,), sentences))
+        check_corpus((name,), sentences)
+        list(read_corpus_documents((name,), sentences))
 
 
 # Processes of their own
 
-SMALL = ["model.layers=1", "model.hidden=16", "model.intermediate=24", "model.embedding=16", "model.heads=2"]
-SMALL += ["phases.*.until=2", "phases.*.batch=2", "phases.*.length=16", "optimizer.warmup=1", "data.heldout=0.2"]
-SMALL += ["model.vocab=320", "data.vocabulary.size=320", "data.sentences=lines", "cadence.log=1", "cadence.heldout=1"]
+SMALL = [
+    "model.num_layers=1",
+    "model.hidden_size=16",
+    "model.intermediate_size=24",
+    "model.embedding_size=16",
+    "model.num_heads=2",
+]
+SMALL += [
+    "phases.*.until_step=2",
+    "phases.*.batch_size=2",
+    "phases.*.seq_length=16",
+    "optimizer.warmup_steps=1",
+    "data.heldout_fraction=0.2",
+]
+SMALL += [
+    "model.vocab_size=320",
+    "data.tokenizer.vocab_size=320",
+    "data.sentence_splitting=lines",
+    "intervals.log_every=1",
+    "intervals.eval_batches=1",
+]
 
 
 def launched(folder: Path, settings=(), **environment) -> subprocess.CompletedProcess:
@@ -143,7 +170,7 @@ def launched(folder: Path, settings=(), **environment) -> subprocess.CompletedPr
     texts.write(folder / "a text.txt", documents=60)
     command = [sys.executable, str(ROOT / "launch.py"), "train", str(ROOT / "experiments" / "quickstart.py")]
     command += ["--only", "quickstart-roberta", "--runs", "my runs", "--set", *SMALL, *settings]
-    command += ["data.corpus=a text.txt", "data.folder=my stores"]
+    command += ["data.corpus=a text.txt", "data.store_dir=my stores"]
     variables = {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"} | environment
     return subprocess.run(
         command, cwd=folder, env=os.environ | variables, capture_output=True, encoding="utf-8", errors="replace"
@@ -164,22 +191,27 @@ def disk(tmp_path):
 
 @pytest.mark.live
 def test_a_disk_that_fills_up_is_named_and_costs_no_older_checkpoint(disk, tmp_path):
-    settings = ["phases.*.until=9", "cadence.save=1", "cadence.keep=20", "cadence.evaluate=9"]
+    settings = [
+        "phases.*.until_step=9",
+        "intervals.save_every=1",
+        "intervals.keep_checkpoints=20",
+        "intervals.eval_every=9",
+    ]
     full = launched(tmp_path, settings)
     place = "my runs/quickstart-roberta"
     told = f"launch.py: no space is left in {place}; what was saved before is whole, and the same command goes on"
     assert full.returncode == 1 and "Traceback" not in full.stderr, full.stderr
     assert full.stderr.splitlines()[-1].startswith(told)
     run, said = Run.open(tmp_path / place), []
-    checkpoints = run.checkpoints()
-    kept = checkpoints.steps()
-    at, state, _ = run.newest(checkpoints, said.append)
+    checkpoints = run.open_checkpoints()
+    kept = checkpoints.all_steps()
+    at, state, _ = run.restore_latest(checkpoints, said.append)
     checkpoints.close()
     assert kept == list(range(1, len(kept) + 1)) and int(state.step) == at == kept[-1] < 9 and not said
     subprocess.run(["mount", "-o", "remount,size=16m", disk], check=True)
     again = launched(tmp_path, settings)
     assert again.returncode == 0, again.stderr
-    assert [row["step"] for row in rows(tmp_path / place / "metrics.jsonl")] == [*range(1, 10), 9]
+    assert [row["step"] for row in read_metric_rows(tmp_path / place / "metrics.jsonl")] == [*range(1, 10), 9]
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +231,7 @@ def ascii_only(tmp_path_factory):
 def test_relative_paths_with_spaces_are_enough_in_the_c_locale(ascii_only):
     done, folder = ascii_only
     assert done.returncode == 0, done.stderr
-    assert loop.result(folder / "my runs" / "quickstart-roberta")["steps"] == 2
+    assert loop.read_result(folder / "my runs" / "quickstart-roberta")["steps"] == 2
     assert Run.open(folder / "my runs" / "quickstart-roberta").store.path.parent == folder / "my stores"
 
 
@@ -234,7 +266,7 @@ def test_a_variable_that_cannot_be_is_named_in_one_line(variable, value, said, t
     "devices, setting, said",
     [
         (1, "mesh.data=3", "mesh.data=3, mesh.fsdp=1, mesh.model=1 needs exactly 3 devices and there are 1; -1 takes"),
-        (3, "mesh.data=3", "phases.batch=2 is not a multiple of 3: mesh.data x mesh.fsdp x accumulate"),
+        (3, "mesh.data=3", "phases.batch_size=2 is not a multiple of 3: mesh.data x mesh.fsdp x grad_accum_steps"),
     ],
 )
 def test_devices_that_do_not_fit_the_mesh_or_the_batch_are_told_in_one_line(devices, setting, said, tmp_path):

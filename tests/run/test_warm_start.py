@@ -8,24 +8,24 @@ import numpy as np
 import pytest
 
 from encoders.data.formats import ElectraPairs, FullSentences, SegmentPairs
-from encoders.data.prepare import Data, prepared
-from encoders.data.stream import Phase, Stream
+from encoders.data.prepare import PretrainingData, prepare_store
+from encoders.data.stream import BatchStream, Phase
 from encoders.exchange.convert import import_checkpoint
-from encoders.experiment import Experiment, Network
+from encoders.experiment import Experiment, RunSpec
 from encoders.objectives.base import total_loss
-from encoders.objectives.masked_lm import Joint
+from encoders.objectives.masked_lm import MaskedLM
 from encoders.objectives.masking import Masking
-from encoders.objectives.replaced_tokens import ReplacedTokens
-from encoders.objectives.sentence_pair import NextSentence
+from encoders.objectives.replaced_tokens import ReplacedTokenDetection
+from encoders.objectives.sentence_pair import NextSentencePrediction
 from encoders.run import loop
-from encoders.run.run import Run, RunError, claim
-from encoders.run.warm_start import Start, fresh
+from encoders.run.run import Run, RunError, register_run
+from encoders.run.warm_start import WarmStart, init_sharded_state
 from encoders.tasks.classification import Classification
-from encoders.text.tokenization import Vocabulary
+from encoders.text.tokenization import TokenizerSpec
 from encoders.training import step
-from encoders.training.metric_log import Cadence, rows
+from encoders.training.metric_log import Intervals, read_metric_rows
 from encoders.training.optimizer import AdamW
-from encoders.utils.metrics import value
+from encoders.utils.metrics import mean_value
 from tests import texts
 from tests.exchange.references import CASES, HOME
 
@@ -40,7 +40,7 @@ def home(tmp_path_factory):
     folder = tmp_path_factory.mktemp("home")
     texts.write(folder / "text.txt", documents=60)
     for name in ("bert-pretraining", "bert-encoder", "albert-masked", "electra-pair", "electra-discriminator"):
-        import_checkpoint(HOME / name, folder / name, vocabulary=HOME / "vocabularies" / CASES[name].family)
+        import_checkpoint(HOME / name, folder / name, tokenizer_files=HOME / "vocabularies" / CASES[name].family)
     return folder
 
 
@@ -48,17 +48,17 @@ def experiment(home, start: str, objective, form, steps=20, length=16, **changes
     """Training that begins with the imported run `start`, of its model and vocabulary."""
     folder = home / start
     rest = dict(
-        model=replace(Run.open(folder).network.model, dropout=0.0, attention_dropout=0.0),
-        data=Data(
+        model=replace(Run.open(folder).spec.model, hidden_dropout=0.0, attention_dropout=0.0),
+        data=PretrainingData(
             (str(home / "text.txt"),),
-            Vocabulary(path=str(folder / "tokenizer.json")),
-            heldout=0.1,
-            folder=str(home / "stores"),
+            TokenizerSpec(path=str(folder / "tokenizer.json")),
+            heldout_fraction=0.1,
+            store_dir=str(home / "stores"),
         ),
-        optimizer=AdamW(1e-2, 2, correction=True),
-        phases=(Phase(until=steps, length=length, batch=8, format=form),),
-        cadence=Cadence(log=steps // 2, evaluate=steps, save=steps, heldout=4),
-        start=str(folder),
+        optimizer=AdamW(1e-2, 2, bias_correction=True),
+        phases=(Phase(until_step=steps, seq_length=length, batch_size=8, format=form),),
+        intervals=Intervals(log_every=steps // 2, eval_every=steps, save_every=steps, eval_batches=4),
+        init_from=str(folder),
     )
     return Experiment(name="next", objective=objective, **rest | changes)
 
@@ -66,22 +66,26 @@ def experiment(home, start: str, objective, form, steps=20, length=16, **changes
 def begun(whole: Experiment, folder):
     """The state before the first step, and what is said about it."""
     said = []
-    return Start(whole).state(run_of(whole, folder), said.append), said[0]
+    return WarmStart(whole).build_state(run_of(whole, folder), said.append), said[0]
 
 
 def run_of(whole: Experiment, folder) -> Run:
-    store = prepared(whole.data, quiet)
-    return Run(whole, folder, store.facts, lambda: store)
+    store = prepare_store(whole.data, quiet)
+    return Run(whole, folder, store.vocab, lambda: store)
 
 
 def by_heart(state, run, steps: int):
     """The state after so many steps on the first batch, and what each lost."""
     whole, losses = run.experiment, []
-    batch = next(Stream(run.store.train, run.facts, whole.phases, 0, 1, run.folder / "tables").batches(0, whole.steps))
+    batch = next(
+        BatchStream(run.store.train_split, run.vocab, whole.phases, 0, 1, run.folder / "tables").iter_batches(
+            0, whole.num_steps
+        )
+    )
     for _ in range(steps):
-        state, measured = step.train_step(state, batch, 0, **loop.static(whole, run.module))
-        means = {name: value(measured[name]) for name in whole.objective.weights}
-        losses.append(total_loss(means, whole.objective.weights))
+        state, measured = step.train_step(state, batch, 0, **loop.build_static_args(whole, run.module))
+        means = {name: mean_value(measured[name]) for name in whole.objective.loss_weights}
+        losses.append(total_loss(means, whole.objective.loss_weights))
     return state, losses
 
 
@@ -89,15 +93,15 @@ def equal(a, b) -> bool:
     return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
-BERT = (Joint(Masking(), NextSentence()), SegmentPairs())
+BERT = (MaskedLM(Masking(), NextSentencePrediction()), SegmentPairs())
 
 
 def test_pretraining_goes_on_from_an_imported_checkpoint(home, tmp_path):
     whole = experiment(home, "bert-pretraining", *BERT, steps=60)
-    before = Run.open(home / "bert-pretraining").params()[1]
+    before = Run.open(home / "bert-pretraining").load_params()[1]
     assert equal(begun(whole, tmp_path / "unused")[0].params, before)
     loop.train(whole, tmp_path / "run", quiet)
-    losses = [row["loss"] for row in rows(tmp_path / "run" / "metrics.jsonl") if row["split"] == "train"]
+    losses = [row["loss"] for row in read_metric_rows(tmp_path / "run" / "metrics.jsonl") if row["split"] == "train"]
     assert losses[-1] < losses[0]
 
 
@@ -105,14 +109,14 @@ def test_pretraining_goes_on_from_an_imported_checkpoint(home, tmp_path):
 class Labelled(SegmentPairs):
     """Two texts with a label of whether the second follows the first: rows such as a task of text matching has."""
 
-    label = "label"
+    label_field = "label"
 
 
 def test_fine_tuning_begins_with_an_imported_encoder_and_its_pooler(home, tmp_path):
     objective = Classification(("follows", "does not"))
     whole = experiment(home, "bert-pretraining", objective, Labelled(), steps=60)
     state, said = begun(whole, tmp_path / "unused")
-    before = Run.open(home / "bert-pretraining").params()[1]
+    before = Run.open(home / "bert-pretraining").load_params()[1]
     assert equal([state.params[part] for part in ("encoder", "pooler")], [before[p] for p in ("encoder", "pooler")])
     assert said.endswith("bert-pretraining (step 0): encoder, pooler; new: classes")
     _, losses = by_heart(state, run_of(whole, tmp_path / "run"), 60)
@@ -121,42 +125,46 @@ def test_fine_tuning_begins_with_an_imported_encoder_and_its_pooler(home, tmp_pa
 
 def test_an_encoder_alone_gets_fresh_heads(home, tmp_path):
     state, said = begun(experiment(home, "bert-encoder", *BERT), tmp_path / "unused")
-    assert equal(state.params["encoder"], Run.open(home / "bert-encoder").params()[1]["encoder"])
+    assert equal(state.params["encoder"], Run.open(home / "bert-encoder").load_params()[1]["encoder"])
     assert said.endswith("(step 0): encoder, pooler; new: pair, tokens")
 
 
 def test_a_pair_goes_on_as_a_pair_and_lends_its_discriminator_to_others(home, tmp_path):
-    before = Run.open(home / "electra-pair").params()[1]
-    pair = replace(Run.open(home / "electra-pair").network.objective, tokens=Masking())
+    before = Run.open(home / "electra-pair").load_params()[1]
+    pair = replace(Run.open(home / "electra-pair").spec.objective, masking=Masking())
     state, said = begun(experiment(home, "electra-pair", pair, ElectraPairs()), tmp_path / "unused")
     assert equal(state.params, before) and "new" not in said
-    state, _ = begun(experiment(home, "electra-pair", Joint(), FullSentences()), tmp_path / "unused")
+    state, _ = begun(experiment(home, "electra-pair", MaskedLM(), FullSentences()), tmp_path / "unused")
     assert equal(state.params["encoder"], before["discriminator"])
 
 
 def test_a_lone_discriminator_gets_a_fresh_generator(home, tmp_path):
-    whole = experiment(home, "electra-discriminator", ReplacedTokens(width=1 / 2, tie="none"), ElectraPairs())
+    whole = experiment(
+        home, "electra-discriminator", ReplacedTokenDetection(generator_width=1 / 2, tie="none"), ElectraPairs()
+    )
     state, said = begun(whole, tmp_path / "unused")
     assert "new: generator, tokens" in said
-    assert equal(state.params["discriminator"], Run.open(home / "electra-discriminator").params()[1]["discriminator"])
+    assert equal(
+        state.params["discriminator"], Run.open(home / "electra-discriminator").load_params()[1]["discriminator"]
+    )
 
 
 @pytest.fixture(scope="module")
 def second_stage(home, tmp_path_factory):
     """An experiment that begins with a masked language model of the discriminator's size."""
     folder = tmp_path_factory.mktemp("first") / "run"
-    model = replace(Run.open(home / "bert-pretraining").network.model, heads=1, intermediate=4 * 12)
-    alone = experiment(home, "bert-pretraining", Joint(), FullSentences(), model=model)
+    model = replace(Run.open(home / "bert-pretraining").spec.model, num_heads=1, intermediate_size=4 * 12)
+    alone = experiment(home, "bert-pretraining", MaskedLM(), FullSentences(), model=model)
     run = run_of(alone, folder)
-    claim(run, None)
-    with closing(run.checkpoints(1)) as checkpoints:
-        checkpoints.save(1, fresh(run), {}, None)
-    objective = ReplacedTokens(width=1.0, tie="none", training="two_stage")
-    return replace(alone, objective=objective, optimizer=AdamW(1e-2, 0, decay=0.5), start=str(folder))
+    register_run(run, None)
+    with closing(run.open_checkpoints(1)) as checkpoints:
+        checkpoints.save(1, init_sharded_state(run), {}, None)
+    objective = ReplacedTokenDetection(generator_width=1.0, tie="none", generator_training="two_stage")
+    return replace(alone, objective=objective, optimizer=AdamW(1e-2, 0, weight_decay=0.5), init_from=str(folder))
 
 
 def test_a_second_stage_keeps_the_generator_and_begins_the_discriminator_with_it(second_stage, tmp_path):
-    before = Run.open(second_stage.start).params()[1]
+    before = Run.open(second_stage.init_from).load_params()[1]
     generator = {"generator": before["encoder"], "tokens": before["tokens"]}
     state, said = begun(second_stage, tmp_path / "unused")
     assert said.endswith("(step 1): discriminator, generator, tokens; new: replaced")
@@ -169,8 +177,8 @@ def test_a_second_stage_keeps_the_generator_and_begins_the_discriminator_with_it
 
 
 def test_a_second_stage_without_a_generator_to_keep_is_refused(second_stage, tmp_path, monkeypatch):
-    _, found = Run.open(second_stage.start).params()
-    monkeypatch.setattr(Run, "params", lambda *_: (4, {"encoder": found["encoder"]}))
+    _, found = Run.open(second_stage.init_from).load_params()
+    monkeypatch.setattr(Run, "load_params", lambda *_: (4, {"encoder": found["encoder"]}))
     with pytest.raises(RunError, match="has no tokens that the objective could keep"):
         begun(second_stage, tmp_path / "unused")
 
@@ -178,30 +186,33 @@ def test_a_second_stage_without_a_generator_to_keep_is_refused(second_stage, tmp
 def test_a_run_that_was_started_is_begun_with_by_its_checkpoint(home, tmp_path):
     first = experiment(home, "bert-pretraining", *BERT, steps=4)
     loop.train(first, tmp_path / "first", quiet)
-    second = replace(first, start=str(tmp_path / "first"))
+    second = replace(first, init_from=str(tmp_path / "first"))
     state, said = begun(second, tmp_path / "unused")
-    assert equal(state.params, Run.open(tmp_path / "first").params()[1]) and "(step 4)" in said
+    assert equal(state.params, Run.open(tmp_path / "first").load_params()[1]) and "(step 4)" in said
 
 
 def test_a_deeper_albert_begins_with_the_one_layer_of_a_shallower_one_and_another_model_does_not(home, tmp_path):
-    one = experiment(home, "albert-masked", Joint(), FullSentences())
-    layers = one.model.layers
-    assert set(one.model.share) == {"attend", "transform"} and layers > 1
-    state, _ = begun(replace(one, model=replace(one.model, layers=3 * layers)), tmp_path)
-    _, before = Run.open(home / "albert-masked").params()
+    one = experiment(home, "albert-masked", MaskedLM(), FullSentences())
+    layers = one.model.num_layers
+    assert set(one.model.shared_parts) == {"attention", "feed_forward"} and layers > 1
+    state, _ = begun(replace(one, model=replace(one.model, num_layers=3 * layers)), tmp_path)
+    _, before = Run.open(home / "albert-masked").load_params()
     jax.tree.map(np.testing.assert_array_equal, state.params["encoder"], before["encoder"])
-    whole = experiment(home, "bert-encoder", Joint(), FullSentences())
-    with pytest.raises(RunError, match=f"model.layers is {whole.model.layers} there and 7 here"):
-        Start(replace(whole, model=replace(whole.model, layers=7)))
+    whole = experiment(home, "bert-encoder", MaskedLM(), FullSentences())
+    with pytest.raises(RunError, match=f"model.num_layers is {whole.model.num_layers} there and 7 here"):
+        WarmStart(replace(whole, model=replace(whole.model, num_layers=7)))
 
 
 def test_what_does_not_fit_is_refused_before_any_work(home, tmp_path):
     whole = experiment(home, "bert-pretraining", *BERT)
     refused = [
-        (replace(whole, start=str(tmp_path)), "holds no run"),
+        (replace(whole, init_from=str(tmp_path)), "holds no run"),
         (replace(whole, model=replace(whole.model, activation="gelu_tanh")), "model.activation is gelu there"),
-        (replace(whole, model=replace(whole.model, intermediate=24)), "model.intermediate is 20 there and 24 here"),
-        (replace(whole, start=str(home / "electra-pair")), "model.embed is"),
+        (
+            replace(whole, model=replace(whole.model, intermediate_size=24)),
+            "model.intermediate_size is 20 there and 24 here",
+        ),
+        (replace(whole, init_from=str(home / "electra-pair")), "model.embeddings is"),
     ]
     for wrong, said in refused:
         with pytest.raises(RunError, match=said):
@@ -211,9 +222,9 @@ def test_what_does_not_fit_is_refused_before_any_work(home, tmp_path):
 
 def test_another_vocabulary_is_refused_since_parameters_would_mean_other_tokens(home, tmp_path):
     whole = experiment(home, "bert-pretraining", *BERT)
-    for vocabulary in (Vocabulary(path=str(home / "electra-pair" / "tokenizer.json")), Vocabulary(size=61)):
-        wrong = replace(whole, data=replace(whole.data, vocabulary=vocabulary))
-        with pytest.raises(RunError, match="set data.vocabulary.path="):
+    for vocabulary in (TokenizerSpec(path=str(home / "electra-pair" / "tokenizer.json")), TokenizerSpec(vocab_size=61)):
+        wrong = replace(whole, data=replace(whole.data, tokenizer=vocabulary))
+        with pytest.raises(RunError, match="set data.tokenizer.path="):
             loop.train(wrong, tmp_path / "run", quiet)
     assert not (tmp_path / "run").exists()
 
@@ -221,19 +232,19 @@ def test_another_vocabulary_is_refused_since_parameters_would_mean_other_tokens(
 def test_other_shapes_are_refused_with_their_names(home, tmp_path):
     whole = experiment(home, "bert-pretraining", *BERT)
     with pytest.raises(RunError, match=r"other shapes: embed/word/embedding is \(61, 12\) there and \(64, 12\) here"):
-        begun(replace(whole, model=replace(whole.model, vocab=64)), tmp_path / "unused")
+        begun(replace(whole, model=replace(whole.model, vocab_size=64)), tmp_path / "unused")
 
 
 def test_an_imported_run_trains_nothing_by_itself(home):
     run = Run.open(home / "bert-encoder")
-    assert isinstance(run.network, Network)
-    with pytest.raises(RunError, match="was imported.*--set start="):
-        run.evaluate(run.params()[1])
+    assert isinstance(run.spec, RunSpec)
+    with pytest.raises(RunError, match="was imported.*--set init_from="):
+        run.evaluate(run.load_params()[1])
 
 
 def test_what_an_experiment_begins_with_is_part_of_what_it_is(home, tmp_path):
     whole = experiment(home, "bert-pretraining", *BERT, steps=4)
     loop.train(whole, tmp_path / "run", quiet)
-    other = replace(whole, start=str(home / "bert-encoder"))
-    with pytest.raises(RunError, match="belongs to another experiment: .*start"):
+    other = replace(whole, init_from=str(home / "bert-encoder"))
+    with pytest.raises(RunError, match="belongs to another experiment: .*init_from"):
         loop.train(other, tmp_path / "run", quiet)

@@ -14,8 +14,21 @@ import pytest
 from tests import task_examples, texts
 
 ROOT = Path(__file__).parents[2]
-SIZES = ("model.layers=1", "model.hidden=8", "model.heads=2", "model.intermediate=16", "model.vocab=300")
-SET = (*SIZES, "data.vocabulary.size=300", "phases.*.batch=8", "phases.*.length=32", "cadence.save=2", "cadence.log=1")
+SIZES = (
+    "model.num_layers=1",
+    "model.hidden_size=8",
+    "model.num_heads=2",
+    "model.intermediate_size=16",
+    "model.vocab_size=300",
+)
+SET = (
+    *SIZES,
+    "data.tokenizer.vocab_size=300",
+    "phases.*.batch_size=8",
+    "phases.*.seq_length=32",
+    "intervals.save_every=2",
+    "intervals.log_every=1",
+)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +41,17 @@ def home(tmp_path_factory) -> Path:
 
 def command(home: Path, runs: Path, verb: str, *more: str) -> list[str]:
     given = [f"corpus={home / 'text.txt'}", f"glue={home / 'GLUE'}", "tokens=81920", "rows=64", "seeds=1"]
-    line = [verb, "albert_t5", "--with", *given, "--set", *SET, f"data.folder={home / 'stores'}", "--runs", str(runs)]
+    line = [
+        verb,
+        "albert_t5",
+        "--with",
+        *given,
+        "--set",
+        *SET,
+        f"data.store_dir={home / 'stores'}",
+        "--runs",
+        str(runs),
+    ]
     return [sys.executable, "launch.py", *line, *more]
 
 

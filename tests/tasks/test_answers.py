@@ -6,7 +6,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from encoders.data.store import Split
-from encoders.tasks.answers import KEPT, Answer, Verdict, exact, f1, question_scores, relative, verdicts, widest
+from encoders.tasks.answers import (
+    MAX_ANSWERS,
+    Answer,
+    QAPrediction,
+    answer_f1,
+    decode_predictions,
+    exact_match,
+    find_max_context_window,
+    score_questions,
+    subtract_best_score,
+)
 
 several = lambda count: settings(deadline=None, derandomize=True, max_examples=count)
 
@@ -43,22 +53,22 @@ several = lambda count: settings(deadline=None, derandomize=True, max_examples=c
     ],
 )
 def test_exact_match_and_f1_by_hand(said, answers, equal, overlap):
-    assert exact(said, answers) == equal
-    assert f1(said, answers) == pytest.approx(overlap)
+    assert exact_match(said, answers) == equal
+    assert answer_f1(said, answers) == pytest.approx(overlap)
 
 
 # The scores of many questions
 
 
-def verdict(text: str, null: float) -> Verdict:
+def verdict(text: str, null: float) -> QAPrediction:
     """One with the answer `text`, or with none where that is empty."""
-    return Verdict((Answer(text, 0, len(text), 1.0),) if text else (), null)
+    return QAPrediction((Answer(text, 0, len(text), 1.0),) if text else (), null)
 
 
 def test_answerable_questions_are_scored_in_percent_whatever_their_nulls():
     found = {4: verdict("red fox", 9.0), 0: verdict("fox", -9.0), 2: verdict("hen", 0.0)}
     notes = [{"answers": each} for each in (["the fox"], [], ["cat", "dog"], [], ["fox"])]  # rows 1 and 3 are not asked
-    scores = question_scores(found, notes)
+    scores = score_questions(found, notes)
     assert scores == {"exact": pytest.approx(100 / 3), "f1": pytest.approx(100 * (2 / 3 + 1 + 0) / 3)}
 
 
@@ -71,12 +81,12 @@ def test_the_best_threshold_by_hand():
         ("cat", [], 0.5),
     ]
     found = {n: verdict(text, null) for n, (text, _, null) in enumerate(rows)}
-    scores = question_scores(found, [{"answers": answers} for _, answers, _ in rows])
+    scores = score_questions(found, [{"answers": answers} for _, answers, _ in rows])
     # Answered from the least null on: none 0 + 2, one 1 + 2, two 1.5 + 2, three 1.5 + 1, four 2.5 + 1, five 2.5.
     assert scores["f1"] == pytest.approx(100 * 3.5 / 5) and scores["threshold"] == -1  # of equal ones the first
     assert scores["exact"] == pytest.approx(100 * 3 / 5) and scores["no_answer_accuracy"] == pytest.approx(4 / 5)
     assert scores["f1_at_zero"] == pytest.approx(100 * 3.5 / 5)
-    later = question_scores(found, [{"answers": answers} for answers in (["cow"], ["fox"], [], ["red hen"], ["cat"])])
+    later = score_questions(found, [{"answers": answers} for answers in (["cow"], ["fox"], [], ["red hen"], ["cat"])])
     assert later["threshold"] == 0.75 and later["f1"] == later["exact"] == pytest.approx(100)
     assert later["f1_at_zero"] == pytest.approx(100 * 3 / 5)
 
@@ -90,16 +100,17 @@ questions = st.lists(
 )
 
 
-def outcome(found: dict[int, Verdict], notes: list[dict], threshold: float) -> dict[str, float]:
+def outcome(found: dict[int, QAPrediction], notes: list[dict], threshold: float) -> dict[str, float]:
     """The scores of what is said at a threshold, question by question."""
     said = [
-        verdict.answers[0].text if verdict.answers and verdict.null <= threshold else "" for verdict in found.values()
+        verdict.answers[0].text if verdict.answers and verdict.null_score <= threshold else ""
+        for verdict in found.values()
     ]
     golds = [notes[document]["answers"] for document in found]
     pairs = list(zip(said, golds, strict=True))
     return {
-        "f1": 100 * np.mean([f1(*pair) for pair in pairs]),
-        "exact": 100 * np.mean([exact(*pair) for pair in pairs]),
+        "f1": 100 * np.mean([answer_f1(*pair) for pair in pairs]),
+        "exact": 100 * np.mean([exact_match(*pair) for pair in pairs]),
         "no_answer_accuracy": np.mean([bool(text) == bool(answers) for text, answers in pairs]),
     }
 
@@ -109,7 +120,7 @@ def outcome(found: dict[int, Verdict], notes: list[dict], threshold: float) -> d
 def test_no_threshold_is_better_than_the_one_that_is_found(rows):
     found = {n: verdict(text, null) for n, (text, _, null) in enumerate(rows)}
     notes = [{"answers": gold} for _, gold, _ in rows]
-    scores = question_scores(found, notes)
+    scores = score_questions(found, notes)
     tried = [outcome(found, notes, threshold)["f1"] for threshold in np.arange(-2, 2.01, 0.25)]
     assert scores["f1"] == pytest.approx(max(tried))
     assert scores["f1_at_zero"] == pytest.approx(outcome(found, notes, 0.0)["f1"])
@@ -120,22 +131,27 @@ def test_no_threshold_is_better_than_the_one_that_is_found(rows):
 def test_a_question_without_candidates_is_answered_by_nothing_at_any_threshold():
     """The official script loses nothing by answering such a question where there is no answer."""
     found, notes = {0: verdict("", -1), 1: verdict("fox", 0)}, [{"answers": []}, {"answers": ["fox"]}]
-    scores = question_scores(found, notes)
+    scores = score_questions(found, notes)
     assert (scores["f1"], scores["exact"], scores["f1_at_zero"]) == (100, 100, 100)
     assert scores["no_answer_accuracy"] == 1
     found, notes = {0: verdict("", -1), 1: verdict("fox", 0)}, [{"answers": ["hen"]}, {"answers": []}]
-    assert question_scores(found, notes)["no_answer_accuracy"] == 1 / 2  # "hen" is not found at any threshold
+    assert score_questions(found, notes)["no_answer_accuracy"] == 1 / 2  # "hen" is not found at any threshold
 
 
 def test_an_answer_is_given_up_above_the_threshold_alone():
-    assert [verdict("fox", 1.5).text(threshold) for threshold in (None, 2.0, 1.5, 1.25)] == ["fox", "fox", "fox", ""]
-    assert verdict("", -9.0).text(None) == verdict("", -9.0).text(0.0) == ""
+    assert [verdict("fox", 1.5).best_text(threshold) for threshold in (None, 2.0, 1.5, 1.25)] == [
+        "fox",
+        "fox",
+        "fox",
+        "",
+    ]
+    assert verdict("", -9.0).best_text(None) == verdict("", -9.0).best_text(0.0) == ""
 
 
 def test_the_relative_null_is_the_score_of_none_less_that_of_the_best_answer():
     answers = (Answer("fox", 0, 3, 2.5), Answer("hen", 4, 7, 1.0))
-    assert relative(Verdict(answers, 4.0)) == Verdict(answers, 1.5)
-    assert relative(Verdict((), 4.0)) == Verdict((), np.inf)
+    assert subtract_best_score(QAPrediction(answers, 4.0)) == QAPrediction(answers, 1.5)
+    assert subtract_best_score(QAPrediction((), 4.0)) == QAPrediction((), np.inf)
 
 
 # Windows
@@ -166,7 +182,7 @@ def test_the_widest_context_is_the_released_codes(windows, data):
     start, length = data.draw(st.sampled_from(windows))
     position = data.draw(st.integers(start, start + length - 1))
     spans = np.array([(0, 3, start, start + length, 7) for start, length in windows])
-    found = widest(spans, position)
+    found = find_max_context_window(spans, position)
     assert [is_max_context(windows, n, position) for n in range(len(windows))] == [
         n == found for n in range(len(windows))
     ]
@@ -183,14 +199,21 @@ def made(*windows, candidates, nulls=None, longest=30):
     """The verdict on a second question, of whose text the windows show tokens; a candidate is (first, last, score)."""
     begin = 5 + len(QUESTION)  # after a first question, of 4 tokens and a separator
     places = np.array([(0, 1)] * 5 + QUESTION + WORDS + [(0, 0)])
-    split = Split("dev", np.array([]), np.array([]), np.array([]), {"places": places}, kept=({}, {"context": CONTEXT}))
+    split = Split(
+        "dev",
+        np.array([]),
+        np.array([]),
+        np.array([]),
+        {"places": places},
+        in_memory_metadata=({}, {"context": CONTEXT}),
+    )
     rows = np.array([[(5, begin, begin + a, begin + b, 1)] for a, b in windows])
     each = np.array(candidates, float)[:, None]
     said = {"first": each[..., 0].astype(int), "last": each[..., 1].astype(int), "score": each[..., 2]}
-    return verdicts(said | {"null": np.array(nulls or [0.0] * len(rows))[:, None]}, rows, split, longest)[1]
+    return decode_predictions(said | {"null": np.array(nulls or [0.0] * len(rows))[:, None]}, rows, split, longest)[1]
 
 
-def texts(verdict: Verdict) -> list[str]:
+def texts(verdict: QAPrediction) -> list[str]:
     return [answer.text for answer in verdict.answers]
 
 
@@ -214,7 +237,7 @@ def test_equal_texts_are_one_answer_where_it_is_likeliest():
 def test_candidates_that_are_no_parts_of_the_window_are_left_out():
     wrong = [(3, 2, 9.0), (8, 9, 8.0), (-1, 2, 7.0), (9, 9, 6.0), (0, 1, -np.inf)]
     assert texts(made((0, 9), candidates=[[*wrong, (2, 3, 1.0)]])) == ["fox,"]
-    assert made((0, 9), candidates=[wrong], nulls=[-3.0]) == Verdict((), -3.0)
+    assert made((0, 9), candidates=[wrong], nulls=[-3.0]) == QAPrediction((), -3.0)
     assert texts(made((0, 3), candidates=[[(1, 2, 1.0), (2, 3, 2.0)]])) == ["red fox"]  # the fourth is not shown
 
 
@@ -232,7 +255,7 @@ def test_an_answer_begins_where_its_window_shows_the_most_of_its_context():
     second = [(0, 0, 4.0), (1, 1, 5.0), (2, 2, 6.0)]
     found = made((0, 6), (3, 9), candidates=[first, second], nulls=[2.0, -1.5])
     assert [(answer.text, answer.score) for answer in found.answers] == [("old", 6.0), ("the", 2.0), (",", 1.0)]
-    assert found.null == -1.5  # the least of all windows
+    assert found.null_score == -1.5  # the least of all windows
 
 
 def test_every_question_has_at_most_twenty_answers():
@@ -240,5 +263,5 @@ def test_every_question_has_at_most_twenty_answers():
     whole = sorted(
         {CONTEXT[WORDS[a][0] : WORDS[b][1]]: score for a, b, score in reversed(pairs)}.items(), key=lambda x: -x[1]
     )
-    assert len(whole) > KEPT == 20
+    assert len(whole) > MAX_ANSWERS == 20
     assert texts(made((0, 9), candidates=[pairs])) == [text for text, _ in whole[:20]]

@@ -7,27 +7,36 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from encoders.model.config import Model
-from encoders.model.layers import CausalAttend
+from encoders.model.config import EncoderConfig
+from encoders.model.layers import CausalSelfAttention
 from encoders.tasks.classification import Classification
-from encoders.tasks.encoder_only import Features
-from encoders.tasks.question_answering import Spans
-from encoders.text.tokenization import Facts
-from encoders.training.step import parameters
-from encoders.utils.metrics import value
+from encoders.tasks.encoder_only import EncoderOnly
+from encoders.tasks.question_answering import SpanPrediction
+from encoders.text.tokenization import VocabInfo
+from encoders.training.step import init_params
+from encoders.utils.metrics import mean_value
 
-MODEL = Model(
-    vocab=20,
-    hidden=8,
-    layers=2,
-    heads=2,
-    intermediate=12,
-    embedding=8,
-    positions=10,
-    dropout=0.0,
+MODEL = EncoderConfig(
+    vocab_size=20,
+    hidden_size=8,
+    num_layers=2,
+    num_heads=2,
+    intermediate_size=12,
+    embedding_size=8,
+    max_positions=10,
+    hidden_dropout=0.0,
     attention_dropout=0.0,
 )
-FACTS = Facts(size=20, pad=0, unk=1, cls=2, sep=3, mask=4, special=(0, 1, 2, 3, 4), continuations=bytes(3))
+FACTS = VocabInfo(
+    vocab_size=20,
+    pad_id=0,
+    unk_id=1,
+    cls_id=2,
+    sep_id=3,
+    mask_id=4,
+    special_ids=(0, 1, 2, 3, 4),
+    continuation_bits=bytes(3),
+)
 
 
 def packed() -> dict:
@@ -43,25 +52,25 @@ def packed() -> dict:
 
 def made(objective, model=MODEL):
     module = objective.module(model, FACTS)
-    return module, {"params": parameters(0, module)}
+    return module, {"params": init_params(0, module)}
 
 
 @pytest.mark.parametrize("head", ["pooled", "linear", "tanh", "gelu"])
 def test_every_example_of_a_row_gets_the_classes_it_has_alone(head):
     module, variables = made(Classification(("a", "b", "c"), head))
     batch = packed()
-    together = module.apply(variables, batch, method="logits")
+    together = module.apply(variables, batch, method="compute_logits")
     alone = {name: array[:1, 4:7] for name, array in batch.items() if array.shape[1] == 8}
     alone |= {"example": jnp.ones((1, 3), jnp.int32), "start": jnp.zeros((1, 1), jnp.int32)}
     assert together.shape == (2, 2, 3)
-    np.testing.assert_allclose(together[0, 1], module.apply(variables, alone, method="logits")[0, 0], atol=1e-6)
+    np.testing.assert_allclose(together[0, 1], module.apply(variables, alone, method="compute_logits")[0, 0], atol=1e-6)
     assert ("pooler" in variables["params"]) == (head == "pooled")
 
 
 @pytest.mark.parametrize("head", ["pooled", "linear"])
 def test_from_left_to_right_an_example_is_judged_by_its_last_token_which_sees_all_of_it(head):
-    module, variables = made(Classification(("a", "b", "c"), head), replace(MODEL, attend=CausalAttend))
-    logits = jax.jit(lambda batch: module.apply(variables, batch, method="logits"))
+    module, variables = made(Classification(("a", "b", "c"), head), replace(MODEL, attention=CausalSelfAttention))
+    logits = jax.jit(lambda batch: module.apply(variables, batch, method="compute_logits"))
     batch = packed()
     before = np.asarray(logits(batch))
     for place in (4, 5, 6):  # of the second example
@@ -73,29 +82,29 @@ def test_from_left_to_right_an_example_is_judged_by_its_last_token_which_sees_al
 def test_the_loss_of_classes_is_their_cross_entropy_over_real_examples():
     module, variables = made(Classification(("a", "b", "c")))
     batch = packed() | {"label": jnp.array([[2, 0], [1, 1]])}
-    logits = np.asarray(module.apply(variables, batch, method="logits"), float)
+    logits = np.asarray(module.apply(variables, batch, method="compute_logits"), float)
     shares = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     expected = -np.log([shares[0, 0, 2], shares[0, 1, 0], shares[1, 0, 1]]).mean()
     metrics = module.apply(variables, batch)
-    assert value(metrics["label_loss"]) == pytest.approx(expected, rel=1e-5)
+    assert mean_value(metrics["label_loss"]) == pytest.approx(expected, rel=1e-5)
     said = logits.argmax(-1)
     right = np.mean([said[0, 0] == 2, said[0, 1] == 0, said[1, 0] == 1])
-    assert value(metrics["label_accuracy"]) == pytest.approx(right)
+    assert mean_value(metrics["label_accuracy"]) == pytest.approx(right)
 
 
 def test_one_label_is_a_number_and_its_loss_the_squared_error():
     module, variables = made(Classification(("score",)))
     batch = packed() | {"label": jnp.array([[2.5, 0.0], [1.0, 9.0]])}
-    said = np.asarray(module.apply(variables, batch, method="logits"))[..., 0]
+    said = np.asarray(module.apply(variables, batch, method="compute_logits"))[..., 0]
     expected = np.mean([(said[0, 0] - 2.5) ** 2, said[0, 1] ** 2, (said[1, 0] - 1.0) ** 2])
-    assert value(module.apply(variables, batch)["label_loss"]) == pytest.approx(expected, rel=1e-5)
+    assert mean_value(module.apply(variables, batch)["label_loss"]) == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_span_lies_in_its_example():
     """Start and end are chosen among the tokens of the example, so others in the row change nothing."""
-    module, variables = made(Spans())
+    module, variables = made(SpanPrediction())
     batch = packed() | {"first": jnp.array([[1, 5], [2, 0]]), "last": jnp.array([[3, 6], [2, 0]])}
-    logits = np.asarray(module.apply(variables, batch, method="logits")[0], float)
+    logits = np.asarray(module.apply(variables, batch, method="compute_logits")[0], float)
     spans = [(0, range(4), 1, 3), (0, range(4, 7), 5, 6), (1, range(5), 2, 2)]
     losses = {"first_loss": [], "last_loss": []}
     for row, inside, *answer in spans:
@@ -104,19 +113,21 @@ def test_a_span_lies_in_its_example():
             losses[name].append(np.log(np.exp(among).sum()) - logits[row, answer[i], i])
     metrics = module.apply(variables, batch)
     for name, each in losses.items():
-        assert value(metrics[name]) == pytest.approx(np.mean(each), rel=1e-5)
+        assert mean_value(metrics[name]) == pytest.approx(np.mean(each), rel=1e-5)
     best = [[list(inside)[logits[row, list(inside), i].argmax()] for i in (0, 1)] for row, inside, *_ in spans]
     right = np.mean([found == answer for found, (_, _, *answer) in zip(best, spans, strict=True)])
-    assert value(metrics["span_accuracy"]) == pytest.approx(right)
+    assert mean_value(metrics["span_accuracy"]) == pytest.approx(right)
 
 
 def test_features_are_the_hidden_states_and_the_pooled_first_token():
-    module, variables = made(Features(pooler=True))
-    hidden, pooled = module.apply(variables, packed(), method="vectors")
+    module, variables = made(EncoderOnly(has_pooler=True))
+    hidden, pooled = module.apply(variables, packed(), method="encode_batch")
     kernel, bias = (variables["params"]["pooler"]["dense"][leaf] for leaf in ("kernel", "bias"))
     np.testing.assert_allclose(pooled[0, 1], jnp.tanh(hidden[0, 4] @ kernel + bias), atol=1e-6)
-    module, variables = made(Features())
-    assert module.apply(variables, packed(), method="vectors")[1] is None and set(variables["params"]) == {"encoder"}
+    module, variables = made(EncoderOnly())
+    assert module.apply(variables, packed(), method="encode_batch")[1] is None and set(variables["params"]) == {
+        "encoder"
+    }
 
 
 def test_a_loss_may_be_summed_over_micro_batches():
@@ -132,7 +143,7 @@ def test_a_loss_may_be_summed_over_micro_batches():
 
 @pytest.mark.parametrize(
     "wrong, said",
-    [({"labels": ()}, "one or more"), ({"labels": ("a", "a")}, "each once"), ({"dropout": 1.0}, "below 1")],
+    [({"labels": ()}, "one or more"), ({"labels": ("a", "a")}, "each once"), ({"head_dropout": 1.0}, "below 1")],
 )
 def test_a_classification_that_cannot_be_is_refused(wrong, said):
     with pytest.raises(ValueError, match=said):

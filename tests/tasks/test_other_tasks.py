@@ -4,17 +4,17 @@ import json
 
 import pytest
 
-from encoders.data.row_files import Reader, RowError
-from encoders.tasks.multiple_choice import MultipleChoice
-from encoders.tasks.token_classification import Words
+from encoders.data.row_files import RowError, RowReader
+from encoders.tasks.multiple_choice import MultipleChoiceTask
+from encoders.tasks.token_classification import TokenTask
 
-WORDS, CHOICE = Words(("O", "B-PER")), MultipleChoice()
+WORDS, CHOICE = TokenTask(("O", "B-PER")), MultipleChoiceTask()
 GOOD = {"article": "A text.", "question": "Who is _ ?", "options": ["a", "b", "c", "d"], "answer": "B"}
 
 
 def read(task, root, errors="stop"):
-    reader = Reader(errors)
-    return [(row.texts, row.target) for row in task.read(str(root), "train", reader)], reader.skipped
+    reader = RowReader(errors)
+    return [(row.texts, row.target) for row in task.read_examples(str(root), "train", reader)], reader.skipped_rows
 
 
 def test_words_stand_in_a_text_with_their_places_and_tags(tmp_path):

@@ -9,18 +9,34 @@ import numpy as np
 import pytest
 
 from encoders.data.store import Split
-from encoders.model.config import Model
+from encoders.model.config import EncoderConfig
 from encoders.model.encoder import Encoder
-from encoders.tasks.question_answering import ConditionedSpans, JudgedSpans, Spans
-from encoders.text.tokenization import Facts
-from encoders.training.step import parameters
-from encoders.utils.metrics import value
+from encoders.tasks.question_answering import ConditionedSpanPrediction, SpanPrediction, SpanWithClassifier
+from encoders.text.tokenization import VocabInfo
+from encoders.training.step import init_params
+from encoders.utils.metrics import mean_value
 
-SIZES = dict(vocab=20, hidden=8, layers=1, heads=2, intermediate=12, embedding=8, positions=30)
-MODEL = Model(**SIZES, dropout=0.0, attention_dropout=0.0)
+SIZES = dict(
+    vocab_size=20, hidden_size=8, num_layers=1, num_heads=2, intermediate_size=12, embedding_size=8, max_positions=30
+)
+MODEL = EncoderConfig(**SIZES, hidden_dropout=0.0, attention_dropout=0.0)
 CLS, SEP = 2, 3
-FACTS = Facts(size=20, pad=0, unk=1, cls=CLS, sep=SEP, mask=4, special=(0, 1, 2, 3, 4), continuations=bytes(3))
-ALL = [Spans(), JudgedSpans(), ConditionedSpans(), ConditionedSpans(12, "gelu", norm=False, dropout=0.0, beam=3)]
+FACTS = VocabInfo(
+    vocab_size=20,
+    pad_id=0,
+    unk_id=1,
+    cls_id=CLS,
+    sep_id=SEP,
+    mask_id=4,
+    special_ids=(0, 1, 2, 3, 4),
+    continuation_bits=bytes(3),
+)
+ALL = [
+    SpanPrediction(),
+    SpanWithClassifier(),
+    ConditionedSpanPrediction(),
+    ConditionedSpanPrediction(12, "gelu", use_layer_norm=False, head_dropout=0.0, beam_size=3),
+]
 NAMES = ["bert", "roberta", "albert", "electra"]
 DESIGNS = pytest.mark.parametrize("objective", ALL, ids=NAMES)
 UNCONDITIONED = pytest.mark.parametrize("objective", ALL[:2], ids=NAMES[:2])
@@ -51,7 +67,7 @@ def apply(params, batch, *, module, method="__call__"):
 def made(objective):
     """A module, and parameters so large that nothing is close to nothing."""
     module, rng = objective.module(MODEL, FACTS), np.random.default_rng(1)
-    shapes = jax.eval_shape(lambda: parameters(0, module))
+    shapes = jax.eval_shape(lambda: init_params(0, module))
     return module, jax.tree.map(lambda x: rng.normal(0, 0.5, x.shape).astype(np.float32), shapes)
 
 
@@ -61,7 +77,7 @@ def ran(objective):
     module, params = made(objective)
     inputs = [packed()[name] for name in ("tokens", "example", "segments", "positions")]
     hidden = jax.jit(Encoder(MODEL).apply)({"params": params["encoder"]}, *inputs)
-    return params, np.asarray(hidden, float), *apply(params, packed(), module=module, method="evaluate")
+    return params, np.asarray(hidden, float), *apply(params, packed(), module=module, method="evaluate_batch")
 
 
 def layer(params, name: str, x: np.ndarray) -> np.ndarray:
@@ -98,7 +114,7 @@ def test_the_losses_of_spans_are_cross_entropies_over_the_tokens_of_the_example(
         chances = [
             log_softmax(logits[row, tokens, i])[answer[i] - tokens[0]] for (row, _), tokens, _, answer in EXAMPLES
         ]
-        assert value(metrics[name]) == near(-np.mean(chances))
+        assert mean_value(metrics[name]) == near(-np.mean(chances))
 
 
 @UNCONDITIONED
@@ -113,19 +129,19 @@ def test_the_score_of_a_span_is_the_sum_of_its_two_logits(objective):
 
 
 def test_the_null_of_spans_is_the_sum_of_both_logits_of_cls():
-    params, hidden, _, said = ran(Spans())
+    params, hidden, _, said = ran(SpanPrediction())
     logits = layer(params, "spans", hidden)
     null = [logits[row, tokens[0]].sum() for (row, _), tokens, *_ in EXAMPLES]
     assert [float(said["null"][place]) for place, *_ in EXAMPLES] == near(null)
 
 
 def test_a_judge_reads_cls_and_its_loss_is_the_binary_cross_entropy():
-    params, hidden, metrics, said = ran(JudgedSpans())
+    params, hidden, metrics, said = ran(SpanWithClassifier())
     judged = layer(params, "answerable", hidden)[..., 0]
     null = [judged[row, tokens[0]] for (row, _), tokens, *_ in EXAMPLES]
     assert [float(said["null"][place]) for place, *_ in EXAMPLES] == near(null)
-    assert value(metrics["answerable_loss"]) == near(cross_entropy(null))
-    assert value(metrics["answerable_accuracy"]) == near(np.mean([null[0] < 0, null[1] > 0, null[2] < 0]))
+    assert mean_value(metrics["answerable_loss"]) == near(cross_entropy(null))
+    assert mean_value(metrics["answerable_accuracy"]) == near(np.mean([null[0] < 0, null[1] > 0, null[2] < 0]))
 
 
 # The end given the start
@@ -147,8 +163,8 @@ def ends(objective, params, hidden: np.ndarray, start: int) -> np.ndarray:
     both = np.concatenate([hidden, np.broadcast_to(hidden[start], hidden.shape)], axis=-1)
     kernel = np.concatenate([params["end_token"]["kernel"], params["end_start"]["kernel"]])
     x = act(objective, both @ kernel + params["end_token"]["bias"])
-    if objective.norm:
-        x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + MODEL.norm_epsilon)
+    if objective.use_layer_norm:
+        x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + MODEL.layer_norm_eps)
         x = x * params["end_norm"]["scale"] + params["end_norm"]["bias"]
     return log_softmax(layer(params, "end", x)[:, 0])
 
@@ -164,9 +180,9 @@ def test_the_losses_of_conditioned_spans_are_cross_entropies_over_cls_and_the_te
         expected = np.exp(chances) @ mine
         x = act(objective, layer(params, "answer", np.concatenate([expected, mine[0]])))
         null.append(layer(params, "answerable", x)[0])
-    assert value(metrics["first_loss"]) == near(np.mean(first))
-    assert value(metrics["last_loss"]) == near(np.mean(last))
-    assert value(metrics["answerable_loss"]) == near(cross_entropy(null))
+    assert mean_value(metrics["first_loss"]) == near(np.mean(first))
+    assert mean_value(metrics["last_loss"]) == near(np.mean(last))
+    assert mean_value(metrics["answerable_loss"]) == near(cross_entropy(null))
     assert [float(said["null"][place]) for place, *_ in EXAMPLES] == near(null)
 
 
@@ -174,12 +190,12 @@ def test_the_losses_of_conditioned_spans_are_cross_entropies_over_cls_and_the_te
 def test_the_score_of_a_conditioned_span_is_the_log_probability_of_its_start_and_its_end(objective):
     """Of the likeliest starts, each with the likeliest ends that it has."""
     params, hidden, _, said = ran(objective)
-    assert said["score"].shape == said["first"].shape == said["last"].shape == (2, 2, objective.beam**2)
-    best = lambda chances: (1 + np.argsort(-chances[1:])[: objective.beam]).tolist()  # [CLS] is before the text
+    assert said["score"].shape == said["first"].shape == said["last"].shape == (2, 2, objective.beam_size**2)
+    best = lambda chances: (1 + np.argsort(-chances[1:])[: objective.beam_size]).tolist()  # [CLS] is before the text
     for (place, _, text, _), (mine, chances) in zip(EXAMPLES, starts(params, hidden), strict=True):
         given = {a: ends(objective, params, mine, a) for a in best(chances)}
         pairs = {(a - 1, b - 1): chances[a] + given[a][b] for a in given for b in best(given[a])}
-        assert len(pairs) == min(objective.beam, len(text)) ** 2
+        assert len(pairs) == min(objective.beam_size, len(text)) ** 2
         assert candidates(said, *place) == near(pairs)
 
 
@@ -189,9 +205,11 @@ def test_the_score_of_a_conditioned_span_is_the_log_probability_of_its_start_and
 @DESIGNS
 def test_only_a_conditioned_end_depends_on_the_true_start_in_training(objective):
     module, params = made(objective)
-    metrics, _ = apply(params, packed() | {"first": jnp.array([[4, 8], [4, 0]])}, module=module, method="evaluate")
+    metrics, _ = apply(
+        params, packed() | {"first": jnp.array([[4, 8], [4, 0]])}, module=module, method="evaluate_batch"
+    )
     unchanged = float(metrics["last_loss"].total) == float(ran(objective)[2]["last_loss"].total)
-    assert unchanged != isinstance(objective, ConditionedSpans)
+    assert unchanged != isinstance(objective, ConditionedSpanPrediction)
 
 
 @DESIGNS
@@ -200,11 +218,11 @@ def test_the_question_and_padding_hold_no_answer_however_likely(objective):
     inside = np.zeros((2, 15), bool)
     for (row, _), _, text, _ in EXAMPLES:
         inside[row, text] = True
-    if isinstance(objective, ConditionedSpans):
+    if isinstance(objective, ConditionedSpanPrediction):
         logits = jnp.ones((2, 15, 8)), jnp.where(inside[:, None], 0.0, 50.0 * jnp.ones((2, 2, 1))), jnp.zeros((2, 2))
     else:
         logits = jnp.where(inside[..., None], 0.0, 50.0 * jnp.ones(2)), jnp.zeros((2, 2))
-    said = module.apply({"params": params}, logits, packed(), method="said")
+    said = module.apply({"params": params}, logits, packed(), method="compute_outputs")
     for place, _, text, _ in EXAMPLES:
         found = candidates(said, *place)
         assert found and all(0 <= a < len(text) and 0 <= b < len(text) for a, b in found)
@@ -217,20 +235,22 @@ def test_so_many_starts_and_ends_are_combined(objective, tried):
     module, params = made(objective)
     fields = {"tokens": [CLS, 5, SEP, *range(5, 20), *range(5, 14), SEP], "example": [1] * 28, "positions": range(28)}
     fields |= {"segments": [0] * 3 + [1] * 25, "id": [0], "start": [0], "valid": [1]}
-    said = apply(params, {n: jnp.array([x]) for n, x in fields.items()}, module=module, method="outputs")
+    said = apply(params, {n: jnp.array([x]) for n, x in fields.items()}, module=module, method="predict_outputs")
     assert len(candidates(said, 0, 0)) == tried**2 == said["score"].shape[-1]
 
 
 @DESIGNS
 def test_only_spans_weigh_that_there_is_no_answer_against_the_best_one(objective):
     notes = ({"context": "old fox", "answers": ["fox"]},)
-    split = Split("dev", *np.zeros((3, 1)), {"places": np.array([(0, 3), (0, 3), (4, 7), (0, 0)])}, kept=notes)
+    split = Split(
+        "dev", *np.zeros((3, 1)), {"places": np.array([(0, 3), (0, 3), (4, 7), (0, 0)])}, in_memory_metadata=notes
+    )
     said = {"first": [[[0, 1]]], "last": [[[1, 1]]], "score": [[[0.5, 1.5]]], "null": [[4.0]]}
     said, rows = {name: np.array(each) for name, each in said.items()}, np.array([[[0, 1, 1, 3, 0]]])
-    verdict = objective.verdicts(said, rows, split)[0]
+    verdict = objective.decode_predictions(said, rows, split)[0]
     assert [answer.text for answer in verdict.answers] == ["fox", "old fox"]
-    assert verdict.null == (2.5 if isinstance(objective, Spans) else 4.0)
-    assert objective.score(said, rows, split) == {"exact": 100, "f1": 100}
+    assert verdict.null_score == (2.5 if isinstance(objective, SpanPrediction) else 4.0)
+    assert objective.score_outputs(said, rows, split) == {"exact": 100, "f1": 100}
 
 
 SPANS, JUDGED = [{"spans"}, {"spans"}], {"start", "answer", "answerable"}  # the judge reads the expected start
@@ -241,7 +261,7 @@ HEADS = [SPANS, [*SPANS, {"answerable"}], [{"start"}, GIVEN | {"end_norm"}, JUDG
 @pytest.mark.parametrize("objective, heads", [*zip(ALL, HEADS, strict=True)], ids=NAMES)
 def test_the_gradient_of_each_loss_reaches_its_heads(objective, heads):
     module, params = made(objective)
-    loss = lambda parts: [apply(params | parts, packed(), module=module)[name].total for name in objective.weights]
+    loss = lambda parts: [apply(params | parts, packed(), module=module)[name].total for name in objective.loss_weights]
     found = jax.jit(jax.jacrev(loss))({part: tree for part, tree in params.items() if part != "encoder"})
     for expected, gradient in zip(heads, found, strict=True):
         size = {part: max(float(abs(x).max()) for x in jax.tree.leaves(tree)) for part, tree in gradient.items()}

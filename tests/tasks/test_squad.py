@@ -7,19 +7,28 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from encoders.data.labelled import Encoded, Example, Labelled
-from encoders.data.prepare import prepared
-from encoders.data.row_files import Reader, RowError
+from encoders.data.labelled import EncodedExample, Example, LabelledData
+from encoders.data.prepare import prepare_store
+from encoders.data.row_files import RowError, RowReader
 from encoders.data.store import Split
-from encoders.data.stream import assemble
-from encoders.tasks.answers import verdicts
-from encoders.tasks.squad import Questions, Windows, example
-from encoders.text.tokenization import Facts, Vocabulary, train
+from encoders.data.stream import assemble_rows
+from encoders.tasks.answers import decode_predictions
+from encoders.tasks.squad import ContextWindows, QATask, parse_squad_question
+from encoders.text.tokenization import TokenizerSpec, VocabInfo, train_tokenizer
 
 several = lambda count: settings(deadline=None, derandomize=True, max_examples=count)
 CLS, SEP = 2, 3
-FACTS = Facts(size=200, pad=1, unk=0, cls=CLS, sep=SEP, mask=4, special=(0, 1, 2, 3, 4), continuations=bytes(25))
-TASK, TEXT = Questions(), "The fox ran. It ran."
+FACTS = VocabInfo(
+    vocab_size=200,
+    pad_id=1,
+    unk_id=0,
+    cls_id=CLS,
+    sep_id=SEP,
+    mask_id=4,
+    special_ids=(0, 1, 2, 3, 4),
+    continuation_bits=bytes(25),
+)
+TASK, TEXT = QATask(), "The fox ran. It ran."
 RAN = {"text": "ran", "answer_start": 16}  # the second one
 
 
@@ -47,20 +56,27 @@ def file(tmp_path):
 
 def test_a_question_comes_with_its_text_and_the_place_of_its_first_answer(file):
     root = file(WHO, WHERE, WHAT)
-    who, where, what = TASK.read(root, "train", Reader())
-    assert who.texts == ("Who ran?", TEXT) and who.target == (4, 7) and who.note["context"] == TEXT
-    assert (who.note["id"], who.note["answers"]) == ("q1", ["fox", "The fox"])
-    assert where.target is None and (where.note["id"], where.note["answers"]) == ("q2", [])
-    assert what.target == (16, 19) and what.note["answers"] == ["ran"]
-    assert where.place == f"{root}/train-v1.1.json: Foxes, paragraph 1, question q2"
+    who, where, what = TASK.read_examples(root, "train", RowReader())
+    assert who.texts == ("Who ran?", TEXT) and who.target == (4, 7) and who.metadata["context"] == TEXT
+    assert (who.metadata["id"], who.metadata["answers"]) == ("q1", ["fox", "The fox"])
+    assert where.target is None and (where.metadata["id"], where.metadata["answers"]) == ("q2", [])
+    assert what.target == (16, 19) and what.metadata["answers"] == ["ran"]
+    assert where.location == f"{root}/train-v1.1.json: Foxes, paragraph 1, question q2"
 
 
 def test_rows_of_tensorflow_datasets_have_lists_of_answers():
     row = {"id": "q", "question": "Who?", "context": TEXT}
     answers = {"text": ["fox", "The fox"], "answer_start": np.array([4, 0], np.int32)}
-    made = example("tfds:x@train", row | {"answers": answers})
-    assert (made.place, made.target, made.note["answers"]) == ("tfds:x@train, question q", (4, 7), answers["text"])
-    assert example("tfds", row | {"answers": {"text": [], "answer_start": []}, "is_impossible": True}).target is None
+    made = parse_squad_question("tfds:x@train", row | {"answers": answers})
+    assert (made.location, made.target, made.metadata["answers"]) == (
+        "tfds:x@train, question q",
+        (4, 7),
+        answers["text"],
+    )
+    assert (
+        parse_squad_question("tfds", row | {"answers": {"text": [], "answer_start": []}, "is_impossible": True}).target
+        is None
+    )
 
 
 BAD = [
@@ -77,34 +93,34 @@ BAD = [
 @pytest.mark.parametrize("row, said", BAD)
 def test_a_bad_question_is_named_with_its_file_and_place(file, row, said):
     with pytest.raises(RowError) as caught:
-        list(TASK.read(file(WHO, row), "train", Reader()))
+        list(TASK.read_examples(file(WHO, row), "train", RowReader()))
     assert "train-v1.1.json: Foxes, paragraph 1, question bad: " in str(caught.value) and said in str(caught.value)
 
 
 def test_bad_questions_may_be_skipped_and_are_counted(file):
-    reader = Reader("skip")
-    rows = list(TASK.read(file(WHO, *(row for row, _ in BAD), WHAT), "train", reader))
-    assert [row.note["id"] for row in rows] == ["q1", "q3"] and len(reader.skipped) == len(BAD)
-    assert all(said in line for (_, said), line in zip(BAD, reader.skipped, strict=True))
-    assert not list(TASK.read(file(WHO, text=None), "train", reader))
-    assert reader.skipped[-1].endswith("Foxes, paragraph 1, question q1: context is empty or missing")
+    reader = RowReader("skip")
+    rows = list(TASK.read_examples(file(WHO, *(row for row, _ in BAD), WHAT), "train", reader))
+    assert [row.metadata["id"] for row in rows] == ["q1", "q3"] and len(reader.skipped_rows) == len(BAD)
+    assert all(said in line for (_, said), line in zip(BAD, reader.skipped_rows, strict=True))
+    assert not list(TASK.read_examples(file(WHO, text=None), "train", reader))
+    assert reader.skipped_rows[-1].endswith("Foxes, paragraph 1, question q1: context is empty or missing")
 
 
 @pytest.mark.parametrize("content", [b"not", b"[]", b'{"a": 1}', b'{"data": 3}', b'{"data": [3]}', b'{"data": "\xff"}'])
 def test_a_file_of_another_layout_is_named_and_never_skipped(tmp_path, content):
     (tmp_path / "dev-v1.1.json").write_bytes(content)
     with pytest.raises(RowError, match="dev-v1.1.json: not " + ("UTF-8 at byte 10" if b"\xff" in content else "JSON")):
-        list(TASK.read(str(tmp_path), "dev", Reader("skip")))
+        list(TASK.read_examples(str(tmp_path), "dev", RowReader("skip")))
 
 
 def test_a_question_that_does_not_fit_its_tokens_is_named(file):
-    (row,) = TASK.read(file(WHO), "train", Reader())
-    encoded = Encoded([[5, 6, 7], [8, 9]], [[(0, 3), (4, 7), (7, 8)], [(0, 3), (4, 7)]])
-    assert Questions(longest=3).targets(row, encoded)["answer"].tolist() == [[1, 1]]
+    (row,) = TASK.read_examples(file(WHO), "train", RowReader())
+    encoded = EncodedExample([[5, 6, 7], [8, 9]], [[(0, 3), (4, 7), (7, 8)], [(0, 3), (4, 7)]])
+    assert QATask(reject_questions_above=3).encode_labels(row, encoded)["answer"].tolist() == [[1, 1]]
     with pytest.raises(RowError, match="question q1: the question has 3 tokens, more than 2"):
-        Questions(longest=2).targets(row, encoded)
+        QATask(reject_questions_above=2).encode_labels(row, encoded)
     with pytest.raises(RowError, match="question q1: no token holds the answer at 4"):
-        TASK.targets(row, Encoded([[5], [8, 9]], [[(0, 3)], [(0, 4), (8, 11)]]))
+        TASK.encode_labels(row, EncodedExample([[5], [8, 9]], [[(0, 3)], [(0, 4), (8, 11)]]))
 
 
 def test_a_store_has_the_answer_in_tokens_and_the_place_of_every_token(file, tmp_path):
@@ -112,15 +128,17 @@ def test_a_store_has_the_answer_in_tokens_and_the_place_of_every_token(file, tmp
     (tmp_path / "vocab.txt").write_text(words.replace(" ", "\n"))
     root = file(WHO, WHERE, BAD[0][0], split="dev")
     file(WHO, BAD[0][0], WHAT, BAD[4][0], WHERE)
-    data = Labelled(Questions(longest=4), root, Vocabulary(path=f"{root}/vocab.txt"), "skip", f"{root}/stores")
-    store = prepared(data)
-    assert store.meta["skipped"] == {"train": 3, "dev": 2}  # and "Where did it run to?" has 6 tokens
-    assert [note["id"] for note in store.train.notes] == ["q1", "q3"]
-    assert store.train.columns["answer"].tolist() == [[1, 1], [5, 5]]  # the fox ran . it ran .
-    assert store.train.tokens.tolist()[:11] == [5, 12, 8, 10, 11, 12, 9, 13, 12, 9, 3]
+    data = LabelledData(
+        QATask(reject_questions_above=4), root, TokenizerSpec(path=f"{root}/vocab.txt"), "skip", f"{root}/stores"
+    )
+    store = prepare_store(data)
+    assert store.metadata["skipped"] == {"train": 3, "dev": 2}  # and "Where did it run to?" has 6 tokens
+    assert [note["id"] for note in store.train_split.row_metadata] == ["q1", "q3"]
+    assert store.train_split.label_columns["answer"].tolist() == [[1, 1], [5, 5]]  # the fox ran . it ran .
+    assert store.train_split.tokens.tolist()[:11] == [5, 12, 8, 10, 11, 12, 9, 13, 12, 9, 3]
     text = [(0, 3), (4, 7), (8, 11), (11, 12), (13, 15), (16, 19), (19, 20), (0, 0)]
     places = [(0, 3), (4, 7), (7, 8), *text, (0, 4), (5, 9), (9, 10), *text]
-    assert [tuple(place) for place in store.train.columns["places"].tolist()] == places
+    assert [tuple(place) for place in store.train_split.label_columns["places"].tolist()] == places
 
 
 # Windows
@@ -134,19 +152,21 @@ def split_of(*rows) -> Split:
     tokens[ends[1::2] - 1] = SEP
     columns = {"answer": np.array([answer for *_, answer in rows])}
     notes = tuple({"place": f"question {n}"} for n in range(len(rows)))
-    return Split("train", tokens, np.array([0, *ends]), np.arange(0, 2 * len(rows) + 1, 2), columns, kept=notes)
+    return Split(
+        "train", tokens, np.array([0, *ends]), np.arange(0, 2 * len(rows) + 1, 2), columns, in_memory_metadata=notes
+    )
 
 
-def table(form: Windows, split: Split, length: int) -> np.ndarray:
-    return form.table(split, range(split.size), length, 0, 0)
+def table(form: ContextWindows, split: Split, length: int) -> np.ndarray:
+    return form.build_example_table(split, range(split.num_documents), length, 0, 0)
 
 
 def test_windows_by_hand():
     """A second question of 3 tokens, cut to 2, and its text of 9 in rows of 10: 5 at a time, beginning 2 apart."""
     split = split_of((1, 2, (0, 0)), (3, 9, (4, 6)))  # tokens 100 | 101 102 SEP | 104 105 106 | 107 ... 115 SEP
-    rows = table(Windows(stride=2, question=2), split, 10)
+    rows = table(ContextWindows(doc_stride=2, max_query_length=2), split, 10)
     assert rows.tolist() == [[0, 1, 1, 3, 0], [4, 6, 7, 12, 1], [4, 6, 9, 14, 1], [4, 6, 11, 16, 1]]
-    fields = assemble(split, rows, 10, FACTS, Windows(stride=2, question=2))
+    fields = assemble_rows(split, rows, 10, FACTS, ContextWindows(doc_stride=2, max_query_length=2))
     assert fields["tokens"][2].tolist() == [CLS, 104, 105, SEP, 109, 110, 111, 112, 113, SEP]
     # The answer is 111 112 113: the first window of its text lacks two of these.
     assert [fields[name].ravel().tolist() for name in ("first", "last")] == [[3, 0, 6, 4], [3, 0, 8, 6]]
@@ -168,7 +188,7 @@ def test_windows_are_those_of_the_released_code(made):
         if start_offset + size == text:
             break
         start_offset += min(size, stride)
-    rows = table(Windows(stride, 5, between), split_of((question, text, (0, 0))), length).tolist()
+    rows = table(ContextWindows(stride, 5, between), split_of((question, text, (0, 0))), length).tolist()
     assert [tuple(row) for row in rows] == [(0, min(question, 5), *span, 0) for span in doc_spans]
     assert {token for _, _, a, b, _ in rows for token in range(a, b)} == set(range(question, question + text))
 
@@ -179,12 +199,12 @@ def test_first_and_last_are_the_answer_where_the_window_holds_it_whole(made, dat
     question, text, length, stride, between = made
     first = data.draw(st.integers(-1, text - 1))
     last = data.draw(st.integers(first, min(first + 4, text - 1))) if first >= 0 else -1
-    split, form = split_of((2, 3, (1, 2)), (question, text, (first, last))), Windows(stride, 5, between)
+    split, form = split_of((2, 3, (1, 2)), (question, text, (first, last))), ContextWindows(stride, 5, between)
     begins = 106 + question  # 100 101 | 102 103 104 SEP | 106 ...
     answers = [[103, 104], list(range(begins + first, begins + last + 1)) if first >= 0 else []]
     rows = table(form, split, length)
     rows = np.stack([rows[:-1], rows[1:]], axis=1) if packed else rows[:, None]  # two windows in a row, or one
-    fields = assemble(split, rows, length * rows.shape[1], FACTS, form)
+    fields = assemble_rows(split, rows, length * rows.shape[1], FACTS, form)
     for row, slot in np.ndindex(rows.shape[:2]):
         begin, end, start = (int(fields[name][row, slot]) for name in ("first", "last", "start"))
         (*_, a, b, document), tokens = rows[row, slot].tolist(), fields["tokens"][row].tolist()
@@ -196,13 +216,13 @@ def test_first_and_last_are_the_answer_where_the_window_holds_it_whole(made, dat
 
 def test_windows_that_cannot_be_are_refused_by_name():
     split = split_of((2, 9, (0, 0)), (5, 3, (0, 0)))
-    assert len(table(Windows(), split, 9)) == 3 + 3  # 4 tokens of the first text and 1 of the second at a time
+    assert len(table(ContextWindows(), split, 9)) == 3 + 3  # 4 tokens of the first text and 1 of the second at a time
     for length, between in ((8, 1), (9, 2)):
         with pytest.raises(RowError, match=f"question 1: its 5 tokens leave no room for text in rows of {length}"):
-            table(Windows(between=between), split, length)
-    for name in ("stride", "question"):
+            table(ContextWindows(num_separators=between), split, length)
+    for name in ("doc_stride", "max_query_length"):
         with pytest.raises(ValueError, match=f"{name}=0 must be at least 1"):
-            Windows(**{name: 0})
+            ContextWindows(**{name: 0})
 
 
 # Places of tokens
@@ -211,7 +231,9 @@ LETTERS = "a Be rat , ( 3 `` é Ü e\u0301 a\u0302\u0323 ﬁ ½ İ ß 北 京 �
 SPACES = [" ", " ", "  ", "\t", " \t\t ", "\u00a0", "\u3000"]
 LEARNT = [[" ".join(LETTERS[:-1]), "".join(LETTERS[:-1]), "a rat Be 3 rats, 北京 東京 👍🏽👍🏽 (é)"]] * 4
 NAMES = ["wordpiece", "bpe", "unigram"]
-KINDS = pytest.mark.parametrize("tokenizer", [train(Vocabulary(kind, 400), LEARNT) for kind in NAMES], ids=NAMES)
+KINDS = pytest.mark.parametrize(
+    "tokenizer", [train_tokenizer(TokenizerSpec(kind, 400), LEARNT) for kind in NAMES], ids=NAMES
+)
 parts = st.lists(st.sampled_from(LETTERS + SPACES), min_size=1, max_size=12).filter(lambda x: set(x) & set(LETTERS))
 
 
@@ -219,7 +241,7 @@ parts = st.lists(st.sampled_from(LETTERS + SPACES), min_size=1, max_size=12).fil
 @given(parts.map("".join))
 @several(100)
 def test_places_rise_within_the_text_without_white_space_at_their_sides(tokenizer, text):
-    ids, places = (x[0] for x in tokenizer.encode_places([text]))
+    ids, places = (x[0] for x in tokenizer.encode_with_offsets([text]))
     assert ids == tokenizer.encode_batch([text])[0] and len(places) == len(ids) > 0
     assert all(0 <= start <= end <= len(text) for start, end in places)
     starts, ends = zip(*places, strict=True)
@@ -236,13 +258,13 @@ def test_the_tokens_of_an_answer_give_a_part_of_the_text_that_holds_it(tokenizer
     a, b = sorted(data.draw(st.tuples(st.sampled_from(letters), st.sampled_from(letters))))
     text, start, end = "".join(pieces), len("".join(pieces[:a])), len("".join(pieces[: b + 1]))
     made = Example("here", ("a", text), (start, end), {"context": text})
-    ids, places = tokenizer.encode_places(list(made.texts))
-    columns = TASK.targets(made, Encoded(ids, places))
-    split = Split("dev", np.zeros(0), np.zeros(0), np.zeros(0), columns, kept=(made.note,))
+    ids, places = tokenizer.encode_with_offsets(list(made.texts))
+    columns = TASK.encode_labels(made, EncodedExample(ids, places))
+    split = Split("dev", np.zeros(0), np.zeros(0), np.zeros(0), columns, in_memory_metadata=(made.metadata,))
     window = np.array([[[0, len(ids[0]), len(ids[0]), len(ids[0]) + len(ids[1]), 0]]])
     first, last = columns["answer"].reshape(2, 1, 1, 1)
     said = {"first": first, "last": last, "score": np.ones((1, 1, 1)), "null": np.zeros((1, 1))}
-    (answer,) = verdicts(said, window, split, longest=99)[0].answers
+    (answer,) = decode_predictions(said, window, split, max_answer_length=99)[0].answers
     assert answer.text == text[answer.start : answer.end]
     assert answer.start <= start and end <= answer.end
     if set(pieces[max(a - 1, 0) : a] + pieces[b + 1 : b + 2]) <= set(SPACES):

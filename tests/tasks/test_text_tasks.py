@@ -8,32 +8,44 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from encoders.data.formats import A_END, B_END, A, B
-from encoders.data.labelled import Encoded, Example
-from encoders.data.row_files import Reader, RowError
-from encoders.data.stream import assemble
-from encoders.inference.predictor import split_of
+from encoders.data.formats import A_END, A_START, B_END, B_START
+from encoders.data.labelled import EncodedExample, Example
+from encoders.data.row_files import RowError, RowReader
+from encoders.data.stream import assemble_rows
+from encoders.inference.predictor import build_split
+from encoders.tasks import text_tasks
 from encoders.tasks.conventions import ALBERT, BERT, ELECTRA, ROBERTA
-from encoders.tasks.glue import TASKS
-from encoders.tasks.text_tasks import TextRows, Texts, shorten
-from encoders.text.tokenization import Facts
+from encoders.tasks.glue import GLUE_TASKS
+from encoders.tasks.text_tasks import TextRows, TextTask, truncate_pairs
+from encoders.text.tokenization import VocabInfo
 
 PAD, CLS, SEP = 1, 2, 3  # padding is not 0, as in RoBERTa
-FACTS = Facts(size=99, pad=PAD, unk=0, cls=CLS, sep=SEP, mask=4, special=(0, 1, 2, 3, 4), continuations=bytes(13))
+FACTS = VocabInfo(
+    vocab_size=99,
+    pad_id=PAD,
+    unk_id=0,
+    cls_id=CLS,
+    sep_id=SEP,
+    mask_id=4,
+    special_ids=(0, 1, 2, 3, 4),
+    continuation_bits=bytes(13),
+)
 ONE, TWO, THREE = [[11, 12, 13]], [[21, 22], [31, 32, 33, 34]], [[41, 42, 43, 44, 45], [51, 52, 53, 54]]
-YES = Texts("yes", ("text",), labels=("no", "yes"))
-SCORE = Texts("score", ("text",), "score")
+YES = TextTask("yes", ("text",), labels=("no", "yes"))
+SCORE = TextTask("score", ("text",), "score")
 
 
 def rows_of(documents, length, form, labels=None, name="train"):
     labels = np.arange(len(documents)) if labels is None else labels
-    split = replace(split_of(documents, FACTS, {"label": labels}), name=name)
-    return assemble(split, form.table(split, range(split.size), length, 0, 0), length, FACTS, form)
+    split = replace(build_split(documents, FACTS, {"label": labels}), name=name)
+    return assemble_rows(
+        split, form.build_example_table(split, range(split.num_documents), length, 0, 0), length, FACTS, form
+    )
 
 
 def read(task, root, split="train", errors="stop"):
     """The texts and the number of each row's label."""
-    return [(row.texts, row.target) for row in task.read(str(root), split, Reader(errors))]
+    return [(row.texts, row.target) for row in task.read_examples(str(root), split, RowReader(errors))]
 
 
 # Rows
@@ -49,7 +61,7 @@ def test_a_row_has_one_text_or_two_behind_cls():
 
 
 def test_two_separators_stand_between_the_texts_of_roberta():
-    rows = rows_of([TWO, ONE], 10, TextRows(between=2))
+    rows = rows_of([TWO, ONE], 10, TextRows(num_separators=2))
     one = [CLS, 11, 12, 13, SEP, PAD, PAD, PAD, PAD, PAD]
     assert rows["tokens"].tolist() == [[CLS, 21, 22, SEP, SEP, 31, 32, 33, 34, SEP], one]
     assert rows["segments"].tolist() == [[0, 0, 0, 0, 1, 1, 1, 1, 1, 1], [0] * 10]
@@ -59,7 +71,7 @@ def test_two_separators_stand_between_the_texts_of_roberta():
 def test_the_longer_text_is_cut_at_its_end_until_the_row_fits():
     rows = rows_of([[list(range(60, 70))], THREE], 8, TextRows())  # 5 + 4 tokens in a room of 5
     assert rows["tokens"].tolist() == [[CLS, 60, 61, 62, 63, 64, 65, SEP], [CLS, 41, 42, 43, SEP, 51, 52, SEP]]
-    more = rows_of([THREE, [[21], THREE[0]]], 8, TextRows(between=2))  # a room of 4
+    more = rows_of([THREE, [[21], THREE[0]]], 8, TextRows(num_separators=2))  # a room of 4
     assert more["tokens"].tolist() == [[CLS, 41, 42, SEP, SEP, 51, 52, SEP], [CLS, 21, SEP, SEP, 41, 42, 43, SEP]]
 
 
@@ -80,17 +92,17 @@ SIZES = st.integers(1, 70)
 def test_texts_are_shortened_as_berts_released_code_does(pairs, length, between):
     table, expected = np.zeros((len(pairs), 5), np.int64), []
     for row, (a, b) in zip(table, pairs, strict=True):
-        row[A], row[A_END] = 3, 3 + a
-        row[B], row[B_END] = (3 + a, 3 + a + b) if b else (0, 0)
+        row[A_START], row[A_END] = 3, 3 + a
+        row[B_START], row[B_END] = (3 + a, 3 + a + b) if b else (0, 0)
         first, second = list(range(a)), list(range(b))
         truncate_seq_pair(first, second, length - (2 + between if b else 2))
-        expected.append([row[A], row[A] + len(first), row[B], row[B] + len(second), 0])
-    shorten(table, length, between)
+        expected.append([row[A_START], row[A_START] + len(first), row[B_START], row[B_START] + len(second), 0])
+    truncate_pairs(table, length, between)
     assert table.tolist() == expected
 
 
 def test_training_reads_symmetric_pairs_in_both_orders_and_evaluation_in_one():
-    form = TextRows(symmetric=True)
+    form = TextRows(both_orders=True)
     rows = rows_of([TWO, THREE], 8, form, np.array([7, 5], np.int32))
     there = [[CLS, 21, 22, SEP, 31, 32, 33, SEP], [CLS, 41, 42, 43, SEP, 51, 52, SEP]]
     back = [[CLS, 31, 32, 33, SEP, 21, 22, SEP], [CLS, 51, 52, 53, SEP, 41, 42, SEP]]
@@ -104,64 +116,74 @@ BOTH = [(YES, ["yes", "no"], np.int32([[1], [0]])), (SCORE, [2.5, 4], np.float32
 
 @pytest.mark.parametrize("task, found, numbers", BOTH)
 def test_labels_are_whole_numbers_of_classes_and_fractions_of_numbers(task, found, numbers):
-    columns = [task.targets(Example("", ("a",), task.target("", each)), Encoded([], []))["label"] for each in found]
+    columns = [
+        task.encode_labels(Example("", ("a",), task.parse_label("", each)), EncodedExample([], []))["label"]
+        for each in found
+    ]
     label = rows_of([ONE, TWO], 9, TextRows(), np.concatenate(columns))["label"]
     np.testing.assert_array_equal(label, numbers, strict=True)
 
 
 def test_a_task_takes_its_form_from_the_conventions_of_the_family():
-    task = TASKS["MRPC"]
-    assert [task.parts(family, 0.1, True)[1] for family in (BERT, ROBERTA)] == [TextRows(True, 1), TextRows(True, 2)]
-    assert task.parts(BERT, 0.1, False)[1] == TASKS["QQP"].parts(BERT, 0.1, True)[1] == TextRows(False, 1)
-    heads = [task.parts(family, 0.1, False)[0].head for family in (BERT, ROBERTA, ALBERT, ELECTRA)]
+    task = GLUE_TASKS["MRPC"]
+    assert [task.build_objective_and_format(family, 0.1, True)[1] for family in (BERT, ROBERTA)] == [
+        TextRows(True, 1),
+        TextRows(True, 2),
+    ]
+    assert (
+        task.build_objective_and_format(BERT, 0.1, False)[1]
+        == GLUE_TASKS["QQP"].build_objective_and_format(BERT, 0.1, True)[1]
+        == TextRows(False, 1)
+    )
+    heads = [task.build_objective_and_format(family, 0.1, False)[0].head for family in (BERT, ROBERTA, ALBERT, ELECTRA)]
     assert heads == ["pooled", "tanh", "pooled", "linear"]
-    objective, _ = TASKS["STS-B"].parts(BERT, 0.2, False)
-    assert len(objective.labels) == 1 and (objective.dropout, objective.goal) == (0.2, "spearman")
+    objective, _ = GLUE_TASKS["STS-B"].build_objective_and_format(BERT, 0.2, False)
+    assert len(objective.labels) == 1 and (objective.head_dropout, objective.best_metric) == (0.2, "spearman")
 
 
 # Labels
 
 
 def test_a_label_that_is_not_known_is_named_with_those_that_are():
-    assert [YES.target("f:2", label) for label in ("no", "yes")] == [0, 1]
+    assert [YES.parse_label("f:2", label) for label in ("no", "yes")] == [0, 1]
     for label in ("maybe", "Yes", "", "0", -1, 2, None):
         with pytest.raises(RowError, match=f"^f:2: label={label!r} is not one of no, yes$"):
-            YES.target("f:2", label)
+            YES.parse_label("f:2", label)
 
 
 @pytest.mark.parametrize("label", ["high", "", "nan", "inf", float("nan"), None, "1,5"])
 def test_a_label_that_is_not_a_finite_number_is_named(label):
-    assert SCORE.target("f:2", "-1.5") == -1.5 and SCORE.target("f:2", 3) == 3
+    assert SCORE.parse_label("f:2", "-1.5") == -1.5 and SCORE.parse_label("f:2", 3) == 3
     with pytest.raises(RowError, match=f"^f:2: score={label!r} is not a number$"):
-        SCORE.target("f:2", label)
+        SCORE.parse_label("f:2", label)
 
 
 def test_tfds_numbers_the_classes_and_names_the_columns(monkeypatch):
     rows = [{"premise": "a", "hypothesis": f"b{n}", "label": n} for n in (2, 0)]
     held = {"tfds:glue/mnli@validation_mismatched": rows, "tfds:glue/mnli@train": rows}
-    monkeypatch.setattr(texts, "tfds_records", held.__getitem__)
-    assert read(TASKS["MNLI"], "tfds:glue/mnli", "dev_mismatched") == [(("a", "b2"), 2), (("a", "b0"), 0)]
+    monkeypatch.setattr(text_tasks, "read_tfds_records", held.__getitem__)
+    assert read(GLUE_TASKS["MNLI"], "tfds:glue/mnli", "dev_mismatched") == [(("a", "b2"), 2), (("a", "b0"), 0)]
     with pytest.raises(RowError, match="tfds:glue/mnli@train:0: label=2 is not one of 0, 1"):
-        read(Texts("two", ("premise",), labels=("0", "1")), "tfds:glue/mnli")
+        read(TextTask("two", ("premise",), labels=("0", "1")), "tfds:glue/mnli")
 
 
 def test_the_number_of_a_tfds_class_is_never_taken_for_a_name(monkeypatch):
     rows = [{"text": "bad", "label": 0}, {"text": "good", "label": 1}]  # its classes are called "1" and "2"
-    monkeypatch.setattr(texts, "tfds_records", lambda source: rows)
-    task = Texts("yelp", ("text",), labels=("1", "2"))
+    monkeypatch.setattr(text_tasks, "read_tfds_records", lambda source: rows)
+    task = TextTask("yelp", ("text",), labels=("1", "2"))
     assert read(task, "tfds:yelp_polarity_reviews") == [(("bad",), 0), (("good",), 1)]
 
 
 def test_a_number_in_a_file_is_a_name_and_not_the_number_of_a_class(tmp_path):
-    task = Texts("stars", ("text",), labels=("1", "2", "3"), files=(("train", "train.jsonl"),))
+    task = TextTask("stars", ("text",), labels=("1", "2", "3"), files=(("train", "train.jsonl"),))
     rows = [{"text": f"t{label}", "label": label} for label in (3, "1", 0)]
     (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
     assert read(task, tmp_path, errors="skip") == [(("t3",), 2), (("t1",), 0)]
 
 
 def test_a_task_of_three_texts_is_refused():
-    with pytest.raises(ValueError, match=r"three: texts=\('a', 'b', 'c'\) must name one column or two"):
-        Texts("three", ("a", "b", "c"))
+    with pytest.raises(ValueError, match=r"three: text_columns=\('a', 'b', 'c'\) must name one column or two"):
+        TextTask("three", ("a", "b", "c"))
 
 
 # GLUE
@@ -194,17 +216,17 @@ def released(path, head, *rows):
     path.write_text("\n".join([*([head] if head else []), *rows, ""]).replace("|", "\t"), encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", GLUE_TASKS)
 def test_the_rows_of_glue_are_read_as_they_were_released(tmp_path, name):
     head, row, labels, numbers, test_head, test_row = RELEASED[name]
     found = [(P, Q), (Q, P)] if "{1}" in row else [(P,), (Q,)]
-    for split, file in TASKS[name].files:
+    for split, file in GLUE_TASKS[name].files:
         if not split.startswith("test"):
             released(tmp_path / file, head, row.format(P, Q, labels[0]), row.format(Q, P, labels[1]))
-            assert read(TASKS[name], tmp_path, split) == list(zip(found, numbers, strict=True))
+            assert read(GLUE_TASKS[name], tmp_path, split) == list(zip(found, numbers, strict=True))
         elif split != "test_ax":
             released(tmp_path / file, test_head, test_row.format(P, Q), test_row.format(Q, P))
-            assert [texts for texts, _ in read(TASKS[name], tmp_path, split)] == found
+            assert [texts for texts, _ in read(GLUE_TASKS[name], tmp_path, split)] == found
 
 
 class Stub:
@@ -224,14 +246,14 @@ def test_the_answers_to_mnli_and_ax_are_three_files(tmp_path):
     released(tmp_path / "test_mismatched.tsv", NLI, *(PARSED.format(*pair) for pair in mismatched))
     released(tmp_path / "diagnostic.tsv", PAIR, *(f"7|{a}|{b}" for a, b in ax))
     stub = Stub(*({"entailment": e, "neutral": n, "contradiction": 1 - e - n} for e, n in ((0.2, 0.7), (0.3, 0.3))))
-    assert list(TASKS["MNLI"].submission(stub, str(tmp_path))) == [
+    assert list(GLUE_TASKS["MNLI"].build_submission(stub, str(tmp_path))) == [
         ("MNLI-m.tsv", "index\tprediction\n0\tneutral\n1\tcontradiction\n"),
         ("MNLI-mm.tsv", "index\tprediction\n0\tneutral\n"),
         ("AX.tsv", "index\tprediction\n0\tneutral\n1\tcontradiction\n"),
     ]
     assert stub.asked == [*matched, *mismatched, *ax]
     (tmp_path / "diagnostic.tsv").unlink()
-    *_, (last, rows) = TASKS["MNLI"].submission(stub, str(tmp_path))
+    *_, (last, rows) = GLUE_TASKS["MNLI"].build_submission(stub, str(tmp_path))
     assert (last, rows) == ("AX.tsv", None)
 
 
@@ -239,21 +261,23 @@ def test_ax_may_lie_in_a_folder_of_its_own_beside_mnli(tmp_path, monkeypatch):
     (tmp_path / "MNLI").mkdir()
     (tmp_path / "diagnostic").mkdir()
     released(tmp_path / "diagnostic" / "diagnostic.tsv", PAIR, f"7|{P}|{Q}")
-    assert read(TASKS["MNLI"], str(tmp_path / "MNLI"), "test_ax") == [((P, Q), 0)]
+    assert read(GLUE_TASKS["MNLI"], str(tmp_path / "MNLI"), "test_ax") == [((P, Q), 0)]
     held = {"tfds:glue/ax@test": [{"premise": P, "hypothesis": Q, "label": -1}]}
-    monkeypatch.setattr(texts, "tfds_records", held.__getitem__)
-    assert read(TASKS["MNLI"], "tfds:glue/mnli", "test_ax") == [((P, Q), 0)]
+    monkeypatch.setattr(text_tasks, "read_tfds_records", held.__getitem__)
+    assert read(GLUE_TASKS["MNLI"], "tfds:glue/mnli", "test_ax") == [((P, Q), 0)]
 
 
 TWO_WAYS = {"entailment": 0.3, "not_entailment": 0.7}, "not_entailment"
 SAID = {"STS-B": ({"number": 3.14159}, "3.142"), "QNLI": TWO_WAYS, "RTE": TWO_WAYS}
 
 
-@pytest.mark.parametrize("name", sorted(TASKS.keys() - {"MNLI"}))
+@pytest.mark.parametrize("name", sorted(GLUE_TASKS.keys() - {"MNLI"}))
 def test_the_answers_to_a_task_of_glue_are_a_file_of_its_name(tmp_path, name):
     *_, head, row = RELEASED[name]
     said, answer = SAID.get(name, ({"0": 0.4, "1": 0.6}, "1"))
     stub = Stub(said)
     released(tmp_path / "test.tsv", head, row.format(P, Q))
-    assert list(TASKS[name].submission(stub, str(tmp_path))) == [(f"{name}.tsv", f"index\tprediction\n0\t{answer}\n")]
+    assert list(GLUE_TASKS[name].build_submission(stub, str(tmp_path))) == [
+        (f"{name}.tsv", f"index\tprediction\n0\t{answer}\n")
+    ]
     assert stub.asked == [P if name in ("CoLA", "SST-2") else (P, Q)]

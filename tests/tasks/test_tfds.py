@@ -5,13 +5,13 @@ import warnings
 import numpy as np
 import pytest
 
-from encoders.data.labelled import Labelled
-from encoders.data.prepare import prepared
-from encoders.data.row_files import Reader
-from encoders.tasks.squad import Questions
-from encoders.tasks.text_tasks import Texts
+from encoders.data.labelled import LabelledData
+from encoders.data.prepare import prepare_store
+from encoders.data.row_files import RowReader
+from encoders.tasks.squad import QATask
+from encoders.tasks.text_tasks import TextTask
 from encoders.text.source import CorpusError
-from encoders.text.tokenization import Vocabulary
+from encoders.text.tokenization import TokenizerSpec
 from tests import task_examples
 
 PAIRS = [("tan here", "tan", 1), ("what", "who where", 0), ("good", "bad here", 1)]
@@ -59,32 +59,35 @@ def home(tmp_path_factory):
 
 
 def test_a_data_set_of_pairs_gives_texts_by_their_columns_there_and_classes_by_number(home):
-    task = Texts("pairs", ("sentence1", "sentence2"), labels=("x", "y"), tfds=("premise", "hypothesis"))
-    words = Vocabulary(path=task_examples.vocabulary(home))
-    data = Labelled(task, f"tfds:{home}/pairs/1.0.0", words, folder=str(home / "stores"))
-    store = prepared(data)
-    assert list(store.meta["splits"]) == ["train", "dev"]
+    task = TextTask("pairs", ("sentence1", "sentence2"), labels=("x", "y"), tfds_columns=("premise", "hypothesis"))
+    words = TokenizerSpec(path=task_examples.vocabulary(home))
+    data = LabelledData(task, f"tfds:{home}/pairs/1.0.0", words, store_dir=str(home / "stores"))
+    store = prepare_store(data)
+    assert list(store.metadata["splits"]) == ["train", "dev"]
     said = {
         tuple(store.tokenizer.decode(split.tokens[a:b]) for a, b in zip(edges, edges[1:], strict=False)): label
-        for split in (store.train, store.heldout)
+        for split in (store.train_split, store.eval_split)
         for edges, label in (
-            (split.sentences[split.documents[i] : split.documents[i + 1] + 1], split.columns["label"][i])
-            for i in range(split.size)
+            (
+                split.sentence_offsets[split.document_offsets[i] : split.document_offsets[i + 1] + 1],
+                split.label_columns["label"][i],
+            )
+            for i in range(split.num_documents)
         )
     }
     assert said == {(first, f"{second} [SEP]"): label for first, second, label in PAIRS}
-    assert data.content()["files"] == {"train": "pairs/1.0.0@train", "dev": "pairs/1.0.0@validation"}
+    assert data.describe_content()["files"] == {"train": "pairs/1.0.0@train", "dev": "pairs/1.0.0@validation"}
 
 
 def test_questions_have_their_answers(home):
-    rows = {row.note["id"]: row for row in Questions().read(f"tfds:{home}/asked/1.0.0", "dev", Reader())}
+    rows = {row.metadata["id"]: row for row in QATask().read_examples(f"tfds:{home}/asked/1.0.0", "dev", RowReader())}
     assert rows["q1"].texts == ("who?", "who is tan here") and rows["q1"].target == (7, 10)
-    assert rows["q1"].note["answers"] == ["tan", "tan here"] and rows["q2"].target is None
+    assert rows["q1"].metadata["answers"] == ["tan", "tan here"] and rows["q2"].target is None
 
 
 def test_a_data_set_that_is_not_there_is_refused_before_any_work(home):
-    task = Texts("pairs", ("sentence1", "sentence2"), labels=("x", "y"))
-    data = Labelled(task, "tfds:no_such_set", Vocabulary(path="v"), folder=str(home / "none"))
+    task = TextTask("pairs", ("sentence1", "sentence2"), labels=("x", "y"))
+    data = LabelledData(task, "tfds:no_such_set", TokenizerSpec(path="v"), store_dir=str(home / "none"))
     with pytest.raises(CorpusError, match="no_such_set"):
-        prepared(data)
+        prepare_store(data)
     assert not (home / "none").exists()

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from encoders.data.row_files import Reader, RowError, records
-from encoders.text.corpus import check, documents
+from encoders.data.row_files import RowError, RowReader, read_records
+from encoders.text.corpus import check_corpus, read_corpus_documents
 from encoders.text.source import CorpusError
 
 PIECES = [
@@ -32,8 +32,8 @@ def test_a_corpus_is_read_or_refused_by_its_name(name, tmp_path):
     def read(content):
         path.write_bytes(content)
         try:
-            check((str(path),), "lines")
-            found = list(documents((str(path),), "lines"))
+            check_corpus((str(path),), "lines")
+            found = list(read_corpus_documents((str(path),), "lines"))
         except CorpusError as error:
             assert name in str(error) and len(str(error)) < 400 + len(str(path))
         else:
@@ -51,14 +51,16 @@ def test_labelled_rows_are_read_or_refused_by_their_place(name, errors, tmp_path
     @settings(max_examples=80, **THOROUGH)
     def read(content):
         path.write_bytes(content)
-        reader = Reader(errors)
+        reader = RowReader(errors)
         try:
-            found = list(reader.read(records(path), lambda row: row.text("text")))
+            found = list(reader.convert_rows(read_records(path), lambda row: row.get_text("text")))
         except RowError as error:
             assert str(path) in str(error) and len(str(error)) < 400 + len(str(path))
         else:
             assert all(text.strip() and text.encode() for text in found)
-            assert all(f"{path}:" in line for line in reader.skipped) and (errors == "skip" or not reader.skipped)
+            assert all(f"{path}:" in line for line in reader.skipped_rows) and (
+                errors == "skip" or not reader.skipped_rows
+            )
 
     read()
 
@@ -68,4 +70,4 @@ def test_labelled_rows_are_read_or_refused_by_their_place(name, errors, tmp_path
 def test_json_lines_give_back_the_texts_that_were_written(tmp_path, written):
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in written), encoding="utf-8")
-    assert list(Reader().read(records(path), lambda row: row.text("text"))) == written
+    assert list(RowReader().convert_rows(read_records(path), lambda row: row.get_text("text"))) == written

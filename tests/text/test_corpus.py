@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from encoders.text import corpus, embedded
-from encoders.text.corpus import check, documents, identity
+from encoders.text.corpus import check_corpus, describe_corpus, read_corpus_documents
 from encoders.text.source import CorpusError
 
 TEXT = "One line.  Two\there.\nThird.\n\nSecond document.\n"
@@ -18,7 +18,7 @@ LINES = [["One line. Two here.", "Third."], ["Second document."]]
 
 
 def lines(*items):
-    return list(documents(tuple(map(str, items)), "lines"))
+    return list(read_corpus_documents(tuple(map(str, items)), "lines"))
 
 
 def written(path, content):
@@ -52,7 +52,7 @@ def test_only_a_newline_ends_a_line(tmp_path):
 def test_lines_are_split_into_sentences(tmp_path):
     path = written(tmp_path / "a.txt", "Dr. Smith went.  He   came back! Why?\nNobody knows.\n")
     expected = ["Dr. Smith went.", "He came back!", "Why?", "Nobody knows."]
-    assert list(documents((str(path),))) == [expected]
+    assert list(read_corpus_documents((str(path),))) == [expected]
 
 
 @pytest.mark.parametrize("suffix, compress", [(".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress)])
@@ -87,12 +87,12 @@ def test_a_plain_file_with_a_compressed_name_is_an_error(tmp_path, suffix):
     pytest.importorskip("zstandard")
     path = written(tmp_path / f"a{suffix}", TEXT)
     with pytest.raises(CorpusError, match=rf"a\{suffix}:1: cannot be read as \{suffix}"):
-        check((str(path),))
+        check_corpus((str(path),))
 
 
 def test_text_that_is_not_utf8_is_named_by_file_and_line(tmp_path):
     path = written(tmp_path / "a.txt", b"Good.\n" * 20_000 + b"caf\xe9\n")
-    check((str(path),))  # it lies beyond what is looked at beforehand
+    check_corpus((str(path),))  # it lies beyond what is looked at beforehand
     with pytest.raises(CorpusError, match=r"a\.txt:20001: the line is not UTF-8: byte 4 is 0xe9"):
         lines(path)
 
@@ -105,29 +105,29 @@ def test_a_check_finds_what_is_not_text(tmp_path):
         ("text".encode("utf-16-le"), "holds zero bytes"),
     ]:
         with pytest.raises(CorpusError, match=message):
-            check((str(written(tmp_path / "a.txt", content)),))
+            check_corpus((str(written(tmp_path / "a.txt", content)),))
 
 
 def test_a_missing_file_is_answered_with_near_names(tmp_path):
     written(tmp_path / "wiki-1.txt", TEXT)
     with pytest.raises(CorpusError, match=r"'.*wikl-1\.txt' names no file; '.*' holds wiki-1\.txt"):
-        check((str(tmp_path / "wikl-1.txt"),))
+        check_corpus((str(tmp_path / "wikl-1.txt"),))
     with pytest.raises(CorpusError, match=r"'.*\*\.gz' names no file; '.*' holds wiki-1\.txt"):
-        check((str(tmp_path / "*.gz"),))
+        check_corpus((str(tmp_path / "*.gz"),))
     with pytest.raises(CorpusError, match=r"there is no folder '.*nowhere'"):
-        check((str(tmp_path / "nowhere" / "a.txt"),))
+        check_corpus((str(tmp_path / "nowhere" / "a.txt"),))
     with pytest.raises(CorpusError, match=r"is a folder; name its files, as in '.*\*\.txt'"):
-        check((str(tmp_path),))
+        check_corpus((str(tmp_path),))
 
 
 def test_a_file_without_text_is_an_error_unless_others_of_its_pattern_have_some(tmp_path):
     empty = written(tmp_path / "a.txt", " \n\n")
     with pytest.raises(CorpusError, match=r"a\.txt' holds no text"):
-        check((str(empty),))
+        check_corpus((str(empty),))
     with pytest.raises(CorpusError, match=r"\*\.txt' holds no text"):
-        check((str(tmp_path / "*.txt"),))
+        check_corpus((str(tmp_path / "*.txt"),))
     written(tmp_path / "b.txt", TEXT)
-    check((str(tmp_path / "*.txt"),))
+    check_corpus((str(tmp_path / "*.txt"),))
     assert lines(tmp_path / "*.txt") == LINES
 
 
@@ -138,30 +138,30 @@ def test_a_name_with_brackets_is_a_file_before_it_is_a_pattern(tmp_path):
 def test_a_corpus_is_a_tuple_of_names():
     for wrong in ("embedded", (), ("",), (1,)):
         with pytest.raises(CorpusError, match="must be a tuple of names"):
-            check(wrong)
+            check_corpus(wrong)
 
 
 def test_the_ways_of_making_sentences_are_named(tmp_path):
     path = str(written(tmp_path / "a.txt", TEXT))
-    with pytest.raises(CorpusError, match="sentences='words' must be 'split' or 'lines'"):
-        check((path,), "words")
+    with pytest.raises(CorpusError, match="sentence_splitting='words' must be 'split' or 'lines'"):
+        check_corpus((path,), "words")
     with pytest.raises(CorpusError, match="language='English' must be a language code"):
-        check((path,), "split", "English")
+        check_corpus((path,), "split", "English")
 
 
 def test_a_missing_library_is_named_with_its_remedy(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "sentencex", None)
-    with pytest.raises(CorpusError, match=r"sentences='split' needs sentencex .*: pip install sentencex"):
-        check((str(written(tmp_path / "a.txt", TEXT)),))
+    with pytest.raises(CorpusError, match=r"sentence_splitting='split' needs sentencex .*: pip install sentencex"):
+        check_corpus((str(written(tmp_path / "a.txt", TEXT)),))
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     with pytest.raises(CorpusError, match=r"corpus 'tfds:x' needs tensorflow_datasets .*: pip install tensorflow-d"):
-        check(("tfds:x",), "lines")
+        check_corpus(("tfds:x",), "lines")
 
 
 def test_files_are_read_as_they_are_asked_for(tmp_path):
     written(tmp_path / "a.txt", TEXT)
     written(tmp_path / "b.txt", b"\xff")
-    read = documents((str(tmp_path / "*.txt"),), "lines")
+    read = read_corpus_documents((str(tmp_path / "*.txt"),), "lines")
     assert [next(read), next(read)] == LINES
     with pytest.raises(CorpusError, match=r"b\.txt:1"):
         next(read)
@@ -172,9 +172,9 @@ def test_the_identity_of_files_is_their_content_and_not_their_place(tmp_path):
     digest = "ca978112ca1bbdcafac231b39a23dc4da786eff8147c4e72b9807785afee48bb"  # sha256 of "a"
     for folder in (tmp_path, tmp_path / "x"):
         written(folder / "a.txt", "a")
-        assert identity((str(folder / "*.txt"),)) == [{"file": "a.txt", "sha256": digest, "bytes": 1}]
+        assert describe_corpus((str(folder / "*.txt"),)) == [{"file": "a.txt", "sha256": digest, "bytes": 1}]
     written(tmp_path / "a.txt", "b")
-    assert identity((str(tmp_path / "a.txt"),))[0]["sha256"] != digest
+    assert describe_corpus((str(tmp_path / "a.txt"),))[0]["sha256"] != digest
 
 
 MODULE = '''
@@ -204,7 +204,7 @@ class A:
 
 
 def test_the_paragraphs_of_every_docstring_are_kept_in_source_order():
-    assert list(embedded.paragraphs_of(MODULE.encode())) == [
+    assert list(embedded.extract_paragraphs(MODULE.encode())) == [
         "First paragraph of the module.",
         "Heading x : int The number.",
         "Examples >>> one() == 1 True",
@@ -216,24 +216,24 @@ def test_the_paragraphs_of_every_docstring_are_kept_in_source_order():
 
 
 def test_a_module_that_does_not_parse_is_left_out():
-    assert list(embedded.paragraphs_of(b"def {{ name }}: pass")) == []
+    assert list(embedded.extract_paragraphs(b"def {{ name }}: pass")) == []
 
 
 def test_the_embedded_corpus_is_the_packages_in_a_fixed_order():
-    first = list(itertools.islice(documents(("embedded",), "lines"), 100))
+    first = list(itertools.islice(read_corpus_documents(("embedded",), "lines"), 100))
     assert first[1][0] == "NumPy" and first[1][1].startswith("Provides 1. An array object of arbitrary homogeneous")
-    embedded.modules.cache_clear()
-    assert first == list(itertools.islice(documents(("embedded",), "lines"), 100))
-    assert identity(("embedded",)) == [
-        {"embedded": {name: importlib.metadata.version(name) for name in embedded.PACKAGES}}
+    embedded.read_module_docstrings.cache_clear()
+    assert first == list(itertools.islice(read_corpus_documents(("embedded",), "lines"), 100))
+    assert describe_corpus(("embedded",)) == [
+        {"embedded": {name: importlib.metadata.version(name) for name in embedded.EMBEDDED_PACKAGES}}
     ]
-    check(("embedded",))
+    check_corpus(("embedded",))
 
 
 def test_a_missing_package_of_the_embedded_corpus_is_named(monkeypatch):
-    monkeypatch.setattr(embedded, "PACKAGES", ("no_such_package",))
+    monkeypatch.setattr(embedded, "EMBEDDED_PACKAGES", ("no_such_package",))
     with pytest.raises(CorpusError, match="needs no_such_package: pip install no_such_package"):
-        check(("embedded",))
+        check_corpus(("embedded",))
 
 
 @pytest.fixture(scope="module")
@@ -281,10 +281,10 @@ BOOKS = [["A b.", "C d."], ["Name", "Part", "First.", "Second."]]
 
 def test_a_prepared_dataset_is_read_by_its_folder(prepared):
     item = f"tfds:{prepared / 'my_books' / '1.2.0'}"
-    check((item,))
+    check_corpus((item,))
     assert sorted(lines(item)) == BOOKS
     assert lines(item + "@rest") == [["E."]]
-    assert identity((item,)) == [{"tfds": "my_books", "split": "train", "version": "1.2.0"}]
+    assert describe_corpus((item,)) == [{"tfds": "my_books", "split": "train", "version": "1.2.0"}]
 
 
 def test_a_prepared_dataset_is_read_by_its_name(folder):
@@ -293,24 +293,26 @@ def test_a_prepared_dataset_is_read_by_its_name(folder):
 
 
 def test_a_prepared_dataset_becomes_a_store_in_as_many_units_as_its_size_asks_for(folder, tmp_path, monkeypatch):
-    from encoders.data.prepare import Data, prepared
-    from encoders.text.tokenization import Vocabulary
+    from encoders.data.prepare import PretrainingData, prepare_store
+    from encoders.text.tokenization import TokenizerSpec
 
-    data = Data(("tfds:my_books",), Vocabulary(size=100), "lines", heldout=0.01, folder=str(tmp_path))
-    whole = prepared(data)
-    assert len(whole.meta["parts"]) == 1 and whole.train.size == whole.heldout.size == 1
-    monkeypatch.setattr(corpus, "PART", 1)
-    split = prepared(replace(data, folder=str(tmp_path / "again")))
-    assert len(split.meta["parts"]) == 2 and split.meta["characters"] == whole.meta["characters"]
+    data = PretrainingData(
+        ("tfds:my_books",), TokenizerSpec(vocab_size=100), "lines", heldout_fraction=0.01, store_dir=str(tmp_path)
+    )
+    whole = prepare_store(data)
+    assert len(whole.metadata["parts"]) == 1 and whole.train_split.num_documents == whole.eval_split.num_documents == 1
+    monkeypatch.setattr(corpus, "RANGE_BYTES", 1)
+    split = prepare_store(replace(data, store_dir=str(tmp_path / "again")))
+    assert len(split.metadata["parts"]) == 2 and split.metadata["characters"] == whole.metadata["characters"]
     assert "tensorflow" not in sys.modules
 
 
 def test_a_dataset_that_cannot_be_read_is_answered_with_what_can(folder):
     with pytest.raises(CorpusError, match="has no split 'test'; it has "):
-        check(("tfds:my_books@test",))
+        check_corpus(("tfds:my_books@test",))
     with pytest.raises(CorpusError, match="TFDS has no 'imdb_reviewz'; near it: imdb_reviews"):
-        check(("tfds:imdb_reviewz",))
+        check_corpus(("tfds:imdb_reviewz",))
     with pytest.raises(CorpusError, match="wiki40b/en' is not prepared in .*TFDS_DATA_DIR.*tfds build wiki40b/en"):
-        check(("tfds:wiki40b/en",))
+        check_corpus(("tfds:wiki40b/en",))
     with pytest.raises(CorpusError, match="neither a TFDS dataset nor a folder of a prepared one"):
-        check((f"tfds:{folder}",))
+        check_corpus((f"tfds:{folder}",))

@@ -5,15 +5,15 @@ import lzma
 import pytest
 
 from encoders.text import file_readers
-from encoders.text.corpus import check, documents, identity
-from encoders.text.source import CorpusError, Digests
+from encoders.text.corpus import check_corpus, describe_corpus, read_corpus_documents
+from encoders.text.source import CorpusError, DigestCache
 
 TEXTS = ["One line.  Two\there.\nThird.", "", "Second\u2028document.", " \n "]
 LINES = [["One line. Two here.", "Third."], ["Second document."]]
 
 
 def read(*items, **given):
-    return list(documents(tuple(map(str, items)), "lines", **given))
+    return list(read_corpus_documents(tuple(map(str, items)), "lines", **given))
 
 
 def json_lines(path, texts=TEXTS, field="text"):
@@ -37,16 +37,16 @@ def test_an_object_of_json_lines_is_a_document(tmp_path, name):
 def test_a_row_of_parquet_is_a_document(tmp_path):
     path = parquet(tmp_path / "a.parquet", [*TEXTS, None])
     assert read(path) == LINES
-    assert read(path, part=1) == LINES
+    assert read(path, range_bytes=1) == LINES
 
 
 def test_the_field_of_the_text_is_named(tmp_path):
-    assert read(json_lines(tmp_path / "a.jsonl", field="body"), field="body") == LINES
-    assert read(parquet(tmp_path / "a.parquet", field="body"), field="body") == LINES
+    assert read(json_lines(tmp_path / "a.jsonl", field="body"), text_field="body") == LINES
+    assert read(parquet(tmp_path / "a.parquet", field="body"), text_field="body") == LINES
     for path, place in ((tmp_path / "a.jsonl", r"a\.jsonl:1"), (tmp_path / "a.parquet", r"a\.parquet")):
-        message = rf"{place}: no text (column )?'text' \(data.text names it\).* has id.*body"
+        message = rf"{place}: no text (column )?'text' \(data.text_field names it\).* has id.*body"
         with pytest.raises(CorpusError, match=message):
-            check((str(path),))
+            check_corpus((str(path),))
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_a_bad_line_is_named_by_its_file_and_number_wherever_the_file_is_cut(tmp
     path.write_bytes(path.read_bytes() + line + b"\n")
     for part in (1, 30, 1 << 20):
         with pytest.raises(CorpusError, match=message):
-            read(path, part=part)
+            read(path, range_bytes=part)
 
 
 def test_a_lone_surrogate_is_no_character(tmp_path):
@@ -78,20 +78,20 @@ def test_a_parquet_file_that_is_cut_off_is_an_error(tmp_path):
     path = parquet(tmp_path / "a.parquet", ["word " * 100] * 50)
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(CorpusError, match="a.parquet: cannot be read as Parquet, damaged or cut off"):
-        check((str(path),))
+        check_corpus((str(path),))
     with pytest.raises(CorpusError, match="cannot be read as Parquet"):
-        check((str(json_lines(tmp_path / "b.parquet")),))
+        check_corpus((str(json_lines(tmp_path / "b.parquet")),))
 
 
 def test_files_of_several_kinds_are_named_apart(tmp_path):
     json_lines(tmp_path / "a.jsonl"), (tmp_path / "a.txt").write_text("A.")
     with pytest.raises(CorpusError, match=r"names files of several kinds: a\.jsonl, a\.txt; name each kind apart"):
-        check((str(tmp_path / "*"),))
+        check_corpus((str(tmp_path / "*"),))
     assert read(tmp_path / "a.jsonl", tmp_path / "a.txt") == [*LINES, ["A."]]
 
 
 def test_a_line_and_a_document_have_a_longest_size(tmp_path, monkeypatch):
-    monkeypatch.setattr(file_readers, "LONGEST", 1 << 20)
+    monkeypatch.setattr(file_readers, "MAX_LINE_BYTES", 1 << 20)
     path = tmp_path / "a.txt"
     path.write_text("Short.\n" + "word " * 300_000)
     with pytest.raises(CorpusError, match=r"a\.txt:2: a line of more than 1 MB; is it text\?"):
@@ -108,21 +108,21 @@ def test_the_line_of_an_error_is_counted_from_the_start_of_the_file(tmp_path):
     path.write_bytes(b"Good.\n\n" * 1000 + b"caf\xe9\n")
     for part in (10, 333, 1 << 20):
         with pytest.raises(CorpusError, match=r"a\.txt:2001: the line is not UTF-8: byte 4 is 0xe9"):
-            read(path, part=part)
+            read(path, range_bytes=part)
 
 
 def test_the_digest_of_a_large_file_is_remembered_while_its_size_and_time_stay(tmp_path, monkeypatch):
-    monkeypatch.setattr(Digests, "LARGE", 5)
+    monkeypatch.setattr(DigestCache, "MIN_CACHED_BYTES", 5)
     path, kept = tmp_path / "a.txt", tmp_path / "stores" / ".digests.json"
     path.write_text("large enough")
-    first = identity((str(path),), kept=kept)
+    first = describe_corpus((str(path),), cache_path=kept)
     monkeypatch.setattr("hashlib.file_digest", lambda *given: pytest.fail("it was known"))
-    assert identity((str(path),), kept=kept) == first
+    assert describe_corpus((str(path),), cache_path=kept) == first
     monkeypatch.undo()
     path.write_text("another one.")
-    assert identity((str(path),), kept=kept) != first
+    assert describe_corpus((str(path),), cache_path=kept) != first
     kept.write_text("{damaged")
-    assert identity((str(path),), kept=kept) == identity((str(path),))
+    assert describe_corpus((str(path),), cache_path=kept) == describe_corpus((str(path),))
     path.write_text("tiny")
-    identity((str(path),), kept=tmp_path / "never")
+    describe_corpus((str(path),), cache_path=tmp_path / "never")
     assert (tmp_path / "never").exists() == (path.stat().st_size >= 5)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from encoders.text.tokenization import Vocabulary, load, train
+from encoders.text.tokenization import TokenizerSpec, load_tokenizer, train_tokenizer
 
 pytestmark = pytest.mark.live
 SHARED = Path(os.environ.get("ENCODERS_SHARED", Path(__file__).parents[3] / "shared"))
@@ -146,7 +146,7 @@ def ids_of(tokenizer, texts: list[str]) -> list[list[int]]:
 @pytest.fixture(scope="module")
 def bert():
     path = found("data/vocab/bert-uncased-vocab.txt")
-    return {lowercase: load(path, lowercase) for lowercase in (True, False)}
+    return {lowercase: load_tokenizer(path, lowercase) for lowercase in (True, False)}
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +204,7 @@ def google_ids(texts: list[str], lowercase: bool) -> list[list[int]]:
 
 def test_the_ids_of_hello_world_are_those_of_the_released_bert(bert):
     assert bert[True].encode_batch(["Hello world"]) == [[7592, 2088]]
-    assert bert[True].facts.size == 30522 and bert[True].facts.special == (0, 100, 101, 102, 103)
+    assert bert[True].vocab.vocab_size == 30522 and bert[True].vocab.special_ids == (0, 100, 101, 102, 103)
 
 
 @CASES
@@ -237,7 +237,7 @@ def test_bert_gives_unusual_text_the_ids_of_googles_code(bert, kind, lowercase):
 
 def test_a_word_of_101_characters_is_unknown_to_transformers_and_pieces_in_googles_code(bert, their_bert):
     word, limit = "x" * 101, "x" * 201
-    unknown = [bert[True].facts.unk]
+    unknown = [bert[True].vocab.unk_id]
     assert ids_of(their_bert[True], [word]) == [unknown] == google_ids([limit], True)
     assert bert[True].encode_batch([word]) == google_ids([word], True) != [unknown]
     assert bert[True].encode_batch([limit]) == [unknown]
@@ -248,7 +248,7 @@ def test_a_word_of_101_characters_is_unknown_to_transformers_and_pieces_in_googl
 
 @pytest.fixture(scope="module")
 def roberta():
-    return load(found("data/vocab/roberta"))
+    return load_tokenizer(found("data/vocab/roberta"))
 
 
 def numbered() -> dict[int, int]:
@@ -295,8 +295,8 @@ def their_encoder():
 
 def test_the_ids_of_hello_world_are_those_that_transformers_documents_for_roberta(roberta):
     assert roberta.encode_batch(["Hello world", " Hello world"]) == [[31414, 232], [20920, 232]]
-    assert roberta.facts.size == 50265 and roberta.facts.special == (0, 1, 2, 3, 50264)
-    assert roberta.joiner == " "
+    assert roberta.vocab.vocab_size == 50265 and roberta.vocab.special_ids == (0, 1, 2, 3, 50264)
+    assert roberta.sentence_joiner == " "
 
 
 @JOINERS
@@ -328,7 +328,7 @@ def test_roberta_gives_unusual_text_the_ids_of_transformers_and_gpt2s_code(
 @pytest.fixture(scope="module")
 def albert():
     documents = ([line] for line in drawn("wiki-1"))
-    return train(Vocabulary(kind="unigram", size=8000, sample=2_000_000), documents)
+    return train_tokenizer(TokenizerSpec(kind="unigram", vocab_size=8000, train_chars=2_000_000), documents)
 
 
 def preprocessed(text: str) -> str:
@@ -343,7 +343,7 @@ def preprocessed(text: str) -> str:
 
 
 def normalized(tokenizer, texts: list[str]) -> list[str]:
-    return [tokenizer._inner.normalizer.normalize_str(text) for text in texts]
+    return [tokenizer._backend.normalizer.normalize_str(text) for text in texts]
 
 
 @SOURCES
@@ -360,7 +360,7 @@ def test_a_trained_unigram_vocabulary_sees_unusual_text_as_albert_does(albert, k
 
 def test_no_token_ends_in_a_number_and_its_comma(albert):
     """encode_pieces of the released code takes the comma off, though training finds such pieces."""
-    pieces = [albert.token(id) for id in range(albert.facts.size)]
+    pieces = [albert.id_to_token(id) for id in range(albert.vocab.vocab_size)]
     learned = {id for id, piece in enumerate(pieces) if piece[-1:] == "," and piece[-2:-1].isdigit()}
     lines = [line for line in drawn("wiki-1") if re.search(r"\d,", line)]
     assert len(learned) > 0 and len(lines) > 1000

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import encoders
-from encoders.text.tokenization import Facts, Tokenizer, Vocabulary, load, train
+from encoders.text.tokenization import Tokenizer, TokenizerSpec, VocabInfo, load_tokenizer, train_tokenizer
 
 DOCUMENTS = [
     ["The cat sat on the mat.", "The mat was flat, and the cat was fat (very).", "A naïve rat ran at the cat."],
@@ -22,7 +22,7 @@ BERT += ["mask", "H", "##ello", "é", "e", "\u2028"]
 
 @pytest.fixture(scope="module")
 def trained():
-    return {kind: train(Vocabulary(kind, size), DOCUMENTS) for kind, size in SIZES.items()}
+    return {kind: train_tokenizer(TokenizerSpec(kind, size), DOCUMENTS) for kind, size in SIZES.items()}
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def bert(tmp_path):
 
 
 def tokens(tokenizer: Tokenizer, text: str) -> list[str]:
-    return [tokenizer.token(id) for id in tokenizer.encode(text)]
+    return [tokenizer.id_to_token(id) for id in tokenizer.encode(text)]
 
 
 # Specifications and facts
@@ -41,55 +41,64 @@ def tokens(tokenizer: Tokenizer, text: str) -> list[str]:
 
 @pytest.mark.parametrize("kind, least", [("wordpiece", 21), ("bpe", 261), ("unigram", 29)])
 def test_a_vocabulary_holds_at_least_its_special_tokens_and_letters(kind, least):
-    Vocabulary(kind, least)
-    Vocabulary(kind, 0, path="vocab.txt")  # a published one has the size that it has
-    with pytest.raises(ValueError, match=rf"vocabulary.size={least - 1} is smaller .* 5 special tokens .* = {least}"):
-        Vocabulary(kind, least - 1)
+    TokenizerSpec(kind, least)
+    TokenizerSpec(kind, 0, path="vocab.txt")  # a published one has the size that it has
+    with pytest.raises(
+        ValueError, match=rf"tokenizer.vocab_size={least - 1} is smaller .* 5 special tokens .* = {least}"
+    ):
+        TokenizerSpec(kind, least - 1)
 
 
 def test_a_specification_names_what_it_could_have_been():
     with pytest.raises(ValueError, match="kind='wordpeice' must be one of wordpiece, bpe, unigram"):
-        Vocabulary("wordpeice")
-    with pytest.raises(ValueError, match="sample=0 must be at least 1"):
-        Vocabulary(sample=0)
+        TokenizerSpec("wordpeice")
+    with pytest.raises(ValueError, match="tokenizer.train_chars=0 must be at least 1"):
+        TokenizerSpec(train_chars=0)
 
 
 def test_facts_survive_json_and_can_be_a_key():
     starts = np.array([1, 1, 0, 1, 1, 1, 1, 1, 0, 1], bool)
-    facts = Facts(10, 0, 1, 2, 3, 4, (0, 1, 2, 3, 4), np.packbits(~starts).tobytes(), 7)
-    assert facts.to_json()["continuations"] == "2080"  # bits 2 and 8
-    assert Facts.from_json(json.loads(json.dumps(facts.to_json()))) == facts
-    assert {facts: 1}[Facts.from_json(facts.to_json())] == 1
-    np.testing.assert_array_equal(facts.word_starts(), starts)
+    facts = VocabInfo(10, 0, 1, 2, 3, 4, (0, 1, 2, 3, 4), np.packbits(~starts).tobytes(), 7)
+    assert facts.to_json_value()["continuation_bits"] == "2080"  # bits 2 and 8
+    assert VocabInfo.from_json_value(json.loads(json.dumps(facts.to_json_value()))) == facts
+    assert {facts: 1}[VocabInfo.from_json_value(facts.to_json_value())] == 1
+    np.testing.assert_array_equal(facts.compute_word_starts(), starts)
 
 
 # Training
 
 
 def test_special_tokens_have_the_ids_of_the_released_models(trained):
-    wordpiece, bpe, unigram = (trained[kind].facts for kind in ("wordpiece", "bpe", "unigram"))
-    assert [trained["wordpiece"].token(id) for id in range(5)] == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    assert (wordpiece.pad, wordpiece.unk, wordpiece.cls, wordpiece.sep, wordpiece.mask) == (0, 1, 2, 3, 4)
-    assert [trained["bpe"].token(id) for id in range(4)] == ["<s>", "<pad>", "</s>", "<unk>"]
-    assert (bpe.cls, bpe.pad, bpe.sep, bpe.unk, bpe.mask) == (0, 1, 2, 3, bpe.size - 1)
-    assert bpe.special == (0, 1, 2, 3, bpe.size - 1)
-    assert [trained["unigram"].token(id) for id in range(5)] == ["<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"]
-    assert "".join(trained["unigram"].token(id) for id in range(5, 13)) == '()"-.–£€'
-    assert unigram.special == (0, 1, 2, 3, 4)
+    wordpiece, bpe, unigram = (trained[kind].vocab for kind in ("wordpiece", "bpe", "unigram"))
+    assert [trained["wordpiece"].id_to_token(id) for id in range(5)] == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    assert (wordpiece.pad_id, wordpiece.unk_id, wordpiece.cls_id, wordpiece.sep_id, wordpiece.mask_id) == (
+        0,
+        1,
+        2,
+        3,
+        4,
+    )
+    assert [trained["bpe"].id_to_token(id) for id in range(4)] == ["<s>", "<pad>", "</s>", "<unk>"]
+    assert (bpe.cls_id, bpe.pad_id, bpe.sep_id, bpe.unk_id, bpe.mask_id) == (0, 1, 2, 3, bpe.vocab_size - 1)
+    assert bpe.special_ids == (0, 1, 2, 3, bpe.vocab_size - 1)
+    assert [trained["unigram"].id_to_token(id) for id in range(5)] == ["<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"]
+    assert "".join(trained["unigram"].id_to_token(id) for id in range(5, 13)) == '()"-.–£€'
+    assert unigram.special_ids == (0, 1, 2, 3, 4)
 
 
 @KINDS
 def test_a_trained_vocabulary_is_no_larger_than_asked(trained, kind):
-    assert trained[kind].facts.size <= SIZES[kind]
+    assert trained[kind].vocab.vocab_size <= SIZES[kind]
     least = {"wordpiece": 21, "bpe": 261, "unigram": 29}[kind]
-    assert train(Vocabulary(kind, least), DOCUMENTS).facts.size <= least
+    assert train_tokenizer(TokenizerSpec(kind, least), DOCUMENTS).vocab.vocab_size <= least
 
 
 @KINDS
 def test_training_is_the_same_in_every_process(trained, kind, tmp_path):
     program = (
         "import sys, json; from encoders.text.tokenization import *\n"
-        "kind, size, path, documents = json.loads(sys.argv[1]); train(Vocabulary(kind, size), documents).save(path)"
+        "kind, size, path, documents = json.loads(sys.argv[1])\n"
+        "train_tokenizer(TokenizerSpec(kind, size), documents).save(path)"
     )
     trained[kind].save(tmp_path / "here.json")
     arguments = [kind, SIZES[kind], str(tmp_path / "there.json"), DOCUMENTS]
@@ -106,21 +115,21 @@ def test_training_reads_no_more_than_its_sample(kind):
         raise AssertionError("read too far")
 
     characters = sum(len(sentence) for document in DOCUMENTS for sentence in document)
-    train(Vocabulary(kind, SIZES[kind], sample=characters + 500), endless())
+    train_tokenizer(TokenizerSpec(kind, SIZES[kind], train_chars=characters + 500), endless())
 
 
 @KINDS
 def test_training_on_nothing_is_an_error(kind):
     with pytest.raises(ValueError, match=f"no text to train a {kind} vocabulary on"):
-        train(Vocabulary(kind, SIZES[kind]), [[" "], []])
+        train_tokenizer(TokenizerSpec(kind, SIZES[kind]), [[" "], []])
 
 
 @KINDS
 def test_a_saved_vocabulary_reads_back_equal(trained, kind, tmp_path):
     trained[kind].save(tmp_path)
-    again = load(tmp_path / "tokenizer.json")
+    again = load_tokenizer(tmp_path / "tokenizer.json")
     texts = ["The cat, on 2000 mats!", "a naïve  rät ☃"]
-    assert again.facts == trained[kind].facts and again.joiner == trained[kind].joiner
+    assert again.vocab == trained[kind].vocab and again.sentence_joiner == trained[kind].sentence_joiner
     assert again.encode_batch(texts) == trained[kind].encode_batch(texts)
     again.save(tmp_path / "again.json")
     assert (tmp_path / "again.json").read_text() == (tmp_path / "tokenizer.json").read_text()
@@ -149,12 +158,12 @@ def test_a_saved_vocabulary_adds_special_tokens_in_the_way_of_its_family(trained
 @KINDS
 def test_the_names_of_special_tokens_are_text_in_a_corpus_and_tokens_where_asked(trained, kind):
     tokenizer = trained[kind]
-    names = [tokenizer.token(id) for id in tokenizer.facts.special]
-    for name, id in zip(names, tokenizer.facts.special, strict=True):
+    names = [tokenizer.id_to_token(id) for id in tokenizer.vocab.special_ids]
+    for name, id in zip(names, tokenizer.vocab.special_ids, strict=True):
         text = f"the {name} cat"
         assert id in tokenizer.encode(text)
-        inside = set(tokenizer.encode_batch([text])[0]) & set(tokenizer.facts.special)
-        assert inside <= {tokenizer.facts.unk}  # letters that the training texts lack
+        inside = set(tokenizer.encode_batch([text])[0]) & set(tokenizer.vocab.special_ids)
+        assert inside <= {tokenizer.vocab.unk_id}  # letters that the training texts lack
 
 
 @KINDS
@@ -164,27 +173,33 @@ def test_encoding_adds_nothing_and_decoding_is_readable(trained, kind):
     text = "the cat sat on the mat."
     assert tokenizer.encode_batch([text, "cat"]) == [tokenizer.encode(text), tokenizer.encode("cat")]
     assert tokenizer.decode(tokenizer.encode(text)) == text
-    assert tokenizer.decode(np.array([tokenizer.facts.cls])) == tokenizer.token(tokenizer.facts.cls)
-    with pytest.raises(IndexError, match=f"token {tokenizer.facts.size} is not among the {tokenizer.facts.size}"):
-        tokenizer.token(tokenizer.facts.size)
+    assert tokenizer.decode(np.array([tokenizer.vocab.cls_id])) == tokenizer.id_to_token(tokenizer.vocab.cls_id)
+    with pytest.raises(
+        IndexError, match=f"token {tokenizer.vocab.vocab_size} is not among the {tokenizer.vocab.vocab_size}"
+    ):
+        tokenizer.id_to_token(tokenizer.vocab.vocab_size)
 
 
 def test_byte_level_sentences_within_a_text_begin_with_the_joiner(trained):
     bpe = trained["bpe"]
-    assert (trained["wordpiece"].joiner, bpe.joiner, trained["unigram"].joiner) == ("", " ", "")
-    assert bpe.encode("A cat.") + bpe.encode(bpe.joiner + "The cat.") == bpe.encode("A cat. The cat.")
+    assert (trained["wordpiece"].sentence_joiner, bpe.sentence_joiner, trained["unigram"].sentence_joiner) == (
+        "",
+        " ",
+        "",
+    )
+    assert bpe.encode("A cat.") + bpe.encode(bpe.sentence_joiner + "The cat.") == bpe.encode("A cat. The cat.")
     assert tokens(bpe, " the cat")[0] == "Ġthe"
 
 
 def test_byte_level_text_is_never_unknown_and_keeps_its_case(trained):
     bpe = trained["bpe"]
     for text in ("Été ☃ 你好\n\x00", "  two  spaces "):
-        assert bpe.facts.unk not in bpe.encode(text) and bpe.decode(bpe.encode(text)) == text
+        assert bpe.vocab.unk_id not in bpe.encode(text) and bpe.decode(bpe.encode(text)) == text
 
 
 def test_a_byte_level_mask_takes_the_space_before_it(trained):
     bpe = trained["bpe"]
-    assert bpe.encode("the <mask> cat") == [*bpe.encode("the"), bpe.facts.mask, *bpe.encode(" cat")]
+    assert bpe.encode("the <mask> cat") == [*bpe.encode("the"), bpe.vocab.mask_id, *bpe.encode(" cat")]
 
 
 def test_albert_normalizes_quotes_accents_case_and_spaces(trained):
@@ -198,8 +213,8 @@ def test_albert_keeps_its_symbols_apart(trained):
 
 
 def test_the_rarest_letters_get_no_token_where_there_is_no_room():
-    wordpiece = train(
-        Vocabulary("wordpiece", 21), [[f"{letter} " * count for count, letter in enumerate("zyxwvutsrqp", 1)]]
+    wordpiece = train_tokenizer(
+        TokenizerSpec("wordpiece", 21), [[f"{letter} " * count for count, letter in enumerate("zyxwvutsrqp", 1)]]
     )
     assert [letter for letter in "pqrstuvwxyz" if wordpiece.encode(letter) == [1]] == ["x", "y", "z"]
 
@@ -208,37 +223,37 @@ def test_the_rarest_letters_get_no_token_where_there_is_no_room():
 
 
 def test_a_published_word_list_keeps_its_ids_and_rules(bert):
-    tokenizer = load(bert)
+    tokenizer = load_tokenizer(bert)
     assert tokenizer.encode("Hello, world unaffable é!") == [8, 10, 9, 5, 6, 7, 18, 11]
     assert tokenizer.encode("HELLO xyz [MASK]") == [8, 1, 4]
     assert tokenizer.encode_batch(["[mask]"]) == [[12, 14, 13]]
-    assert tokenizer.facts.size == 20 and tokenizer.token(19) == "\u2028"
-    assert np.flatnonzero(~tokenizer.facts.word_starts()).tolist() == [6, 7, 16]
-    assert load(bert.parent).facts == tokenizer.facts
+    assert tokenizer.vocab.vocab_size == 20 and tokenizer.id_to_token(19) == "\u2028"
+    assert np.flatnonzero(~tokenizer.vocab.compute_word_starts()).tolist() == [6, 7, 16]
+    assert load_tokenizer(bert.parent).vocab == tokenizer.vocab
 
 
 def test_case_and_accents_are_kept_where_asked(bert):
-    assert load(bert, lowercase=False).encode("Hello é") == [15, 16, 17]
+    assert load_tokenizer(bert, lowercase=False).encode("Hello é") == [15, 16, 17]
 
 
 def test_missing_special_tokens_are_named(tmp_path):
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\nhello\n")
     message = r"vocab.txt': the vocabulary of 4 tokens has no \[SEP\] or </s>, no \[MASK\] or <mask>$"
     with pytest.raises(ValueError, match=message):
-        load(tmp_path)
+        load_tokenizer(tmp_path)
 
 
 def test_a_path_that_is_no_vocabulary_is_answered_with_what_is_one(tmp_path):
     with pytest.raises(ValueError, match="there is no vocabulary '.*nowhere'; .* vocab.txt; vocab.json [+] merges.txt"):
-        load(tmp_path / "nowhere")
+        load_tokenizer(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="folder '.*' holds no vocabulary: tokenizer.json; vocab.txt"):
-        load(tmp_path)
+        load_tokenizer(tmp_path)
     (tmp_path / "a.bin").write_bytes(b"")
     with pytest.raises(ValueError, match="a.bin' is none of tokenizer.json"):
-        load(tmp_path / "a.bin")
+        load_tokenizer(tmp_path / "a.bin")
     (tmp_path / "vocab.json").write_text("{}")
     with pytest.raises(ValueError, match="vocab.json' needs .*merges.txt"):
-        load(tmp_path)
+        load_tokenizer(tmp_path)
 
 
 PIECES = ["h", "e", "l", "o", "w", "Ġ", "he", "ll", "Ġw", "<|endoftext|>"]
@@ -250,10 +265,10 @@ def test_a_published_byte_level_vocabulary_is_two_files(tmp_path):
     (tmp_path / "vocab.json").write_text(json.dumps({name: id for id, name in enumerate(names)}))
     (tmp_path / "merges.txt").write_text(MERGES)
     for path in (tmp_path, tmp_path / "vocab.json", tmp_path / "merges.txt"):
-        tokenizer = load(path)
+        tokenizer = load_tokenizer(path)
         assert tokenizer.encode("hello wo <mask>") == [10, 11, 7, 12, 7, 14]
-        assert tokenizer.facts.special == (0, 1, 2, 3, 14)
-        assert np.flatnonzero(tokenizer.facts.word_starts()).tolist() == [0, 1, 2, 3, 9, 12, 14]
+        assert tokenizer.vocab.special_ids == (0, 1, 2, 3, 14)
+        assert np.flatnonzero(tokenizer.vocab.compute_word_starts()).tolist() == [0, 1, 2, 3, 9, 12, 14]
 
 
 @pytest.mark.parametrize("filled, rows", [(0, 10), (2, 12), (5, 12)])  # 4 special tokens + 10 rows + 2 = 16
@@ -263,13 +278,13 @@ def test_fairseq_numbers_the_tokens_of_gpt2_by_its_dictionary(tmp_path, filled, 
     order = [6, 7, 0, 1, 2, 3, 4, 5, 8, 9]
     words = [f"{id} {100 - id}" for id in order] + [f"madeupword{id:04} 0" for id in range(filled)]
     (tmp_path / "dict.txt").write_text("\n".join(words))
-    tokenizer = load(tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
     assert tokenizer.encode("hello w<mask>") == [4, 5, 9, 12, 4 + rows]
-    assert tokenizer.facts.size == 5 + rows and tokenizer.facts.mask == 4 + rows
-    assert tokenizer.facts.word_starts()[14:].all()  # what fills the dictionary is no part of a word
+    assert tokenizer.vocab.vocab_size == 5 + rows and tokenizer.vocab.mask_id == 4 + rows
+    assert tokenizer.vocab.compute_word_starts()[14:].all()  # what fills the dictionary is no part of a word
     (tmp_path / "dict.txt").write_text("\n".join(words[:3]))
     with pytest.raises(ValueError, match="dict.txt holds 3 of the 10 tokens of encoder.json"):
-        load(tmp_path)
+        load_tokenizer(tmp_path)
 
 
 def message(*fields) -> bytes:
@@ -298,16 +313,18 @@ ALBERT += [("e", -4.0, 1), ("in", -3.0, 1), ("(in", -1.0, 1), ("é", -3.0, 1), (
 def test_a_sentencepiece_model_is_read_without_its_library(tmp_path):
     path = tmp_path / "spiece.model"
     path.write_bytes(spiece(*ALBERT))
-    tokenizer = load(tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
     assert tokens(tokenizer, "In 2000, (in [MASK]") == ["▁in", "▁2000", ",", "▁", "(", "in", "[MASK]"]
-    assert tokenizer.facts.special == (0, 1, 2, 3, 4) and tokenizer.facts.size == 17
+    assert tokenizer.vocab.special_ids == (0, 1, 2, 3, 4) and tokenizer.vocab.vocab_size == 17
 
 
 def test_an_albert_unit_starts_at_spaces_marks_digits_and_foreign_letters(tmp_path):
     path = tmp_path / "spiece.model"
     path.write_bytes(spiece(*ALBERT))
-    facts = load(path).facts
-    continued = [([""] * 5 + [piece for piece, _, _ in ALBERT])[id] for id in np.flatnonzero(~facts.word_starts())]
+    facts = load_tokenizer(path).vocab
+    continued = [
+        ([""] * 5 + [piece for piece, _, _ in ALBERT])[id] for id in np.flatnonzero(~facts.compute_word_starts())
+    ]
     assert continued == ["e", "in", "(in", "e,"]
 
 
@@ -321,4 +338,4 @@ def test_a_sentencepiece_model_of_another_kind_or_cut_off_is_an_error(tmp_path):
     ]:
         path.write_bytes(content)
         with pytest.raises(ValueError, match=expected):
-            load(path)
+            load_tokenizer(path)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from encoders.text import word_splitting
-from encoders.text.tokenization import Vocabulary, train
+from encoders.text.tokenization import TokenizerSpec, train_tokenizer
 from tests.texts import made_up
 
 PIECES = (
@@ -22,13 +22,13 @@ TEXTS = st.lists(st.sampled_from(PIECES) | st.text(max_size=4), max_size=12).map
 def tokenizer(request):
     kind = "bpe" if request.param == "bpe" else "wordpiece"
     documents = [*made_up(30), ["don't 12 naïve é ... ' [MASK] 日本"] * 2]
-    return train(Vocabulary(kind=kind, size=600, lowercase=request.param == "uncased"), documents)
+    return train_tokenizer(TokenizerSpec(kind=kind, vocab_size=600, lowercase=request.param == "uncased"), documents)
 
 
 @settings(max_examples=300, deadline=None)
 @given(texts=st.lists(TEXTS, max_size=4))
 def test_a_text_has_the_same_ids_word_by_word_as_whole(tokenizer, texts):
-    assert tokenizer.encode_batch(texts) == tokenizer._words.encode(texts)
+    assert tokenizer.encode_batch(texts) == tokenizer._word_cache.encode_batch(texts)
 
 
 def test_words_are_split_once_and_forgotten_when_there_are_too_many(monkeypatch):
@@ -38,15 +38,15 @@ def test_words_are_split_once_and_forgotten_when_there_are_too_many(monkeypatch)
         asked.extend(texts)
         return [[len(text)] for text in texts]
 
-    monkeypatch.setattr(word_splitting, "MOST", 2)
-    cache = word_splitting.Words(encode, word_splitting.bert_words)
+    monkeypatch.setattr(word_splitting, "MAX_CACHED_WORDS", 2)
+    cache = word_splitting.WordCache(encode, word_splitting.split_bert_words)
     assert cache.encode_batch(["ab c", "ab ab"]) == [[2, 1], [2, 2]] and asked == ["ab", "c"]
     assert cache.encode_batch(["ab def"]) == [[2, 3]] and asked == ["ab", "c", "def"]
     assert cache.encode_batch(["ab"]) == [[2]] and asked == ["ab", "c", "def", "ab"]
-    assert sys.getsizeof(cache.known) < 1000
+    assert sys.getsizeof(cache.cached_ids) < 1000
 
 
 def test_rules_that_are_not_known_see_the_whole_text():
-    tokenizer = train(Vocabulary(kind="unigram", size=600), made_up(30))
-    assert tokenizer._words.split("plain text") is None
-    assert word_splitting.gpt2_words("é") is None and word_splitting.bert_words("é" * 65) is None
+    tokenizer = train_tokenizer(TokenizerSpec(kind="unigram", vocab_size=600), made_up(30))
+    assert tokenizer._word_cache.split_words("plain text") is None
+    assert word_splitting.split_gpt2_words("é") is None and word_splitting.split_bert_words("é" * 65) is None

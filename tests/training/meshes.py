@@ -18,41 +18,43 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from encoders.bench.communication import Collective, collectives, compiled_step
-from encoders.bench.inputs import text_rows
+from encoders.bench.communication import Collective, compile_train_step, parse_collectives
+from encoders.bench.inputs import read_text_batches
 from encoders.data.formats import ElectraPairs, SegmentPairs
-from encoders.data.prepare import Data
+from encoders.data.prepare import PretrainingData
 from encoders.data.stream import Phase
 from encoders.experiment import Experiment
 from encoders.families import albert, bert, electra
-from encoders.objectives.masked_lm import Joint
+from encoders.objectives.masked_lm import MaskedLM
 from encoders.objectives.masking import Masking
-from encoders.objectives.replaced_tokens import ReplacedTokens
-from encoders.objectives.sentence_pair import NextSentence, SentenceOrder
-from encoders.text.tokenization import Vocabulary
+from encoders.objectives.replaced_tokens import ReplacedTokenDetection
+from encoders.objectives.sentence_pair import NextSentencePrediction, SentenceOrderPrediction
+from encoders.text.tokenization import TokenizerSpec
 from encoders.training import step
 from encoders.training.optimizer import AdamW, Lamb
-from encoders.training.sharding import Mesh, place, shardings
+from encoders.training.sharding import Mesh, infer_shardings, shard_batch
 from tests import texts
 
 STEPS, ROWS, LENGTH, VOCABULARY = 5, 16, 24, 88
-SIZES = dict(vocab=VOCABULARY, hidden=32, layers=2, heads=8, intermediate=64, positions=LENGTH)
+SIZES = dict(
+    vocab_size=VOCABULARY, hidden_size=32, num_layers=2, num_heads=8, intermediate_size=64, max_positions=LENGTH
+)
 FAMILIES = {
     "bert": (
-        replace(bert.BASE, **SIZES, embedding=32),
-        Joint(Masking(), NextSentence()),
+        replace(bert.BASE, **SIZES, embedding_size=32),
+        MaskedLM(Masking(), NextSentencePrediction()),
         SegmentPairs(),
         AdamW(1e-3, 2),
     ),
     "albert": (
-        replace(albert.BASE, **SIZES, embedding=16),
-        Joint(Masking(unit="word", ngrams=3), SentenceOrder()),
+        replace(albert.BASE, **SIZES, embedding_size=16),
+        MaskedLM(Masking(unit="word", max_ngram=3), SentenceOrderPrediction()),
         SegmentPairs("swapped"),
         Lamb(1e-2, 2),
     ),
     "electra": (
-        replace(electra.BASE, **SIZES, embedding=32),
-        ReplacedTokens(width=1 / 2),
+        replace(electra.BASE, **SIZES, embedding_size=32),
+        ReplacedTokenDetection(generator_width=1 / 2),
         ElectraPairs(),
         AdamW(1e-3, 2),
     ),
@@ -67,28 +69,34 @@ def experiment(family: str, home: Path) -> Experiment:
         name=family,
         model=model,
         objective=objective,
-        data=Data((str(text),), Vocabulary(size=VOCABULARY), "lines", heldout=0.1, folder=str(home / "stores")),
+        data=PretrainingData(
+            (str(text),),
+            TokenizerSpec(vocab_size=VOCABULARY),
+            "lines",
+            heldout_fraction=0.1,
+            store_dir=str(home / "stores"),
+        ),
         optimizer=optimizer,
-        phases=(Phase(until=STEPS, length=LENGTH, batch=ROWS, format=form),),
+        phases=(Phase(until_step=STEPS, seq_length=LENGTH, batch_size=ROWS, format=form),),
     )
 
 
 def trained(made: Experiment, facts, batches, mesh) -> tuple[np.ndarray, dict, list[Collective]]:
     """The loss terms of every step `[step, term]`, the parameters after the last, and what one step sends."""
-    run_step = compiled_step(made, facts, mesh)
-    init = partial(step.init, module=made.objective.module(made.model, facts), optimizer=made.optimizer)
-    state, losses = jax.jit(init, out_shardings=shardings(jax.eval_shape(init, made.seed), mesh))(made.seed), []
+    run_step = compile_train_step(made, facts, mesh)
+    init = partial(step.init_train_state, module=made.objective.module(made.model, facts), optimizer=made.optimizer)
+    state, losses = jax.jit(init, out_shardings=infer_shardings(jax.eval_shape(init, made.seed), mesh))(made.seed), []
     for batch in batches:
-        state, metrics = run_step(state, place(batch, mesh), made.seed)  # refuses a state that has moved
-        losses.append([metrics[name].total / metrics[name].count for name in made.objective.weights])
-    return np.array(losses), jax.device_get(state.params), list(collectives(run_step.as_text()))
+        state, metrics = run_step(state, shard_batch(batch, mesh), made.seed)  # refuses a state that has moved
+        losses.append([metrics[name].total / metrics[name].count for name in made.objective.loss_weights])
+    return np.array(losses), jax.device_get(state.params), list(parse_collectives(run_step.as_text()))
 
 
 def compared(family: str, meshes=MESHES) -> Iterator[tuple[str, float, float, list[Collective]]]:
     """Each mesh, the largest deviations of loss terms and of parameters from one device, and what a step sends."""
     with tempfile.TemporaryDirectory() as home:
         made = experiment(family, Path(home))
-        facts, batches = text_rows(made, made.phases[0], STEPS)
+        facts, batches = read_text_batches(made, made.phases[0], STEPS)
         losses, params, _ = trained(made, facts, batches, Mesh().build(jax.devices()[:1]))
         for sizes in meshes:
             found = trained(made, facts, batches, Mesh(*sizes).build())
@@ -102,7 +110,7 @@ def main(family: str | None = None, *chosen: str) -> None:
     print("family  data x fsdp x model  loss apart  parameters apart  kB sent by a device")
     for name in [family] if family else FAMILIES:
         for mesh, losses, params, sent in compared(name, meshes):
-            size = sum(each.sent for each in sent) / 1e3
+            size = sum(each.sent_bytes for each in sent) / 1e3
             print(f"{name:<7} {mesh:>19} {losses:11.1e} {params:17.1e} {size:20,.0f}", flush=True)
 
 

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 from encoders.run import diagnostics, loop
-from encoders.run.preemption import STATUS
+from encoders.run.preemption import STOPPED_STATUS
 from encoders.training import distributed
-from encoders.training.distributed import HostsError
-from encoders.training.metric_log import rows
-from encoders.training.rendezvous import meet
+from encoders.training.distributed import DistributedError
+from encoders.training.metric_log import read_metric_rows
+from encoders.training.rendezvous import wait_for_all_processes
 from tests import texts
 from tests.run.test_loop import experiment, final_state, quiet, without_time
 
@@ -40,7 +40,7 @@ def met(*places, at=None) -> list[str]:
 
     def come(index: int, process: int, processes: int) -> None:
         try:
-            meet(where, processes, process, wait=1.5)
+            wait_for_all_processes(where, processes, process, timeout=1.5)
         except ValueError as error:
             said[index] = str(error)
 
@@ -94,15 +94,15 @@ def test_what_answers_may_be_somebody_else():
 @pytest.mark.parametrize("place", ["here", ":8476", "here:", "here:port", "here:0", "here:70000"])
 def test_a_coordinator_must_be_a_host_and_a_port(place):
     with pytest.raises(ValueError, match=f"--coordinator '{place}' must be HOST:PORT"):
-        meet(place, 2, 1, wait=1)
+        wait_for_all_processes(place, 2, 1, timeout=1)
 
 
 @pytest.mark.parametrize(("processes", "process"), [(None, 0), (2, None), (2, 2), (2, -1)])
 def test_a_coordinator_needs_a_number_and_how_many(processes, process):
-    with pytest.raises(HostsError, match="--process 0 to N - 1"):
-        distributed.join("here:8476", processes, process, wait=1)
-    with pytest.raises(HostsError, match="--process 1 needs --coordinator"):
-        distributed.join(None, None, 1, wait=1)
+    with pytest.raises(DistributedError, match="--process 0 to N - 1"):
+        distributed.initialize_distributed("here:8476", processes, process, timeout=1)
+    with pytest.raises(DistributedError, match="--process 1 needs --coordinator"):
+        distributed.initialize_distributed(None, None, 1, timeout=1)
 
 
 @pytest.mark.parametrize(
@@ -121,14 +121,15 @@ def test_the_environment_says_how_many_were_started(environment, count, monkeypa
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert distributed.launched() == count
+    assert distributed.count_launched_processes() == count
 
 
 def test_a_process_that_the_others_wait_for_is_named(monkeypatch):
-    monkeypatch.setattr(distributed, "gathered", lambda busy: np.float32([0.2, 0.3, busy]))
-    assert diagnostics.slowest(0.4, 10.0) is None
-    assert "process 2 was busy beside its devices for 4.0 of 10.0 s, the others for 0.2 s" in diagnostics.slowest(
-        4.0, 10.0
+    monkeypatch.setattr(distributed, "gather_from_processes", lambda busy: np.float32([0.2, 0.3, busy]))
+    assert diagnostics.describe_slowest_process(0.4, 10.0) is None
+    assert (
+        "process 2 was busy beside its devices for 4.0 of 10.0 s, the others for 0.2 s"
+        in diagnostics.describe_slowest_process(4.0, 10.0)
     )
 
 
@@ -139,7 +140,7 @@ from dataclasses import replace
 from pathlib import Path
 from tests.run.test_loop import experiment
 made = experiment({corpus!r}, "roberta", Path({folder!r}))
-experiments = [replace(made, cadence=replace(made.cadence, log=1))]
+experiments = [replace(made, intervals=replace(made.intervals, log_every=1))]
 """
 # What the program does, and one thing more in process 1.
 DRIVER = """
@@ -147,17 +148,17 @@ import os, signal, sys, time
 sys.path.insert(0, {root!r})
 from pathlib import Path
 import jax, launch
-from encoders import cli
-from encoders.training import log
-cli.PROGRAM = Path(__file__)
-advance, act = log.Log.advance, os.environ.get("ACT", "")
+from encoders.cli import commands
+from encoders.training.metric_log import MetricLog
+commands.PROGRAM = Path(__file__)
+advance, act = MetricLog.advance_progress, os.environ.get("ACT", "")
 def watched(self, index, text=""):
     advance(self, index, text)
     if jax.process_index() == 1 and act:
         time.sleep(0.3)  # its neighbour waits
         if index == 4:
             os.kill(os.getpid(), getattr(signal, act))
-log.Log.advance = watched
+MetricLog.advance_progress = watched
 sys.exit(launch.main(sys.argv[1:]))
 """
 
@@ -170,7 +171,7 @@ def home(tmp_path_factory):
     (home / "experiments.py").write_text(EXPERIMENTS.format(corpus=corpus, folder=str(home)))
     (home / "driver.py").write_text(DRIVER.format(root=str(ROOT)))
     made = experiment(corpus, "roberta", home)
-    loop.train(replace(made, cadence=replace(made.cadence, log=1)), home / "alone" / made.name, quiet)
+    loop.train(replace(made, intervals=replace(made.intervals, log_every=1)), home / "alone" / made.name, quiet)
     return home
 
 
@@ -196,10 +197,10 @@ def assert_alike(a: Path, b: Path):
 def test_two_processes_give_the_numbers_of_one_and_go_on_on_any_layout(home, tmp_path):
     name = "tiny-roberta"
     stopped = launched(home, tmp_path / "two", "--processes", "2", act="SIGTERM")
-    assert stopped.returncode == STATUS, stopped.stderr
+    assert stopped.returncode == STOPPED_STATUS, stopped.stderr
     assert "stopped by a signal to one of its processes after step" in stopped.stderr
     assert "process 1 was busy beside its devices" in stopped.stderr
-    at = max(row["step"] for row in rows(tmp_path / "two" / name / "metrics.jsonl"))
+    at = max(row["step"] for row in read_metric_rows(tmp_path / "two" / name / "metrics.jsonl"))
     assert 4 <= at < 12  # a step that both have agreed on
     assert str(at) in [path.name for path in (tmp_path / "two" / name / "checkpoints").iterdir()]
     shutil.copytree(tmp_path / "two", tmp_path / "four")
@@ -236,8 +237,15 @@ def test_what_one_process_refuses_all_refuse(home, tmp_path):
 
 @pytest.mark.live
 def test_several_processes_say_what_was_not_finite_once(home, tmp_path):
-    wild = ["optimizer.rate=1e30", "optimizer.clip=None", "optimizer.warmup=0", "cadence.patience=2"]
-    died = launched(home, tmp_path, "--processes", "2", "--set", *wild, "cadence.evaluate=100", "cadence.save=100")
+    wild = [
+        "optimizer.learning_rate=1e30",
+        "optimizer.clip_norm=None",
+        "optimizer.warmup_steps=0",
+        "intervals.max_bad_updates=2",
+    ]
+    died = launched(
+        home, tmp_path, "--processes", "2", "--set", *wild, "intervals.eval_every=100", "intervals.save_every=100"
+    )
     assert died.returncode == 1
     assert "What was not finite of the last one: mlm_loss; its 4 examples (pass:place) are 0:" in died.stderr
     assert "Traceback" not in died.stderr

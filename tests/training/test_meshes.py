@@ -12,13 +12,13 @@ import jax
 import pytest
 from jax.sharding import AbstractMesh
 
-from encoders.costs.ledger import blank_facts
+from encoders.costs.ledger import make_blank_vocab
 from encoders.families import bert
-from encoders.objectives.masked_lm import Joint
-from encoders.objectives.sentence_pair import NextSentence
+from encoders.objectives.masked_lm import MaskedLM
+from encoders.objectives.sentence_pair import NextSentencePrediction
 from encoders.training import step
 from encoders.training.optimizer import AdamW
-from encoders.training.sharding import AXES, shardings
+from encoders.training.sharding import MESH_AXES, infer_shardings
 from tests.training.meshes import FAMILIES, LENGTH, ROWS, VOCABULARY
 
 # The eight devices are those of a process of its own, so that the other tests keep one.
@@ -70,11 +70,11 @@ def test_no_device_sees_rows_of_others(found):
 
 
 def test_a_device_of_eight_holds_an_eighth_of_parameters_and_moments():
-    mesh = AbstractMesh((1, 8, 1), AXES)
-    module = Joint(sentences=NextSentence()).module(bert.BASE, blank_facts(bert.BASE.vocab))
-    state = jax.eval_shape(partial(step.init, module=module, optimizer=AdamW(1e-4, 1)), 0)
+    mesh = AbstractMesh((1, 8, 1), MESH_AXES)
+    module = MaskedLM(sentence_task=NextSentencePrediction()).module(bert.BASE, make_blank_vocab(bert.BASE.vocab_size))
+    state = jax.eval_shape(partial(step.init_train_state, module=module, optimizer=AdamW(1e-4, 1)), 0)
     for tree in (state.params, state.moments.m, state.moments.v):
         size = lambda leaf, place: math.prod(place.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        held = sum(jax.tree.leaves(jax.tree.map(size, tree, shardings(tree, mesh))))
+        held = sum(jax.tree.leaves(jax.tree.map(size, tree, infer_shardings(tree, mesh))))
         whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
         assert whole / 8 <= held <= whole / 7

@@ -6,13 +6,21 @@ import numpy as np
 import optax
 import pytest
 
-from encoders.training.optimizer import AdamW, Lamb, leaves, paths, stacked
+from encoders.training.optimizer import AdamW, Lamb, flatten_with_paths, is_stacked, tree_paths
 
 CLOSE = {"rtol": 2e-6, "atol": 1e-9}  # float32 sums in another order
-BERT = AdamW(rate=1e-4, warmup=10_000)
-ROBERTA = AdamW(rate=6e-4, warmup=24_000, betas=(0.9, 0.98), clip=None, correction=True, schedule="peak", exclude=())
-ELECTRA = AdamW(rate=2e-4, warmup=10_000, schedule="product")
-PLAIN = {"rate": 1.0, "warmup": 0, "decay": 0.0, "clip": None, "schedule": "constant"}
+BERT = AdamW(learning_rate=1e-4, warmup_steps=10_000)
+ROBERTA = AdamW(
+    learning_rate=6e-4,
+    warmup_steps=24_000,
+    betas=(0.9, 0.98),
+    clip_norm=None,
+    bias_correction=True,
+    schedule="peak",
+    no_decay=(),
+)
+ELECTRA = AdamW(learning_rate=2e-4, warmup_steps=10_000, schedule="product")
+PLAIN = {"learning_rate": 1.0, "warmup_steps": 0, "weight_decay": 0.0, "clip_norm": None, "schedule": "constant"}
 
 
 def normal(seed, *shape):
@@ -32,17 +40,17 @@ def model(seed):
 def unstacked(tree):
     """The same leaves, those of a stack apart: `encoder/layer0/attend/query/kernel`."""
     apart = {}
-    for path, leaf in leaves(tree):
-        if not stacked(path):
+    for path, leaf in flatten_with_paths(tree):
+        if not is_stacked(path):
             apart[path] = leaf
-        for i in range(len(leaf) if stacked(path) else 0):
+        for i in range(len(leaf) if is_stacked(path) else 0):
             apart[re.sub(r"(layers|shared)/", rf"only-\1-{i}/", path)] = leaf[i]
     return apart
 
 
 def run(optimizer, params, steps=3, total_steps=10, seed=10, split=lambda tree: tree):
     """The updates of `steps` steps on gradients drawn from `seed`."""
-    transform = optimizer.transform(total_steps)
+    transform = optimizer.build_transformation(total_steps)
     params = split(params)
     state, updates, update = transform.init(params), [], jax.jit(transform.update)
     for step in range(steps):
@@ -53,38 +61,38 @@ def run(optimizer, params, steps=3, total_steps=10, seed=10, split=lambda tree: 
 
 
 def test_the_first_step_of_bert_moves_nothing():
-    assert BERT.learning_rate(0, 1_000_000) == 0
-    updates = run(AdamW(rate=1.0, warmup=3), model(0), steps=2)
+    assert BERT.compute_learning_rate(0, 1_000_000) == 0
+    updates = run(AdamW(learning_rate=1.0, warmup_steps=3), model(0), steps=2)
     assert all(np.all(np.asarray(leaf) == 0) for leaf in jax.tree.leaves(updates[0]))
     assert all(np.any(np.asarray(leaf) != 0) for leaf in jax.tree.leaves(updates[1]))
 
 
 def test_the_rate_of_bert_drops_where_warm_up_hands_over_to_the_line():
-    rates = BERT.learning_rate(np.array([5_000, 9_999, 10_000, 500_000, 1_000_000]), 1_000_000)
+    rates = BERT.compute_learning_rate(np.array([5_000, 9_999, 10_000, 500_000, 1_000_000]), 1_000_000)
     np.testing.assert_allclose(rates, [0.5e-4, 0.9999e-4, 0.99e-4, 0.5e-4, 0], **CLOSE)
 
 
 def test_the_rate_of_roberta_falls_from_its_peak_to_nothing():
-    rates = ROBERTA.learning_rate(np.array([0, 12_000, 24_000, 262_000, 500_000]), 500_000)
+    rates = ROBERTA.compute_learning_rate(np.array([0, 12_000, 24_000, 262_000, 500_000]), 500_000)
     np.testing.assert_allclose(rates, [0, 3e-4, 6e-4, 3e-4, 0], **CLOSE)
 
 
 def test_the_rate_of_electra_is_the_product_of_warm_up_and_line():
-    rates = ELECTRA.learning_rate(np.array([0, 5_000, 10_000, 383_000, 766_000]), 766_000)
+    rates = ELECTRA.compute_learning_rate(np.array([0, 5_000, 10_000, 383_000, 766_000]), 766_000)
     by_hand = [0, 2e-4 * 0.5 * 761 / 766, 2e-4 * 756 / 766, 1e-4, 0]
     np.testing.assert_allclose(rates, by_hand, **CLOSE)
 
 
 @pytest.mark.parametrize("schedule", ["replace", "peak", "product", "constant"])
 def test_without_warm_up_every_schedule_starts_at_the_peak_and_none_goes_below_zero(schedule):
-    optimizer = AdamW(rate=0.25, warmup=0, schedule=schedule)
-    assert optimizer.learning_rate(0, 8) == 0.25
-    assert optimizer.learning_rate(9, 8) == (0.25 if schedule == "constant" else 0)
+    optimizer = AdamW(learning_rate=0.25, warmup_steps=0, schedule=schedule)
+    assert optimizer.compute_learning_rate(0, 8) == 0.25
+    assert optimizer.compute_learning_rate(9, 8) == (0.25 if schedule == "constant" else 0)
 
 
 def test_a_run_may_be_all_warm_up():
-    optimizer = AdamW(rate=0.25, warmup=4, schedule="peak")
-    np.testing.assert_allclose(optimizer.learning_rate(np.arange(5), 4), [0, 0.0625, 0.125, 0.1875, 0])
+    optimizer = AdamW(learning_rate=0.25, warmup_steps=4, schedule="peak")
+    np.testing.assert_allclose(optimizer.compute_learning_rate(np.arange(5), 4), [0, 0.0625, 0.125, 0.1875, 0])
 
 
 @pytest.mark.parametrize(
@@ -96,7 +104,7 @@ def test_a_run_may_be_all_warm_up():
     ],
 )
 def test_the_first_updates_are_several_times_larger_without_bias_correction(correction, by_hand):
-    transform = AdamW(**PLAIN, epsilon=1e-12, correction=correction).transform(10)
+    transform = AdamW(**PLAIN, eps=1e-12, bias_correction=correction).build_transformation(10)
     params = {"kernel": jnp.zeros(1)}
     state, updates = transform.init(params), []
     for _ in range(3):
@@ -108,7 +116,15 @@ def test_the_first_updates_are_several_times_larger_without_bias_correction(corr
 @pytest.mark.parametrize("correction", [False, True])
 @pytest.mark.parametrize("kind", [AdamW, Lamb])
 def test_three_updates_agree_with_the_formula_in_numpy(kind, correction):
-    optimizer = kind(rate=0.5, warmup=2, decay=0.1, betas=(0.8, 0.9), epsilon=1e-3, correction=correction, clip=2.0)
+    optimizer = kind(
+        learning_rate=0.5,
+        warmup_steps=2,
+        weight_decay=0.1,
+        betas=(0.8, 0.9),
+        eps=1e-3,
+        bias_correction=correction,
+        clip_norm=2.0,
+    )
     params = {path: leaf.astype(np.float64) for path, leaf in unstacked(model(0)).items()}
     m, v = ({path: np.zeros_like(leaf) for path, leaf in params.items()} for _ in range(2))
     for step, updates in enumerate(run(optimizer, model(0), split=unstacked)):
@@ -131,7 +147,10 @@ def test_three_updates_agree_with_the_formula_in_numpy(kind, correction):
             params[path] = params[path] - rate * direction
 
 
-@pytest.mark.parametrize("optimizer", [AdamW(rate=0.1, warmup=1), Lamb(rate=0.1, warmup=1), Lamb(0.1, 1, exclude=())])
+@pytest.mark.parametrize(
+    "optimizer",
+    [AdamW(learning_rate=0.1, warmup_steps=1), Lamb(learning_rate=0.1, warmup_steps=1), Lamb(0.1, 1, no_decay=())],
+)
 def test_an_update_of_a_stack_is_the_update_of_its_layers(optimizer):
     together, apart = run(optimizer, model(0)), run(optimizer, model(0), split=unstacked)
     for stack, layers in zip(together, apart, strict=True):
@@ -141,7 +160,7 @@ def test_an_update_of_a_stack_is_the_update_of_its_layers(optimizer):
 def test_lamb_moves_each_layer_by_the_rate_times_its_own_norm():
     kernel = np.stack([np.full((2, 8), 0.25), np.full((2, 8), 3.0)])  # norms 1 and 12
     params = {"layers": {"up": {"kernel": kernel}}, "pooler": {"kernel": kernel}}
-    transform = Lamb(**PLAIN | {"rate": 0.5}).transform(10)
+    transform = Lamb(**PLAIN | {"learning_rate": 0.5}).build_transformation(10)
     updates, _ = transform.update(jax.tree.map(np.ones_like, params), transform.init(params), params)
     size = lambda x: np.sqrt(np.sum(np.square(x), axis=(1, 2)))
     np.testing.assert_allclose(size(updates["layers"]["up"]["kernel"]), [0.5, 6.0], **CLOSE)
@@ -154,7 +173,7 @@ def test_lamb_moves_weights_of_zero_as_adam_does():
     grads = jax.tree.map(np.ones_like, params)
     updates = []
     for optimizer in (Lamb(**PLAIN), AdamW(**PLAIN)):
-        transform = optimizer.transform(10)
+        transform = optimizer.build_transformation(10)
         updates.append(transform.update(grads, transform.init(params), params)[0]["layers"]["up"]["kernel"])
     np.testing.assert_array_equal(updates[0][0], updates[1][0])
     assert np.all(np.abs(updates[0][1]) < np.abs(updates[1][1]))
@@ -162,7 +181,7 @@ def test_lamb_moves_weights_of_zero_as_adam_does():
 
 def test_lamb_without_a_gradient_keeps_finite_weights():
     params = {"tokens": {"dense": {"kernel": np.ones((2, 3))}}}
-    transform = Lamb(**PLAIN).transform(10)
+    transform = Lamb(**PLAIN).build_transformation(10)
     updates, _ = transform.update(jax.tree.map(np.zeros_like, params), transform.init(params), params)
     np.testing.assert_array_equal(updates["tokens"]["dense"]["kernel"], np.zeros((2, 3)))
 
@@ -170,7 +189,7 @@ def test_lamb_without_a_gradient_keeps_finite_weights():
 def test_norms_and_biases_do_not_decay():
     params = model(0)
     zeros = jax.tree.map(np.zeros_like, params)
-    transform = AdamW(rate=0.5, warmup=0, decay=0.1, schedule="constant").transform(10)
+    transform = AdamW(learning_rate=0.5, warmup_steps=0, weight_decay=0.1, schedule="constant").build_transformation(10)
     updates, _ = transform.update(zeros, transform.init(params), params)
     attend, before = updates["encoder"]["layers"]["attend"], params["encoder"]["layers"]["attend"]
     np.testing.assert_array_equal(attend["norm"]["scale"], np.zeros((3, 5)))
@@ -182,7 +201,9 @@ def test_norms_and_biases_do_not_decay():
 
 def test_everything_decays_in_roberta():
     params = model(0)
-    transform = AdamW(rate=0.5, warmup=0, decay=0.1, schedule="constant", exclude=()).transform(10)
+    transform = AdamW(
+        learning_rate=0.5, warmup_steps=0, weight_decay=0.1, schedule="constant", no_decay=()
+    ).build_transformation(10)
     updates, _ = transform.update(jax.tree.map(np.zeros_like, params), transform.init(params), params)
     jax.tree.map(lambda update, param: np.testing.assert_allclose(update, -0.05 * param, **CLOSE), updates, params)
 
@@ -190,7 +211,7 @@ def test_everything_decays_in_roberta():
 @pytest.mark.parametrize("clip, by_hand", [(1.0, [0.06, 0.08]), (None, [0.6, 0.8]), (20.0, [0.6, 0.8])])
 def test_gradients_are_clipped_to_the_global_norm_before_the_moments(clip, by_hand):
     params = {"a": jnp.zeros(1), "b": jnp.zeros(1)}
-    transform = AdamW(rate=1.0, warmup=0, clip=clip).transform(10)
+    transform = AdamW(learning_rate=1.0, warmup_steps=0, clip_norm=clip).build_transformation(10)
     _, state = transform.update({"a": jnp.array([6.0]), "b": jnp.array([8.0])}, transform.init(params), params)
     np.testing.assert_allclose([state.m["a"][0], state.m["b"][0]], by_hand, **CLOSE)
 
@@ -198,7 +219,7 @@ def test_gradients_are_clipped_to_the_global_norm_before_the_moments(clip, by_ha
 @pytest.mark.parametrize("kind", [AdamW, Lamb])
 def test_the_state_is_a_count_and_two_float32_trees_that_can_be_donated(kind):
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), model(0))
-    transform = kind(rate=0.1, warmup=1).transform(10)
+    transform = kind(learning_rate=0.1, warmup_steps=1).build_transformation(10)
     state = transform.init(params)
     updates, after = jax.jit(transform.update, donate_argnums=1)(params, state, params)
     assert jax.tree.structure(after) == jax.tree.structure(transform.init(params))
@@ -208,43 +229,47 @@ def test_the_state_is_a_count_and_two_float32_trees_that_can_be_donated(kind):
 
 
 def test_paths_name_dictionaries_states_and_lists_alike():
-    moments = AdamW(rate=0.1, warmup=1).transform(10).init({"layers": {"up": {"bias": jnp.zeros(2)}}})
-    assert jax.tree.leaves(paths([moments])) == ["0/count", "0/m/layers/up/bias", "0/v/layers/up/bias"]
+    moments = (
+        AdamW(learning_rate=0.1, warmup_steps=1)
+        .build_transformation(10)
+        .init({"layers": {"up": {"bias": jnp.zeros(2)}}})
+    )
+    assert jax.tree.leaves(tree_paths([moments])) == ["0/count", "0/m/layers/up/bias", "0/v/layers/up/bias"]
 
 
 def test_only_leaves_below_layers_or_shared_are_stacked():
-    assert stacked("layers/attend/query/kernel") and stacked("m/generator/shared/transform/up/bias")
-    assert not stacked("encoder/embed/norm/scale") and not stacked("mylayers/kernel") and not stacked("layers")
+    assert is_stacked("layers/attend/query/kernel") and is_stacked("m/generator/shared/transform/up/bias")
+    assert not is_stacked("encoder/embed/norm/scale") and not is_stacked("mylayers/kernel") and not is_stacked("layers")
 
 
 @pytest.mark.parametrize(
     "field, value, accepted",
     [
-        ("rate", 0.0, "above 0"),
-        ("rate", float("nan"), "above 0"),
-        ("warmup", -1, "0 or more"),
-        ("warmup", 0.1, "whole number of steps"),
-        ("decay", -0.01, "0 or more"),
+        ("learning_rate", 0.0, "above 0"),
+        ("learning_rate", float("nan"), "above 0"),
+        ("warmup_steps", -1, "0 or more"),
+        ("warmup_steps", 0.1, "whole number of steps"),
+        ("weight_decay", -0.01, "0 or more"),
         ("betas", (0.9,), "two numbers"),
         ("betas", (0.9, 1.0), "below 1"),
-        ("epsilon", 0.0, "above 0"),
-        ("clip", 0.0, "or None"),
-        ("correction", "no", "True or False"),
+        ("eps", 0.0, "above 0"),
+        ("clip_norm", 0.0, "or None"),
+        ("bias_correction", "no", "True or False"),
         ("schedule", "cosine", "replace, peak, product, constant"),
-        ("exclude", "bias$", "tuple of regexes"),
-        ("exclude", ("bias(",), "tuple of regexes"),
+        ("no_decay", "bias$", "tuple of regexes"),
+        ("no_decay", ("bias(",), "tuple of regexes"),
     ],
 )
 @pytest.mark.parametrize("kind", [AdamW, Lamb])
 def test_a_value_out_of_range_is_refused_by_name(kind, field, value, accepted):
     with pytest.raises(ValueError, match=rf"^optimizer\.{field}=.*{accepted}") as error:
-        kind(**{"rate": 0.1, "warmup": 1} | {field: value})
+        kind(**{"learning_rate": 0.1, "warmup_steps": 1} | {field: value})
     assert repr(value) in str(error.value)
 
 
 def test_a_warm_up_longer_than_the_run_is_refused():
-    with pytest.raises(ValueError, match=r"optimizer\.warmup=3125 .* 100 steps"):
-        Lamb().transform(100)
+    with pytest.raises(ValueError, match=r"optimizer\.warmup_steps=3125 .* 100 steps"):
+        Lamb().build_transformation(100)
 
 
 # Layer-wise rates -----------------------------------------------------------------------------------------------------
@@ -259,7 +284,7 @@ def test_a_layer_learns_at_a_share_of_the_rate_of_the_one_above(released, top):
     gradient = jax.tree.map(np.ones_like, params)
     share = {}
     for decay in (1.0, 0.8):
-        transform = AdamW(**PLAIN, layer_decay=decay, released_layer_decay=released).transform(10)
+        transform = AdamW(**PLAIN, layer_lr_decay=decay, decay_top_layer_twice=released).build_transformation(10)
         share[decay], _ = jax.jit(transform.update)(gradient, transform.init(params), params)
     found = jax.tree.map(lambda a, b: np.asarray(a) / np.asarray(b), share[0.8], share[1.0])
     np.testing.assert_allclose(found["classes"]["out"]["kernel"], 1.0, rtol=1e-6)
@@ -270,5 +295,5 @@ def test_a_layer_learns_at_a_share_of_the_rate_of_the_one_above(released, top):
 
 @pytest.mark.parametrize("wrong", [0.0, 1.1, "much"])
 def test_a_decay_that_is_none_is_refused(wrong):
-    with pytest.raises(ValueError, match="layer_decay"):
-        AdamW(1e-3, 1, layer_decay=wrong)
+    with pytest.raises(ValueError, match="layer_lr_decay"):
+        AdamW(1e-3, 1, layer_lr_decay=wrong)

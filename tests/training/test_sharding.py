@@ -11,12 +11,21 @@ import pytest
 from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
-from encoders.model.config import Model
+from encoders.model.config import EncoderConfig
 from encoders.model.encoder import Encoder
-from encoders.training.optimizer import AdamW, paths, stacked
-from encoders.training.sharding import AXES, Mesh, batch_sharding, notes, place, shardings
+from encoders.training.optimizer import AdamW, is_stacked, tree_paths
+from encoders.training.sharding import (
+    MESH_AXES,
+    Mesh,
+    describe_unsplit_axes,
+    infer_shardings,
+    make_batch_sharding,
+    shard_batch,
+)
 
-TINY = Model(vocab=20, hidden=8, layers=3, heads=2, intermediate=12, embedding=4, positions=10)
+TINY = EncoderConfig(
+    vocab_size=20, hidden_size=8, num_layers=3, num_heads=2, intermediate_size=12, embedding_size=4, max_positions=10
+)
 
 # What eight devices do is asked of a process of its own, so that the other tests keep one device.
 EIGHT = """
@@ -26,10 +35,10 @@ jax.config.update("jax_num_cpu_devices", 8)
 import jax.numpy as jnp
 import numpy as np
 import optax
-from encoders.model.config import Model
+from encoders.model.config import EncoderConfig
 from encoders.model.encoder import Encoder
 from encoders.training.optimizer import Lamb
-from encoders.training.sharding import Mesh, place, shardings
+from encoders.training.sharding import Mesh, infer_shardings, shard_batch
 
 def refusal(mesh):
     try:
@@ -53,23 +62,27 @@ def train(model, params, moments, rows):
     updates, moments = lamb.update(grads, moments, params)
     return x, optax.apply_updates(params, updates)
 
-lamb = Lamb(rate=0.1, warmup=0).transform(10)
+lamb = Lamb(learning_rate=0.1, warmup_steps=0).build_transformation(10)
 step = jax.jit(train, static_argnums=0)
 out = {"refused": [refusal(Mesh(data=3)), refusal(Mesh(fsdp=3)), refusal(Mesh(data=2, fsdp=2, model=1))]}
 mesh = Mesh(fsdp=2, model=2).build()
 out["shape"], out["types"] = dict(mesh.shape), sorted({kind.name for kind in mesh.axis_types})
 out["part"] = dict(Mesh(data=1, model=-1).build(jax.devices()[:4]).shape)
-placed = place(batch, mesh)["tokens"]
+placed = shard_batch(batch, mesh)["tokens"]
 out["batch"] = [list(placed.shape), str(placed.sharding.spec), [len(s.data) for s in placed.addressable_shards]]
 out["same batch"] = bool(np.array_equal(placed, tokens))
 out["apart"] = {}
-even = Model(vocab=22, hidden=8, layers=3, heads=2, intermediate=12, embedding=4, positions=10)
-odd = Model(vocab=21, hidden=8, layers=2, heads=1, intermediate=9, embedding=5, positions=10, share=("transform",))
+sizes = dict(hidden_size=8, max_positions=10)
+even = EncoderConfig(vocab_size=22, num_layers=3, num_heads=2, intermediate_size=12, embedding_size=4, **sizes)
+odd = EncoderConfig(
+    vocab_size=21, num_layers=2, num_heads=1, intermediate_size=9, embedding_size=5, **sizes,
+    shared_parts=("feed_forward",),
+)
 for name, model in (("even", even), ("odd", odd)):
     params = start(model)
     moments = lamb.init(params)
-    spread, spread_moments = (jax.device_put(tree, shardings(tree, mesh)) for tree in (params, moments))
-    results = step(model, params, moments, batch), step(model, spread, spread_moments, place(batch, mesh))
+    spread, spread_moments = (jax.device_put(tree, infer_shardings(tree, mesh)) for tree in (params, moments))
+    results = step(model, params, moments, batch), step(model, spread, spread_moments, shard_batch(batch, mesh))
     difference = jax.tree.map(lambda a, b: np.max(np.abs(np.asarray(a) - np.asarray(b))), *results)
     out["apart"][name] = float(max(jax.tree.leaves(difference)))
     if name == "even":
@@ -84,7 +97,7 @@ def leaf(*shape):
 
 
 def mesh(data=1, fsdp=1, model=1):
-    return AbstractMesh((data, fsdp, model), AXES)
+    return AbstractMesh((data, fsdp, model), MESH_AXES)
 
 
 def parameters(model):
@@ -93,7 +106,7 @@ def parameters(model):
 
 
 def specs(tree, mesh) -> dict[str, P]:
-    found = jax.tree.map(lambda path, sharding: (path, sharding.spec), paths(tree), shardings(tree, mesh))
+    found = jax.tree.map(lambda path, sharding: (path, sharding.spec), tree_paths(tree), infer_shardings(tree, mesh))
     return dict(jax.tree.leaves(found, is_leaf=lambda x: isinstance(x, tuple) and not isinstance(x, P)))
 
 
@@ -128,7 +141,7 @@ def test_the_table_splits_every_kind_of_parameter():
         "layers/transform/down/bias": P(),
         **{f"layers/{part}/norm/{name}": P() for part in ("attend", "transform") for name in ("scale", "bias")},
     }
-    assert notes(parameters(TINY), mesh(2, 2, 2)) == []
+    assert describe_unsplit_axes(parameters(TINY), mesh(2, 2, 2)) == []
 
 
 def test_heads_are_split_too():
@@ -147,26 +160,33 @@ def test_heads_are_split_too():
         "replaced/out/kernel": P("fsdp"),
         "replaced/out/bias": P(),
     }
-    assert notes(heads, mesh(1, 2, 2)) == []
+    assert describe_unsplit_axes(heads, mesh(1, 2, 2)) == []
 
 
-@pytest.mark.parametrize("share", [(), ("attend",), ("transform",), ("attend", "transform")])
+@pytest.mark.parametrize("share", [(), ("attention",), ("feed_forward",), ("attention", "feed_forward")])
 def test_the_first_axis_of_a_stack_stays_whole(share):
-    model = Model(
-        vocab=20, hidden=8, layers=4, heads=2, intermediate=12, embedding=8, share=share, groups=2 if share else 1
+    model = EncoderConfig(
+        vocab_size=20,
+        hidden_size=8,
+        num_layers=4,
+        num_heads=2,
+        intermediate_size=12,
+        embedding_size=8,
+        shared_parts=share,
+        num_groups=2 if share else 1,
     )
     found = specs({"discriminator": {"encoder": parameters(model)}}, mesh(2, 2, 2))
-    assert all(spec[:1] in ((), (None,)) for path, spec in found.items() if stacked(path))
-    for part, name in (("attend", "query"), ("transform", "up")):
-        home = "shared" if part in share else "layers"
+    assert all(spec[:1] in ((), (None,)) for path, spec in found.items() if is_stacked(path))
+    for field, part, name in (("attention", "attend", "query"), ("feed_forward", "transform", "up")):
+        home = "shared" if field in share else "layers"
         assert found[f"discriminator/encoder/{home}/{part}/{name}/kernel"] == P(None, "fsdp", "model")
 
 
 def test_moments_lie_where_their_parameters_lie():
     params, on = parameters(TINY), mesh(2, 2, 2)
-    moments = jax.eval_shape(AdamW(rate=0.1, warmup=1).transform(10).init, params)
-    found = shardings({"step": leaf(), "params": params, "moments": moments}, on)
-    assert found["moments"].m == found["moments"].v == found["params"] == shardings(params, on)
+    moments = jax.eval_shape(AdamW(learning_rate=0.1, warmup_steps=1).build_transformation(10).init, params)
+    found = infer_shardings({"step": leaf(), "params": params, "moments": moments}, on)
+    assert found["moments"].m == found["moments"].v == found["params"] == infer_shardings(params, on)
     assert found["step"].spec == found["moments"].count.spec == P()
 
 
@@ -177,7 +197,7 @@ def test_a_mesh_of_one_device_leaves_everything_whole():
 def test_the_odd_vocabulary_of_roberta_is_split_by_width_instead():
     tree, on = {"embed": {"word": {"embedding": leaf(50265, 768)}}, "tokens": {"bias": leaf(50265)}}, mesh(4, 1, 2)
     assert specs(tree, on) == {"embed/word/embedding": P(None, "model"), "tokens/bias": P()}
-    assert notes(tree, on) == [
+    assert describe_unsplit_axes(tree, on) == [
         "embed/word/embedding [50265, 768]: axis 0 is not a multiple of mesh.model=2; axis 1 is split instead",
         "tokens/bias [50265]: axis 0 is not a multiple of mesh.model=2; it stays whole",
     ]
@@ -186,7 +206,7 @@ def test_the_odd_vocabulary_of_roberta_is_split_by_width_instead():
 def test_an_axis_that_is_taken_is_not_split_again():
     tree, on = {"embed": {"word": {"embedding": leaf(50265, 768)}}}, mesh(1, 2, 4)
     assert specs(tree, on) == {"embed/word/embedding": P(None, "fsdp")}
-    assert notes(tree, on) == [
+    assert describe_unsplit_axes(tree, on) == [
         "embed/word/embedding [50265, 768]: axis 0 is not a multiple of mesh.model=4; it stays whole"
     ]
 
@@ -201,29 +221,29 @@ def test_an_axis_may_fall_to_one_before_it_but_never_to_the_stack():
         "layers/attend/out/kernel": P(None, "model"),
         "layers/attend/query/bias": P(),
     }
-    assert notes(tree, mesh(1, 1, 2)) == [
+    assert describe_unsplit_axes(tree, mesh(1, 1, 2)) == [
         "layers/attend/query/bias [4, 7]: axis 1 is not a multiple of mesh.model=2; it stays whole"
     ]
 
 
 def test_a_small_generator_with_one_head_has_notes_and_no_error():
-    one = Model(vocab=30, hidden=6, layers=2, heads=1, intermediate=24, embedding=8)
-    found, said = specs(parameters(one), mesh(1, 1, 4)), notes(parameters(one), mesh(1, 1, 4))
+    one = EncoderConfig(vocab_size=30, hidden_size=6, num_layers=2, num_heads=1, intermediate_size=24, embedding_size=8)
+    found, said = specs(parameters(one), mesh(1, 1, 4)), describe_unsplit_axes(parameters(one), mesh(1, 1, 4))
     assert found["layers/attend/query/kernel"] == P()
     assert found["layers/transform/up/kernel"] == P(None, None, "model")
     assert "layers/attend/query/kernel [2, 6, 6]: axis 2 is not a multiple of mesh.model=4; it stays whole" in said
 
 
 def test_rows_of_a_batch_are_split_over_data_and_fsdp():
-    assert batch_sharding(mesh(2, 2, 2)).spec == P(("data", "fsdp"))
-    assert batch_sharding(mesh(2, 2, 2), leading=1).spec == P(None, ("data", "fsdp"))
+    assert make_batch_sharding(mesh(2, 2, 2)).spec == P(("data", "fsdp"))
+    assert make_batch_sharding(mesh(2, 2, 2), num_leading_axes=1).spec == P(None, ("data", "fsdp"))
 
 
 def test_a_batch_is_placed_on_the_one_device_of_this_process():
     batch = {"tokens": np.arange(6, dtype=np.int32).reshape(3, 2), "label": np.arange(3)}
     on = Mesh().build(jax.devices()[:1])
-    for name, rows in place(batch, on).items():
-        assert rows.sharding == batch_sharding(on)
+    for name, rows in shard_batch(batch, on).items():
+        assert rows.sharding == make_batch_sharding(on)
         np.testing.assert_array_equal(rows, batch[name])
 
 

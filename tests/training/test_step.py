@@ -7,41 +7,61 @@ import numpy as np
 import optax
 import pytest
 
-from encoders.model.config import Model
+from encoders.model.config import EncoderConfig
 from encoders.objectives import masking
-from encoders.objectives.generator import MASKING
-from encoders.objectives.masked_lm import Joint
+from encoders.objectives.generator import ELECTRA_MASKING
+from encoders.objectives.masked_lm import MaskedLM
 from encoders.objectives.masking import Masking
-from encoders.objectives.replaced_tokens import ReplacedTokens
-from encoders.objectives.sentence_pair import NextSentence
-from encoders.text.tokenization import Facts
+from encoders.objectives.replaced_tokens import ReplacedTokenDetection
+from encoders.objectives.sentence_pair import NextSentencePrediction
+from encoders.text.tokenization import VocabInfo
 from encoders.training.optimizer import AdamW
-from encoders.training.step import CALM, DROPOUT, PARAMETERS, State, blank, eval_step, init, micro_batches, train_step
+from encoders.training.step import (
+    DROPOUT_STREAM,
+    PARAMS_STREAM,
+    SPIKE_MIN_UPDATES,
+    TrainState,
+    eval_step,
+    init_train_state,
+    make_blank_batch,
+    split_micro_batches,
+    train_step,
+)
 
 QUICK = {"xla_backend_optimization_level": 0}  # compiles in a third of the time
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}  # float32 sums of micro-steps in another order
-FACTS = Facts(size=19, pad=0, unk=1, cls=2, sep=3, mask=4, special=(0, 1, 2, 3, 4), continuations=bytes(3), common=6)
-MODEL = Model(
-    vocab=19, hidden=12, layers=2, heads=3, intermediate=20, embedding=8, positions=13, dropout=0.0,
-    attention_dropout=0.0,
+FACTS = VocabInfo(
+    vocab_size=19,
+    pad_id=0,
+    unk_id=1,
+    cls_id=2,
+    sep_id=3,
+    mask_id=4,
+    special_ids=(0, 1, 2, 3, 4),
+    continuation_bits=bytes(3),
+    most_frequent_id=6,
+)
+MODEL = EncoderConfig(
+    vocab_size=19, hidden_size=12, num_layers=2, num_heads=3, intermediate_size=20, embedding_size=8, max_positions=13,
+    hidden_dropout=0.0, attention_dropout=0.0,
 )  # fmt: skip
-DROPPED = replace(MODEL, dropout=0.3)
-PAIRS = Joint(Masking(rate=0.3), NextSentence())
-REPLACED = ReplacedTokens(width=1 / 2, tokens=replace(MASKING, rate=0.3))
+DROPPED = replace(MODEL, hidden_dropout=0.3)
+PAIRS = MaskedLM(Masking(mask_rate=0.3), NextSentencePrediction())
+REPLACED = ReplacedTokenDetection(generator_width=1 / 2, masking=replace(ELECTRA_MASKING, mask_rate=0.3))
 SIZES = (0, 13, 5, 0, 9, 7)  # of six rows' examples; with three micro-steps the first has padding only
 
 
 class Descent:
     """Gradient descent with momentum: its first update is minus the gradient, and so shows it."""
 
-    def __init__(self, spike=None):
-        self.spike = spike
+    def __init__(self, skip_spikes_above=None):
+        self.skip_spikes_above = skip_spikes_above
 
-    def transform(self, total_steps):
+    def build_transformation(self, total_steps):
         return optax.sgd(1.0, momentum=0.9)
 
-    def init(self, params):
-        return self.transform(10).init(params)
+    def init_moments(self, params):
+        return self.build_transformation(10).init(params)
 
 
 DESCENT = Descent()
@@ -75,12 +95,12 @@ def parameters(objective):
 
 def state(objective=PAIRS, step=0, params=None):
     params, zero = params or parameters(objective), lambda: jnp.zeros((), jnp.int32)  # a donated buffer may occur once
-    return State(zero() + step, params, DESCENT.init(params), {"skipped": zero(), "streak": zero()})
+    return TrainState(zero() + step, params, DESCENT.init_moments(params), {"skipped": zero(), "streak": zero()})
 
 
 @cache
 def compiled(model, objective, accumulate):
-    given = dict(module=objective.module(model, FACTS), optimizer=DESCENT, steps=10, accumulate=accumulate)
+    given = dict(module=objective.module(model, FACTS), optimizer=DESCENT, total_steps=10, grad_accum_steps=accumulate)
     return train_step.lower(state(objective), ROWS, 3, **given).compile(compiler_options=QUICK)
 
 
@@ -96,7 +116,7 @@ def equal(tree, other):
 
 
 def test_rows_go_to_the_micro_steps_in_turn():
-    found = micro_batches({"a": jnp.arange(6), "b": jnp.arange(12).reshape(6, 2)}, 3)
+    found = split_micro_batches({"a": jnp.arange(6), "b": jnp.arange(12).reshape(6, 2)}, 3)
     np.testing.assert_array_equal(found["a"], [[0, 3], [1, 4], [2, 5]])
     np.testing.assert_array_equal(found["b"][1], [[2, 3], [8, 9]])
 
@@ -133,36 +153,42 @@ def test_the_loss_is_the_generator_s_mean_and_fifty_times_the_discriminator_s():
 
 def test_an_update_that_is_not_finite_is_left_out_and_counted():
     good, _ = step(state())
-    assert (good.step, good.guard) == (1, {"skipped": 0, "streak": 0})
-    assert not equal(good.params, parameters(PAIRS)) and not equal(good.moments, DESCENT.init(parameters(PAIRS)))
+    assert (good.step, good.update_guard) == (1, {"skipped": 0, "streak": 0})
+    assert not equal(good.params, parameters(PAIRS)) and not equal(
+        good.moments, DESCENT.init_moments(parameters(PAIRS))
+    )
     broken = good.params | {"tokens": good.params["tokens"] | {"bias": np.full(19, np.inf, np.float32)}}
     once, metrics = step(good.replace(params=broken))
     assert (metrics["mlm_loss"], metrics["skipped"].total) == ((0, 0), 1)  # it counts nowhere but as skipped
     assert equal(once.params, broken) and equal(once.moments, good.moments)
-    assert (once.step, once.guard) == (2, {"skipped": 1, "streak": 1})
+    assert (once.step, once.update_guard) == (2, {"skipped": 1, "streak": 1})
     twice, _ = step(once)
-    assert (twice.step, twice.guard) == (3, {"skipped": 2, "streak": 2})
+    assert (twice.step, twice.update_guard) == (3, {"skipped": 2, "streak": 2})
     healed, metrics = step(twice.replace(params=good.params))
     assert np.isfinite(metrics["mlm_loss"].total) and not equal(healed.params, good.params)
-    assert (healed.step, healed.guard) == (4, {"skipped": 2, "streak": 0})
+    assert (healed.step, healed.update_guard) == (4, {"skipped": 2, "streak": 0})
 
 
 def test_a_spike_is_left_out_and_remembered_by_no_mean():
-    wary = Descent(spike=3.0)
+    wary = Descent(skip_spikes_above=3.0)
     calm = {"skipped": np.int32(0), "streak": np.int32(0), "norm": np.float32(0), "made": np.int32(0)}
-    begun = state().replace(guard=calm)
-    given = dict(module=PAIRS.module(MODEL, FACTS), optimizer=wary, steps=10)
+    begun = state().replace(update_guard=calm)
+    given = dict(module=PAIRS.module(MODEL, FACTS), optimizer=wary, total_steps=10)
     program = train_step.lower(begun, ROWS, 3, **given).compile(compiler_options=QUICK)
-    after = lambda guard: jax.device_get(program(state().replace(guard=guard), ROWS, 3))
+    after = lambda guard: jax.device_get(program(state().replace(update_guard=guard), ROWS, 3))
     first, metrics = after(calm)
     norm = metrics["gradient_norm"].total
-    assert (first.guard["norm"], first.guard["made"]) == (norm, 1)
-    for made, mean, left_out in ((CALM, norm / 2, 0), (CALM - 1, norm / 4, 0), (CALM, norm / 4, 1)):
+    assert (first.update_guard["norm"], first.update_guard["made"]) == (norm, 1)
+    for made, mean, left_out in (
+        (SPIKE_MIN_UPDATES, norm / 2, 0),
+        (SPIKE_MIN_UPDATES - 1, norm / 4, 0),
+        (SPIKE_MIN_UPDATES, norm / 4, 1),
+    ):
         found, _ = after(calm | {"norm": np.float32(mean), "made": np.int32(made)})
-        assert found.guard["skipped"] == found.guard["streak"] == left_out
+        assert found.update_guard["skipped"] == found.update_guard["streak"] == left_out
         assert equal(found.params, parameters(PAIRS)) == bool(left_out)
-        assert found.guard["made"] == made + 1 - left_out
-        assert (found.guard["norm"] == np.float32(mean)) == bool(left_out)
+        assert found.update_guard["made"] == made + 1 - left_out
+        assert (found.update_guard["norm"] == np.float32(mean)) == bool(left_out)
 
 
 # Randomness -----------------------------------------------------------------------------------------------------------
@@ -184,7 +210,9 @@ def test_dropout_is_new_in_every_step_and_nothing_else_is():
 
 
 def test_streams_of_random_keys_are_apart():
-    assert len({DROPOUT, PARAMETERS, masking.MASKS, masking.ROUNDING, masking.SAMPLES}) == 5
+    assert (
+        len({DROPOUT_STREAM, PARAMS_STREAM, masking.MASK_STREAM, masking.ROUNDING_STREAM, masking.SAMPLE_STREAM}) == 5
+    )
 
 
 def test_evaluation_drops_nothing_and_masks_as_seed_zero_does():
@@ -203,11 +231,11 @@ def test_evaluation_drops_nothing_and_masks_as_seed_zero_does():
 
 def test_a_run_starts_from_its_seed_alone():
     module = PAIRS.module(MODEL, FACTS)
-    start = lambda seed: init(seed, module=module, optimizer=AdamW(rate=0.1, warmup=0))
+    start = lambda seed: init_train_state(seed, module=module, optimizer=AdamW(learning_rate=0.1, warmup_steps=0))
     start = jax.jit(start, compiler_options=QUICK)
     one, same, other = (jax.device_get(start(seed)) for seed in (0, 0, 1))
     assert equal(one, same) and not equal(one.params, other.params)
-    assert (one.step, one.moments.count, one.guard) == (0, 0, {"skipped": 0, "streak": 0})
+    assert (one.step, one.moments.count, one.update_guard) == (0, 0, {"skipped": 0, "streak": 0})
     shape = lambda tree: jax.tree.map(np.shape, tree)
     assert shape(one.params) == shape(parameters(PAIRS)) == shape(one.moments.m) == shape(one.moments.v)
     assert {leaf.dtype for leaf in jax.tree.leaves(one.params)} == {np.dtype("float32")}
@@ -216,9 +244,9 @@ def test_a_run_starts_from_its_seed_alone():
 class OneWeight:
     """A module with one parameter, and an objective that leaves batches as they are."""
 
-    objective, facts, needs = property(lambda self: self), None, ()
+    objective, vocab, required_fields = property(lambda self: self), None, ()
 
-    def corrupt(self, batch, facts, seed):
+    def corrupt(self, batch, vocab, seed):
         return batch
 
     def init(self, key, batch):
@@ -226,12 +254,14 @@ class OneWeight:
 
 
 def test_no_buffer_of_the_first_state_occurs_twice():  # it is donated to the first step
-    leaves = jax.tree.leaves(init(0, module=OneWeight(), optimizer=AdamW(rate=0.1, warmup=0)))
+    leaves = jax.tree.leaves(
+        init_train_state(0, module=OneWeight(), optimizer=AdamW(learning_rate=0.1, warmup_steps=0))
+    )
     assert len({leaf.unsafe_buffer_pointer() for leaf in leaves}) == len(leaves) == 1 + 1 + 3 + 2
 
 
 def test_a_blank_batch_has_the_fields_of_a_batch():
-    fields = blank(7, ["next_sentence"])
+    fields = make_blank_batch(7, ["next_sentence"])
     assert {name: x.shape[1] for name, x in fields.items()} == {
         name: 7 if x.shape[1] == 13 else 1 for name, x in ROWS.items()
     }

@@ -9,36 +9,42 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from encoders.costs.ledger import blank_facts, saved_values
+from encoders.costs.ledger import count_saved_activations, make_blank_vocab
 from encoders.families import bert, electra
-from encoders.objectives.masked_lm import Joint
+from encoders.objectives.masked_lm import MaskedLM
 from encoders.objectives.masking import Masking
-from encoders.objectives.replaced_tokens import ReplacedTokens
-from encoders.objectives.sentence_pair import NextSentence
+from encoders.objectives.replaced_tokens import ReplacedTokenDetection
+from encoders.objectives.sentence_pair import NextSentencePrediction
 from encoders.training import step
 from encoders.training.optimizer import AdamW
 
 ROWS, LENGTH, VOCAB = 6, 40, 997
-MODEL = replace(bert.TINY, vocab=VOCAB, positions=LENGTH)
-PAIRS, REPLACED = Joint(Masking(), NextSentence()), ReplacedTokens(width=1 / 2)
+MODEL = replace(bert.TINY, vocab_size=VOCAB, max_positions=LENGTH)
+PAIRS, REPLACED = MaskedLM(Masking(), NextSentencePrediction()), ReplacedTokenDetection(generator_width=1 / 2)
 BOTH = pytest.mark.parametrize(
-    "objective, model", [(PAIRS, MODEL), (REPLACED, electra.of(MODEL))], ids=["pairs", "rtd"]
+    "objective, model", [(PAIRS, MODEL), (REPLACED, electra.to_electra_config(MODEL))], ids=["pairs", "rtd"]
 )
 
 
 @cache
 def lowered(objective, model, rows=ROWS, length=LENGTH):
-    module, optimizer = objective.module(model, blank_facts(model.vocab)), AdamW(rate=1e-4, warmup=1)
-    state = jax.eval_shape(lambda: step.init(0, module=module, optimizer=optimizer))
-    batch = {name: jnp.asarray(np.repeat(x, rows, axis=0)) for name, x in step.blank(length, objective.needs).items()}
-    return state, step.train_step.lower(state, batch, 0, module=module, optimizer=optimizer, steps=10)
+    module, optimizer = (
+        objective.module(model, make_blank_vocab(model.vocab_size)),
+        AdamW(learning_rate=1e-4, warmup_steps=1),
+    )
+    state = jax.eval_shape(lambda: step.init_train_state(0, module=module, optimizer=optimizer))
+    batch = {
+        name: jnp.asarray(np.repeat(x, rows, axis=0))
+        for name, x in step.make_blank_batch(length, objective.required_fields).items()
+    }
+    return state, step.train_step.lower(state, batch, 0, module=module, optimizer=optimizer, total_steps=10)
 
 
 @BOTH
 def test_the_size_of_a_program_does_not_depend_on_depth(objective, model):
-    shallow, deep = (lowered(objective, replace(model, layers=layers))[1].as_text() for layers in (2, 24))
+    shallow, deep = (lowered(objective, replace(model, num_layers=layers))[1].as_text() for layers in (2, 24))
     assert abs(len(deep) - len(shallow)) < 0.01 * len(shallow)
-    unrolled = lowered(objective, replace(model, layers=8, unroll=True))[1].as_text()
+    unrolled = lowered(objective, replace(model, num_layers=8, unroll_layers=True))[1].as_text()
     assert len(unrolled) > 1.2 * len(shallow)
 
 
@@ -63,10 +69,10 @@ def test_a_step_works_in_the_memory_that_the_ledger_expects():
     """Gradients and the ledger's activations, of the layers and two more at work; rematerialised, much less."""
     temporary = {}
     for remat in ("none", "dots", "full"):
-        state, program = lowered(PAIRS, replace(bert.MINI, vocab=VOCAB, remat=remat), 8, 128)
+        state, program = lowered(PAIRS, replace(bert.MINI, vocab_size=VOCAB, remat=remat), 8, 128)
         temporary[remat] = program.compile().memory_analysis().temp_size_in_bytes
     gradients = sum(leaf.size * 4 for leaf in jax.tree.leaves(state.params))
-    activations = 4 * 8 * 128 * saved_values(replace(bert.MINI, layers=bert.MINI.layers + 2), 128)
+    activations = 4 * 8 * 128 * count_saved_activations(replace(bert.MINI, num_layers=bert.MINI.num_layers + 2), 128)
     assert temporary["none"] < gradients + activations
     assert temporary["dots"] < gradients + 0.55 * activations
     assert temporary["full"] < gradients + 0.35 * activations
