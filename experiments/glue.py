@@ -2,7 +2,7 @@
 
     python launch.py train glue --with init_from=runs/bert-base root=GLUE
     python launch.py train glue --with init_from=runs/minilm root=GLUE tasks=RTE,MRPC recipe=bert seeds=3
-    python launch.py train glue --with init_from=runs/roberta root=GLUE tasks=RTE rates=1e-5,2e-5 batches=16 epochs=10
+    python launch.py train glue --with init_from=runs/large root=GLUE tasks=RTE rates=1e-5,2e-5 batches=16,32 epochs=10
 
 The folder is in GLUE's layout, TASK/train.tsv and so on; `root=tfds` reads glue/... of TFDS.
 

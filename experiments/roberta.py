@@ -3,7 +3,7 @@
 Follows fairseq where the paper is silent: <s> and </s> may be chosen, the number of predictions is rounded at random,
 a random token is never a special one, every parameter decays. The paper's 160 GB are five corpora of which TFDS has
 Wikipedia: name the others as text files with `data.corpus`. 8,192 rows a batch fit few machines at once: split them
-with `accumulate`, which changes no loss.
+with `grad_accum_steps`, which changes no loss.
 """
 
 from encoders.data.formats import FullSentences
