@@ -16,7 +16,6 @@ from typing import Literal
 
 from encoders.finetuning.grids import build_finetuning_grid, load_run_spec
 from encoders.finetuning.recipes import family_recipes
-from encoders.tasks.conventions import detect_conventions
 from encoders.tasks.glue import GLUE_TASKS, NUM_GLUE_TRAIN_ROWS, get_glue_task, locate_glue_rows
 
 FROM_MNLI = ("RTE", "MRPC", "STS-B")
@@ -34,7 +33,7 @@ def experiments(
     mnli: str | None = None,
 ):
     model = load_run_spec(init_from).model
-    family = detect_conventions(model).name if recipe == "family" else recipe
+    family = model.conventions.name if recipe == "family" else recipe
     name = init_from.rstrip("/").rpartition("/")[2]
     return [
         member

@@ -16,6 +16,7 @@ from encoders.data.beam_runner import Runner
 from encoders.data.prepare import hash_path
 from encoders.data.row_files import OnBadRow, RowError, RowReader
 from encoders.data.work_units import SplitWriter, choose_token_dtype
+from encoders.model.config import FamilyConventions
 from encoders.text import tokenization
 from encoders.text.tfds_reader import describe_tfds_version
 from encoders.text.tokenization import TokenizerSpec
@@ -56,8 +57,8 @@ class TaskSpec(Protocol):
     symmetric: bool
     needs_offsets: bool
 
-    def build_objective_and_format(self, family, head_dropout: float, both_orders: bool):
-        """The objective and the format of rows, by the `Conventions` of a family; `dropout` is the head's."""
+    def build_objective_and_format(self, conventions: FamilyConventions, head_dropout: float, both_orders: bool):
+        """Return the objective and the format of rows under a family's conventions."""
 
     def read_examples(self, root: str, split: str, reader: RowReader) -> Iterator[Example]:
         """The rows of a split. Raises `RowError` for a bad one where the reader stops at it."""

@@ -11,8 +11,7 @@ from dataclasses import dataclass, field, fields
 from reprlib import repr as shown
 from typing import Any
 
-from encoders.families.albert import ALL_PARTS
-from encoders.families.electra import ElectraEmbeddings
+from encoders.families import albert, electra, roberta
 from encoders.model.config import EncoderConfig
 from encoders.objectives.sentence_pair import NextSentencePrediction, SentenceOrderPrediction
 from encoders.training.optimizer import is_stacked
@@ -240,7 +239,7 @@ ROBERTA = Architecture(
         (make_head_set(), "RobertaModel"),
     ),
     classifier_head="tanh",
-    config_values={"truncated_init": False},
+    config_values={"truncated_init": False, "conventions": roberta.CONVENTIONS},
     hf_defaults={"vocab_size": 50_265},
     gelu_heads=("tokens",),
     positions_start_after_pad=True,
@@ -276,7 +275,11 @@ ALBERT = Architecture(
     classifier_dropout_field=("classifier_dropout_prob", 0.1),
     sentence_task=SentenceOrderPrediction(),
     # Its projection e → d is there also where the widths are equal, which Google's code has not.
-    config_values={"shared_parts": ALL_PARTS, "always_project": True},
+    config_values={
+        "shared_parts": albert.ALL_PARTS,
+        "always_project": True,
+        "conventions": albert.CONVENTIONS,
+    },
     extra_fields=(("embedding_size", "embedding_size"), ("num_groups", "num_hidden_groups")),
     hf_defaults={
         "vocab_size": 30_000,
@@ -315,7 +318,7 @@ ELECTRA = Architecture(
         (make_head_set(), "ElectraModel"),
     ),
     classifier_head="gelu",
-    config_values={"embeddings": ElectraEmbeddings},
+    config_values={"embeddings": electra.ElectraEmbeddings, "conventions": electra.CONVENTIONS},
     extra_fields=(("embedding_size", "embedding_size"),),
     hf_defaults={"embedding_size": 128, "hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 1024},
     gelu_heads=("tokens",),

@@ -2,9 +2,10 @@
 
 from dataclasses import replace
 
-from encoders.model.config import EncoderConfig
+from encoders.model.config import EncoderConfig, FamilyConventions
 
 ALL_PARTS = ("attention", "feed_forward")
+CONVENTIONS = FamilyConventions("albert", answerability="conditioned_span")
 
 BASE = EncoderConfig(
     vocab_size=30_000,
@@ -15,6 +16,7 @@ BASE = EncoderConfig(
     intermediate_size=3072,
     activation="gelu_tanh",
     shared_parts=ALL_PARTS,
+    conventions=CONVENTIONS,
 )
 LARGE = replace(BASE, hidden_size=1024, num_layers=24, num_heads=16, intermediate_size=4096)
 XLARGE = replace(BASE, hidden_size=2048, num_layers=24, num_heads=16, intermediate_size=8192)

@@ -5,10 +5,18 @@ GELU is exact, as in the code of October 2018 that trained the checkpoints; the 
 
 from dataclasses import replace
 
-from encoders.model.config import EncoderConfig
+from encoders.model.config import EncoderConfig, FamilyConventions
+
+CONVENTIONS = FamilyConventions()
 
 BASE = EncoderConfig(
-    vocab_size=30_522, embedding_size=768, hidden_size=768, num_layers=12, num_heads=12, intermediate_size=3072
+    vocab_size=30_522,
+    embedding_size=768,
+    hidden_size=768,
+    num_layers=12,
+    num_heads=12,
+    intermediate_size=3072,
+    conventions=CONVENTIONS,
 )
 LARGE = replace(BASE, embedding_size=1024, hidden_size=1024, num_layers=24, num_heads=16, intermediate_size=4096)
 

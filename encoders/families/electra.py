@@ -10,7 +10,9 @@ import flax.linen as nn
 
 from encoders.families import bert
 from encoders.model import layers
-from encoders.model.config import EncoderConfig, derive_generator_config
+from encoders.model.config import EncoderConfig, FamilyConventions, derive_generator_config
+
+CONVENTIONS = FamilyConventions("electra", "linear", answerability="electra_conditioned_span")
 
 
 class ElectraEmbeddings(layers.Embeddings):
@@ -20,8 +22,8 @@ class ElectraEmbeddings(layers.Embeddings):
 
 
 def to_electra_config(config: EncoderConfig) -> EncoderConfig:
-    """`model` with ELECTRA's embedding block."""
-    return replace(config, embeddings=ElectraEmbeddings)
+    """Return `config` with ELECTRA's embedding block and conventions."""
+    return replace(config, embeddings=ElectraEmbeddings, conventions=CONVENTIONS)
 
 
 SMALL = to_electra_config(replace(bert.BASE, embedding_size=128, hidden_size=256, num_heads=4, intermediate_size=1024))

@@ -6,15 +6,21 @@ Positions start at 2, padding reads entry 1; the table of one segment is what Hu
 from dataclasses import replace
 
 from encoders.families import bert
-from encoders.model.config import EncoderConfig
+from encoders.model.config import EncoderConfig, FamilyConventions
 
+CONVENTIONS = FamilyConventions("roberta", "tanh", num_separators=2, answerability="classifier")
 ROBERTA_FIELDS = dict(
-    vocab_size=50_265, position_offset=2, num_token_types=1, layer_norm_eps=1e-5, truncated_init=False
+    vocab_size=50_265,
+    position_offset=2,
+    num_token_types=1,
+    layer_norm_eps=1e-5,
+    truncated_init=False,
+    conventions=CONVENTIONS,
 )
 
 
 def to_roberta_config(config: EncoderConfig) -> EncoderConfig:
-    """`model` with RoBERTa's vocabulary, positions, segments, epsilon and initialiser."""
+    """Return `config` with RoBERTa's vocabulary, positions, token types, epsilon, initialiser and conventions."""
     return replace(config, **ROBERTA_FIELDS)
 
 

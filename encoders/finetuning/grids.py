@@ -11,12 +11,11 @@ from encoders.data.labelled import LabelledData, TaskSpec
 from encoders.data.stream import Phase
 from encoders.experiment import Experiment, RunSpec
 from encoders.model.config import EncoderConfig
-from encoders.run.run import read_run_record
-from encoders.tasks.conventions import Conventions, detect_conventions
+from encoders.run.run import parse_run_spec, read_run_record
 from encoders.text.tokenization import TokenizerSpec
 from encoders.training.metric_log import Intervals
 from encoders.training.optimizer import AdamW
-from encoders.utils.overrides import ExperimentError, from_json_value
+from encoders.utils.overrides import ExperimentError
 
 ALL_BATCHES = 10**9  # held-out batches: labelled rows are evaluated whole
 
@@ -47,7 +46,7 @@ class Recipe:
 
 def load_run_spec(run: str | Path) -> RunSpec:
     """The network of a run, trained or imported, from its folder."""
-    return from_json_value(read_run_record(Path(run))["experiment"])
+    return parse_run_spec(read_run_record(Path(run)))
 
 
 def build_finetuning(
@@ -62,7 +61,6 @@ def build_finetuning(
     tokenizer_path: str | None = None,
     seed: int = 0,
     objective=None,
-    family: Conventions | None = None,
     max_train_rows: int | None = None,
 ) -> Experiment:
     """The experiment that fine-tunes the run `start` on the `rows` training rows of `task` in the folder `root`.
@@ -77,9 +75,7 @@ def build_finetuning(
         raise ExperimentError(f"{name}: without a run to start from, a model and a vocabulary are needed")
     config = replace(config or load_run_spec(init_from).model, **dict(recipe.model_overrides))
     num_train_rows = min(num_train_rows, max_train_rows or num_train_rows)
-    usual, form = task.build_objective_and_format(
-        family or detect_conventions(config), recipe.head_dropout, recipe.both_orders
-    )
+    usual, form = task.build_objective_and_format(config.conventions, recipe.head_dropout, recipe.both_orders)
     num_train_rows *= 2 if recipe.both_orders and task.symmetric else 1
     steps = recipe.num_steps or math.ceil(num_train_rows / recipe.batch_size * recipe.num_epochs)
     every = math.ceil(

@@ -26,7 +26,6 @@ from encoders.model.heads import Pooler, summarize_examples
 from encoders.run.run import Run, RunError
 from encoders.tasks.answers import QAPrediction
 from encoders.tasks.classification import Classification
-from encoders.tasks.conventions import detect_conventions
 from encoders.tasks.question_answering import QAObjective
 from encoders.tasks.squad import ContextWindows
 from encoders.tasks.text_tasks import TextRows
@@ -65,7 +64,7 @@ class Predictor:
     def __init__(self, run: Run, params: dict, batch_size: int = 32):
         self.run, self.params, self.batch_size, self.num_truncated = run, params, batch_size, 0
         self.config, self.objective = run.spec.model, run.spec.objective
-        self.num_separators = detect_conventions(self.config).num_separators
+        self.num_separators = self.config.conventions.num_separators
 
     @property
     def labels(self) -> tuple[str, ...]:

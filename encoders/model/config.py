@@ -24,6 +24,21 @@ def not_fingerprinted(default=MISSING):
 
 
 @dataclass(frozen=True)
+class FamilyConventions:
+    """Fine-tuning conventions of a model family; the defaults are BERT's.
+
+    `num_separators` stand between two texts. `classifier_head` is the head on [CLS]: linear after the pooler ("pooled"),
+    linear alone ("linear"), or linear after a dense layer and tanh ("tanh"). `answerability` is the span head for
+    questions that may have no answer (`encoders/tasks/question_answering.py`).
+    """
+
+    name: str = "bert"
+    classifier_head: Literal["pooled", "linear", "tanh"] = "pooled"
+    num_separators: int = 1
+    answerability: Literal["null_span", "classifier", "conditioned_span", "electra_conditioned_span"] = "null_span"
+
+
+@dataclass(frozen=True)
 class EncoderConfig:
     """An encoder-only transformer.
 
@@ -54,6 +69,8 @@ class EncoderConfig:
     embeddings: type = Embeddings
     attention: type = SelfAttention
     feed_forward: type = FeedForward
+    # Read when a task builds its objective and format, which are fingerprinted themselves.
+    conventions: FamilyConventions = not_fingerprinted(FamilyConventions())
     # cudnn takes one example a row, padded at its end.
     attention_impl: Literal["xla", "cudnn", "cudnn_packed"] = not_fingerprinted("xla")
     unroll_layers: bool = not_fingerprinted(False)

@@ -20,6 +20,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from encoders.data.formats import add_example_axis
 from encoders.data.store import Split, Store
 from encoders.data.stream import Phase, iter_eval_batches, load_eval_table
 from encoders.experiment import Experiment, RunSpec, describe_differences, fingerprint_experiment
+from encoders.families.conventions import infer_conventions
 from encoders.objectives.base import total_loss
 from encoders.text.tokenization import VocabInfo
 from encoders.training import distributed, sharding, step
@@ -68,7 +70,7 @@ class Run:
         """A run from its folder alone; `store` says where its store has moved to."""
         record = read_run_record(folder)
         find = partial(open_recorded_store, folder, record, store_path)
-        return cls(from_json_value(record["experiment"]), folder, VocabInfo.from_json_value(record["facts"]), find)
+        return cls(parse_run_spec(record), folder, VocabInfo.from_json_value(record["facts"]), find)
 
     @property
     def experiment(self) -> Experiment:
@@ -258,6 +260,14 @@ def read_run_record(folder: Path) -> dict:
         raise RunError(f"{folder} holds no run (no experiment.json)") from None
     except ValueError as error:
         raise RunError(f"{path} is damaged: {error}") from None
+
+
+def parse_run_spec(record: dict) -> RunSpec:
+    """Return the experiment or imported network of a record; one saved without conventions gets its family's."""
+    spec = from_json_value(record["experiment"])
+    if "conventions" in record["experiment"]["model"]:
+        return spec
+    return replace(spec, model=replace(spec.model, conventions=infer_conventions(spec.model)))
 
 
 def build_run_record(spec: RunSpec, fingerprint: str, vocab: VocabInfo) -> dict:

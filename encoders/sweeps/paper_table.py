@@ -23,7 +23,6 @@ from encoders.experiment import Experiment, strip_seeds
 from encoders.finetuning.grids import Recipe, build_finetuning, build_finetuning_grid
 from encoders.finetuning.recipes import family_recipes
 from encoders.tasks import glue, squad
-from encoders.tasks.conventions import Conventions, detect_conventions
 from encoders.tasks.multiple_choice import MultipleChoiceTask
 from encoders.tasks.token_classification import TokenTask
 from encoders.training.metric_log import Intervals
@@ -287,11 +286,9 @@ class Study:
         small_changes: Mapping[str, Any] | None = None,
         total_flops: float | None = None,
         source_runs: Sequence[Experiment] = (),
-        family: Conventions | None = None,
     ) -> PaperRow:
         """A row whose runs are `experiment`, at small scale with the changes `small` after all others, or trained for
-        as many `flops`; where there are runs `before`, each begins with the one of its seed. They are fine-tuned as a
-        `family` does it, by default that of their model.
+        as many `flops`; where there are runs `before`, each begins with the one of its seed.
         """
         seeds = self.pretrain_seeds
         runs = [
@@ -302,7 +299,7 @@ class Study:
         ]
         wanted = dict.fromkeys(column.task for column in columns if column.task)
         wanted = [task for task in wanted if not self.is_small or task in self.tasks]
-        fine = [member for each in runs for task in wanted for member in self.build_finetune_runs(each, task, family)]
+        fine = [member for each in runs for task in wanted for member in self.build_finetune_runs(each, task)]
         return PaperRow(
             name, pad_published_numbers(published, len(columns)), tuple(runs), tuple(fine), tuple(source_runs)
         )
@@ -363,14 +360,10 @@ class Study:
             intervals=Intervals(log_every=100, eval_every=500, save_every=500, keep_checkpoints=1),
         )
 
-    def build_finetune_runs(
-        self, pretrain_run: Experiment, task_name: str, family: Conventions | None
-    ) -> list[Experiment]:
+    def build_finetune_runs(self, pretrain_run: Experiment, task_name: str) -> list[Experiment]:
         """The members that fine-tune `run` for `task`: by the recipes of its family, at small scale by one."""
         rows, root, count = self.find_task(task_name)
-        family = family or detect_conventions(pretrain_run.model)
         given = {
-            "family": family,
             "init_from": f"{self.runs}/{pretrain_run.name}",
             "config": pretrain_run.model,
             "tokenizer_path": f"{self.runs}/{pretrain_run.name}/tokenizer.json",
@@ -385,7 +378,7 @@ class Study:
             name,
             rows,
             root,
-            family_recipes(family.name, task_name, pretrain_run.model),
+            family_recipes(pretrain_run.model.conventions.name, task_name, pretrain_run.model),
             count,
             num_seeds=self.seeds or 5,
             **given,

@@ -16,14 +16,13 @@ from encoders.data.formats import B_START, LABEL
 from encoders.data.labelled import EncodedExample, Example
 from encoders.data.row_files import Record, RowError, RowReader, has_lone_surrogate, read_records
 from encoders.data.store import Split
-from encoders.model.config import EncoderConfig
+from encoders.model.config import EncoderConfig, FamilyConventions
 from encoders.model.encoder import Encoder
 from encoders.model.heads import ClassificationHead, Pooler, summarize_examples
 from encoders.objectives.base import Metrics, SupervisedObjective, TaskModule
 from encoders.objectives.losses import cross_entropy
 from encoders.objectives.masking import Batch
-from encoders.tasks.conventions import Conventions
-from encoders.tasks.scores import accuracy_score
+from encoders.tasks.scores import score_accuracy
 from encoders.tasks.text_tasks import truncate_pairs
 from encoders.text.tokenization import VocabInfo
 from encoders.utils.metrics import Mean
@@ -46,11 +45,10 @@ class MultipleChoiceTask:
     needs_offsets: ClassVar[bool] = False
 
     def build_objective_and_format(
-        self, family: Conventions, head_dropout: float, both_orders: bool
+        self, conventions: FamilyConventions, head_dropout: float, both_orders: bool
     ) -> tuple[MultipleChoiceObjective, MultipleChoiceRows]:
-        return MultipleChoiceObjective(family.classifier_head, head_dropout), MultipleChoiceRows(
-            self.num_choices, family.num_separators
-        )
+        objective = MultipleChoiceObjective(conventions.classifier_head, head_dropout)
+        return objective, MultipleChoiceRows(self.num_choices, conventions.num_separators)
 
     def read_examples(self, root: str, split: str, reader: RowReader) -> Iterator[Example]:
         yield from reader.convert_rows(read_records(Path(root).expanduser() / dict(self.files)[split]), self.parse_row)
@@ -132,7 +130,7 @@ class MultipleChoiceObjective(SupervisedObjective):
         self, outputs: dict[str, np.ndarray], example_table: np.ndarray, split: Split
     ) -> dict[str, float]:
         return {
-            "accuracy": accuracy_score(
+            "accuracy": score_accuracy(
                 outputs["logits"].argmax(-1), split.label_columns["label"][example_table[:, 0, LABEL]]
             )
         }

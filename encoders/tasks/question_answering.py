@@ -110,6 +110,17 @@ class ConditionedSpanPrediction(QAObjective):
         return ConditionedSpanModule(config, self, vocab)
 
 
+# By the value of `FamilyConventions.answerability`; ELECTRA's differs from ALBERT's in its sizes.
+ANSWERABILITY_OBJECTIVES = {
+    "null_span": SpanPrediction(),
+    "classifier": SpanWithClassifier(),
+    "conditioned_span": ConditionedSpanPrediction(),
+    "electra_conditioned_span": ConditionedSpanPrediction(
+        512, "gelu", use_layer_norm=False, head_dropout=0.0, beam_size=20
+    ),
+}
+
+
 def build_context_mask(batch: Batch, vocab: VocabInfo) -> Bool[Array, "b s l"]:
     """Which tokens are text that may hold the answer to the n-th question of the row."""
     return make_membership_mask(batch) & ((batch["segments"] == 1) & (batch["tokens"] != vocab.sep_id))[:, None]

@@ -1,6 +1,7 @@
-"""Scores of classes and numbers, equal to those of scikit-learn and scipy.
+"""Scores of classes and numbers, from scikit-learn and scipy.
 
-Where a score is not defined it is 0: F1 without a positive that is there or said, a correlation with a constant.
+Each function takes the predictions and the labels of all rows, `[n]`. An undefined score is 0: F1 without a predicted
+or labelled positive, a correlation with a constant.
 """
 
 from __future__ import annotations
@@ -8,46 +9,53 @@ from __future__ import annotations
 import numpy as np
 
 
-def accuracy_score(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """The share of rows where they are equal.
+def score_accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
+    """Return the share of rows whose prediction equals the label.
 
-    >>> accuracy_score(np.array([1, 0, 1, 1]), np.array([1, 0, 0, 1]))
+    >>> score_accuracy(np.array([1, 0, 1, 1]), np.array([1, 0, 0, 1]))
     0.75
     """
     return float((predictions == labels).mean())
 
 
-def f1_score(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """The harmonic mean of precision and recall of class 1."""
-    right = ((predictions == 1) & (labels == 1)).sum()
-    both = (predictions == 1).sum() + (labels == 1).sum()
-    return float(2 * right / both) if both else 0.0
+def score_f1(predictions: np.ndarray, labels: np.ndarray) -> float:
+    """Return the harmonic mean of precision and recall of class 1."""
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(labels == 1, predictions == 1, zero_division=0))
 
 
-def matthews_corrcoef(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """The correlation of Matthews (1975), over any number of classes as Gorodkin (2004) has it."""
-    classes = int(max(predictions.max(), labels.max())) + 1
-    table = np.zeros((classes, classes))
-    np.add.at(table, (labels, predictions), 1)
-    there, told, count = table.sum(1), table.sum(0), table.sum()
-    spread = (count**2 - (there**2).sum()) * (count**2 - (told**2).sum())
-    return float((np.trace(table) * count - there @ told) / spread**0.5) if spread > 0 else 0.0
+def score_matthews(predictions: np.ndarray, labels: np.ndarray) -> float:
+    """Return the correlation of Matthews (1975), over any number of classes as in Gorodkin (2004)."""
+    from sklearn.metrics import matthews_corrcoef
 
-
-def pearson_correlation(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """The linear correlation of two lists of numbers."""
-    x, y = (np.asarray(each, np.float64) - np.mean(each, dtype=np.float64) for each in (predictions, labels))
-    if np.ptp(predictions) == 0 or np.ptp(labels) == 0:
+    if is_constant(predictions) or is_constant(labels):
         return 0.0
-    return float(np.clip(x @ y / (np.linalg.norm(x) * np.linalg.norm(y)), -1, 1))
+    return float(matthews_corrcoef(labels, predictions))
 
 
-def spearman_correlation(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """The correlation of ranks; equal numbers share the mean of theirs."""
-    from scipy.stats import rankdata
+def score_pearson(predictions: np.ndarray, labels: np.ndarray) -> float:
+    """Return the linear correlation of two lists of numbers."""
+    from scipy.stats import pearsonr
 
-    return pearson_correlation(rankdata(predictions), rankdata(labels))
+    if is_constant(predictions) or is_constant(labels):
+        return 0.0
+    return float(pearsonr(np.asarray(predictions, np.float64), np.asarray(labels, np.float64)).statistic)
 
 
-CLASSIFICATION_SCORES = {"accuracy": accuracy_score, "f1": f1_score, "matthews": matthews_corrcoef}
-REGRESSION_SCORES = {"pearson": pearson_correlation, "spearman": spearman_correlation}
+def score_spearman(predictions: np.ndarray, labels: np.ndarray) -> float:
+    """Return the correlation of ranks; equal numbers share their mean rank."""
+    from scipy.stats import spearmanr
+
+    if is_constant(predictions) or is_constant(labels):
+        return 0.0
+    return float(spearmanr(predictions, labels).statistic)
+
+
+def is_constant(values: np.ndarray) -> bool:
+    """Return whether all values are equal."""
+    return bool(np.ptp(values) == 0)
+
+
+CLASSIFICATION_SCORES = {"accuracy": score_accuracy, "f1": score_f1, "matthews": score_matthews}
+REGRESSION_SCORES = {"pearson": score_pearson, "spearman": score_spearman}

@@ -14,8 +14,8 @@ from encoders.data.formats import A_END, A_START, B_END, B_START, LABEL
 from encoders.data.labelled import EncodedExample, Example, to_tfds_split
 from encoders.data.row_files import RowError, RowReader, has_lone_surrogate
 from encoders.data.store import Split
+from encoders.model.config import FamilyConventions
 from encoders.tasks import question_answering as objectives
-from encoders.tasks.conventions import Conventions
 from encoders.text.tfds_reader import read_tfds_records
 
 
@@ -63,12 +63,13 @@ class QATask:
         }
 
     def build_objective_and_format(
-        self, family: Conventions, head_dropout: float, both_orders: bool
+        self, conventions: FamilyConventions, head_dropout: float, both_orders: bool
     ) -> tuple[objectives.QAObjective, ContextWindows]:
         """Whether there is an answer is asked only where there may be none."""
-        return (
-            family.unanswerable_objective if self.has_unanswerable else objectives.SpanPrediction()
-        ), ContextWindows(num_separators=family.num_separators)
+        answerability = conventions.answerability if self.has_unanswerable else "null_span"
+        return objectives.ANSWERABILITY_OBJECTIVES[answerability], ContextWindows(
+            num_separators=conventions.num_separators
+        )
 
     def build_submission(self, predictor, root: str) -> Iterator[tuple[str, str]]:
         """The answers to the questions of the development set by their ids, as the official scripts read them."""

@@ -14,8 +14,8 @@ from encoders.data.formats import A_END, A_START, B_END, B_START, LABEL
 from encoders.data.labelled import EncodedExample, Example, to_tfds_split
 from encoders.data.row_files import Record, RowError, RowReader, read_records
 from encoders.data.store import Split
+from encoders.model.config import FamilyConventions
 from encoders.tasks.classification import Classification
-from encoders.tasks.conventions import Conventions
 from encoders.text.tfds_reader import read_tfds_records
 
 AX_SOURCE = "tfds:glue/ax@test"
@@ -102,10 +102,11 @@ class TextTask:
         return {"label": np.array([example.target], np.int32 if self.labels else np.float32)}
 
     def build_objective_and_format(
-        self, family: Conventions, head_dropout: float, both_orders: bool
+        self, conventions: FamilyConventions, head_dropout: float, both_orders: bool
     ) -> tuple[Classification, TextRows]:
-        objective = Classification(self.labels or ("number",), family.classifier_head, head_dropout, self.score_names)
-        return objective, TextRows(self.symmetric and both_orders, family.num_separators)
+        labels = self.labels or ("number",)
+        objective = Classification(labels, conventions.classifier_head, head_dropout, self.score_names)
+        return objective, TextRows(self.symmetric and both_orders, conventions.num_separators)
 
     def build_submission(self, predictor, root: str) -> Iterator[tuple[str, str | None]]:
         """GLUE's files: a head, then the number of each row and its label, or the number that was said of it. None in

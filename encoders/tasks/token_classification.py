@@ -16,13 +16,12 @@ from encoders.data.formats import A_END, A_START, LABEL
 from encoders.data.labelled import EncodedExample, Example
 from encoders.data.row_files import Record, RowError, RowReader, has_lone_surrogate, read_records
 from encoders.data.store import Split
-from encoders.model.config import EncoderConfig
+from encoders.model.config import EncoderConfig, FamilyConventions
 from encoders.model.encoder import Encoder
 from encoders.model.layers import Dropout, make_dense
 from encoders.objectives.base import Metrics, SupervisedObjective, TaskModule
 from encoders.objectives.losses import cross_entropy
 from encoders.objectives.masking import Batch
-from encoders.tasks.conventions import Conventions
 from encoders.text.tokenization import VocabInfo
 from encoders.utils.metrics import Mean
 
@@ -45,7 +44,7 @@ class TokenTask:
     needs_offsets: ClassVar[bool] = True
 
     def build_objective_and_format(
-        self, family: Conventions, head_dropout: float, both_orders: bool
+        self, conventions: FamilyConventions, head_dropout: float, both_orders: bool
     ) -> tuple[TokenClassification, TaggedRows]:
         return TokenClassification(self.labels, head_dropout), TaggedRows()
 

@@ -12,7 +12,6 @@ from dataclasses import replace
 
 from encoders.families import albert
 from encoders.sweeps.paper_table import ALBERT_COLUMNS, MLM_AT_MASK, NUM_PARAMS, PaperTable, ScoreColumn, Study
-from encoders.tasks.conventions import ALBERT as AS_ALBERT
 from experiments.albert import experiments
 
 COLUMNS = (NUM_PARAMS, *ALBERT_COLUMNS, ScoreColumn("speed", ""), MLM_AT_MASK)
@@ -39,5 +38,5 @@ def table(study: Study) -> PaperTable:
             small |= {"embedding_size": hidden}
         run, changes = RUN_NAMES.get(name, name), {} if name in RUN_NAMES else {"model": small}
         member = replace(base, model=model)
-        rows.append(study.build_row(name, published, COLUMNS, run, member, small_changes=changes, family=AS_ALBERT))
+        rows.append(study.build_row(name, published, COLUMNS, run, member, small_changes=changes))
     return study.build_table("albert_t2", "ALBERT, table 2: sizes of BERT and ALBERT", COLUMNS, rows, "tokens")

@@ -12,7 +12,6 @@ from dataclasses import replace
 
 from encoders.families import albert
 from encoders.sweeps.paper_table import ALBERT_COLUMNS, MLM_AT_MASK, NUM_PARAMS, SOP, PaperRow, PaperTable, Study
-from encoders.tasks.conventions import ALBERT as AS_ALBERT
 from experiments.albert import experiments
 
 COLUMNS = (NUM_PARAMS, *ALBERT_COLUMNS, MLM_AT_MASK, SOP)
@@ -41,5 +40,5 @@ def build_sharing_rows(study: Study, published: dict[tuple[int, str], tuple], la
         member = replace(base, model=replace(base.model, embedding_size=width, shared_parts=SHARED_PARTS[shared]))
         run = "albert" if member == base else f"albert-e{width}-{shared}"
         name = label.format(width=width, shared=shared)
-        rows.append(study.build_row(name, numbers, COLUMNS, run, member, family=AS_ALBERT))
+        rows.append(study.build_row(name, numbers, COLUMNS, run, member))
     return rows

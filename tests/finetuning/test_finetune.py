@@ -23,9 +23,8 @@ from encoders.objectives.masked_lm import MaskedLM
 from encoders.objectives.sentence_pair import NextSentencePrediction
 from encoders.reporting.summaries import summarize_results
 from encoders.run import loop
-from encoders.run.run import Run, RunError
+from encoders.run.run import Run, RunError, parse_run_spec
 from encoders.tasks.classification import Classification
-from encoders.tasks.conventions import ALBERT, BERT, ELECTRA, ROBERTA, detect_conventions
 from encoders.tasks.glue import GLUE_TASKS, NUM_GLUE_TRAIN_ROWS, get_glue_task
 from encoders.tasks.multiple_choice import MultipleChoiceTask
 from encoders.tasks.squad import SQUAD_1_1, SQUAD_2_0
@@ -359,11 +358,13 @@ def test_a_task_that_glue_has_not_is_refused_by_name(name, said):
         get_glue_task(name)
 
 
-@pytest.mark.parametrize(
-    "sizes, family", [(bert, BERT), (roberta, ROBERTA), (albert, ALBERT), (electra, ELECTRA)], ids=lambda x: str(x)[:20]
-)
-def test_conventions_are_found_by_what_a_model_is(sizes, family):
-    assert {detect_conventions(model) for model in sizes.SIZES.values()} == {family}
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_record_without_conventions_gets_those_of_its_family(family):
+    for model in FAMILIES[family].SIZES.values():
+        assert model.conventions == FAMILIES[family].CONVENTIONS and model.conventions.name == family
+        experiment = to_json_value(RunSpec(name="known", model=model, objective=MaskedLM()))
+        del experiment["model"]["conventions"]
+        assert parse_run_spec({"experiment": experiment}).model == model
 
 
 @pytest.mark.parametrize("file", ["glue", "squad"])
@@ -376,7 +377,7 @@ def test_members_at_paper_scale_initialise(file, name, monkeypatch):
     known = RunSpec(name="known", model=FAMILIES[name].SIZES[f"{name}-base"], objective=MaskedLM())
     for place in (module, grids):
         monkeypatch.setattr(place, "load_run_spec", lambda run: known)
-    ways = {"glue": [{"seeds": 2}], "squad": [{}, {"version": "2.0"}, {"version": "2.0", "design": "judged"}]}
+    ways = {"glue": [{"seeds": 2}], "squad": [{}, {"version": "2.0"}, {"version": "2.0", "design": "classifier"}]}
     members = [member for each in ways[file] for member in module.experiments(f"runs/{name}", **each)]
     assert len({member.name for member in members}) == len(members)
     for objective in {member.objective for member in members}:

@@ -12,7 +12,7 @@ from encoders.costs.ledger import count_encoder_params, count_params, eval_param
 from encoders.experiment import Experiment
 from encoders.objectives.base import SupervisedObjective
 from encoders.sweeps.paper_table import ALBERT_AVERAGE, ALBERT_COLUMNS, SMALL_SIZES, Study
-from encoders.tasks.conventions import ALBERT as ALBERT_HEADS
+from encoders.tasks.question_answering import ConditionedSpanPrediction
 from encoders.utils.overrides import ExperimentError, fingerprint_content
 
 HOME = Path(__file__).parents[2] / "experiments" / "ablations"
@@ -147,7 +147,7 @@ def test_rows_of_alberts_tables_are_fine_tuned_alike_whatever_they_share():
         (recipe,) = {
             (e.optimizer.learning_rate, e.num_steps, e.objective) for e in row.finetune_runs if "@SQuAD2.0" in e.name
         }
-        assert recipe == (3e-5, 8144, ALBERT_HEADS.unanswerable_objective)
+        assert recipe == (3e-5, 8144, ConditionedSpanPrediction())
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ from encoders.data.formats import A_END, A_START, B_END, B_START
 from encoders.data.labelled import EncodedExample, Example
 from encoders.data.row_files import RowError, RowReader
 from encoders.data.stream import assemble_rows
+from encoders.families import albert, bert, electra, roberta
 from encoders.inference.predictor import build_split
 from encoders.tasks import text_tasks
-from encoders.tasks.conventions import ALBERT, BERT, ELECTRA, ROBERTA
 from encoders.tasks.glue import GLUE_TASKS
 from encoders.tasks.text_tasks import TextRows, TextTask, truncate_pairs
 from encoders.text.tokenization import VocabInfo
@@ -126,18 +126,19 @@ def test_labels_are_whole_numbers_of_classes_and_fractions_of_numbers(task, foun
 
 def test_a_task_takes_its_form_from_the_conventions_of_the_family():
     task = GLUE_TASKS["MRPC"]
-    assert [task.build_objective_and_format(family, 0.1, True)[1] for family in (BERT, ROBERTA)] == [
+    assert [task.build_objective_and_format(family.CONVENTIONS, 0.1, True)[1] for family in (bert, roberta)] == [
         TextRows(True, 1),
         TextRows(True, 2),
     ]
     assert (
-        task.build_objective_and_format(BERT, 0.1, False)[1]
-        == GLUE_TASKS["QQP"].build_objective_and_format(BERT, 0.1, True)[1]
+        task.build_objective_and_format(bert.CONVENTIONS, 0.1, False)[1]
+        == GLUE_TASKS["QQP"].build_objective_and_format(bert.CONVENTIONS, 0.1, True)[1]
         == TextRows(False, 1)
     )
-    heads = [task.build_objective_and_format(family, 0.1, False)[0].head for family in (BERT, ROBERTA, ALBERT, ELECTRA)]
+    families = (bert, roberta, albert, electra)
+    heads = [task.build_objective_and_format(family.CONVENTIONS, 0.1, False)[0].head for family in families]
     assert heads == ["pooled", "tanh", "pooled", "linear"]
-    objective, _ = GLUE_TASKS["STS-B"].build_objective_and_format(BERT, 0.2, False)
+    objective, _ = GLUE_TASKS["STS-B"].build_objective_and_format(bert.CONVENTIONS, 0.2, False)
     assert len(objective.labels) == 1 and (objective.head_dropout, objective.best_metric) == (0.2, "spearman")
 
 
