@@ -13,7 +13,7 @@ import jax
 from encoders.bench.measurements import MEASUREMENTS, BenchOptions
 from encoders.bench.rounds import ResultRow
 from encoders.experiment import Experiment, ExperimentError
-from encoders.reporting.summaries import format_grid
+from encoders.reporting.table_formats import format_grid
 from encoders.utils.files import write_json
 
 

@@ -21,8 +21,9 @@ from encoders.exchange import convert
 from encoders.exchange.weights import CheckpointError
 from encoders.experiment import describe_experiment
 from encoders.inference.cross_evaluation import evaluate_with_overrides
-from encoders.reporting import summaries, tables
+from encoders.reporting import summaries, table_results
 from encoders.reporting.page import build_page
+from encoders.reporting.table_formats import format_grid
 from encoders.run import loop
 from encoders.run.preemption import STOPPED_STATUS, StopRequest, format_duration, parse_duration
 from encoders.run.run import Run, RunError, differing_fields, wrong_experiment
@@ -215,7 +216,7 @@ def run_sweep(options, experiment_file: ExperimentFile, stop: StopRequest, hang_
     distributed.raise_on_all(lambda: check_and_save_table(experiment_file, runs))
     sweep = Sweep(experiment_file.experiments, runs, log_to_stderr, is_expected, experiment_file.other_experiments)
     if experiment_file.table:
-        sweep.on_finished = lambda member: tables.compute_extra_scores(experiment_file.table, member, runs)
+        sweep.on_finished = lambda member: table_results.compute_extra_scores(experiment_file.table, member, runs)
     finished = [member.name for member in experiment_file.experiments if loop.read_result(runs / member.name)]
     status = sweep.train(options.profile, stop, hang_timeout)
     if finished:
@@ -235,7 +236,8 @@ def print_results(experiment_file: ExperimentFile, results: dict[str, dict], run
             )
         )
         if experiment_file.table:
-            print(f"\n{tables.format_as_text(tables.collect_table_results(experiment_file.table, runs_dir))}")
+            comparison = table_results.collect_table_results(experiment_file.table, runs_dir)
+            print(f"\n{table_results.format_results(comparison)}")
 
 
 def show_status(options) -> int:
@@ -261,7 +263,7 @@ def show_status(options) -> int:
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     left = [each.seconds_left for each in found if each.seconds_left is not None]
     unknown = f" and {len(found) - len(left)} of unknown length" * (len(left) < len(found))
-    print(summaries.format_grid(rows))
+    print(format_grid(rows))
     print(f"{len(found)} members: {counts}; left, one after the other: {format_duration(sum(left))}{unknown}")
     return 0
 
@@ -269,7 +271,8 @@ def show_status(options) -> int:
 def show_table(options) -> int:
     if (found := load_experiment_file(options).table) is None:
         raise ExperimentError(f"{options.experiment} defines no `table`, as the files of experiments/ablations/ do")
-    print(tables.FORMATS[options.format](tables.collect_table_results(found, Path(options.runs))))
+    results = table_results.collect_table_results(found, Path(options.runs))
+    print(table_results.format_results(results, options.format))
     return 0
 
 
@@ -278,7 +281,7 @@ def write_report(options) -> int:
     sheets = [
         sheet
         for table in map(refresh_table, load_saved_tables(folder))
-        for sheet in tables.build_report_tables(tables.collect_table_results(table, folder))
+        for sheet in table_results.collect_table_results(table, folder).build_report_tables()
     ]
     out = Path(options.out) if options.out else folder / "report.html"
     write_file_atomically(out, build_page(folder, sheets, options.title).encode())

@@ -17,7 +17,7 @@ from encoders.data.stream import BatchStream, NumpyBatch, Phase
 from encoders.objectives.base import Objective
 from encoders.objectives.masked_lm import MaskedLM
 from encoders.objectives.sentence_pair import NextSentencePrediction
-from encoders.reporting.summaries import format_grid
+from encoders.reporting.table_formats import format_grid
 
 LABEL_MEANINGS = {
     "next_sentence": ("B follows A", "B is random"),

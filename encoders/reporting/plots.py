@@ -1,4 +1,4 @@
-"""Runs → curves: what they had learned after so many tokens, FLOPs and steps, all seeds in a band, drawn as SVG."""
+"""Learning curves of runs against tokens, FLOPs and steps: a line an experiment, all seeds in a band, drawn as SVG."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from encoders.costs.ledger import step_flops
 from encoders.data.labelled import LabelledData
 from encoders.experiment import Experiment, strip_seeds
 
-MAX_LINES = 8  # in a chart
-MIN_POINT_GAP = 1 / 200  # of the axis: points of a line are not nearer
-# Four of Okabe and Ito's (2008), which stand out by 3 : 1 from white and from a dark ground.
+MAX_LINES = 8  # of a chart
+MIN_POINT_GAP = 1 / 200  # between two points of a line, as a share of the axis
+# Four colours of Okabe and Ito (2008) with a contrast of at least 3 to 1 on a white and on a dark background.
 LINE_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
 LINE_WIDTH = 1.8
 LINE_DASHES = ((), (5, 1.5), (5, 1.5, 1, 1.5), (1.2, 1.2))  # in widths of a line
-TEXT_COLOUR = "#010203"  # stands for the colour of the text around a chart
+TEXT_COLOUR = "#010203"  # a placeholder that `clean_svg` replaces by the text colour of the page
 
-RunMetrics = tuple[Experiment, Sequence[Mapping]]  # an experiment and the rows of its metrics
+# An experiment and the rows of its metrics.
+RunMetrics = tuple[Experiment, Sequence[Mapping]]
 
 
 @dataclass(frozen=True)
 class ChartLine:
-    """All seeds of an experiment: their median and how far they lie apart, at the same `x`."""
+    """All seeds of an experiment: lowest, median and highest score at each `x`, arrays of one length."""
 
     name: str
     num_seeds: int
@@ -38,10 +39,15 @@ class ChartLine:
     median: np.ndarray
     highest: np.ndarray
 
+    @property
+    def dash_array(self) -> str:
+        """Return the dashes as SVG's `stroke-dasharray`, in pixels."""
+        return " ".join(f"{LINE_WIDTH * length:g}" for length in self.dashes) or "none"
+
 
 @dataclass(frozen=True)
 class PlotSpec:
-    """What a chart shows: a score of a split's rows ("train", "heldout") against tokens, FLOPs or steps."""
+    """The axes of a chart: a score of the rows of a split ("train", "heldout") against tokens, FLOPs or steps."""
 
     split: str
     score: str
@@ -55,15 +61,28 @@ class PlotSpec:
 
 @dataclass(frozen=True)
 class Chart:
+    """A plot and its lines."""
+
     plot: PlotSpec
     lines: tuple[ChartLine, ...]
 
     @property
     def caption(self) -> str:
-        counts = sorted({line.num_seeds for line in self.lines})
-        seeds = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-        band = f"The median of {seeds} seeds, in a band from the lowest to the highest."
-        return f"{self.plot.title} against {self.plot.axis}. {band if counts[-1] > 1 else '1 seed each.'}"
+        fewest = min(line.num_seeds for line in self.lines)
+        most = max(line.num_seeds for line in self.lines)
+        seeds = "1 seed each."
+        if most > 1:
+            count = f"{most}" if fewest == most else f"{fewest} to {most}"
+            seeds = f"The median of {count} seeds, in a band from the lowest to the highest."
+        return f"{self.plot.title} against {self.plot.axis}. {seeds}"
+
+
+@dataclass(frozen=True)
+class SvgDrawing:
+    """The `viewBox` and the content of an SVG element."""
+
+    view_box: str
+    content: str
 
 
 SCORE_NAMES = {
@@ -78,7 +97,7 @@ SCORE_NAMES = {
     "rtd_recall": "share of replaced tokens found",
     "rtd_replaced": "share of tokens replaced",
 }
-PERCENT_SUFFIXES = ("accuracy", "recall", "replaced")  # are shown in percent
+PERCENT_SUFFIXES = ("accuracy", "recall", "replaced")  # of the scores that are shown in percent
 
 MLM_PLOTS = (
     PlotSpec("train", "mlm_loss"),
@@ -97,29 +116,30 @@ RTD_PLOTS = (
 )
 
 
-PRETRAINING_PLOTS = {  # by the loss term that tells
+# By the loss term that identifies the objective.
+PRETRAINING_PLOTS = {
     "mlm_loss": ("Pre-training with masked tokens", MLM_PLOTS),
     "rtd_loss": ("Pre-training with replaced tokens", RTD_PLOTS),
 }
 
 
 def choose_plots(experiment: Experiment) -> tuple[str, tuple[PlotSpec, ...]]:
-    """What experiments have in common that can be compared in a chart, and the plots of such experiments."""
+    """Return the title of the group of comparable experiments that this one is in, and the plots of the group."""
     objective = experiment.objective
     if isinstance(experiment.data, LabelledData):
-        goal = objective.best_metric
-        plots = (PlotSpec("train", "loss"), PlotSpec("heldout", goal), PlotSpec("heldout", goal, "FLOPs"))
-        return f"{experiment.data.task.name}, {goal.replace('_', ' ')}", plots
-    for term, found in PRETRAINING_PLOTS.items():
+        metric = objective.best_metric
+        plots = (PlotSpec("train", "loss"), PlotSpec("heldout", metric), PlotSpec("heldout", metric, "FLOPs"))
+        return f"{experiment.data.task.name}, {metric.replace('_', ' ')}", plots
+    for term, group in PRETRAINING_PLOTS.items():
         if term in objective.loss_weights:
-            return found
+            return group
     *_, term = objective.loss_weights
     plots = (PlotSpec("train", term), PlotSpec("heldout", term), PlotSpec("heldout", term, "FLOPs"))
     return f"Pre-training, {term.replace('_', ' ')}", plots
 
 
 def split_names(names: Iterable[str], max_names: int = MAX_LINES, word_index: int = 0) -> list[list[str]]:
-    """The names in lists of at most `max_names`, those together that begin with the same words.
+    """Split names into lists of at most `max_names`, so that names with the same first words stay together.
 
     >>> split_names(["bert-MRPC", "bert-RTE", "albert-MRPC", "albert-RTE"], max_names=3)
     [['albert-MRPC', 'albert-RTE'], ['bert-MRPC', 'bert-RTE']]
@@ -127,45 +147,45 @@ def split_names(names: Iterable[str], max_names: int = MAX_LINES, word_index: in
     names = sorted(names)
     if len(names) <= max_names:
         return [names]
-    nth_word = lambda name: name.split("-")[word_index : word_index + 1]
-    parts: list[list[str]] = []
-    for _, same in groupby(names, nth_word):
-        for part in split_names(same, max_names, word_index + 1):
-            if parts and len(parts[-1]) + len(part) <= max_names:
-                parts[-1] += part
+    lists: list[list[str]] = []
+    for _, same_word in groupby(names, lambda name: name.split("-")[word_index : word_index + 1]):
+        for names_of_word in split_names(same_word, max_names, word_index + 1):
+            if lists and len(lists[-1]) + len(names_of_word) <= max_names:
+                lists[-1] += names_of_word
             else:
-                parts.append(part)
-    return parts
+                lists.append(names_of_word)
+    return lists
 
 
 # Curves ---------------------------------------------------------------------------------------------------------------
 
 
 def compute_axes(experiment: Experiment, rows: Sequence[Mapping]) -> dict[str, np.ndarray]:
-    """Steps, and the tokens and FLOPs until each: at every row of the training split, and where a phase ends.
+    """Return steps, tokens and FLOPs at every row of the training split and at the end of every phase.
 
-    Between two rows every step has the same number of tokens.
+    The steps between two rows are taken to have the same number of tokens each.
     """
-    told = [(0, 0)] + [(row["step"], row["tokens"]) for row in rows if row["split"] == "train"]
-    steps, tokens = np.array(told, float).T
+    logged = [(0, 0)] + [(row["step"], row["tokens"]) for row in rows if row["split"] == "train"]
+    steps, tokens = np.array(logged, float).T
     phases = experiment.phases
-    ends = np.array([phase.until_step for phase in phases])
-    knots = np.union1d(steps, ends[ends < steps[-1]])
+    phase_ends = np.array([phase.until_step for phase in phases])
+    knots = np.union1d(steps, phase_ends[phase_ends < steps[-1]])
     tokens = np.interp(knots, steps, tokens)
-    cost = np.array(
+    token_flops = np.array(
         [step_flops(experiment, np.array([phase.seq_length])).item() / phase.seq_length for phase in phases]
     )
-    phase = np.minimum(np.searchsorted(ends, knots[1:]), len(phases) - 1)
-    flops = np.concatenate([[0.0], np.cumsum(np.diff(tokens) * cost[phase])])
+    phase_index = np.minimum(np.searchsorted(phase_ends, knots[1:]), len(phases) - 1)
+    flops = np.concatenate([[0.0], np.cumsum(np.diff(tokens) * token_flops[phase_index])])
     return {"steps": knots, "tokens": tokens, "FLOPs": flops}
 
 
 def extract_curve(run_metrics: RunMetrics, plot: PlotSpec) -> tuple[np.ndarray, np.ndarray]:
-    """A run's points in a plot. Rows of which it is not known yet how many tokens they came after are left out."""
+    """Return x and y of a run in a plot, without the rows after the last one that counts tokens."""
     experiment, rows = run_metrics
     axes = compute_axes(experiment, rows)
-    known = [row for row in rows if row["split"] == plot.split and plot.score in row]
-    points = [(row["step"], row[plot.score]) for row in known if row["step"] <= axes["steps"][-1]]
+    last_step = axes["steps"][-1]
+    scored = [row for row in rows if row["split"] == plot.split and plot.score in row]
+    points = [(row["step"], row[plot.score]) for row in scored if row["step"] <= last_step]
     steps, scores = np.array(points, float).reshape(-1, 2).T
     return np.interp(steps, axes["steps"], axes[plot.axis]), np.where(np.isfinite(scores), scores, np.nan)
 
@@ -173,62 +193,73 @@ def extract_curve(run_metrics: RunMetrics, plot: PlotSpec) -> tuple[np.ndarray, 
 def compute_band(
     curves: Sequence[tuple[np.ndarray, np.ndarray]],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """`x`, and the lowest, the median and the highest of the curves there, each read between its own points.
+    """Return `x` and the lowest, the median and the highest of the curves there, interpolated linearly.
 
-    It begins where all curves have begun. A curve that ends before the others counts up to its end, or to theirs where
-    that is within a hundredth: seeds see about, not quite, the same number of tokens.
+    The band starts at the latest first point. A curve counts up to its last point, or up to the end of the band if
+    that is within a hundredth: seeds see about, not exactly, the same number of tokens.
     """
-    begin, end = max(x[0] for x, _ in curves), max(x[-1] for x, _ in curves)
-    grid = np.unique(np.concatenate([x for x, _ in curves]))
-    grid = thin_points(grid[grid >= begin], MIN_POINT_GAP * end)
-    there = [(grid <= x[-1]) | (x[-1] >= 0.99 * end) for x, _ in curves]
-    values = [np.where(t, np.interp(grid, x, y), np.nan) for t, (x, y) in zip(there, curves, strict=True)]
-    ordered = np.sort(values, axis=0)  # what is not there comes last
+    start = max(x[0] for x, _ in curves)
+    end = max(x[-1] for x, _ in curves)
+    points = np.unique(np.concatenate([x for x, _ in curves]))
+    grid = thin_points(points[points >= start], MIN_POINT_GAP * end)
+    values = []
+    for x, y in curves:
+        covered = (grid <= x[-1]) | (x[-1] >= 0.99 * end)
+        values.append(np.where(covered, np.interp(grid, x, y), np.nan))
+    ordered = np.sort(values, axis=0)  # NaN sorts last
     count = np.isfinite(ordered).sum(axis=0)
-    take_rank = lambda rank: np.take_along_axis(ordered, np.maximum(rank, 0)[None], axis=0)[0]
+
+    def take_rank(rank):
+        return np.take_along_axis(ordered, np.maximum(rank, 0)[None], axis=0)[0]
+
     return grid, take_rank(0 * count), (take_rank((count - 1) // 2) + take_rank(count // 2)) / 2, take_rank(count - 1)
 
 
 def thin_points(points: np.ndarray, min_gap: float) -> np.ndarray:
-    """The last of the rising points, and before it those that are at least so far apart.
+    """Return the last of the rising points and, going back from it, those at least `min_gap` apart.
 
     >>> thin_points(np.array([1.0, 2.0, 2.5, 3.0]), min_gap=1.0)
     array([1., 2., 3.])
     """
-    kept: list[float] = []
+    thinned: list[float] = []
     for point in points[::-1]:
-        if not kept or kept[-1] - point >= min_gap:
-            kept.append(point)
-    return np.array(kept[::-1])
+        if not thinned or thinned[-1] - point >= min_gap:
+            thinned.append(point)
+    return np.array(thinned[::-1])
 
 
 def build_charts(runs: Sequence[RunMetrics]) -> dict[str, list[Chart]]:
-    """The charts of all runs, by the title of the group that they belong to."""
-    kinds: dict[tuple[str, tuple[PlotSpec, ...]], dict[str, list[RunMetrics]]] = {}
-    for trained in sorted(
-        runs, key=lambda trained: (isinstance(trained[0].data, LabelledData), choose_plots(trained[0])[0])
-    ):
-        kinds.setdefault(choose_plots(trained[0]), {}).setdefault(strip_seeds(trained[0].name), []).append(trained)
-    found = {}
-    for (title, plots), named in kinds.items():
-        parts = split_names(named)
-        for number, names in enumerate(parts, 1):
-            drawn = [Chart(plot, lines) for plot in plots if (lines := build_lines(names, named, plot))]
-            if drawn:
-                found[title if len(parts) == 1 else f"{title} ({number} of {len(parts)})"] = drawn
-    return found
+    """Return the charts of all runs by the title of their group, pre-training first."""
+    groups: dict[tuple[str, tuple[PlotSpec, ...]], dict[str, list[RunMetrics]]] = {}
+
+    def sort_key(run: RunMetrics):
+        experiment, _ = run
+        return isinstance(experiment.data, LabelledData), choose_plots(experiment)[0]
+
+    for run in sorted(runs, key=sort_key):
+        experiment, _ = run
+        groups.setdefault(choose_plots(experiment), {}).setdefault(strip_seeds(experiment.name), []).append(run)
+    charts_by_title = {}
+    for (title, plots), runs_by_name in groups.items():
+        name_lists = split_names(runs_by_name)
+        for number, names in enumerate(name_lists, 1):
+            charts = [Chart(plot, lines) for plot in plots if (lines := build_lines(names, runs_by_name, plot))]
+            if charts:
+                suffix = "" if len(name_lists) == 1 else f" ({number} of {len(name_lists)})"
+                charts_by_title[title + suffix] = charts
+    return charts_by_title
 
 
 def build_lines(
     names: Sequence[str], runs_by_name: Mapping[str, Sequence[RunMetrics]], plot: PlotSpec
 ) -> tuple[ChartLine, ...]:
-    """A line for each experiment that has the plot's score; an experiment looks the same in all plots."""
+    """Return a line for each experiment that has the plot's score; its look is the same in all plots."""
     lines = []
-    for place, name in enumerate(names):
-        curves = [each for each in (extract_curve(trained, plot) for trained in runs_by_name[name]) if len(each[0])]
+    for index, name in enumerate(names):
+        curves = [curve for curve in (extract_curve(run, plot) for run in runs_by_name[name]) if len(curve[0])]
         if curves:
-            colour = LINE_COLOURS[place % len(LINE_COLOURS)]
-            dashes = LINE_DASHES[(place + place // len(LINE_COLOURS)) % len(LINE_DASHES)]
+            colour = LINE_COLOURS[index % len(LINE_COLOURS)]
+            dashes = LINE_DASHES[(index + index // len(LINE_COLOURS)) % len(LINE_DASHES)]
             lines.append(ChartLine(name, len(curves), colour, dashes, *compute_band(curves)))
     return tuple(lines)
 
@@ -236,30 +267,32 @@ def build_lines(
 # Drawing --------------------------------------------------------------------------------------------------------------
 
 
-def draw_svg(chart: Chart, id_prefix: str) -> str:
-    """A chart as SVG that is as wide as its place and has its text's colour; `mark` begins each of its ids.
+def draw_svg(chart: Chart, id_prefix: str) -> SvgDrawing:
+    """Draw a chart that takes the width and the text colour of its surroundings; its ids start with `id_prefix`.
 
-    Raises `ValueError` where matplotlib is not installed.
+    Raises `ValueError` if matplotlib is not installed.
     """
     try:
         import matplotlib
         from matplotlib.figure import Figure
     except ImportError:
-        raise ValueError("plots need matplotlib: pip install 'encoders[report]'") from None
+        raise ValueError("plots need matplotlib, which is not installed; run pip install 'encoders[report]'") from None
     with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # a matplotlibrc changes no report
+        matplotlib.rcdefaults()  # so that a user's matplotlibrc does not change the report
         matplotlib.rcParams |= MATPLOTLIB_STYLE
         figure = Figure(figsize=(5, 3.2), layout="constrained")
         axes = figure.subplots()
         exponent = choose_exponent(max(line.x[-1] for line in chart.lines))
         for line in chart.lines:
-            x, few = line.x / 10.0**exponent, len(line.x) <= 12
+            x = line.x / 10.0**exponent
             if line.num_seeds > 1:
                 axes.fill_between(x, line.lowest, line.highest, color=line.colour, alpha=0.18, linewidth=0)
             style = (0, line.dashes) if line.dashes else "solid"
-            axes.plot(x, line.median, color=line.colour, linestyle=style, marker="o" if few else None)
+            marker = "o" if len(x) <= 12 else None
+            axes.plot(x, line.median, color=line.colour, linestyle=style, marker=marker)
         axes.set_title(chart.plot.title, loc="left")
-        axes.set_xlabel(chart.plot.axis + (f" (×10{str(exponent).translate(SUPERSCRIPTS)})" if exponent else ""))
+        unit = f" (×10{str(exponent).translate(SUPERSCRIPTS)})" if exponent else ""
+        axes.set_xlabel(chart.plot.axis + unit)
         axes.set_xlim(left=0)
         axes.locator_params(nbins=6)
         if chart.plot.score.endswith(PERCENT_SUFFIXES):
@@ -285,13 +318,13 @@ MATPLOTLIB_STYLE = {
     "ytick.major.size": 0,
     "xtick.major.pad": 7,
     "ytick.major.pad": 6,
-    **{f"{part}.color": TEXT_COLOUR for part in ("text", "xtick", "ytick", "grid")},
-    **{f"axes.{part}": TEXT_COLOUR for part in ("edgecolor", "labelcolor", "titlecolor")},
+    **dict.fromkeys(("text.color", "xtick.color", "ytick.color", "grid.color"), TEXT_COLOUR),
+    **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "axes.titlecolor"), TEXT_COLOUR),
 }
 
 
 def choose_exponent(largest: float) -> int:
-    """The power of ten, in threes, by which numbers up to `most` are divided to be read easily; none below 10,000.
+    """Return the power of ten, a multiple of three, that labels are divided by; 0 below 10,000.
 
     >>> choose_exponent(8_000), choose_exponent(15_000_000), choose_exponent(9.9e17)
     (0, 6, 15)
@@ -299,13 +332,17 @@ def choose_exponent(largest: float) -> int:
     return 0 if largest < 10_000 else int(np.log10(largest) // 3) * 3
 
 
-def clean_svg(svg: str, id_prefix: str) -> str:
-    """Matplotlib's SVG file as a part of a page."""
-    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg[svg.index("<svg") :], flags=re.S)
-    svg = re.sub(r"<svg [^>]*(viewBox=\"[^\"]*\")[^>]*>", r"<svg \1>", svg, count=1)
-    svg = svg.replace("xlink:href", "href").replace(TEXT_COLOUR, "currentColor").replace("<g/>", "")
-    svg = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", re.sub(r"font-family: [^;\"]*; ", "", svg))
-    used = set(re.findall(r"(?:href=\"|url\()#([^\")]+)", svg))
-    svg = re.sub(r" id=\"([^\"]*)\"", lambda found: f' id="{id_prefix}-{found[1]}"' if found[1] in used else "", svg)
-    svg = re.sub(r"(href=\"|url\()#", rf"\1#{id_prefix}-", svg)
-    return re.sub(r"\s*\n\s*", "\n", re.sub(r"<!--.*?-->", "", svg, flags=re.S)).strip()
+def clean_svg(svg: str, id_prefix: str) -> SvgDrawing:
+    """Return matplotlib's SVG without fonts, sizes, colours of text and ids that would bind it to one place."""
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.S)
+    view_box, content = re.search(r"<svg [^>]*viewBox=\"([^\"]*)\"[^>]*>(.*)</svg>", svg, flags=re.S).groups()
+    content = content.replace("xlink:href", "href").replace(TEXT_COLOUR, "currentColor").replace("<g/>", "")
+    content = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", re.sub(r"font-family: [^;\"]*; ", "", content))
+    used_ids = set(re.findall(r"(?:href=\"|url\()#([^\")]+)", content))
+
+    def rename_id(match: re.Match) -> str:
+        return f' id="{id_prefix}-{match[1]}"' if match[1] in used_ids else ""
+
+    content = re.sub(r" id=\"([^\"]*)\"", rename_id, content)
+    content = re.sub(r"(href=\"|url\()#", rf"\1#{id_prefix}-", content)
+    return SvgDrawing(view_box, re.sub(r"\s*\n\s*", "\n", content).strip())

@@ -9,8 +9,9 @@ from dataclasses import replace
 
 import pytest
 
-from encoders.reporting.page import ReportTable, build_page
-from tests.reporting.test_page import PAIRS, TASK, rows, seeds, write, write_all
+from encoders.reporting.page import build_page
+from encoders.reporting.table_formats import ReportTable
+from tests.reporting.test_page import PAIRS, TASK, build_seeds, metric_rows, write_all_runs, write_run
 
 pytestmark = pytest.mark.live
 SHOWN = {
@@ -87,11 +88,11 @@ def browser():
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
-    folder = write_all(tmp_path_factory.mktemp("runs"))
+    folder = write_all_runs(tmp_path_factory.mktemp("runs"))
     for name in ("pairs-of-a-name-that-is-so-long-that-it-needs-more-than-a-line-on-a-phone", *"abcdefghij"):
-        experiments = seeds(replace(TASK, name=f"bert-RTE-{name}"), 2)
-        for each in (replace(PAIRS, name=f"pairs-{name}"), *experiments):
-            write(folder, each, rows(each, level=1 + len(name) / 100))
+        experiments = build_seeds(replace(TASK, name=f"bert-RTE-{name}"), 2)
+        for experiment in (replace(PAIRS, name=f"pairs-{name}"), *experiments):
+            write_run(folder, experiment, metric_rows(experiment, level=1 + len(name) / 100))
     path = tmp_path_factory.mktemp("page") / "page.html"
     path.write_text(build_page(folder, [WIDE], "A title"), encoding="utf-8")
     return path
@@ -99,7 +100,7 @@ def file(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=SHOWN)
 def measured(request, browser, file):
-    """The page with all that it has folded up."""
+    """The page with all of its details opened."""
     width, height, medium, scheme = SHOWN[request.param]
     screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
@@ -128,7 +129,7 @@ def test_the_page_is_never_wider_than_the_screen(measured):
     assert measured[1]["whole"] <= measured[1]["width"]
 
 
-def test_no_text_sticks_out_of_the_box_it_belongs_to(measured):
+def test_no_text_exceeds_its_box(measured):
     for text in measured[1]["texts"]:
         (left, top, right, bottom), block = text["box"], text["block"]
         assert text["code"] or (left >= block[0] - 0.5 and right <= block[2] + 0.5), text
@@ -150,15 +151,15 @@ def test_no_two_labels_of_a_chart_overlap(measured):
                 assert min(c, g) - max(a, e) < 0.5 or min(d, h) - max(b, f) < 0.5, (one["text"], other["text"])
 
 
-def test_text_stands_out_from_its_ground(measured):
+def test_text_has_contrast_with_its_background(measured):
     dark = "dark" in measured[0]
     for text in measured[1]["texts"]:
-        ground = text["ground"] or [255, 255, 255]  # of a sheet of paper
+        ground = text["ground"] or [255, 255, 255]  # the paper's
         assert (sum(ground) < 3 * 128) == dark
         assert contrast(text["colour"], ground) >= 4.5, text
 
 
-def test_labels_of_charts_can_be_read_on_a_phone(measured):
+def test_labels_of_charts_are_large_enough_on_a_phone(measured):
     heights = [text["box"][3] - text["box"][1] for text in measured[1]["texts"] if text["figure"]]
     assert min(heights) >= 9
 
@@ -167,10 +168,10 @@ def test_nothing_is_cut_off_in_print(measured):
     if measured[0] == "printed":
         assert measured[1]["hidden"] == 0
     else:
-        assert measured[1]["hidden"] > 0  # as wide as the page, a table scrolls
+        assert measured[1]["hidden"] > 0  # a wide table scrolls
 
 
-def test_the_browser_asks_for_nothing_but_the_page(browser, measured, file):
+def test_the_browser_requests_only_the_page(browser, measured, file):
     browser.get("about:blank")
     browser.get_log("performance")
     browser.get(file.as_uri())

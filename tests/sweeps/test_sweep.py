@@ -12,7 +12,7 @@ from encoders.run.preemption import STOPPED_STATUS, RunStopped, StopRequest
 from encoders.run.run import RunError, RunInUse, build_run_record, lock_run
 from encoders.sweeps import sweep as sweeps
 from encoders.sweeps.sweep import FAILURE_FILE, Sweep, measure_progress
-from tests.reporting.test_tables import fine
+from tests.reporting.test_table_results import build_sst2_run
 from tests.test_experiment import BASE
 
 NO_STOP = StopRequest()
@@ -183,7 +183,7 @@ def test_progress_reckons_what_is_left_by_the_speed_of_its_like(trains, tmp_path
 
 
 def test_progress_reckons_with_the_speed_of_any_where_nothing_like_it_was_trained(trains, tmp_path):
-    members = (member("a"), fine(member("a"), 1e-3))
+    members = (member("a"), build_sst2_run(member("a"), 1e-3))
     made, _, _ = trains(*members, started_at=0.0)
     finish(tmp_path / "a")
     row = {"step": members[0].num_steps, "split": "train", "time": {"seconds": 100.0}}

@@ -1,0 +1,289 @@
+"""Papers' tables beside ours: medians, spread, order, cost, and the four output formats."""
+
+import csv
+import io
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from encoders.costs.ledger import count_encoder_params, make_blank_vocab, run_flops
+from encoders.finetuning.grids import Recipe, build_finetuning
+from encoders.inference import cross_evaluation
+from encoders.reporting.table_results import RowOrder, build_cell, collect_table_results, format_results
+from encoders.run.run import build_run_record
+from encoders.sweeps.paper_table import NUM_PARAMS, PaperRow, PaperTable, ScoreColumn, load_saved_tables, save_table
+from encoders.tasks.glue import GLUE_TASKS
+from tests.test_experiment import BASE
+
+MLM, SST2 = ScoreColumn("MLM", "mlm_accuracy"), ScoreColumn("SST-2", "accuracy", "SST-2")
+NSP = ScoreColumn("NSP of pairs", "nsp_accuracy", overrides=("objective.sentence_task=NextSentencePrediction",))
+AVERAGE = ScoreColumn("Avg", "mean", mean_of=(("MLM",), ("SST-2", "NSP of pairs")))
+MLM_BY_SST2 = ScoreColumn("MLM again", "mlm_accuracy", order_column="SST-2")
+COLUMNS = (MLM, SST2, AVERAGE, NSP, NUM_PARAMS, MLM_BY_SST2)
+OTHER_TEXT = {"corpus": ("other.txt",)}
+
+
+def build_pretraining(name: str, seed: int):
+    return replace(BASE, name=f"{name}-small-seed{seed}", seed=seed)
+
+
+def build_sst2_run(run, rate: float, task: str = "SST-2"):
+    return build_finetuning(
+        f"{run.name}@{task}-rate{rate:g}-seed{run.seed}",
+        GLUE_TASKS[task],
+        "r",
+        Recipe(rate, 8),
+        16,
+        init_from=f"runs/{run.name}",
+        config=run.model,
+        tokenizer_path="v",
+        seed=run.seed,
+    )
+
+
+def build_row(name: str, published: tuple, num_seeds: int = 3) -> PaperRow:
+    runs = tuple(build_pretraining(name, seed) for seed in range(num_seeds))
+    return PaperRow(name, published, runs, tuple(build_sst2_run(run, rate) for run in runs for rate in (1e-3, 2e-3)))
+
+
+@pytest.fixture
+def table(tmp_path) -> tuple[PaperTable, Path]:
+    """Three rows, of which two are trained: a beats b on SST-2, and on MLM their seeds overlap."""
+    rows = (
+        build_row("a", ((50.0,), (90.0,), (70.0,), (), (2.0,), ())),
+        build_row("b", ((40.0,), (80.0, 81.0), (60.0,), (), (3.0,), ())),
+        PaperRow("c & d_e", ((30.0,), (85.0,), (55.0,), (), (), ())),
+    )
+    write_runs(tmp_path, rows[0].pretrain_runs, {"mlm_accuracy": (0.30, 0.20, 0.40)})
+    write_runs(tmp_path, rows[1].pretrain_runs, {"mlm_accuracy": (0.25, 0.35, 0.33)})
+    for row, scores in ((rows[0], (0.7, 0.8, 0.9)), (rows[1], (0.4, 0.5, 0.6))):
+        good = [run for run in row.finetune_runs if "rate0.001" in run.name]
+        bad = [run for run in row.finetune_runs if run not in good]
+        write_runs(tmp_path, good, {"accuracy": scores}, "best")
+        write_runs(tmp_path, bad, {"accuracy": (0.1, 0.1, 0.1)}, "best")
+    return PaperTable("t", "A table, small scale", COLUMNS, rows, "tokens", ("a reason",)), tmp_path
+
+
+def write_runs(runs_dir: Path, experiments, scores: dict[str, tuple[float, ...]], key: str = "heldout") -> None:
+    """Write folders of finished runs, each of half of its tokens in 36 seconds on two devices."""
+    for index, experiment in enumerate(experiments):
+        folder = runs_dir / experiment.name
+        folder.mkdir()
+        result = {"heldout": {}, "best": {}, key: {name: values[index] for name, values in scores.items()}}
+        (folder / "result.json").write_text(json.dumps(result))
+        record = build_run_record(experiment, "0" * 16, make_blank_vocab(experiment.model.vocab_size))
+        (folder / "experiment.json").write_text(json.dumps(record | {"devices": ["cuda:0", "cuda:1"]}))
+        num_tokens = count_tokens(experiment) // 2
+        line = {"step": 1, "split": "train", "tokens": num_tokens, "time": {"seconds": 36.0}}
+        (folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+
+
+def count_tokens(experiment) -> int:
+    return experiment.num_steps * experiment.phases[0].batch_size * experiment.phases[0].seq_length
+
+
+def write_overridden_scores(row: PaperRow, runs_dir: Path) -> None:
+    """Write scores of 0.5, 0.7 and 0.6 under the settings of `NSP`."""
+    for run, score in zip(row.pretrain_runs, (0.5, 0.7, 0.6), strict=True):
+        path = cross_evaluation.score_path(runs_dir / run.name, NSP.overrides)
+        path.parent.mkdir()
+        path.write_text(json.dumps({"scores": {"nsp_accuracy": score}}))
+
+
+# Cells ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_cell_is_the_median_over_seeds_in_the_papers_unit_with_lowest_and_highest(table):
+    paper_table, runs_dir = table
+    cell = build_cell(paper_table, paper_table.rows[0], MLM, runs_dir)
+    assert cell.ours == pytest.approx((20, 30, 40)) and cell.median == pytest.approx(30)
+    assert cell.published == (50.0,) and cell.difference == pytest.approx(-20)
+
+
+def test_of_several_recipes_the_one_with_the_best_median_counts(table):
+    paper_table, runs_dir = table
+    assert build_cell(paper_table, paper_table.rows[0], SST2, runs_dir).ours == pytest.approx((70, 80, 90))
+
+
+def test_of_two_published_numbers_both_are_shown_and_the_nearer_one_is_compared(table):
+    paper_table, runs_dir = table
+    cell = build_cell(paper_table, paper_table.rows[1], SST2, runs_dir)
+    assert cell.published == (80.0, 81.0) and cell.difference == pytest.approx(50 - 80)
+    assert "80 / 81" in format_results(collect_table_results(*table))
+
+
+def test_a_mean_of_columns_exists_once_all_of_them_do(table):
+    paper_table, runs_dir = table
+    row = paper_table.rows[0]
+    assert build_cell(paper_table, row, AVERAGE, runs_dir).ours == ()
+    assert build_cell(paper_table, row, NSP, runs_dir).ours == ()
+    write_overridden_scores(row, runs_dir)
+    assert build_cell(paper_table, row, NSP, runs_dir).ours == pytest.approx((50, 60, 70))
+    assert build_cell(paper_table, row, AVERAGE, runs_dir).ours == pytest.approx(((30 + (80 + 60) / 2) / 2,))
+
+
+def test_an_untrained_row_has_its_number_of_parameters_and_no_scores(table):
+    paper_table, runs_dir = table
+    untrained = build_row("e", ((),) * len(COLUMNS))
+    paper_table = replace(paper_table, rows=(untrained,))
+    assert build_cell(paper_table, untrained, MLM, runs_dir).ours == ()
+    count = count_encoder_params(BASE.model, BASE.objective) / 1e6
+    assert build_cell(paper_table, untrained, NUM_PARAMS, runs_dir).ours == pytest.approx((count,) * 3)
+
+
+# Order and cost -------------------------------------------------------------------------------------------------------
+
+
+def test_the_order_of_two_rows_counts_only_if_their_seeds_are_apart(table):
+    results = collect_table_results(*table)
+    assert results.compare_row_order(MLM) == RowOrder(overlap=1)
+    assert results.compare_row_order(SST2) == RowOrder(agree=1)
+    assert results.compare_row_order(MLM_BY_SST2) == RowOrder(overlap=1)
+    assert results.compare_row_order(NUM_PARAMS) is None and results.compare_row_order(NSP) is None
+    assert "SST-2" in results.describe_row_order(MLM_BY_SST2) and results.describe_row_order(NSP) is None
+
+
+def test_the_order_of_a_score_that_is_better_when_lower_is_reversed(table):
+    paper_table, runs_dir = table
+    loss_column = replace(MLM_BY_SST2, lower_is_better=True)
+    for row, losses in zip(paper_table.rows, ((4.0, 4.1, 4.2), (5.0, 5.1, 5.2)), strict=False):
+        for run, loss in zip(row.pretrain_runs, losses, strict=True):
+            (runs_dir / run.name / "result.json").write_text(json.dumps({"heldout": {"mlm_accuracy": loss}}))
+    for column, order in ((loss_column, RowOrder(agree=1)), (MLM_BY_SST2, RowOrder(disagree=1))):
+        columns = (*COLUMNS[:-1], column)
+        assert collect_table_results(replace(paper_table, columns=columns), runs_dir).compare_row_order(column) == order
+
+
+def test_the_order_counts_pairs_that_disagree_and_pairs_without_a_spread(table):
+    paper_table, runs_dir = table
+    reversed_row = replace(paper_table.rows[0], published=((50.0,), (70.0,), (), (), (), ()))
+    disagreeing = replace(paper_table, rows=(reversed_row, *paper_table.rows[1:]))
+    assert collect_table_results(disagreeing, runs_dir).compare_row_order(SST2) == RowOrder(disagree=1)
+    for run in paper_table.rows[1].finetune_runs:
+        if run.seed:
+            (runs_dir / run.name / "result.json").unlink()
+    assert collect_table_results(paper_table, runs_dir).compare_row_order(SST2) == RowOrder(single_seed=1)
+
+
+def test_the_cost_of_a_row_is_the_sum_over_all_its_runs(table):
+    paper_table, runs_dir = table
+    runs = (*paper_table.rows[0].pretrain_runs, *paper_table.rows[0].finetune_runs)
+    cost = collect_table_results(paper_table, runs_dir).costs["a"]
+    assert cost.tokens == pytest.approx(sum(map(count_tokens, runs)) / 2, abs=len(runs))
+    assert cost.flops == pytest.approx(sum(map(run_flops, runs)) / 2, rel=1e-3)
+    assert cost.device_hours == pytest.approx(len(runs) * 2 * 36 / 3600)
+
+
+# Output formats -------------------------------------------------------------------------------------------------------
+
+
+def test_text_separates_measured_columns_from_those_that_are_only_published(table):
+    paper_table, runs_dir = table
+    columns = (MLM, ScoreColumn("RACE", "accuracy", "RACE"))
+    rows = tuple(
+        replace(row, published=(row.published[0], (float(index),))) for index, row in enumerate(paper_table.rows)
+    )
+    shown = format_results(collect_table_results(replace(paper_table, columns=columns, rows=rows), runs_dir), "text")
+    measured, unmeasured = shown.split("A table, small scale: published, not measured here")
+    assert "30.0 (20.0 to 40.0)" in measured and "-20.0" in measured and "RACE" not in measured
+    assert "a reason" in measured and "equal in tokens" in measured and "text.txt" in measured
+    assert "L3 H8 E4 A2; " in measured and "RACE" in unmeasured
+
+
+def test_csv_has_a_line_a_cell_with_unrounded_numbers(table):
+    lines = list(csv.DictReader(io.StringIO(format_results(collect_table_results(*table), "csv"))))
+    cells = {(line["row"], line["column"]): line for line in lines}
+    assert len(cells) == len(lines) == 3 * (len(COLUMNS) + 4)
+    assert float(cells["b", "MLM"]["median"]) == pytest.approx(33) and cells["b", "MLM"]["n"] == "3"
+    assert cells["b", "SST-2"]["paper, elsewhere"] == "81.0" and cells["c & d_e", "MLM"]["median"] == ""
+    assert float(cells["a", "device_hours"]["median"]) == pytest.approx(9 * 72 / 3600)
+    assert cells["a", "devices"]["median"] == "cuda"
+
+
+def test_markdown_and_latex_have_as_many_cells_in_every_line_of_a_table(table):
+    results = collect_table_results(*table)
+    for block in format_results(results, "markdown").split(": published, not measured here"):
+        lines = [line for line in block.splitlines() if line.startswith("|")]
+        assert len({line.count("|") for line in lines}) == 1 and len(lines) == 2 + 3
+    latex = format_results(results, "latex")
+    assert r"c \& d\_e" in latex and latex.count(r"\end{tabular}") == 2
+    for block in latex.split(r"\begin{tabular}")[1:]:
+        lines = block.split(r"\end{tabular}")[0].splitlines()
+        rows = [line for line in lines if line.endswith(r"\\") and " & " in line]
+        assert len(rows) == 1 + 3 and len({line.replace(r"\&", "").count("&") for line in rows}) == 1
+
+
+# Saved tables and damaged runs ----------------------------------------------------------------------------------------
+
+
+def test_a_saved_table_reads_back_equal_and_gives_the_same_report_tables(table):
+    paper_table, runs_dir = table
+    save_table(paper_table, runs_dir)
+    assert load_saved_tables(runs_dir) == [paper_table]
+    first = collect_table_results(paper_table, runs_dir).build_report_tables()[0]
+    assert first.title == paper_table.title and len(first.rows) == 3 and first.rows[0][0] == "a"
+
+
+def test_a_row_with_too_few_published_numbers_is_refused():
+    with pytest.raises(ValueError, match=r"t, a: 1\b.*\b6 columns"):
+        PaperTable("t", "A table", COLUMNS, (PaperRow("a", ((1.0,),)),), "tokens")
+
+
+def test_a_mean_of_a_missing_column_is_refused():
+    with pytest.raises(ValueError, match="Avg.*SST-2"):
+        PaperTable("t", "A table", (MLM, AVERAGE), (), "tokens")
+
+
+def test_a_run_with_other_settings_is_left_out_with_the_runs_initialised_from_it(table):
+    paper_table, runs_dir = table
+    first = paper_table.rows[0].pretrain_runs[0]
+    other = replace(first, seed=9, data=replace(BASE.data, **OTHER_TEXT))
+    record = build_run_record(other, "0" * 16, make_blank_vocab(BASE.model.vocab_size))
+    (runs_dir / first.name / "experiment.json").write_text(json.dumps(record))
+    results = collect_table_results(paper_table, runs_dir)
+    assert results.cells["a", "MLM"].ours == pytest.approx((20, 40))
+    assert results.cells["a", "SST-2"].ours == pytest.approx((80, 90))
+    assert results.costs["a"].device_hours == pytest.approx(6 * 36 * 2 / 3600)  # of nine runs
+    assert results.corpora == ("text.txt",)
+    (reason,) = results.excluded
+    assert first.name in reason and "seed" in reason and "9" in reason and reason in results.build_notes()[-1]
+    for run in paper_table.rows[0].finetune_runs:
+        shutil.rmtree(runs_dir / run.name)
+    (reason_of_one,) = collect_table_results(paper_table, runs_dir).excluded
+    assert reason.startswith(reason_of_one) and reason != reason_of_one
+
+
+@pytest.mark.parametrize("file", ["result.json", "experiment.json"])
+def test_a_damaged_run_is_left_out_and_cells_with_fewer_seeds_show_it(table, file):
+    paper_table, runs_dir = table
+    damaged = next(run for run in paper_table.rows[0].finetune_runs if run.seed == 1 and "rate0.001" in run.name)
+    (runs_dir / damaged.name / file).write_text('{"heldo')
+    results = collect_table_results(paper_table, runs_dir)
+    (reason,) = results.excluded
+    assert damaged.name in reason
+    comparison = results.build_comparison_table()
+    assert dict(zip(comparison.header, comparison.rows[0], strict=True))["seeds"] == "3"
+    assert "80.0 (70.0 to 90.0) [2 of 3]" in comparison.rows[0]
+
+
+def test_one_pretrained_run_that_is_fine_tuned_with_three_seeds_is_complete(table):
+    paper_table, runs_dir = table
+    one_run = replace(paper_table.rows[0], pretrain_runs=paper_table.rows[0].pretrain_runs[:1])
+    paper_table = replace(paper_table, rows=(one_run, *paper_table.rows[1:]))
+    cells = collect_table_results(paper_table, runs_dir).build_comparison_table().rows[0]
+    assert cells[2] == "3" and not any("[" in cell for cell in cells)
+
+
+def test_the_corpus_is_the_one_that_the_runs_were_trained_on(table):
+    paper_table, runs_dir = table
+
+    def replace_corpus(experiment):
+        if experiment.init_from:
+            return experiment
+        return replace(experiment, data=replace(experiment.data, **OTHER_TEXT))
+
+    results = collect_table_results(paper_table.map_experiments(replace_corpus), runs_dir)
+    assert results.corpora == ("text.txt",) and not results.excluded
