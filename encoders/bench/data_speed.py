@@ -20,7 +20,8 @@ import numpy as np
 from encoders.bench.inputs import count_example_tokens
 from encoders.bench.rounds import ResultRow, time_call
 from encoders.costs.ledger import step_flops
-from encoders.data.formats import Format, FullSentences, SegmentPairs, count_row_tokens
+from encoders.data.example_table import count_row_tokens
+from encoders.data.formats import Format, FullSentences, SegmentPairs
 from encoders.data.packing import PackedFormat, pack_examples
 from encoders.data.prepare import PretrainingData, prepare_store
 from encoders.data.store import Store

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from encoders.data.formats import LABEL, SegmentPairs, add_example_axis, count_row_tokens
+from encoders.data.example_table import add_example_axis, count_row_tokens
+from encoders.data.formats import SegmentPairs
 from encoders.data.store import Split, Store
 from encoders.data.stream import BatchStream, NumpyBatch, Phase
 from encoders.objectives.base import Objective
@@ -93,7 +94,7 @@ def describe_pass(phase: Phase, split: Split, seed: int) -> Iterator[str]:
     for shard in split.split_shards():
         table = form.build_example_table(split, shard, phase.seq_length, seed, 0)
         sizes, each = count_row_tokens(table, form.num_separators), add_example_axis(table)
-        labels = each[..., LABEL][each[..., 1] > each[..., 0]]
+        labels = each["label"][each["a_end"] > each["a_start"]]
         counts.update(rows=len(table), tokens=int(sizes.sum()), shorter=int((sizes < phase.seq_length).sum()))
         counts.update(Counter(labels.tolist()))
         counts["examples"] += len(labels)

@@ -1,9 +1,7 @@
-"""TOKENS → EXAMPLES: how sentences become rows, as a table of token spans.
+"""TOKENS → EXAMPLES: formats turn the sentences of a split into a table of token spans.
 
-A table has one row an example: start and end of segment A, start and end of segment B (empty where there is one
-segment only), and a number that says which label it has. Where several examples share a row it is
-`[rows, examples, 5]`, with zeros behind the last one. It is a pure function of (seed, pass, documents), built shard by
-shard. `released` follows the authors' code to the letter; otherwise its known slips are put right, as each format says.
+A table (`encoders.data.example_table`) is a pure function of (seed, pass, documents) and is built shard by shard.
+`match_released_code` follows the authors' code exactly; otherwise its known errors are corrected, as each format says.
 """
 
 from __future__ import annotations
@@ -17,37 +15,46 @@ from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 
+from encoders.data.example_table import (
+    SPAN_FIELDS,
+    build_empty_table,
+    measure_segments,
+    rows_to_table,
+    swap_segments,
+)
 from encoders.data.store import Split
 
-TABLE_VERSION = 1  # of what the formats make; a change of their code that changes tables raises it
-A_START, A_END, B_START, B_END, LABEL = range(5)
+TABLE_VERSION = 2  # raised by every change of the code that changes the tables
 
 
 class Format(Protocol):
-    """`labels` names the batch fields it makes beyond the common ones; `random`: do passes differ; `between`: how many
-    separators stand between two segments."""
+    """Way of cutting a split into examples.
+
+    `label_fields` names the batch fields that the format adds. `varies_by_pass` is true where two passes differ.
+    `num_separators` is the number of separators between two segments.
+    """
 
     label_fields: tuple[str, ...]
     varies_by_pass: bool
     num_separators: int
 
     def max_example_length(self, seq_length: int) -> int:
-        """The most tokens that an example in a row of `length` may have."""
+        """Return the largest number of tokens of an example in a row of `seq_length`."""
 
     def build_example_table(
         self, split: Split, documents: range, seq_length: int, seed: int, pass_index: int
     ) -> np.ndarray:
-        """The examples of `documents` in rows of `length` tokens, in pass `number`: int64 `[rows, (examples,) 5]`."""
+        """Return the examples of `documents` in rows of `seq_length` tokens: `SPAN_DTYPE`, `[rows]` or
+        `[rows, examples]`."""
 
     def build_label_fields(
         self, split: Split, spans: np.ndarray, cls_positions: np.ndarray, seq_length: int
     ) -> dict[str, np.ndarray]:
-        """The fields of `labels` for rows of `length` tokens of a table `spans`, `[rows, examples, 5]`, whose examples
-        stand at `start`, `[rows, examples]`."""
+        """Return the `label_fields` of rows of a table; `spans` and `cls_positions` are `[rows, examples]`."""
 
 
 class RunningTextFormat:
-    """What formats of running text have in common: one separator, and one label, the table's last column, or none."""
+    """Base of the formats of running text: one separator, and one label field, which holds `label`, or none."""
 
     label_field: str | None
     num_separators: ClassVar[int] = 1
@@ -62,11 +69,11 @@ class RunningTextFormat:
     def build_label_fields(
         self, split: Split, spans: np.ndarray, cls_positions: np.ndarray, seq_length: int
     ) -> dict[str, np.ndarray]:
-        return {label: spans[..., LABEL].astype(np.int32) for label in self.label_fields}
+        return {name: spans["label"].astype(np.int32) for name in self.label_fields}
 
 
 class FormatWrapper:
-    """What formats have in common that arrange the examples of another one, `format`."""
+    """Base of the formats that arrange the examples of another one, `format`."""
 
     format: Format
 
@@ -92,45 +99,36 @@ class FormatWrapper:
 
 
 def make_keyed_rng(*key: int) -> Random:
-    """A generator of its own for every key, the same on all machines."""
+    """Return the generator of a key, the same on all machines."""
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
     return Random(int.from_bytes(digest, "big"))
 
 
-def rows_to_table(rows: list[tuple[int, ...]]) -> np.ndarray:
-    return np.array(rows, np.int64).reshape(-1, 5)
-
-
-def add_example_axis(table: np.ndarray) -> np.ndarray:
-    """A table as `[rows, examples, 5]`, also where a row holds one."""
-    return table if table.ndim == 3 else table[:, None]
-
-
-def count_row_tokens(table: np.ndarray, num_separators: int = 1) -> np.ndarray:
-    """The tokens of each row, special ones included."""
-    a, a_end, b, b_end, _ = np.moveaxis(add_example_axis(table), -1, 0)
-    return ((a_end - a + 2) * (a_end > a) + (b_end - b + num_separators) * (b_end > b)).sum(axis=1)
-
-
 def truncate_span(start: int, end: int, num_dropped: int, rng: Random) -> tuple[int, int]:
-    """The span without `drop` tokens, each taken from the front or the back with equal chance (BERT's truncation)."""
-    front = rng.getrandbits(num_dropped).bit_count() if num_dropped else 0
-    return start + front, end - (num_dropped - front)
+    """Drop tokens of a span, each from the front or the back with equal chance (BERT's truncation)."""
+    num_from_front = rng.getrandbits(num_dropped).bit_count() if num_dropped else 0
+    return start + num_from_front, end - (num_dropped - num_from_front)
 
 
 def truncate_pair(a: tuple[int, int], b: tuple[int, int], max_tokens: int, rng: Random) -> tuple[int, int, int, int]:
-    """Both spans, shortened from the longer one at a time until together they have at most `budget` tokens."""
+    """Shorten the longer of two spans, one token at a time, until together they have at most `max_tokens`."""
     size_a, size_b = a[1] - a[0], b[1] - b[0]
     excess = max(size_a + size_b - max_tokens, 0)
-    level = min(excess, abs(size_a - size_b))
-    drop_a, drop_b = (level, 0) if size_a > size_b else (0, level)
-    drop_a, drop_b = drop_a + (excess - level) // 2, drop_b + (excess - level + 1) // 2
+    num_until_equal = min(excess, abs(size_a - size_b))
+    num_shared = excess - num_until_equal
+    drop_a, drop_b = num_shared // 2, (num_shared + 1) // 2
+    if size_a > size_b:
+        drop_a += num_until_equal
+    else:
+        drop_b += num_until_equal
     return *truncate_span(*a, drop_a, rng), *truncate_span(*b, drop_b, rng)
 
 
 class PairFormat(RunningTextFormat):
-    """`[CLS] A [SEP] B [SEP]` of chunks of consecutive sentences, each split into A and B: half of the Bs are random
-    (`negatives="random"`), or half of the pairs swapped."""
+    """`[CLS] A [SEP] B [SEP]` of chunks of consecutive sentences, each split into A and B.
+
+    Half of the Bs are random (`negatives="random"`), or half of the pairs are swapped (`"swapped"`).
+    """
 
     negatives: Literal["random", "swapped"]
 
@@ -145,42 +143,51 @@ class PairFormat(RunningTextFormat):
         return "next_sentence" if self.negatives == "random" else "sentence_order"
 
     def iter_chunks(self, offsets: list[int], max_tokens: int, rng: Random) -> Iterator[tuple[int, int, int]]:
-        """First sentence, first of B and end of each chunk."""
+        """Yield the first sentence, the first sentence of B and the end of each chunk."""
         raise NotImplementedError
 
     def build_example_table(
         self, split: Split, documents: range, seq_length: int, seed: int, pass_index: int
     ) -> np.ndarray:
-        rows, owners, rngs = [], [], []
+        rows, rngs = [], []
         for document in documents:
             rng = make_keyed_rng(seed, pass_index, document)
             offsets = split.get_sentence_offsets(document)
             for first, middle, last in self.iter_chunks(offsets, seq_length - 3, rng):
-                rows.append((offsets[first], offsets[middle], offsets[middle], offsets[last], rng.random() < 0.5))
-                owners.append(document)
+                is_negative = rng.random() < 0.5
+                spans = offsets[first], offsets[middle], offsets[middle], offsets[last]
+                rows.append((*spans, is_negative, document))
                 rngs.append(rng)
         table = rows_to_table(rows)
+        negative_rows = np.flatnonzero(table["label"])
         if self.negatives == "random":
-            exchange_second_segments(table, np.array(owners), np.flatnonzero(table[:, LABEL]))
-        else:  # before the pair is fitted: of two equal segments the second one is shortened, whichever it is
-            swapped = table[:, LABEL] == 1
-            table[swapped, :LABEL] = table[swapped][:, [B_START, B_END, A_START, A_END]]
-        for row, rng in zip(table, rngs, strict=True):
-            a, a_end, b, b_end = row[:LABEL].tolist()
-            if a_end - a + b_end - b > seq_length - 3:
-                row[:LABEL] = truncate_pair((a, a_end), (b, b_end), seq_length - 3, rng)
+            exchange_second_segments(table, negative_rows)
+        else:  # before truncation, which shortens the second of two equal segments, whichever it is
+            table.put(negative_rows, swap_segments(table.take(negative_rows)))
+        long_rows = np.flatnonzero(sum(measure_segments(table)) > seq_length - 3)
+        truncated = [
+            truncate_pair((a_start, a_end), (b_start, b_end), seq_length - 3, rngs[row])
+            for row, (a_start, a_end, b_start, b_end, *_) in zip(
+                long_rows.tolist(), table.take(long_rows).tolist(), strict=True
+            )
+        ]
+        for name, values in zip(SPAN_FIELDS, np.array(truncated, np.int64).reshape(-1, 4).T, strict=False):
+            table[name][long_rows] = values
         return table
 
 
 @dataclass(frozen=True)
 class SentencePairs(PairFormat):
-    """RoBERTa's SENTENCE-PAIR (§4.2, never released): two natural sentences, the second one the next in its document
-    or one of another, matched by length. Far shorter than a row, so the paper raises the batch."""
+    """RoBERTa's SENTENCE-PAIR (§4.2, never released): two natural sentences.
+
+    The second is the next one of the document, or one of another document that is matched by length. Examples are far
+    shorter than a row, so the paper raises the batch size.
+    """
 
     negatives: Literal["random", "swapped"] = "random"
 
     def iter_chunks(self, offsets: list[int], max_tokens: int, rng: Random) -> Iterator[tuple[int, int, int]]:
-        """Two sentences at a time, in every pass from the first or from the second one on."""
+        """Yield two sentences at a time, in each pass from the first or from the second sentence on."""
         count = len(offsets) - 1
         for first in range(rng.randint(0, 1) if count > 2 else 0, count - 1, 2):
             yield first, first + 1, first + 2
@@ -190,12 +197,13 @@ class SentencePairs(PairFormat):
 class SegmentPairs(PairFormat):
     """`[CLS] A [SEP] B [SEP]` of BERT (`negatives="random"`: half of the Bs are random) and ALBERT ("swapped").
 
-    Released code: a chunk of one sentence always gets a random B from another document with label 1, also for SOP; a
-    random B fills the row; the sentence that overflows the row is always B's, so B is the longer segment and a swap
-    shows. All three betray the label. Corrected, which is the default: a chunk has two sentences at least, a lone last
-    sentence is left out, random Bs are the true ones of other documents matched by length, and half of the documents
-    are cut into chunks from their end.
-    `short` is the share of documents cut into shorter rows, with a target drawn once a document.
+    `short_seq_prob` is the share of documents cut into shorter rows, with a target length drawn once a document.
+
+    The released code betrays the label in three ways. A chunk of one sentence always gets a random B and label 1, also
+    for SOP. A random B fills the row. The sentence that overflows the row is always B's, so B is the longer segment
+    and a swap shows. By default all three are corrected: a chunk has two sentences at least, and a single last sentence
+    is left out. Random Bs are the true ones of other documents, matched by length. Half of the documents are cut into
+    chunks from their end. `match_released_code` restores the original.
     """
 
     negatives: Literal["random", "swapped"] = "random"
@@ -210,17 +218,18 @@ class SegmentPairs(PairFormat):
     def build_example_table(
         self, split: Split, documents: range, seq_length: int, seed: int, pass_index: int
     ) -> np.ndarray:
-        if self.match_released_code:
-            return rows_to_table(
-                [row for d in documents for row in self.iter_released_rows(split, d, seq_length - 3, seed, pass_index)]
-            )
-        return super().build_example_table(split, documents, seq_length, seed, pass_index)
+        if not self.match_released_code:
+            return super().build_example_table(split, documents, seq_length, seed, pass_index)
+        rows = []
+        for document in documents:
+            rows += self.iter_released_rows(split, document, seq_length - 3, make_keyed_rng(seed, pass_index, document))
+        return rows_to_table(rows)
 
     def draw_target_length(self, max_tokens: int, rng: Random) -> int:
         return rng.randint(2, max_tokens) if rng.random() < self.short_seq_prob else max_tokens
 
     def iter_chunks(self, offsets: list[int], max_tokens: int, rng: Random) -> Iterator[tuple[int, int, int]]:
-        """First sentence, first of B and end of each chunk: sentences until the target, at least two."""
+        """Yield chunks of sentences up to the target length, at least two."""
         target, first, count = self.draw_target_length(max_tokens, rng), 0, len(offsets) - 1
         from_end = rng.random() < 0.5
         if from_end:
@@ -232,28 +241,27 @@ class SegmentPairs(PairFormat):
             first = last
 
     def iter_released_rows(
-        self, split: Split, document: int, max_tokens: int, seed: int, pass_index: int
-    ) -> Iterator[tuple]:
-        """`create_instances_from_document` of google-research/bert and of google-research/albert."""
-        rng = make_keyed_rng(seed, pass_index, document)
-        offsets, target, first = split.get_sentence_offsets(document), 0, 0
+        self, split: Split, document: int, max_tokens: int, rng: Random
+    ) -> Iterator[tuple[int, ...]]:
+        """Follow `create_instances_from_document` of google-research/bert and google-research/albert."""
+        offsets, first = split.get_sentence_offsets(document), 0
         target, count = self.draw_target_length(max_tokens, rng), len(offsets) - 1
         while first < count:
             last = min(bisect_left(offsets, offsets[first] + target, first + 1), count)
             middle = first + (rng.randint(1, last - first - 1) if last - first > 1 else 1)
             a, b = (offsets[first], offsets[middle]), (offsets[middle], offsets[last])
-            alone, coin = last - first == 1, rng.random() < 0.5
-            elsewhere = alone or (coin and self.negatives == "random")
-            if elsewhere:
+            is_single, coin = last - first == 1, rng.random() < 0.5
+            is_random = is_single or (coin and self.negatives == "random")
+            if is_random:
                 b, last = draw_span_elsewhere(split, document, target - (a[1] - a[0]), rng), middle
             elif coin:
                 a, b = b, a
-            yield *truncate_pair(a, b, max_tokens, rng), int(elsewhere or coin)
+            yield *truncate_pair(a, b, max_tokens, rng), int(is_random or coin), document
             first = last
 
 
 def draw_span_elsewhere(split: Split, document: int, num_tokens: int, rng: Random) -> tuple[int, int]:
-    """Sentences of another document, from a random one on, until they have `size` tokens (ten tries, as released)."""
+    """Draw sentences of another document, from a random one on, until they have `num_tokens` (ten tries, as released)."""
     other = document
     for _ in range(10):
         other = rng.randrange(split.num_documents)
@@ -265,33 +273,35 @@ def draw_span_elsewhere(split: Split, document: int, num_tokens: int, rng: Rando
     return offsets[first], offsets[last]
 
 
-def exchange_second_segments(table: np.ndarray, document_ids: np.ndarray, negative_rows: np.ndarray) -> None:
-    """Give each chosen row the B of the chosen row next in length that comes from another document.
+def exchange_second_segments(table: np.ndarray, negative_rows: np.ndarray) -> None:
+    """Give each negative row the B of the negative row next in length that comes from another document.
 
-    Bs of both labels are then drawn from the same spans, and lengths tell nothing. A row for which there is none keeps
-    its own B and the label of a true pair.
+    Bs of both labels are then drawn from the same spans, so that lengths do not betray the label. A row without such a
+    donor keeps its own B and gets the label of a true pair.
     """
-    order = negative_rows[np.argsort(table[negative_rows, B_END] - table[negative_rows, B_START], kind="stable")]
-    spans, owner = table[order][:, [B_START, B_END]], document_ids[order]
+    lengths = measure_segments(table)[1][negative_rows]
+    order = negative_rows[np.argsort(lengths, kind="stable")]
+    rows = table.take(order)
+    documents = rows["document"]
     donor = np.arange(len(order))
     missing = np.ones(len(order), bool)
     for shift in range(1, min(len(order), 64)):
         candidate = (np.arange(len(order)) + shift) % len(order)
-        found = missing & (owner[candidate] != owner)
-        donor[found] = candidate[found]
-        missing &= ~found
+        accepted = missing & (documents[candidate] != documents)
+        donor[accepted] = candidate[accepted]
+        missing &= ~accepted
         if not missing.any():
             break
-    table[order[:, None], [B_START, B_END]] = spans[donor]
-    table[order[missing], LABEL] = 0
+    table["b_start"][order], table["b_end"][order] = rows["b_start"][donor], rows["b_end"][donor]
+    table["label"][order[missing]] = 0
 
 
 @dataclass(frozen=True)
 class ElectraPairs(RunningTextFormat):
     """ELECTRA's rows: consecutive sentences, nine in ten split into two segments near the middle, no sentence label.
 
-    As `build_pretraining_dataset.py`: what lies beyond the row is thrown away, and one row in twenty is shorter. There
-    a short sentence may also go back to the first segment once the second has begun; here segments stay contiguous.
+    As in `build_pretraining_dataset.py`, text beyond the row is dropped, and one row in twenty is shorter. There a
+    short sentence may also return to the first segment after the second has started; here segments are contiguous.
     """
 
     label_field: ClassVar[None] = None
@@ -300,42 +310,42 @@ class ElectraPairs(RunningTextFormat):
     def build_example_table(
         self, split: Split, documents: range, seq_length: int, seed: int, pass_index: int
     ) -> np.ndarray:
-        return rows_to_table(
-            [
-                row
-                for d in documents
-                for row in self.iter_rows(
-                    split.get_sentence_offsets(d), seq_length, make_keyed_rng(seed, pass_index, d)
-                )
-            ]
-        )
+        rows = []
+        for document in documents:
+            rng = make_keyed_rng(seed, pass_index, document)
+            rows += self.iter_rows(split.get_sentence_offsets(document), document, seq_length, rng)
+        return rows_to_table(rows)
 
-    def iter_rows(self, offsets: list[int], seq_length: int, rng: Random) -> Iterator[tuple]:
+    def iter_rows(self, offsets: list[int], document: int, seq_length: int, rng: Random) -> Iterator[tuple[int, ...]]:
         first, count = 0, len(offsets) - 1
         while first < count:
             target = rng.randint(5, seq_length) if rng.random() < 0.05 else seq_length
             last = min(bisect_left(offsets, offsets[first] + target, first + 1), count)
             start, end = offsets[first], offsets[last]
             half = 100_000 if rng.random() < 0.1 else (target - 3) // 2
-            # Sentences fit the first half, or straddle its end and are put there by a coin; the first always does.
+            # A sentence fits the first half, or straddles its end and is assigned by a coin; the first always fits.
             middle = bisect_left(offsets, start + half, first + 1, last)
             straddles = offsets[middle] - start >= half and offsets[middle - 1] - start < half and middle - 1 > first
             if straddles and rng.random() < 0.5:
                 middle -= 1
             a_end = min(offsets[middle], start + seq_length - 2)
-            b, room = offsets[middle], max(0, seq_length - (a_end - start) - 3)
-            b_end = min(end, b + room)
-            yield start, a_end, *((b, b_end) if b_end > b else (0, 0)), 0
+            room = max(0, seq_length - (a_end - start) - 3)
+            b_start, b_end = offsets[middle], min(end, offsets[middle] + room)
+            if b_end <= b_start:
+                b_start = b_end = 0
+            yield start, a_end, b_start, b_end, 0, document
             first = last
 
 
 @dataclass(frozen=True)
 class FullSentences(RunningTextFormat):
-    """RoBERTa's FULL-SENTENCES (§4.2): whole sentences up to the row's length, over documents, one extra separator
-    between two; with `within` DOC-SENTENCES, rows that end with their document. A longer sentence is cut.
+    """RoBERTa's FULL-SENTENCES (§4.2): whole sentences up to the row's length, over documents.
 
-    fairseq's binarised text has a separator behind every line as well, of which the paper says nothing; on Wikipedia's
-    paragraphs that is some 3 % more rows.
+    One extra separator is between two documents. With `within_document` (DOC-SENTENCES) a row ends with its document.
+    A sentence longer than a row is cut.
+
+    fairseq's binarised text has a separator behind every line as well, which the paper does not mention; on
+    Wikipedia's paragraphs that is some 3 % more rows.
     """
 
     within_document: bool = False
@@ -349,23 +359,28 @@ class FullSentences(RunningTextFormat):
         budget = seq_length - 2
         first, last = split.document_offsets[documents.start], split.document_offsets[documents.stop]
         units = np.asarray(split.sentence_offsets[first : last + 1])
-        ends = np.asarray(split.sentence_offsets[split.document_offsets[documents.start + 1 : documents.stop + 1]])
-        text_ends = units - np.isin(units, ends)  # a separator that ends a row is the row's own [SEP]
-        long = np.flatnonzero(text_ends[1:] - units[:-1] > budget)
-        pieces = [np.arange(units[i] + budget, text_ends[i + 1], budget) for i in long]
+        document_ends = np.asarray(
+            split.sentence_offsets[split.document_offsets[documents.start + 1 : documents.stop + 1]]
+        )
+        text_ends = units - np.isin(units, document_ends)  # a separator that ends a row is the row's own [SEP]
+        long_units = np.flatnonzero(text_ends[1:] - units[:-1] > budget)
+        pieces = [np.arange(units[i] + budget, text_ends[i + 1], budget) for i in long_units]
         units = np.unique(np.concatenate([units, *pieces]))
-        text_ends = units - np.isin(units, ends)
-        after = np.searchsorted(text_ends, units + budget, side="right") - 1
+        text_ends = units - np.isin(units, document_ends)
+        next_starts = np.searchsorted(text_ends, units + budget, side="right") - 1
         if self.within_document:
-            own_end = ends[np.searchsorted(ends, units, side="right").clip(max=len(ends) - 1)]
-            after = np.minimum(after, np.searchsorted(units, own_end))
-        chain, at, after = [0], 0, after.tolist()
-        while at < len(units) - 1:
-            at = max(after[at], at + 1)
-            chain.append(at)
-        edges = units[chain]
-        start, end = edges[:-1], edges[1:]
-        end = end - np.isin(end, ends)
-        keep = end > start
-        zero = np.zeros(keep.sum(), np.int64)
-        return np.stack([start[keep], end[keep], zero, zero, zero], axis=1)
+            own_end = document_ends[
+                np.searchsorted(document_ends, units, side="right").clip(max=len(document_ends) - 1)
+            ]
+            next_starts = np.minimum(next_starts, np.searchsorted(units, own_end))
+        row_starts, unit, next_starts = [0], 0, next_starts.tolist()
+        while unit < len(units) - 1:
+            unit = max(next_starts[unit], unit + 1)
+            row_starts.append(unit)
+        edges = units[row_starts]
+        start, end = edges[:-1], edges[1:] - np.isin(edges[1:], document_ends)
+        is_text = end > start
+        table = build_empty_table(is_text.sum())
+        table["a_start"], table["a_end"] = start[is_text], end[is_text]
+        table["document"] = documents.start + np.searchsorted(document_ends, table["a_start"], side="right")
+        return table

@@ -8,7 +8,8 @@ from math import floor, inf
 
 import numpy as np
 
-from encoders.data.formats import LABEL, Format, FormatWrapper
+from encoders.data.example_table import build_empty_table
+from encoders.data.formats import Format, FormatWrapper
 from encoders.data.packing import PackedFormat
 from encoders.data.store import Split
 
@@ -55,7 +56,7 @@ class MixedFormat(FormatWrapper):
             for corpus, weight in zip(split.corpus_ranges, self.corpus_weights, strict=True)
             for again, some in iter_weighted_documents(intersect_ranges(corpus, documents), weight, pass_index)
         ]
-        return np.concatenate([np.zeros((0, LABEL + 1), np.int64), *tables])
+        return np.concatenate([build_empty_table(0), *tables])
 
 
 def intersect_ranges(a: range, b: range) -> range:

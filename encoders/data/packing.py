@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from encoders.data.formats import LABEL, Format, FormatWrapper, count_row_tokens
+from encoders.data.example_table import build_empty_table, count_row_tokens
+from encoders.data.formats import Format, FormatWrapper
 from encoders.data.store import Split
 
 
@@ -34,7 +35,7 @@ class PackedFormat(FormatWrapper):
         row, slot = pack_examples(
             count_row_tokens(examples, self.num_separators), seq_length, self.max_examples_per_row
         )
-        rows = np.zeros((row.max(initial=-1) + 1, self.max_examples_per_row, LABEL + 1), np.int64)
+        rows = build_empty_table(row.max(initial=-1) + 1, self.max_examples_per_row)
         rows[row, slot] = examples
         return rows
 

@@ -20,16 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from encoders.data.formats import (
-    A_END,
-    A_START,
-    B_END,
-    B_START,
-    TABLE_VERSION,
-    Format,
-    add_example_axis,
-    count_row_tokens,
-)
+from encoders.data.example_table import add_example_axis, count_row_tokens
+from encoders.data.formats import TABLE_VERSION, Format
 from encoders.data.mixing import find_corpus_weights, remove_mixing
 from encoders.data.store import Split
 from encoders.text.tokenization import VocabInfo
@@ -170,7 +162,7 @@ def assemble_rows(
     run is repeated over its tokens. Where two separators stand between A and B (RoBERTa), the second begins B's run.
     """
     spans, more = add_example_axis(table), example_format.num_separators - 1
-    a, a_end, b, b_end = (spans[..., column] for column in (A_START, A_END, B_START, B_END))
+    a, a_end, b, b_end = (spans[name] for name in ("a_start", "a_end", "b_start", "b_end"))
     size_a, size_b, slots = a_end - a, b_end - b, spans.shape[1]
     valid, pair = size_a > 0, size_b > 0
     runs = np.zeros((len(spans), 2 * slots + 1), np.int64)
@@ -276,7 +268,7 @@ class BatchStream:
         for epoch in range(epochs[0], epochs[-1] + 1):
             table = self.tables.get_table(phase.format, phase.seq_length, epoch)
             ids = permute_index_range(rows[epochs == epoch], len(table), (self.seed, epoch))
-            parts.append((table[ids], ids, np.full(len(ids), epoch)))
+            parts.append((table.take(ids, axis=0), ids, np.full(len(ids), epoch)))
         if phase.format.varies_by_pass:
             self.tables.request_table(phase.format, phase.seq_length, int(epochs[-1]) + 1)
         return tuple(map(np.concatenate, zip(*parts, strict=True)))
@@ -303,7 +295,7 @@ class BatchStream:
             )
         _, rows, sizes, batches = self.bucketing_window
         mine = batches[place]
-        return [column[mine] for column in rows], round_up_to_bucket(
+        return [column.take(mine, axis=0) for column in rows], round_up_to_bucket(
             int(sizes[mine].max()), phase.seq_length, phase.num_length_buckets
         )
 
@@ -318,7 +310,7 @@ class BatchStream:
         else:
             whole, length = self.draw_similar_length_rows(step)
         mine = self.select_local_rows(phase.batch_size)
-        table, ids, epochs = (column[mine] for column in whole)
+        table, ids, epochs = (column.take(mine, axis=0) for column in whole)
         return add_example_ids(assemble_rows(self.split, table, length, self.vocab, phase.format), ids, epochs)
 
     def iter_batches(self, start: int, stop: int) -> Iterator[NumpyBatch]:
@@ -364,12 +356,12 @@ def iter_batches_longest_first(
     A batch is as long as the least part of `phase.seq_length` in `num_length_buckets` equal ones that holds its rows.
     The last batch is filled up with rows that are all padding and count nowhere.
     """
-    sizes = count_row_tokens(table[row_ids], phase.format.num_separators)
+    sizes = count_row_tokens(table.take(row_ids, axis=0), phase.format.num_separators)
     order = np.argsort(-sizes, kind="stable")
     for start in range(0, len(row_ids), batch_size):
         some = order[start : start + batch_size]
         length = round_up_to_bucket(int(sizes[some[0]]), phase.seq_length, num_length_buckets)
-        rows = assemble_rows(split, table[row_ids[some]], length, vocab, phase.format)
+        rows = assemble_rows(split, table.take(row_ids[some], axis=0), length, vocab, phase.format)
         rows = add_example_ids(rows, row_ids[some], np.zeros(len(some)))
         missing = batch_size - len(some)
         pad_rows = lambda x, missing=missing: np.pad(x, ((0, missing), *((0, 0),) * (x.ndim - 1)))

@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from encoders.data.formats import Format, add_example_axis
+from encoders.data.example_table import add_example_axis
+from encoders.data.formats import Format
 from encoders.data.store import Split
 from encoders.data.stream import Phase, iter_batches_longest_first
 from encoders.experiment import Experiment

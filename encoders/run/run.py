@@ -28,7 +28,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from encoders.data.formats import add_example_axis
+from encoders.data.example_table import add_example_axis
 from encoders.data.store import Split, Store
 from encoders.data.stream import Phase, iter_eval_batches, load_eval_table
 from encoders.experiment import Experiment, RunSpec, describe_differences, fingerprint_experiment

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from encoders.data.formats import B_END, B_START, LABEL
+from encoders.data.example_table import measure_segments
 from encoders.data.store import Split
 
 MAX_ANSWERS = 20  # answers of a question
@@ -41,11 +41,11 @@ class QAPrediction:
 
 
 def find_max_context_window(windows: np.ndarray, position: int) -> int:
-    """Which of the windows `[n 5]` shows a token with the most context: the lesser side, and a hundredth of its size.
+    """Which of the windows `[n]` shows a token with the most context: the lesser side, and a hundredth of its size.
 
     Of equal ones the first, as in the released code.
     """
-    begin, end = windows[:, B_START], windows[:, B_END]
+    begin, end = windows["b_start"], windows["b_end"]
     score = np.minimum(position - begin, end - 1 - position) + 0.01 * (end - begin)
     return int(np.where((position >= begin) & (position < end), score, -np.inf).argmax())
 
@@ -60,17 +60,17 @@ def decode_predictions(
     tokens.
     """
     spans, by_document, found = rows[:, 0], {}, {}
-    for row, document in enumerate(spans[:, LABEL].tolist()):
+    for row, document in enumerate(spans["document"].tolist()):
         by_document.setdefault(document, []).append(row)
     first, last, score, null = (outputs[name][:, 0] for name in ("first", "last", "score", "null"))
     fits = (last >= first) & (last - first < max_answer_length) & np.isfinite(score) & (first >= 0)
-    fits &= last < (spans[:, B_END] - spans[:, B_START])[:, None]
+    fits &= last < measure_segments(spans)[1][:, None]
     for document, mine in by_document.items():
         windows = spans[mine]
         owner: dict[int, int] = {}
         candidates = []
         for number, row in enumerate(mine):
-            begin = int(windows[number, B_START])
+            begin = int(windows["b_start"][number])
             for i in np.flatnonzero(fits[row]):
                 at = begin + int(first[row, i])
                 if len(mine) > 1:

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from encoders.data.formats import LABEL
 from encoders.data.store import Split
 from encoders.model.config import EncoderConfig
 from encoders.model.encoder import Encoder
@@ -63,7 +62,7 @@ class Classification(SupervisedObjective):
     def score_outputs(
         self, outputs: dict[str, np.ndarray], example_table: np.ndarray, split: Split
     ) -> dict[str, float]:
-        numbers, labels = outputs["logits"][:, 0], split.label_columns["label"][example_table[:, 0, LABEL]]
+        numbers, labels = outputs["logits"][:, 0], split.label_columns["label"][example_table["document"][:, 0]]
         numbers = numbers.argmax(-1) if len(self.labels) > 1 else numbers[:, 0]
         return {name: self.score_functions[name](numbers, labels) for name in self.score_names or self.score_functions}
 

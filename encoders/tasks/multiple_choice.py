@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from encoders.data.formats import B_START, LABEL
+from encoders.data.example_table import build_empty_table
 from encoders.data.labelled import EncodedExample, Example
 from encoders.data.row_files import Record, RowError, RowReader, has_lone_surrogate, read_records
 from encoders.data.store import Split
@@ -96,17 +96,17 @@ class MultipleChoiceRows:
         first = split.document_offsets[documents.start : documents.stop, None] + np.arange(self.num_choices + 2)
         edges = split.sentence_offsets[first]
         edges[:, -1] -= 1  # the separator that ends a document
-        rows = np.zeros((len(documents), self.num_choices, LABEL + 1), np.int64)
-        rows[..., 0], rows[..., 1] = edges[:, :1], edges[:, 1:2]
-        rows[..., B_START], rows[..., B_START + 1] = edges[:, 1:-1], edges[:, 2:]
-        rows[..., LABEL] = np.array(documents)[:, None]
-        truncate_pairs(rows.reshape(-1, LABEL + 1), self.max_example_length(seq_length), self.num_separators)
+        rows = build_empty_table(len(documents), self.num_choices)
+        rows["a_start"], rows["a_end"] = edges[:, :1], edges[:, 1:2]
+        rows["b_start"], rows["b_end"] = edges[:, 1:-1], edges[:, 2:]
+        rows["document"] = np.array(documents)[:, None]
+        truncate_pairs(rows.reshape(-1), self.max_example_length(seq_length), self.num_separators)
         return rows
 
     def build_label_fields(
         self, split: Split, spans: np.ndarray, cls_positions: np.ndarray, seq_length: int
     ) -> dict[str, np.ndarray]:
-        return {"label": split.label_columns["label"][spans[:, :1, LABEL]]}
+        return {"label": split.label_columns["label"][spans["document"][:, :1]]}
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class MultipleChoiceObjective(SupervisedObjective):
     ) -> dict[str, float]:
         return {
             "accuracy": score_accuracy(
-                outputs["logits"].argmax(-1), split.label_columns["label"][example_table[:, 0, LABEL]]
+                outputs["logits"].argmax(-1), split.label_columns["label"][example_table["document"][:, 0]]
             )
         }
 

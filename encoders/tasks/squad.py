@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from encoders.data.formats import A_END, A_START, B_END, B_START, LABEL
+from encoders.data.example_table import measure_segments, rows_to_table
 from encoders.data.labelled import EncodedExample, Example, to_tfds_split
 from encoders.data.row_files import RowError, RowReader, has_lone_surrogate
 from encoders.data.store import Split
@@ -176,19 +176,19 @@ class ContextWindows:
                 raise RowError(place, f"its {a_end - a} tokens leave no room for text in rows of {seq_length}")
             step = min(self.doc_stride, room)
             count = 1 + max(0, -(-(end - b - room) // step))
-            rows += [(a, a_end, at, min(at + room, end), document) for at in range(b, b + count * step, step)]
-        return np.array(rows, np.int64).reshape(-1, LABEL + 1)
+            rows += [(a, a_end, at, min(at + room, end), 0, document) for at in range(b, b + count * step, step)]
+        return rows_to_table(rows)
 
     def build_label_fields(
         self, split: Split, spans: np.ndarray, cls_positions: np.ndarray, seq_length: int
     ) -> dict[str, np.ndarray]:
-        documents = spans[..., LABEL]
+        documents = spans["document"]
         text = split.sentence_offsets[split.document_offsets[documents] + 1]
         answer = split.label_columns["answer"][documents] + text[..., None]  # as tokens of the split
-        begin, end = spans[..., B_START, None], spans[..., B_END, None]
+        begin, end = spans["b_start"][..., None], spans["b_end"][..., None]
         known = split.label_columns["answer"][documents][..., 0] >= 0
         inside = known & ((answer >= begin) & (answer < end)).all(-1)
-        offset = cls_positions + 1 + spans[..., A_END] - spans[..., A_START] + self.num_separators
+        offset = cls_positions + 1 + measure_segments(spans)[0] + self.num_separators
         places = np.where(inside[..., None], answer - begin + offset[..., None], cls_positions[..., None])
         both = {name: places[..., i].astype(np.int32) for i, name in enumerate(("first", "last"))}
         return both | {"answerable": inside.astype(np.int32)}

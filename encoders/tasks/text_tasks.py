@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from encoders.data.formats import A_END, A_START, B_END, B_START, LABEL
+from encoders.data.example_table import build_empty_table, measure_segments, swap_segments
 from encoders.data.labelled import EncodedExample, Example, to_tfds_split
 from encoders.data.row_files import Record, RowError, RowReader, read_records
 from encoders.data.store import Split
@@ -147,24 +147,23 @@ class TextRows:
     ) -> np.ndarray:
         first = split.document_offsets[documents.start : documents.stop]
         ends = split.document_offsets[documents.start + 1 : documents.stop + 1]
-        rows = np.zeros((len(documents), LABEL + 1), np.int64)
-        rows[:, A_START], rows[:, A_END] = split.sentence_offsets[first], split.sentence_offsets[first + 1]
-        pair = ends - first == 2
-        rows[pair, B_START], rows[pair, B_END] = (
-            split.sentence_offsets[first[pair] + 1],
-            split.sentence_offsets[ends[pair]],
-        )
-        rows[np.arange(len(rows)), np.where(pair, B_END, A_END)] -= 1  # the separator that ends a document
-        rows[:, LABEL] = documents
+        rows = build_empty_table(len(documents))
+        rows["a_start"], rows["a_end"] = split.sentence_offsets[first], split.sentence_offsets[first + 1]
+        is_pair = ends - first == 2
+        rows["b_start"][is_pair] = split.sentence_offsets[first[is_pair] + 1]
+        rows["b_end"][is_pair] = split.sentence_offsets[ends[is_pair]]
+        rows["a_end"] -= ~is_pair  # the separator that ends a document
+        rows["b_end"] -= is_pair
+        rows["document"] = documents
         if self.both_orders and split.name == "train":
-            rows = np.concatenate([rows, rows[:, [B_START, B_END, A_START, A_END, LABEL]]])
+            rows = np.concatenate([rows, swap_segments(rows)])
         truncate_pairs(rows, seq_length, self.num_separators)
         return rows
 
     def build_label_fields(
         self, split: Split, spans: np.ndarray, cls_positions: np.ndarray, seq_length: int
     ) -> dict[str, np.ndarray]:
-        return {"label": split.label_columns["label"][spans[..., LABEL]]}
+        return {"label": split.label_columns["label"][spans["document"]]}
 
 
 def truncate_pairs(example_table: np.ndarray, max_length: int, num_separators: int) -> None:
@@ -172,10 +171,10 @@ def truncate_pairs(example_table: np.ndarray, max_length: int, num_separators: i
 
     Of two that are equally long the second is cut, as `_truncate_seq_pair` of google-research/bert does.
     """
-    a, b = example_table[:, A_END] - example_table[:, A_START], example_table[:, B_END] - example_table[:, B_START]
+    a, b = measure_segments(example_table)
     room = max_length - np.where(b > 0, 2 + num_separators, 2)
     excess = np.maximum(a + b - room, 0)
     level = np.minimum(excess, np.abs(a - b))
     rest = excess - level
-    example_table[:, A_END] -= np.where(a > b, level, 0) + rest // 2
-    example_table[:, B_END] -= np.where(a > b, 0, level) + (rest + 1) // 2
+    example_table["a_end"] -= np.where(a > b, level, 0) + rest // 2
+    example_table["b_end"] -= np.where(a > b, 0, level) + (rest + 1) // 2

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from encoders.data.formats import A_END, A_START, LABEL
+from encoders.data.example_table import build_empty_table
 from encoders.data.labelled import EncodedExample, Example
 from encoders.data.row_files import Record, RowError, RowReader, has_lone_surrogate, read_records
 from encoders.data.store import Split
@@ -108,18 +108,18 @@ class TaggedRows:
     def build_example_table(
         self, split: Split, documents: range, seq_length: int, seed: int, pass_index: int
     ) -> np.ndarray:
-        rows = np.zeros((len(documents), LABEL + 1), np.int64)
+        rows = build_empty_table(len(documents))
         first = split.document_offsets[documents.start : documents.stop]
-        rows[:, A_START] = split.sentence_offsets[first]
-        rows[:, A_END] = np.minimum(split.sentence_offsets[first + 1] - 1, rows[:, A_START] + seq_length - 2)
-        rows[:, LABEL] = documents
+        rows["a_start"] = split.sentence_offsets[first]
+        rows["a_end"] = np.minimum(split.sentence_offsets[first + 1] - 1, rows["a_start"] + seq_length - 2)
+        rows["document"] = documents
         return rows
 
     def build_label_fields(
         self, split: Split, spans: np.ndarray, cls_positions: np.ndarray, seq_length: int
     ) -> dict[str, np.ndarray]:
         rows = np.full((len(spans), seq_length), IGNORED_TAG, np.int32)
-        for row, begin, end in zip(rows, spans[:, 0, A_START], spans[:, 0, A_END], strict=True):
+        for row, begin, end in zip(rows, spans["a_start"][:, 0], spans["a_end"][:, 0], strict=True):
             row[1 : 1 + end - begin] = split.label_columns["tags"][begin:end]
         return {"tags": rows}
 
@@ -150,7 +150,7 @@ class TokenClassification(SupervisedObjective):
     ) -> dict[str, float]:
         right = told = there = 0
         for tags, span in zip(outputs["tags"], example_table[:, 0], strict=True):
-            true = split.label_columns["tags"][span[A_START] : span[A_END]]
+            true = split.label_columns["tags"][span["a_start"] : span["a_end"]]
             words = true >= 0
             gold, guess = (
                 extract_entities([self.labels[t] for t in x[words]]) for x in (true, tags[1 : 1 + len(true)])

@@ -8,9 +8,7 @@ from random import Random
 import numpy as np
 from scipy.stats import ks_2samp
 
-from encoders.data.formats import A_END as AE
-from encoders.data.formats import A_START, B_START, LABEL, count_row_tokens
-from encoders.data.formats import B_END as BE
+from encoders.data.example_table import count_row_tokens, measure_segments, rows_to_table
 from encoders.data.store import Split
 from encoders.objectives.masking import Masking
 from tests.data import released
@@ -71,7 +69,7 @@ def whole(form, split, length, number=0):
 def as_table(examples) -> np.ndarray:
     """Examples of places as the formats' tables have them; only starts and sizes count where segments have gaps."""
     span = lambda segment: (segment[0], segment[0] + len(segment)) if segment else (0, 0)
-    return np.array([(*span(a), *span(b), label) for a, b, label in examples], np.int64).reshape(-1, 5)
+    return rows_to_table([(*span(a), *span(b), label, 0) for a, b, label in examples])
 
 
 def rows_of(examples, split: Split) -> list[list[int]]:
@@ -90,18 +88,17 @@ def predictions(examples, split: Split, rng: Random) -> list[int]:
 
 def owners(split: Split, table: np.ndarray) -> np.ndarray:
     """The documents that the segments of each row begin in, `[rows, 2]`."""
-    return (
-        np.searchsorted(split.sentence_offsets[split.document_offsets], table[:, [A_START, B_START]], side="right") - 1
-    )
+    starts = np.stack([table["a_start"], table["b_start"]], axis=1)
+    return np.searchsorted(split.sentence_offsets[split.document_offsets], starts, side="right") - 1
 
 
 def measured(table, masks, split: Split, length: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Of one pass, by name: the two sums of each document whose ratio is compared."""
     document, other = owners(split, table).T
-    size_a, size_b = table[:, AE] - table[:, A_START], table[:, BE] - table[:, B_START]
-    size, label = count_row_tokens(table), table[:, LABEL]
+    size_a, size_b = measure_segments(table)
+    size, label = count_row_tokens(table), table["label"]
     two, every = size_b > 0, np.ones(len(table))
-    elsewhere, before = two & (other != document), two & (other == document) & (table[:, B_START] < table[:, A_START])
+    elsewhere, before = two & (other != document), two & (other == document) & (table["b_start"] < table["a_start"])
     sums = lambda values: np.bincount(document, values, minlength=split.num_documents)
     tokens = np.diff(split.sentence_offsets[split.document_offsets]) / 1000
     shares = {
@@ -165,7 +162,7 @@ def one_each(tables: list[np.ndarray], split: Split, rng: Random) -> np.ndarray:
         document = owners(split, table)[:, 0].tolist()
         rows += [table[rng.choice(list(group))] for _, group in groupby(range(len(table)), document.__getitem__)]
     table = np.array(rows)
-    return np.stack([table[:, AE] - table[:, A_START], table[:, BE] - table[:, B_START], count_row_tokens(table)])
+    return np.stack([*measure_segments(table), count_row_tokens(table)])
 
 
 def distances(ours: np.ndarray, theirs: np.ndarray) -> list[float]:

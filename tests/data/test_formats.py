@@ -8,18 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import ks_2samp
 
-from encoders.data.formats import A_END as AE
+from encoders.data.example_table import SPAN_DTYPE, measure_segments
 from encoders.data.formats import (
-    A_START,
-    B_START,
-    LABEL,
     ElectraPairs,
     FullSentences,
     SegmentPairs,
     make_keyed_rng,
     truncate_pair,
 )
-from encoders.data.formats import B_END as BE
 from encoders.data.store import Split
 
 # Samples are drawn from fixed seeds; a share or a mean is then asked to lie within four standard errors.
@@ -45,10 +41,6 @@ def prose(count=200, seed=0, least=1, sentences=(2, 25), words=(1, 30)):
 
 def whole(form, split, length, seed=0, number=0):
     return form.build_example_table(split, range(split.num_documents), length, seed, number)
-
-
-def sizes(table):
-    return table[:, AE] - table[:, A_START], table[:, BE] - table[:, B_START]
 
 
 def owners(split, starts):
@@ -111,11 +103,11 @@ def test_a_generator_depends_on_its_whole_key_and_is_the_same_everywhere():
 @pytest.mark.parametrize("length", [8, 33, 128])
 def test_a_pair_fits_its_row_and_both_segments_hold_text(form, length):
     table = whole(form, PROSE, length)
-    size_a, size_b = sizes(table)
+    size_a, size_b = measure_segments(table)
     assert size_a.min() >= 1 and size_b.min() >= 1
     assert (size_a + size_b).max() == length - 3
-    for start, end in ((A_START, AE), (B_START, BE)):  # within one document, and never its separator
-        assert (owners(PROSE, table[:, start]) == owners(PROSE, table[:, end])).all()
+    for start, end in (("a_start", "a_end"), ("b_start", "b_end")):  # within one document, and never its separator
+        assert (owners(PROSE, table[start]) == owners(PROSE, table[end])).all()
 
 
 @given(documents, st.integers(8, 40), st.sampled_from(PAIRS + RELEASED), st.integers(0, 99))
@@ -123,16 +115,17 @@ def test_a_pair_fits_its_row_and_both_segments_hold_text(form, length):
 def test_any_documents_make_pairs_that_fit(lengths, length, form, seed):
     split = split_of(lengths)
     table = whole(form, split, length, seed)
-    size_a, size_b = sizes(table)
+    size_a, size_b = measure_segments(table)
     assert (size_a >= 1).all() and (size_b >= 1).all() and (size_a + size_b <= length - 3).all()
-    assert set(table[:, LABEL].tolist()) <= {0, 1}
+    assert set(table["label"].tolist()) <= {0, 1}
+    assert (table["document"] == owners(split, table["a_start"])).all()
     if not form.match_released_code:
-        assert set(owners(split, table[:, A_START]).tolist()) == {n for n, d in enumerate(lengths) if len(d) > 1}
+        assert set(owners(split, table["a_start"]).tolist()) == {n for n, d in enumerate(lengths) if len(d) > 1}
 
 
 @pytest.mark.parametrize("form", PAIRS)
 def test_half_of_the_pairs_have_label_1(form):
-    labels = np.concatenate([whole(form, PROSE, 64, number=n)[:, LABEL] for n in range(3)])
+    labels = np.concatenate([whole(form, PROSE, 64, number=n)["label"] for n in range(3)])
     assert len(labels) > 2000 and close(labels.mean(), 0.5, len(labels))
 
 
@@ -142,40 +135,42 @@ ONE_BY_ONE = split_of([[1] * n for n in range(2, 150)])  # sentences of one toke
 def test_the_true_next_segment_begins_where_the_first_one_ends():
     for form in (*PAIRS, *RELEASED):
         table = whole(form, ONE_BY_ONE, 20)
-        true = table[table[:, LABEL] == 0]
-        assert len(true) > 100 and (true[:, B_START] == true[:, AE]).all()
+        true = table[table["label"] == 0]
+        assert len(true) > 100 and (true["b_start"] == true["a_end"]).all()
 
 
 def test_the_true_next_segment_follows_in_its_document_also_when_the_pair_is_truncated():
     for form in (*PAIRS, *RELEASED):
         table = whole(form, PROSE, 33)
-        true = table[table[:, LABEL] == 0]
-        assert (true[:, B_START] >= true[:, AE]).all()
-        assert (owners(PROSE, true[:, A_START]) == owners(PROSE, true[:, B_START])).all()
-        edges = np.searchsorted(PROSE.sentence_offsets, true[:, [AE, B_START]])  # a sentence ends between the two
-        assert (PROSE.sentence_offsets[edges[:, 0]] <= true[:, B_START]).all()
+        true = table[table["label"] == 0]
+        assert (true["b_start"] >= true["a_end"]).all()
+        assert (owners(PROSE, true["a_start"]) == owners(PROSE, true["b_start"])).all()
+        edges = np.searchsorted(
+            PROSE.sentence_offsets, [true["a_end"], true["b_start"]]
+        )  # a sentence ends between the two
+        assert (PROSE.sentence_offsets[edges[0]] <= true["b_start"]).all()
 
 
 @pytest.mark.parametrize("form", [PAIRS[0], RELEASED[0]])
 def test_a_random_next_segment_comes_from_another_document(form):
     table = whole(form, PROSE, 64)
-    chosen = table[table[:, LABEL] == 1]
-    assert (owners(PROSE, chosen[:, A_START]) != owners(PROSE, chosen[:, B_START])).all()
+    chosen = table[table["label"] == 1]
+    assert (owners(PROSE, chosen["a_start"]) != owners(PROSE, chosen["b_start"])).all()
 
 
 def test_without_another_document_the_next_segment_is_the_true_one():
     for lengths in ([[5] * 200], [[5] * 200, [7]]):
         table = whole(PAIRS[0], split_of(lengths), 64)
-        assert len(table) > 10 and not table[:, LABEL].any() and (table[:, B_START] >= table[:, AE]).all()
+        assert len(table) > 10 and not table["label"].any() and (table["b_start"] >= table["a_end"]).all()
 
 
 def test_swapped_pairs_are_true_pairs_with_their_segments_exchanged():
     table = whole(PAIRS[1], ONE_BY_ONE, 20)
-    swapped = table[table[:, LABEL] == 1]
-    assert len(swapped) > 100 and (swapped[:, BE] == swapped[:, A_START]).all()
-    swapped = (table := whole(PAIRS[1], PROSE, 33))[table[:, LABEL] == 1]
-    assert (swapped[:, BE] <= swapped[:, A_START]).all()
-    assert (owners(PROSE, swapped[:, A_START]) == owners(PROSE, swapped[:, B_START])).all()
+    swapped = table[table["label"] == 1]
+    assert len(swapped) > 100 and (swapped["b_end"] == swapped["a_start"]).all()
+    swapped = (table := whole(PAIRS[1], PROSE, 33))[table["label"] == 1]
+    assert (swapped["b_end"] <= swapped["a_start"]).all()
+    assert (owners(PROSE, swapped["a_start"]) == owners(PROSE, swapped["b_start"])).all()
 
 
 LONG = split_of(prose(1000, seed=1))
@@ -185,8 +180,8 @@ LONG = split_of(prose(1000, seed=1))
 @pytest.mark.parametrize("length", [32, 64])
 def test_lengths_do_not_tell_the_label(form, length):
     table = whole(form, LONG, length)
-    size_a, size_b = sizes(table)
-    one = table[:, LABEL] == 1
+    size_a, size_b = measure_segments(table)
+    one = table["label"] == 1
     for measure in (size_a, size_b, size_a + size_b, size_a - size_b):
         assert same_mean(measure[one], measure[~one])
         assert ks_2samp(measure[one], measure[~one]).pvalue > 0.001
@@ -199,16 +194,16 @@ def test_lengths_do_not_tell_the_label(form, length):
 def test_the_token_that_cannot_be_split_evenly_does_not_tell_the_label(form, length):
     # Where truncation made both segments equal, an odd budget leaves one of them a token longer.
     table = whole(form, LONG, length)
-    size_a, size_b = sizes(table)
+    size_a, size_b = measure_segments(table)
     for difference in (-1, 1):
-        labels = table[(size_a + size_b == length - 3) & (size_a - size_b == difference), LABEL]
+        labels = table["label"][(size_a + size_b == length - 3) & (size_a - size_b == difference)]
         assert len(labels) == 0 or close(labels.mean(), 0.5, len(labels))
 
 
 def test_pairs_of_whole_sentences_leave_out_nothing_but_a_lone_sentence():
     table = whole(PAIRS[1], ONE_BY_ONE, 20)
     used = np.zeros(len(ONE_BY_ONE.tokens), int)
-    for a, a_end, b, b_end, _ in table.tolist():
+    for a, a_end, b, b_end, *_ in table.tolist():
         used[a:a_end] += 1
         used[b:b_end] += 1
     assert used.max() == 1
@@ -220,7 +215,7 @@ def test_pairs_of_whole_sentences_leave_out_nothing_but_a_lone_sentence():
 
 def test_text_is_lost_next_to_full_rows_only():
     table, length = whole(PAIRS[1], PROSE, 33), 33
-    spans = sorted((min(a, b), max(ae, be), ae - a + be - b) for a, ae, b, be, _ in table.tolist())
+    spans = sorted((min(a, b), max(ae, be), ae - a + be - b) for a, ae, b, be, *_ in table.tolist())
     for start, end, size in spans:
         assert size == length - 3 or (size == end - start and {start, end} <= edges(PROSE))
     for (start, end, size), (following, _, next_size) in pairwise(spans):
@@ -235,16 +230,16 @@ def edges(split):
 
 def test_a_random_next_segment_is_a_true_one_elsewhere_and_shortened_only_in_a_full_row():
     table = whole(PAIRS[0], PROSE, 33)
-    size_a, size_b = sizes(table)
-    short = table[(table[:, LABEL] == 1) & (size_a + size_b < 30)]
+    size_a, size_b = measure_segments(table)
+    short = table[(table["label"] == 1) & (size_a + size_b < 30)]
     assert len(short) > 30
-    assert set(short[:, [A_START, AE, B_START, BE]].ravel().tolist()) <= edges(PROSE)
+    assert {edge for row in short.tolist() for edge in row[:4]} <= edges(PROSE)
 
 
 def test_nearly_all_segments_stay_in_use_when_half_of_them_are_exchanged():
     table = whole(PAIRS[0], ONE_BY_ONE, 20)
     used = np.zeros(len(ONE_BY_ONE.tokens), int)
-    for a, a_end, b, b_end, _ in table.tolist():
+    for a, a_end, b, b_end, *_ in table.tolist():
         used[a:a_end] += 1
         used[b:b_end] += 1
     text = len(used) - ONE_BY_ONE.num_documents
@@ -256,11 +251,11 @@ def test_a_tenth_of_the_documents_is_cut_into_shorter_rows(form):
     split = split_of([[1] * 200] * 600)
     for share in (0.0, 0.1, 1.0):
         table = whole(form("swapped", short_seq_prob=share), split, 63)
-        size = sum(sizes(table))
-        last = np.flatnonzero(np.diff(owners(split, table[:, A_START]), append=-1))
+        size = sum(measure_segments(table))
+        last = np.flatnonzero(np.diff(owners(split, table["a_start"]), append=-1))
         inner = np.setdiff1d(np.arange(len(table)), last)  # what a document has left over is short in any case
         targets = [
-            set(size[inner][owners(split, table[inner, A_START]) == n].tolist()) for n in range(split.num_documents)
+            set(size[inner][owners(split, table["a_start"][inner]) == n].tolist()) for n in range(split.num_documents)
         ]
         assert all(len(target) <= 1 for target in targets)  # drawn once a document
         drawn = [target.pop() if target else 60 for target in targets]
@@ -278,7 +273,7 @@ def test_a_table_is_a_function_of_seed_and_pass(form):
     split = split_of(prose(30))
     tables = [whole(form, split, 40, seed, number) for seed in (0, 1) for number in (0, 1)]
     again = [whole(form, split, 40, seed, number) for seed in (0, 1) for number in (0, 1)]
-    assert all(x.dtype == np.int64 and x.shape[1] == 5 for x in tables)
+    assert all(x.dtype == SPAN_DTYPE and x.ndim == 1 for x in tables)
     assert all(np.array_equal(x, y) for x, y in zip(tables, again, strict=True))
     assert len({x.tobytes() for x in tables}) == (4 if form.varies_by_pass else 1)
 
@@ -296,16 +291,16 @@ def test_the_shard_of_a_document_decides_only_which_random_segments_it_gets():
     together = whole(PAIRS[0], split, 40)
     apart = np.concatenate([earlier, later])
     assert len(apart) == len(together)
-    assert (owners(split, apart[:, A_START]) == owners(split, together[:, A_START])).all()
+    assert (owners(split, apart["a_start"]) == owners(split, together["a_start"])).all()
     assert np.array_equal(
         earlier, PAIRS[0].build_example_table(split, range(12), 40, 0, 0)
     )  # in whatever order they are built
-    assert set(owners(split, earlier[:, B_START]).tolist()) <= set(range(12))
+    assert set(owners(split, earlier["b_start"]).tolist()) <= set(range(12))
 
 
 def test_documents_without_two_sentences_make_no_pair():
     for form in PAIRS:
-        assert whole(form, split_of([[30], [2]]), 16).shape == (0, 5)
+        assert whole(form, split_of([[30], [2]]), 16).shape == (0,)
 
 
 @pytest.mark.parametrize("wrong", [{"short_seq_prob": -0.1}, {"short_seq_prob": 1.1}, {"negatives": "swap"}])
@@ -321,16 +316,16 @@ def test_a_pair_format_that_is_none_is_refused(wrong):
 def test_more_than_half_of_the_released_pairs_are_random():
     table = whole(RELEASED[0], split_of(prose(200, seed=2, sentences=(1, 25))), 48)
     error = 0.5 / math.sqrt(len(table))
-    assert table[:, LABEL].mean() > 0.5 + ERRORS * error
+    assert table["label"].mean() > 0.5 + ERRORS * error
 
 
 def test_a_chunk_of_one_sentence_gets_a_random_segment_in_the_released_code_of_both():
     split = split_of([[50]] * 6)  # every sentence fills its row
     for form in RELEASED:
         table = whole(form, split, 40)
-        assert len(table) == 6 and table[:, LABEL].all()
-        assert (owners(split, table[:, A_START]) == np.arange(6)).all()
-        assert (owners(split, table[:, B_START]) != np.arange(6)).all()
+        assert len(table) == 6 and table["label"].all()
+        assert (owners(split, table["a_start"]) == np.arange(6)).all()
+        assert (owners(split, table["b_start"]) != np.arange(6)).all()
 
 
 def test_the_released_code_takes_up_what_a_random_segment_left_over():
@@ -338,9 +333,9 @@ def test_the_released_code_takes_up_what_a_random_segment_left_over():
     table = whole(
         SegmentPairs("random", short_seq_prob=0.0, match_released_code=True), split, 43
     )  # 10 sentences a chunk
-    mine = table[owners(split, table[:, A_START]) == 0]
-    for row, following in pairwise(mine.tolist()):
-        assert following[A_START] == (row[AE] if row[LABEL] else row[BE])
+    mine = table[owners(split, table["a_start"]) == 0]
+    for row, following in pairwise(mine):
+        assert following["a_start"] == (row["a_end"] if row["label"] else row["b_end"])
 
 
 # ELECTRA's rows
@@ -351,45 +346,44 @@ def test_the_released_code_takes_up_what_a_random_segment_left_over():
 def test_any_documents_make_electra_rows_that_fit(lengths, length, seed):
     split = split_of(lengths)
     table = whole(ElectraPairs(), split, length, seed)
-    size_a, size_b = sizes(table)
+    size_a, size_b = measure_segments(table)
     assert (size_a >= 1).all() and (size_b >= 0).all()
     assert (size_a + size_b + 2 + (size_b > 0) <= length).all()
     two = table[size_b > 0]
-    assert (two[:, B_START] >= two[:, AE]).all() and (
-        owners(split, two[:, A_START]) == owners(split, two[:, B_START])
+    assert (two["b_start"] >= two["a_end"]).all() and (
+        owners(split, two["a_start"]) == owners(split, two["b_start"])
     ).all()
-    assert not table[:, LABEL].any()
-    assert set(owners(split, table[:, A_START]).tolist()) == set(range(split.num_documents))
+    assert not table["label"].any()
+    assert (table["document"] == owners(split, table["a_start"])).all()
+    assert set(table["document"].tolist()) == set(range(split.num_documents))
 
 
 def test_nine_electra_rows_in_ten_have_two_segments():
     split = split_of([[3] * 400] * 200)
     table = whole(ElectraPairs(), split, 64)
     inner = table[
-        np.diff(owners(split, table[:, A_START]), append=-1) == 0
+        np.diff(owners(split, table["a_start"]), append=-1) == 0
     ]  # what is left over may be too short for two
-    _, size_b = sizes(inner)
+    _, size_b = measure_segments(inner)
     assert len(size_b) > 3000 and close((size_b > 0).mean(), 0.9, len(size_b))
 
 
 def test_electra_throws_away_what_lies_beyond_the_row():
     split = split_of([[7] * 40])
     table = whole(ElectraPairs(), split, 32, seed=1)
-    full = table[(table[:, B_START] > 0) & (table[:, BE] - table[:, A_START] >= 29)]
+    full = table[(table["b_start"] > 0) & (table["b_end"] - table["a_start"] >= 29)]
     # 5 sentences reach 32 tokens. Two (14 of 14: the second straddles) or one are A; the rest is cut at 29 in all.
-    for a, a_end, b, b_end, _ in full.tolist():
+    for a, a_end, b, b_end, *_ in full.tolist():
         assert a_end - a in (7, 14) and b == a_end and b_end - a == 29
     assert {7, 14} == {a_end - a for a, a_end, *_ in full.tolist()}
-    assert (
-        len(full) > 3 and (np.diff(full[:, A_START]) % 35 == 0).any()
-    )  # the next row starts after the whole sentences
+    assert len(full) > 3 and (np.diff(full["a_start"]) % 35 == 0).any()  # the next row starts after the whole sentences
 
 
 def test_one_electra_row_in_twenty_has_a_shorter_target_also_the_first_of_a_document():
     split = split_of([[1] * 64] * 4000)  # a row each, unless its target is shorter
     table = whole(ElectraPairs(), split, 64)
-    first = np.flatnonzero(np.diff(owners(split, table[:, A_START]), prepend=-1))
-    shorter = np.mean(table[first][:, [AE, BE]].max(axis=1) - table[first, A_START] < 60)
+    first = np.flatnonzero(np.diff(owners(split, table["a_start"]), prepend=-1))
+    shorter = np.mean(np.maximum(table["a_end"], table["b_end"])[first] - table["a_start"][first] < 60)
     assert close(shorter, 0.05 * 55 / 60, len(first))  # uniform in 5..64, of which 5..59 show
 
 
@@ -398,11 +392,11 @@ def test_one_electra_row_in_twenty_has_a_shorter_target_also_the_first_of_a_docu
 
 def test_full_sentences_by_hand():
     split = split_of([[3, 4], [5, 2, 2], [9]])  # starts 0 3 | 8 13 15 | 18, the separators at 7, 17 and 27
-    rows = lambda length, **kind: whole(FullSentences(**kind), split, length)[:, [A_START, AE]].tolist()
-    assert rows(10) == [[0, 7], [8, 15], [15, 17], [18, 26], [26, 27]]
-    assert rows(15) == [[0, 13], [13, 17], [18, 27]]
-    assert rows(30) == [[0, 27]]
-    assert rows(15, within_document=True) == rows(30, within_document=True) == [[0, 7], [8, 17], [18, 27]]
+    rows = lambda length, **kind: whole(FullSentences(**kind), split, length)[["a_start", "a_end"]].tolist()
+    assert rows(10) == [(0, 7), (8, 15), (15, 17), (18, 26), (26, 27)]
+    assert rows(15) == [(0, 13), (13, 17), (18, 27)]
+    assert rows(30) == [(0, 27)]
+    assert rows(15, within_document=True) == rows(30, within_document=True) == [(0, 7), (8, 17), (18, 27)]
 
 
 @given(documents, st.integers(8, 60), st.booleans())
@@ -411,12 +405,13 @@ def test_full_sentences_hold_every_token_once_and_only_separators_at_row_ends_ar
     split = split_of(lengths)
     table = whole(FullSentences(within), split, length)
     separators = set((split.sentence_offsets[split.document_offsets[1:]] - 1).tolist())
-    used = [token for a, a_end in table[:, [A_START, AE]].tolist() for token in range(a, a_end)]
+    used = [token for a, a_end in table[["a_start", "a_end"]].tolist() for token in range(a, a_end)]
     assert used == sorted(set(used)) and set(range(len(split.tokens))) - set(used) <= separators
-    size_a, size_b = sizes(table)
-    assert 1 <= size_a.min() and size_a.max() <= length - 2 and not size_b.any() and not table[:, LABEL].any()
+    size_a, size_b = measure_segments(table)
+    assert 1 <= size_a.min() and size_a.max() <= length - 2 and not size_b.any() and not table["label"].any()
+    assert (table["document"] == owners(split, table["a_start"])).all()
     starts = set(split.sentence_offsets.tolist())
-    for a, a_end in table[:, [A_START, AE]].tolist():
+    for a, a_end in table[["a_start", "a_end"]].tolist():
         assert a not in separators and a_end - 1 not in separators
         sentence = np.searchsorted(split.sentence_offsets, a, side="right") - 1
         long = split.sentence_offsets[sentence + 1] - split.sentence_offsets[sentence] > length - 2
@@ -426,12 +421,12 @@ def test_full_sentences_hold_every_token_once_and_only_separators_at_row_ends_ar
 
 
 def test_a_row_of_full_sentences_takes_as_many_as_fit():
-    assert whole(FullSentences(), split_of([[4], [4], [4]]), 16)[:, [A_START, AE]].tolist() == [[0, 14]]
+    assert whole(FullSentences(), split_of([[4], [4], [4]]), 16)[["a_start", "a_end"]].tolist() == [(0, 14)]
     split = split_of(prose(50, words=(1, 20)))
     last = set(split.sentence_offsets[split.document_offsets[1:]].tolist())
     for within in (False, True):
         table = whole(FullSentences(within), split, 42)
-        for (a, _), (following, _) in pairwise(table[:, [A_START, AE]].tolist()):
+        for (a, _), (following, _) in pairwise(table[["a_start", "a_end"]].tolist()):
             if not (within and owners(split, a) != owners(split, following)):
                 end = int(split.sentence_offsets[np.searchsorted(split.sentence_offsets, following) + 1])
                 assert end - (end in last) - a > 40  # a separator at the end of a row is the row's own
@@ -439,11 +434,11 @@ def test_a_row_of_full_sentences_takes_as_many_as_fit():
 
 def test_a_sentence_longer_than_a_row_is_cut_into_full_rows():
     split = split_of([[2, 25, 3], [4]])  # starts 0 2 27 | 31
-    rows = whole(FullSentences(), split, 12)[:, [A_START, AE]].tolist()
-    assert rows == [[0, 2], [2, 12], [12, 22], [22, 30], [31, 35]]
+    rows = whole(FullSentences(), split, 12)[["a_start", "a_end"]].tolist()
+    assert rows == [(0, 2), (2, 12), (12, 22), (22, 30), (31, 35)]
 
 
 def test_a_row_crosses_documents_with_a_separator_between_them():
     split = split_of([[4], [4], [4]])
-    assert whole(FullSentences(), split, 17)[:, [A_START, AE]].tolist() == [[0, 14]]
-    assert whole(FullSentences(), split, 12)[:, [A_START, AE]].tolist() == [[0, 9], [10, 14]]
+    assert whole(FullSentences(), split, 17)[["a_start", "a_end"]].tolist() == [(0, 14)]
+    assert whole(FullSentences(), split, 12)[["a_start", "a_end"]].tolist() == [(0, 9), (10, 14)]

@@ -31,7 +31,7 @@ def owners(store, form, number):
     split = store.train_split
     table = form.build_example_table(split, range(split.num_documents), 32, 0, number)
     starts = np.asarray(split.sentence_offsets)[np.asarray(split.document_offsets)]
-    document = np.searchsorted(starts, table[:, 0], side="right") - 1
+    document = np.searchsorted(starts, table["a_start"], side="right") - 1
     return [int(np.isin(document, list(corpus)).sum()) for corpus in split.corpus_ranges]
 
 
@@ -86,9 +86,9 @@ def test_every_document_comes_although_masks_are_static(store, tmp_path):
     # One copy of the masks; what a weight leaves out in one epoch comes in another all the same.
     form = MixedFormat(FullSentences(within_document=True), (0.25, 0.25, 0.25))
     tables = ExampleTables(tmp_path, store.train_split, 0, 1)
-    starts = {int(row[0]) for epoch in range(4) for row in tables.get_table(form, 32, epoch)}
+    starts = {start for epoch in range(4) for start in tables.get_table(form, 32, epoch)["a_start"].tolist()}
     whole = form.format.build_example_table(store.train_split, range(store.train_split.num_documents), 32, 0, 0)
-    assert starts == set(whole[:, 0].tolist()) and len(tables.get_table(form, 32, 0)) < len(whole) / 2
+    assert starts == set(whole["a_start"].tolist()) and len(tables.get_table(form, 32, 0)) < len(whole) / 2
 
 
 def test_what_is_held_out_is_read_whole(store, tmp_path):

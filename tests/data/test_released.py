@@ -25,8 +25,8 @@ import jax
 import numpy as np
 import pytest
 
-from encoders.data.formats import A_END as AE
-from encoders.data.formats import A_START, LABEL, ElectraPairs, FullSentences, SegmentPairs, count_row_tokens
+from encoders.data.example_table import count_row_tokens
+from encoders.data.formats import ElectraPairs, FullSentences, SegmentPairs
 from encoders.data.packing import pack_examples
 from encoders.data.store import Split
 from encoders.objectives.masking import Masking, mask_tokens
@@ -108,7 +108,7 @@ def longest_true(tables: list[np.ndarray], split: Split) -> np.ndarray:
     """The tokens of the longest true pair of each document in each pass, where there is one."""
     found = np.zeros((len(tables), split.num_documents), np.int64)
     for sizes, table in zip(found, tables, strict=True):
-        np.maximum.at(sizes, owners(split, table)[:, 0], (count_row_tokens(table) - 3) * (table[:, LABEL] == 0))
+        np.maximum.at(sizes, owners(split, table)[:, 0], (count_row_tokens(table) - 3) * (table["label"] == 0))
     return found[found > 0]
 
 
@@ -129,7 +129,7 @@ def test_as_many_documents_are_cut_short_as_in_the_released_code_and_by_as_much(
     if kept:
         assert_agreement(compared(ours, theirs))
     else:
-        labels = np.concatenate(tables)[:, LABEL]
+        labels = np.concatenate(tables)["label"]
         assert abs(labels.mean() - 0.5) < ERRORS * 0.5 / math.sqrt(len(labels))
 
 
@@ -210,7 +210,7 @@ ROWS = (32, 33, 35, 48, 128, 512)
 
 
 def texts(table, split: Split) -> list[list[int]]:
-    return [split.tokens[a:a_end].tolist() for a, a_end in table[:, [A_START, AE]].tolist()]
+    return [split.tokens[a:a_end].tolist() for a, a_end in table[["a_start", "a_end"]].tolist()]
 
 
 @pytest.mark.parametrize("within", [False, True])

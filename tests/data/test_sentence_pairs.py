@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from encoders.data.formats import A_END, A_START, B_END, B_START, LABEL, SentencePairs
+from encoders.data.example_table import count_row_tokens
+from encoders.data.formats import SentencePairs
 from encoders.data.store import Split
 from tests.texts import made_up
 
@@ -31,10 +32,10 @@ def test_a_pair_is_two_sentences_and_the_second_is_the_next_or_one_of_another_do
     ends = {int(end) for end in split.sentence_offsets} | {
         int(end) - 1 for end in split.sentence_offsets[split.document_offsets[1:]]
     }
-    whole = table[(table[:, A_END] - table[:, A_START] + table[:, B_END] - table[:, B_START]) < LENGTH - 3]
+    whole = table[count_row_tokens(table) < LENGTH]
     assert len(whole) > 0.9 * len(table)
-    for a, a_end, b, b_end, label in whole.tolist():
-        assert a in known and b in known and a_end in ends and b_end in ends
+    for a, a_end, b, b_end, label, document in whole.tolist():
+        assert known[a] == document and b in known and a_end in ends and b_end in ends
         assert (b == a_end) == (label == 0)
         assert (known[a] != known[b]) == (label == 1)
 
@@ -45,23 +46,23 @@ def test_half_of_the_pairs_are_random_and_their_lengths_tell_nothing(split):
         for number in range(10)
     ]
     table = np.concatenate(tables)
-    share = table[:, LABEL].mean()
+    share = table["label"].mean()
     assert abs(share - 0.5) < 4 * (0.25 / len(table)) ** 0.5
-    sizes = table[:, B_END] - table[:, B_START]
-    apart = sizes[table[:, LABEL] == 1].mean() - sizes[table[:, LABEL] == 0].mean()
+    sizes = table["b_end"] - table["b_start"]
+    apart = sizes[table["label"] == 1].mean() - sizes[table["label"] == 0].mean()
     assert abs(apart) < 4 * sizes.std() * (4 / len(table)) ** 0.5  # four standard errors of a difference of means
 
 
 def test_no_pair_is_longer_than_its_row_and_no_sentence_is_read_twice(split):
     for number in range(4):
         table = SentencePairs("swapped").build_example_table(split, range(split.num_documents), LENGTH, 0, number)
-        sizes = table[:, A_END] - table[:, A_START] + table[:, B_END] - table[:, B_START]
-        assert sizes.max() == LENGTH - 3 and len(np.unique(table[:, [A_START, B_START]])) == 2 * len(table)
+        starts = np.concatenate([table["a_start"], table["b_start"]])
+        assert count_row_tokens(table).max() == LENGTH and len(np.unique(starts)) == 2 * len(table)
 
 
 def test_another_pass_may_pair_a_sentence_with_the_one_before_it(split):
     first = [
-        SentencePairs("swapped").build_example_table(split, range(1), LENGTH, 0, number)[0, [A_START, B_START]].min()
+        min(SentencePairs("swapped").build_example_table(split, range(1), LENGTH, 0, number)[0].tolist()[:4:2])
         for number in range(20)
     ]
     assert set(first) == {split.sentence_offsets[0], split.sentence_offsets[1]}

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from encoders.data import stream
+from encoders.data.example_table import build_empty_table, rows_to_table
 from encoders.data.formats import ElectraPairs, SegmentPairs
 from encoders.data.stream import ExampleTables, Phase, assemble_rows
 from tests.data.streams import (
@@ -38,7 +39,7 @@ def opened(tmp_path):
 
 def test_a_row_by_hand():
     split = split_of([[[11, 12], [13], [14, 15, 16]], [[21, 22]]])  # tokens 11 12 13 14 15 16 SEP 21 22 SEP
-    table = np.array([[0, 2, 2, 5, 1], [7, 8, 2, 3, 0], [4, 9, 0, 0, 0]])
+    table = rows_to_table([(0, 2, 2, 5, 1, 0), (7, 8, 2, 3, 0, 1), (4, 9, 0, 0, 0, 0)])
     rows = assemble_rows(split, table, 8, FACTS, SegmentPairs("random"))
     assert rows["tokens"].tolist() == [
         [CLS, 11, 12, SEP, 13, 14, 15, SEP],
@@ -55,7 +56,8 @@ def test_a_row_by_hand():
 
 def test_a_row_of_two_examples_by_hand():
     split = split_of([[[11, 12], [13], [14, 15, 16]], [[21, 22]]])  # tokens 11 12 13 14 15 16 SEP 21 22 SEP
-    table = np.array([[[7, 9, 2, 3, 1], [4, 6, 0, 0, 0], [0] * 5], [[0, 6, 0, 0, 1], [0] * 5, [0] * 5]])
+    table = build_empty_table(2, 3)
+    table[0, :2], table[1, 0] = [(7, 9, 2, 3, 1, 1), (4, 6, 0, 0, 0, 0)], (0, 6, 0, 0, 1, 0)
     rows = assemble_rows(split, table, 12, FACTS, SegmentPairs("random"))
     assert rows["tokens"].tolist() == [
         [CLS, 21, 22, SEP, 13, SEP, CLS, 15, 16, SEP, PAD, PAD],
@@ -85,7 +87,7 @@ def test_a_batch_has_the_fields_that_models_and_objectives_read(opened):
 def test_a_large_vocabulary_keeps_its_ids():
     split = replace(PROSE, tokens=np.full(len(PROSE.tokens), 70_000, np.uint32))
     facts = replace(FACTS, vocab_size=70_001)
-    assert assemble_rows(split, np.array([[0, 2, 0, 0, 0]]), 8, facts, FULL)["tokens"][0, 1] == 70_000
+    assert assemble_rows(split, rows_to_table([(0, 2, 0, 0, 0, 0)]), 8, facts, FULL)["tokens"][0, 1] == 70_000
 
 
 # A pure function of (seed, step)

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from encoders.data.example_table import rows_to_table
 from encoders.data.store import Split
 from encoders.tasks.answers import (
     MAX_ANSWERS,
@@ -181,7 +182,7 @@ def is_max_context(doc_spans: list[tuple[int, int]], cur_span_index: int, positi
 def test_the_widest_context_is_the_released_codes(windows, data):
     start, length = data.draw(st.sampled_from(windows))
     position = data.draw(st.integers(start, start + length - 1))
-    spans = np.array([(0, 3, start, start + length, 7) for start, length in windows])
+    spans = rows_to_table([(0, 3, start, start + length, 0, 7) for start, length in windows])
     found = find_max_context_window(spans, position)
     assert [is_max_context(windows, n, position) for n in range(len(windows))] == [
         n == found for n in range(len(windows))
@@ -207,7 +208,7 @@ def made(*windows, candidates, nulls=None, longest=30):
         {"places": places},
         in_memory_metadata=({}, {"context": CONTEXT}),
     )
-    rows = np.array([[(5, begin, begin + a, begin + b, 1)] for a, b in windows])
+    rows = rows_to_table([(5, begin, begin + a, begin + b, 0, 1) for a, b in windows])[:, None]
     each = np.array(candidates, float)[:, None]
     said = {"first": each[..., 0].astype(int), "last": each[..., 1].astype(int), "score": each[..., 2]}
     return decode_predictions(said | {"null": np.array(nulls or [0.0] * len(rows))[:, None]}, rows, split, longest)[1]

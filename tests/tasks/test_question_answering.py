@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from encoders.data.example_table import rows_to_table
 from encoders.data.store import Split
 from encoders.model.config import EncoderConfig
 from encoders.model.encoder import Encoder
@@ -246,7 +247,7 @@ def test_only_spans_weigh_that_there_is_no_answer_against_the_best_one(objective
         "dev", *np.zeros((3, 1)), {"places": np.array([(0, 3), (0, 3), (4, 7), (0, 0)])}, in_memory_metadata=notes
     )
     said = {"first": [[[0, 1]]], "last": [[[1, 1]]], "score": [[[0.5, 1.5]]], "null": [[4.0]]}
-    said, rows = {name: np.array(each) for name, each in said.items()}, np.array([[[0, 1, 1, 3, 0]]])
+    said, rows = {name: np.array(each) for name, each in said.items()}, rows_to_table([(0, 1, 1, 3, 0, 0)])[:, None]
     verdict = objective.decode_predictions(said, rows, split)[0]
     assert [answer.text for answer in verdict.answers] == ["fox", "old fox"]
     assert verdict.null_score == (2.5 if isinstance(objective, SpanPrediction) else 4.0)

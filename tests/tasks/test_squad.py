@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from encoders.data.example_table import rows_to_table
 from encoders.data.labelled import EncodedExample, Example, LabelledData
 from encoders.data.prepare import prepare_store
 from encoders.data.row_files import RowError, RowReader
@@ -165,7 +166,7 @@ def test_windows_by_hand():
     """A second question of 3 tokens, cut to 2, and its text of 9 in rows of 10: 5 at a time, beginning 2 apart."""
     split = split_of((1, 2, (0, 0)), (3, 9, (4, 6)))  # tokens 100 | 101 102 SEP | 104 105 106 | 107 ... 115 SEP
     rows = table(ContextWindows(doc_stride=2, max_query_length=2), split, 10)
-    assert rows.tolist() == [[0, 1, 1, 3, 0], [4, 6, 7, 12, 1], [4, 6, 9, 14, 1], [4, 6, 11, 16, 1]]
+    assert rows.tolist() == [(0, 1, 1, 3, 0, 0), (4, 6, 7, 12, 0, 1), (4, 6, 9, 14, 0, 1), (4, 6, 11, 16, 0, 1)]
     fields = assemble_rows(split, rows, 10, FACTS, ContextWindows(doc_stride=2, max_query_length=2))
     assert fields["tokens"][2].tolist() == [CLS, 104, 105, SEP, 109, 110, 111, 112, 113, SEP]
     # The answer is 111 112 113: the first window of its text lacks two of these.
@@ -189,8 +190,8 @@ def test_windows_are_those_of_the_released_code(made):
             break
         start_offset += min(size, stride)
     rows = table(ContextWindows(stride, 5, between), split_of((question, text, (0, 0))), length).tolist()
-    assert [tuple(row) for row in rows] == [(0, min(question, 5), *span, 0) for span in doc_spans]
-    assert {token for _, _, a, b, _ in rows for token in range(a, b)} == set(range(question, question + text))
+    assert rows == [(0, min(question, 5), *span, 0, 0) for span in doc_spans]
+    assert {token for _, _, a, b, *_ in rows for token in range(a, b)} == set(range(question, question + text))
 
 
 @given(sizes, st.data(), st.booleans())
@@ -207,7 +208,7 @@ def test_first_and_last_are_the_answer_where_the_window_holds_it_whole(made, dat
     fields = assemble_rows(split, rows, length * rows.shape[1], FACTS, form)
     for row, slot in np.ndindex(rows.shape[:2]):
         begin, end, start = (int(fields[name][row, slot]) for name in ("first", "last", "start"))
-        (*_, a, b, document), tokens = rows[row, slot].tolist(), fields["tokens"][row].tolist()
+        (_, _, a, b, _, document), tokens = rows[row, slot].tolist(), fields["tokens"][row].tolist()
         inside = bool(answers[document]) and set(answers[document]) <= set(range(100 + a, 100 + b))
         assert fields["answerable"][row, slot] == inside and tokens[start] == CLS
         assert tokens[begin : end + 1] == (answers[document] if inside else [CLS])
@@ -261,7 +262,8 @@ def test_the_tokens_of_an_answer_give_a_part_of_the_text_that_holds_it(tokenizer
     ids, places = tokenizer.encode_with_offsets(list(made.texts))
     columns = TASK.encode_labels(made, EncodedExample(ids, places))
     split = Split("dev", np.zeros(0), np.zeros(0), np.zeros(0), columns, in_memory_metadata=(made.metadata,))
-    window = np.array([[[0, len(ids[0]), len(ids[0]), len(ids[0]) + len(ids[1]), 0]]])
+    size_a, size_b = map(len, ids)
+    window = rows_to_table([(0, size_a, size_a, size_a + size_b, 0, 0)])[:, None]
     first, last = columns["answer"].reshape(2, 1, 1, 1)
     said = {"first": first, "last": last, "score": np.ones((1, 1, 1)), "null": np.zeros((1, 1))}
     (answer,) = decode_predictions(said, window, split, max_answer_length=99)[0].answers

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from encoders.data.formats import A_END, A_START, B_END, B_START
+from encoders.data.example_table import build_empty_table
 from encoders.data.labelled import EncodedExample, Example
 from encoders.data.row_files import RowError, RowReader
 from encoders.data.stream import assemble_rows
@@ -90,13 +90,13 @@ SIZES = st.integers(1, 70)
 @given(st.lists(st.tuples(SIZES, SIZES | st.just(0)), min_size=1, max_size=6), st.integers(8, 90), st.integers(1, 2))
 @settings(deadline=None, derandomize=True, max_examples=300)
 def test_texts_are_shortened_as_berts_released_code_does(pairs, length, between):
-    table, expected = np.zeros((len(pairs), 5), np.int64), []
+    table, expected = build_empty_table(len(pairs)), []
     for row, (a, b) in zip(table, pairs, strict=True):
-        row[A_START], row[A_END] = 3, 3 + a
-        row[B_START], row[B_END] = (3 + a, 3 + a + b) if b else (0, 0)
+        row["a_start"], row["a_end"] = 3, 3 + a
+        row["b_start"], row["b_end"] = (3 + a, 3 + a + b) if b else (0, 0)
         first, second = list(range(a)), list(range(b))
         truncate_seq_pair(first, second, length - (2 + between if b else 2))
-        expected.append([row[A_START], row[A_START] + len(first), row[B_START], row[B_START] + len(second), 0])
+        expected.append((3, 3 + len(first), row["b_start"], row["b_start"] + len(second), 0, 0))
     truncate_pairs(table, length, between)
     assert table.tolist() == expected
 
