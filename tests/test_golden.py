@@ -37,7 +37,8 @@ from encoders.objectives.masking import Masking
 from encoders.objectives.replaced_tokens import ReplacedTokenDetection
 from encoders.objectives.sentence_pair import NextSentencePrediction, SentenceOrderPrediction
 from encoders.run import loop
-from encoders.run.run import Run, build_run_record
+from encoders.run.folder import build_run_record
+from encoders.run.run import Run
 from encoders.tasks.glue import GLUE_TASKS
 from encoders.tasks.squad import SQUAD_2_0
 from encoders.text.tokenization import TokenizerSpec

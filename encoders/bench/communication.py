@@ -13,7 +13,7 @@ import jax
 from encoders.bench.rounds import ResultRow, Variant, time_alternately
 from encoders.costs.ledger import make_blank_vocab
 from encoders.experiment import Experiment
-from encoders.run.loop import build_static_args
+from encoders.run.run import build_static_args
 from encoders.text.tokenization import VocabInfo
 from encoders.training import sharding, step
 from encoders.training.sharding import Mesh

@@ -14,7 +14,7 @@ from encoders.bench.rounds import choose_num_repeats
 from encoders.costs.ledger import count_params
 from encoders.model.encoder import Encoder
 from encoders.objectives.base import total_loss
-from encoders.run.loop import build_static_args
+from encoders.run.run import build_static_args
 from encoders.text.tokenization import VocabInfo
 from encoders.training import step
 from encoders.utils.overrides import from_json_value

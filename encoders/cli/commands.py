@@ -25,8 +25,10 @@ from encoders.reporting import summaries, table_results
 from encoders.reporting.page import build_page
 from encoders.reporting.table_formats import format_grid
 from encoders.run import loop
+from encoders.run.evaluate import evaluate_run
+from encoders.run.folder import RunError, differing_fields, wrong_experiment
 from encoders.run.preemption import STOPPED_STATUS, StopRequest, format_duration, parse_duration
-from encoders.run.run import Run, RunError, differing_fields, wrong_experiment
+from encoders.run.run import Run
 from encoders.sweeps.local_workers import launch_processes, launch_workers
 from encoders.sweeps.paper_table import load_saved_tables, save_table
 from encoders.sweeps.sweep import WORKER_VARIABLE, Sweep, measure_progress
@@ -301,7 +303,7 @@ def print_scores(options) -> int:
     scores = (
         evaluate_with_overrides(run, params, options.set, batches)
         if options.set
-        else run.evaluate(params, num_batches=batches)
+        else evaluate_run(run, params, num_batches=batches)
     )
     print(json.dumps({"run": run.experiment.name, "step": step} | scores, indent=1))
     return 0

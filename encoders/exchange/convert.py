@@ -24,7 +24,8 @@ from encoders.exchange.weights import CheckpointError, list_names, write_safeten
 from encoders.experiment import RunSpec
 from encoders.model.config import EncoderConfig
 from encoders.objectives.replaced_tokens import ReplacedTokenDetection
-from encoders.run.run import Run, build_run_record
+from encoders.run.folder import build_run_record
+from encoders.run.run import Run
 from encoders.training import sharding, step
 from encoders.training.checkpoint import save_params
 from encoders.training.optimizer import flatten_with_paths, is_stacked, tree_paths

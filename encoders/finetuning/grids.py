@@ -11,7 +11,7 @@ from encoders.data.labelled import LabelledData, TaskSpec
 from encoders.data.stream import Phase
 from encoders.experiment import Experiment, RunSpec
 from encoders.model.config import EncoderConfig
-from encoders.run.run import parse_run_spec, read_run_record
+from encoders.run.folder import parse_run_spec, read_run_record
 from encoders.text.tokenization import TokenizerSpec
 from encoders.training.metric_log import Intervals
 from encoders.training.optimizer import AdamW

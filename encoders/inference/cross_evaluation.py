@@ -21,7 +21,9 @@ from encoders.data.stream import BatchStream, iter_eval_batches
 from encoders.experiment import apply_settings
 from encoders.model.encoder import Encoder
 from encoders.model.heads import gather_hidden_states
-from encoders.run.run import Run, RunError
+from encoders.run.evaluate import evaluate_run
+from encoders.run.folder import RunError
+from encoders.run.run import Run
 from encoders.training import distributed
 from encoders.utils.files import lock_dir, write_json
 
@@ -67,7 +69,7 @@ def evaluate_with_overrides(
     get_shapes = lambda tree: jax.tree.map(lambda x: x.shape, tree)
     missing = [name for name in wanted if name not in params or get_shapes(params[name]) != get_shapes(wanted[name])]
     if not missing:
-        return other.evaluate({name: params[name] for name in wanted}, num_batches=eval_batches)
+        return evaluate_run(other, {name: params[name] for name in wanted}, num_batches=eval_batches)
     sentences = getattr(other.experiment.objective, "sentence_task", None)
     if sentences is None or not set(missing) <= set(SENTENCE_TASK_HEADS):
         raise RunError(f"{run.folder} has no {', '.join(missing)} that fits {', '.join(settings)}")

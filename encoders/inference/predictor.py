@@ -24,7 +24,8 @@ from encoders.data.stream import Phase, iter_batches_longest_first
 from encoders.experiment import Experiment
 from encoders.model.encoder import Encoder
 from encoders.model.heads import Pooler, summarize_examples
-from encoders.run.run import Run, RunError
+from encoders.run.folder import RunError
+from encoders.run.run import Run
 from encoders.tasks.answers import QAPrediction
 from encoders.tasks.classification import Classification
 from encoders.tasks.question_answering import QAObjective

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from encoders.experiment import Experiment, RunSpec
 from encoders.reporting.table_formats import ReportTable
+from encoders.run.folder import RunError, read_result, read_run_record
 from encoders.run.preemption import format_duration
-from encoders.run.run import RunError, read_result, read_run_record
 from encoders.training import metric_log
 from encoders.utils.overrides import from_json_value
 

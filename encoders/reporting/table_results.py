@@ -17,7 +17,7 @@ from encoders.inference import cross_evaluation
 from encoders.objectives.base import SupervisedObjective
 from encoders.reporting.run_summary import parse_device_kind
 from encoders.reporting.table_formats import ReportTable, format_as_latex, format_as_markdown, format_as_text
-from encoders.run.run import differing_fields, read_result, read_run_record
+from encoders.run.folder import differing_fields, read_result, read_run_record
 from encoders.sweeps.paper_table import NUM_PARAMS, PaperRow, PaperTable, ScoreColumn
 from encoders.training import metric_log
 from encoders.utils.overrides import shorten_text

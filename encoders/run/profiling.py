@@ -1,4 +1,4 @@
-"""Where a step's time goes: a trace of a few steps, for TensorBoard or Perfetto, and its operations summed by part."""
+"""Profile of a step: a trace of a few steps for TensorBoard or Perfetto, and its operations summed by part."""
 
 from __future__ import annotations
 
@@ -10,29 +10,26 @@ from pathlib import Path
 
 import jax
 
+from encoders.run.folder import RunError
+from encoders.run.run import Run, build_static_args
+from encoders.training import distributed, step
+
 PROFILED_STEPS = 3
-SKIPPED_SCOPES = (
-    "while",
-    "body",
-    "cond",
-    "closed_call",
-    "checkpoint",
-    "remat",
-    "rematted_computation",
-    "transpose",
-    "jvp",
+SKIPPED_SCOPES = frozenset(
+    ("while", "body", "cond", "closed_call", "checkpoint", "remat", "rematted_computation", "transpose", "jvp")
 )
 CONTROL_FLOW_OPS = r"^(while|call|conditional|async|tuple)\b"  # their time is that of the operations inside them
 
 
 class StepProfiler:
-    """Traces `STEPS` steps, after the second of this process, into `folder`, and says where their time went."""
+    """Trace of `PROFILED_STEPS` steps in `folder`, from the third step of this process; its summary is logged."""
 
     def __init__(self, folder: Path, get_program_text: Callable[..., str], log: Callable[[str], None]):
-        self.folder, self.get_program_text, self.log, self.num_steps_seen = folder, get_program_text, log, 0
+        self.folder, self.get_program_text, self.log = folder, get_program_text, log
+        self.num_steps_seen = 0
 
-    def on_step(self, state, batch, step_metrics) -> None:
-        """To be called with what every step hands back; `program` gives the compiled step's text for such arguments."""
+    def record_step(self, state, batch, step_metrics) -> None:
+        """Start or end the trace after a step; `get_program_text(state, batch)` is the text of the compiled step."""
         self.num_steps_seen += 1
         if self.num_steps_seen in (2, 2 + PROFILED_STEPS):
             jax.block_until_ready(step_metrics)
@@ -40,51 +37,62 @@ class StepProfiler:
             jax.profiler.start_trace(self.folder)
         elif self.num_steps_seen == 2 + PROFILED_STEPS:
             jax.profiler.stop_trace()
-            text = self.get_program_text(state, batch)
-            self.log(
-                f"a trace of {PROFILED_STEPS} steps is in {self.folder}\n"
-                + summarize_trace(self.folder, text, PROFILED_STEPS)
-            )
+            summary = summarize_trace(self.folder, self.get_program_text(state, batch), PROFILED_STEPS)
+            self.log(f"a trace of {PROFILED_STEPS} steps is in {self.folder}\n{summary}")
+
+
+def build_step_profiler(run: Run, start_step: int, log: Callable[[str], None]) -> StepProfiler:
+    """Return the profiler of a run. Raises `RunError` if too few steps are left, or for several processes."""
+    if distributed.is_multi_process():
+        raise RunError("--profile traces one process, and this run has several; profile it with one")
+    num_steps_left, num_steps_needed = run.experiment.num_steps - start_step, 2 + PROFILED_STEPS
+    if num_steps_left < num_steps_needed:
+        raise RunError(f"--profile needs {num_steps_needed} steps, and {num_steps_left} of phases.until_step are left")
+
+    def get_program_text(state, batch) -> str:
+        static_args = build_static_args(run.experiment, run.module)
+        return step.train_step.lower(state, batch, run.experiment.seed, **static_args).compile().as_text()
+
+    return StepProfiler(run.folder / "profile", get_program_text, log)
 
 
 def summarize_trace(folder: Path, program_text: str, num_steps: int, max_lines: int = 16) -> str:
-    """The largest parts of the newest trace in `folder`; `program` is the text of the compiled step."""
-    source = dict(re.findall(r"%?([\w.\-]+) = [^\n]*?op_name=\"([^\"]*)\"", program_text))
-    times: Counter = Counter()
-    for name, seconds in read_operation_seconds(find_newest_trace(folder)).items():
-        times[classify_operation(source.get(name, ""), name)] += seconds / num_steps
-    whole = sum(times.values())
-    if not whole:
+    """Return the largest parts of the newest trace in `folder`, by the operation names of the compiled program."""
+    op_paths = dict(re.findall(r"%?([\w.\-]+) = [^\n]*?op_name=\"([^\"]*)\"", program_text))
+    part_seconds: Counter = Counter()
+    for op_name, seconds in read_operation_seconds(find_newest_trace(folder)).items():
+        part_seconds[classify_operation(op_paths.get(op_name, ""), op_name)] += seconds / num_steps
+    total = part_seconds.total()
+    if not total:
         return "the trace holds no operation of a step"
-    lines = [
-        f"{1e3 * seconds:10.2f} ms {seconds / whole:6.1%}  {name}" for name, seconds in times.most_common(max_lines)
-    ]
-    return "\n".join([f"{1e3 * whole:10.2f} ms a step, all operations", *lines])
+    lines = [f"{1e3 * total:10.2f} ms a step, all operations"]
+    for part, seconds in part_seconds.most_common(max_lines):
+        lines.append(f"{1e3 * seconds:10.2f} ms {seconds / total:6.1%}  {part}")
+    return "\n".join(lines)
 
 
 def find_newest_trace(folder: Path) -> Path:
-    """The newest trace below `folder`."""
     return max(Path(folder).rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)
 
 
 def read_operation_seconds(trace_path: Path) -> Counter:
-    """Seconds of every operation of the compiled programs in a trace, in all, by its name there."""
-    found: Counter = Counter()
+    """Return the total seconds of each operation of `train_step` in a trace, by its name in the program."""
+    op_seconds: Counter = Counter()
     with warnings.catch_warnings():
-        # jaxlib's types on Python 3.12; as an error it would end the process.
+        # A warning of jaxlib's types on Python 3.12 would end the process where warnings are errors.
         warnings.filterwarnings("ignore", r"builtin type \w+ has no __module__ attribute", DeprecationWarning)
         for plane in jax.profiler.ProfileData.from_file(str(trace_path)).planes:
-            for line in plane.lines:
-                for event in line.events:
-                    stats = dict(event.stats)
-                    name, ours = stats.get("hlo_op"), str(stats.get("hlo_module")).startswith("jit_train_step")
-                    if name and ours and not re.match(CONTROL_FLOW_OPS, name):
-                        found[name] += event.duration_ns / 1e9
-    return found
+            for event in (event for line in plane.lines for event in line.events):
+                stats = dict(event.stats)
+                op_name, module_name = stats.get("hlo_op"), str(stats.get("hlo_module"))
+                is_counted = op_name and not re.match(CONTROL_FLOW_OPS, op_name)
+                if is_counted and module_name.startswith("jit_train_step"):
+                    op_seconds[op_name] += event.duration_ns / 1e9
+    return op_seconds
 
 
 def classify_operation(op_path: str, op_name: str) -> str:
-    """The part of the network an operation belongs to, forward or back, by the path that the program gives it.
+    """Return the part of the network, the direction and the kind of an operation, from its path in the program.
 
     >>> step = "jit(train_step)/transpose(jvp(M))"
     >>> classify_operation(step + "/encoder/while/body/layers/attend/query/query/dot_general", "")
@@ -92,7 +100,12 @@ def classify_operation(op_path: str, op_name: str) -> str:
     """
     if "jvp(" not in op_path:
         return "update, masks, counts" if op_path else f"other: {re.sub(r'[.0-9]+$', '', op_name)}"
-    path = [x for x in op_path.split(";")[0].split("/") if re.fullmatch(r"[A-Za-z_]\w*", x) and x not in SKIPPED_SCOPES]
-    kind = "dropout" if re.search(r"[Dd]rop", op_path) else "products" if "dot_general" in op_path else "the rest"
-    place = "/".join(path[:3] if len(path) > 1 and path[1] == "layers" else path[:1]) or "loss"
-    return f"{place} {'backward' if 'transpose(' in op_path else 'forward'}, {kind}"
+    scopes = [name for name in op_path.split(";")[0].split("/") if re.fullmatch(r"[A-Za-z_]\w*", name)]
+    scopes = [name for name in scopes if name not in SKIPPED_SCOPES]
+    depth = 3 if scopes[1:2] == ["layers"] else 1
+    part, direction = "/".join(scopes[:depth]) or "loss", "backward" if "transpose(" in op_path else "forward"
+    if re.search(r"[Dd]rop", op_path):
+        kind = "dropout"
+    else:
+        kind = "products" if "dot_general" in op_path else "the rest"
+    return f"{part} {direction}, {kind}"

@@ -1,4 +1,4 @@
-"""How a run begins: with fresh parameters, or with those of another run, trained or imported."""
+"""Initial states: fresh parameters, or those of another run, trained or imported."""
 
 from __future__ import annotations
 
@@ -7,29 +7,31 @@ from pathlib import Path
 
 import jax
 
+from encoders.experiment import Experiment
 from encoders.model.config import EncoderConfig
-from encoders.run.run import Run, RunError, read_run_record
+from encoders.run.folder import TOKENIZER_FILE, RunError, read_run_record
+from encoders.run.run import Run
 from encoders.text.tokenization import load_tokenizer
 from encoders.training.optimizer import flatten_with_paths
 
 
 def init_sharded_state(run: Run):
-    """The state before the first step, made where it belongs."""
+    """Return the state before the first step, initialised on the devices that hold it."""
     return jax.jit(run.init_fn, out_shardings=run.state_shardings)(run.experiment.seed)
 
 
 def is_fully_shared(config: EncoderConfig) -> bool:
-    """Whether one set of parameters serves all layers: deeper ALBERTs begin with shallower ones (table 11)."""
+    """Return whether one set of parameters serves all layers, so that the depth may differ (ALBERT, table 11)."""
     return len(config.shared_parts) == 2 and config.num_groups == 1
 
 
 class WarmStart:
-    """The run whose parameters `experiment.start` names.
+    """The source run that `init_from` names, and the transfer of its newest parameters.
 
-    Raises `RunError` where the model or the vocabulary of the two do not fit, before any long work.
+    Raises `RunError` if its model or its vocabulary does not fit the experiment.
     """
 
-    def __init__(self, experiment):
+    def __init__(self, experiment: Experiment):
         self.run = Run.open(Path(experiment.init_from))
         checkpoints = self.run.open_checkpoints()
         self.step = checkpoints.latest_step()
@@ -37,63 +39,72 @@ class WarmStart:
         if self.step is None:
             raise RunError(f"init_from={experiment.init_from} has no checkpoint yet")
         self.init_key = f"{read_run_record(self.run.folder)['fingerprint']}@{self.step}"
-        mine, theirs = experiment.model, self.run.spec.model
-        changes = [
-            f"model.{name} is {value} there and {mine.collect_computation_fields()[name]} here"
-            for name, value in theirs.collect_computation_fields().items()
-            if value != mine.collect_computation_fields()[name] and (name != "num_layers" or not is_fully_shared(mine))
-        ]
-        if changes:
-            raise RunError(f"init_from={experiment.init_from} is of another model: {'; '.join(changes)}")
+        self.check_model(experiment)
         if (path := experiment.data.tokenizer.path) is not None:
             self.check_tokenizer(load_tokenizer(path, experiment.data.tokenizer.lowercase))
 
+    def check_model(self, experiment: Experiment) -> None:
+        """Raise `RunError` if the model of the source run computes something else."""
+        new_fields = experiment.model.collect_computation_fields()
+        differences = [
+            f"model.{name} is {value} there and {new_fields[name]} here"
+            for name, value in self.run.spec.model.collect_computation_fields().items()
+            if value != new_fields[name] and (name != "num_layers" or not is_fully_shared(experiment.model))
+        ]
+        if differences:
+            raise RunError(f"init_from={experiment.init_from} has another model: {'; '.join(differences)}")
+
     def check_tokenizer(self, tokenizer) -> None:
-        """Raises `RunError` unless `tokenizer` gives every token the id it had in the run begun with."""
+        """Raise `RunError` unless `tokenizer` gives every token the id that it has in the source run."""
         if not tokenizer.has_same_ids(self.run.tokenizer):
             raise RunError(
-                f"the vocabulary is not that of init_from={self.run.folder}, whose parameters would mean other tokens; "
-                f"set data.tokenizer.path={self.run.folder / 'tokenizer.json'}"
+                f"the vocabulary differs from that of init_from={self.run.folder}, whose parameters would mean other "
+                f"tokens; set data.tokenizer.path={self.run.folder / TOKENIZER_FILE}"
             )
 
     def build_state(self, run: Run, log: Callable[[str], None]):
-        """The state before the first step of `run`: every part that both have, as it was; the others fresh.
+        """Return the state before the first step of `run`: parts of equal shapes from the source run, others fresh.
 
-        Raises `RunError` for an encoder of other shapes.
+        Raises `RunError` for an encoder of other shapes, and for frozen parts that the source run lacks.
         """
-        now = run.spec.objective
-        mine, found = now.encoder_name, self.run.load_params(str(self.step), run.infer_shardings)[1]
-        found = now.transfer_params(self.run.spec.objective, found)
-        wanted = run.state_shapes.params
-        get_shapes = lambda tree: jax.tree.map(lambda x: x.shape, tree)
-        taken = {
-            part: found[part]
-            for part in wanted
-            if part in found and get_shapes(found[part]) == get_shapes(wanted[part])
+        objective = run.spec.objective
+        source_params = self.run.load_params(str(self.step), run.infer_shardings)[1]
+        source_params = objective.transfer_params(self.run.spec.objective, source_params)
+        new_shapes = run.state_shapes.params
+        transferred = {
+            part: source_params[part]
+            for part, shapes in new_shapes.items()
+            if part in source_params and collect_shapes(source_params[part]) == collect_shapes(shapes)
         }
-        if mine not in taken:
-            there, here = (
-                {path: x.shape for path, x in flatten_with_paths(tree)} for tree in (found[mine], wanted[mine])
-            )
-            changes = [
-                f"{path} is {there.get(path)} there and {here.get(path)} here"
-                for path in sorted(there.keys() | here.keys())
-                if there.get(path) != here.get(path)
-            ]
-            raise RunError(f"init_from={self.run.folder} has an encoder of other shapes: {'; '.join(changes)}")
-        if missing := [part for part in now.frozen_params if part not in taken]:
+        if objective.encoder_name not in transferred:
+            raise self.wrong_shapes(source_params[objective.encoder_name], new_shapes[objective.encoder_name])
+        if missing := [part for part in objective.frozen_params if part not in transferred]:
             raise RunError(
-                f"init_from={self.run.folder} has no {' and no '.join(missing)} that the objective could keep"
+                f"init_from={self.run.folder} lacks {', '.join(missing)}, which the objective keeps as init_from has it"
             )
 
         def init_missing_params(seed):
             state = run.init_fn(seed)
-            return state.replace(params={part: tree for part, tree in state.params.items() if part not in taken})
+            return state.replace(params={part: tree for part, tree in state.params.items() if part not in transferred})
 
-        left = {part: tree for part, tree in run.state_shardings.params.items() if part not in taken}
-        state = jax.jit(init_missing_params, out_shardings=run.state_shardings.replace(params=left))(
-            run.experiment.seed
-        )
-        new = f"; new: {', '.join(left)}" if left else ""
-        log(f"begins with {self.run.folder} (step {self.step}): {', '.join(taken)}{new}")
-        return state.replace(params={part: taken.get(part, state.params.get(part)) for part in wanted})
+        missing_shardings = {part: tree for part, tree in run.state_shardings.params.items() if part not in transferred}
+        out_shardings = run.state_shardings.replace(params=missing_shardings)
+        state = jax.jit(init_missing_params, out_shardings=out_shardings)(run.experiment.seed)
+        fresh = f"; fresh: {', '.join(missing_shardings)}" if missing_shardings else ""
+        log(f"initialised from {self.run.folder} (step {self.step}): {', '.join(transferred)}{fresh}")
+        return state.replace(params={part: transferred.get(part, state.params.get(part)) for part in new_shapes})
+
+    def wrong_shapes(self, source_encoder: dict, new_encoder: dict) -> RunError:
+        """Return the error for an encoder whose shapes differ from those of the experiment."""
+        source_shapes, new_shapes = collect_shapes(source_encoder), collect_shapes(new_encoder)
+        differences = [
+            f"{path} is {source_shapes.get(path)} there and {new_shapes.get(path)} here"
+            for path in sorted(source_shapes.keys() | new_shapes.keys())
+            if source_shapes.get(path) != new_shapes.get(path)
+        ]
+        return RunError(f"init_from={self.run.folder} has an encoder of other shapes: {'; '.join(differences)}")
+
+
+def collect_shapes(params: dict) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every leaf by its path."""
+    return {path: leaf.shape for path, leaf in flatten_with_paths(params)}

@@ -1,4 +1,4 @@
-"""A run that hangs says where, and ends."""
+"""Watchdog: a run that hangs logs the stack of every thread, and ends."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from collections.abc import Callable
 
 
 class Watchdog:
-    """A context that says what every thread does once nothing has been heard for `seconds`, and after as long again
-    ends the process with status 1: what hangs in a device or in the network cannot be interrupted. 0 waits for ever.
+    """Context that logs the stacks of all threads after `timeout_seconds` without progress.
+
+    After as many seconds again it ends the process with status 1: a hang in a device or in the network cannot be
+    interrupted. A timeout of 0 never ends.
     """
 
     def __init__(self, timeout_seconds: float, log: Callable[[str], None]):
@@ -29,22 +31,25 @@ class Watchdog:
         self.thread.join()
 
     def record_progress(self, step: int | None = None) -> None:
-        """Something has happened: `step` has finished, or a part of what comes after it."""
-        self.last_step = self.last_step if step is None else step
+        """Note progress: a finished step, or a batch of an evaluation."""
+        if step is not None:
+            self.last_step = step
         self.progress_event.set()
 
     def watch_progress(self) -> None:
-        silent = False
+        has_warned = False
         while not self.is_closed:
             if self.progress_event.wait(self.timeout_seconds or None):
                 self.progress_event.clear()
-                silent = False
+                has_warned = False
                 continue
-            if silent:
-                self.log(f"still nothing after step {self.last_step:,}: the process ends; the same command goes on")
+            if has_warned:
+                self.log(
+                    f"still no progress after step {self.last_step:,}: the process ends, and the same command resumes"
+                )
                 os._exit(1)
-            silent = True
+            has_warned = True
             self.log(
-                f"nothing has happened for {self.timeout_seconds:.0f} s after step {self.last_step:,}; what each thread does:"
+                f"no progress for {self.timeout_seconds:.0f} s after step {self.last_step:,}; the stack of each thread:"
             )
             faulthandler.dump_traceback(sys.__stderr__, all_threads=True)

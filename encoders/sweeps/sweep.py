@@ -21,10 +21,10 @@ import numpy as np
 from encoders.costs.ledger import run_flops
 from encoders.experiment import Experiment
 from encoders.run import loop
+from encoders.run.folder import RunInUse, differing_fields, read_result
 from encoders.run.preemption import STOPPED_STATUS, RunStopped, StopRequest
-from encoders.run.run import RunInUse, differing_fields, lock_owner, read_result
 from encoders.training import distributed, metric_log
-from encoders.utils.files import write_file_atomically
+from encoders.utils.files import lock_owner, write_file_atomically
 
 LogFn = Callable[[str], None]
 NO_EXPERIMENT, SWEEP_STOPPED = -1, -2  # in the place of a member

@@ -1,49 +1,49 @@
-"""Files and folders that are there whole or not at all."""
+"""Whole files, whole folders and locks on a file system that several processes share."""
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import secrets
 import shutil
+import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout, lock_descriptor
+
 DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+LOCK_FILE = ".lock"
+LOCK_GRACE_SECONDS = 0.3  # longer than another process's look at the lock takes
 
 
-@contextmanager
-def catch_disk_full(folder: Path) -> Iterator[None]:
-    """Raises `ValueError` in one line where `folder` is on a full disk; Orbax has errors of its own for that."""
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        if not any(os.strerror(code) in str(error) for code in DISK_FULL_ERRNOS):
-            raise
-        raise ValueError(
-            f"no space is left in {folder}; what was saved before is whole, and the same command goes on from it"
-        ) from error
+def is_disk_full(error: BaseException) -> bool:
+    """Return whether an error of Python, Orbax or TensorStore says that a disk or a quota is full."""
+    return isinstance(error, (OSError, ValueError)) and any(
+        os.strerror(code) in str(error) for code in DISK_FULL_ERRNOS
+    )
 
 
 def check_local_paths(*paths: str | None) -> None:
-    """Raises `ValueError` for a place in an object store, of which there is no lock, rename or memory map."""
-    for place in paths:
-        if place and "://" in place:
+    """Raise `ValueError` for a path in an object store, which has no lock, rename or memory map."""
+    for path in paths:
+        if path and "://" in path:
             raise ValueError(
-                f"{place} is no folder of this machine; runs, stores and texts lie in folders: mount the bucket or copy"
+                f"{path} is not a folder of this machine; runs, stores and texts lie in folders: mount the bucket or "
+                "copy it"
             )
 
 
 def write_json(path: Path, value: dict) -> None:
-    """Write a JSON file that is either whole or not there."""
+    """Write a JSON file as a whole, or leave the old one."""
     write_file_atomically(path, json.dumps(value, indent=1).encode())
 
 
 def write_file_atomically(path: Path, content: bytes) -> None:
-    """Write a file that is either whole or not there."""
+    """Write a file as a whole, or leave the old one."""
     partial = path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}")
     try:
         partial.write_bytes(content)
@@ -54,46 +54,62 @@ def write_file_atomically(path: Path, content: bytes) -> None:
 
 @contextmanager
 def atomic_dir(folder: Path) -> Iterator[Path]:
-    """A folder to fill that gets its name when it is whole, and is gone, with those made for it, if that fails.
+    """Yield a folder to fill, which gets its name at the end; a failure removes it and the parents made for it.
 
-    Raises `OSError` where another one has got the name meanwhile.
+    Raises `OSError` if another process has made a folder of this name meanwhile.
     """
     partial = folder.with_name(f".{folder.name}.partial-{secrets.token_hex(4)}")  # hosts may share process numbers
-    made = [parent for parent in folder.parents if not parent.exists()]
+    new_parents = [parent for parent in folder.parents if not parent.exists()]
     partial.mkdir(parents=True)
     try:
         yield partial
         partial.rename(folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
-        with suppress(OSError):  # another process may have put something there
-            for parent in made:
+        with suppress(OSError):  # another process may use them
+            for parent in new_parents:
                 parent.rmdir()
         raise
 
 
 @contextmanager
 def lock_dir(folder: Path, on_wait: Callable[[], None]) -> Iterator[None]:
-    """Keeps `folder`, which is made if it is not there, for this process; `wait` is called while another has it."""
-    while True:
+    """Hold the lock of `folder`, which is made if needed; `on_wait` is called once if another process holds it.
+
+    The lock ends with its process. Its file names the process, its host and the time, for `lock_owner`. The holder may
+    remove the folder.
+    """
+    lock = FileLock(folder / LOCK_FILE, on_acquired=write_lock_owner)
+    while not lock.is_locked:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY)
         try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                on_wait()
-                fcntl.flock(handle, fcntl.LOCK_EX)
-            if is_same_dir(handle, folder):  # the one who had it may have removed it
-                yield
-                return
-        finally:
-            os.close(handle)
-
-
-def is_same_dir(dir_fd: int, folder: Path) -> bool:
-    """Whether an opened folder is still the one of this name."""
+            lock.acquire(timeout=LOCK_GRACE_SECONDS)
+        except Timeout:
+            on_wait()
+            with suppress(FileNotFoundError):
+                lock.acquire()
+        except FileNotFoundError:  # the holder has removed the folder
+            continue
     try:
-        return os.path.samestat(os.fstat(dir_fd), os.stat(folder))
+        yield
+    finally:
+        lock.release()
+
+
+def write_lock_owner(lock_fd: int) -> None:
+    owner = f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}"
+    os.ftruncate(lock_fd, 0)
+    os.pwrite(lock_fd, owner.encode(), 0)
+
+
+def lock_owner(folder: Path) -> str | None:
+    """Return the process that holds the lock of `folder`, with host and time, or None."""
+    try:
+        with open(folder / LOCK_FILE, "r+b") as file:
+            for _ in range(3):  # other processes may look at the same moment
+                if lock_descriptor(file.fileno(), blocking=False):
+                    return None
+                time.sleep(0.01)
+            return file.read().decode() or "another process"
     except FileNotFoundError:
-        return False
+        return None

@@ -6,7 +6,7 @@ import pytest
 
 import launch
 from encoders.cli import commands
-from encoders.run.run import RunError
+from encoders.run.folder import RunError
 
 SWEEP = """
 from dataclasses import replace

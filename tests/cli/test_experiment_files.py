@@ -13,7 +13,7 @@ from encoders.cli.experiment_files import (
     refresh_table,
 )
 from encoders.costs.ledger import make_blank_vocab
-from encoders.run.run import build_run_record
+from encoders.run.folder import build_run_record
 from encoders.sweeps.paper_table import TABLE_SUFFIX, Study, load_saved_tables, save_table
 from tests import task_examples, texts
 

@@ -20,7 +20,8 @@ from encoders.families import bert
 from encoders.inference.predictor import load_predictor
 from encoders.model import layers
 from encoders.objectives.masked_lm import MaskedLM
-from encoders.run.run import Run, RunError, build_run_record
+from encoders.run.folder import RunError, build_run_record
+from encoders.run.run import Run
 from encoders.training.checkpoint import save_params
 from encoders.training.step import init_params
 from encoders.utils.files import write_json

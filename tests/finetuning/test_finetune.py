@@ -23,7 +23,8 @@ from encoders.objectives.masked_lm import MaskedLM
 from encoders.objectives.sentence_pair import NextSentencePrediction
 from encoders.reporting.summaries import summarize_results
 from encoders.run import loop
-from encoders.run.run import Run, RunError, parse_run_spec
+from encoders.run.folder import RunError, parse_run_spec
+from encoders.run.run import Run
 from encoders.tasks.classification import Classification
 from encoders.tasks.glue import GLUE_TASKS, NUM_GLUE_TRAIN_ROWS, get_glue_task
 from encoders.tasks.multiple_choice import MultipleChoiceTask
@@ -249,7 +250,7 @@ def begun(start, task, root, home, name):
 def test_the_model_and_the_vocabulary_are_those_of_the_run_it_begins_with(pretrained, sentiment, home):
     said, experiment = begun(pretrained, GLUE_TASKS["SST-2"], sentiment, home, "after")
     assert experiment.model == MODEL and experiment.data.tokenizer.path == f"{pretrained}/tokenizer.json"
-    assert "encoder, pooler; new: classes" in said
+    assert "encoder, pooler; fresh: classes" in said
 
 
 def test_a_head_is_taken_over_for_the_same_classes_only(learned, sentiment, home):
@@ -258,7 +259,7 @@ def test_a_head_is_taken_over_for_the_same_classes_only(learned, sentiment, home
     assert "new" not in same
     other = TextTask("other", ("sentence",), labels=("1", "0"))  # as many, but they mean something else
     said, _ = begun(str(folder), other, sentiment, home, "other")
-    assert said.endswith("encoder, pooler; new: classes")
+    assert said.endswith("encoder, pooler; fresh: classes")
 
 
 def test_without_a_run_a_model_and_a_vocabulary_are_needed(sentiment):

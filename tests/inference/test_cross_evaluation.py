@@ -14,7 +14,9 @@ from encoders.objectives.masked_lm import MaskedLM
 from encoders.objectives.masking import Masking
 from encoders.objectives.sentence_pair import NextSentencePrediction
 from encoders.run import loop
-from encoders.run.run import Run, RunError
+from encoders.run.evaluate import evaluate_run
+from encoders.run.folder import RunError
+from encoders.run.run import Run
 from encoders.utils.overrides import ExperimentError
 from tests import texts
 from tests.run.test_loop import experiment, quiet
@@ -45,7 +47,7 @@ def test_its_own_task_scores_as_the_run_did_itself(runs):
     run = Run.open(runs["nsp"])
     _, params = run.load_params()
     scores = cross_evaluation.evaluate_with_overrides(run, params, NEXT)
-    assert scores["nsp_accuracy"] == pytest.approx(run.evaluate(params)["nsp_accuracy"], abs=1e-6)
+    assert scores["nsp_accuracy"] == pytest.approx(evaluate_run(run, params)["nsp_accuracy"], abs=1e-6)
 
 
 def test_the_head_of_one_sentence_task_judges_the_pairs_of_the_other(runs):

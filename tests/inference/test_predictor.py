@@ -16,7 +16,7 @@ from encoders.inference import predictor
 from encoders.model.encoder import Encoder
 from encoders.objectives.masked_lm import MaskedLM
 from encoders.objectives.replaced_tokens import ReplacedTokenDetection
-from encoders.run.run import RunError, build_run_record
+from encoders.run.folder import RunError, build_run_record
 from encoders.tasks.classification import Classification
 from encoders.tasks.encoder_only import EncoderOnly
 from encoders.tasks.question_answering import SpanPrediction, SpanWithClassifier

@@ -18,7 +18,7 @@ from encoders.objectives.sentence_pair import NextSentencePrediction
 from encoders.reporting.page import build_page
 from encoders.reporting.plots import LINE_COLOURS
 from encoders.reporting.table_formats import ReportTable
-from encoders.run.run import RunError
+from encoders.run.folder import RunError
 from encoders.tasks.classification import Classification
 from encoders.tasks.text_tasks import TextRows, TextTask
 from encoders.text.tokenization import TokenizerSpec

@@ -13,7 +13,7 @@ from encoders.costs.ledger import count_encoder_params, make_blank_vocab, run_fl
 from encoders.finetuning.grids import Recipe, build_finetuning
 from encoders.inference import cross_evaluation
 from encoders.reporting.table_results import RowOrder, build_cell, collect_table_results, format_results
-from encoders.run.run import build_run_record
+from encoders.run.folder import build_run_record
 from encoders.sweeps.paper_table import NUM_PARAMS, PaperRow, PaperTable, ScoreColumn, load_saved_tables, save_table
 from encoders.tasks.glue import GLUE_TASKS
 from tests.test_experiment import BASE

@@ -1,4 +1,4 @@
-"""What a run says of itself when it is not well."""
+"""Diagnostics of runs that diverge, hang, or lack memory or disk."""
 
 import subprocess
 import sys
@@ -11,17 +11,27 @@ import numpy as np
 import pytest
 
 from encoders.costs import ledger
+from encoders.experiment import Experiment
 from encoders.families import bert
 from encoders.objectives.replaced_tokens import ReplacedTokenDetection
 from encoders.run import diagnostics, loop
-from encoders.run.run import RunError
+from encoders.run.folder import RunError
+from encoders.run.prepare_run import prepare_run
+from encoders.run.run import Run
+from encoders.run.warm_start import init_sharded_state
+from encoders.run.watchdog import Watchdog
 from encoders.text.tokenization import TokenizerSpec
 from encoders.training import step
-from encoders.training.sharding import Mesh
+from encoders.training.sharding import Mesh, shard_batch
 from tests import texts
 from tests.run.test_loop import experiment, quiet
 
 ROOT = Path(__file__).parents[2]
+
+
+def prepare(made: Experiment, folder: Path) -> Run:
+    with prepare_run(made, folder, quiet) as prepared:
+        return prepared.run
 
 
 @pytest.fixture(scope="module")
@@ -30,35 +40,33 @@ def corpus(tmp_path_factory):
 
 
 def test_a_gradient_that_is_not_finite_is_named_by_its_leaves(corpus, tmp_path, monkeypatch):
-    made = experiment(corpus, "roberta", tmp_path)
-    run, _ = loop.prepare_run(made, tmp_path / "run", quiet)
-    stream = loop.BatchStream(run.store.train_split, run.vocab, made.phases, 0, None, tmp_path / "tables")
-    state, batch = loop.init_sharded_state(run), loop.sharding.shard_batch(stream.build_batch(0), run.mesh)
+    run = prepare(experiment(corpus, "roberta", tmp_path), tmp_path / "run")
+    state = init_sharded_state(run)
+    batch = shard_batch(loop.build_stream(run).build_batch(0), run.mesh)
     assert diagnostics.describe_nonfinite_update(run, state, batch, 0).startswith("nothing: its gradient is a spike")
-    sound = jax.value_and_grad
+    value_and_grad = jax.value_and_grad
 
-    def torn(loss, has_aux):  # sound forwards, and not backwards
-        def both(*given):
-            found, grads = sound(loss, has_aux=has_aux)(*given)
+    def spoil_gradient(loss, has_aux):
+        def compute(*args):
+            value, grads = value_and_grad(loss, has_aux=has_aux)(*args)
             grads["tokens"] = jax.tree.map(lambda x: x * np.nan, grads["tokens"])
-            return found, grads
+            return value, grads
 
-        return both
+        return compute
 
-    monkeypatch.setattr(jax, "value_and_grad", torn)
+    monkeypatch.setattr(jax, "value_and_grad", spoil_gradient)
     diagnostics.check_finite.clear_cache()
     assert diagnostics.describe_nonfinite_update(run, state, batch, 0).startswith("the gradient of tokens/")
     diagnostics.check_finite.clear_cache()
 
 
-def test_a_loss_far_above_the_last_ones_is_noticed():
+def test_a_loss_far_above_the_last_ones_is_logged():
     calm = [3.0 + 0.01 * (-1) ** n for n in range(60)]
     assert diagnostics.describe_loss_spike(calm) is None
     assert diagnostics.describe_loss_spike([*calm, 3.05]) is None
     assert diagnostics.describe_loss_spike([*calm, 2.0]) is None
-    assert diagnostics.describe_loss_spike([*calm, 4.0]).startswith(
-        "the loss is 4.000, and was 3.000 with a deviation of 0.010"
-    )
+    line = diagnostics.describe_loss_spike([*calm, 4.0])
+    assert all(part in line for part in ("4.000", "3.000", "0.010", "optimizer.learning_rate"))
     assert diagnostics.describe_loss_spike([3.0, 9.0]) is None  # too few to know
 
 
@@ -84,34 +92,24 @@ def test_an_electra_that_learns_nothing_is_told_what_to_change(scores, said):
         assert "objective." in line
 
 
-def test_too_little_memory_is_said_with_what_to_change(corpus, tmp_path, monkeypatch):
+def test_an_error_for_too_little_memory_names_fields_and_sizes(corpus, tmp_path, monkeypatch):
     def too_large(*args, **settings):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 137438953472 bytes.\nmore")
 
     monkeypatch.setattr(step, "train_step", too_large)
-    made = experiment(corpus, "roberta", tmp_path)
-    with pytest.raises(RunError) as told:
-        loop.train(made, tmp_path / "run", quiet)
-    said = str(told.value)
-    assert said.startswith("tiny-roberta: out of memory (RESOURCE_EXHAUSTED: Out of memory allocating 137")
-    for field in (
-        "grad_accum_steps (now 1)",
-        "model.remat",
-        "mesh.fsdp (now 1)",
-        "phases.batch_size (now 4)",
-        "GiB (parameters",
-    ):
-        assert field in said
+    with pytest.raises(RunError, match="tiny-roberta: .*Out of memory allocating 137438953472") as error:
+        loop.train(experiment(corpus, "roberta", tmp_path), tmp_path / "run", quiet)
+    fields = ("grad_accum_steps=1", "model.remat=none", "mesh.fsdp=1", "phases.batch_size=4", "GiB (parameters")
+    assert all(field in str(error.value) for field in fields)
 
 
-def test_a_disk_without_room_for_the_checkpoints_is_told_beforehand(corpus, tmp_path, monkeypatch):
-    run, _ = loop.prepare_run(experiment(corpus, "roberta", tmp_path), tmp_path, quiet)
+def test_a_disk_without_room_for_the_checkpoints_is_named_before_the_first_step(corpus, tmp_path, monkeypatch):
+    run = prepare(experiment(corpus, "roberta", tmp_path), tmp_path / "run")
     assert diagnostics.describe_disk_shortage(run) is None
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(run.state_shapes))
     monkeypatch.setattr(diagnostics.shutil, "disk_usage", lambda folder: SimpleNamespace(free=4 * size - 1))
-    assert diagnostics.describe_disk_shortage(run).startswith(
-        f"{tmp_path}: checkpoints may take {4 * size / 1e9:.3g} GB"
-    )
+    line = diagnostics.describe_disk_shortage(run)
+    assert f"{4 * size / 1e9:.3g} GB" in line and "intervals.keep_checkpoints" in line
 
 
 def test_memory_is_estimated_for_a_device_of_a_mesh(corpus, tmp_path):
@@ -139,20 +137,16 @@ with Watchdog(0.5, print) as watchdog:
 """
 
 
-def test_a_run_that_hangs_says_where_and_ends():
+def test_a_run_that_hangs_logs_its_stacks_and_ends():
     done = subprocess.run(
         [sys.executable, "-c", HANGS], cwd=ROOT, capture_output=True, text=True, timeout=30
     )  # fmt: skip
     assert done.returncode == 1
-    first, last = done.stdout.splitlines()
-    assert first == "nothing has happened for 0 s after step 2; what each thread does:"
-    assert last == "still nothing after step 2: the process ends; the same command goes on"
+    assert [("step 2" in line) for line in done.stdout.splitlines()] == [True, True]
     assert "in stuck" in done.stderr
 
 
-def test_a_run_that_does_not_hang_hears_nothing():
-    from encoders.run.watchdog import Watchdog
-
+def test_the_watchdog_of_a_run_that_makes_progress_logs_nothing():
     with Watchdog(60, pytest.fail) as watchdog:
         watchdog.record_progress(1)
     assert not watchdog.thread.is_alive()

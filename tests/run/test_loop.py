@@ -25,6 +25,8 @@ from encoders.objectives.masking import Masking
 from encoders.objectives.replaced_tokens import ReplacedTokenDetection
 from encoders.objectives.sentence_pair import NextSentencePrediction, SentenceOrderPrediction
 from encoders.run import loop
+from encoders.run.evaluate import evaluate_run
+from encoders.run.folder import RunError, read_result
 from encoders.run.run import Run
 from encoders.text.tokenization import TokenizerSpec
 from encoders.training.metric_log import Intervals, read_metric_rows
@@ -107,7 +109,7 @@ def assert_same_run(a: Path, b: Path):
 
 
 @pytest.mark.parametrize("family", ["bert", pytest.param("albert", marks=pytest.mark.live), "electra"])
-def test_a_run_stopped_between_two_logs_goes_on_as_if_it_had_not_been(family, corpus, tmp_path, monkeypatch):
+def test_a_run_interrupted_between_two_logs_resumes_to_the_same_numbers(family, corpus, tmp_path, monkeypatch):
     whole = experiment(corpus, family, tmp_path)
     if family == "bert":  # two phases, and the second is resumed in its middle
         short = replace(whole.phases[0], until_step=6, seq_length=16)
@@ -129,12 +131,12 @@ def test_a_run_stopped_between_two_logs_goes_on_as_if_it_had_not_been(family, co
         patch.setattr(loop.Checkpoints, "save", stop)
         with pytest.raises(Stop):
             loop.train(whole, tmp_path / "parts", quiet)
-    assert loop.read_result(tmp_path / "parts") is None
+    assert read_result(tmp_path / "parts") is None
     loop.train(whole, tmp_path / "parts", quiet)
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
-def test_batches_are_on_the_devices_one_ahead_and_in_their_order():
+def test_batches_are_put_on_the_devices_one_ahead_and_in_order():
     made, mesh = [], Mesh().build()
 
     def rows():
@@ -150,7 +152,7 @@ def test_batches_are_on_the_devices_one_ahead_and_in_their_order():
 
 def test_a_profile_needs_steps_to_trace(corpus, tmp_path):
     whole = experiment(corpus, "roberta", tmp_path, steps=4)
-    with pytest.raises(loop.RunError, match="a profile needs 5 steps, and 4 are left"):
+    with pytest.raises(RunError, match="--profile needs 5 steps.* 4 "):
         loop.train(whole, tmp_path / "run", quiet, profile=True)
 
 
@@ -165,7 +167,7 @@ def test_a_folder_of_another_experiment_is_refused_and_the_difference_named(corp
     whole = experiment(corpus, "roberta", tmp_path, steps=4)
     loop.train(whole, tmp_path / "run", quiet)
     other = replace(whole, optimizer=AdamW(2e-3, 2))
-    with pytest.raises(loop.RunError, match=r"optimizer.learning_rate is 0.001 there and 0.002 here.*--set name="):
+    with pytest.raises(RunError, match=r"optimizer.learning_rate is 0.001 there and 0.002 here.*--set name="):
         loop.train(other, tmp_path / "run", quiet)
     moved = replace(whole, intervals=Intervals(log_every=1), name="renamed")
     assert loop.train(moved, tmp_path / "run", quiet)["steps"] == 4
@@ -186,7 +188,7 @@ def test_a_vocabulary_larger_than_the_model_is_refused(corpus, tmp_path):
         model=replace(whole.model, vocab_size=50),
         data=replace(whole.data, tokenizer=TokenizerSpec(path=str(path), vocab_size=50)),
     )
-    with pytest.raises(loop.RunError, match="model.vocab_size=50 is less"):
+    with pytest.raises(RunError, match="model.vocab_size=50"):
         loop.train(small, tmp_path / "small", quiet)
 
 
@@ -197,9 +199,9 @@ def test_held_out_scores_do_not_depend_on_the_seed_of_the_run(corpus, tmp_path):
     run = Run.open(tmp_path / "run")
     other = Run(replace(run.experiment, seed=5), tmp_path / "other", run.vocab, lambda: run.store)
     params = final_state(tmp_path / "run").params
-    assert run.evaluate(params) == other.evaluate(params)
-    assert run.evaluate(params)["loss"] == pytest.approx(
-        loop.read_result(tmp_path / "run")["heldout"]["loss"], rel=1e-6
+    assert evaluate_run(run, params) == evaluate_run(other, params)
+    assert evaluate_run(run, params)["loss"] == pytest.approx(
+        read_result(tmp_path / "run")["heldout"]["loss"], rel=1e-6
     )
 
 
@@ -219,7 +221,7 @@ def test_the_newest_checkpoints_and_the_best_one_are_kept(corpus, tmp_path):
     checkpoints.close()
 
 
-def test_a_run_that_is_not_finite_stops_and_says_so(corpus, tmp_path):
+def test_a_run_of_updates_that_are_not_finite_stops_and_names_the_cause(corpus, tmp_path):
     wild = experiment(
         corpus,
         "roberta",
@@ -228,12 +230,9 @@ def test_a_run_that_is_not_finite_stops_and_says_so(corpus, tmp_path):
         optimizer=AdamW(1e30, 0, clip_norm=None),
         intervals=Intervals(log_every=2, eval_every=100, save_every=100, max_bad_updates=4),
     )
-    with pytest.raises(
-        loop.RunError, match="the last 5 updates up to step 6 were not finite, or spikes, and left out"
-    ) as told:
+    with pytest.raises(RunError, match="last 5 updates up to step 6.* mlm_loss.* 4 examples .* 0:.*") as error:
         loop.train(wild, tmp_path / "run", quiet)
-    assert "What was not finite of the last one: mlm_loss; its 4 examples (pass:place) are 0:" in str(told.value)
-    assert "A lower optimizer.learning_rate" in str(told.value)
+    assert "optimizer.learning_rate" in str(error.value) and "optimizer.warmup_steps" in str(error.value)
 
 
 ALONE = """
@@ -241,13 +240,15 @@ import json, sys
 from pathlib import Path
 sys.path.insert(0, {root!r})
 from encoders.run import loop
+from encoders.run.evaluate import evaluate_run
+from encoders.run.folder import RunError, read_result
 from encoders.utils.overrides import from_json_value
 loop.train(from_json_value(json.loads(Path({path!r}).read_text())), Path({folder!r}), lambda line: None)
 """
 
 
 def started(path: Path, folder: Path) -> subprocess.Popen:
-    """A process of its own that trains the experiment of a JSON file, or goes on with it."""
+    """Start a process that trains the experiment of a JSON file, or resumes it."""
     code = ALONE.format(root=str(ROOT), path=str(path), folder=str(folder))
     return subprocess.Popen([sys.executable, "-W", "error", "-c", code], stderr=subprocess.PIPE)
 
@@ -264,7 +265,7 @@ def test_a_run_killed_at_a_random_moment_ends_bit_identical(corpus, tmp_path):
     path.write_text(json.dumps(to_json_value(experiment(corpus, "electra", tmp_path, steps=250, intervals=intervals))))
     finish(started(path, whole), 0)
     chance, left = random.Random(), int(os.environ.get("ENCODERS_KILLS", "1"))
-    while loop.read_result(killed) is None:
+    while read_result(killed) is None:
         process, before = started(path, killed), len(without_time(killed))
         if left:  # at some moment after it has got on
             while process.poll() is None and len(without_time(killed)) == before:

@@ -1,4 +1,4 @@
-"""Runs that begin with the parameters of another one: imported or trained, with the same objective or another."""
+"""Runs initialised from another one: imported or trained, with the same objective or another."""
 
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -18,7 +18,10 @@ from encoders.objectives.masking import Masking
 from encoders.objectives.replaced_tokens import ReplacedTokenDetection
 from encoders.objectives.sentence_pair import NextSentencePrediction
 from encoders.run import loop
-from encoders.run.run import Run, RunError, register_run
+from encoders.run.evaluate import evaluate_run
+from encoders.run.folder import RunError
+from encoders.run.prepare_run import register_run
+from encoders.run.run import Run, build_static_args
 from encoders.run.warm_start import WarmStart, init_sharded_state
 from encoders.tasks.classification import Classification
 from encoders.text.tokenization import TokenizerSpec
@@ -45,7 +48,7 @@ def home(tmp_path_factory):
 
 
 def experiment(home, start: str, objective, form, steps=20, length=16, **changes) -> Experiment:
-    """Training that begins with the imported run `start`, of its model and vocabulary."""
+    """Return training that starts from an imported run, with its model and vocabulary."""
     folder = home / start
     rest = dict(
         model=replace(Run.open(folder).spec.model, hidden_dropout=0.0, attention_dropout=0.0),
@@ -63,8 +66,8 @@ def experiment(home, start: str, objective, form, steps=20, length=16, **changes
     return Experiment(name="next", objective=objective, **rest | changes)
 
 
-def begun(whole: Experiment, folder):
-    """The state before the first step, and what is said about it."""
+def build_state(whole: Experiment, folder):
+    """Return the state before the first step, and the line that is logged about it."""
     said = []
     return WarmStart(whole).build_state(run_of(whole, folder), said.append), said[0]
 
@@ -75,7 +78,7 @@ def run_of(whole: Experiment, folder) -> Run:
 
 
 def by_heart(state, run, steps: int):
-    """The state after so many steps on the first batch, and what each lost."""
+    """Return the state after some steps on the first batch, and the loss of each."""
     whole, losses = run.experiment, []
     batch = next(
         BatchStream(run.store.train_split, run.vocab, whole.phases, 0, 1, run.folder / "tables").iter_batches(
@@ -83,7 +86,7 @@ def by_heart(state, run, steps: int):
         )
     )
     for _ in range(steps):
-        state, measured = step.train_step(state, batch, 0, **loop.build_static_args(whole, run.module))
+        state, measured = step.train_step(state, batch, 0, **build_static_args(whole, run.module))
         means = {name: mean_value(measured[name]) for name in whole.objective.loss_weights}
         losses.append(total_loss(means, whole.objective.loss_weights))
     return state, losses
@@ -96,10 +99,10 @@ def equal(a, b) -> bool:
 BERT = (MaskedLM(Masking(), NextSentencePrediction()), SegmentPairs())
 
 
-def test_pretraining_goes_on_from_an_imported_checkpoint(home, tmp_path):
+def test_pretraining_starts_from_an_imported_checkpoint(home, tmp_path):
     whole = experiment(home, "bert-pretraining", *BERT, steps=60)
     before = Run.open(home / "bert-pretraining").load_params()[1]
-    assert equal(begun(whole, tmp_path / "unused")[0].params, before)
+    assert equal(build_state(whole, tmp_path / "unused")[0].params, before)
     loop.train(whole, tmp_path / "run", quiet)
     losses = [row["loss"] for row in read_metric_rows(tmp_path / "run" / "metrics.jsonl") if row["split"] == "train"]
     assert losses[-1] < losses[0]
@@ -112,29 +115,29 @@ class Labelled(SegmentPairs):
     label_field = "label"
 
 
-def test_fine_tuning_begins_with_an_imported_encoder_and_its_pooler(home, tmp_path):
+def test_fine_tuning_starts_from_an_imported_encoder_and_its_pooler(home, tmp_path):
     objective = Classification(("follows", "does not"))
     whole = experiment(home, "bert-pretraining", objective, Labelled(), steps=60)
-    state, said = begun(whole, tmp_path / "unused")
+    state, said = build_state(whole, tmp_path / "unused")
     before = Run.open(home / "bert-pretraining").load_params()[1]
     assert equal([state.params[part] for part in ("encoder", "pooler")], [before[p] for p in ("encoder", "pooler")])
-    assert said.endswith("bert-pretraining (step 0): encoder, pooler; new: classes")
+    assert said.endswith("bert-pretraining (step 0): encoder, pooler; fresh: classes")
     _, losses = by_heart(state, run_of(whole, tmp_path / "run"), 60)
     assert losses[-1] < losses[0] / 2
 
 
 def test_an_encoder_alone_gets_fresh_heads(home, tmp_path):
-    state, said = begun(experiment(home, "bert-encoder", *BERT), tmp_path / "unused")
+    state, said = build_state(experiment(home, "bert-encoder", *BERT), tmp_path / "unused")
     assert equal(state.params["encoder"], Run.open(home / "bert-encoder").load_params()[1]["encoder"])
-    assert said.endswith("(step 0): encoder, pooler; new: pair, tokens")
+    assert said.endswith("(step 0): encoder, pooler; fresh: pair, tokens")
 
 
-def test_a_pair_goes_on_as_a_pair_and_lends_its_discriminator_to_others(home, tmp_path):
+def test_a_pair_starts_a_pair_and_its_discriminator_starts_other_objectives(home, tmp_path):
     before = Run.open(home / "electra-pair").load_params()[1]
     pair = replace(Run.open(home / "electra-pair").spec.objective, masking=Masking())
-    state, said = begun(experiment(home, "electra-pair", pair, ElectraPairs()), tmp_path / "unused")
-    assert equal(state.params, before) and "new" not in said
-    state, _ = begun(experiment(home, "electra-pair", MaskedLM(), FullSentences()), tmp_path / "unused")
+    state, said = build_state(experiment(home, "electra-pair", pair, ElectraPairs()), tmp_path / "unused")
+    assert equal(state.params, before) and "fresh" not in said
+    state, _ = build_state(experiment(home, "electra-pair", MaskedLM(), FullSentences()), tmp_path / "unused")
     assert equal(state.params["encoder"], before["discriminator"])
 
 
@@ -142,8 +145,8 @@ def test_a_lone_discriminator_gets_a_fresh_generator(home, tmp_path):
     whole = experiment(
         home, "electra-discriminator", ReplacedTokenDetection(generator_width=1 / 2, tie="none"), ElectraPairs()
     )
-    state, said = begun(whole, tmp_path / "unused")
-    assert "new: generator, tokens" in said
+    state, said = build_state(whole, tmp_path / "unused")
+    assert "fresh: generator, tokens" in said
     assert equal(
         state.params["discriminator"], Run.open(home / "electra-discriminator").load_params()[1]["discriminator"]
     )
@@ -151,23 +154,23 @@ def test_a_lone_discriminator_gets_a_fresh_generator(home, tmp_path):
 
 @pytest.fixture(scope="module")
 def second_stage(home, tmp_path_factory):
-    """An experiment that begins with a masked language model of the discriminator's size."""
+    """An experiment that starts from a masked language model of the discriminator's size."""
     folder = tmp_path_factory.mktemp("first") / "run"
     model = replace(Run.open(home / "bert-pretraining").spec.model, num_heads=1, intermediate_size=4 * 12)
     alone = experiment(home, "bert-pretraining", MaskedLM(), FullSentences(), model=model)
     run = run_of(alone, folder)
-    register_run(run, None)
+    register_run(run, "0" * 16)
     with closing(run.open_checkpoints(1)) as checkpoints:
         checkpoints.save(1, init_sharded_state(run), {}, None)
     objective = ReplacedTokenDetection(generator_width=1.0, tie="none", generator_training="two_stage")
     return replace(alone, objective=objective, optimizer=AdamW(1e-2, 0, weight_decay=0.5), init_from=str(folder))
 
 
-def test_a_second_stage_keeps_the_generator_and_begins_the_discriminator_with_it(second_stage, tmp_path):
+def test_a_second_stage_keeps_the_generator_and_initialises_the_discriminator_from_it(second_stage, tmp_path):
     before = Run.open(second_stage.init_from).load_params()[1]
     generator = {"generator": before["encoder"], "tokens": before["tokens"]}
-    state, said = begun(second_stage, tmp_path / "unused")
-    assert said.endswith("(step 1): discriminator, generator, tokens; new: replaced")
+    state, said = build_state(second_stage, tmp_path / "unused")
+    assert said.endswith("(step 1): discriminator, generator, tokens; fresh: replaced")
     assert equal({part: state.params[part] for part in generator}, generator)
     assert equal(state.params["discriminator"], before["encoder"])
     state, _ = by_heart(state, run_of(second_stage, tmp_path / "run"), 3)
@@ -179,23 +182,23 @@ def test_a_second_stage_keeps_the_generator_and_begins_the_discriminator_with_it
 def test_a_second_stage_without_a_generator_to_keep_is_refused(second_stage, tmp_path, monkeypatch):
     _, found = Run.open(second_stage.init_from).load_params()
     monkeypatch.setattr(Run, "load_params", lambda *_: (4, {"encoder": found["encoder"]}))
-    with pytest.raises(RunError, match="has no tokens that the objective could keep"):
-        begun(second_stage, tmp_path / "unused")
+    with pytest.raises(RunError, match="lacks tokens"):
+        build_state(second_stage, tmp_path / "unused")
 
 
-def test_a_run_that_was_started_is_begun_with_by_its_checkpoint(home, tmp_path):
+def test_a_trained_run_starts_another_from_its_newest_checkpoint(home, tmp_path):
     first = experiment(home, "bert-pretraining", *BERT, steps=4)
     loop.train(first, tmp_path / "first", quiet)
     second = replace(first, init_from=str(tmp_path / "first"))
-    state, said = begun(second, tmp_path / "unused")
+    state, said = build_state(second, tmp_path / "unused")
     assert equal(state.params, Run.open(tmp_path / "first").load_params()[1]) and "(step 4)" in said
 
 
-def test_a_deeper_albert_begins_with_the_one_layer_of_a_shallower_one_and_another_model_does_not(home, tmp_path):
+def test_a_deeper_albert_starts_from_the_one_layer_of_a_shallower_one_and_another_model_is_refused(home, tmp_path):
     one = experiment(home, "albert-masked", MaskedLM(), FullSentences())
     layers = one.model.num_layers
     assert set(one.model.shared_parts) == {"attention", "feed_forward"} and layers > 1
-    state, _ = begun(replace(one, model=replace(one.model, num_layers=3 * layers)), tmp_path)
+    state, _ = build_state(replace(one, model=replace(one.model, num_layers=3 * layers)), tmp_path)
     _, before = Run.open(home / "albert-masked").load_params()
     jax.tree.map(np.testing.assert_array_equal, state.params["encoder"], before["encoder"])
     whole = experiment(home, "bert-encoder", MaskedLM(), FullSentences())
@@ -203,7 +206,7 @@ def test_a_deeper_albert_begins_with_the_one_layer_of_a_shallower_one_and_anothe
         WarmStart(replace(whole, model=replace(whole.model, num_layers=7)))
 
 
-def test_what_does_not_fit_is_refused_before_any_work(home, tmp_path):
+def test_a_source_run_that_does_not_fit_is_refused_before_any_work(home, tmp_path):
     whole = experiment(home, "bert-pretraining", *BERT)
     refused = [
         (replace(whole, init_from=str(tmp_path)), "holds no run"),
@@ -232,17 +235,17 @@ def test_another_vocabulary_is_refused_since_parameters_would_mean_other_tokens(
 def test_other_shapes_are_refused_with_their_names(home, tmp_path):
     whole = experiment(home, "bert-pretraining", *BERT)
     with pytest.raises(RunError, match=r"other shapes: embed/word/embedding is \(61, 12\) there and \(64, 12\) here"):
-        begun(replace(whole, model=replace(whole.model, vocab_size=64)), tmp_path / "unused")
+        build_state(replace(whole, model=replace(whole.model, vocab_size=64)), tmp_path / "unused")
 
 
-def test_an_imported_run_trains_nothing_by_itself(home):
+def test_an_imported_run_has_no_text_to_evaluate(home):
     run = Run.open(home / "bert-encoder")
     assert isinstance(run.spec, RunSpec)
-    with pytest.raises(RunError, match="was imported.*--set init_from="):
-        run.evaluate(run.load_params()[1])
+    with pytest.raises(RunError, match="--set init_from="):
+        evaluate_run(run, run.load_params()[1])
 
 
-def test_what_an_experiment_begins_with_is_part_of_what_it_is(home, tmp_path):
+def test_the_source_run_is_part_of_the_fingerprint(home, tmp_path):
     whole = experiment(home, "bert-pretraining", *BERT, steps=4)
     loop.train(whole, tmp_path / "run", quiet)
     other = replace(whole, init_from=str(home / "bert-encoder"))

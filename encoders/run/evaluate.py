@@ -1,0 +1,91 @@
+"""Held-out evaluation of a run's parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from encoders.data.example_table import add_example_axis
+from encoders.data.store import Split
+from encoders.data.stream import Phase, iter_eval_batches, load_eval_table
+from encoders.objectives.base import total_loss
+from encoders.run.run import Run, check_batch_sizes
+from encoders.training import sharding, step
+from encoders.utils import metrics
+
+
+def evaluate_run(
+    run: Run,
+    params: dict,
+    phase: Phase | None = None,
+    num_batches: int | None = None,
+    on_batch: Callable[[], None] = lambda: None,
+) -> dict[str, float]:
+    """Return the held-out scores of `params` in the format of a phase, by default the last one.
+
+    At most `num_batches` batches of each split are read, by default `intervals.eval_batches`. `on_batch` is called after
+    each. Scores of the second and later splits are prefixed: `dev_mismatched` gives `mismatched_accuracy`.
+    """
+    check_batch_sizes(run.experiment, run.mesh)
+    phase = phase or run.experiment.phases[-1]
+    max_batches = num_batches or run.experiment.intervals.eval_batches
+    first_split, *other_splits = run.store.eval_splits
+    scores = evaluate_split(run, params, first_split, phase, max_batches, on_batch)
+    for split in other_splits:
+        prefix = split.name.removeprefix("dev_")
+        split_scores = evaluate_split(run, params, split, phase, max_batches, on_batch)
+        scores |= {f"{prefix}_{name}": score for name, score in split_scores.items()}
+    return scores
+
+
+def evaluate_split(
+    run: Run, params: dict, split: Split, phase: Phase, max_batches: int, on_batch: Callable[[], None]
+) -> dict[str, float]:
+    """Return the scores of up to `max_batches` batches of one split."""
+    objective, tables_dir = run.experiment.objective, run.store.path / "tables"
+    local_rows = sharding.find_local_rows(run.mesh, phase.batch_size)
+    batch_metrics, outputs, row_ids, is_real = [], [], [], []
+    for batch in iter_eval_batches(split, run.vocab, phase, phase.batch_size, max_batches, tables_dir):
+        device_batch = sharding.shard_batch({name: field[local_rows] for name, field in batch.items()}, run.mesh)
+        means, row_outputs = step.eval_step(params, device_batch, module=run.module)
+        batch_metrics.append(means)
+        if len(batch_metrics) > 2:  # at most two batches are in flight
+            jax.block_until_ready(batch_metrics[-3])
+        on_batch()
+        if row_outputs:
+            outputs.append(row_outputs)
+            row_ids.append(batch["id"][:, 0] // batch["id"].shape[1])
+            is_real.append(batch["valid"][:, 0] == 1)
+    scores = objective.scores(metrics.sum_means(jax.device_get(batch_metrics)))
+    scores = {"loss": total_loss(scores, objective.loss_weights)} | scores
+    if outputs:
+        selected = np.concatenate(is_real)
+        table = add_example_axis(load_eval_table(split, phase, tables_dir))
+        rows = table[np.concatenate(row_ids)[selected]]
+        scores |= objective.score_outputs(concatenate_padded(list(map(to_host, outputs)), selected), rows, split)
+    return scores
+
+
+def to_host(tree):
+    """Return device arrays as NumPy arrays, with the parts that other processes hold."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    from jax.experimental.multihost_utils import process_allgather
+
+    return process_allgather(tree, tiled=True)
+
+
+def concatenate_padded(batches: list[dict[str, np.ndarray]], is_selected: np.ndarray) -> dict[str, np.ndarray]:
+    """Concatenate the fields of all batches and return the selected rows; shorter rows are padded with zeros."""
+    fields = {}
+    for name in batches[0]:
+        arrays = [batch[name] for batch in batches]
+        row_shape = np.max([array.shape[1:] for array in arrays], axis=0, initial=0).astype(int)
+        padded = []
+        for array in arrays:
+            missing = row_shape - array.shape[1:]
+            padded.append(np.pad(array, [(0, 0), *((0, count) for count in missing)]))
+        fields[name] = np.concatenate(padded)[is_selected]
+    return fields

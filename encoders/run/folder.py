@@ -1,0 +1,118 @@
+"""The folder of a run: names of its files, its record, its lock and its result.
+
+    runs/NAME/
+      experiment.json     the experiment, its fingerprint, the sizes of its vocabulary, and the path of its store
+      tokenizer.json
+      checkpoints/        the newest ones and the best one; damaged ones are moved to damaged/
+      metrics.jsonl       a row for each log and each evaluation
+      result.json         of a finished run
+      .lock               locked by the process that trains the run, which it names
+
+The record of an imported run holds a model and an objective instead of an experiment, and it has no store.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from encoders.experiment import Experiment, RunSpec, describe_differences
+from encoders.families.conventions import infer_conventions
+from encoders.text.tokenization import VocabInfo
+from encoders.utils.files import lock_dir, lock_owner
+from encoders.utils.overrides import from_json_value, to_json_value
+
+RECORD_FILE, RESULT_FILE, TOKENIZER_FILE = "experiment.json", "result.json", "tokenizer.json"
+CHECKPOINTS_FOLDER = "checkpoints"
+PATH_FIELD_PREFIXES = ("data.corpus is ", "data.root is ", "data.tokenizer.path is ")
+
+
+class RunError(ValueError):
+    """A run that cannot start or resume."""
+
+
+class RunInUse(RunError):
+    """A run that another process trains."""
+
+
+def lock_run(folder: Path) -> AbstractContextManager[None]:
+    """Hold the lock of a run's folder. Raises `RunInUse` while another process trains the run."""
+
+    def refuse() -> None:
+        raise RunInUse(f"{folder} is in use by {lock_owner(folder) or 'another process'}")
+
+    return lock_dir(folder, on_wait=refuse)
+
+
+def build_run_record(spec: RunSpec, fingerprint: str, vocab: VocabInfo) -> dict:
+    """Return the content of `experiment.json`, for trained and imported runs."""
+    return {
+        "fingerprint": fingerprint,
+        "versions": {package.__name__: package.__version__ for package in (jax, np)},
+        "devices": [str(device) for device in jax.devices()],
+        "facts": vocab.to_json_value(),
+        "experiment": to_json_value(spec),
+    }
+
+
+def read_run_record(folder: Path) -> dict:
+    """Return the content of a run's `experiment.json`. Raises `RunError` if it is missing or damaged."""
+    path = Path(folder) / RECORD_FILE
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise RunError(f"{folder} holds no run (no {RECORD_FILE})") from None
+    except ValueError as error:
+        raise RunError(f"{path} is damaged: {error}") from None
+
+
+def parse_run_spec(record: dict) -> RunSpec:
+    """Return the experiment or imported model of a record; one saved without conventions gets its family's."""
+    spec = from_json_value(record["experiment"])
+    if "conventions" in record["experiment"]["model"]:
+        return spec
+    return replace(spec, model=replace(spec.model, conventions=infer_conventions(spec.model)))
+
+
+def read_result(folder: Path) -> dict | None:
+    """Return the result of a finished run, else None. Raises `RunError` if it is damaged."""
+    path = Path(folder) / RESULT_FILE
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    except ValueError as error:
+        raise RunError(f"{path} is damaged: {error}; remove it to resume the run from its last checkpoint") from None
+
+
+def differing_fields(experiment: Experiment, folder: Path) -> list[str]:
+    """Return the differences of an experiment from the one recorded in `folder`, if there is one.
+
+    Paths of texts, rows and vocabularies are left out, since the fingerprint compares their contents.
+    """
+    if not (Path(folder) / RECORD_FILE).exists():
+        return []
+    recorded = parse_run_spec(read_run_record(folder))
+    return [line for line in describe_differences(recorded, experiment) if not line.startswith(PATH_FIELD_PREFIXES)]
+
+
+def wrong_experiment(folder: Path, differences: list[str]) -> RunError:
+    """Return the error for a folder that holds another experiment."""
+    return RunError(
+        f"{folder} belongs to another experiment: {'; '.join(differences)}. Give this one a name of its own "
+        "(--set name=...) or another folder (--runs ...), or remove that folder"
+    )
+
+
+def wait_for_file(path: Path, timeout: float = 60.0) -> bool:
+    """Return whether a file that another process writes appears within `timeout` seconds: network disks lag."""
+    deadline = time.monotonic() + timeout
+    while not path.exists():
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(1)
+    return True
