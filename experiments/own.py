@@ -12,7 +12,7 @@ from encoders.data.row_files import RowReader
 from encoders.finetuning.grids import build_finetuning_grid, load_run_spec
 from encoders.finetuning.recipes import family_recipes
 from encoders.tasks.text_tasks import TextTask
-from encoders.utils.overrides import ExperimentError
+from encoders.utils.serialization import ExperimentError
 
 FILE_ENDINGS = (".tsv", ".csv", ".jsonl")
 

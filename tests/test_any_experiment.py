@@ -27,7 +27,7 @@ from encoders.run import loop
 from encoders.text.tokenization import TokenizerSpec
 from encoders.training.metric_log import Intervals, read_metric_rows
 from encoders.training.optimizer import AdamW, Lamb
-from encoders.utils.overrides import ExperimentError, from_json_value, to_json_value
+from encoders.utils.serialization import ExperimentError, from_json_value, to_json_value
 from tests import texts
 from tests.test_experiment import paths_of
 

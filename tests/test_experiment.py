@@ -11,7 +11,7 @@ from encoders.data.mixing import MixedFormat
 from encoders.data.packing import PackedFormat
 from encoders.data.prepare import PretrainingData
 from encoders.data.stream import Phase
-from encoders.experiment import Experiment, apply_settings, fingerprint_experiment, vary_experiment
+from encoders.experiment import Experiment, apply_settings, fingerprint_experiment
 from encoders.families.electra import ElectraEmbeddings
 from encoders.model.config import EncoderConfig
 from encoders.model.layers import CausalSelfAttention
@@ -25,7 +25,7 @@ from encoders.text.tokenization import TokenizerSpec
 from encoders.training.metric_log import Intervals
 from encoders.training.optimizer import AdamW, Lamb
 from encoders.training.sharding import Mesh
-from encoders.utils.overrides import ExperimentError, from_json_value, to_json_value
+from encoders.utils.serialization import ExperimentError, from_json_value, to_json_value
 
 BASE = Experiment(
     name="tiny",
@@ -103,18 +103,18 @@ def test_an_experiment_ends_with_its_last_phase():
 @pytest.mark.parametrize(
     "phases, objective, message",
     [
-        (FULL, BASE.objective, "needs next_sentence, and the format FullSentences provides no label"),
-        (SWAPPED, BASE.objective, "needs next_sentence, and the format SegmentPairs provides sentence_order"),
-        ((BASE.phases[0], FULL[1]), BASE.objective, "needs next_sentence"),
+        (FULL, BASE.objective, "next_sentence.*FullSentences"),
+        (SWAPPED, BASE.objective, "next_sentence.*SegmentPairs.*sentence_order"),
+        ((BASE.phases[0], FULL[1]), BASE.objective, "next_sentence"),
         (
             BASE.phases,
             MaskedLM(Masking(), SentenceOrderPrediction()),
-            "needs sentence_order, .* provides next_sentence",
+            "sentence_order.*next_sentence",
         ),
     ],
 )
 def test_a_format_without_the_label_that_an_objective_needs_is_refused(phases, objective, message):
-    with pytest.raises(ExperimentError, match=f"tiny: the objective {message}"):
+    with pytest.raises(ExperimentError, match=f"tiny: .*{message}"):
         replace(BASE, phases=phases, objective=objective)
 
 
@@ -125,40 +125,40 @@ def test_an_objective_may_leave_a_label_unread():
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        ({"name": "a/b"}, "name=.a/b. is no name for a folder"),
-        ({"name": ".."}, "is no name for a folder"),
-        ({"name": ""}, "is no name for a folder"),
-        ({"phases": ()}, "phases is empty"),
-        ({"phases": BASE.phases[::-1]}, r"phases.until_step=\[100, 80\] must rise"),
-        ({"phases": BASE.phases[:1] * 2}, r"phases.until_step=\[80, 80\] must rise"),
-        ({"seed": -1}, "seed=-1 must be from 0 to 2147483647"),
-        ({"seed": 2**31}, "seed=2147483648 must be"),
-        ({"grad_accum_steps": 0}, "grad_accum_steps=0 must be at least 1"),
-        ({"grad_accum_steps": 3}, "phases.batch_size=8 is not a multiple of grad_accum_steps=3"),
+        ({"name": "a/b"}, "name='a/b'"),
+        ({"name": ".."}, "name='..'"),
+        ({"name": ""}, "name=''"),
+        ({"phases": ()}, "^tiny: phases "),
+        ({"phases": BASE.phases[::-1]}, r"phases.until_step=\[100, 80\]"),
+        ({"phases": BASE.phases[:1] * 2}, r"phases.until_step=\[80, 80\]"),
+        ({"seed": -1}, "seed=-1 .*2147483647"),
+        ({"seed": 2**31}, "seed=2147483648 .*2147483647"),
+        ({"grad_accum_steps": 0}, "grad_accum_steps=0 .*1"),
+        ({"grad_accum_steps": 3}, "phases.batch_size=8 .*grad_accum_steps=3"),
         (
             {"model": replace(BASE.model, vocab_size=51)},
-            "data.tokenizer.vocab_size=50 and model.vocab_size=51 differ; set both",
+            "data.tokenizer.vocab_size=50 .*model.vocab_size=51",
         ),
         (
             {"model": replace(BASE.model, max_positions=63)},
-            "phases.seq_length=64 is longer than model.max_positions=63",
+            "phases.seq_length=64 .*model.max_positions=63",
         ),
         (
             {"optimizer": AdamW(learning_rate=1e-3, warmup_steps=101)},
-            "optimizer.warmup_steps=101 is more than the 100 steps",
+            "optimizer.warmup_steps=101 .*100 steps.*phases.until_step",
         ),
-        ({"objective": CausalLM()}, "it needs model.attention=CausalSelfAttention, not SelfAttention"),
+        ({"objective": CausalLM()}, "model.attention=CausalSelfAttention.* SelfAttention"),
         (
             {"objective": ReplacedTokenDetection(generator_width=0.01)},
-            "objective.generator_width=0.01 and objective.generator_depth=1 make no generator",
+            "objective.generator_width=0.01 .*objective.generator_depth=1",
         ),
         (
             {"objective": TWO_STAGE, "model": replace(BASE.model, num_heads=1, intermediate_size=32)},
-            "the objective keeps generator and tokens as init_from has them, and init_from is None",
+            "generator and tokens.*init_from",
         ),
         (
             {"phases": MIXED},
-            r"phases.format.corpus_weights=\(1.0, 0.5\) are not one for each of the 1 items of data.corpus",
+            r"phases.format.corpus_weights=\(1.0, 0.5\) .*1 items of data.corpus",
         ),
     ],
 )
@@ -262,62 +262,62 @@ def test_settings_apply_at_once():
     [
         (
             "modle.layers=4",
-            "an experiment has no 'modle' .did you mean 'model'.*; it has data, early_stopping, grad_accum_steps",
+            "'modle' .*'model'.*data, early_stopping, grad_accum_steps",
         ),
-        ("model.layer=4", "model has no 'layer' .did you mean 'num_layers'."),
-        ("phases.0.bach_size=4", "phases.0 has no 'bach_size' .did you mean 'batch_size'."),
-        ("=4", "an experiment has no ''; it has data, early_stopping, grad_accum_steps"),
-        ("model.num_layers", "'model.num_layers' must be of the form a.b=value"),
-        ("model.num_layers=four", "model.num_layers='four' is not a whole number"),
-        ("model.num_layers=2.5", "model.num_layers='2.5' is not a whole number"),
-        ("model.num_layers=nan", "model.num_layers='nan' is not a whole number"),
-        ("model.num_layers=inf", "model.num_layers='inf' is not a whole number"),
-        ("model.num_layers=", "model.num_layers='' is not a whole number"),
-        ("model.num_layers=0", "--set model: model.num_layers=0 must be at least 1"),
-        ("model.hidden_dropout=high", "model.hidden_dropout='high' is not a number"),
-        ("model.hidden_dropout=1", "model.hidden_dropout=1.0 must be at least 0 and below 1"),
-        ("model.init_std=nan", "model.init_std='nan' is not a number"),
-        ("model.layer_norm_eps=inf", "model.layer_norm_eps='inf' is not a number"),
-        ("model.truncated_init=1", "model.truncated_init='1' is not one of true, false"),
-        ("model.activation=relu", "model.activation='relu' is not one of gelu, gelu_tanh"),
-        ("model.hidden_size=9", "model.hidden_size=9 is not a multiple of model.num_heads=2"),
-        ("model.shared_parts=attention,atend", "model.shared_parts=.* may hold 'attention' and 'feed_forward'"),
+        ("model.layer=4", "model .*'layer' .*'num_layers'"),
+        ("phases.0.bach_size=4", "phases.0 .*'bach_size' .*'batch_size'"),
+        ("=4", "''.*data, early_stopping, grad_accum_steps"),
+        ("model.num_layers", "'model.num_layers' .*a.b=value"),
+        ("model.num_layers=four", "model.num_layers='four'"),
+        ("model.num_layers=2.5", "model.num_layers='2.5'"),
+        ("model.num_layers=nan", "model.num_layers='nan'"),
+        ("model.num_layers=inf", "model.num_layers='inf'"),
+        ("model.num_layers=", "model.num_layers=''"),
+        ("model.num_layers=0", "model.num_layers=0 .*1"),
+        ("model.hidden_dropout=high", "model.hidden_dropout='high'"),
+        ("model.hidden_dropout=1", "model.hidden_dropout=1.0 .*0.*1"),
+        ("model.init_std=nan", "model.init_std='nan'"),
+        ("model.layer_norm_eps=inf", "model.layer_norm_eps='inf'"),
+        ("model.truncated_init=1", "model.truncated_init='1' .*true, false"),
+        ("model.activation=relu", "model.activation='relu' .*gelu, gelu_tanh"),
+        ("model.hidden_size=9", "model.hidden_size=9 .*model.num_heads=2"),
+        ("model.shared_parts=attention,atend", "model.shared_parts=.*'atend'.*'attention' .*'feed_forward'"),
         ("model.shared_parts.*=attention", "model.shared_parts"),
         (
             "model.embeddings=ElectraEmbeddings",
-            "model.embeddings cannot be set on the command line; write an experiment file",
+            "model.embeddings .*experiment file",
         ),
-        ("model.embeddings.name=x", "model.embeddings is .* and has no fields to set"),
-        ("model.num_layers.x=4", "model.num_layers is 3 and has no fields to set"),
-        ("model=EncoderConfig", "model='EncoderConfig' .*set its fields, such as model.vocab_size="),
-        ("model=big", "model='big' is not EncoderConfig; set its fields, such as model.vocab_size="),
+        ("model.embeddings.name=x", "model.embeddings .*Embeddings"),
+        ("model.num_layers.x=4", "model.num_layers .*3"),
+        ("model=EncoderConfig", "model='EncoderConfig' .*model.vocab_size="),
+        ("model=big", "model='big' .*EncoderConfig.*model.vocab_size="),
         (
             "objective.sentence_task=Order",
-            "objective.sentence_task='Order' is not one of NextSentencePrediction, SentenceOrderPrediction",
+            "objective.sentence_task='Order' .*NextSentencePrediction, SentenceOrderPrediction",
         ),
-        ("objective.sentence_task=SentenceOrderPrediction", "the objective needs sentence_order"),
-        ("objective.masking.dupe_factor=some", "objective.masking.dupe_factor='some' is not a whole number"),
-        ("objective.masking.split=0.8,0.2", "objective.masking.split='0.8,0.2' must have 3 values"),
-        ("objective.masking.mask_rate=2", "--set objective.masking: mask_rate=2.0 must be above 0 and below 1"),
-        ("optimizer=Adam", "optimizer='Adam' is not one of AdamW, Lamb"),
-        ("optimizer=AdamW", "optimizer='AdamW' .*set its fields, such as optimizer.learning_rate="),
-        ("optimizer=Lamb", "optimizer.warmup_steps=3125 is more than the 100 steps"),
+        ("objective.sentence_task=SentenceOrderPrediction", "sentence_order"),
+        ("objective.masking.dupe_factor=some", "objective.masking.dupe_factor='some'"),
+        ("objective.masking.split=0.8,0.2", "objective.masking.split='0.8,0.2' .*3"),
+        ("objective.masking.mask_rate=2", "objective.masking.*mask_rate=2.0 .*0.*1"),
+        ("optimizer=Adam", "optimizer='Adam' .*AdamW, Lamb"),
+        ("optimizer=AdamW", "optimizer='AdamW' .*optimizer.learning_rate="),
+        ("optimizer=Lamb", "optimizer.warmup_steps=3125 .*100 steps"),
         ("phases=2", "phases"),
         ("phases.0=Phase", "phases.0"),
         ("phases.*=4", "phases"),
-        ("phases.2.batch_size=4", r"phases has no '2'; it has 0, 1 and \* for all"),
-        ("phases.batch_size=4", r"phases has no 'batch_size'; it has 0, 1 and \* for all"),
-        ("phases.*.seq_length=65", "phases.seq_length=65 is longer than model.max_positions=64"),
-        ("phases.*.format=FullSentences", "phases.0.format cannot be set on the command line; write an experiment"),
-        ("data.corpus=", "data.corpus is empty; it takes 'embedded', 'tfds:NAME', or files"),
-        ("data.heldout_fraction=0", "data.heldout_fraction=0.0 must be above 0 and below 1"),
-        ("data.sentence_splitting=words", "data.sentence_splitting='words' is not one of split, lines"),
-        ("mesh.data=0", "mesh.data=0 must be at least 1"),
-        ("intervals.log_every=0", "intervals.log_every=0 must be at least 1"),
-        ("name=a/b", "name=.a/b. is no name for a folder"),
+        ("phases.2.batch_size=4", r"phases .*'2'.*0, 1 and \*"),
+        ("phases.batch_size=4", r"phases .*'batch_size'.*0, 1 and \*"),
+        ("phases.*.seq_length=65", "phases.seq_length=65 .*model.max_positions=64"),
+        ("phases.*.format=FullSentences", "phases.0.format .*experiment file"),
+        ("data.corpus=", "data.corpus .*'embedded'.*tfds:NAME.*files"),
+        ("data.heldout_fraction=0", "data.heldout_fraction=0.0 .*0.*1"),
+        ("data.sentence_splitting=words", "data.sentence_splitting='words' .*split, lines"),
+        ("mesh.data=0", "mesh.data=0 .*1"),
+        ("intervals.log_every=0", "intervals.log_every=0 .*1"),
+        ("name=a/b", "name='a/b'"),
     ],
 )
-def test_a_setting_that_cannot_be_is_answered_with_what_can(setting, message):
+def test_a_bad_setting_is_refused_with_what_is_accepted(setting, message):
     with pytest.raises(ExperimentError, match=message):
         apply_settings(BASE, [setting])
 
@@ -328,7 +328,7 @@ def test_a_setting_that_cannot_be_is_answered_with_what_can(setting, message):
     ids=["whole first", "part first"],
 )
 def test_a_part_is_set_as_a_whole_or_by_its_fields(pair):
-    with pytest.raises(ExperimentError, match="optimizer is set as a whole and in part"):
+    with pytest.raises(ExperimentError, match="optimizer"):
         apply_settings(BASE, ["phases.1.until_step=5000", *pair])
 
 
@@ -369,52 +369,3 @@ def test_any_setting_works_or_is_an_experiment_error(experiment, given):
         assert str(error)
     else:
         assert from_json_value(json.loads(json.dumps(to_json_value(changed)))) == changed
-
-
-# Variations
-
-
-def test_a_variation_has_every_combination_named_after_what_differs():
-    members = vary_experiment(BASE, {"model.num_layers": [2, 4], "model.hidden_dropout": [0.0, 0.1]})
-    assert [member.name for member in members] == [
-        "tiny-num_layers2-hidden_dropout0.0",
-        "tiny-num_layers2-hidden_dropout0.1",
-        "tiny-num_layers4-hidden_dropout0.0",
-        "tiny-num_layers4-hidden_dropout0.1",
-    ]
-    assert [(m.model.num_layers, m.model.hidden_dropout) for m in members] == [(2, 0.0), (2, 0.1), (4, 0.0), (4, 0.1)]
-    assert all(replace(m, name="tiny", model=BASE.model) == BASE for m in members)
-
-
-def test_values_may_have_labels():
-    members = vary_experiment(
-        BASE, {"model.shared_parts": {"all": ("attention", "feed_forward"), "none": ()}, "seed": [0, 1]}
-    )
-    assert [m.name for m in members] == ["tiny-all-seed0", "tiny-all-seed1", "tiny-none-seed0", "tiny-none-seed1"]
-    assert [m.model.shared_parts for m in members] == [("attention", "feed_forward")] * 2 + [()] * 2
-
-
-@pytest.mark.parametrize(
-    "path, values",
-    [
-        ("model.shared_parts", [("attention", "feed_forward"), ("attention",), ("feed_forward",), ()]),
-        ("objective.masking.dupe_factor", [1, 10, None]),
-        ("objective.sentence_task", [None, NextSentencePrediction()]),
-        ("optimizer", [AdamW(learning_rate=1e-3, warmup_steps=10), Lamb(warmup_steps=10)]),
-        ("model.embeddings", [BASE.model.embeddings, ElectraEmbeddings]),
-        ("model.activation", ["gelu", "gelu_tanh"]),
-    ],
-)
-def test_values_of_every_kind_give_members_with_names_of_their_own(path, values):
-    members = vary_experiment(BASE, {path: values})
-    assert [leaf(member, path.replace("*", "0")) for member in members] == values
-    assert len({member.name for member in members}) == len(values)
-
-
-def test_a_variation_of_nothing_is_the_base():
-    assert vary_experiment(BASE, {}) == [BASE]
-
-
-def test_a_variation_of_what_is_not_there_is_an_error():
-    with pytest.raises(ExperimentError, match="did you mean 'num_layers'"):
-        vary_experiment(BASE, {"model.layer": [1, 2]})

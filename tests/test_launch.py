@@ -11,7 +11,7 @@ import pytest
 
 import launch
 from encoders.cli.commands import enable_compilation_cache
-from encoders.cli.experiment_files import load_experiment_file
+from encoders.cli.experiment_files import ExperimentChoice, load_experiment_file
 from encoders.data import stream
 from tests import task_examples, texts
 from tests.exchange.references import HOME
@@ -259,10 +259,8 @@ def test_what_a_table_cannot_be_given_is_refused(capsys, tmp_path):
 
 
 def test_a_setting_changes_the_members_that_are_chosen_and_no_others():
-    options = launch.build_parser().parse_args(
-        ["status", "bert_t8", "--only", "bert-small-seed?", "--set", "objective.masking.mask_rate=0.2"]
-    )
-    found = load_experiment_file(options)
+    choice = ExperimentChoice("bert_t8", only=["bert-small-seed?"], settings=["objective.masking.mask_rate=0.2"])
+    found = load_experiment_file(choice)
     assert {member.objective.masking.mask_rate for member in found.experiments} == {0.2} and len(found.experiments) == 3
     assert {e.objective.masking.mask_rate for e in found.other_experiments if "@" not in e.name} == {0.15}
     assert {e.objective.masking.mask_rate for e in found.table.rows[0].pretrain_runs} == {0.2}

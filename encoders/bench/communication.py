@@ -17,7 +17,7 @@ from encoders.run.run import build_static_args
 from encoders.text.tokenization import VocabInfo
 from encoders.training import sharding, step
 from encoders.training.sharding import Mesh
-from encoders.utils.overrides import from_json_value, to_json_value
+from encoders.utils.serialization import from_json_value, to_json_value
 
 DEVICES_PER_NODE = 8  # devices that the fast links join
 MESH_LAYOUTS = (

@@ -21,7 +21,7 @@ from encoders.experiment import Experiment, apply_settings
 from encoders.model.flops import forward_flops
 from encoders.objectives.replaced_tokens import ReplacedTokenDetection
 from encoders.text.tokenization import VocabInfo
-from encoders.utils.overrides import to_json_value
+from encoders.utils.serialization import to_json_value
 
 # Rows, hidden and intermediate width of the product that is the ceiling; an accelerator needs a large one.
 MATMUL_SIZES, LARGE_MATMUL_SIZES = (1024, 768, 3072), (16_384, 4096, 16_384)

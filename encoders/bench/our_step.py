@@ -17,7 +17,7 @@ from encoders.objectives.base import total_loss
 from encoders.run.run import build_static_args
 from encoders.text.tokenization import VocabInfo
 from encoders.training import step
-from encoders.utils.overrides import from_json_value
+from encoders.utils.serialization import from_json_value
 
 TimedWork = tuple[Callable[[], object], dict]
 

@@ -17,26 +17,42 @@ from encoders.reporting.table_formats import format_grid
 from encoders.utils.files import write_json
 
 
-def run_measurement(options, experiments: Sequence[Experiment], log: Callable[[str], None]) -> int:
-    """Measure a part, print its rows as they come and the table at the end, and write PART.json."""
-    if options.part not in MEASUREMENTS:
-        raise ExperimentError(f"bench {options.part!r} is not one of {', '.join(MEASUREMENTS)}")
-    for name in ("rounds", "units"):
-        if getattr(options, name) < 1:
-            raise ExperimentError(f"--{name} {getattr(options, name)} must be at least 1")
-    chosen = BenchOptions(
-        rounds=options.rounds,
-        units=options.units,
-        device=options.device,
-        core=choose_core(options.core, options.device),
-        keep_freed_memory=not options.as_installed,
-        use_text=options.text,
-        task=options.task,
+def run_measurement(
+    measurement: str,
+    experiments: Sequence[Experiment],
+    *,
+    rounds: int = 7,
+    units: int = 1,
+    device: str = "cpu",
+    core: int | None = None,
+    task: str = "train",
+    use_text: bool = False,
+    as_installed: bool = False,
+    out: str = "bench",
+    log: Callable[[str], None] = print,
+) -> int:
+    """Print the rows of a measurement as they come and its table at the end, and write it to `out`/MEASUREMENT.json.
+
+    Returns the status of the process. Raises `ExperimentError` for an unknown measurement and for counts below 1.
+    """
+    if measurement not in MEASUREMENTS:
+        raise ExperimentError(f"bench {measurement!r} is not one of {', '.join(MEASUREMENTS)}")
+    for name, count in (("rounds", rounds), ("units", units)):
+        if count < 1:
+            raise ExperimentError(f"--{name} {count} must be at least 1")
+    options = BenchOptions(
+        rounds=rounds,
+        units=units,
+        device=device,
+        core=choose_core(core, device),
+        keep_freed_memory=not as_installed,
+        use_text=use_text,
+        task=task,
         log=log,
     )
     jax.config.update("jax_platforms", "cpu")  # the device belongs to the processes that are measured
-    about, rows = describe_bench_environment(chosen), []
-    for row in MEASUREMENTS[options.part](experiments, chosen):
+    about, rows = describe_bench_environment(options), []
+    for row in MEASUREMENTS[measurement](experiments, options):
         log("  ".join(f"{name} {format_bench_value(value)}" for name, value in row.items()))
         rows.append(row)
     about["load after"] = round(os.getloadavg()[0], 2)
@@ -45,10 +61,10 @@ def run_measurement(options, experiments: Sequence[Experiment], log: Callable[[s
         return 1
     print(format_bench_table(rows))
     print("; ".join(f"{name} {value}" for name, value in about.items()))
-    folder = Path(options.out)
+    folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    content = {"part": options.part, "about": about, "rows": rows, "variants": chosen.variant_records}
-    write_json(folder / f"{options.part}.json", content)
+    content = {"part": measurement, "about": about, "rows": rows, "variants": options.variant_records}
+    write_json(folder / f"{measurement}.json", content)
     return 0
 
 

@@ -1,17 +1,24 @@
-"""What the verbs of `launch.py` do."""
+"""The verbs of the command line, as functions with plain arguments that return the status of the process."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
+from collections.abc import Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 
 import jax
 
-from encoders.cli.experiment_files import ExperimentFile, load_experiment_file, load_experiments, refresh_table
+from encoders.cli.experiment_files import (
+    ExperimentChoice,
+    ExperimentFile,
+    load_experiment_file,
+    refresh_table,
+)
 from encoders.cli.inspect_store import RowSettings, describe_pass, describe_store
-from encoders.costs.ledger import format_ledger as ledger
+from encoders.costs.ledger import format_ledger
 from encoders.data.beam_runner import BeamRunner, LocalRunner, Runner, UnfinishedWork
 from encoders.data.labelled import LabelledData
 from encoders.data.prepare import PretrainingData, prepare_store
@@ -19,36 +26,50 @@ from encoders.data.repair import find_damaged_units, repair_store
 from encoders.data.store import Store
 from encoders.exchange import convert
 from encoders.exchange.weights import CheckpointError
-from encoders.experiment import describe_experiment
+from encoders.experiment import Experiment, describe_experiment
 from encoders.inference.cross_evaluation import evaluate_with_overrides
 from encoders.reporting import summaries, table_results
 from encoders.reporting.page import build_page
 from encoders.reporting.table_formats import format_grid
-from encoders.run import loop
 from encoders.run.evaluate import evaluate_run
-from encoders.run.folder import RunError, differing_fields, wrong_experiment
+from encoders.run.folder import RunError, differing_fields, read_result, wrong_experiment
 from encoders.run.preemption import STOPPED_STATUS, StopRequest, format_duration, parse_duration
 from encoders.run.run import Run
 from encoders.sweeps.local_workers import launch_processes, launch_workers
 from encoders.sweeps.paper_table import load_saved_tables, save_table
-from encoders.sweeps.sweep import WORKER_VARIABLE, Sweep, measure_progress
+from encoders.sweeps.sweep import WORKER_VARIABLE, RunProgress, Sweep, measure_progress
 from encoders.text.source import CorpusError
 from encoders.training import distributed
+from encoders.utils.code_files import import_file
 from encoders.utils.files import check_local_paths, write_file_atomically
-from encoders.utils.overrides import ExperimentError
+from encoders.utils.serialization import ExperimentError
 
-PROGRAM = Path(__file__).parents[2] / "launch.py"
+WORKER_COMMAND = [sys.executable, "-m", "encoders"]
+ALL_BATCHES = 10**9
+FOLDER_ARGUMENTS = ("runs", "run", "folder", "store", "out", "root")
+EXPECTED_ERRORS = (
+    ExperimentError, CorpusError, RunError, CheckpointError, UnfinishedWork, distributed.DistributedError,
+)  # fmt: skip
+
+
+def run_verb(verb: str, code: Sequence[str] = (), **arguments) -> int:
+    """Call the function of a verb; the arguments that choose experiments become an `ExperimentChoice`.
+
+    `code` lists Python files to import first.
+    """
+    check_local_paths(*(arguments.get(name) for name in FOLDER_ARGUMENTS))
+    for path in code:
+        import_file(path)
+    if "experiment" in arguments:
+        names = [f.name for f in fields(ExperimentChoice) if f.name in arguments]
+        choice = ExperimentChoice(**{name: arguments.pop(name) for name in names})
+        arguments["choice"] = choice
+    return VERBS[verb](**arguments)
 
 
 def is_expected(error: Exception) -> bool:
-    """Whether an error speaks for itself, so that no traceback is shown."""
-    named = ExperimentError | CorpusError | RunError | CheckpointError | UnfinishedWork | distributed.DistributedError
-    return isinstance(error, named) or type(error) is ValueError
-
-
-def check_local_folders(options) -> None:
-    """Raises `ValueError` for folders that are none of this machine."""
-    check_local_paths(*(getattr(options, name, None) for name in ("runs", "run", "folder", "store", "out", "root")))
+    """Return whether the message of an error says all, so that no traceback is shown."""
+    return isinstance(error, EXPECTED_ERRORS) or type(error) is ValueError
 
 
 def log_to_stderr(line: str) -> None:
@@ -56,308 +77,368 @@ def log_to_stderr(line: str) -> None:
         print(line, file=sys.stderr)
 
 
-def show_experiments(options) -> int:
-    if options.experiment == "table-2.1":
+# Experiments and stores -----------------------------------------------------------------------------------------------
+
+
+def show_experiments(choice: ExperimentChoice) -> int:
+    if choice.experiment == "table-2.1":
         print(summaries.format_table_2_1())
         return 0
-    chosen = load_experiments(options)
-    if len(chosen) > 1:
-        print(f"{len(chosen)} members: {', '.join(e.name for e in chosen)}\n")
-    for experiment in chosen:
+    experiments = load_experiment_file(choice).experiments
+    if len(experiments) > 1:
+        print(f"{len(experiments)} experiments: {', '.join(experiment.name for experiment in experiments)}\n")
+    for experiment in experiments:
         print(f"== {experiment.name}")
-        if len(chosen) == 1:
+        if len(experiments) == 1:
             print(describe_experiment(experiment))
-        print(ledger(experiment), end="\n\n")
+        print(format_ledger(experiment), end="\n\n")
     return 0
 
 
-def prepare_stores(options) -> int:
-    runner = build_runner(options)
-    seen = set()
-    for experiment in load_experiments(options):
+def prepare_stores(
+    choice: ExperimentChoice,
+    num_workers: int | None = None,
+    runner: str | None = None,
+    repair: bool = False,
+    pipeline_options: Sequence[str] = (),
+) -> int:
+    work_runner = build_runner(num_workers, runner, pipeline_options)
+    printed = set()
+    for experiment in load_experiment_file(choice).experiments:
         if isinstance(experiment.data, LabelledData) and not Path(experiment.data.tokenizer.path).exists():
             log_to_stderr(
-                f"{experiment.name}: left out, since {experiment.init_from} is not trained yet and has no vocabulary"
+                f"skipped {experiment.name}: {experiment.init_from} is not trained yet and has no vocabulary; train it "
+                "first"
             )
             continue
-        store = prepare_store(experiment.data, log_to_stderr, runner)
-        if options.repair and store.key not in seen:
-            repair_damaged_parts(store, experiment.data, runner)
-        if store.key not in seen:
-            seen.add(store.key)
-            meta = store.metadata
+        store = prepare_store(experiment.data, log_to_stderr, work_runner)
+        if store.key not in printed:
+            printed.add(store.key)
+            if repair:
+                repair_damaged_units(store, experiment.data, work_runner)
             print(f"{experiment.name}: {store.path}")
-            keys = ("splits", "skipped", "filtered", "unknown_rate", "characters", "seconds", "peak_memory_mb")
-            found = {key: meta[key] for key in keys if key in meta}
-            if "seconds" in meta:
-                found["speed"] = compute_prepare_speed(meta)
-            print(json.dumps(found, indent=1))
+            print(json.dumps(summarize_preparation(store.metadata), indent=1))
         for phase in experiment.phases if isinstance(experiment.data, PretrainingData) else ():
-            if (rows := (store.key, phase.format, phase.seq_length)) not in seen:
-                seen.add(rows)
+            rows = (store.key, phase.format, phase.seq_length)
+            if rows not in printed:
+                printed.add(rows)
                 print("\n".join(describe_pass(phase, store.train_split, experiment.seed)))
     return 0
 
 
-def compute_prepare_speed(meta: dict) -> dict[str, int]:
-    """What a store's preparation had done in a second while it made tokens."""
-    seconds = max(meta["seconds"]["tokens"], 0.01)
-    tokens = sum(split["tokens"] for split in meta["splits"].values())
-    return {"characters": round(meta["characters"] / seconds), "tokens": round(tokens / seconds)}
+def summarize_preparation(metadata: dict) -> dict:
+    """Return the counts of a store and, where its preparation was timed, characters and tokens per second."""
+    keys = ("splits", "skipped", "filtered", "unknown_rate", "characters", "seconds", "peak_memory_mb")
+    summary = {key: metadata[key] for key in keys if key in metadata}
+    if "seconds" in metadata:
+        seconds = max(metadata["seconds"]["tokens"], 0.01)
+        tokens = sum(split["tokens"] for split in metadata["splits"].values())
+        summary["speed"] = {"characters": round(metadata["characters"] / seconds), "tokens": round(tokens / seconds)}
+    return summary
 
 
-def build_runner(options) -> Runner:
-    """Where `prepare` works."""
-    if options.runner:
-        if options.workers is not None:
-            raise ExperimentError("--workers is for this machine; a Beam runner takes its own options after --")
-        return BeamRunner(options.runner, tuple(options.passed))
-    if options.passed:
-        raise ExperimentError(f"{' '.join(options.passed)}: pipeline options go with --runner")
-    return LocalRunner(len(os.sched_getaffinity(0)) if options.workers is None else options.workers)
+def build_runner(num_workers: int | None, runner: str | None, pipeline_options: Sequence[str]) -> Runner:
+    """Return the runner that prepares a store: processes of this machine, or Beam's. Raises `ExperimentError`."""
+    if runner:
+        if num_workers is not None:
+            raise ExperimentError(
+                f"--workers {num_workers} is for this machine; --runner {runner} takes its own options after --"
+            )
+        return BeamRunner(runner, tuple(pipeline_options))
+    if pipeline_options:
+        raise ExperimentError(f"{' '.join(pipeline_options)}: pipeline options need --runner NAME")
+    return LocalRunner(len(os.sched_getaffinity(0)) if num_workers is None else num_workers)
 
 
-def repair_damaged_parts(store: Store, data, runner: Runner) -> None:
-    """Make damaged parts of a store again."""
+def repair_damaged_units(store: Store, data: PretrainingData | LabelledData, runner: Runner) -> None:
     if "parts" not in store.metadata:
         log_to_stderr(
-            f"{store.path}: it has no checksums (labelled rows, or written by an earlier version), and stays as it is"
+            f"{store.path} has no checksums (labelled rows, or written by an earlier version) and cannot be repaired"
         )
         return
-    found = find_damaged_units(store)
-    for number in found:
-        log_to_stderr(f"{store.path}: part {number} ({store.metadata['parts'][number]['of']}) is damaged")
-    if found:
-        repair_store(store, data, found, log_to_stderr, runner)
-    log_to_stderr(f"{store.path}: {len(found) or 'no'} damaged part(s){', made again' * bool(found)}")
+    damaged = list_damaged_units(store)
+    if damaged:
+        repair_store(store, data, damaged, log_to_stderr, runner)
+    log_to_stderr(f"{store.path}: {len(damaged)} damaged part(s) repaired" if damaged else f"{store.path}: no damage")
 
 
-def inspect_store(options) -> int:
-    store, view = Store.open(Path(options.store)), RowSettings()
-    if options.experiment:
-        chosen = load_experiments(options)
-        if len(chosen) > 1:
-            raise ExperimentError(f"--only must name one of {', '.join(e.name for e in chosen)}")
-        view = RowSettings(chosen[0].phases, chosen[0].objective, chosen[0].seed)
-    elif options.set or options.only or options.given:
-        raise ExperimentError("--set, --only and --with are for an EXPERIMENT, and none is named")
-    if options.verify:
-        found = find_damaged_units(store)
-        for number in found:
-            log_to_stderr(
-                f"part {number} ({store.metadata['parts'][number]['of']}) is damaged; prepare --repair makes it again"
-            )
-        log_to_stderr(f"{len(store.metadata['parts'])} parts, {len(found) or 'none'} damaged")
-        if found:
+def list_damaged_units(store: Store) -> list[int]:
+    """Return the indices of a store's damaged parts, and log each."""
+    damaged = find_damaged_units(store)
+    for index in damaged:
+        source = store.metadata["parts"][index]["of"]
+        log_to_stderr(f"{store.path}: part {index} ({source}) is damaged; prepare --repair makes it again")
+    return damaged
+
+
+def inspect_store(
+    choice: ExperimentChoice, store: str, num_rows: int = 3, plain: bool = False, verify: bool = False
+) -> int:
+    opened, row_settings = Store.open(Path(store)), RowSettings()
+    if choice.experiment:
+        experiments = load_experiment_file(choice).experiments
+        if len(experiments) > 1:
+            raise ExperimentError(f"--only must name one of {', '.join(experiment.name for experiment in experiments)}")
+        row_settings = RowSettings(experiments[0].phases, experiments[0].objective, experiments[0].seed)
+    elif choice.settings or choice.only or choice.with_settings:
+        raise ExperimentError("--set, --only and --with need an EXPERIMENT, and none is named")
+    if verify:
+        damaged = list_damaged_units(opened)
+        log_to_stderr(f"{len(opened.metadata['parts'])} parts, {len(damaged)} damaged")
+        if damaged:
             return 1
-    for line in describe_store(store, view, options.rows, sys.stdout.isatty() and not options.plain):
+    for line in describe_store(opened, row_settings, num_rows, sys.stdout.isatty() and not plain):
         print(line)
     return 0
 
 
+# Training -------------------------------------------------------------------------------------------------------------
+
+
 def enable_compilation_cache() -> None:
-    """Compiled steps stay on disk between runs: where `JAX_COMPILATION_CACHE_DIR` says, else in the user's cache."""
+    """Keep compiled steps on disk: in `JAX_COMPILATION_CACHE_DIR` where that is set, else in the user's cache."""
     if not jax.config.jax_compilation_cache_dir:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(home / "encoders" / "compiled"))
 
 
-def train_experiments(options) -> int:
-    limit, wait, patience = (
-        text and parse_duration(text) for text in (options.stop_after, options.wait, options.watchdog)
-    )
-    if options.processes is not None and options.processes < 1:
-        raise distributed.DistributedError(f"--processes {options.processes} must be at least 1")
-    if options.processes and options.coordinator is None and options.process is None:
-        return launch_processes(PROGRAM, options.line, options.processes, log_to_stderr)
-    if options.jobs is not None:
-        return train_in_parallel(options)
-    distributed.initialize_distributed(options.coordinator, options.processes, options.process, wait)
+def train_experiments(
+    choice: ExperimentChoice,
+    stop_after: str | None = None,
+    num_jobs: int | None = None,
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    wait: str = "5m",
+    watchdog: str = "30m",
+    profile: bool = False,
+    command_line: Sequence[str] = (),
+) -> int:
+    """Train experiments in this process, in several processes of one run, or side by side in `num_jobs` processes.
+
+    `command_line` is what those processes are started with.
+    """
+    time_limit = stop_after and parse_duration(stop_after)
+    wait_seconds, hang_timeout = parse_duration(wait), parse_duration(watchdog)
+    if num_processes is not None and num_processes < 1:
+        raise distributed.DistributedError(f"--processes {num_processes} must be at least 1")
+    if num_processes and coordinator is None and process_id is None:
+        return launch_processes(WORKER_COMMAND, command_line, num_processes, log_to_stderr)
+    if num_jobs is not None:
+        if num_jobs < 1 or num_processes or coordinator or process_id is not None:
+            raise distributed.DistributedError(
+                f"--jobs {num_jobs} must be at least 1, without --processes, --process and --coordinator"
+            )
+        return train_in_parallel(choice, num_jobs, command_line)
+    distributed.initialize_distributed(coordinator, num_processes, process_id, wait_seconds)
     enable_compilation_cache()
-    with StopRequest(limit) as stop:
-        return run_sweep(options, distributed.raise_on_all(lambda: load_experiment_file(options)), stop, patience)
+    with StopRequest(time_limit) as stop:
+        experiment_file = distributed.raise_on_all(lambda: load_experiment_file(choice))
+        return run_sweep(experiment_file, Path(choice.runs), profile, stop, hang_timeout)
 
 
-def train_in_parallel(options) -> int:
-    """Train members side by side, in processes that share them; stores of text are made beforehand."""
-    if options.jobs < 1 or options.processes or options.coordinator or options.process is not None:
-        raise distributed.DistributedError(
-            f"--jobs {options.jobs} must be at least 1, and goes without --processes and the like"
-        )
-    found = load_experiment_file(options)
-    check_and_save_table(found, Path(options.runs))
-    for data in dict.fromkeys(member.data for member in found.experiments if isinstance(member.data, PretrainingData)):
-        prepare_store(data, log_to_stderr)
-    line = iter(options.line)
-    kept = [word for word in line if not (word == "--jobs" and next(line)) and not word.startswith("--jobs=")]
-    status = launch_workers(PROGRAM, kept, options.jobs, WORKER_VARIABLE, log_to_stderr)
+def train_in_parallel(choice: ExperimentChoice, num_jobs: int, command_line: Sequence[str]) -> int:
+    """Train experiments side by side, in processes that share them; stores of text are prepared before."""
+    experiment_file, runs_dir = load_experiment_file(choice), Path(choice.runs)
+    check_and_save_table(experiment_file, runs_dir)
+    for data in dict.fromkeys(experiment.data for experiment in experiment_file.experiments):
+        if isinstance(data, PretrainingData):
+            prepare_store(data, log_to_stderr)
+    status = launch_workers(WORKER_COMMAND, drop_jobs_option(command_line), num_jobs, WORKER_VARIABLE, log_to_stderr)
     if status != STOPPED_STATUS:
-        runs = Path(options.runs)
-        results = {each.name: done for each in found.experiments if (done := loop.read_result(runs / each.name))}
-        print_results(found, results, runs)
+        print_results(experiment_file, read_results(experiment_file.experiments, runs_dir), runs_dir)
     return status
 
 
+def drop_jobs_option(command_line: Sequence[str]) -> list[str]:
+    """Return a command line without `--jobs N` and `--jobs=N`."""
+    words, previous = [], ""
+    for word in command_line:
+        if "--jobs" not in (word, previous) and not word.startswith("--jobs="):
+            words.append(word)
+        previous = word
+    return words
+
+
+def read_results(experiments: Sequence[Experiment], runs_dir: Path) -> dict[str, dict]:
+    """Return the results of finished experiments by name."""
+    results = {experiment.name: read_result(runs_dir / experiment.name) for experiment in experiments}
+    return {name: result for name, result in results.items() if result}
+
+
 def check_and_save_table(experiment_file: ExperimentFile, runs_dir: Path) -> None:
-    """Refuse what would be found out hours later, folders of other experiments and text or rows that are missing; then
-    keep the table beside its runs."""
-    for each in experiment_file.experiments:
-        if changes := differing_fields(each, runs_dir / each.name):
-            raise wrong_experiment(runs_dir / each.name, changes)
-    for data in sorted(
-        dict.fromkeys(e.data for e in experiment_file.experiments), key=lambda data: isinstance(data, PretrainingData)
-    ):
+    """Refuse folders of other experiments and missing texts or rows before any work; then save the table of the file.
+
+    Raises `RunError` and what `check_readable` raises.
+    """
+    for experiment in experiment_file.experiments:
+        if changes := differing_fields(experiment, runs_dir / experiment.name):
+            raise wrong_experiment(runs_dir / experiment.name, changes)
+    datasets = dict.fromkeys(experiment.data for experiment in experiment_file.experiments)
+    # Labelled rows first: the check of a corpus reads it.
+    for data in sorted(datasets, key=lambda data: isinstance(data, PretrainingData)):
         data.check_readable()
     if experiment_file.table and distributed.is_primary():
         save_table(experiment_file.table, runs_dir)
 
 
-def run_sweep(options, experiment_file: ExperimentFile, stop: StopRequest, hang_timeout: float) -> int:
-    """Train one member after the other; the status of the process."""
-    runs = Path(options.runs)
-    distributed.raise_on_all(lambda: check_and_save_table(experiment_file, runs))
-    sweep = Sweep(experiment_file.experiments, runs, log_to_stderr, is_expected, experiment_file.other_experiments)
-    if experiment_file.table:
-        sweep.on_finished = lambda member: table_results.compute_extra_scores(experiment_file.table, member, runs)
-    finished = [member.name for member in experiment_file.experiments if loop.read_result(runs / member.name)]
-    status = sweep.train(options.profile, stop, hang_timeout)
+def run_sweep(
+    experiment_file: ExperimentFile, runs_dir: Path, profile: bool, stop: StopRequest, hang_timeout: float
+) -> int:
+    """Train one experiment after the other and return the status of the process."""
+    distributed.raise_on_all(lambda: check_and_save_table(experiment_file, runs_dir))
+    experiments, table = experiment_file.experiments, experiment_file.table
+    sweep = Sweep(experiments, runs_dir, log_to_stderr, is_expected, experiment_file.other_experiments)
+    if table:
+        sweep.on_finished = lambda experiment: table_results.compute_extra_scores(table, experiment, runs_dir)
+    finished = read_results(experiments, runs_dir)
+    status = sweep.train(profile, stop, hang_timeout)
     if finished:
-        log_to_stderr(
-            f"already finished: {', '.join(finished)}. To start one over, remove its folder in {options.runs}/"
-        )
+        log_to_stderr(f"already finished: {', '.join(finished)}. To start one over, remove its folder in {runs_dir}/")
     if status != STOPPED_STATUS and distributed.is_primary():
-        print_results(experiment_file, sweep.results, runs)
+        print_results(experiment_file, sweep.results, runs_dir)
     return status
 
 
 def print_results(experiment_file: ExperimentFile, results: dict[str, dict], runs_dir: Path) -> None:
-    if results:
-        print(
-            summaries.summarize_results(
-                [(each, results[each.name]) for each in experiment_file.experiments if each.name in results]
-            )
-        )
-        if experiment_file.table:
-            comparison = table_results.collect_table_results(experiment_file.table, runs_dir)
-            print(f"\n{table_results.format_results(comparison)}")
-
-
-def show_status(options) -> int:
-    known = load_experiment_file(options)
-    found = measure_progress(
-        Sweep(
-            known.experiments, Path(options.runs), log_to_stderr, is_expected, known.other_experiments, started_at=0.0
-        )
-    )
-    rows = [["member", "state", "steps", "left", ""]]
-    for each in found:
-        left = (
-            ""
-            if each.state == "done"
-            else "unknown"
-            if each.seconds_left is None
-            else format_duration(each.seconds_left)
-        )
-        rows.append(
-            [each.experiment.name, each.state, f"{each.step:,} of {each.experiment.num_steps:,}", left, each.note]
-        )
-    states = [each.state for each in found]
-    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-    left = [each.seconds_left for each in found if each.seconds_left is not None]
-    unknown = f" and {len(found) - len(left)} of unknown length" * (len(left) < len(found))
-    print(format_grid(rows))
-    print(f"{len(found)} members: {counts}; left, one after the other: {format_duration(sum(left))}{unknown}")
-    return 0
-
-
-def show_table(options) -> int:
-    if (found := load_experiment_file(options).table) is None:
-        raise ExperimentError(f"{options.experiment} defines no `table`, as the files of experiments/ablations/ do")
-    results = table_results.collect_table_results(found, Path(options.runs))
-    print(table_results.format_results(results, options.format))
-    return 0
-
-
-def write_report(options) -> int:
-    folder = Path(options.folder)
-    sheets = [
-        sheet
-        for table in map(refresh_table, load_saved_tables(folder))
-        for sheet in table_results.collect_table_results(table, folder).build_report_tables()
+    """Print finished experiments as one table, and the paper's table of the file."""
+    if not results:
+        return
+    finished = [
+        (experiment, results[experiment.name])
+        for experiment in experiment_file.experiments
+        if experiment.name in results
     ]
-    out = Path(options.out) if options.out else folder / "report.html"
-    write_file_atomically(out, build_page(folder, sheets, options.title).encode())
-    print(out)
-    return 0
+    print(summaries.summarize_results(finished))
+    if experiment_file.table:
+        comparison = table_results.collect_table_results(experiment_file.table, runs_dir)
+        print(f"\n{table_results.format_results(comparison)}")
 
 
-def open_run(options) -> tuple[Run, int, dict]:
-    """The run that the options name, the step they name, and its parameters."""
-    run = Run.open(Path(options.run), options.store)
-    return run, *run.load_params(options.step)
+# Progress and tables --------------------------------------------------------------------------------------------------
 
 
-def print_scores(options) -> int:
-    run, step, params = open_run(options)
-    batches = options.batches or 10**9
-    scores = (
-        evaluate_with_overrides(run, params, options.set, batches)
-        if options.set
-        else evaluate_run(run, params, num_batches=batches)
+def show_status(choice: ExperimentChoice) -> int:
+    experiment_file = load_experiment_file(replace(choice, reuse_saved_table=True))
+    sweep = Sweep(
+        experiment_file.experiments,
+        Path(choice.runs),
+        log_to_stderr,
+        is_expected,
+        experiment_file.other_experiments,
+        started_at=0.0,
     )
-    print(json.dumps({"run": run.experiment.name, "step": step} | scores, indent=1))
+    runs = measure_progress(sweep)
+    print(format_grid([["experiment", "state", "steps", "left", ""], *map(format_progress, runs)]))
+    states = [run.state for run in runs]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    seconds_left = [run.seconds_left for run in runs if run.seconds_left is not None]
+    total = format_duration(sum(seconds_left))
+    if num_unknown := len(runs) - len(seconds_left):
+        total += f" and {num_unknown} of unknown length"
+    print(f"{len(runs)} experiments: {counts}; left, one after the other: {total}")
     return 0
 
 
-def predict_texts(options) -> int:
+def format_progress(run: RunProgress) -> list[str]:
+    """Return the cells of a run: name, state, steps, time left, note."""
+    time_left = "unknown" if run.seconds_left is None else format_duration(run.seconds_left)
+    if run.state == "done":
+        time_left = ""
+    return [run.experiment.name, run.state, f"{run.step:,} of {run.experiment.num_steps:,}", time_left, run.note]
+
+
+def show_table(choice: ExperimentChoice, table_format: str = "text") -> int:
+    table = load_experiment_file(replace(choice, reuse_saved_table=True)).table
+    if table is None:
+        raise ExperimentError(f"{choice.experiment} defines no `table`, as the files of experiments/ablations/ do")
+    results = table_results.collect_table_results(table, Path(choice.runs))
+    print(table_results.format_results(results, table_format))
+    return 0
+
+
+def write_report(folder: str, out: str | None = None, title: str = "Runs") -> int:
+    runs_dir = Path(folder)
+    report_tables = []
+    for table in load_saved_tables(runs_dir):
+        results = table_results.collect_table_results(refresh_table(table), runs_dir)
+        report_tables.extend(results.build_report_tables())
+    path = Path(out) if out else runs_dir / "report.html"
+    write_file_atomically(path, build_page(runs_dir, report_tables, title).encode())
+    print(path)
+    return 0
+
+
+# Runs -----------------------------------------------------------------------------------------------------------------
+
+
+def print_scores(
+    run: str,
+    step: str = "latest",
+    store: str | None = None,
+    num_batches: int | None = None,
+    settings: Sequence[str] = (),
+) -> int:
+    opened = Run.open(Path(run), store)
+    step_number, params = opened.load_params(step)
+    num_batches = num_batches or ALL_BATCHES
+    if settings:
+        scores = evaluate_with_overrides(opened, params, settings, num_batches)
+    else:
+        scores = evaluate_run(opened, params, num_batches=num_batches)
+    print(json.dumps({"run": opened.experiment.name, "step": step_number} | scores, indent=1))
+    return 0
+
+
+def predict_texts(**arguments) -> int:
     from encoders.cli.predict_lines import predict_lines
 
-    return predict_lines(options, log_to_stderr)
+    return predict_lines(log=log_to_stderr, **arguments)
 
 
-def write_submission(options) -> int:
+def write_submission(run: str, folder: str, root: str | None = None, step: str = "best") -> int:
     from encoders.inference.predictor import load_predictor
 
-    predictor = load_predictor(options.run, options.step)
+    predictor = load_predictor(run, step)
     data = predictor.run.experiment.data
     if not isinstance(data, LabelledData):
-        raise ExperimentError(f"{options.run} was trained on no task whose rows could be answered")
-    if not (answers := getattr(data.task, "build_submission", None)):
-        raise ExperimentError(f"{data.task.name}: GLUE's tasks and SQuAD have files to submit, and this is neither")
-    folder, root = Path(options.folder), options.root or data.root
-    files = dict(answers(predictor, root))
+        raise ExperimentError(f"{run} was trained on text; submit needs a run of a task")
+    if not hasattr(data.task, "build_submission"):
+        raise ExperimentError(f"{data.task.name} has no files to submit; GLUE's tasks and SQuAD have")
+    root = root or data.root
+    files = dict(data.task.build_submission(predictor, root))
     if not any(files.values()):
         raise ExperimentError(f"{root} has no test rows of {data.task.name}")
-    folder.mkdir(parents=True, exist_ok=True)
+    Path(folder).mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         if text is None:
-            log_to_stderr(f"{name}: left out, since its rows are not in {root}")
+            log_to_stderr(f"skipped {name}: {root} has no rows for it")
         else:
-            (folder / name).write_text(text, encoding="utf-8")
-            print(folder / name)
+            path = Path(folder) / name
+            path.write_text(text, encoding="utf-8")
+            print(path)
     return 0
 
 
-def import_to_run(options) -> int:
-    convert.import_checkpoint(
-        options.folder, options.run, generator=options.generator, tokenizer_files=options.vocabulary, log=print
-    )
+def import_to_run(folder: str, run: str, generator: str | None = None, tokenizer_files: str | None = None) -> int:
+    convert.import_checkpoint(folder, run, generator=generator, tokenizer_files=tokenizer_files, log=print)
     return 0
 
 
-def export_to_folder(options) -> int:
-    convert.export_run(options.run, options.folder, step=options.step, log=print)
+def export_to_folder(run: str, folder: str, step: str = "latest") -> int:
+    convert.export_run(run, folder, step=step, log=print)
     return 0
 
 
-def run_bench(options) -> int:
+def measure_speed(choice: ExperimentChoice, measurement: str, **bench_options) -> int:
     from encoders.bench.results_table import run_measurement
 
-    return run_measurement(options, load_experiments(options), log_to_stderr)
+    experiments = load_experiment_file(choice).experiments
+    return run_measurement(measurement, experiments, log=log_to_stderr, **bench_options)
 
 
 VERBS = {
-    "bench": run_bench,
+    "bench": measure_speed,
     "show": show_experiments,
     "status": show_status,
     "table": show_table,

@@ -1,10 +1,10 @@
-"""The members of an experiment file, as `--with`, `--set` and `--only` choose them."""
+"""Experiment files: where they are, and the experiments that `--with`, `--set` and `--only` choose in them."""
 
 from __future__ import annotations
 
 import difflib
 import fnmatch
-import importlib.util
+import importlib
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -12,134 +12,187 @@ from pathlib import Path
 from types import ModuleType
 
 from encoders.experiment import Experiment, apply_settings
+from encoders.library import LIBRARY_FOLDER
 from encoders.sweeps.paper_table import PaperTable, Study, load_saved_tables
-from encoders.utils.overrides import ExperimentError, parse_value, shorten_text
+from encoders.utils.code_files import import_file
+from encoders.utils.overrides import parse_value, shorten_text
+from encoders.utils.serialization import ExperimentError
 
 
-def find_experiment_file(name: str) -> Path:
-    """The experiment file that `name` means: a path, or a file of experiments/ or its ablations/ without its ending."""
-    home = Path("experiments")
-    for path in (Path(name), home / f"{name}.py", home / name, home / "ablations" / f"{name}.py"):
-        if path.is_file():
-            if path.suffix != ".py":
-                raise ExperimentError(f"{path} is no Python file that lists experiments")
-            return path
-    known = sorted(path.stem for path in home.rglob("*.py"))
-    near = difflib.get_close_matches(name.rpartition("/")[2].removesuffix(".py"), known, 1)
-    hint = f"; did you mean {near[0]!r}?" if near else "."
-    raise ExperimentError(f"there is no experiment {name!r}{hint} There are {', '.join(known) or 'none here'}")
+@dataclass(frozen=True)
+class ExperimentChoice:
+    """The arguments of a command that choose experiments.
 
+    `experiment` is a file or a name of the library. `with_settings` are arguments of the file's function, `settings`
+    changes of fields, `only` names or globs, and `runs` the folder of runs. With `reuse_saved_table` a table without
+    arguments is the one that was trained in `runs`.
+    """
 
-def import_experiment_file(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    experiment: str
+    with_settings: Sequence[str] = ()
+    settings: Sequence[str] = ()
+    only: Sequence[str] = ()
+    runs: str = "runs"
+    reuse_saved_table: bool = False
 
 
 @dataclass(frozen=True)
 class ExperimentFile:
-    """What a file has: its members that are chosen, with every `--set` applied; the others, those of a table as they
-    were last kept; its table, if it has one, of both."""
+    """The chosen experiments of a file, with every setting applied; the others, of a table as last saved; its table."""
 
     experiments: list[Experiment]
     other_experiments: list[Experiment]
     table: PaperTable | None
 
 
-def load_experiments(options) -> list[Experiment]:
-    """The experiments of a file, those that `--only` names, with every `--set` applied."""
-    return load_experiment_file(options).experiments
+# Files ----------------------------------------------------------------------------------------------------------------
 
 
-def load_experiment_file(options) -> ExperimentFile:
-    path = find_experiment_file(options.experiment)
+def find_experiment_file(name: str) -> Path:
+    """Return the file that `name` is the path of, or that has this name in the library, without its suffix.
+
+    Raises `ExperimentError` with the nearest name.
+    """
+    library = LIBRARY_FOLDER
+    for path in (Path(name), library / f"{name}.py", library / name, library / "ablations" / f"{name}.py"):
+        if path.is_file():
+            if path.suffix != ".py":
+                raise ExperimentError(f"{path} must be a Python file that lists experiments")
+            return path
+    known = sorted(path.stem for path in library.rglob("*.py") if path.stem != "__init__")
+    similar = difflib.get_close_matches(name.rpartition("/")[2].removesuffix(".py"), known, 1)
+    hint = f"; did you mean {similar[0]!r}?" if similar else "."
+    raise ExperimentError(f"there is no experiment {name!r}{hint} There are {', '.join(known)}")
+
+
+def import_experiment_file(path: Path) -> ModuleType:
+    """Import a file of the library, or one anywhere on disk, which may import what lies beside it."""
+    library = LIBRARY_FOLDER.resolve()
+    if library in path.resolve().parents:
+        inner = path.resolve().relative_to(library).with_suffix("").parts
+        return importlib.import_module(".".join(("encoders.library", *inner)))
+    return import_file(path)
+
+
+# Experiments of a file ------------------------------------------------------------------------------------------------
+
+
+def load_experiments(name: str, only: Sequence[str] = (), **arguments) -> dict[str, Experiment]:
+    """Return the experiments of a file, or of a name of the library, by their names.
+
+    `arguments` are those of a file whose experiments are a function. Raises `ExperimentError`.
+
+    >>> import encoders
+    >>> list(encoders.load_experiments("quickstart", only=["*-bert", "*-electra"]))
+    ['quickstart-bert', 'quickstart-electra']
+    """
+    choice = ExperimentChoice(name, [f"{key}={value}" for key, value in arguments.items()], only=only)
+    return {experiment.name: experiment for experiment in load_experiment_file(choice).experiments}
+
+
+def load_experiment_file(choice: ExperimentChoice) -> ExperimentFile:
+    """Return what a command has chosen of a file. Raises `ExperimentError`."""
+    path = find_experiment_file(choice.experiment)
     module = import_experiment_file(path)
-    table = load_paper_table(module, options) if hasattr(module, "table") else None
-    found = table.experiments if table else list_experiments(module, path, options)
-    before = load_saved_experiments(table, options) if table and options.only else {}
-    names = [experiment.name for experiment in found]
-    if len(set(names)) < len(names):
-        raise ExperimentError(f"{path}: two members have the same name")
-    for pattern in options.only:
-        if not fnmatch.filter(names, pattern):
-            raise ExperimentError(
-                shorten_text(f"--only {pattern}: no member has that name; there are {', '.join(names)}")
-            )
-    chosen = [name for name in names if not options.only or any(fnmatch.fnmatch(name, each) for each in options.only)]
-    if any(setting.startswith("name=") for setting in options.set) and (table or len(chosen) > 1):
-        told = "the members of a table are known by their names" if table else "choose one with --only"
-        raise ExperimentError(f"--set name=... would give {len(chosen)} members one name; {told}")
+    table = load_paper_table(module, choice) if hasattr(module, "table") else None
+    experiments = table.experiments if table else list_experiments(module, path, choice)
+    saved = load_saved_experiments(table, choice.runs) if table and choice.only else {}
+    chosen = match_names([experiment.name for experiment in experiments], choice.only, path)
+    check_name_setting(choice.settings, chosen, is_table=bool(table))
 
     def resolve_experiment(experiment: Experiment) -> Experiment:
         if experiment.name not in chosen:
-            return before.get(experiment.name, experiment)
-        return apply_settings(experiment, options.set) if options.set else experiment
+            return saved.get(experiment.name, experiment)
+        return apply_settings(experiment, choice.settings) if choice.settings else experiment
 
-    mine = [resolve_experiment(each) for each in found if each.name in chosen]
-    others = [resolve_experiment(each) for each in found if each.name not in chosen]
-    return ExperimentFile(mine, others, table and table.map_experiments(resolve_experiment))
+    selected = [resolve_experiment(experiment) for experiment in experiments if experiment.name in chosen]
+    others = [resolve_experiment(experiment) for experiment in experiments if experiment.name not in chosen]
+    return ExperimentFile(selected, others, table and table.map_experiments(resolve_experiment))
 
 
-def list_experiments(module: ModuleType, path: Path, options) -> Sequence[Experiment]:
-    """The `experiments` that a file defines, as a list or as a function of what `--with` gives."""
-    found = getattr(module, "experiments", None)
-    if callable(found):
-        found = found(**parse_with_settings(found, options))
-    elif options.given:
-        raise ExperimentError(f"{path} lists its experiments and takes nothing --with")
-    if not found or not all(isinstance(each, Experiment) for each in found):
+def match_names(names: Sequence[str], patterns: Sequence[str], path: Path) -> list[str]:
+    """Return the names that match one of the globs, or all names without globs."""
+    if len(set(names)) < len(names):
+        raise ExperimentError(f"{path}: two experiments have the same name; give each its own")
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            listed = ", ".join(names)
+            raise ExperimentError(shorten_text(f"--only {pattern} matches no experiment; there are {listed}"))
+    return [name for name in names if not patterns or any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
+
+
+def check_name_setting(settings: Sequence[str], chosen: Sequence[str], *, is_table: bool) -> None:
+    """Raise `ExperimentError` for `--set name=...` where it would give several experiments, or a table's, one name."""
+    if any(setting.startswith("name=") for setting in settings) and (is_table or len(chosen) > 1):
+        hint = "a table finds its experiments by name" if is_table else "choose one with --only"
+        raise ExperimentError(f"--set name=... would rename {len(chosen)} experiments: {hint}")
+
+
+def list_experiments(module: ModuleType, path: Path, choice: ExperimentChoice) -> Sequence[Experiment]:
+    """Return the `experiments` that a file defines, as a list or as a function of the `--with` arguments."""
+    experiments = getattr(module, "experiments", None)
+    if callable(experiments):
+        experiments = experiments(**parse_arguments(experiments, choice))
+    elif choice.with_settings:
+        raise ExperimentError(
+            f"--with {' '.join(choice.with_settings)}: {path} lists its experiments, without arguments"
+        )
+    if not experiments or not all(isinstance(experiment, Experiment) for experiment in experiments):
         raise ExperimentError(f"{path} must define `experiments`, a list of Experiment values, or `table`")
-    return found
+    return experiments
 
 
-def load_paper_table(module: ModuleType, options) -> PaperTable:
-    """The table that a file makes of a `Study`; without `--with` the one that was trained in the folder of runs."""
-    runs = getattr(options, "runs", "runs")
-    if not options.given and options.verb in ("status", "table"):
-        before = [each for each in load_saved_tables(Path(runs)) if each.source_file == Path(module.__file__).stem]
-        if len(before) > 1:
-            told = ", ".join(each.name for each in before)
-            raise ExperimentError(f"{runs} has {told}: say which with --with scale=... and what else was given")
-        if before:
-            return refresh_table(before[0], module)
-    given = parse_with_settings(Study, options)
-    if given.get("scale") == "paper" and (useless := sorted(given.keys() & {"tokens", "rows", "tasks"})):
-        raise ExperimentError(f"--with {useless[0]}=... is of small scale, and scale=paper was given")
-    return replace(module.table(Study(**given)), source_file=Path(module.__file__).stem)
+def parse_arguments(function: Callable, choice: ExperimentChoice) -> dict:
+    """Return the `--with` arguments of a file's function, each read by its declared type; `runs` comes from `--runs`."""
+    parameters = dict(inspect.signature(function, eval_str=True).parameters)
+    arguments = {"runs": choice.runs} if parameters.pop("runs", None) else {}
+    for setting in choice.with_settings:
+        name, equals, text = setting.partition("=")
+        if not equals or name not in parameters:
+            raise ExperimentError(f"--with {setting!r} must be NAME=VALUE with a name of {', '.join(parameters)}")
+        arguments[name] = parse_value(text, parameters[name].annotation, f"--with {name}")
+    required = [name for name, parameter in parameters.items() if parameter.default is parameter.empty]
+    if missing := [name for name in required if name not in arguments]:
+        raise ExperimentError(f"{choice.experiment} needs --with {' '.join(f'{name}=...' for name in missing)}")
+    return arguments
+
+
+# Tables ---------------------------------------------------------------------------------------------------------------
+
+
+def load_paper_table(module: ModuleType, choice: ExperimentChoice) -> PaperTable:
+    """Return the table that a file makes of a `Study`, or the one that was trained in the folder of runs."""
+    stem = Path(module.__file__).stem
+    if choice.reuse_saved_table and not choice.with_settings:
+        saved = [table for table in load_saved_tables(Path(choice.runs)) if table.source_file == stem]
+        if len(saved) > 1:
+            names = ", ".join(table.name for table in saved)
+            raise ExperimentError(f"{choice.runs} has {names}; choose one with --with scale=... as it was trained")
+        if saved:
+            return refresh_table(saved[0], module)
+    arguments = parse_arguments(Study, choice)
+    small_only = sorted(arguments.keys() & {"tokens", "rows", "tasks"})
+    if arguments.get("scale") == "paper" and small_only:
+        raise ExperimentError(f"--with {small_only[0]}=... is for scale=small, and scale=paper was given")
+    return replace(module.table(Study(**arguments)), source_file=stem)
 
 
 def refresh_table(table: PaperTable, module: ModuleType | None = None) -> PaperTable:
-    """A kept table as its file makes it today, of the members that were kept; as it was kept, where no such file is
-    found."""
+    """Return a saved table with its file's rows of today and the saved experiments; unchanged where the file is gone."""
     try:
         module = module or import_experiment_file(find_experiment_file(table.source_file))
     except ExperimentError:
         return table
     if table.study is None or not hasattr(module, "table"):
         return table
-    made = replace(module.table(table.study), source_file=table.source_file)
-    return made.map_experiments(lambda member: table.experiments_by_name.get(member.name, member))
+    refreshed = replace(module.table(table.study), source_file=table.source_file)
+    saved = table.experiments_by_name
+    return refreshed.map_experiments(lambda experiment: saved.get(experiment.name, experiment))
 
 
-def load_saved_experiments(table: PaperTable, options) -> dict[str, Experiment]:
-    """The members of a table by name, as it was kept beside its runs."""
-    runs = Path(getattr(options, "runs", "runs"))
-    return next((each.experiments_by_name for each in load_saved_tables(runs) if each.name == table.name), {})
-
-
-def parse_with_settings(function: Callable, options) -> dict:
-    """What `--with` gives the function that makes the experiments of a file, each read by its declared type; its `runs`
-    is the folder of `--runs`."""
-    known = inspect.signature(function, eval_str=True).parameters
-    declared = {name: each for name, each in known.items() if name != "runs"}
-    given = {}
-    for setting in options.given:
-        name, equals, text = setting.partition("=")
-        if not equals or name not in declared:
-            raise ExperimentError(f"--with {setting!r} must be NAME=VALUE with a name of {', '.join(declared)}")
-        given[name] = parse_value(text, declared[name].annotation, f"--with {name}")
-    missing = [name for name, each in declared.items() if each.default is each.empty and name not in given]
-    if missing:
-        raise ExperimentError(f"{options.experiment} needs --with {' '.join(f'{name}=...' for name in missing)}")
-    return given | ({"runs": getattr(options, "runs", "runs")} if "runs" in known else {})
+def load_saved_experiments(table: PaperTable, runs_dir: str) -> dict[str, Experiment]:
+    """Return the experiments of a table by name, as saved beside its runs; none where it was not trained there."""
+    for saved in load_saved_tables(Path(runs_dir)):
+        if saved.name == table.name:
+            return saved.experiments_by_name
+    return {}

@@ -20,7 +20,7 @@ from encoders.model.config import FamilyConventions
 from encoders.text import tokenization
 from encoders.text.tfds_reader import describe_tfds_version
 from encoders.text.tokenization import TokenizerSpec
-from encoders.utils.overrides import fingerprint_content
+from encoders.utils.serialization import fingerprint_content
 
 LABELLED_STORE_VERSION = 1  # of the store's layout; a change makes old stores another key
 

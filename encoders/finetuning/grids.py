@@ -15,7 +15,7 @@ from encoders.run.folder import parse_run_spec, read_run_record
 from encoders.text.tokenization import TokenizerSpec
 from encoders.training.metric_log import Intervals
 from encoders.training.optimizer import AdamW
-from encoders.utils.overrides import ExperimentError
+from encoders.utils.serialization import ExperimentError
 
 ALL_BATCHES = 10**9  # held-out batches: labelled rows are evaluated whole
 

@@ -21,7 +21,7 @@ from dataclasses import replace
 from encoders.finetuning.grids import Recipe
 from encoders.model.config import EncoderConfig
 from encoders.training.optimizer import AdamW
-from encoders.utils.overrides import ExperimentError
+from encoders.utils.serialization import ExperimentError
 
 RECIPE_FAMILIES = ("bert", "roberta", "albert", "electra")
 # Updates, warm-up, rate, batch.

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from encoders.model.layers import Embeddings, FeedForward, SelfAttention
+from encoders.utils.serialization import not_fingerprinted
 
 # Parameters mean the same under any value of these.
 PARAM_COMPATIBLE_FIELDS = (
@@ -16,11 +17,6 @@ PARAM_COMPATIBLE_FIELDS = (
 
 # The parts of a layer in their order, and the name of their parameters, of which the initial values depend.
 LAYER_PARTS = {"attention": "attend", "feed_forward": "transform"}
-
-
-def not_fingerprinted(default=MISSING):
-    """A field that changes speed, memory or a label but no number: it stays out of the fingerprint."""
-    return field(default=default, metadata={"not_fingerprinted": True})
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from encoders.reporting.table_formats import ReportTable
 from encoders.run.folder import RunError, read_result, read_run_record
 from encoders.run.preemption import format_duration
 from encoders.training import metric_log
-from encoders.utils.overrides import from_json_value
+from encoders.utils.serialization import from_json_value
 
 
 @dataclass(frozen=True)

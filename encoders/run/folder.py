@@ -26,7 +26,7 @@ from encoders.experiment import Experiment, RunSpec, describe_differences
 from encoders.families.conventions import infer_conventions
 from encoders.text.tokenization import VocabInfo
 from encoders.utils.files import lock_dir, lock_owner
-from encoders.utils.overrides import from_json_value, to_json_value
+from encoders.utils.serialization import from_json_value, to_json_value
 
 RECORD_FILE, RESULT_FILE, TOKENIZER_FILE = "experiment.json", "result.json", "tokenizer.json"
 CHECKPOINTS_FOLDER = "checkpoints"

@@ -7,20 +7,22 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from encoders.run.preemption import STOPPED_STATUS
+from encoders.utils.code_files import build_child_environment
 
 ACCEPTED_STATUSES = (None, 0, STOPPED_STATUS)
 GRACE_SECONDS = 10  # seconds that the others have once one has died
 NVIDIA_GPUS_DIR = "/proc/driver/nvidia/gpus"
 
 
-def launch_processes(program: Path, arguments: list[str], num_processes: int, log: Callable[[str], None]) -> int:
+def launch_processes(
+    program: Sequence[str], arguments: Sequence[str], num_processes: int, log: Callable[[str], None]
+) -> int:
     """Run `program` with `arguments` in `processes` processes as one run, and return its status.
 
     Signals reach them all. When one dies the others are ended, and `say` is told which it was.
@@ -28,10 +30,12 @@ def launch_processes(program: Path, arguments: list[str], num_processes: int, lo
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     place = ["--coordinator", f"127.0.0.1:{port}", "--processes", str(num_processes), "--process"]
-    command = [sys.executable, str(program), *arguments, *place]
+    command = [*program, *arguments, *place]
     with forward_signals() as started:
         for number in range(num_processes):  # each of a session of its own: a terminal's Ctrl-C would reach it twice
-            started.append(subprocess.Popen([*command, str(number)], start_new_session=True))
+            started.append(
+                subprocess.Popen([*command, str(number)], start_new_session=True, env=build_child_environment())
+            )
         while all(each.poll() in ACCEPTED_STATUSES for each in started) and any(
             each.poll() is None for each in started
         ):
@@ -54,20 +58,21 @@ def launch_processes(program: Path, arguments: list[str], num_processes: int, lo
 
 
 def launch_workers(
-    program: Path, arguments: list[str], num_jobs: int, worker_variable: str, log: Callable[[str], None]
+    program: Sequence[str], arguments: Sequence[str], num_jobs: int, worker_variable: str, log: Callable[[str], None]
 ) -> int:
     """Run `program` with `arguments` in `jobs` processes that share its members, and return the worst status.
 
     Each has its part of the cores, and of the GPUs where there are some, and its number in the variable `worker`.
     Signals reach them all; `say` is told which were killed.
     """
-    command, cores = [sys.executable, str(program), *arguments], sorted(os.sched_getaffinity(0))
+    command, cores = [*program, *arguments], sorted(os.sched_getaffinity(0))
     told = os.environ.get("CUDA_VISIBLE_DEVICES")
     cards = [str(i) for i in range(len(list(Path(NVIDIA_GPUS_DIR).glob("*"))))] if told is None else told.split(",")
     cards = [card for card in cards if card]
     with forward_signals() as started:
         for number in range(num_jobs):
-            mine, places = cores[number::num_jobs] or cores, os.environ | {worker_variable: str(number)}
+            mine = cores[number::num_jobs] or cores
+            places = build_child_environment(**{worker_variable: str(number)})
             if cards:
                 places["CUDA_VISIBLE_DEVICES"] = cards[number % len(cards)]
                 part = math.ceil(num_jobs / len(cards))

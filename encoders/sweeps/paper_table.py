@@ -28,7 +28,8 @@ from encoders.tasks.token_classification import TokenTask
 from encoders.training.metric_log import Intervals
 from encoders.training.optimizer import AdamW
 from encoders.utils.files import write_json
-from encoders.utils.overrides import ExperimentError, apply_changes, from_json_value, to_json_value
+from encoders.utils.overrides import apply_changes
+from encoders.utils.serialization import ExperimentError, from_json_value, to_json_value
 
 SMALL_SIZES = dict(
     vocab_size=8000, hidden_size=128, num_layers=2, num_heads=2, intermediate_size=512, max_positions=128,

@@ -7,7 +7,7 @@ CoLA is judged by Matthews' correlation, MRPC and QQP by accuracy and F1, STS-B 
 from __future__ import annotations
 
 from encoders.tasks.text_tasks import TextTask
-from encoders.utils.overrides import ExperimentError
+from encoders.utils.serialization import ExperimentError
 
 BINARY_LABELS, ENTAILMENT_LABELS = ("0", "1"), ("entailment", "not_entailment")
 SENTENCE_COLUMNS = ("sentence1", "sentence2")

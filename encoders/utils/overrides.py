@@ -1,24 +1,21 @@
-"""Frozen dataclasses as values: changed by path, read from text, saved as JSON that reads back equal."""
+"""Frozen dataclasses changed by path, with texts read by the declared types of their fields."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-import importlib
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
-
-class ExperimentError(ValueError):
-    """A field or a value that an experiment cannot have."""
+from encoders.utils.serialization import REGISTERED_CLASSES, ExperimentError, find_class
 
 
 def shorten_text(text: str, max_chars: int = 400) -> str:
-    """The text, its middle left out where it is longer than `max_chars` characters.
+    """Return the text, without its middle where it is longer than `max_chars` characters.
 
     >>> shorten_text("0123456789" * 9, 20)
     '0123456789 ... 56789'
@@ -27,220 +24,209 @@ def shorten_text(text: str, max_chars: int = 400) -> str:
 
 
 def check_choices(value: Any, path: str = "") -> None:
-    """Every field that has a list of choices holds one of them. Raises `ExperimentError`."""
+    """Check that every `Literal` field holds one of its choices. Raises `ExperimentError`."""
     if isinstance(value, tuple):
         for i, item in enumerate(value):
             check_choices(item, f"{path}.{i}")
     elif is_dataclass(value) and not isinstance(value, type):
-        for name, kind in typing.get_type_hints(type(value)).items():
-            given, here = getattr(value, name), f"{path}.{name}" if path else name
-            if typing.get_origin(kind) is typing.Literal and given not in typing.get_args(kind):
-                raise ExperimentError(f"{here}={given!r} is not one of {', '.join(map(str, typing.get_args(kind)))}")
-            check_choices(given, here)
+        for name, declared_type in typing.get_type_hints(type(value)).items():
+            field_value, field_path = getattr(value, name), join_path(path, name)
+            if typing.get_origin(declared_type) is typing.Literal:
+                check_choice(field_value, typing.get_args(declared_type), field_path)
+            check_choices(field_value, field_path)
 
 
-# Changing values ------------------------------------------------------------------------------------------------------
+def check_choice(value: Any, choices: tuple, path: str) -> None:
+    """Raise `ExperimentError` for a value that is not among the choices."""
+    if value not in choices:
+        raise ExperimentError(f"{path}={value!r} is not one of {', '.join(map(str, choices))}")
+
+
+def join_path(path: str, name: str) -> str:
+    """Return the path of a field of the value at `path`."""
+    return f"{path}.{name}" if path else name
+
+
+# Changes -------------------------------------------------------------------------------------------------------------
+
+
+def parse_settings(settings: Iterable[str]) -> dict:
+    """Return settings such as "model.num_layers=4" as nested changes, with a text for each field.
+
+    >>> parse_settings(["seed=1", "model.num_layers=4"])
+    {'seed': '1', 'model': {'num_layers': '4'}}
+    """
+    changes: dict = {}
+    for setting in settings:
+        path, equals, text = setting.partition("=")
+        if not equals:
+            raise ExperimentError(f"--set {setting!r} must be of the form a.b=value")
+        node = changes
+        *parents, leaf = path.strip().split(".")
+        for name in parents:
+            node = node.setdefault(name, {})
+            if not isinstance(node, dict):
+                raise ExperimentError(f"--set {path}: {name} is set as a whole and in part; set one of the two")
+        if isinstance(node.get(leaf), dict):
+            raise ExperimentError(f"--set {path}: {leaf} is set as a whole and in part; set one of the two")
+        node[leaf] = text.strip()
+    return changes
 
 
 def apply_changes(value: Any, changes: Mapping[str, Any], path: str = "") -> Any:
-    """A dataclass (or tuple of them) with a nested dict of changes; texts are read by the field's declared type."""
+    """Return a dataclass, or a tuple of them, with nested changes; texts are read by the field's declared type.
+
+    Raises `ExperimentError` for a field that does not exist and for a value that it cannot have.
+    """
     if not isinstance(changes, Mapping):
         raise ExperimentError(f"{path} cannot be set as a whole; set its fields or write an experiment file")
     if isinstance(value, tuple) and any(map(is_dataclass, value)):
-        numbers = [str(i) for i in range(len(value))]
-        for name in changes:
-            if name not in (*numbers, "*"):
-                raise ExperimentError(f"{path} has no {name!r}; it has {', '.join(numbers)} and * for all")
-        for name, inner in changes.items():
-            each = range(len(value)) if name == "*" else [int(name)]
-            value = tuple(apply_changes(v, inner, f"{path}.{i}") if i in each else v for i, v in enumerate(value))
-        return value
+        return change_items(value, changes, path)
     if not is_dataclass(value) or isinstance(value, type):
         raise ExperimentError(f"{path} is {value!r} and has no fields to set")
     hints = typing.get_type_hints(type(value))
-    settable = {f.name for f in fields(value)}
-    new = {}
-    for name, inner in changes.items():
-        here = f"{path}.{name}" if path else name
-        if name not in settable:
-            near = difflib.get_close_matches(name, settable, 1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise ExperimentError(
-                f"{path or 'an experiment'} has no {name!r}{hint}; it has {', '.join(sorted(settable))}"
-            )
-        if isinstance(inner, Mapping):
-            new[name] = apply_changes(getattr(value, name), inner, here)
+    changed = {}
+    for name, change in changes.items():
+        check_field_name(value, name, path)
+        if isinstance(change, Mapping):
+            changed[name] = apply_changes(getattr(value, name), change, join_path(path, name))
+        elif isinstance(change, str):
+            changed[name] = parse_value(change, hints[name], join_path(path, name))
         else:
-            new[name] = parse_value(inner, hints[name], here) if isinstance(inner, str) else inner
+            changed[name] = change
     try:
-        return replace(value, **new)
+        return replace(value, **changed)
     except ExperimentError:
         raise
     except ValueError as error:
         raise ExperimentError(f"--set {path or 'of the experiment'}: {error}") from None
 
 
-def parse_value(text: str, declared_type: Any, path: str) -> Any:
-    """The value that `text` stands for in a field of type `kind`."""
-    origin, inner = typing.get_origin(declared_type), typing.get_args(declared_type)
-    if origin is typing.Literal:
-        if text in inner:
-            return text
-        raise ExperimentError(f"{path}={text!r} is not one of {', '.join(map(str, inner))}")
-    if origin in (typing.Union, types.UnionType):
-        if type(None) in inner and text.lower() in ("none", "null", ""):
-            return None
-        failures = []
-        for option in inner:
-            if option is not type(None):
-                try:
-                    return parse_value(text, option, path)
-                except ExperimentError as error:
-                    failures.append(error)
-                    if text == getattr(option, "__name__", None):
-                        raise
-        if len(failures) == 1:
-            raise failures[0]
-        raise ExperimentError(
-            f"{path}={text!r} is not one of {', '.join(o.__name__ for o in inner if o is not type(None))}"
+def change_items(items: tuple, changes: Mapping[str, Any], path: str) -> tuple:
+    """Return a tuple of dataclasses with changes by index, or for all items under `*`."""
+    indices = [str(i) for i in range(len(items))]
+    for name, change in changes.items():
+        if name not in (*indices, "*"):
+            raise ExperimentError(f"{path} has no {name!r}; it has {', '.join(indices)} and * for all")
+        items = tuple(
+            apply_changes(item, change, f"{path}.{i}") if name in ("*", str(i)) else item
+            for i, item in enumerate(items)
         )
+    return items
+
+
+def check_field_name(value: Any, name: str, path: str) -> None:
+    """Raise `ExperimentError`, with the nearest name, for a field that a dataclass does not have."""
+    names = sorted(f.name for f in fields(value))
+    if name not in names:
+        similar = difflib.get_close_matches(name, names, 1)
+        hint = f" (did you mean {similar[0]!r}?)" if similar else ""
+        raise ExperimentError(f"{path or 'an experiment'} has no {name!r}{hint}; it has {', '.join(names)}")
+
+
+# Texts as values -----------------------------------------------------------------------------------------------------
+
+
+def parse_value(text: str, declared_type: Any, path: str) -> Any:
+    """Return the value that a text has in a field of the declared type. Raises `ExperimentError` with the path.
+
+    >>> parse_value("1e3", int, "seed"), parse_value("0.9,0.98", tuple[float, float], "optimizer.betas")
+    (1000, (0.9, 0.98))
+    """
+    origin = typing.get_origin(declared_type)
+    if origin is typing.Literal:
+        check_choice(text, typing.get_args(declared_type), path)
+        return text
+    if origin in (typing.Union, types.UnionType):
+        return parse_union(text, typing.get_args(declared_type), path)
     if origin is tuple:
-        # Brackets around the whole; those of a glob such as [ab]*.txt stay.
-        inside = text[1:-1] if text[:1] + text[-1:] in ("()", "[]") else text
-        parts = [part.strip() for part in inside.split(",") if part.strip()]
-        kinds = [inner[0]] * len(parts) if inner[-1] is Ellipsis else list(inner)
-        if len(parts) != len(kinds):
-            raise ExperimentError(f"{path}={text!r} must have {len(kinds)} values, separated by commas")
-        return tuple(parse_value(part, k, path) for part, k in zip(parts, kinds, strict=True))
+        return parse_tuple(text, typing.get_args(declared_type), path)
     if declared_type is bool:
-        if text.lower() in ("true", "false"):
-            return text.lower() == "true"
-        raise ExperimentError(f"{path}={text!r} is not one of true, false")
+        check_choice(text.lower(), ("true", "false"), path)
+        return text.lower() == "true"
     if declared_type in (int, float):
-        try:
-            number = float(text.replace("_", ""))
-            if not math.isfinite(number):
-                raise ValueError
-            if declared_type is int and number != int(number):
-                raise ValueError
-            if declared_type is int and abs(number) >= 2**63:
-                raise ExperimentError(f"{path}={text[:30]} is larger than any number of the kind")
-            return declared_type(number) if declared_type is float or "e" in text.lower() else int(text)
-        except (ValueError, OverflowError):
-            what = "a whole number" if declared_type is int else "a number"
-            raise ExperimentError(f"{path}={text!r} is not {what}") from None
+        return parse_number(text, declared_type, path)
     if declared_type is str:
         return text
-    if is_dataclass(declared_type):
-        needed = [f.name for f in fields(declared_type) if f.default is dataclasses.MISSING]
-        if text == declared_type.__name__ and not needed:
-            return declared_type()
-        hint = f"; set its fields, such as {path}.{fields(declared_type)[0].name}=" if fields(declared_type) else ""
-        raise ExperimentError(f"{path}={text!r} is not {declared_type.__name__}{hint}")
+    if (cls := find_subclass(text, (declared_type,))) or is_dataclass(declared_type):
+        return parse_dataclass(text, cls or declared_type, path)
     raise ExperimentError(f"{path} cannot be set on the command line; write an experiment file")
 
 
-def format_name_part(value: Any) -> str:
-    """`value` as a part of a name."""
-    if isinstance(value, tuple):
-        return "+".join(map(format_name_part, value)) or "none"
-    if isinstance(value, type):
-        return value.__name__
-    return type(value).__name__ if is_dataclass(value) else str(value)
+def parse_union(text: str, options: tuple, path: str) -> Any:
+    """Return the value of a text by the first of several types that can read it.
 
-
-# Values as JSON -------------------------------------------------------------------------------------------------------
-
-
-def to_json_value(value: Any) -> Any:
-    """Dataclasses as `{"class": ..., fields}`, classes as `{"type": ...}`; only classes of `encoders` are named."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return {"class": get_class_path(type(value))} | {
-            f.name: to_json_value(getattr(value, f.name)) for f in fields(value)
-        }
-    if isinstance(value, type):
-        return {"type": get_class_path(value)}
-    if isinstance(value, tuple):
-        return [to_json_value(item) for item in value]
-    return value
-
-
-def get_class_path(cls: type) -> str:
-    if cls.__module__.split(".")[0] != "encoders":
-        raise ExperimentError(
-            f"{cls.__module__}.{cls.__name__} is not part of the encoders package, so a run with it could not be "
-            "opened again; put its file into encoders/"
-        )
-    return f"{cls.__module__}.{cls.__qualname__}"
-
-
-def from_json_value(value: Any) -> Any:
-    """The value that `to_json` was given. Names outside of `encoders` are refused, and nothing is executed."""
-    if isinstance(value, list):
-        return tuple(from_json_value(item) for item in value)
-    if not isinstance(value, dict):
-        return value
-    kind = find_class(value.get("class", value.get("type", "")))
-    if "type" in value:
-        return kind
-    if not is_dataclass(kind):
-        raise ExperimentError(f"{value['class']} is not a value")
-    known = {f.name for f in fields(kind)}
-    unknown = sorted(set(value) - known - {"class"})
-    if unknown:
-        raise ExperimentError(f"{value['class']} has no field {', '.join(unknown)}; it has {', '.join(sorted(known))}")
-    try:
-        return kind(**{name: from_json_value(item) for name, item in value.items() if name != "class"})
-    except (TypeError, AttributeError) as error:
-        raise ExperimentError(f"{value['class']} cannot be read: {error}") from None
-
-
-def find_class(class_path: str) -> type:
-    module, _, attribute = str(class_path).rpartition(".")
-    try:
-        if module.split(".")[0] != "encoders":
-            raise ImportError
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError):
-        raise ExperimentError(f"{class_path!r} is not a class of the encoders package") from None
-    if not isinstance(found, type) or found.__module__ != module:
-        raise ExperimentError(f"{class_path!r} is not a class of the encoders package")
-    return found
-
-
-# Values as what they compute -----------------------------------------------------------------------------------------
-
-
-def fingerprint_content(value: Any) -> Any:
-    """`value` as JSON without what changes no number, and without fields that have their default.
-
-    Leaving defaults out keeps the fingerprints of old experiments when a field is added later.
+    A class is chosen by its name: one of the union, or one that has a base class in common with all of them.
     """
-    if is_dataclass(value) and not isinstance(value, type):
-        kept = {}
-        for f in fields(value):
-            given = getattr(value, f.name)
-            if not f.metadata.get("not_fingerprinted") and (f.default is dataclasses.MISSING or given != f.default):
-                kept[f.name] = fingerprint_content(given)
-        return {"class": type(value).__name__} | kept
-    if isinstance(value, type):
-        return value.__name__
-    if isinstance(value, tuple):
-        return [fingerprint_content(item) for item in value]
-    if isinstance(value, float) and value.is_integer():  # 1 and 1.0 are equal
-        return int(value)
-    return value
+    declared_types = tuple(option for option in options if option is not type(None))
+    if type(None) in options and text.lower() in ("none", "null", ""):
+        return None
+    if cls := find_subclass(text, declared_types):
+        return parse_dataclass(text, cls, path)
+    failures = []
+    for declared_type in declared_types:
+        try:
+            return parse_value(text, declared_type, path)
+        except ExperimentError as error:
+            failures.append(error)
+    if len(failures) == 1:
+        raise failures[0]
+    names = [option.__name__ for option in declared_types]
+    names += [name for name, cls in REGISTERED_CLASSES.items() if is_accepted(cls, declared_types)]
+    raise ExperimentError(f"{path}={text!r} is not one of {', '.join(names)}")
 
 
-def flatten_fields(value: Any, path: str = "") -> dict[str, Any]:
-    """Every leaf of an experiment by its path, the class of each part included."""
-    if is_dataclass(value) and not isinstance(value, type):
-        inner = {f.name: getattr(value, f.name) for f in fields(value) if not f.metadata.get("not_fingerprinted")}
-        start = {path: type(value).__name__} if path else {}
-        parts = (flatten_fields(item, f"{path}.{name}" if path else name) for name, item in inner.items())
-    elif isinstance(value, tuple) and any(map(is_dataclass, value)):
-        start = {path: f"{len(value)} of them"}
-        parts = (flatten_fields(item, f"{path}.{i}") for i, item in enumerate(value))
-    else:
-        return {path: value.__name__ if isinstance(value, type) else value}
-    return start | {k: v for part in parts for k, v in part.items()}
+def parse_tuple(text: str, item_types: tuple, path: str) -> tuple:
+    """Return the items of a text, separated by commas, with or without brackets around them."""
+    # Brackets around the whole text only: those of a glob such as [ab]*.txt stay.
+    inside = text[1:-1] if text[:1] + text[-1:] in ("()", "[]") else text
+    items = [item.strip() for item in inside.split(",") if item.strip()]
+    if item_types[-1] is Ellipsis:
+        item_types = item_types[:1] * len(items)
+    if len(items) != len(item_types):
+        raise ExperimentError(f"{path}={text!r} must have {len(item_types)} values, separated by commas")
+    return tuple(parse_value(item, item_type, path) for item, item_type in zip(items, item_types, strict=True))
+
+
+def parse_number(text: str, declared_type: type, path: str) -> int | float:
+    """Return a finite number; a whole one may be written as 1e3 or 1_000."""
+    expected = "a whole number" if declared_type is int else "a number"
+    try:
+        number = float(text.replace("_", ""))
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number) or (declared_type is int and number != int(number)):
+        raise ExperimentError(f"{path}={text!r} is not {expected}")
+    if declared_type is float:
+        return number
+    if abs(number) >= 2**63:
+        raise ExperimentError(f"{path}={text[:30]} must be below 2 to the 63")
+    try:
+        return int(text)
+    except ValueError:
+        return int(number)
+
+
+def parse_dataclass(text: str, cls: type, path: str) -> Any:
+    """Return a dataclass with its default values, chosen by the name of its class."""
+    required = [f.name for f in fields(cls) if f.default is dataclasses.MISSING]
+    if find_class(text) is cls and not required:
+        return cls()
+    hint = f"; set its fields, such as {path}.{fields(cls)[0].name}=" if fields(cls) else ""
+    raise ExperimentError(f"{path}={text!r} is not {cls.__name__}{hint}")
+
+
+def find_subclass(name: str, declared_types: tuple) -> type | None:
+    """Return the dataclass with this name in saved experiments, if a field of these types accepts it."""
+    cls = find_class(name)
+    return cls if is_dataclass(cls) and is_accepted(cls, declared_types) else None
+
+
+def is_accepted(cls: type, declared_types: tuple) -> bool:
+    """Return whether a class is one of the types, a subclass, or has a base class in common with all of them."""
+    declared_types = tuple(declared for declared in declared_types if isinstance(declared, type))
+    if not declared_types:
+        return False
+    shared_bases = set.intersection(*(set(declared.__mro__) for declared in declared_types))
+    accepted = [*declared_types, *(shared_bases - {object, typing.Protocol, typing.Generic})]
+    return any(base in cls.__mro__ for base in accepted)

@@ -8,9 +8,10 @@ layers and more begins with the parameters of the shallower one, and so do ours.
 
 from dataclasses import replace
 
+from encoders.library.albert import experiments
+
 from encoders.families import albert
 from encoders.sweeps.paper_table import ALBERT_COLUMNS, MLM_AT_MASK, NUM_PARAMS, PaperTable, Study
-from experiments.albert import experiments
 
 COLUMNS = (NUM_PARAMS, *ALBERT_COLUMNS, MLM_AT_MASK)
 # Layers; at small scale; the published row.

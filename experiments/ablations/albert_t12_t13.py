@@ -8,9 +8,10 @@ have 17.7, 58.7, 222.6 and 495.5. Heads of 64 in table 12 are ours.
 
 from dataclasses import replace
 
+from encoders.library.albert import experiments
+
 from encoders.families import albert
 from encoders.sweeps.paper_table import ALBERT_COLUMNS, MLM_AT_MASK, NUM_PARAMS, PaperTable, Study
-from experiments.albert import experiments
 
 COLUMNS = (NUM_PARAMS, *ALBERT_COLUMNS, MLM_AT_MASK)
 NO_TASK_SCORES = (None,) * (len(ALBERT_COLUMNS) - 1)

@@ -10,9 +10,10 @@ rows are fine-tuned as ALBERT is.
 
 from dataclasses import replace
 
+from encoders.library.albert import experiments
+
 from encoders.families import albert
 from encoders.sweeps.paper_table import ALBERT_COLUMNS, MLM_AT_MASK, NUM_PARAMS, PaperTable, ScoreColumn, Study
-from experiments.albert import experiments
 
 COLUMNS = (NUM_PARAMS, *ALBERT_COLUMNS, ScoreColumn("speed", ""), MLM_AT_MASK)
 # The published row; layers and width at small scale.

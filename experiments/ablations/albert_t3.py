@@ -7,8 +7,9 @@ E = 128 is 81.6 where all is shared (82.0 in table 4) and 83.7 where nothing is 
 for 81.7).
 """
 
+from encoders.library.ablations.albert_t4 import COLUMNS, build_sharing_rows
+
 from encoders.sweeps.paper_table import PaperTable, Study
-from experiments.ablations.albert_t4 import COLUMNS, build_sharing_rows
 
 PUBLISHED = {
     (64, "none"): (87, 89.9, 82.9, 80.1, 77.8, 82.9, 91.5, 66.7, 81.3),

@@ -10,9 +10,10 @@ in table 3, whose average is 81.7 for 81.6.
 
 from dataclasses import replace
 
+from encoders.library.albert import experiments
+
 from encoders.families import albert
 from encoders.sweeps.paper_table import ALBERT_COLUMNS, MLM_AT_MASK, NUM_PARAMS, SOP, PaperRow, PaperTable, Study
-from experiments.albert import experiments
 
 COLUMNS = (NUM_PARAMS, *ALBERT_COLUMNS, MLM_AT_MASK, SOP)
 SHARED_PARTS = {"all": albert.ALL_PARTS, "attention": ("attention",), "ffn": ("feed_forward",), "none": ()}

@@ -10,10 +10,11 @@ order. The MNLI of the last row is 82.0 here and 81.6 in tables 2 and 3.
 
 from dataclasses import replace
 
+from encoders.library.albert import experiments
+
 from encoders.data.formats import SegmentPairs
 from encoders.objectives.sentence_pair import NextSentencePrediction, SentenceOrderPrediction
 from encoders.sweeps.paper_table import ALBERT_COLUMNS, PaperTable, ScoreColumn, Study
-from experiments.albert import experiments
 
 NSP_OVERRIDES = ("objective.sentence_task=NextSentencePrediction", "phases.*.format.negatives=random")
 SOP_OVERRIDES = ("objective.sentence_task=SentenceOrderPrediction", "phases.*.format.negatives=swapped")

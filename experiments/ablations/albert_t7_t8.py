@@ -9,9 +9,10 @@ and so has the row without, while the other has 0.1, as the smaller sizes. Of bo
 
 from dataclasses import replace
 
+from encoders.library.albert import experiments
+
 from encoders.families import albert
 from encoders.sweeps.paper_table import ALBERT_COLUMNS, MLM_AT_MASK, PaperTable, Study
-from experiments.albert import experiments
 
 COLUMNS = (*ALBERT_COLUMNS, MLM_AT_MASK)
 CAVEATS = (

@@ -9,10 +9,11 @@ The BiLSTM that the paper puts on top of it while fine-tuning is not built here.
 
 from dataclasses import replace
 
+from encoders.library.bert import experiments
+
 from encoders.model.layers import CausalSelfAttention
 from encoders.objectives.causal_lm import CausalLM
 from encoders.sweeps.paper_table import MLM_AT_MASK, MNLI, MRPC, NSP, QNLI, SQUAD1_F1, SST2, PaperTable, Study
-from experiments.bert import experiments
 
 COLUMNS = (MNLI, QNLI, MRPC, SST2, SQUAD1_F1, MLM_AT_MASK, NSP)
 

@@ -8,8 +8,9 @@ masked tokens held out.
 
 from dataclasses import replace
 
+from encoders.library.bert import experiments
+
 from encoders.sweeps.paper_table import MLM_PERPLEXITY, MNLI, MRPC, NUM_PARAMS, SST2, PaperTable, Study
-from experiments.bert import experiments
 
 COLUMNS = (MLM_PERPLEXITY, MNLI, MRPC, SST2, NUM_PARAMS)
 # Layers, width, heads; at small scale; the published row.

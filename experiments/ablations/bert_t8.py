@@ -9,8 +9,9 @@ out with 80/10/10 for every row, whatever it is trained with.
 
 from dataclasses import replace
 
+from encoders.library.bert import experiments
+
 from encoders.sweeps.paper_table import MNLI, NER_F1, SST2, PaperTable, ScoreColumn, Study
-from experiments.bert import experiments
 
 SAME_SPLIT = ("objective.masking.split=0.8,0.1,0.1",)
 COLUMNS = (

@@ -9,8 +9,9 @@ all ordinary tokens alike.
 
 from dataclasses import replace
 
+from encoders.library.ablations.electra_t5 import BASE
+
 from encoders.sweeps.paper_table import ELECTRA_COLUMNS, GLUE_COLUMNS, PaperTable, Study
-from experiments.ablations.electra_t5 import BASE
 
 COLUMNS = (*GLUE_COLUMNS, *ELECTRA_COLUMNS)
 CAVEATS = ("without a network the paper draws tokens by their frequency, and ours all alike",)

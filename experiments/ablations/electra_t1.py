@@ -8,9 +8,10 @@ no next sentence) and as many FLOPs. At small scale all have the FLOPs of ELECTR
 that a row names, and the size of base is not run.
 """
 
+from encoders.library.ablations.electra_t5 import BASE, SMALL, TEN_FINETUNINGS_CAVEAT, replace_with_masked_lm
+
 from encoders.costs.ledger import run_flops
 from encoders.sweeps.paper_table import ELECTRA_COLUMNS, GLUE_COLUMNS, MLM_AT_MASK, PaperTable, Study
-from experiments.ablations.electra_t5 import BASE, SMALL, TEN_FINETUNINGS_CAVEAT, replace_with_masked_lm
 
 COLUMNS = (*GLUE_COLUMNS, MLM_AT_MASK, *ELECTRA_COLUMNS)
 STEPS_CAVEAT = "BERT has ELECTRA's FLOPs as reckoned here, 1.08 M steps where the paper has 1.5 M for small"

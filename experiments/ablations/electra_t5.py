@@ -13,12 +13,13 @@ paper does not say in what its rows are equal.
 
 from dataclasses import replace
 
+from encoders.library.electra import experiments
+
 from encoders.costs.ledger import run_flops
 from encoders.experiment import Experiment
 from encoders.objectives.masked_lm import MaskedLM
 from encoders.objectives.restored_tokens import ReplaceMLM
 from encoders.sweeps.paper_table import ELECTRA_COLUMNS, GLUE_COLUMNS, MLM_AT_MASK, PaperTable, Study
-from experiments.electra import experiments
 
 TEN_FINETUNINGS_CAVEAT = "the paper's scores are medians of ten fine-tunings"
 COLUMNS = (*GLUE_COLUMNS, MLM_AT_MASK, *ELECTRA_COLUMNS)

@@ -13,8 +13,9 @@ the text says that the adversarial one finds 58 % of the masked tokens and the o
 
 from dataclasses import replace
 
+from encoders.library.ablations.electra_t5 import BASE, replace_with_masked_lm
+
 from encoders.sweeps.paper_table import ELECTRA_COLUMNS, GLUE_COLUMNS, PaperTable, ScoreColumn, Study
-from experiments.ablations.electra_t5 import BASE, replace_with_masked_lm
 
 COLUMNS = (*GLUE_COLUMNS, ScoreColumn("generator, all chosen", "generator_accuracy"), *ELECTRA_COLUMNS)
 

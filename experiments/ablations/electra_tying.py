@@ -8,8 +8,9 @@ encoders; here as in the released code it is all embeddings, and the generator o
 
 from dataclasses import replace
 
+from encoders.library.ablations.electra_t5 import BASE
+
 from encoders.sweeps.paper_table import ELECTRA_COLUMNS, GLUE_COLUMNS, PaperTable, Study
-from experiments.ablations.electra_t5 import BASE
 
 COLUMNS = (*GLUE_COLUMNS, *ELECTRA_COLUMNS)
 CAVEATS = ("the paper's third row ties the whole encoders, and ours all embeddings",)

@@ -9,8 +9,9 @@ held out at 15 % for all.
 
 from dataclasses import replace
 
+from encoders.library.ablations.electra_t5 import BASE, replace_with_masked_lm
+
 from encoders.sweeps.paper_table import SST2, PaperTable, ScoreColumn, Study
-from experiments.ablations.electra_t5 import BASE, replace_with_masked_lm
 
 SAME_MASK_RATE = ("objective.masking.mask_rate=0.15",)
 COLUMNS = (

@@ -11,6 +11,8 @@ more text, or fewer `tokens`, set data.heldout_fraction higher.
 
 from dataclasses import replace
 
+from encoders.library.roberta import experiments
+
 from encoders.families import roberta
 from encoders.sweeps.paper_table import (
     MLM_AT_MASK,
@@ -22,7 +24,6 @@ from encoders.sweeps.paper_table import (
     ScoreColumn,
     Study,
 )
-from experiments.roberta import experiments
 
 COLUMNS = (
     SQUAD2_F1,

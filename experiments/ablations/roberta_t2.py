@@ -10,6 +10,8 @@ each saw.
 
 from dataclasses import replace
 
+from encoders.library.ablations.roberta_t1 import build_base_experiment
+
 from encoders.data.formats import FullSentences, SegmentPairs, SentencePairs
 from encoders.objectives.sentence_pair import NextSentencePrediction
 from encoders.sweeps.paper_table import (
@@ -24,7 +26,6 @@ from encoders.sweeps.paper_table import (
     PaperTable,
     Study,
 )
-from experiments.ablations.roberta_t1 import build_base_experiment
 
 COLUMNS = (SQUAD1_F1, SQUAD2_F1, MNLI, SST2, RACE, MLM_PERPLEXITY, MLM_AT_MASK, NSP)
 CAVEATS = ("the paper does not say how much larger its batches of short rows are",)

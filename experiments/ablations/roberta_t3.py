@@ -9,6 +9,8 @@ as RoBERTa, are ours. The small rates are in the paper's proportions about the o
 
 from dataclasses import replace
 
+from encoders.library.ablations.roberta_t1 import build_base_experiment
+
 from encoders.sweeps.paper_table import (
     MLM_AT_MASK,
     MLM_PERPLEXITY,
@@ -20,7 +22,6 @@ from encoders.sweeps.paper_table import (
     PaperTable,
     Study,
 )
-from experiments.ablations.roberta_t1 import build_base_experiment
 
 COLUMNS = (MLM_PERPLEXITY, MNLI, SST2, MLM_AT_MASK)
 # Rows, steps, rate; the small batch as a share of the usual one; the published row.

@@ -8,8 +8,9 @@ corpus TFDS has no part but news like that of CC-News, which `more` is unless to
 
 from dataclasses import replace
 
+from encoders.library.roberta import experiments
+
 from encoders.sweeps.paper_table import MLM_AT_MASK, MNLI, SQUAD1_F1, SQUAD2_F1, SST2, PaperTable, Study
-from experiments.roberta import experiments
 
 COLUMNS = (SQUAD1_F1, SQUAD2_F1, MNLI, SST2, MLM_AT_MASK)
 # Steps, with more text, at small scale a share of the tokens, the published row.

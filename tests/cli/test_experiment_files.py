@@ -7,6 +7,7 @@ import pytest
 
 import launch
 from encoders.cli.experiment_files import (
+    ExperimentChoice,
     find_experiment_file,
     import_experiment_file,
     load_experiment_file,
@@ -20,10 +21,6 @@ from tests import task_examples, texts
 ONLY = ["--only", "bert-small-seed0", "--only", "bert-small-seed0@*"]
 
 
-def options(*line: str):
-    return launch.build_parser().parse_args(line)
-
-
 def made(study: Study):
     return replace(import_experiment_file(find_experiment_file("bert_t8")).table(study), source_file="bert_t8")
 
@@ -35,7 +32,7 @@ def test_a_kept_table_has_what_its_file_says_today_and_the_members_that_were_tra
         table.map_experiments(as_trained), caveats=("of old",), columns=(*table.columns[:-1], table.columns[0])
     )
     save_table(old, tmp_path)
-    found = load_experiment_file(options("status", "bert_t8", "--runs", str(tmp_path))).table
+    found = load_experiment_file(ExperimentChoice("bert_t8", runs=str(tmp_path), reuse_saved_table=True)).table
     assert found.columns == table.columns and found.caveats == table.caveats
     assert found.experiments_by_name["bert-small-seed0"].seed == 7
     assert (
@@ -51,8 +48,8 @@ def test_a_table_whose_file_is_gone_is_the_one_that_was_kept(tmp_path):
 
 def test_members_that_are_not_chosen_stay_as_they_were_trained(tmp_path):
     save_table(made(Study(seeds=1)).map_experiments(lambda each: replace(each, seed=7)), tmp_path)
-    line = ["train", "bert_t8", "--runs", str(tmp_path), "--with", "seeds=1", *ONLY, "--set", "grad_accum_steps=2"]
-    found = load_experiment_file(options(*line))
+    choice = ExperimentChoice("bert_t8", ["seeds=1"], ["grad_accum_steps=2"], ONLY[1::2], str(tmp_path))
+    found = load_experiment_file(choice)
     assert {(each.seed, each.grad_accum_steps) for each in found.experiments} == {(0, 2)} and len(
         found.experiments
     ) == 2
@@ -88,7 +85,7 @@ def test_what_is_refused_leaves_the_kept_table_as_it_is(given, tmp_path, capsys)
 
 
 def test_a_kept_table_that_cannot_be_read_is_named(tmp_path, capsys):
-    for text in ('{"class"', '{"class": "encoders.sweeps.paper_table.PaperTable", "rowz": 1}'):
+    for text in ('{"class"', '{"class": "PaperTable", "rowz": 1}'):
         (tmp_path / f"t{TABLE_SUFFIX}").write_text(text)
         shown = refused(capsys, "report", str(tmp_path))
         assert f"t{TABLE_SUFFIX} cannot be read (" in shown and "; remove it, and train writes it anew" in shown

@@ -91,15 +91,15 @@ def test_inspect_verifies_and_prepare_repairs(data, store, capsys, monkeypatch, 
     )
     assert launch.main(["inspect", str(store.path), str(tmp_path / "tiny.py"), "--verify", "--rows", "1"]) == 0
     said = capsys.readouterr()
-    assert "1 parts, none damaged" in said.err and "rows of 32" in said.out
+    assert "1 parts, 0 damaged" in said.err and "rows of 32" in said.out
     tokens = np.memmap(store.path / "heldout" / "tokens.bin", np.uint16, "r+")
     tokens[5] ^= 1
     tokens.flush()
     assert launch.main(["inspect", str(store.path), "--verify"]) == 1
     assert "part 0 (" in capsys.readouterr().err
     command = ["prepare", str(tmp_path / "tiny.py"), "--repair", "--workers", "1"]
-    assert launch.main(command) == 0 and "1 damaged part(s), made again" in capsys.readouterr().err
-    assert launch.main(command) == 0 and "no damaged part(s)" in capsys.readouterr().err
+    assert launch.main(command) == 0 and "1 damaged part(s) repaired" in capsys.readouterr().err
+    assert launch.main(command) == 0 and "no damage" in capsys.readouterr().err
     assert find_damaged_units(store) == []
 
 
@@ -107,8 +107,8 @@ def test_inspect_verifies_and_prepare_repairs(data, store, capsys, monkeypatch, 
     "options, message",
     [
         (["--workers", "0"], "--workers 0 must be at least 1"),
-        (["--workers", "2", "--runner", "DirectRunner"], "--workers is for this machine"),
-        (["--", "--region=x"], "--region=x: pipeline options go with --runner"),
+        (["--workers", "2", "--runner", "DirectRunner"], "--workers 2 is for this machine"),
+        (["--", "--region=x"], "--region=x: pipeline options need --runner"),
     ],
 )
 def test_options_of_prepare_that_do_not_go_together_are_refused(options, message, capsys):

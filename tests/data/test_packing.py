@@ -19,7 +19,8 @@ from encoders.objectives.sentence_pair import NextSentencePrediction, SentenceOr
 from encoders.tasks.classification import Classification
 from encoders.text.tokenization import VocabInfo
 from encoders.training import step
-from encoders.utils.overrides import apply_changes, fingerprint_content, from_json_value, to_json_value
+from encoders.utils.overrides import apply_changes
+from encoders.utils.serialization import fingerprint_content, from_json_value, to_json_value
 from tests.data.streams import prose, same, split_of
 
 QUICK = {"xla_backend_optimization_level": 0}  # compiles in a third of the time

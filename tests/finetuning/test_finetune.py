@@ -34,7 +34,7 @@ from encoders.tasks.token_classification import TokenTask
 from encoders.text.tokenization import TokenizerSpec
 from encoders.training.metric_log import read_metric_rows
 from encoders.training.optimizer import AdamW
-from encoders.utils.overrides import ExperimentError, from_json_value, to_json_value
+from encoders.utils.serialization import ExperimentError, from_json_value, to_json_value
 from tests import task_examples
 
 TINY = dict(

@@ -17,7 +17,7 @@ from encoders.run import loop
 from encoders.run.evaluate import evaluate_run
 from encoders.run.folder import RunError
 from encoders.run.run import Run
-from encoders.utils.overrides import ExperimentError
+from encoders.utils.serialization import ExperimentError
 from tests import texts
 from tests.run.test_loop import experiment, quiet
 

@@ -23,7 +23,7 @@ from encoders.tasks.classification import Classification
 from encoders.tasks.text_tasks import TextRows, TextTask
 from encoders.text.tokenization import TokenizerSpec
 from encoders.training.optimizer import AdamW
-from encoders.utils.overrides import to_json_value
+from encoders.utils.serialization import to_json_value
 
 BERT = Experiment(
     name="bert",

@@ -33,7 +33,7 @@ from encoders.training.metric_log import Intervals, read_metric_rows
 from encoders.training.optimizer import AdamW, Lamb
 from encoders.training.sharding import Mesh
 from encoders.training.step import TrainState
-from encoders.utils.overrides import to_json_value
+from encoders.utils.serialization import to_json_value
 from tests import texts
 
 ROOT = Path(__file__).parents[2]
@@ -242,7 +242,7 @@ sys.path.insert(0, {root!r})
 from encoders.run import loop
 from encoders.run.evaluate import evaluate_run
 from encoders.run.folder import RunError, read_result
-from encoders.utils.overrides import from_json_value
+from encoders.utils.serialization import from_json_value
 loop.train(from_json_value(json.loads(Path({path!r}).read_text())), Path({folder!r}), lambda line: None)
 """
 

@@ -13,7 +13,7 @@ from encoders.experiment import Experiment
 from encoders.objectives.base import SupervisedObjective
 from encoders.sweeps.paper_table import ALBERT_AVERAGE, ALBERT_COLUMNS, SMALL_SIZES, Study
 from encoders.tasks.question_answering import ConditionedSpanPrediction
-from encoders.utils.overrides import ExperimentError, fingerprint_content
+from encoders.utils.serialization import ExperimentError, fingerprint_content
 
 HOME = Path(__file__).parents[2] / "experiments" / "ablations"
 FILES = [path.stem for path in sorted(HOME.glob("*.py"))]

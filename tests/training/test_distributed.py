@@ -150,7 +150,7 @@ from pathlib import Path
 import jax, launch
 from encoders.cli import commands
 from encoders.training.metric_log import MetricLog
-commands.PROGRAM = Path(__file__)
+commands.WORKER_COMMAND = [sys.executable, __file__]
 advance, act = MetricLog.advance_progress, os.environ.get("ACT", "")
 def watched(self, index, text=""):
     advance(self, index, text)
