@@ -218,11 +218,11 @@ def test_what_fields_may_hold_reads_back_from_json_or_is_refused_by_name(drawn):
         (0, "model.vocab_size=299", ["model.vocab_size=299", "data.tokenizer.vocab_size=300"]),
         (0, "objective.masking.mask_rate=1.15", ["objective.masking", "mask_rate=1.15", "below 1"]),
         (0, "grad_accum_steps=3", ["phases.batch_size=4", "grad_accum_steps=3"]),
-        (0, "optimizer.warmup_steps=3", ["optimizer.warmup_steps=3", "the 2 steps of phases.until_step"]),
+        (0, "optimizer.warmup_steps=3", ["optimizer.warmup_steps=3", "2 steps", "phases.until_step"]),
         (
             0,
             "optimizer.layer_lr_decay=0.8 model.shared_parts=attention",
-            ["optimizer.layer_lr_decay=0.8", "not ('attention',)"],
+            ["optimizer.layer_lr_decay=0.8", "model.shared_parts=('attention',)"],
         ),
         (0, "model.num_groups=2", ["model.num_groups=2", "model.shared_parts is empty"]),
         (

@@ -79,8 +79,9 @@ def register_class(cls: Any = None, /, name: str | None = None, *, formerly: tup
     `name` defaults to the name of the class; `formerly` lists its names in older files. Raises `ExperimentError` for a
     name that another class has.
 
+    >>> from dataclasses import dataclass
     >>> @register_class(name="HalfMasking", formerly=("Halves",))
-    ... @dataclasses.dataclass(frozen=True)
+    ... @dataclass(frozen=True)
     ... class HalvedMasking:
     ...     mask_rate: float = 0.5
     >>> to_json_value(HalvedMasking())
