@@ -5,8 +5,8 @@ import json
 import pytest
 
 import launch
-from encoders.cli import commands
-from encoders.run.folder import RunError
+from encoders.run import loop
+from encoders.run.folder import RunError, read_result
 
 SWEEP = """
 from dataclasses import replace
@@ -23,7 +23,7 @@ def sweep(tmp_path, monkeypatch):
     begun, reasons = [], dict(REASONS)
 
     def train(experiment, folder, *rest):
-        if commands.loop.read_result(folder) is None:
+        if read_result(folder) is None:
             begun.append(experiment.name)
             if experiment.name in reasons:
                 raise reasons.pop(experiment.name)
@@ -32,9 +32,9 @@ def sweep(tmp_path, monkeypatch):
             scores = {"loss": 2.5, "mlm_mask_accuracy": 0.5, "mlm_mask_accuracy_error": 0.1, "mlm_mask_baseline": 0.2}
             made = {"name": experiment.name, **numbers, "heldout": scores}
             (folder / "result.json").write_text(json.dumps(made))
-        return commands.loop.read_result(folder)
+        return read_result(folder)
 
-    monkeypatch.setattr(commands.loop, "train", train)
+    monkeypatch.setattr(loop, "train", train)
     path = tmp_path / "sweep.py"
     path.write_text(SWEEP)
 
