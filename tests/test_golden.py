@@ -56,10 +56,14 @@ SIZES = dict(
 )
 # Names of this file, and those of the library.
 FIELDS = {
-    "tokens": "tokens", "examples": "example", "segments": "segments", "positions": "positions", "real": "valid",
-    "first tokens": "start", "places": "id", "passes": "epoch", "next": "next_sentence", "order": "sentence_order",
+    "tokens": "input_ids", "examples": "example_ids", "segments": "token_type_ids", "positions": "position_ids",
+    "real": "example_mask", "first tokens": "cls_positions", "places": "example_index", "passes": "pass_index",
 }  # fmt: skip
-MASKED = {"shown": "tokens", "clean": "original", "chosen": "picked", "targets": "targets", "weights": "weights"}
+LABELS = {"next": "next_sentence", "order": "sentence_order"}
+MASKED = {
+    "shown": "input_ids", "clean": "clean_ids", "chosen": "masked_positions", "targets": "masked_labels",
+    "weights": "masked_weights",
+}  # fmt: skip
 SCORES = {
     "loss": "loss", "label loss": "label_loss", "label accuracy": "accuracy",
     "masked loss": "mlm_loss", "masked accuracy": "mlm_accuracy", "masked perplexity": "mlm_perplexity",
@@ -193,8 +197,9 @@ def iterate_batches(experiment: Experiment, home: Path):
     for step in (0, 1, 58, 59, 60, 119):
         batch = stream.build_batch(step)
         masked = mask(batch)
-        arrays = {f"rows/{name}": batch[field] for name, field in FIELDS.items() if field in batch}
-        arrays |= {f"masked/{name}": masked[field] for name, field in MASKED.items()}
+        arrays = {f"rows/{name}": getattr(batch, field) for name, field in FIELDS.items()}
+        arrays |= {f"rows/{name}": batch.labels[field] for name, field in LABELS.items() if field in batch.labels}
+        arrays |= {f"masked/{name}": getattr(masked, field) for name, field in MASKED.items()}
         if has_generator:
             filled = fill(masked)
             arrays |= {"filled/tokens": filled.filled_ids, "filled/samples": filled.sampled_ids}

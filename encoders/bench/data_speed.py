@@ -20,12 +20,13 @@ import numpy as np
 from encoders.bench.inputs import count_example_tokens
 from encoders.bench.rounds import ResultRow, time_call
 from encoders.costs.ledger import step_flops
+from encoders.data.batch import Batch
 from encoders.data.example_table import count_row_tokens
 from encoders.data.formats import Format, FullSentences, SegmentPairs
 from encoders.data.packing import PackedFormat, pack_examples
 from encoders.data.prepare import PretrainingData, prepare_store
 from encoders.data.store import Store
-from encoders.data.stream import BatchStream, NumpyBatch, Phase, permute_block
+from encoders.data.stream import BatchStream, Phase, permute_block
 from encoders.experiment import Experiment
 
 BATCH_SHAPES = ((256, 128), (64, 512))  # rows and length of a batch
@@ -88,8 +89,8 @@ def time_token_work(label: str, num_tokens: float, work: Callable[[], object], r
     return {"what": label, "seconds": seconds, "wall": wall, "tokens_per_cpu_second": num_tokens / seconds} | columns
 
 
-def count_tokens(rows: NumpyBatch) -> int:
-    return int((rows["example"] > 0).sum())
+def count_tokens(rows: Batch) -> int:
+    return int(rows.num_tokens)
 
 
 def measure_store_writing(data: PretrainingData, store: Store, rounds: int) -> ResultRow:
@@ -136,7 +137,7 @@ def measure_packing(store: Store, seq_length: int, rounds: int) -> ResultRow:
 
 def measure_batch_reading(label: str, stream: BatchStream, experiments: Sequence[Experiment], rounds: int) -> ResultRow:
     """Batches, one after the other; what counts is the tokens that are no padding."""
-    counted = [(count_tokens(rows), rows["tokens"].size) for rows in map(stream.build_batch, range(BATCHES_PER_ROUND))]
+    counted = [(count_tokens(rows), rows.input_ids.size) for rows in map(stream.build_batch, range(BATCHES_PER_ROUND))]
     tokens, cells = np.sum(counted, axis=0)
     lengths = count_example_tokens([stream.build_batch(0)])
     starts = itertools.count(BATCHES_PER_ROUND, BATCHES_PER_ROUND)  # others in every round, as in training
@@ -166,7 +167,7 @@ def measure_restart(label: str, open_stream: Callable[[], BatchStream], rounds: 
     return time_token_work(f"first batch after a restart, {label}", tokens, read_first_batch, rounds)
 
 
-def measure_masking(label: str, experiment: Experiment, store: Store, rows: NumpyBatch, rounds: int) -> ResultRow:
+def measure_masking(label: str, experiment: Experiment, store: Store, rows: Batch, rounds: int) -> ResultRow:
     """The masks of an objective, which are drawn inside jit, here on the processor."""
     batch = jax.tree.map(jnp.asarray, rows)
     corrupt = jax.jit(lambda batch: experiment.objective.corrupt(batch, store.vocab, 0))

@@ -75,16 +75,14 @@ def build_inference_work(spec: dict) -> TimedWork:
     """The hidden states of an encoder, from batches in host memory; its parameters in the dtype it computes in."""
     model, batches = from_json_value(spec["experiment"]).model, load_batches(spec["inputs"])
     encoder = Encoder(model)
-    fields = ("tokens", "example", "segments", "positions")
-    rows = [tuple(batch[name] for name in fields) for batch in batches]
-    params = encoder.init(jax.random.key(0), *(jnp.asarray(x[:1, :8]) for x in rows[0]))
+    params = encoder.init(jax.random.key(0), step.make_blank_batch(8))
     params = jax.tree.map(lambda x: x.astype(model.dtype), params)
-    call, taken = compile_with_stats(jax.jit(encoder.apply), params, *jax.device_put(rows[0]))
+    call, taken = compile_with_stats(jax.jit(encoder.apply), params, jax.device_put(batches[0]))
     number = 0
 
     def run_encoder():
         nonlocal number
-        hidden = call(params, *jax.device_put(rows[number % len(rows)]))
+        hidden = call(params, jax.device_put(batches[number % len(batches)]))
         number += 1
         return hidden[0, 0, 0]
 

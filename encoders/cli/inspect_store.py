@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from encoders.data.batch import Batch
 from encoders.data.example_table import add_example_axis, count_row_tokens
 from encoders.data.formats import SegmentPairs
 from encoders.data.store import Split, Store
-from encoders.data.stream import BatchStream, NumpyBatch, Phase
+from encoders.data.stream import BatchStream, Phase
 from encoders.objectives.base import Objective
 from encoders.objectives.masked_lm import MaskedLM
 from encoders.objectives.sentence_pair import NextSentencePrediction
@@ -60,7 +61,7 @@ def describe_store(store: Store, settings: RowSettings, num_rows: int, use_colou
         yield ""
         yield from describe_pass(phase, store.train_split, settings.seed)
         if num_rows:
-            batch = {name: values[:num_rows] for name, values in stream.build_batch(start).items()}
+            batch = jax.tree.map(lambda array: array[:num_rows], stream.build_batch(start))
             yield from format_rows(batch, settings, phase, store, colourize)
         start = phase.until_step
 
@@ -112,35 +113,35 @@ def describe_pass(phase: Phase, split: Split, seed: int) -> Iterator[str]:
             yield f"  {meaning}: {counts[value] / counts['examples']:.1%}"
 
 
-def format_rows(batch: NumpyBatch, settings: RowSettings, phase: Phase, store: Store, colourize) -> Iterator[str]:
+def format_rows(batch: Batch, settings: RowSettings, phase: Phase, store: Store, colourize) -> Iterator[str]:
     """Rows as the model is shown them, with what it has to say."""
     corrupted = settings.objective.corrupt(jax.tree.map(jnp.asarray, batch), store.vocab, settings.seed)
     corrupted = jax.tree.map(np.asarray, corrupted)
     word, mask = store.tokenizer.id_to_token, store.vocab.mask_id
-    chosen = np.zeros(corrupted["tokens"].shape, bool)
-    for row, (where, weights) in enumerate(zip(corrupted["picked"], corrupted["weights"], strict=True)):
+    chosen = np.zeros(corrupted.input_ids.shape, bool)
+    for row, (where, weights) in enumerate(zip(corrupted.masked_positions, corrupted.masked_weights, strict=True)):
         chosen[row, where[weights > 0]] = True
-    for row, tokens in enumerate(corrupted["tokens"]):
+    for row, tokens in enumerate(corrupted.input_ids):
         said = []
-        for place in np.flatnonzero(corrupted["example"][row]):
-            token, before = int(tokens[place]), int(corrupted["original"][row, place])
+        for place in np.flatnonzero(corrupted.example_ids[row]):
+            token, before = int(tokens[place]), int(corrupted.clean_ids[row, place])
             if chosen[row, place]:
                 kind = "mask" if token == mask else "kept" if token == before else "random"
                 text = word(token) if kind == "kept" else f"{word(token)}←{word(before)}"
             else:
                 kind = "special" if token in store.vocab.special_ids else "second"
                 text = word(token)
-                if kind == "second" and not corrupted["segments"][row, place]:
+                if kind == "second" and not corrupted.token_type_ids[row, place]:
                     said.append(text)
                     continue
             said.append(colourize(kind, text))
         yield ""
         yield " ".join(said)
-        count = int((corrupted["example"][row] > 0).sum())
+        count = int((corrupted.example_ids[row] > 0).sum())
         of = f"{count} tokens, {phase.seq_length - count} of padding, {int(chosen[row].sum())} to be predicted"
-        for slot in np.flatnonzero(corrupted["valid"][row]):
+        for slot in np.flatnonzero(corrupted.example_mask[row]):
             labels = [
-                LABEL_MEANINGS[name][int(batch[name][row, slot])]
+                LABEL_MEANINGS[name][int(batch.labels[name][row, slot])]
                 for name in phase.format.label_fields
                 if name in LABEL_MEANINGS
             ]

@@ -1,11 +1,6 @@
 """EXAMPLES → BATCHES: `batch(step)`, a pure function of (seed, step).
 
-There is no iterator to save: resuming is asking for the next step. A batch has, for rows of length l with at most s
-examples each, which is 1 unless the format packs several:
-
-    tokens, example, segments, positions   int32 [b l]   example: 0 on padding, n on the n-th example of the row
-    start, id, epoch, valid                int32 [b s]   where [CLS] stands, the example's name, its pass, is it real
-    next_sentence, label, ...              [b s ...]     the labels of the format, where it has some
+There is no iterator to save: a run resumes by asking for its next step. `Batch` describes the fields.
 """
 
 from __future__ import annotations
@@ -18,15 +13,16 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
+import jax
 import numpy as np
 
+from encoders.data.batch import Batch
 from encoders.data.example_table import add_example_axis, count_row_tokens
 from encoders.data.formats import TABLE_VERSION, Format
 from encoders.data.mixing import find_corpus_weights, remove_mixing
 from encoders.data.store import Split
 from encoders.text.tokenization import VocabInfo
 
-NumpyBatch = dict[str, np.ndarray]
 SHUFFLE_BLOCK_ROWS = 1 << 14  # rows that are shuffled at a time
 BUCKETING_WINDOW_STEPS = 64  # batches among whose rows those of like length are found
 EVAL_LENGTH_BUCKETS = 8  # lengths that held-out batches may have, each of which is compiled
@@ -153,10 +149,8 @@ def cached_arange(count: int, dtype: type) -> np.ndarray:
     return np.arange(count, dtype=dtype)
 
 
-def assemble_rows(
-    split: Split, table: np.ndarray, seq_length: int, vocab: VocabInfo, example_format: Format
-) -> NumpyBatch:
-    """Rows of a table as batch fields; only `id` and `epoch` are left to the caller.
+def assemble_rows(split: Split, table: np.ndarray, seq_length: int, vocab: VocabInfo, example_format: Format) -> Batch:
+    """Return rows of an example table as a batch in which `example_index` and `pass_index` are 0.
 
     A row is runs of tokens: `[CLS] A [SEP]` and `B [SEP]` of each example, then padding. What is one number for a whole
     run is repeated over its tokens. Where two separators stand between A and B (RoBERTa), the second begins B's run.
@@ -196,23 +190,28 @@ def assemble_rows(
             f"{split.folder or split.name} has the token {largest}, and the vocabulary ends at {vocab.vocab_size - 1}; "
             "`inspect STORE --verify` names the part that is damaged"
         )
-    flat = {
-        "tokens": tokens,
-        "example": example,
-        "segments": repeat_over_runs(segments, np.int32),
-        "positions": positions,
-    }
-    start = (cells[first] - seq_length * np.arange(len(spans))[:, None]) * valid
-    rows = {name: values.reshape(len(spans), seq_length) for name, values in flat.items()}
-    rows |= {"start": start.astype(np.int32), "valid": valid.astype(np.int32)}
-    return rows | example_format.build_label_fields(split, spans, rows["start"], seq_length)
+    shape = len(spans), seq_length
+    row_starts = seq_length * np.arange(len(spans))[:, None]
+    cls_positions = ((cells[first] - row_starts) * valid).astype(np.int32)
+    return Batch(
+        input_ids=tokens.reshape(shape),
+        example_ids=example.reshape(shape),
+        token_type_ids=repeat_over_runs(segments, np.int32).reshape(shape),
+        position_ids=positions.reshape(shape),
+        cls_positions=cls_positions,
+        example_index=np.zeros_like(cls_positions),
+        pass_index=np.zeros_like(cls_positions),
+        example_mask=valid.astype(np.int32),
+        labels=example_format.build_label_fields(split, spans, cls_positions, seq_length),
+    )
 
 
-def add_example_ids(batch: NumpyBatch, row_ids: np.ndarray, pass_indices: np.ndarray) -> NumpyBatch:
-    """Rows with the name of each example: its place in the table, and its epoch."""
-    slots = batch["valid"].shape[1]
-    names, passes = row_ids[:, None] * slots + np.arange(slots), np.repeat(pass_indices[:, None], slots, axis=1)
-    return batch | {"id": names.astype(np.int32), "epoch": passes.astype(np.int32)}
+def add_example_ids(batch: Batch, row_ids: np.ndarray, pass_indices: np.ndarray) -> Batch:
+    """Return `batch` with the place of its rows in the example table, `row_ids [b]`, and their pass over the data."""
+    slots = batch.example_mask.shape[1]
+    example_index = row_ids[:, None] * slots + np.arange(slots)
+    pass_index = np.repeat(pass_indices[:, None], slots, axis=1)
+    return batch.replace(example_index=example_index.astype(np.int32), pass_index=pass_index.astype(np.int32))
 
 
 class BatchStream:
@@ -299,7 +298,7 @@ class BatchStream:
             int(sizes[mine].max()), phase.seq_length, phase.num_length_buckets
         )
 
-    def build_batch(self, step: int) -> NumpyBatch:
+    def build_batch(self, step: int) -> Batch:
         """The rows of `step` that this process holds."""
         phase = self.find_phase(step)
         if phase.num_length_buckets == 1:
@@ -313,7 +312,7 @@ class BatchStream:
         table, ids, epochs = (column.take(mine, axis=0) for column in whole)
         return add_example_ids(assemble_rows(self.split, table, length, self.vocab, phase.format), ids, epochs)
 
-    def iter_batches(self, start: int, stop: int) -> Iterator[NumpyBatch]:
+    def iter_batches(self, start: int, stop: int) -> Iterator[Batch]:
         """The batches of steps `start` to `stop`, each made by a thread while the one before is used."""
         with ThreadPoolExecutor(1, thread_name_prefix="batches") as worker:
             ahead = [worker.submit(self.build_batch, step) for step in range(start, min(start + 2, stop))]
@@ -334,7 +333,7 @@ def round_up_to_bucket(num_tokens: int, seq_length: int, num_length_buckets: int
 
 def iter_eval_batches(
     split: Split, vocab: VocabInfo, phase: Phase, batch_size: int, max_batches: int, folder: Path
-) -> Iterator[NumpyBatch]:
+) -> Iterator[Batch]:
     """Up to `limit` batches of a held-out split, the same for every run: seed, pass and order are fixed."""
     phase = replace(phase, format=remove_mixing(phase.format))
     table = load_eval_table(split, phase, folder)
@@ -350,7 +349,7 @@ def iter_batches_longest_first(
     phase: Phase,
     batch_size: int,
     num_length_buckets: int,
-) -> Iterator[NumpyBatch]:
+) -> Iterator[Batch]:
     """The rows `ids` of a table, the longest ones first, in batches.
 
     A batch is as long as the least part of `phase.seq_length` in `num_length_buckets` equal ones that holds its rows.
@@ -365,7 +364,7 @@ def iter_batches_longest_first(
         rows = add_example_ids(rows, row_ids[some], np.zeros(len(some)))
         missing = batch_size - len(some)
         pad_rows = lambda x, missing=missing: np.pad(x, ((0, missing), *((0, 0),) * (x.ndim - 1)))
-        yield {name: pad_rows(x) for name, x in rows.items()} if missing else rows
+        yield jax.tree.map(pad_rows, rows) if missing else rows
 
 
 def load_eval_table(split: Split, phase: Phase, folder: Path) -> np.ndarray:

@@ -14,9 +14,9 @@ from functools import partial
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from encoders.data.batch import Batch
 from encoders.data.stream import BatchStream, iter_eval_batches
 from encoders.experiment import apply_settings
 from encoders.model.encoder import Encoder
@@ -104,18 +104,16 @@ def score_linear_probe(run: Run, params: dict, sentence_task) -> dict[str, float
 
 
 @partial(jax.jit, static_argnames="config")
-def compute_cls_vectors(params: dict, batch: dict, config) -> jax.Array:
+def compute_cls_vectors(params: dict, batch: Batch, config) -> jax.Array:
     """The vector of [CLS] of every example, `[b s d]`."""
-    fields = (batch[name] for name in ("tokens", "example", "segments", "positions"))
-    return gather_hidden_states(Encoder(config).apply({"params": params}, *fields), batch["start"])
+    return gather_hidden_states(Encoder(config).apply({"params": params}, batch), batch.cls_positions)
 
 
 def collect_cls_vectors(run: Run, params: dict, batches, sentence_task) -> tuple[np.ndarray, np.ndarray]:
     """Vectors and labels of the examples of some batches."""
     found, labels = [], []
     for batch in batches:
-        real = batch["valid"] == 1
-        rows = {name: jnp.asarray(value) for name, value in batch.items()}
-        found.append(np.asarray(compute_cls_vectors(params, rows, run.experiment.model))[real])
-        labels.append(batch[sentence_task.label_field][real])
+        real = batch.example_mask == 1
+        found.append(np.asarray(compute_cls_vectors(params, batch, run.experiment.model))[real])
+        labels.append(batch.labels[sentence_task.label_field][real])
     return np.concatenate(found), np.concatenate(labels)

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from encoders.data.batch import Batch
 from encoders.data.example_table import add_example_axis
 from encoders.data.formats import Format
 from encoders.data.store import Split
@@ -24,6 +25,7 @@ from encoders.data.stream import Phase, iter_batches_longest_first
 from encoders.experiment import Experiment
 from encoders.model.encoder import Encoder
 from encoders.model.heads import Pooler, summarize_examples
+from encoders.objectives.masking import MaskedBatch
 from encoders.run.folder import RunError
 from encoders.run.run import Run
 from encoders.tasks.answers import QAPrediction
@@ -40,21 +42,20 @@ TextOrPair = str | tuple[str, str]  # one text or two
 
 
 @partial(jax.jit, static_argnames=("module", "method"))
-def apply_module(params: dict, batch: dict, *, module, method: str):
+def apply_module(params: dict, batch: Batch, *, module, method: str):
     return module.apply({"params": params}, batch, method=method)
 
 
 @partial(jax.jit, static_argnames=("config", "layer", "pooling"))
 def compute_vectors(
-    params: dict, pooler_params: dict | None, batch: dict, *, config, layer: int, pooling: Pooling | None
+    params: dict, pooler_params: dict | None, batch: Batch, *, config, layer: int, pooling: Pooling | None
 ):
     """The hidden states of a layer, `[b l d]`, or one vector of each row, `[b d]`."""
-    inputs = (batch[name] for name in ("tokens", "example", "segments", "positions"))
-    hidden = Encoder(config).apply({"params": params}, *inputs, output_hidden_states=True)[layer]
+    hidden = Encoder(config).apply({"params": params}, batch, output_hidden_states=True)[layer]
     if pooling is None:
         return hidden
     if pooling == "mean":
-        real = (batch["example"] > 0)[..., None]
+        real = (batch.example_ids > 0)[..., None]
         return (hidden * real).sum(1) / jnp.maximum(real.sum(1), 1)
     vector = summarize_examples(config, hidden, batch)
     return (Pooler(config).apply({"params": pooler_params}, vector) if pooling == "pooled" else vector)[:, 0]
@@ -93,13 +94,18 @@ class Predictor:
                 raise RunError(f"{text!r} has no [MASK]")
             return [ids]
 
-        def predict_rows(rows: dict) -> list:
-            masked = rows["tokens"] == facts.mask_id
+        def predict_rows(rows: Batch) -> list:
+            masked = rows.input_ids == facts.mask_id
             most = 1 << (int(masked.sum(1).max()) - 1).bit_length()
             picked = np.argsort(~masked, axis=1, kind="stable")[:, :most]
-            found = apply_module(
-                self.params, rows | {"picked": picked}, module=self.run.module, method="compute_token_logits"
+            batch = MaskedBatch(
+                **rows.get_arrays(),
+                clean_ids=rows.input_ids,
+                masked_positions=picked,
+                masked_labels=np.take_along_axis(rows.input_ids, picked, axis=1),
+                masked_weights=np.take_along_axis(masked, picked, axis=1).astype(np.float32),
             )
+            found = apply_module(self.params, batch, module=self.run.module, method="compute_token_logits")
             values, best = jax.device_get(
                 jax.lax.top_k(jax.nn.softmax(found[..., : facts.vocab_size]), min(top_k, facts.vocab_size))
             )
@@ -115,7 +121,7 @@ class Predictor:
         """The probability of each label, or the number where there is one label only, for one text or two."""
         labels = self.labels
 
-        def predict_rows(rows: dict) -> list:
+        def predict_rows(rows: Batch) -> list:
             logits = apply_module(self.params, rows, module=self.run.module, method="predict_outputs")["logits"][:, 0]
             found = logits if len(labels) == 1 else jax.nn.softmax(logits)
             return [dict(zip(labels, map(float, row), strict=True)) for row in jax.device_get(found)]
@@ -160,7 +166,7 @@ class Predictor:
             heard.append(
                 jax.device_get(apply_module(self.params, batch, module=self.run.module, method="predict_outputs"))
             )
-            rows.append(batch["id"][:, 0])
+            rows.append(batch.example_index[:, 0])
         said = {name: np.concatenate([each[name] for each in heard])[: len(table)] for name in heard[0]}
         found = self.objective.decode_predictions(
             said, add_example_axis(table)[np.concatenate(rows)[: len(table)]], split
@@ -182,7 +188,7 @@ class Predictor:
         if pooling == "pooled":
             self.require_params("pooler", "pooler")
 
-        def predict_rows(rows: dict) -> list:
+        def predict_rows(rows: Batch) -> list:
             return list(jax.device_get(self.encode_rows(rows, layer, pooling)))
 
         yield from self.predict_texts(texts, self.encode_text, predict_rows)
@@ -190,10 +196,10 @@ class Predictor:
     def embed_tokens(self, texts: Iterable[TextOrPair], layer: int = -1) -> Iterator[list[tuple[str, np.ndarray]]]:
         """Each token of each text, special ones included, and its vector `[d]`."""
 
-        def predict_rows(rows: dict) -> list:
+        def predict_rows(rows: Batch) -> list:
             hidden = jax.device_get(self.encode_rows(rows, layer, None))
-            sizes = (rows["example"] > 0).sum(1)
-            names = [self.decode_tokens(row, size) for row, size in zip(rows["tokens"], sizes, strict=True)]
+            sizes = (rows.example_ids > 0).sum(1)
+            names = [self.decode_tokens(row, size) for row, size in zip(rows.input_ids, sizes, strict=True)]
             return [list(zip(name, row[: len(name)], strict=True)) for name, row in zip(names, hidden, strict=True)]
 
         yield from self.predict_texts(texts, self.encode_text, predict_rows)
@@ -215,10 +221,10 @@ class Predictor:
         """Each token of each text and how likely ELECTRA's discriminator thinks that it was replaced."""
         self.require_params("replaced", "replaced-token")
 
-        def predict_rows(rows: dict) -> list:
+        def predict_rows(rows: Batch) -> list:
             verdict = apply_module(self.params, rows, module=self.run.module, method="compute_replaced_logits")
-            found, sizes = jax.device_get(jax.nn.sigmoid(verdict)), (rows["example"] > 0).sum(1)
-            each = zip(rows["tokens"], found, sizes, strict=True)
+            found, sizes = jax.device_get(jax.nn.sigmoid(verdict)), (rows.example_ids > 0).sum(1)
+            each = zip(rows.input_ids, found, sizes, strict=True)
             return [list(zip(self.decode_tokens(t, n), map(float, p[:n]), strict=True)) for t, p, n in each]
 
         yield from self.predict_texts(texts, self.encode_text, predict_rows)
@@ -232,7 +238,7 @@ class Predictor:
     def decode_tokens(self, input_ids: np.ndarray, size: int) -> list[str]:
         return [self.run.tokenizer.id_to_token(int(id)) for id in input_ids[:size]]
 
-    def encode_rows(self, rows: dict, layer: int, pooling: Pooling | None):
+    def encode_rows(self, rows: Batch, layer: int, pooling: Pooling | None):
         if not -self.config.num_layers - 1 <= layer <= self.config.num_layers:
             raise RunError(
                 f"layer={layer} is not from 0 (the embedding) to {self.config.num_layers}, or -1 for the last"
@@ -250,7 +256,7 @@ class Predictor:
 
     def iterate_batches(
         self, split: Split, example_table: np.ndarray, row_format: Format, seq_length: int
-    ) -> Iterator[dict]:
+    ) -> Iterator[Batch]:
         """The rows of a table, the longest first; rows that fill up the last batch are its last."""
         phase = Phase(1, seq_length, self.batch_size, row_format)
         for rows in iter_batches_longest_first(
@@ -262,13 +268,13 @@ class Predictor:
             self.batch_size,
             NUM_LENGTH_BUCKETS,
         ):
-            yield {name: rows[name] for name in ENCODER_FIELDS}
+            yield rows.replace(labels={})
 
     def predict_texts(
         self,
         texts: Iterable[TextOrPair],
         encode: Callable[[TextOrPair], list[list[int]]],
-        predict: Callable[[dict], list],
+        predict: Callable[[Batch], list],
     ) -> Iterator:
         """What is `said` of each text, in their order."""
         length, form = self.config.max_positions, TextRows(num_separators=self.num_separators)
@@ -281,13 +287,10 @@ class Predictor:
             for rows in self.iterate_batches(
                 split, form.build_example_table(split, range(split.num_documents), length, 0, 0), form, length
             ):
-                each = zip(rows["id"][:, 0], rows["valid"][:, 0], predict(rows), strict=True)
+                each = zip(rows.example_index[:, 0], rows.example_mask[:, 0], predict(rows), strict=True)
                 for place, _, answer in (row for row in each if row[1]):
                     found[place] = answer
             yield from found
-
-
-ENCODER_FIELDS = ("tokens", "example", "segments", "positions", "start", "id", "valid")
 
 
 def chunk_items(items: Iterable, size: int) -> Iterator[tuple]:

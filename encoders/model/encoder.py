@@ -11,10 +11,10 @@ from collections.abc import Mapping
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from encoders.model.config import LAYER_PARTS, EncoderConfig
-from encoders.model.layers import Embeddings, make_dense, shard_rows
+from encoders.model.layers import Embeddings, EncoderInputs, LayerContext, make_dense, shard_rows
 
 REMAT_POLICIES = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
 
@@ -28,12 +28,14 @@ class EncoderLayer(nn.Module):
     def __call__(
         self,
         x: Float[Array, "b l d"],
-        example_ids,
+        context: LayerContext,
         shared_params: Mapping,
         train: bool,
         output_hidden_states: bool,
-        group_index,
+        layer_index,
     ):
+        context = context.replace(layer_index=layer_index)
+        group_index = layer_index * self.config.num_groups // self.config.num_layers
         for field, name in LAYER_PARTS.items():
             part = getattr(self.config, field)
             if name in shared_params:
@@ -41,9 +43,9 @@ class EncoderLayer(nn.Module):
                     lambda stack: stack[group_index] if len(stack) > 1 else stack[0], shared_params[name]
                 )
                 rngs = {"dropout": self.make_rng("dropout")} if self.has_rng("dropout") else {}
-                x = part(self.config, parent=None).apply({"params": params}, x, example_ids, train, rngs=rngs)
+                x = part(self.config, parent=None).apply({"params": params}, x, context, train, rngs=rngs)
             else:
-                x = part(self.config, name=name)(x, example_ids, train)
+                x = part(self.config, name=name)(x, context, train)
         x = shard_rows(x)
         return x, (x if output_hidden_states else None)
 
@@ -81,11 +83,14 @@ class Encoder(nn.Module):
     def init_shared_params(self, key) -> dict:
         """`{part: parameters}` of the shared parts, each a stack of `model.num_groups` sets."""
         config, one = self.config, jnp.ones((1, 1), int)
+        context = LayerContext(one, one, one, 0)
         x = jnp.zeros((1, 1, config.hidden_size), config.dtype)
 
         def init_param_stack(field, key):
             part = getattr(config, field)(config, parent=None)
-            return jax.vmap(lambda k: part.init(k, x, one, False)["params"])(jax.random.split(key, config.num_groups))
+            return jax.vmap(lambda k: part.init(k, x, context, False)["params"])(
+                jax.random.split(key, config.num_groups)
+            )
 
         return {
             name: init_param_stack(field, jax.random.fold_in(key, i))
@@ -100,22 +105,17 @@ class Encoder(nn.Module):
 
     def __call__(
         self,
-        input_ids: Int[Array, "b l"],
-        example_ids: Int[Array, "b l"],
-        token_type_ids: Int[Array, "b l"],
-        position_ids: Int[Array, "b l"],
+        batch: EncoderInputs,
         *,
         train: bool = False,
         output_hidden_states: bool = False,
     ) -> Float[Array, "b l d"] | Float[Array, "n b l d"]:
-        """Hidden states of the last layer; with `collect` those of the embedding and of every layer, stacked.
-
-        `example` is 0 on padding and n on the tokens of the n-th example of the row; `positions` restart with it.
-        """
+        """Return the last layer's hidden states, or with `output_hidden_states` the embedding's and every layer's."""
         config = self.config
-        x = self.active_embeddings(input_ids, example_ids, token_type_ids, position_ids, train)
+        x = self.active_embeddings(batch, train)
         if config.has_embedding_projection:
             x = self.project(x)
-        group = jnp.arange(config.num_layers) * config.num_groups // config.num_layers
-        last, each = self.layers(x, example_ids, self.shared, train, output_hidden_states, group)
+        context = LayerContext(*map(jnp.asarray, (batch.example_ids, batch.token_type_ids, batch.position_ids)), 0)
+        layer_index = jnp.arange(config.num_layers)
+        last, each = self.layers(x, context, self.shared, train, output_hidden_states, layer_index)
         return jnp.concatenate([x[None], each]) if output_hidden_states else last

@@ -5,14 +5,13 @@ Axes: b batch, s examples of a row, k chosen positions, l length, d hidden, e em
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from encoders.model.layers import ACTIVATIONS, Dropout, make_dense, make_layer_norm
+from encoders.model.layers import ACTIVATIONS, Dropout, EncoderInputs, make_dense, make_layer_norm
 
 
 def gather_hidden_states(hidden: Float[Array, "b l d"], positions: Int[Array, "b k"]) -> Float[Array, "b k d"]:
@@ -20,16 +19,16 @@ def gather_hidden_states(hidden: Float[Array, "b l d"], positions: Int[Array, "b
     return jnp.take_along_axis(hidden, positions[..., None], axis=1)
 
 
-def summarize_examples(config, hidden: Float[Array, "b l d"], batch: Mapping[str, Array]) -> Float[Array, "b s d"]:
+def summarize_examples(config, hidden: Float[Array, "b l d"], batch: EncoderInputs) -> Float[Array, "b s d"]:
     """The hidden state that stands for each example: of [CLS], its first token; of its last where attention is causal.
 
     From left to right [CLS] sees nothing of the example, and its last token all.
     """
-    start = batch["start"]
+    start = batch.cls_positions
     if not config.attention.is_causal:
         return gather_hidden_states(hidden, start)
     numbers = jnp.arange(1, start.shape[1] + 1)[:, None]
-    sizes = (batch["example"][:, None] == numbers).sum(-1)
+    sizes = (batch.example_ids[:, None] == numbers).sum(-1)
     return gather_hidden_states(hidden, jnp.maximum(start + sizes - 1, 0))
 
 

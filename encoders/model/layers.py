@@ -7,10 +7,12 @@ Every part takes its sizes from a `EncoderConfig` and keeps its parameters in fl
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax import struct
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
@@ -20,6 +22,29 @@ ACTIVATIONS: dict[str, Callable] = {
     "gelu": lambda x: nn.gelu(x, approximate=False),
     "gelu_tanh": lambda x: nn.gelu(x, approximate=True),
 }
+
+
+@runtime_checkable
+class EncoderInputs(Protocol):
+    """Rows of tokens as an encoder and its heads read them, such as `encoders.data.batch.Batch`, which gives shapes."""
+
+    input_ids: Any
+    example_ids: Any
+    token_type_ids: Any
+    position_ids: Any
+    cls_positions: Any
+
+
+class LayerContext(struct.PyTreeNode):
+    """The rows, apart from their hidden states, as the parts of a layer see them.
+
+    `example_ids`, `token_type_ids` and `position_ids` are int32 `[b l]` as in `Batch`; `layer_index` counts from 0.
+    """
+
+    example_ids: Any
+    token_type_ids: Any
+    position_ids: Any
+    layer_index: Any
 
 
 def make_initializer(config):
@@ -192,20 +217,12 @@ class Embeddings(nn.Module):
         """The word table in use, own or tied."""
         return self.word if self.tied_word_embedding is None else self.tied_word_embedding
 
-    def __call__(
-        self,
-        input_ids: Int[Array, "b l"],
-        example_ids: Int[Array, "b l"],
-        token_type_ids: Int[Array, "b l"],
-        position_ids: Int[Array, "b l"],
-        train: bool,
-    ) -> Float[Array, "b l e"]:
+    def __call__(self, batch: EncoderInputs, train: bool) -> Float[Array, "b l e"]:
         offset = self.config.position_offset
-        x = self.word_embedding(input_ids) + self.position(
-            jnp.where(example_ids > 0, position_ids + offset, max(offset - 1, 0))
-        )
+        position_ids = jnp.where(batch.example_ids > 0, batch.position_ids + offset, max(offset - 1, 0))
+        x = self.word_embedding(batch.input_ids) + self.position(position_ids)
         if self.config.num_token_types:
-            x = x + self.segment(jnp.minimum(token_type_ids, self.config.num_token_types - 1))
+            x = x + self.segment(jnp.minimum(batch.token_type_ids, self.config.num_token_types - 1))
         return self.drop(self.norm(shard_rows(x)), train).astype(jnp.dtype(self.config.dtype))
 
 
@@ -216,7 +233,7 @@ class SelfAttention(nn.Module):
     is_causal = False  # whether a token sees only itself and earlier ones
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b l d"], example_ids: Int[Array, "b l"], train: bool) -> Float[Array, "b l d"]:
+    def __call__(self, x: Float[Array, "b l d"], context: LayerContext, train: bool) -> Float[Array, "b l d"]:
         config = self.config
         project_heads = lambda name: make_dense(config, config.hidden_size, name)(x).reshape(
             *x.shape[:2], config.num_heads, -1
@@ -225,7 +242,7 @@ class SelfAttention(nn.Module):
         drop = Dropout(config.attention_dropout)
         drop_weights = lambda weights: drop(weights, train)
         mixed = dot_product_attention(
-            query, key, value, example_ids, drop_weights, config.attention_impl, self.is_causal
+            query, key, value, context.example_ids, drop_weights, config.attention_impl, self.is_causal
         )
         out = make_dense(config, config.hidden_size, "out")(mixed.reshape(x.shape))
         return make_layer_norm(config, "norm")(x + Dropout(config.hidden_dropout)(out, train))
@@ -237,7 +254,7 @@ class FeedForward(nn.Module):
     config: object
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b l d"], example_ids: Int[Array, "b l"], train: bool) -> Float[Array, "b l d"]:
+    def __call__(self, x: Float[Array, "b l d"], context: LayerContext, train: bool) -> Float[Array, "b l d"]:
         config = self.config
         inner = ACTIVATIONS[config.activation](make_dense(config, config.intermediate_size, "up")(x))
         out = make_dense(config, config.hidden_size, "down")(inner)

@@ -9,10 +9,10 @@ import flax.linen as nn
 import numpy as np
 from jaxtyping import Array
 
+from encoders.data.batch import Batch
 from encoders.data.store import Split
 from encoders.model.config import EncoderConfig
 from encoders.model.flops import forward_flops
-from encoders.objectives.masking import Batch
 from encoders.text.tokenization import VocabInfo
 from encoders.utils.metrics import Mean, binomial_standard_error, mean_value
 

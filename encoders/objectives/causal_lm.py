@@ -10,13 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from encoders.data.batch import Batch
 from encoders.model.config import EncoderConfig
 from encoders.model.encoder import Encoder
 from encoders.model.flops import masked_token_head_flops
 from encoders.model.heads import MaskedTokenHead, gather_hidden_states
 from encoders.objectives.base import BaseObjective, Metrics, compute_mean_scores, perplexity
 from encoders.objectives.losses import cross_entropy
-from encoders.objectives.masking import Batch
+from encoders.objectives.masking import MaskedBatch
 from encoders.text.tokenization import VocabInfo
 from encoders.utils.metrics import Mean
 
@@ -39,15 +40,20 @@ class CausalLM(BaseObjective):
     def module(self, config: EncoderConfig, vocab: VocabInfo) -> nn.Module:
         return CausalLMModule(config, self, vocab)
 
-    def corrupt(self, batch: Batch, vocab: VocabInfo, seed) -> Batch:
-        tokens, example = batch["tokens"], batch["example"]
+    def corrupt(self, batch: Batch, vocab: VocabInfo, seed) -> MaskedBatch:
+        tokens, example = batch.input_ids, batch.example_ids
         follows = (example[:, 1:] > 0) & (example[:, 1:] == example[:, :-1])
         places = jnp.broadcast_to(jnp.arange(1, tokens.shape[1]), follows.shape)
-        targets = {"picked": places, "targets": tokens[:, 1:], "weights": follows.astype(jnp.float32)}
-        return batch | {"original": tokens} | targets
+        return MaskedBatch(
+            **batch.get_arrays(),
+            clean_ids=tokens,
+            masked_positions=places,
+            masked_labels=tokens[:, 1:],
+            masked_weights=follows.astype(jnp.float32),
+        )
 
-    def counts(self, batch: Batch) -> dict:
-        return {"clm_loss": batch["weights"].sum()}
+    def counts(self, batch: MaskedBatch) -> dict:
+        return {"clm_loss": batch.masked_weights.sum()}
 
     def forward_flops_by_part(self, config: EncoderConfig, sizes: np.ndarray) -> dict[str, np.ndarray]:
         return super().forward_flops_by_part(config, sizes) | {"tokens": masked_token_head_flops(config, sizes - 1)}
@@ -69,15 +75,15 @@ class CausalLMModule(nn.Module):
         self.encoder = Encoder(self.config)
         self.tokens = MaskedTokenHead(self.config)
 
-    def __call__(self, batch: Batch, train: bool = False) -> Metrics:
+    def __call__(self, batch: MaskedBatch, train: bool = False) -> Metrics:
         return compute_causal_lm_metrics(
-            self.compute_token_logits(batch, train), batch["targets"], batch["weights"], self.vocab
+            self.compute_token_logits(batch, train), batch.masked_labels, batch.masked_weights, self.vocab
         )
 
-    def compute_token_logits(self, batch: Batch, train: bool = False) -> Float[Array, "b k v"]:
+    def compute_token_logits(self, batch: MaskedBatch, train: bool = False) -> Float[Array, "b k v"]:
         """Vocabulary logits at `picked`, each from the tokens before it (fill-in)."""
-        hidden = self.encoder(batch["tokens"], batch["example"], batch["segments"], batch["positions"], train=train)
-        before = gather_hidden_states(hidden, jnp.maximum(batch["picked"] - 1, 0))
+        hidden = self.encoder(batch, train=train)
+        before = gather_hidden_states(hidden, jnp.maximum(batch.masked_positions - 1, 0))
         return self.tokens(before, self.encoder.active_embeddings.word_embedding.embedding)
 
 

@@ -6,14 +6,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple, no_type_check
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt32
 
+from encoders.data.batch import Batch, HostOrDeviceArray
 from encoders.model.config import EncoderConfig, derive_generator_config
 from encoders.model.encoder import Encoder
 from encoders.model.flops import forward_flops, masked_token_head_flops
@@ -22,7 +23,7 @@ from encoders.objectives.base import BaseObjective, Metrics, compute_mean_scores
 from encoders.objectives.losses import compute_masked_lm_metrics
 from encoders.objectives.masking import (
     SAMPLE_STREAM,
-    Batch,
+    MaskedBatch,
     Masking,
     bits_to_uniform,
     gather_keys,
@@ -36,6 +37,13 @@ from encoders.text.tokenization import VocabInfo
 # 85 % [MASK], 15 % kept, none random, a new mask each epoch, as in the released code; positions are drawn without
 # replacement, as in the paper (the code draws with replacement and so masks 13.8 % where it says 15 %).
 ELECTRA_MASKING = Masking(split=(0.85, 0.0, 0.15), dupe_factor=None)
+
+
+@no_type_check  # jax builds it with leaves of other types
+class GeneratorBatch(MaskedBatch, kw_only=True):
+    """A masked batch with `sampling_bits`, uint32 `[b k w]`: random words from which a masked token is sampled."""
+
+    sampling_bits: UInt32[HostOrDeviceArray, "b k w"]
 
 
 @dataclass(frozen=True)
@@ -89,10 +97,11 @@ class GeneratorObjective(BaseObjective):
         head = masked_token_head_flops(generator, self.masking.count_predictions(sizes))
         return parts | {"generator": forward_flops(generator, sizes), "tokens": head}
 
-    def corrupt(self, batch: Batch, vocab: VocabInfo, seed) -> Batch:
+    def corrupt(self, batch: Batch, vocab: VocabInfo, seed) -> GeneratorBatch:
         masked = mask_tokens(self.masking, batch, vocab, seed)
-        keys = make_token_keys(make_example_keys(seed, SAMPLE_STREAM, batch["epoch"], batch["id"]), batch)
-        return masked | {"noise": jax.random.key_data(gather_keys(keys, masked["picked"]))}
+        keys = make_token_keys(make_example_keys(seed, SAMPLE_STREAM, batch.pass_index, batch.example_index), batch)
+        sampling_bits = jax.random.key_data(gather_keys(keys, masked.masked_positions))
+        return GeneratorBatch(**masked.get_arrays(), sampling_bits=sampling_bits)
 
     def scores(self, sums: Metrics) -> dict[str, float]:
         scores = compute_mean_scores(sums)
@@ -131,7 +140,7 @@ class GeneratorObjectiveModule(nn.Module):
         )
         self.tokens = MaskedTokenHead(generator)
 
-    def fill_masks(self, batch: Batch, train: bool = False) -> GeneratorOutput:
+    def fill_masks(self, batch: GeneratorBatch, train: bool = False) -> GeneratorOutput:
         """The text that the network is shown, and the generator's metrics."""
         if self.objective.generator_width is None:
             hidden, logits, metrics = None, jnp.asarray(build_uniform_logits(self.vocab)), {}
@@ -140,19 +149,18 @@ class GeneratorObjectiveModule(nn.Module):
             logits = self.compute_generator_logits(hidden)
             metrics = compute_masked_lm_metrics(logits, batch, self.vocab, prefix="generator")
         logits = logits / self.objective.temperature
-        samples = sample_tokens(logits, batch["noise"])
-        tokens = scatter_tokens(batch["original"], batch["picked"], samples, batch["weights"])
+        samples = sample_tokens(logits, batch.sampling_bits)
+        tokens = scatter_tokens(batch.clean_ids, batch.masked_positions, samples, batch.masked_weights)
         return GeneratorOutput(tokens, samples, logits, hidden, metrics)
 
-    def encode_masked_positions(self, batch: Batch, train: bool = False) -> Float[Array, "b k d"]:
+    def encode_masked_positions(self, batch: MaskedBatch, train: bool = False) -> Float[Array, "b k d"]:
         """The generator's hidden states at `picked`."""
-        rest = (batch["example"], batch["segments"], batch["positions"])
-        return gather_hidden_states(self.generator(batch["tokens"], *rest, train=train), batch["picked"])
+        return gather_hidden_states(self.generator(batch, train=train), batch.masked_positions)
 
     def compute_generator_logits(self, hidden: Float[Array, "b k d"]) -> Float[Array, "b k v"]:
         return self.tokens(hidden, self.generator.active_embeddings.word_embedding.embedding)
 
-    def compute_token_logits(self, batch: Batch, train: bool = False) -> Float[Array, "b k v"]:
+    def compute_token_logits(self, batch: MaskedBatch, train: bool = False) -> Float[Array, "b k v"]:
         """The generator's vocabulary logits at `picked` (fill-in)."""
         return self.compute_generator_logits(self.encode_masked_positions(batch, train))
 

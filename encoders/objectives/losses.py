@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from encoders.objectives.base import Metrics
-from encoders.objectives.masking import Batch
+from encoders.objectives.masking import MaskedBatch
 from encoders.text.tokenization import VocabInfo
 from encoders.utils.metrics import Mean
 
@@ -18,15 +18,15 @@ def cross_entropy(logits: Float[Array, "... v"], labels: Int[Array, "..."]) -> F
 
 
 def compute_masked_lm_metrics(
-    logits: Float[Array, "b k v"], batch: Batch, vocab: VocabInfo, prefix: str = "mlm"
+    logits: Float[Array, "b k v"], batch: MaskedBatch, vocab: VocabInfo, prefix: str = "mlm"
 ) -> Metrics:
     """Loss and accuracy at the chosen positions.
 
     `*_mask_accuracy` counts only those that show [MASK] (the share that keeps its token flatters the whole);
     `*_mask_baseline` is what always answering the most frequent token would reach there.
     """
-    targets, weights = batch["targets"], batch["weights"]
-    shown = jnp.take_along_axis(batch["tokens"], batch["picked"], axis=1)
+    targets, weights = batch.masked_labels, batch.masked_weights
+    shown = jnp.take_along_axis(batch.input_ids, batch.masked_positions, axis=1)
     masked = weights * (shown == vocab.mask_id)
     right = logits.argmax(-1) == targets
     count, hidden = weights.sum(), masked.sum()

@@ -8,6 +8,7 @@ import flax.linen as nn
 import numpy as np
 from jaxtyping import Array, Float
 
+from encoders.data.batch import Batch
 from encoders.model.config import EncoderConfig
 from encoders.model.encoder import Encoder
 from encoders.model.flops import masked_token_head_flops
@@ -20,7 +21,7 @@ from encoders.model.heads import (
 )
 from encoders.objectives.base import BaseObjective, Metrics, compute_mean_scores, perplexity
 from encoders.objectives.losses import compute_masked_lm_metrics
-from encoders.objectives.masking import Batch, Masking, mask_tokens
+from encoders.objectives.masking import MaskedBatch, Masking, mask_tokens
 from encoders.objectives.sentence_pair import (
     NextSentencePrediction,
     SentenceOrderPrediction,
@@ -51,13 +52,13 @@ class MaskedLM(BaseObjective):
     def module(self, config: EncoderConfig, vocab: VocabInfo) -> nn.Module:
         return MaskedLMModule(config, self, vocab)
 
-    def corrupt(self, batch: Batch, vocab: VocabInfo, seed) -> Batch:
+    def corrupt(self, batch: Batch, vocab: VocabInfo, seed) -> MaskedBatch:
         return mask_tokens(self.masking, batch, vocab, seed)
 
-    def counts(self, batch: Batch) -> dict:
-        terms = {"mlm_loss": batch["weights"].sum()}
+    def counts(self, batch: MaskedBatch) -> dict:
+        terms = {"mlm_loss": batch.masked_weights.sum()}
         return terms | (
-            {f"{self.sentence_task.metric_prefix}_loss": batch["valid"].sum()} if self.sentence_task else {}
+            {f"{self.sentence_task.metric_prefix}_loss": batch.example_mask.sum()} if self.sentence_task else {}
         )
 
     def forward_flops_by_part(self, config: EncoderConfig, sizes: np.ndarray) -> dict[str, np.ndarray]:
@@ -89,10 +90,11 @@ class MaskedLMModule(nn.Module):
             self.pooler = Pooler(self.config)
             self.pair = ClassificationHead(self.config, 2)
 
-    def __call__(self, batch: Batch, train: bool = False) -> Metrics:
-        hidden = self.encoder(batch["tokens"], batch["example"], batch["segments"], batch["positions"], train=train)
+    def __call__(self, batch: MaskedBatch, train: bool = False) -> Metrics:
+        hidden = self.encoder(batch, train=train)
         logits = self.tokens(
-            gather_hidden_states(hidden, batch["picked"]), self.encoder.active_embeddings.word_embedding.embedding
+            gather_hidden_states(hidden, batch.masked_positions),
+            self.encoder.active_embeddings.word_embedding.embedding,
         )
         metrics = compute_masked_lm_metrics(logits, batch, self.vocab)
         if self.objective.sentence_task:
@@ -100,9 +102,10 @@ class MaskedLMModule(nn.Module):
             metrics |= compute_sentence_pair_metrics(classes, batch, self.objective.sentence_task)
         return metrics
 
-    def compute_token_logits(self, batch: Batch) -> Float[Array, "b k v"]:
+    def compute_token_logits(self, batch: MaskedBatch) -> Float[Array, "b k v"]:
         """Vocabulary logits at `picked` (fill-in)."""
-        hidden = self.encoder(batch["tokens"], batch["example"], batch["segments"], batch["positions"])
+        hidden = self.encoder(batch)
         return self.tokens(
-            gather_hidden_states(hidden, batch["picked"]), self.encoder.active_embeddings.word_embedding.embedding
+            gather_hidden_states(hidden, batch.masked_positions),
+            self.encoder.active_embeddings.word_embedding.embedding,
         )

@@ -10,17 +10,31 @@ Axes: b rows, s examples of a row, l length, k slots for chosen positions.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, no_type_check
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
+from encoders.data.batch import Batch, HostOrDeviceArray
 from encoders.text.tokenization import VocabInfo
 
-Batch = dict[str, Array]
 MASK_STREAM, ROUNDING_STREAM, SAMPLE_STREAM = 0, 1, 2  # streams of random words
+
+
+@no_type_check  # jax builds it with leaves of other types
+class MaskedBatch(Batch, kw_only=True):
+    """A batch whose `input_ids` are corrupted, and the tokens to predict: k slots a row, int32, weights float32.
+
+    `masked_positions [b k]` are positions in the row, `masked_labels [b k]` the tokens there before, `masked_weights
+    [b k]` 1 or, for an unused slot, 0; `clean_ids [b l]` are the `input_ids` before corruption.
+    """
+
+    masked_positions: Int[HostOrDeviceArray, "b k"]
+    masked_labels: Int[HostOrDeviceArray, "b k"]
+    masked_weights: Float[HostOrDeviceArray, "b k"]
+    clean_ids: Int[HostOrDeviceArray, "b l"]
 
 
 @dataclass(frozen=True)
@@ -86,12 +100,12 @@ def make_example_keys(seed, stream: int, pass_indices: Int[Array, "b s"], ids: I
 
 def make_token_keys(example_keys: Array, batch: Batch) -> Array:
     """Each token's key, `[b l]`: its example's key folded with its position in the example."""
-    owner = jnp.maximum(batch["example"] - 1, 0)
+    owner = jnp.maximum(batch.example_ids - 1, 0)
     mine = jax.random.wrap_key_data(
         jnp.take_along_axis(jax.random.key_data(example_keys), owner[..., None], axis=1),
         impl=jax.random.key_impl(example_keys),
     )
-    return jax.vmap(jax.vmap(jax.random.fold_in))(mine, batch["positions"])
+    return jax.vmap(jax.vmap(jax.random.fold_in))(mine, batch.position_ids)
 
 
 def bits_to_uniform(random_bits: UInt32[Array, "..."]) -> Float[Array, "..."]:
@@ -100,17 +114,17 @@ def bits_to_uniform(random_bits: UInt32[Array, "..."]) -> Float[Array, "..."]:
 
 
 def compute_mask_pass(masking: Masking, batch: Batch) -> Int[Array, "b s"]:
-    return batch["epoch"] if masking.dupe_factor is None else batch["epoch"] % masking.dupe_factor
+    return batch.pass_index if masking.dupe_factor is None else batch.pass_index % masking.dupe_factor
 
 
 def make_mask_keys(masking: Masking, batch: Batch, seed) -> Array:
-    return make_example_keys(seed, MASK_STREAM, compute_mask_pass(masking, batch), batch["id"])
+    return make_example_keys(seed, MASK_STREAM, compute_mask_pass(masking, batch), batch.example_index)
 
 
 def make_membership_mask(batch: Batch) -> Bool[Array, "b s l"]:
     """Which tokens belong to the n-th example of the row."""
-    numbers = jnp.arange(1, batch["id"].shape[1] + 1)
-    return batch["example"][:, None, :] == numbers[None, :, None]
+    numbers = jnp.arange(1, batch.example_index.shape[1] + 1)
+    return batch.example_ids[:, None, :] == numbers[None, :, None]
 
 
 def draw_ngram_lengths(random_bits: UInt32[Array, "..."], max_ngram: int) -> Int[Array, "..."]:
@@ -122,10 +136,10 @@ def draw_ngram_lengths(random_bits: UInt32[Array, "..."], max_ngram: int) -> Int
 
 def count_tokens_to_mask(masking: Masking, batch: Batch, sizes: Int[Array, "b s"], seed) -> Int[Array, "b s"]:
     """How many tokens to choose in each example, from its size, special tokens included; 0 where it has none."""
-    length = batch["tokens"].shape[1]
+    length = batch.input_ids.shape[1]
     quota = jnp.asarray(masking.count_predictions_by_length(length))[sizes]
     if masking.rounding == "random":
-        keys = make_example_keys(seed, ROUNDING_STREAM, compute_mask_pass(masking, batch), batch["id"])
+        keys = make_example_keys(seed, ROUNDING_STREAM, compute_mask_pass(masking, batch), batch.example_index)
         draw = bits_to_uniform(jax.random.key_data(keys)[..., 0].astype(jnp.uint32))
         quota = jnp.clip(
             jnp.floor(sizes * masking.mask_rate + draw).astype(jnp.int32), 1, masking.max_predictions or length
@@ -137,11 +151,11 @@ def choose_positions(
     masking: Masking, batch: Batch, vocab: VocabInfo, seed
 ) -> tuple[Int[Array, "b k"], Float[Array, "b k"]]:
     """Chosen positions and their weights: 1, or 0 for a slot that stays empty."""
-    example, length = batch["example"], batch["tokens"].shape[1]
+    example, length = batch.example_ids, batch.input_ids.shape[1]
     keys = make_mask_keys(masking, batch, seed)
     words = jax.random.key_data(make_token_keys(keys, batch)).astype(jnp.uint32)
     never = () if masking.mask_special else (vocab.cls_id, vocab.sep_id, vocab.mask_id)
-    candidate = (example > 0) & ~jnp.isin(batch["tokens"], jnp.array((vocab.pad_id, *never)))
+    candidate = (example > 0) & ~jnp.isin(batch.input_ids, jnp.array((vocab.pad_id, *never)))
     mine = make_membership_mask(batch)
     quota = count_tokens_to_mask(masking, batch, mine.sum(-1), seed)
     slots = masking.max_predictions_per_row(length, mine.shape[1])
@@ -154,7 +168,7 @@ def choose_positions(
             weights, order = jax.lax.top_k(weights, slots)
             where = jnp.take_along_axis(where, order, axis=1)
         return where, weights
-    starts = jnp.asarray(vocab.compute_word_starts())[batch["tokens"]] | ~jnp.pad(candidate, ((0, 0), (1, 0)))[:, :-1]
+    starts = jnp.asarray(vocab.compute_word_starts())[batch.input_ids] | ~jnp.pad(candidate, ((0, 0), (1, 0)))[:, :-1]
     scores, lengths = (
         jnp.where(candidate, bits_to_uniform(words[..., 0]), -1.0),
         draw_ngram_lengths(words[..., 1], masking.max_ngram),
@@ -208,13 +222,10 @@ def choose_whole_words(
     ]
 
 
-def mask_tokens(masking: Masking, batch: Batch, vocab: VocabInfo, seed) -> Batch:
-    """`batch` with its chosen tokens replaced, and what is needed to predict them.
-
-    Adds `picked [b k]` positions, `targets [b k]` the tokens that stood there, `weights [b k]`, and `original [b l]`.
-    """
+def mask_tokens(masking: Masking, batch: Batch, vocab: VocabInfo, seed) -> MaskedBatch:
+    """`batch` with its chosen tokens replaced, and what is needed to predict them."""
     where, weights = choose_positions(masking, batch, vocab, seed)
-    tokens = batch["tokens"]
+    tokens = batch.input_ids
     take_chosen = lambda x: jnp.take_along_axis(x, where, axis=1)
     targets = take_chosen(tokens)
     # A second hash of the chosen tokens alone: what becomes of each must not depend on how it was chosen.
@@ -228,13 +239,10 @@ def mask_tokens(masking: Masking, batch: Batch, vocab: VocabInfo, seed) -> Batch
     random = entries[words[..., 1] % len(entries)]
     as_mask, as_random = masking.split[0], masking.split[0] + masking.split[1]
     shown = jnp.where(fate < as_mask, vocab.mask_id, jnp.where(fate < as_random, random, targets))
-    return batch | {
-        "tokens": scatter_tokens(tokens, where, shown, weights),
-        "original": tokens,
-        "picked": where,
-        "targets": targets,
-        "weights": weights,
-    }
+    fields = batch.get_arrays() | {"input_ids": scatter_tokens(tokens, where, shown, weights)}
+    return MaskedBatch(
+        **fields, clean_ids=tokens, masked_positions=where, masked_labels=targets, masked_weights=weights
+    )
 
 
 def gather_keys(keys: Array, masked_positions: Int[Array, "b k"]) -> Array:

@@ -14,13 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from encoders.data.batch import Batch
 from encoders.model.config import EncoderConfig
 from encoders.model.heads import ReplacedTokenHead
 from encoders.model.layers import make_dense
 from encoders.objectives.base import BaseObjective, Metrics
-from encoders.objectives.generator import GeneratorObjective, GeneratorObjectiveModule, GeneratorOutput
+from encoders.objectives.generator import GeneratorBatch, GeneratorObjective, GeneratorObjectiveModule, GeneratorOutput
 from encoders.objectives.losses import cross_entropy
-from encoders.objectives.masking import Batch
+from encoders.objectives.masking import MaskedBatch
 from encoders.text.tokenization import VocabInfo
 from encoders.utils.metrics import Mean, roc_auc
 
@@ -96,9 +97,9 @@ class ReplacedTokenDetection(GeneratorObjective):
     def module(self, config: EncoderConfig, vocab: VocabInfo) -> nn.Module:
         return ReplacedTokenDetectionModule(config, self, vocab)
 
-    def counts(self, batch: Batch) -> dict:
-        chosen = batch["weights"].sum()
-        judged = (batch["example"] > 0).sum() if self.loss_over == "all" else chosen
+    def counts(self, batch: MaskedBatch) -> dict:
+        chosen = batch.masked_weights.sum()
+        judged = (batch.example_ids > 0).sum() if self.loss_over == "all" else chosen
         return dict.fromkeys(self.loss_weights, chosen) | {"rtd_loss": judged}
 
     def scores(self, sums: Metrics) -> dict[str, float]:
@@ -143,12 +144,14 @@ class ReplacedTokenDetectionModule(GeneratorObjectiveModule):
         if self.objective.generator_training == "adversarial":
             self.baseline = make_dense(self.objective.get_generator_config(self.config), 1)
 
-    def __call__(self, batch: Batch, train: bool = False) -> Metrics:
+    def __call__(self, batch: GeneratorBatch, train: bool = False) -> Metrics:
         filled = self.fill_masks(batch, train)
-        verdict = self.compute_replaced_logits(batch | {"tokens": filled.filled_ids}, train)
-        labels = (filled.filled_ids != batch["original"]).astype(jnp.int32)
-        at_chosen = [jnp.take_along_axis(x, batch["picked"], axis=1) for x in (verdict, labels)] + [batch["weights"]]
-        real = (batch["example"] > 0).astype(jnp.float32)
+        verdict = self.compute_replaced_logits(batch.replace(input_ids=filled.filled_ids), train)
+        labels = (filled.filled_ids != batch.clean_ids).astype(jnp.int32)
+        at_chosen = [jnp.take_along_axis(x, batch.masked_positions, axis=1) for x in (verdict, labels)] + [
+            batch.masked_weights
+        ]
+        real = (batch.example_ids > 0).astype(jnp.float32)
         judged = (verdict, labels, real) if self.objective.loss_over == "all" else at_chosen
         metrics = filled.metrics | compute_rtd_metrics(*judged)
         if not train:  # of every token, whatever the loss is over
@@ -156,13 +159,12 @@ class ReplacedTokenDetectionModule(GeneratorObjectiveModule):
         if self.objective.generator_training == "adversarial":
             # What the baseline reads carries no gradient: it is no third thing that the generator learns from.
             guess = self.baseline(jax.lax.stop_gradient(filled.hidden))[..., 0].astype(jnp.float32)
-            metrics |= compute_policy_metrics(filled, binary_cross_entropy(*at_chosen[:2]), guess, batch["weights"])
+            metrics |= compute_policy_metrics(filled, binary_cross_entropy(*at_chosen[:2]), guess, batch.masked_weights)
         return metrics
 
     def compute_replaced_logits(self, batch: Batch, train: bool = False) -> Float[Array, "b l"]:
         """The discriminator's logit, for every token, that it was replaced."""
-        rest = (batch["example"], batch["segments"], batch["positions"])
-        return self.replaced(self.discriminator(batch["tokens"], *rest, train=train))
+        return self.replaced(self.discriminator(batch, train=train))
 
 
 def binary_cross_entropy(logits: Float[Array, "b k"], labels: Int[Array, "b k"]) -> Float[Array, "b k"]:

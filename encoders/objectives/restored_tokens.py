@@ -18,9 +18,9 @@ from encoders.model.flops import masked_token_head_flops
 from encoders.model.heads import MaskedTokenHead, gather_hidden_states
 from encoders.model.layers import make_dense
 from encoders.objectives.base import Metrics
-from encoders.objectives.generator import GeneratorObjective, GeneratorObjectiveModule
+from encoders.objectives.generator import GeneratorBatch, GeneratorObjective, GeneratorObjectiveModule
 from encoders.objectives.losses import cross_entropy
-from encoders.objectives.masking import Batch
+from encoders.objectives.masking import MaskedBatch
 from encoders.text.tokenization import VocabInfo
 from encoders.utils.metrics import Mean
 
@@ -47,9 +47,9 @@ class ReplaceMLM(GeneratorObjective):
     def module(self, config: EncoderConfig, vocab: VocabInfo) -> nn.Module:
         return ReplaceMLMModule(config, self, vocab)
 
-    def counts(self, batch: Batch) -> dict:
-        chosen = batch["weights"].sum()
-        restored = (batch["example"] > 0).sum() if self.loss_over == "all" else chosen
+    def counts(self, batch: MaskedBatch) -> dict:
+        chosen = batch.masked_weights.sum()
+        restored = (batch.example_ids > 0).sum() if self.loss_over == "all" else chosen
         return dict.fromkeys(self.loss_weights, chosen) | {"restored_loss": restored}
 
 
@@ -64,19 +64,18 @@ class ReplaceMLMModule(GeneratorObjectiveModule):
         if self.objective.loss_over == "all":
             self.gate = make_dense(self.config, 1)
 
-    def __call__(self, batch: Batch, train: bool = False) -> Metrics:
+    def __call__(self, batch: GeneratorBatch, train: bool = False) -> Metrics:
         filled = self.fill_masks(batch, train)
-        rest = (batch["example"], batch["segments"], batch["positions"])
-        hidden = self.discriminator(filled.filled_ids, *rest, train=train)
-        gather_masked = lambda x: jnp.take_along_axis(x, batch["picked"], axis=1)
-        chosen, table = batch["weights"], self.discriminator.active_embeddings.word_embedding.embedding
+        hidden = self.discriminator(batch.replace(input_ids=filled.filled_ids), train=train)
+        gather_masked = lambda x: jnp.take_along_axis(x, batch.masked_positions, axis=1)
+        chosen, table = batch.masked_weights, self.discriminator.active_embeddings.word_embedding.embedding
         if self.objective.loss_over == "chosen":
-            logits = self.restored(gather_hidden_states(hidden, batch["picked"]), table)
-            nll, weights, right, copied = cross_entropy(logits, batch["targets"]), chosen, logits.argmax(-1), {}
+            logits = self.restored(gather_hidden_states(hidden, batch.masked_positions), table)
+            nll, weights, right, copied = cross_entropy(logits, batch.masked_labels), chosen, logits.argmax(-1), {}
         else:
             logits, gate = self.restored(hidden, table), self.gate(hidden)[..., 0].astype(jnp.float32)
-            weights = (batch["example"] > 0).astype(jnp.float32)
-            nll = -copy_log_probability(logits, gate, filled.filled_ids, batch["original"])
+            weights = (batch.example_ids > 0).astype(jnp.float32)
+            nll = -copy_log_probability(logits, gate, filled.filled_ids, batch.clean_ids)
             right = gather_masked(predict_likeliest_tokens(logits, gate, filled.filled_ids))
             copied = {"restored_copied": Mean((jax.nn.sigmoid(gate) * weights).sum(), weights.sum())}
         shown = gather_masked(filled.filled_ids)
@@ -85,9 +84,9 @@ class ReplaceMLMModule(GeneratorObjectiveModule):
             | copied
             | {
                 "restored_loss": Mean((nll * weights).sum(), weights.sum()),
-                "restored_accuracy": Mean(((right == batch["targets"]) * chosen).sum(), chosen.sum()),
+                "restored_accuracy": Mean(((right == batch.masked_labels) * chosen).sum(), chosen.sum()),
                 # What always answering the token shown would reach.
-                "restored_baseline": Mean(((shown == batch["targets"]) * chosen).sum(), chosen.sum()),
+                "restored_baseline": Mean(((shown == batch.masked_labels) * chosen).sum(), chosen.sum()),
             }
         )
 

@@ -8,9 +8,9 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from encoders.data.batch import Batch
 from encoders.objectives.base import Metrics
 from encoders.objectives.losses import cross_entropy
-from encoders.objectives.masking import Batch
 from encoders.utils.metrics import Mean
 
 
@@ -32,7 +32,7 @@ class SentenceOrderPrediction:
 
 def compute_sentence_pair_metrics(logits: Float[Array, "b s 2"], batch: Batch, sentence_task) -> Metrics:
     """Loss and accuracy over the valid examples; the baseline is the larger of the two classes' shares."""
-    labels, valid = batch[sentence_task.label_field], batch["valid"].astype(jnp.float32)
+    labels, valid = batch.labels[sentence_task.label_field], batch.example_mask.astype(jnp.float32)
     count = valid.sum()
     return {
         f"{sentence_task.metric_prefix}_loss": Mean((cross_entropy(logits, labels) * valid).sum(), count),

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from encoders.costs.ledger import estimate_memory, format_gibibytes
+from encoders.data.batch import Batch
 from encoders.experiment import Experiment
 from encoders.run.folder import CHECKPOINTS_FOLDER
 from encoders.run.run import Run
@@ -23,7 +24,7 @@ SLOW_PROCESS_RATIO = 2.0  # times the median of the other processes
 
 
 @partial(jax.jit, static_argnames=("module", "grad_accum_steps"))
-def check_finite(params: dict, batch: dict, seed, step_index, *, module, grad_accum_steps: int) -> tuple[dict, dict]:
+def check_finite(params: dict, batch: Batch, seed, step_index, *, module, grad_accum_steps: int) -> tuple[dict, dict]:
     """Return which loss terms of an update are finite, and which leaves of their gradient."""
     (_, metrics), grads = step.compute_gradients(
         params, batch, seed, step_index, module=module, grad_accum_steps=grad_accum_steps
@@ -32,7 +33,7 @@ def check_finite(params: dict, batch: dict, seed, step_index, *, module, grad_ac
     return terms, jax.tree.map(lambda x: jnp.isfinite(x).all(), grads)
 
 
-def describe_nonfinite_update(run: Run, state: step.TrainState, batch: dict, step_index: int) -> str:
+def describe_nonfinite_update(run: Run, state: step.TrainState, batch: Batch, step_index: int) -> str:
     """Return the loss terms, or else the gradient leaves, that were not finite in a skipped update.
 
     A skipped update leaves `state` unchanged, so the update of step `step_index` (from 0) can be computed again.

@@ -48,7 +48,7 @@ def evaluate_split(
     local_rows = sharding.find_local_rows(run.mesh, phase.batch_size)
     batch_metrics, outputs, row_ids, is_real = [], [], [], []
     for batch in iter_eval_batches(split, run.vocab, phase, phase.batch_size, max_batches, tables_dir):
-        device_batch = sharding.shard_batch({name: field[local_rows] for name, field in batch.items()}, run.mesh)
+        device_batch = sharding.shard_batch(jax.tree.map(lambda field: field[local_rows], batch), run.mesh)
         means, row_outputs = step.eval_step(params, device_batch, module=run.module)
         batch_metrics.append(means)
         if len(batch_metrics) > 2:  # at most two batches are in flight
@@ -56,8 +56,8 @@ def evaluate_split(
         on_batch()
         if row_outputs:
             outputs.append(row_outputs)
-            row_ids.append(batch["id"][:, 0] // batch["id"].shape[1])
-            is_real.append(batch["valid"][:, 0] == 1)
+            row_ids.append(batch.example_index[:, 0] // batch.example_index.shape[1])
+            is_real.append(batch.example_mask[:, 0] == 1)
     scores = objective.scores(metrics.sum_means(jax.device_get(batch_metrics)))
     scores = {"loss": total_loss(scores, objective.loss_weights)} | scores
     if outputs:

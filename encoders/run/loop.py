@@ -13,7 +13,8 @@ from pathlib import Path
 
 import jax
 
-from encoders.data.stream import BatchStream, NumpyBatch, Phase
+from encoders.data.batch import Batch
+from encoders.data.stream import BatchStream, Phase
 from encoders.experiment import Experiment
 from encoders.objectives.base import total_loss
 from encoders.run import diagnostics
@@ -173,7 +174,7 @@ def build_stream(run: Run) -> BatchStream:
     )
 
 
-def prefetch_to_device(batches: Iterator[NumpyBatch], mesh) -> Iterator[dict[str, jax.Array]]:
+def prefetch_to_device(batches: Iterator[Batch], mesh) -> Iterator[Batch]:
     """Yield batches on the devices, where the next one is put before the step of the current one begins."""
     current = None
     for batch in batches:
@@ -223,13 +224,13 @@ def evaluate_step(session: TrainSession, current_step: int, state: step.TrainSta
     return scores
 
 
-def raise_if_diverged(session: TrainSession, current_step: int, state: step.TrainState, batch: dict) -> None:
+def raise_if_diverged(session: TrainSession, current_step: int, state: step.TrainState, batch: Batch) -> None:
     """Raise `RunError` after too many skipped updates in a row."""
     run, num_bad_updates = session.run, int(state.update_guard["streak"])
     if num_bad_updates < run.experiment.intervals.max_bad_updates:
         return
-    is_example = to_host(batch["valid"]) == 1
-    epochs, ids = (to_host(batch[name])[is_example] for name in ("epoch", "id"))
+    is_example = to_host(batch.example_mask) == 1
+    epochs, ids = (to_host(field)[is_example] for field in (batch.pass_index, batch.example_index))
     shown = ", ".join(f"{epoch}:{example_id}" for epoch, example_id in list(zip(epochs, ids, strict=True))[:4])
     cause = diagnostics.describe_nonfinite_update(run, state, batch, current_step - 1)
     raise RunError(

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from encoders.data.batch import Batch
 from encoders.data.store import Split
 from encoders.model.config import EncoderConfig
 from encoders.model.encoder import Encoder
 from encoders.model.heads import ClassificationHead, Pooler, summarize_examples
 from encoders.objectives.base import Metrics, SupervisedObjective, TaskModule
 from encoders.objectives.losses import cross_entropy
-from encoders.objectives.masking import Batch
 from encoders.tasks.scores import CLASSIFICATION_SCORES, REGRESSION_SCORES
 from encoders.text.tokenization import VocabInfo
 from encoders.utils.metrics import Mean
@@ -70,7 +70,7 @@ class Classification(SupervisedObjective):
         return ClassificationModule(config, self, vocab)
 
     def counts(self, batch: Batch) -> dict:
-        return {"label_loss": batch["valid"].sum()}
+        return {"label_loss": batch.example_mask.sum()}
 
 
 class ClassificationModule(TaskModule):
@@ -89,8 +89,8 @@ class ClassificationModule(TaskModule):
         self.classes = ClassificationHead(self.config, len(objective.labels), objective.head_dropout, activation)
 
     def compute_metrics(self, logits: Float[Array, "b s c"], batch: Batch) -> Metrics:
-        labels = batch["label"]
-        valid = batch["valid"].astype(jnp.float32)
+        labels = batch.labels["label"]
+        valid = batch.example_mask.astype(jnp.float32)
         count = valid.sum()
         if len(self.objective.labels) == 1:
             return {"label_loss": Mean((jnp.square(logits[..., 0] - labels) * valid).sum(), count)}
@@ -101,7 +101,7 @@ class ClassificationModule(TaskModule):
 
     def compute_logits(self, batch: Batch, train: bool = False) -> Float[Array, "b s c"]:
         """A number for each label of each example."""
-        hidden = self.encoder(batch["tokens"], batch["example"], batch["segments"], batch["positions"], train=train)
+        hidden = self.encoder(batch, train=train)
         vector = summarize_examples(self.config, hidden, batch)
         return self.classes(self.pooler(vector) if self.objective.head == "pooled" else vector, train)
 

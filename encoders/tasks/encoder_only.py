@@ -8,11 +8,11 @@ from typing import ClassVar
 import flax.linen as nn
 from jaxtyping import Array, Float
 
+from encoders.data.batch import Batch
 from encoders.model.config import EncoderConfig
 from encoders.model.encoder import Encoder
 from encoders.model.heads import Pooler, summarize_examples
 from encoders.objectives.base import Metrics, UncorruptedObjective
-from encoders.objectives.masking import Batch
 from encoders.text.tokenization import VocabInfo
 
 
@@ -47,7 +47,7 @@ class EncoderOnlyModule(nn.Module):
 
     def encode_batch(self, batch: Batch) -> tuple[Float[Array, "b l d"], Float[Array, "b s d"] | None]:
         """The hidden states, and the pooled [CLS] of each example where there is a pooler."""
-        hidden = self.encoder(batch["tokens"], batch["example"], batch["segments"], batch["positions"])
+        hidden = self.encoder(batch)
         return hidden, self.pooler(
             summarize_examples(self.config, hidden, batch)
         ) if self.objective.has_pooler else None

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from encoders.data.batch import Batch
 from encoders.data.example_table import build_empty_table
 from encoders.data.labelled import EncodedExample, Example
 from encoders.data.row_files import Record, RowError, RowReader, has_lone_surrogate, read_records
@@ -21,7 +22,6 @@ from encoders.model.encoder import Encoder
 from encoders.model.heads import ClassificationHead, Pooler, summarize_examples
 from encoders.objectives.base import Metrics, SupervisedObjective, TaskModule
 from encoders.objectives.losses import cross_entropy
-from encoders.objectives.masking import Batch
 from encoders.tasks.scores import score_accuracy
 from encoders.tasks.text_tasks import truncate_pairs
 from encoders.text.tokenization import VocabInfo
@@ -124,7 +124,7 @@ class MultipleChoiceObjective(SupervisedObjective):
         return MultipleChoiceModule(config, self, vocab)
 
     def counts(self, batch: Batch) -> dict:
-        return {"label_loss": batch["valid"][:, 0].sum()}
+        return {"label_loss": batch.example_mask[:, 0].sum()}
 
     def score_outputs(
         self, outputs: dict[str, np.ndarray], example_table: np.ndarray, split: Split
@@ -152,12 +152,12 @@ class MultipleChoiceModule(TaskModule):
         self.choice = ClassificationHead(self.config, 1, objective.head_dropout, activation)
 
     def compute_logits(self, batch: Batch, train: bool = False) -> Float[Array, "b s"]:
-        hidden = self.encoder(batch["tokens"], batch["example"], batch["segments"], batch["positions"], train=train)
+        hidden = self.encoder(batch, train=train)
         vector = summarize_examples(self.config, hidden, batch)
         return self.choice(self.pooler(vector) if self.objective.head == "pooled" else vector, train)[..., 0]
 
     def compute_metrics(self, logits: Float[Array, "b s"], batch: Batch) -> Metrics:
-        valid, label = batch["valid"][:, 0].astype(jnp.float32), batch["label"][:, 0]
+        valid, label = batch.example_mask[:, 0].astype(jnp.float32), batch.labels["label"][:, 0]
         return {
             "label_loss": Mean((cross_entropy(logits, label) * valid).sum(), valid.sum()),
             "label_accuracy": Mean(((logits.argmax(-1) == label) * valid).sum(), valid.sum()),

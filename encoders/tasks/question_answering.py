@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from encoders.data.batch import Batch
 from encoders.data.store import Split
 from encoders.model.config import EncoderConfig
 from encoders.model.encoder import Encoder
@@ -27,7 +28,7 @@ from encoders.model.heads import gather_hidden_states, summarize_examples
 from encoders.model.layers import ACTIVATIONS, Dropout, make_dense, make_layer_norm
 from encoders.objectives.base import Metrics, SupervisedObjective, TaskModule
 from encoders.objectives.losses import cross_entropy
-from encoders.objectives.masking import Batch, make_membership_mask
+from encoders.objectives.masking import make_membership_mask
 from encoders.tasks.answers import QAPrediction, decode_predictions, score_questions, subtract_best_score
 from encoders.text.tokenization import VocabInfo
 from encoders.utils.metrics import Mean
@@ -42,7 +43,7 @@ class QAObjective(SupervisedObjective):
     best_metric: ClassVar[str] = "f1"
 
     def counts(self, batch: Batch) -> dict:
-        return {name: batch["valid"].sum() for name in self.loss_weights}
+        return {name: batch.example_mask.sum() for name in self.loss_weights}
 
     def decode_predictions(
         self, outputs: dict[str, np.ndarray], example_table: np.ndarray, split: Split
@@ -123,7 +124,7 @@ ANSWERABILITY_OBJECTIVES = {
 
 def build_context_mask(batch: Batch, vocab: VocabInfo) -> Bool[Array, "b s l"]:
     """Which tokens are text that may hold the answer to the n-th question of the row."""
-    return make_membership_mask(batch) & ((batch["segments"] == 1) & (batch["tokens"] != vocab.sep_id))[:, None]
+    return make_membership_mask(batch) & ((batch.token_type_ids == 1) & (batch.input_ids != vocab.sep_id))[:, None]
 
 
 def mask_logits(logits: Float[Array, "b *s l"], allowed: Bool[Array, "b s l"]) -> Float[Array, "b s l"]:
@@ -132,24 +133,24 @@ def mask_logits(logits: Float[Array, "b *s l"], allowed: Bool[Array, "b s l"]) -
 
 def answerable_loss(null_logits: Float[Array, "b s"], batch: Batch) -> Float[Array, "b s"]:
     """The binary cross-entropy of the logit that there is no answer."""
-    return jax.nn.softplus(null_logits) - null_logits * (1 - batch["answerable"])
+    return jax.nn.softplus(null_logits) - null_logits * (1 - batch.labels["answerable"])
 
 
 def compute_span_metrics(
     start_logits: Float[Array, "b s l"], end_logits: Float[Array, "b s l"], null_logits, batch: Batch
 ) -> Metrics:
     """Losses, and the share of examples whose first and last token are both right."""
-    valid = batch["valid"].astype(jnp.float32)
+    valid = batch.example_mask.astype(jnp.float32)
     count = valid.sum()
-    right = (start_logits.argmax(-1) == batch["first"]) & (end_logits.argmax(-1) == batch["last"])
+    right = (start_logits.argmax(-1) == batch.labels["first"]) & (end_logits.argmax(-1) == batch.labels["last"])
     metrics = {
-        "first_loss": Mean((cross_entropy(start_logits, batch["first"]) * valid).sum(), count),
-        "last_loss": Mean((cross_entropy(end_logits, batch["last"]) * valid).sum(), count),
+        "first_loss": Mean((cross_entropy(start_logits, batch.labels["first"]) * valid).sum(), count),
+        "last_loss": Mean((cross_entropy(end_logits, batch.labels["last"]) * valid).sum(), count),
         "span_accuracy": Mean((right * valid).sum(), count),
     }
     if null_logits is None:
         return metrics
-    said = (null_logits < 0) == (batch["answerable"] == 1)
+    said = (null_logits < 0) == (batch.labels["answerable"] == 1)
     return metrics | {
         "answerable_loss": Mean((answerable_loss(null_logits, batch) * valid).sum(), count),
         "answerable_accuracy": Mean((said * valid).sum(), count),
@@ -186,7 +187,7 @@ class SpanPredictionModule(TaskModule):
         self, batch: Batch, train: bool = False
     ) -> tuple[Float[Array, "b l 2"], Float[Array, "b s"] | None]:
         """For every token, how likely an answer starts and how likely it ends there; and that there is none."""
-        hidden = self.encoder(batch["tokens"], batch["example"], batch["segments"], batch["positions"], train=train)
+        hidden = self.encoder(batch, train=train)
         spans = self.spans(hidden).astype(jnp.float32)
         if not isinstance(self.objective, SpanWithClassifier):
             return spans, None
@@ -203,7 +204,7 @@ class SpanPredictionModule(TaskModule):
         count = min(N_BEST_SIZE, text.shape[-1])
         (starts, first), (ends, last) = (jax.lax.top_k(mask_logits(spans[..., i], text), count) for i in (0, 1))
         if null is None:
-            null = gather_hidden_states(spans, batch["start"]).sum(-1)
+            null = gather_hidden_states(spans, batch.cls_positions).sum(-1)
         pairs = jnp.broadcast_arrays(first[..., None], last[..., None, :], starts[..., None] + ends[..., None, :])
         return build_span_candidates(*pairs, null, text)
 
@@ -233,19 +234,19 @@ class ConditionedSpanModule(TaskModule):
 
     def compute_logits(self, batch: Batch, train: bool = False):
         """The hidden states, the logit of every start, and the one that there is no answer."""
-        hidden = self.encoder(batch["tokens"], batch["example"], batch["segments"], batch["positions"], train=train)
+        hidden = self.encoder(batch, train=train)
         starts = self.start(hidden)[..., 0].astype(jnp.float32)
         first = mask_logits(starts, self.build_answer_mask(batch))
         expected = jnp.einsum("bsl,bld->bsd", jax.nn.softmax(first).astype(hidden.dtype), hidden)
         both = jnp.concatenate([expected, summarize_examples(self.config, hidden, batch)], axis=-1)
         null = self.answerable(self.drop(self.apply_activation(self.answer(both)), train))[..., 0].astype(jnp.float32)
         if self.is_initializing():
-            self.compute_end_logits(hidden, batch["start"], batch)
+            self.compute_end_logits(hidden, batch.cls_positions, batch)
         return hidden, first, null
 
     def build_answer_mask(self, batch: Batch) -> Bool[Array, "b s l"]:
         """Where an answer may start and end: in the text, or at [CLS] for none."""
-        cls = jnp.arange(batch["tokens"].shape[1]) == batch["start"][..., None]
+        cls = jnp.arange(batch.input_ids.shape[1]) == batch.cls_positions[..., None]
         return build_context_mask(batch, self.vocab) | cls
 
     def compute_end_logits(
@@ -258,7 +259,7 @@ class ConditionedSpanModule(TaskModule):
 
     def compute_metrics(self, logits, batch: Batch) -> Metrics:
         hidden, first, null = logits
-        last = mask_logits(self.compute_end_logits(hidden, batch["first"], batch), self.build_answer_mask(batch))
+        last = mask_logits(self.compute_end_logits(hidden, batch.labels["first"], batch), self.build_answer_mask(batch))
         return compute_span_metrics(first, last, null, batch)
 
     def compute_outputs(self, logits, batch: Batch) -> dict[str, Array]:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from encoders.data.batch import Batch
 from encoders.data.example_table import build_empty_table
 from encoders.data.labelled import EncodedExample, Example
 from encoders.data.row_files import Record, RowError, RowReader, has_lone_surrogate, read_records
@@ -21,7 +22,6 @@ from encoders.model.encoder import Encoder
 from encoders.model.layers import Dropout, make_dense
 from encoders.objectives.base import Metrics, SupervisedObjective, TaskModule
 from encoders.objectives.losses import cross_entropy
-from encoders.objectives.masking import Batch
 from encoders.text.tokenization import VocabInfo
 from encoders.utils.metrics import Mean
 
@@ -143,7 +143,7 @@ class TokenClassification(SupervisedObjective):
         return TokenClassificationModule(config, self, vocab)
 
     def counts(self, batch: Batch) -> dict:
-        return {"tag_loss": (batch["tags"] >= 0).sum()}
+        return {"tag_loss": (batch.labels["tags"] >= 0).sum()}
 
     def score_outputs(
         self, outputs: dict[str, np.ndarray], example_table: np.ndarray, split: Split
@@ -192,11 +192,11 @@ class TokenClassificationModule(TaskModule):
         self.tags = make_dense(self.config, len(self.objective.labels))
 
     def compute_logits(self, batch: Batch, train: bool = False) -> Float[Array, "b l c"]:
-        hidden = self.encoder(batch["tokens"], batch["example"], batch["segments"], batch["positions"], train=train)
+        hidden = self.encoder(batch, train=train)
         return self.tags(self.drop(hidden, train)).astype(jnp.float32)
 
     def compute_metrics(self, logits: Float[Array, "b l c"], batch: Batch) -> Metrics:
-        tags = jnp.broadcast_to(batch["tags"], logits.shape[:2])
+        tags = jnp.broadcast_to(batch.labels["tags"], logits.shape[:2])
         real = (tags >= 0).astype(jnp.float32)
         wanted = jnp.maximum(tags, 0)
         return {

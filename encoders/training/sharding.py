@@ -133,10 +133,10 @@ def count_batch_shards(mesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def shard_batch(batch: dict[str, np.ndarray], mesh) -> dict[str, jax.Array]:
+def shard_batch(batch, mesh):
     """The global batch on the devices, from the rows that this process holds: those of `local_rows`."""
     sharding, parts = make_batch_sharding(mesh), count_batch_shards(mesh)
-    held = len(next(iter(batch.values())))
+    held = len(jax.tree.leaves(batch)[0])
     size = held // len(find_local_rows(mesh, parts)) * parts
     rows = find_local_rows(mesh, size)
 

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 from flax import struct
 
+from encoders.data.batch import Batch, build_single_example_batch
 from encoders.objectives.base import TaskModule
 from encoders.training.optimizer import Moments, OptimizerConfig
 from encoders.training.sharding import constrain_to_mesh, map_rows, unshard_fsdp
@@ -34,11 +35,10 @@ class TrainState(struct.PyTreeNode):
     )
 
 
-def make_blank_batch(seq_length: int, required_fields: Iterable[str] = ()) -> dict[str, np.ndarray]:
-    """A batch of one row of ones, for shapes; `labels` are its fields beyond those that every batch has."""
-    fields = {name: np.ones((1, seq_length), np.int32) for name in ("tokens", "example", "segments", "positions")}
-    fields |= {name: np.zeros((1, 1), np.int32) for name in ("start", "id", "epoch", "valid")}
-    return fields | {label: np.zeros((1, 1), np.int32) for label in required_fields}
+def make_blank_batch(seq_length: int, required_fields: Iterable[str] = ()) -> Batch:
+    """Return one row of the token 1 with labels of 0, to trace shapes with."""
+    labels = {name: np.zeros((1, 1), np.int32) for name in required_fields}
+    return build_single_example_batch(np.ones((1, seq_length), np.int32), labels=labels)
 
 
 def init_params(seed, module) -> dict:
@@ -69,12 +69,12 @@ def detect_spike(update_guard: dict, gradient_norm, skip_spikes_above: float | N
     return (made >= SPIKE_MIN_UPDATES) & (gradient_norm > skip_spikes_above * mean), {"norm": after, "made": made + 1}
 
 
-def split_micro_batches(batch: dict, num_micro_batches: int) -> dict:
+def split_micro_batches(batch: Batch, num_micro_batches: int) -> Batch:
     """`[b ...]` to `[count, b / count, ...]`; row i goes to part i mod count, so that no row changes its device."""
     return jax.tree.map(lambda x: x.reshape(-1, num_micro_batches, *x.shape[1:]).swapaxes(0, 1), batch)
 
 
-def compute_gradients(params: dict, batch: dict, seed, step, *, module, grad_accum_steps: int = 1):
+def compute_gradients(params: dict, batch: Batch, seed, step, *, module, grad_accum_steps: int = 1):
     """Loss and metrics of the update after `at` others, and the loss's gradient: `((loss, metrics), gradient)`.
 
     Each loss term is a sum over its count in the whole batch, so the micro-steps add up to one large step.
@@ -106,7 +106,7 @@ def compute_gradients(params: dict, batch: dict, seed, step, *, module, grad_acc
 @partial(jax.jit, static_argnames=("module", "optimizer", "total_steps", "grad_accum_steps"), donate_argnums=0)
 def train_step(
     state: TrainState,
-    batch: dict,
+    batch: Batch,
     seed,
     *,
     module,
@@ -132,14 +132,14 @@ def train_step(
     guard |= select_finite(calm, {name: state.update_guard[name] for name in calm})
     one = jnp.ones(())
     metrics = jax.tree.map(lambda x: jnp.where(good, x, 0), metrics | {"gradient_norm": Mean(norm, one)})
-    metrics |= {"skipped": Mean(bad, one), "tokens": Mean((batch["example"] > 0).sum(), one)}
+    metrics |= {"skipped": Mean(bad, one), "tokens": Mean(batch.num_tokens, one)}
     return constrain_to_mesh(
         TrainState(state.step + 1, select_finite(params, state.params), select_finite(moments, state.moments), guard)
     ), metrics
 
 
 @partial(jax.jit, static_argnames="module")
-def eval_step(params: dict, batch: dict, *, module) -> tuple[dict, dict]:
+def eval_step(params: dict, batch: Batch, *, module) -> tuple[dict, dict]:
     """Metrics of held-out rows, and of labelled ones what is said. No mask or sample depends on the run's seed."""
     batch = map_rows(lambda rows: module.objective.corrupt(rows, module.vocab, 0), batch)
     params = unshard_fsdp(params)

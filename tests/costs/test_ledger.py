@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from encoders.costs import ledger
+from encoders.data.batch import build_single_example_batch
 from encoders.data.formats import FullSentences
 from encoders.data.prepare import PretrainingData
 from encoders.data.stream import Phase
@@ -21,7 +22,6 @@ from encoders.objectives.replaced_tokens import ReplacedTokenDetection
 from encoders.objectives.restored_tokens import ReplaceMLM
 from encoders.text.tokenization import TokenizerSpec
 from encoders.training.optimizer import AdamW
-from encoders.training.step import make_blank_batch
 
 TINY = EncoderConfig(
     vocab_size=500, hidden_size=128, num_layers=2, num_heads=2, intermediate_size=512, embedding_size=64,
@@ -86,8 +86,8 @@ def test_attention_costs_the_square_of_each_example_and_not_of_the_row():
 )
 def test_the_flops_of_a_step_are_those_that_xla_counts(model, objective):
     module = objective.module(model, ledger.make_blank_vocab(model.vocab_size))
-    rows = {name: jnp.asarray(np.repeat(field, 2, axis=0)) for name, field in make_blank_batch(40).items()}
-    batch = jax.eval_shape(lambda: objective.corrupt(rows | {"tokens": rows["tokens"] + 9}, module.vocab, 0))
+    rows = jax.tree.map(lambda field: jnp.repeat(field, 2, axis=0), build_single_example_batch(np.full((1, 40), 10)))
+    batch = jax.eval_shape(lambda: objective.corrupt(rows, module.vocab, 0))
 
     def loss(params, batch):
         metrics = module.apply({"params": params}, batch, True)

@@ -1,5 +1,6 @@
 """Documents, phases and streams of made-up tokens."""
 
+import jax
 import numpy as np
 
 from encoders.data.formats import FullSentences, SegmentPairs
@@ -63,12 +64,25 @@ def opener(folder):
 
 
 def same(x, y):
-    return x.keys() == y.keys() and all(np.array_equal(x[name], y[name]) for name in x)
+    return jax.tree.structure(x) == jax.tree.structure(y) and all(
+        map(np.array_equal, jax.tree.leaves(x), jax.tree.leaves(y))
+    )
+
+
+def concatenate(batches):
+    """The rows of some batches as one batch."""
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *batches)
+
+
+def shapes_of(batch):
+    """The shape of each field of a batch, and of each label."""
+    fields = batch.get_arrays()
+    return {name: array.shape for name, array in (fields.pop("labels") | fields).items()}
 
 
 def names(batch):
     """(epoch, id) of each row."""
-    return list(zip(batch["epoch"][:, 0].tolist(), batch["id"][:, 0].tolist(), strict=True))
+    return list(zip(batch.pass_index[:, 0].tolist(), batch.example_index[:, 0].tolist(), strict=True))
 
 
 def counts(made, phase, epochs):

@@ -2,13 +2,15 @@
 
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 
 from encoders.data import stream
 from encoders.data.formats import FullSentences
 from encoders.data.stream import ExampleTables, Phase, assemble_rows, iter_eval_batches, permute_indices
-from tests.data.streams import FACTS, FULL, ONE, PAIRS, counts, names, opener, prose, same, share, split_of
+from tests.batches import TOKEN_FIELDS
+from tests.data.streams import FACTS, FULL, ONE, PAIRS, concatenate, counts, names, opener, prose, same, share, split_of
 
 
 @pytest.fixture
@@ -27,7 +29,7 @@ def test_held_out_batches_are_the_same_for_every_run(opened, tmp_path):
     first = list(iter_eval_batches(heldout, FACTS, phase, 4, 100, tmp_path))
     again = list(iter_eval_batches(heldout, FACTS, replace(phase, until_step=7), 4, 100, tmp_path / "elsewhere"))
     assert len(first) == len(again) > 2 and all(same(x, y) for x, y in zip(first, again, strict=True))
-    assert not np.concatenate([batch["epoch"] for batch in first]).any()
+    assert not np.concatenate([batch.pass_index for batch in first]).any()
 
 
 def test_held_out_batches_hold_every_example_once_and_end_with_rows_that_count_nowhere(tmp_path):
@@ -35,41 +37,45 @@ def test_held_out_batches_hold_every_example_once_and_end_with_rows_that_count_n
     table = ExampleTables(tmp_path, heldout, 0, 1).get_table(PAIRS, 16, 0)
     batch = len(table) - 3
     first, last = iter_eval_batches(heldout, FACTS, ONE[0], batch, 100, tmp_path)
-    assert first["valid"].all() and last["valid"][:, 0].tolist() == [1, 1, 1] + [0] * (batch - 3)
-    assert not last["example"][3:].any() and all(len(rows) == batch for rows in last.values())
-    ids = np.concatenate([first["id"][:, 0], last["id"][:3, 0]])
+    assert first.example_mask.all() and last.example_mask[:, 0].tolist() == [1, 1, 1] + [0] * (batch - 3)
+    assert not last.example_ids[3:].any() and all(len(rows) == batch for rows in jax.tree.leaves(last))
+    ids = np.concatenate([first.example_index[:, 0], last.example_index[:3, 0]])
     assert sorted(ids.tolist()) == list(range(len(table))) and ids.tolist() != sorted(ids.tolist())
     expected = assemble_rows(heldout, table[ids[:batch]], 16, FACTS, PAIRS)
-    assert all(np.array_equal(first[name], expected[name]) for name in expected)
+    assert same(expected, first.replace(example_index=0 * first.example_index))
 
 
 def test_held_out_batches_are_as_long_as_the_eighth_that_holds_their_rows(tmp_path):
     heldout, phase = prose(60, seed=1, name="heldout"), Phase(until_step=1, seq_length=44, batch_size=5, format=PAIRS)
     batches = list(iter_eval_batches(heldout, FACTS, phase, 5, 100, tmp_path))
-    sizes = [(batch["example"] > 0).sum(axis=1) for batch in batches]
+    sizes = [(batch.example_ids > 0).sum(axis=1) for batch in batches]
     longest = np.concatenate(sizes)
     assert (np.diff(longest) <= 0).all() and longest[0] == 44
     eighths = [6, 11, 17, 22, 28, 33, 39, 44]  # 44 n / 8, rounded up
-    lengths = [batch["tokens"].shape[1] for batch in batches]
+    lengths = [batch.input_ids.shape[1] for batch in batches]
     assert lengths == [min(n for n in eighths if n >= size[0]) for size in sizes]
     assert len(set(lengths)) > 4 and 1 - longest.sum() / (5 * sum(lengths)) < 0.12 < 0.3 < 1 - longest.mean() / 44
     table = ExampleTables(tmp_path, heldout, 0, 1).get_table(PAIRS, 44, 0)
     for batch, length in zip(batches, lengths, strict=True):
-        whole, real = assemble_rows(heldout, table[batch["id"][:, 0]], 44, FACTS, FULL), batch["valid"][:, 0] == 1
-        assert all(np.array_equal(whole[name][real, :length], batch[name][real]) for name in ("tokens", "segments"))
+        whole, real = (
+            assemble_rows(heldout, table[batch.example_index[:, 0]], 44, FACTS, FULL),
+            batch.example_mask[:, 0] == 1,
+        )
+        assert np.array_equal(whole.input_ids[real, :length], batch.input_ids[real])
+        assert np.array_equal(whole.token_type_ids[real, :length], batch.token_type_ids[real])
 
 
 def test_a_limit_leaves_the_same_held_out_examples_whatever_their_lengths(tmp_path):
     heldout = prose(60, seed=1, name="heldout")
     size = len(ExampleTables(tmp_path, heldout, 0, 1).get_table(PAIRS, 16, 0))
     batches = list(iter_eval_batches(heldout, FACTS, ONE[0], 4, 3, tmp_path))
-    chosen = sorted(id for batch in batches for id in batch["id"][:, 0].tolist())
+    chosen = sorted(id for batch in batches for id in batch.example_index[:, 0].tolist())
     assert chosen == sorted(permute_indices(np.arange(size), size, 0)[:12].tolist())
 
 
 def test_held_out_batches_stop_at_their_limit(tmp_path):
     batches = list(iter_eval_batches(prose(8, seed=1, name="heldout"), FACTS, ONE[0], 4, 2, tmp_path))
-    assert [batch["valid"].sum() for batch in batches] == [4, 4]
+    assert [batch.example_mask.sum() for batch in batches] == [4, 4]
 
 
 def test_too_little_held_out_text_is_named(tmp_path):
@@ -93,11 +99,13 @@ def chunks(monkeypatch):
 
 
 def longest(batch):
-    return int((batch["example"] > 0).sum(axis=1).max())
+    return int((batch.example_ids > 0).sum(axis=1).max())
 
 
 def padding(batches):
-    return 1 - sum((batch["example"] > 0).sum() for batch in batches) / sum(batch["example"].size for batch in batches)
+    return 1 - sum((batch.example_ids > 0).sum() for batch in batches) / sum(
+        batch.example_ids.size for batch in batches
+    )
 
 
 def test_rows_of_like_length_are_all_seen_once_an_epoch(opened, chunks):
@@ -123,7 +131,7 @@ def test_rows_of_like_length_are_those_that_the_same_steps_would_read(opened, ch
 def test_a_batch_is_as_long_as_the_quarter_that_holds_its_longest_row(opened):
     rows = split_of([[[5] * (size - 2)] for size in range(3, 21)] * 3)  # of every size from 3 to 20
     batches = list(opened(ALIKE, split=rows).iter_batches(0, 40))
-    lengths = [batch["tokens"].shape[1] for batch in batches]
+    lengths = [batch.input_ids.shape[1] for batch in batches]
     assert lengths == [min(n for n in (5, 10, 15, 20) if n >= longest(batch)) for batch in batches]
     assert set(lengths) == {5, 10, 15, 20}
     together = lengths[7:]  # the second phase is one chunk, whose batches are shuffled
@@ -151,10 +159,8 @@ def test_two_processes_share_a_batch_at_one_length(opened, chunks):
     shorter = 0
     for step in range(12):
         parts = [each.build_batch(step) for each in shares]
-        assert len({part["tokens"].shape for part in parts}) == 1
-        assert same(
-            {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, alone.build_batch(step)
-        )
+        assert len({part.input_ids.shape for part in parts}) == 1
+        assert same(concatenate(parts), alone.build_batch(step))
         shorter += len({stream.round_up_to_bucket(longest(part), 20, 4) for part in parts}) > 1
     assert shorter  # one share alone would have been shorter
 
@@ -164,14 +170,15 @@ def test_a_row_holds_the_same_in_a_batch_of_like_length(opened):
     rows, found = {}, {}
     for held, made in ((rows, opened((phase,))), (found, opened((replace(phase, num_length_buckets=4),)))):
         for batch in made.iter_batches(0, 30):
-            held |= {name: {field: batch[field][n] for field in batch} for n, name in enumerate(names(batch))}
+            held |= {name: jax.tree.map(lambda x, n=n: x[n], batch) for n, name in enumerate(names(batch))}
     assert found.keys() == rows.keys() and {epoch for epoch, _ in found} > {0, 1}
     for name, row in found.items():
-        length, size = len(row["tokens"]), (row["example"] > 0).sum()
-        for field in ("tokens", "example", "segments", "positions"):
-            assert np.array_equal(row[field], rows[name][field][:length])
-        assert (rows[name]["example"] > 0).sum() == size
-        assert all(np.array_equal(row[field], rows[name][field]) for field in ("sentence_order", "start", "valid"))
+        length, size = len(row.input_ids), (row.example_ids > 0).sum()
+        for field in TOKEN_FIELDS:
+            assert np.array_equal(getattr(row, field), getattr(rows[name], field)[:length])
+        assert (rows[name].example_ids > 0).sum() == size
+        assert row.labels["sentence_order"] == rows[name].labels["sentence_order"]
+        assert row.cls_positions == rows[name].cls_positions and row.example_mask == rows[name].example_mask
 
 
 def test_rows_of_like_length_leave_less_padding(opened):

@@ -72,7 +72,7 @@ def test_a_stream_of_a_mixture_is_that_of_its_tables(store, tmp_path):
     phase = Phase(40, 32, 4, PackedFormat(MixedFormat(SegmentPairs("swapped"), (0.5, 0, 1)), max_examples_per_row=2))
     stream = BatchStream(store.train_split, store.vocab, (phase,), 0, 10, tmp_path)
     assert phase.format.varies_by_pass
-    tokens = np.concatenate([stream.build_batch(step)["tokens"].ravel() for step in range(40)])
+    tokens = np.concatenate([stream.build_batch(step).input_ids.ravel() for step in range(40)])
     skipped = store.train_split.corpus_ranges[1]
     edges = np.asarray(store.train_split.sentence_offsets)[np.asarray(store.train_split.document_offsets)]
     only = set(np.asarray(store.train_split.tokens[edges[skipped.start] : edges[skipped.stop]]).tolist())
@@ -98,7 +98,7 @@ def test_what_is_held_out_is_read_whole(store, tmp_path):
     plain = Phase(9, 32, 4, PackedFormat(FullSentences(within_document=True), max_examples_per_row=3))
     batches = [list(iter_eval_batches(store.eval_split, store.vocab, each, 4, 99, tmp_path)) for each in (phase, plain)]
     assert len(batches[0]) == len(batches[1]) > 0
-    assert all(np.array_equal(a["tokens"], b["tokens"]) for a, b in zip(*batches, strict=True))
+    assert all(np.array_equal(a.input_ids, b.input_ids) for a, b in zip(*batches, strict=True))
 
 
 def test_a_store_that_does_not_tell_its_corpora_apart_says_what_to_do(store):

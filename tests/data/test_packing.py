@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from encoders.data.batch import Batch
 from encoders.data.example_table import count_row_tokens
 from encoders.data.formats import ElectraPairs, FullSentences, SegmentPairs
 from encoders.data.packing import PackedFormat, pack_examples
-from encoders.data.stream import BatchStream, NumpyBatch, Phase, iter_eval_batches
+from encoders.data.stream import BatchStream, Phase, iter_eval_batches
 from encoders.model.config import EncoderConfig
 from encoders.model.encoder import Encoder
 from encoders.objectives.masked_lm import MaskedLM
@@ -21,7 +22,8 @@ from encoders.text.tokenization import VocabInfo
 from encoders.training import step
 from encoders.utils.overrides import apply_changes
 from encoders.utils.serialization import fingerprint_content, from_json_value, to_json_value
-from tests.data.streams import prose, same, split_of
+from tests.batches import EXAMPLE_FIELDS, TOKEN_FIELDS
+from tests.data.streams import concatenate, prose, same, shapes_of, split_of
 
 QUICK = {"xla_backend_optimization_level": 0}  # compiles in a third of the time
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}  # float32 sums in another order
@@ -37,7 +39,6 @@ MODEL = EncoderConfig(
 PROSE = prose(14)
 NEXT, ORDER = (SegmentPairs(second, short_seq_prob=0.6) for second in ("random", "swapped"))
 WORDS = Masking(mask_rate=0.3, unit="word", max_ngram=3)
-OF_TOKENS = ("tokens", "example", "segments", "positions")  # the fields of a batch that are [b l]
 
 
 def stream_of(form, folder, batch=7, copies=None, split=PROSE):
@@ -46,17 +47,19 @@ def stream_of(form, folder, batch=7, copies=None, split=PROSE):
     )
 
 
-def unpacked(batch: NumpyBatch, pad: int = 0) -> NumpyBatch:
+def unpacked(batch: Batch, pad: int = 0) -> Batch:
     """The examples of a packed batch, one a row, with the fields they had; `pad` is the token of padding."""
-    length = batch["tokens"].shape[1]
-    row, slot = np.nonzero(batch["valid"])
-    at = batch["start"][row, slot][:, None] + np.arange(length)
+    length = batch.input_ids.shape[1]
+    row, slot = np.nonzero(batch.example_mask)
+    at = batch.cls_positions[row, slot][:, None] + np.arange(length)
     where = (row[:, None], np.minimum(at, length - 1))
-    mine = (at < length) & (batch["example"][where] == slot[:, None] + 1)
-    alone = {name: field[row, slot][:, None] for name, field in batch.items() if name not in OF_TOKENS}
-    alone |= {name: np.where(mine, batch[name][where], 0) for name in ("segments", "positions")}
-    tokens = np.where(mine, batch["tokens"][where], np.int32(pad))
-    return alone | {"tokens": tokens, "example": mine.astype(np.int32), "start": np.zeros_like(alone["start"])}
+    mine = (at < length) & (batch.example_ids[where] == slot[:, None] + 1)
+    alone = {name: np.where(mine, getattr(batch, name)[where], np.int32(0)) for name in TOKEN_FIELDS}
+    alone["example_ids"] = mine.astype(np.int32)
+    alone["input_ids"] = np.where(mine, alone["input_ids"], np.int32(pad))
+    alone |= {name: getattr(batch, name)[row, slot][:, None] for name in EXAMPLE_FIELDS}
+    alone["cls_positions"] = np.zeros_like(alone["cls_positions"])
+    return Batch(**alone, labels={name: label[row, slot][:, None] for name, label in batch.labels.items()})
 
 
 # Rows
@@ -114,27 +117,27 @@ def test_rows_of_512_tokens_are_nearly_full():
 
 def test_packed_batches_have_the_fields_of_others(tmp_path):
     batch = stream_of(PackedFormat(ORDER, MOST), tmp_path).build_batch(0)
-    assert {name: rows.shape for name, rows in batch.items()} == {
-        **dict.fromkeys(OF_TOKENS, (7, LENGTH)),
-        **dict.fromkeys(["start", "valid", "id", "epoch", "sentence_order"], (7, MOST)),
+    assert shapes_of(batch) == {
+        **dict.fromkeys(TOKEN_FIELDS, (7, LENGTH)),
+        **dict.fromkeys([*EXAMPLE_FIELDS, "sentence_order"], (7, MOST)),
     }
-    assert all(rows.dtype == np.int32 for rows in batch.values())
-    assert batch["valid"].sum() > 7 and len(np.unique(batch["id"])) == 7 * MOST
+    assert all(rows.dtype == np.int32 for rows in jax.tree.leaves(batch))
+    assert batch.example_mask.sum() > 7 and len(np.unique(batch.example_index)) == 7 * MOST
 
 
 def test_a_packed_row_by_hand(tmp_path):
     batch = stream_of(PackedFormat(ORDER, MOST), tmp_path).build_batch(0)
     for b in range(7):
-        starts = batch["start"][b][batch["valid"][b] == 1].tolist()
-        ends = [*starts[1:], (batch["example"][b] > 0).sum()]
+        starts = batch.cls_positions[b][batch.example_mask[b] == 1].tolist()
+        ends = [*starts[1:], (batch.example_ids[b] > 0).sum()]
         for n, (start, end) in enumerate(zip(starts, ends, strict=True), 1):
-            one = {name: batch[name][b, start:end] for name in OF_TOKENS}
-            assert (one["example"] == n).all() and one["positions"].tolist() == list(range(end - start))
-            seps = np.flatnonzero(one["tokens"] == SEP)
-            assert one["tokens"][0] == CLS and len(seps) == 2 and seps[1] == end - start - 1
-            assert one["segments"].tolist() == [0] * (seps[0] + 1) + [1] * (seps[1] - seps[0])
-        assert (batch["tokens"][b, ends[-1] :] == PAD).all()
-        assert not any(batch[name][b, ends[-1] :].any() for name in OF_TOKENS[1:])
+            tokens, example, segments, positions = (getattr(batch, name)[b, start:end] for name in TOKEN_FIELDS)
+            assert (example == n).all() and positions.tolist() == list(range(end - start))
+            seps = np.flatnonzero(tokens == SEP)
+            assert tokens[0] == CLS and len(seps) == 2 and seps[1] == end - start - 1
+            assert segments.tolist() == [0] * (seps[0] + 1) + [1] * (seps[1] - seps[0])
+        assert (batch.input_ids[b, ends[-1] :] == PAD).all()
+        assert not any(getattr(batch, name)[b, ends[-1] :].any() for name in TOKEN_FIELDS[1:])
 
 
 @pytest.mark.parametrize("form", [ORDER, FullSentences(within_document=True)])
@@ -145,11 +148,11 @@ def test_every_example_is_read_once_a_pass(form, tmp_path):
         (phase,) = made.phases
         size = len(made.tables.get_table(phase.format, LENGTH, 0))
         batches = [unpacked(made.build_batch(at), PAD) for at in range(size // 7 + 1)]
-        rows = {name: np.concatenate([b[name] for b in batches]) for name in batches[0]}
-        first = rows["epoch"][:, 0] == 0
-        ids = rows["id"][first, 0]
+        rows = concatenate(batches)
+        first = rows.pass_index[:, 0] == 0
+        ids = rows.example_index[first, 0]
         assert len(set(ids.tolist())) == len(ids)
-        seen.append(sorted(map(tuple, rows["tokens"][first].tolist())))
+        seen.append(sorted(map(tuple, rows.input_ids[first].tolist())))
     assert seen[0] == seen[1]
 
 
@@ -165,16 +168,15 @@ def test_packed_batches_depend_on_their_step_alone_and_are_shared_by_processes(t
     halves = [BatchStream(PROSE, FACTS, alone.phases, 0, None, tmp_path / "other", share(n)) for n in (0, 1)]
     for at in (9, 0, 4):
         parts = [half.build_batch(at) for half in halves]
-        together = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        assert same(together, alone.build_batch(at))
+        assert same(concatenate(parts), alone.build_batch(at))
 
 
 def test_held_out_rows_that_are_packed_hold_every_example_once(tmp_path):
     form = PackedFormat(ORDER, MOST)
     examples = count_row_tokens(ORDER.build_example_table(PROSE, range(PROSE.num_documents), LENGTH, 0, 0))
     batches = list(iter_eval_batches(PROSE, FACTS, Phase(1, LENGTH, 4, form), 4, 1000, tmp_path))
-    assert sum(batch["valid"].sum() for batch in batches) == len(examples)
-    assert sum((batch["example"] > 0).sum() for batch in batches) == examples.sum()
+    assert sum(batch.example_mask.sum() for batch in batches) == len(examples)
+    assert sum((batch.example_ids > 0).sum() for batch in batches) == examples.sum()
 
 
 # What a model makes of them
@@ -207,9 +209,10 @@ def sums(params, batch, *, objective):
 def test_examples_give_the_same_sums_packed_and_one_a_row(form, objective, tmp_path):
     batch = stream_of(PackedFormat(form, MOST), tmp_path, batch=5).build_batch(2)
     if "label" in objective.required_fields:
-        batch["label"] = np.random.default_rng(0).integers(0, 3, batch["id"].shape).astype(np.int32) * batch["valid"]
+        labels = np.random.default_rng(0).integers(0, 3, batch.example_index.shape, np.int32) * batch.example_mask
+        batch = batch.replace(labels={"label": labels})
     alone = unpacked(batch, PAD)
-    assert len(alone["tokens"]) > 5
+    assert len(alone.input_ids) > 5
     packed, apart = (sums(parameters(objective), rows, objective=objective) for rows in (batch, alone))
     assert set(packed[0]) >= set(objective.loss_weights)
     jax.tree.map(partial(np.testing.assert_allclose, **CLOSE), packed, apart)
@@ -218,9 +221,9 @@ def test_examples_give_the_same_sums_packed_and_one_a_row(form, objective, tmp_p
 def test_held_out_rows_cut_short_give_the_same_sums_as_long_ones(tmp_path):
     objective, phase = MaskedLM(WORDS, SentenceOrderPrediction()), Phase(1, LENGTH, 9, ORDER)
     short = list(iter_eval_batches(PROSE, FACTS, phase, 9, 100, tmp_path))[2]
-    missing = LENGTH - short["tokens"].shape[1]
+    missing = LENGTH - short.input_ids.shape[1]
     assert missing > 0
-    long = short | {name: np.pad(short[name], ((0, 0), (0, missing))) for name in OF_TOKENS}
+    long = short.replace(**{name: np.pad(getattr(short, name), ((0, 0), (0, missing))) for name in TOKEN_FIELDS})
     cut, whole = (sums(parameters(objective), rows, objective=objective) for rows in (short, long))
     jax.tree.map(partial(np.testing.assert_allclose, **CLOSE), cut, whole)
 
@@ -229,15 +232,15 @@ def test_no_token_reaches_the_other_examples_of_its_row(tmp_path):
     batch = stream_of(PackedFormat(ORDER, MOST), tmp_path, batch=5).build_batch(0)
     encoder = Encoder(MODEL)
     run = jax.jit(encoder.apply, compiler_options=QUICK)
-    shapes = jax.eval_shape(encoder.init, jax.random.key(0), *(batch[name] for name in OF_TOKENS))
+    shapes = jax.eval_shape(encoder.init, jax.random.key(0), batch)
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: rng.normal(0.1, 0.3, leaf.shape).astype(np.float32), shapes)
-    before = run(params, *(batch[name] for name in OF_TOKENS))
+    before = run(params, batch)
     for number in (1, 2):
-        theirs = batch["example"] == number
-        other = np.where(theirs, 5 + (batch["tokens"] + 7) % 90, batch["tokens"]).astype(np.int32)
-        after = run(params, other, *(batch[name] for name in OF_TOKENS[1:]))
-        others = (batch["example"] > 0) & ~theirs
+        theirs = batch.example_ids == number
+        other = np.where(theirs, 5 + (batch.input_ids + 7) % 90, batch.input_ids).astype(np.int32)
+        after = run(params, batch.replace(input_ids=other))
+        others = (batch.example_ids > 0) & ~theirs
         np.testing.assert_allclose(after[others], before[others], rtol=0, atol=1e-6)
         assert theirs.sum() > 5 and (np.abs(after - before).max(-1)[theirs] > 1e-3).mean() > 0.9
 

@@ -25,6 +25,7 @@ import jax
 import numpy as np
 import pytest
 
+from encoders.data.batch import Batch, build_single_example_batch
 from encoders.data.example_table import count_row_tokens
 from encoders.data.formats import ElectraPairs, FullSentences, SegmentPairs
 from encoders.data.packing import pack_examples
@@ -136,15 +137,10 @@ def test_as_many_documents_are_cut_short_as_in_the_released_code_and_by_as_much(
 # Masks
 
 
-def batch(rows: list[list[int]], length: int, epoch: int) -> dict[str, np.ndarray]:
+def batch(rows: list[list[int]], length: int, epoch: int) -> Batch:
     tokens = np.array([row + [PAD] * (length - len(row)) for row in rows], np.int32)
-    return {
-        "tokens": tokens,
-        "example": (tokens != PAD).astype(np.int32),
-        "positions": np.tile(np.arange(length, dtype=np.int32), (len(rows), 1)),
-        "id": np.arange(len(rows), dtype=np.int32)[:, None],
-        "epoch": np.full((len(rows), 1), epoch, np.int32),
-    }
+    batch = build_single_example_batch(tokens, lengths=np.array([len(row) for row in rows]))
+    return batch.replace(pass_index=batch.pass_index + np.int32(epoch))
 
 
 def what_is_shown(row: list[int], shown: list[int], chosen: list[int]) -> list[int]:
@@ -167,9 +163,12 @@ def test_masks_are_as_many_and_show_what_they_show_in_the_released_code(unit):
     ours, theirs = [], []
     for epoch in range(passes):
         after = jax.tree.map(np.asarray, run(masking, batch(rows, length, epoch), facts, 0))
-        slots = [where[weights > 0].tolist() for where, weights in zip(after["picked"], after["weights"], strict=True)]
+        slots = [
+            where[weights > 0].tolist()
+            for where, weights in zip(after.masked_positions, after.masked_weights, strict=True)
+        ]
         again = [released.masked_lm_predictions(row, rng, **known) for row in rows]
-        ours.append([what_is_shown(*each) for each in zip(rows, after["tokens"].tolist(), slots, strict=True)])
+        ours.append([what_is_shown(*each) for each in zip(rows, after.input_ids.tolist(), slots, strict=True)])
         theirs.append([what_is_shown(row, *each) for row, each in zip(rows, again, strict=True)])
     ours, theirs = np.array(ours), np.array(theirs)  # [passes, rows, 4]
     if unit == "token":

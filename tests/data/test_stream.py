@@ -2,6 +2,7 @@ import math
 import threading
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 
@@ -9,6 +10,7 @@ from encoders.data import stream
 from encoders.data.example_table import build_empty_table, rows_to_table
 from encoders.data.formats import ElectraPairs, SegmentPairs
 from encoders.data.stream import ExampleTables, Phase, assemble_rows
+from tests.batches import EXAMPLE_FIELDS, TOKEN_FIELDS
 from tests.data.streams import (
     CLS,
     FACTS,
@@ -19,11 +21,13 @@ from tests.data.streams import (
     PROSE,
     SEP,
     TWO,
+    concatenate,
     counts,
     names,
     opener,
     prose,
     same,
+    shapes_of,
     share,
     split_of,
 )  # fmt: skip
@@ -41,17 +45,17 @@ def test_a_row_by_hand():
     split = split_of([[[11, 12], [13], [14, 15, 16]], [[21, 22]]])  # tokens 11 12 13 14 15 16 SEP 21 22 SEP
     table = rows_to_table([(0, 2, 2, 5, 1, 0), (7, 8, 2, 3, 0, 1), (4, 9, 0, 0, 0, 0)])
     rows = assemble_rows(split, table, 8, FACTS, SegmentPairs("random"))
-    assert rows["tokens"].tolist() == [
+    assert rows.input_ids.tolist() == [
         [CLS, 11, 12, SEP, 13, 14, 15, SEP],
         [CLS, 21, SEP, 13, SEP, PAD, PAD, PAD],
         [CLS, 15, 16, SEP, 21, 22, SEP, PAD],  # one segment over two documents, the separator between them its own
     ]
-    assert rows["segments"].tolist() == [[0, 0, 0, 0, 1, 1, 1, 1], [0, 0, 0, 1, 1, 0, 0, 0], [0] * 8]
-    assert rows["example"].tolist() == [[1] * 8, [1] * 5 + [0] * 3, [1] * 7 + [0]]
-    assert rows["positions"].tolist() == [[0, 1, 2, 3, 4, 5, 6, 7], [0, 1, 2, 3, 4, 0, 0, 0], [0, 1, 2, 3, 4, 5, 6, 0]]
-    assert rows["next_sentence"].tolist() == [[1], [0], [0]]
-    assert rows["start"].tolist() == [[0]] * 3 and rows["valid"].tolist() == [[1]] * 3
-    assert all(field.dtype == np.int32 for field in rows.values())
+    assert rows.token_type_ids.tolist() == [[0, 0, 0, 0, 1, 1, 1, 1], [0, 0, 0, 1, 1, 0, 0, 0], [0] * 8]
+    assert rows.example_ids.tolist() == [[1] * 8, [1] * 5 + [0] * 3, [1] * 7 + [0]]
+    assert rows.position_ids.tolist() == [[0, 1, 2, 3, 4, 5, 6, 7], [0, 1, 2, 3, 4, 0, 0, 0], [0, 1, 2, 3, 4, 5, 6, 0]]
+    assert rows.labels["next_sentence"].tolist() == [[1], [0], [0]]
+    assert rows.cls_positions.tolist() == [[0]] * 3 and rows.example_mask.tolist() == [[1]] * 3
+    assert all(field.dtype == np.int32 for field in jax.tree.leaves(rows))
 
 
 def test_a_row_of_two_examples_by_hand():
@@ -59,35 +63,38 @@ def test_a_row_of_two_examples_by_hand():
     table = build_empty_table(2, 3)
     table[0, :2], table[1, 0] = [(7, 9, 2, 3, 1, 1), (4, 6, 0, 0, 0, 0)], (0, 6, 0, 0, 1, 0)
     rows = assemble_rows(split, table, 12, FACTS, SegmentPairs("random"))
-    assert rows["tokens"].tolist() == [
+    assert rows.input_ids.tolist() == [
         [CLS, 21, 22, SEP, 13, SEP, CLS, 15, 16, SEP, PAD, PAD],
         [CLS, 11, 12, 13, 14, 15, 16, SEP, PAD, PAD, PAD, PAD],
     ]
-    assert rows["example"].tolist() == [[1] * 6 + [2] * 4 + [0] * 2, [1] * 8 + [0] * 4]
-    assert rows["segments"].tolist() == [[0] * 4 + [1] * 2 + [0] * 6, [0] * 12]
-    assert rows["positions"].tolist() == [[0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 0, 0], [0, 1, 2, 3, 4, 5, 6, 7, 0, 0, 0, 0]]
-    assert rows["start"].tolist() == [[0, 6, 0], [0, 0, 0]] and rows["valid"].tolist() == [[1, 1, 0], [1, 0, 0]]
-    assert rows["next_sentence"].tolist() == [[1, 0, 0], [1, 0, 0]]
+    assert rows.example_ids.tolist() == [[1] * 6 + [2] * 4 + [0] * 2, [1] * 8 + [0] * 4]
+    assert rows.token_type_ids.tolist() == [[0] * 4 + [1] * 2 + [0] * 6, [0] * 12]
+    assert rows.position_ids.tolist() == [[0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 0, 0], [0, 1, 2, 3, 4, 5, 6, 7, 0, 0, 0, 0]]
+    assert rows.cls_positions.tolist() == [[0, 6, 0], [0, 0, 0]] and rows.example_mask.tolist() == [
+        [1, 1, 0],
+        [1, 0, 0],
+    ]
+    assert rows.labels["next_sentence"].tolist() == [[1, 0, 0], [1, 0, 0]]
 
 
 def test_a_format_without_a_label_makes_no_label():
     rows = assemble_rows(PROSE, FULL.build_example_table(PROSE, range(3), 16, 0, 0), 16, FACTS, FULL)
-    assert set(rows) == {"tokens", "example", "segments", "positions", "start", "valid"}
+    assert rows.labels == {}
 
 
 def test_a_batch_has_the_fields_that_models_and_objectives_read(opened):
     batch = opened().build_batch(0)
-    assert {name: rows.shape for name, rows in batch.items()} == {
-        **dict.fromkeys(["tokens", "example", "segments", "positions"], (6, 16)),
-        **dict.fromkeys(["start", "valid", "id", "epoch", "sentence_order"], (6, 1)),
+    assert shapes_of(batch) == {
+        **dict.fromkeys(TOKEN_FIELDS, (6, 16)),
+        **dict.fromkeys([*EXAMPLE_FIELDS, "sentence_order"], (6, 1)),
     }
-    assert all(rows.dtype == np.int32 for rows in batch.values())
+    assert all(rows.dtype == np.int32 for rows in jax.tree.leaves(batch))
 
 
 def test_a_large_vocabulary_keeps_its_ids():
     split = replace(PROSE, tokens=np.full(len(PROSE.tokens), 70_000, np.uint32))
     facts = replace(FACTS, vocab_size=70_001)
-    assert assemble_rows(split, rows_to_table([(0, 2, 0, 0, 0, 0)]), 8, facts, FULL)["tokens"][0, 1] == 70_000
+    assert assemble_rows(split, rows_to_table([(0, 2, 0, 0, 0, 0)]), 8, facts, FULL).input_ids[0, 1] == 70_000
 
 
 # A pure function of (seed, step)
@@ -150,12 +157,13 @@ def test_a_batch_over_two_epochs_names_both(opened):
     size = counts(made, ONE[0], 1)[0]
     assert size % 6  # so that one batch straddles
     batch = made.build_batch(size // 6)
-    assert batch["epoch"][:, 0].tolist() == [0] * (size % 6) + [1] * (6 - size % 6)
+    assert batch.pass_index[:, 0].tolist() == [0] * (size % 6) + [1] * (6 - size % 6)
     for epoch in (0, 1):
-        which = batch["epoch"][:, 0] == epoch
-        table = made.tables.get_table(PAIRS, 16, epoch)[batch["id"][which, 0]]
+        which = batch.pass_index[:, 0] == epoch
+        table = made.tables.get_table(PAIRS, 16, epoch)[batch.example_index[which, 0]]
         rows = assemble_rows(PROSE, table, 16, FACTS, PAIRS)
-        assert all(np.array_equal(rows[name], batch[name][which]) for name in rows)
+        assert all(np.array_equal(getattr(rows, name), getattr(batch, name)[which]) for name in TOKEN_FIELDS)
+    assert np.array_equal(rows.labels["sentence_order"], batch.labels["sentence_order"][which])
 
 
 def test_a_batch_may_hold_many_epochs_of_a_small_corpus(opened):
@@ -182,7 +190,7 @@ def test_with_one_copy_every_epoch_has_the_same_examples_in_another_order(opened
     rows = {}
     for step in range(math.ceil(3 * size / 6)):
         batch = made.build_batch(step)
-        for name, tokens, label in zip(names(batch), batch["tokens"], batch["sentence_order"], strict=True):
+        for name, tokens, label in zip(names(batch), batch.input_ids, batch.labels["sentence_order"], strict=True):
             rows[name] = (*tokens.tolist(), *label.tolist())
     assert all(rows[0, id] == rows[1, id] == rows[2, id] for id in range(size))
 
@@ -264,14 +272,14 @@ def test_the_rows_of_all_processes_are_the_rows_of_one(opened, processes):
     shares = [opened(phases, copies=1, select_local_rows=share(n, processes)) for n in range(processes)]
     for step in range(10):
         parts = [each.build_batch(step) for each in shares]
-        together = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        together = concatenate(parts)
         assert same(together, alone.build_batch(step))
 
 
 def test_a_process_may_hold_any_rows_of_a_batch(opened):
     some, whole = opened(select_local_rows=lambda batch: np.array([0, 3, 4])), opened()
     for step in range(4):
-        assert same(some.build_batch(step), {name: rows[[0, 3, 4]] for name, rows in whole.build_batch(step).items()})
+        assert same(some.build_batch(step), jax.tree.map(lambda rows: rows[[0, 3, 4]], whole.build_batch(step)))
 
 
 # Phases
@@ -280,7 +288,7 @@ def test_a_process_may_hold_any_rows_of_a_batch(opened):
 def test_a_step_falls_in_the_phase_that_has_not_ended(opened):
     made = opened(TWO)
     assert [made.find_phase(step) for step in (0, 4, 5, 7, 8, 19)] == [TWO[n] for n in (0, 0, 1, 1, 2, 2)]
-    assert [made.build_batch(step)["tokens"].shape for step in (4, 5, 8)] == [(6, 16), (4, 24), (2, 16)]
+    assert [made.build_batch(step).input_ids.shape for step in (4, 5, 8)] == [(6, 16), (4, 24), (2, 16)]
 
 
 def test_examples_are_counted_on_where_format_and_length_come_again(opened):

@@ -2,27 +2,29 @@
 
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 
+from encoders.data.batch import build_single_example_batch
+from encoders.objectives.masking import MaskedBatch
 from encoders.objectives.replaced_tokens import ReplacedTokenDetection
 from encoders.run.run import Run
 
 
-def batch_of(inputs: dict[str, np.ndarray]) -> dict:
+def batch_of(inputs: dict[str, np.ndarray]) -> MaskedBatch:
     """A batch in which every position is picked."""
-    ids = jnp.asarray(inputs["ids"], jnp.int32)
-    at = jnp.broadcast_to(jnp.arange(ids.shape[1], dtype=jnp.int32), ids.shape)
-    rest = {"example": jnp.asarray(inputs["mask"], jnp.int32), "segments": jnp.asarray(inputs["types"], jnp.int32)}
-    return {"tokens": ids, "positions": at, "picked": at, "start": jnp.zeros((len(ids), 1), jnp.int32)} | rest
+    batch = build_single_example_batch(inputs["ids"], inputs["types"])
+    at, ids = batch.position_ids, batch.input_ids
+    batch = batch.replace(example_ids=inputs["mask"])
+    return MaskedBatch(
+        **batch.get_arrays(), clean_ids=ids, masked_positions=at, masked_labels=ids, masked_weights=np.ones(ids.shape)
+    )
 
 
-def everything(module, batch: dict) -> dict:
+def everything(module, batch: MaskedBatch) -> dict:
     """Hidden states, and what each head of a bound module says."""
     lone = isinstance(module.objective, ReplacedTokenDetection)
     encoder = module.discriminator if lone else module.encoder
-    rest = (batch["example"], batch["segments"], batch["positions"])
-    out = {"hidden": encoder(batch["tokens"], *rest, output_hidden_states=True)}
+    out = {"hidden": encoder(batch, output_hidden_states=True)}
     first = out["hidden"][-1][:, :1]
     if lone:
         out["replaced"] = module.compute_replaced_logits(batch)

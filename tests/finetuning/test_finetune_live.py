@@ -73,8 +73,8 @@ def test_losses_of_fine_tuning_are_those_of_torch(family, tmp_path):
     adam = torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.999), eps=1e-6)
     for index in range(STEPS):
         batch = stream.build_batch(index)
-        ids, mask = torch.tensor(batch["tokens"]).long(), torch.tensor(batch["example"] > 0).long()
-        inputs = {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor(batch["label"][:, 0]).long()}
+        ids, mask = torch.tensor(batch.input_ids).long(), torch.tensor(batch.example_ids > 0).long()
+        inputs = {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor(batch.labels["label"][:, 0]).long()}
         loss = theirs(**inputs).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)

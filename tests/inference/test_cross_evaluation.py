@@ -75,7 +75,7 @@ def test_the_regression_finds_a_label_that_stands_in_the_vectors(runs, monkeypat
     rng = np.random.default_rng(0)
 
     def told(run, params, batches, task):
-        labels = np.concatenate([batch[task.label_field][batch["valid"] == 1] for batch in batches])
+        labels = np.concatenate([batch.labels[task.label_field][batch.example_mask == 1] for batch in batches])
         return np.stack([labels + 0.01 * rng.normal(size=len(labels)), rng.normal(size=len(labels))], 1), labels
 
     monkeypatch.setattr(cross_evaluation, "collect_cls_vectors", told)

@@ -10,6 +10,7 @@ import pytest
 
 import encoders
 import launch
+from encoders.data.batch import build_single_example_batch
 from encoders.experiment import RunSpec
 from encoders.families import bert, electra, roberta
 from encoders.inference import predictor
@@ -67,12 +68,9 @@ def features(run):
 def alone(predictor, text):
     """The hidden states of a text, read by itself and unpadded: `[layers + 1, l, d]`."""
     facts, tokenizer = predictor.run.vocab, predictor.run.tokenizer
-    ids = jnp.array([[facts.cls_id, *tokenizer.encode_batch([text])[0], facts.sep_id]])
-    rest = (jnp.ones_like(ids), jnp.zeros_like(ids), jnp.arange(ids.size)[None])
-    encoder = Encoder(predictor.config)
-    return np.asarray(encoder.apply({"params": predictor.params["encoder"]}, ids, *rest, output_hidden_states=True))[
-        :, 0
-    ]
+    ids = np.array([[facts.cls_id, *tokenizer.encode_batch([text])[0], facts.sep_id]])
+    params, batch = {"params": predictor.params["encoder"]}, jax.tree.map(jnp.asarray, build_single_example_batch(ids))
+    return np.asarray(Encoder(predictor.config).apply(params, batch, output_hidden_states=True))[:, 0]
 
 
 def test_many_texts_get_the_vectors_they_have_alone_in_their_order(features, monkeypatch):
@@ -139,8 +137,7 @@ def test_probabilities_of_one_text_and_of_two(family, model, run):
     between = [facts.sep_id] * (2 if family == "roberta" else 1)
     ids = np.array([[facts.cls_id, *first, *between, *second, facts.sep_id]])
     segments = (np.arange(ids.size) > len(first) + 1)[None].astype(int)
-    batch = {"tokens": ids, "example": np.ones_like(ids), "segments": segments, "positions": np.arange(ids.size)[None]}
-    batch |= {"start": np.zeros((1, 1), int)}
+    batch = build_single_example_batch(ids, segments)
     logits = classes.run.module.apply(
         {"params": classes.params}, jax.tree.map(jnp.asarray, batch), method="compute_logits"
     )

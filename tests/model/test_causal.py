@@ -10,6 +10,7 @@ from encoders.model.config import EncoderConfig
 from encoders.model.encoder import Encoder
 from encoders.model.layers import CausalSelfAttention, dot_product_attention
 from encoders.training.optimizer import flatten_with_paths
+from tests.batches import make_batch
 
 QUICK = {"xla_backend_optimization_level": 0}  # compiles in a third of the time
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}  # float32 sums of up to 20 terms in another order
@@ -28,17 +29,17 @@ def normal(seed, *shape):
 
 @cache
 def parameters(model):
-    one = jnp.ones((1, 3), jnp.int32)
-    shapes = jax.eval_shape(lambda: Encoder(model).init(jax.random.key(0), one, one, one, one)["params"])
+    shapes = jax.eval_shape(lambda: Encoder(model).init(jax.random.key(0), make_batch(np.ones((1, 3), int)))["params"])
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda leaf: rng.normal(0.2, 0.5, leaf.shape).astype(np.float32), shapes)
 
 
 @partial(jax.jit, static_argnames="model", compiler_options=QUICK)
 def states(params, tokens, example, *, model):
-    at = jnp.arange(tokens.shape[1])[None]
-    positions = at - jnp.where(example == 2, 4, 0)
-    return Encoder(model).apply({"params": params}, tokens, example, jnp.zeros_like(tokens), positions)
+    positions = jnp.arange(tokens.shape[1])[None] - jnp.where(example == 2, 4, 0)
+    blank = make_batch(np.zeros(tokens.shape, np.int32))
+    batch = blank.replace(input_ids=tokens, example_ids=example, position_ids=positions)
+    return Encoder(model).apply({"params": params}, batch)
 
 
 def reached(model, example, place):

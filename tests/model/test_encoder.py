@@ -6,10 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from encoders.data.batch import build_single_example_batch
 from encoders.model import layers
 from encoders.model.config import EncoderConfig, derive_generator_config
 from encoders.model.encoder import Encoder
 from encoders.training.optimizer import flatten_with_paths, tree_paths
+from tests.batches import TOKEN_FIELDS, make_batch
 
 QUICK = {"xla_backend_optimization_level": 0}  # compiles in a third of the time
 BOTH = ("attention", "feed_forward")
@@ -26,14 +28,13 @@ def rows(*lengths, length=7, seed=0):
     at, size = np.arange(length)[None], np.array(lengths)[:, None]
     real = at < size
     tokens = np.random.default_rng(seed).integers(5, 19, (len(lengths), length))
-    fields = np.where(real, tokens, 0), real, real & (at >= size // 2), np.where(real, at, 0)
-    return tuple(field.astype(np.int32) for field in fields)
+    segments = (real & (at >= size // 2)).astype(np.int32)
+    return build_single_example_batch(np.where(real, tokens, 0), segments, np.array(lengths))
 
 
 @cache
 def shapes(model):
-    one = jnp.ones((1, 3), jnp.int32)
-    return jax.eval_shape(lambda: Encoder(model).init(jax.random.key(0), one, one, one, one)["params"])
+    return jax.eval_shape(lambda: Encoder(model).init(jax.random.key(0), rows(3))["params"])
 
 
 def parameters(model, seed=0):
@@ -45,7 +46,7 @@ def parameters(model, seed=0):
 
 @partial(jax.jit, static_argnames=("model", "collect"), compiler_options=QUICK)
 def states(params, fields, *, model, collect):
-    return Encoder(model).apply({"params": params}, *fields, output_hidden_states=collect)
+    return Encoder(model).apply({"params": params}, fields, output_hidden_states=collect)
 
 
 def forward(params, fields, *, model, collect=False):
@@ -57,7 +58,7 @@ def value_and_gradient(params, fields, *, model):
     """Mean square of the states' difference from a ramp, in training, and its gradient."""
 
     def loss(params):
-        out = Encoder(model).apply({"params": params}, *fields, train=True, rngs={"dropout": jax.random.key(3)})
+        out = Encoder(model).apply({"params": params}, fields, train=True, rngs={"dropout": jax.random.key(3)})
         return jnp.square(out - jnp.linspace(-1, 1, out.size).reshape(out.shape)).mean()
 
     return jax.value_and_grad(loss)(params)
@@ -104,7 +105,7 @@ def test_groups_are_numbered_in_whole_numbers():
         hidden_dropout=0.0,
     )
     shared = replace(small, shared_parts=("feed_forward",), num_groups=22)
-    params, fields = parameters(shared), (np.array([[5, 6, 2]]), *[np.ones((1, 3), np.int32)] * 3)
+    params, fields = parameters(shared), build_single_example_batch(np.array([[5, 6, 2]]))
     apart = {"embed": params["embed"], "layers": params["layers"] | params["shared"]}
     each, same = (forward(p, fields, model=m, collect=True) for p, m in ((params, shared), (apart, small)))
     np.testing.assert_allclose(each, same, **CLOSE)
@@ -118,8 +119,8 @@ def test_without_sharing_every_layer_has_parameters_of_its_own():
 
 
 def test_every_set_starts_with_numbers_of_its_own():
-    model, one = replace(MODEL, num_layers=3, shared_parts=("attention",), num_groups=2), jnp.ones((1, 3), jnp.int32)
-    start = lambda key: Encoder(model).init(key, one, one, one, one)["params"]
+    model = replace(MODEL, num_layers=3, shared_parts=("attention",), num_groups=2)
+    start = lambda key: Encoder(model).init(key, rows(3))["params"]
     params = jax.jit(start, compiler_options=QUICK)(jax.random.key(0))
     kernels = {
         path: leaf for path, leaf in flatten_with_paths(params) if path.endswith("kernel") and path != "project/kernel"
@@ -142,11 +143,15 @@ def test_unrolling_and_rematerialisation_change_no_number_and_no_tree(change):
 
 
 def test_what_stands_on_padding_reaches_no_word():
-    (tokens, example, segments, positions), params = rows(7, 4, 5), parameters(MODEL)
-    pad = example == 0
+    batch, params = rows(7, 4, 5), parameters(MODEL)
+    pad = batch.example_ids == 0
     noise = lambda x, most: np.where(pad, np.arange(x.size, dtype=np.int32).reshape(x.shape) % most, x)
-    other = noise(tokens, 19), example, noise(segments, 2), noise(positions, 11)
-    one, two = (forward(params, fields, model=MODEL) for fields in ((tokens, example, segments, positions), other))
+    other = batch.replace(
+        input_ids=noise(batch.input_ids, 19),
+        token_type_ids=noise(batch.token_type_ids, 2),
+        position_ids=noise(batch.position_ids, 11),
+    )
+    one, two = (forward(params, fields, model=MODEL) for fields in (batch, other))
     np.testing.assert_array_equal(one[~pad], two[~pad])
     assert np.abs(one - two)[pad].max() > 0.1
 
@@ -154,27 +159,28 @@ def test_what_stands_on_padding_reaches_no_word():
 def test_more_padding_changes_nothing_at_the_words():
     params = parameters(MODEL)
     short = rows(7, 4, 5)
-    long = tuple(np.pad(field, ((0, 0), (0, 3))) for field in short)
+    long = short.replace(**{name: np.pad(getattr(short, name), ((0, 0), (0, 3))) for name in TOKEN_FIELDS})
     one, two = (forward(params, fields, model=MODEL) for fields in (short, long))
-    real = short[1] > 0
+    real = short.example_ids > 0
     np.testing.assert_allclose(one[real], two[:, :7][real], **CLOSE)
 
 
 def packed(*lengths, length=13):
     """The unpacked rows of `rows(*lengths)` behind one another in one row."""
-    joined = []
-    for number, fields in enumerate(zip(*rows(*lengths), strict=True), start=1):
-        tokens, example, segments, positions = (field[: lengths[number - 1]] for field in fields)
-        joined.append((tokens, example * np.int32(number), segments, positions))
-    row = [np.concatenate(parts) for parts in zip(*joined, strict=True)]
-    return tuple(np.pad(field, (0, length - len(field)))[None] for field in row)
+    apart, numbers = rows(*lengths), np.arange(1, len(lengths) + 1, dtype=np.int32)
+    apart = apart.replace(example_ids=apart.example_ids * numbers[:, None])
+    fields = {}
+    for name in TOKEN_FIELDS:
+        row = np.concatenate([field[:size] for field, size in zip(getattr(apart, name), lengths, strict=True)])
+        fields[name] = np.pad(row, (0, length - len(row)))[None]
+    return make_batch(**fields)
 
 
 def test_packed_examples_are_what_they_are_alone_also_without_weights_as_an_array(monkeypatch):
     params = parameters(MODEL)
     alone = forward(params, rows(7, 4), model=MODEL)
     monkeypatch.setitem(layers.ATTENTION_IMPLS, "xla", layers.fused_attention_by_mask)
-    row = np.asarray(Encoder(MODEL).apply({"params": params}, *map(jnp.asarray, packed(7, 4))))[0]
+    row = np.asarray(Encoder(MODEL).apply({"params": params}, jax.tree.map(jnp.asarray, packed(7, 4))))[0]
     np.testing.assert_allclose(row[:7], alone[0], **CLOSE)
     np.testing.assert_allclose(row[7:11], alone[1, :4], **CLOSE)
 
@@ -182,7 +188,9 @@ def test_packed_examples_are_what_they_are_alone_also_without_weights_as_an_arra
 def test_a_row_of_padding_stays_finite_with_every_attention(monkeypatch):
     for how in list(layers.ATTENTION_IMPLS.values()):
         monkeypatch.setitem(layers.ATTENTION_IMPLS, "xla", how)
-        assert np.isfinite(Encoder(MODEL).apply({"params": parameters(MODEL)}, *map(jnp.asarray, rows(7, 0)))).all()
+        assert np.isfinite(
+            Encoder(MODEL).apply({"params": parameters(MODEL)}, jax.tree.map(jnp.asarray, rows(7, 0)))
+        ).all()
 
 
 @pytest.mark.parametrize("wrong", [{"attention_dropout": 0.1, "dtype": "bfloat16"}, {"attention_dropout": 0.0}])
@@ -201,17 +209,17 @@ def test_packed_examples_are_what_they_are_alone():
 
 
 def test_packed_examples_do_not_see_each_other():
-    (tokens, *rest), params = packed(7, 4), parameters(MODEL)
-    other = tokens.copy()
-    other[0, 3] = tokens[0, 3] % 14 + 5
-    one, two = (forward(params, (t, *rest), model=MODEL)[0] for t in (tokens, other))
+    row, params = packed(7, 4), parameters(MODEL)
+    other = row.input_ids.copy()
+    other[0, 3] = other[0, 3] % 14 + 5
+    one, two = (forward(params, batch, model=MODEL)[0] for batch in (row, row.replace(input_ids=other)))
     np.testing.assert_array_equal(one[7:], two[7:])
     assert np.abs(one - two)[:7].max(axis=-1).min() > 1e-4
 
 
 def test_permuting_a_batch_permutes_its_outputs():
     fields, params, order = rows(7, 4, 5), parameters(MODEL), np.array([2, 0, 1])
-    moved = tuple(field[order] for field in fields)
+    moved = jax.tree.map(lambda field: field[order], fields)
     straight, permuted = (forward(params, f, model=MODEL) for f in (fields, moved))
     np.testing.assert_allclose(straight[order], permuted, **CLOSE)
 
@@ -227,7 +235,7 @@ def test_the_states_of_all_layers_begin_with_the_embedding_and_end_with_the_outp
     fields, params = rows(7, 4), parameters(MODEL)
     each = forward(params, fields, model=MODEL, collect=True)
     np.testing.assert_allclose(each[-1], forward(params, fields, model=MODEL), **CLOSE)
-    embed = lambda params, fields: MODEL.embeddings(MODEL).apply({"params": params}, *fields, False)
+    embed = lambda params, fields: MODEL.embeddings(MODEL).apply({"params": params}, fields, False)
     block = np.asarray(jax.jit(embed, compiler_options=QUICK)(params["embed"], fields))
     np.testing.assert_allclose(each[0], block @ params["project"]["kernel"] + params["project"]["bias"], **CLOSE)
 

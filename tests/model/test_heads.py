@@ -16,6 +16,7 @@ from encoders.model.heads import (
     summarize_examples,
 )
 from encoders.model.layers import ACTIVATIONS, CausalSelfAttention
+from tests.batches import make_batch
 
 QUICK = {"xla_backend_optimization_level": 0}  # compiles in a third of the time
 MODEL = EncoderConfig(vocab_size=19, hidden_size=12, num_layers=2, num_heads=3, intermediate_size=20, embedding_size=8)
@@ -52,8 +53,9 @@ def test_states_are_gathered_in_the_order_of_their_positions():
 @pytest.mark.parametrize("model, places", [(MODEL, (0, 4)), (replace(MODEL, attention=CausalSelfAttention), (3, 6))])
 def test_cls_stands_for_an_example_and_from_left_to_right_its_last_token(model, places):
     hidden = normal(0, 2, 8, 12)
-    example = jnp.array([[1, 1, 1, 1, 2, 2, 2, 0], [1, 1, 1, 1, 0, 0, 0, 0]])
-    found = summarize_examples(model, jnp.asarray(hidden), {"example": example, "start": jnp.array([[0, 4], [0, 0]])})
+    example = np.array([[1, 1, 1, 1, 2, 2, 2, 0], [1, 1, 1, 1, 0, 0, 0, 0]])
+    batch = make_batch(0 * example, example_ids=example, cls_positions=[[0, 4], [0, 0]])
+    found = summarize_examples(model, jnp.asarray(hidden), jax.tree.map(jnp.asarray, batch))
     assert found.shape == (2, 2, 12)  # the second row has no second example
     np.testing.assert_array_equal(found[0], hidden[0, list(places)])
     np.testing.assert_array_equal(found[1, 0], hidden[1, places[0]])

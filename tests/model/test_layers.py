@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from encoders.data.batch import build_single_example_batch
 from encoders.families import albert, bert, electra, roberta
 from encoders.model.config import EncoderConfig
 from encoders.model.layers import (
@@ -15,10 +16,12 @@ from encoders.model.layers import (
     Dropout,
     Embeddings,
     FeedForward,
+    LayerContext,
     SelfAttention,
     dot_product_attention,
     make_initializer,
 )
+from tests.batches import TOKEN_FIELDS, make_batch
 
 QUICK = {"xla_backend_optimization_level": 0}  # compiles in a third of the time
 MODEL = EncoderConfig(
@@ -40,6 +43,12 @@ def filled(shapes, seed=0):
 
 def parameters(part, *args, seed=0):
     return filled(jax.eval_shape(lambda: part.init(jax.random.key(0), *args)["params"]), seed)
+
+
+def context(example_ids):
+    """The context of a layer in which only the examples count."""
+    ids = jnp.asarray(example_ids, jnp.int32)
+    return LayerContext(ids, ids, ids, 0)
 
 
 @partial(jax.jit, static_argnames=("part", "train"), compiler_options=QUICK)
@@ -120,8 +129,9 @@ def test_dropout_keeps_the_type_it_is_given():
     ],
 )
 def test_attention_weights_and_hidden_states_are_dropped_apart(rates, moved):
-    model, x, one = replace(MODEL, **rates), jnp.asarray(normal(0, 2, 5, 12)), jnp.ones((2, 5), jnp.int32)
-    arguments = {SelfAttention: (x, one), FeedForward: (x, one), Embeddings: (one, one, one, one)}
+    model, x, rows = replace(MODEL, **rates), jnp.asarray(normal(0, 2, 5, 12)), context(np.ones((2, 5), int))
+    batch = jax.tree.map(jnp.asarray, build_single_example_batch(np.ones((2, 5), int)))
+    arguments = {SelfAttention: (x, rows), FeedForward: (x, rows), Embeddings: (batch,)}
 
     def dropped(kind, given):
         params = parameters(kind(model), *given, False)
@@ -132,7 +142,7 @@ def test_attention_weights_and_hidden_states_are_dropped_apart(rates, moved):
 
 def test_attention_dropout_drops_whole_weights():
     model = replace(MODEL, attention_dropout=0.5)
-    x, one = jnp.asarray(normal(0, 40, 1, 12)), jnp.ones((40, 1), jnp.int32)
+    x, one = jnp.asarray(normal(0, 40, 1, 12)), context(np.ones((40, 1), int))
     params = parameters(SelfAttention(model), x, one, False)
     for name in ("value", "out"):
         params[name] = {"kernel": np.eye(12, dtype=np.float32), "bias": np.zeros(12, np.float32)}
@@ -170,17 +180,17 @@ def test_large_scores_do_not_overflow():
 
 def test_attend_adds_its_input_and_normalises_after():
     x, example = normal(0, 2, 5, 12), np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
-    p = parameters(SelfAttention(MODEL), jnp.asarray(x), jnp.asarray(example), False)
+    p = parameters(SelfAttention(MODEL), jnp.asarray(x), context(example), False)
     heads = lambda name: (x @ p[name]["kernel"] + p[name]["bias"]).reshape(2, 5, 3, 4)
     mixed = jax.jit(dot_product_attention)(heads("query"), heads("key"), heads("value"), example)
     out = np.asarray(mixed).reshape(2, 5, 12) @ p["out"]["kernel"] + p["out"]["bias"]
-    found = apply(SelfAttention(MODEL), p, x, example)
+    found = apply(SelfAttention(MODEL), p, x, context(example))
     np.testing.assert_allclose(found, normalised(x + out, p["norm"]), **CLOSE)
 
 
 @pytest.mark.parametrize("activation", ["gelu", "gelu_tanh"])
 def test_transform_adds_its_input_and_normalises_after(activation):
-    model, x, one = replace(MODEL, activation=activation), normal(0, 2, 5, 12), jnp.ones((2, 5), jnp.int32)
+    model, x, one = replace(MODEL, activation=activation), normal(0, 2, 5, 12), context(np.ones((2, 5), int))
     p = parameters(FeedForward(model), jnp.asarray(x), one, False)
     inner = np.asarray(jax.jit(ACTIVATIONS[activation])(x @ p["up"]["kernel"] + p["up"]["bias"]))
     out = inner @ p["down"]["kernel"] + p["down"]["bias"]
@@ -188,16 +198,17 @@ def test_transform_adds_its_input_and_normalises_after(activation):
     np.testing.assert_allclose(found, normalised(x + out, p["norm"]), **CLOSE)
 
 
-def embedded(model, params, tokens, example, segments, positions):
-    return np.asarray(apply(Embeddings(model), params, *map(np.array, (tokens, example, segments, positions))))
+def embedded(model, params, *fields):
+    batch = make_batch(**dict(zip(TOKEN_FIELDS, fields, strict=True)))
+    return np.asarray(apply(Embeddings(model), params, batch))
 
 
+BLANK = make_batch(np.ones((1, 5), np.int32))
 FIELDS = [[[7, 9, 5, 0, 0]], [[1, 1, 1, 0, 0]], [[0, 1, 1, 0, 0]], [[0, 1, 2, 0, 0]]]
 
 
 def test_embeddings_are_the_normalised_sum_of_three_tables():
-    one = jnp.ones((1, 5), jnp.int32)
-    p = parameters(Embeddings(MODEL), one, one, one, one, False)
+    p = parameters(Embeddings(MODEL), BLANK, False)
     tokens, _, segments, positions = map(np.array, FIELDS)
     tables = [p[name]["embedding"] for name in ("word", "position", "segment")]
     total = sum(table[ids] for table, ids in zip(tables, (tokens, positions, segments), strict=True))
@@ -205,16 +216,16 @@ def test_embeddings_are_the_normalised_sum_of_three_tables():
 
 
 def test_the_epsilon_of_the_model_is_that_of_its_norms():
-    model, one = replace(MODEL, layer_norm_eps=0.5), jnp.ones((1, 5), jnp.int32)
-    p = parameters(Embeddings(model), one, one, one, one, False)
+    model = replace(MODEL, layer_norm_eps=0.5)
+    p = parameters(Embeddings(model), BLANK, False)
     tokens, _, segments, positions = map(np.array, FIELDS)
     total = p["word"]["embedding"][tokens] + p["position"]["embedding"][positions] + p["segment"]["embedding"][segments]
     np.testing.assert_allclose(embedded(model, p, *FIELDS), normalised(total, p["norm"], 0.5), **CLOSE)
 
 
 def test_positions_of_roberta_start_at_two_and_padding_reads_entry_one():
-    model, one = replace(MODEL, position_offset=2, num_token_types=1), jnp.ones((1, 5), jnp.int32)
-    p = parameters(Embeddings(model), one, one, one, one, False)
+    model = replace(MODEL, position_offset=2, num_token_types=1)
+    p = parameters(Embeddings(model), BLANK, False)
     assert p["position"]["embedding"].shape == (11 + 2, 8) and p["segment"]["embedding"].shape == (1, 8)
 
     def reads(entry):
@@ -229,16 +240,16 @@ def test_positions_of_roberta_start_at_two_and_padding_reads_entry_one():
 
 @pytest.mark.parametrize("segments, row", [(1, 0), (2, 1)])
 def test_a_table_of_one_segment_serves_both(segments, row):
-    model, one = replace(MODEL, num_token_types=segments), jnp.ones((1, 5), jnp.int32)
-    p = parameters(Embeddings(model), one, one, one, one, False)
+    model = replace(MODEL, num_token_types=segments)
+    p = parameters(Embeddings(model), BLANK, False)
     tokens, example, _, positions = FIELDS
     two, same = (embedded(model, p, tokens, example, [[s] * 5], positions) for s in (1, row))
     np.testing.assert_array_equal(two, same)
 
 
 def test_without_a_segment_table_segments_count_nothing():
-    model, one = replace(MODEL, num_token_types=0), jnp.ones((1, 5), jnp.int32)
-    p = parameters(Embeddings(model), one, one, one, one, False)
+    model = replace(MODEL, num_token_types=0)
+    p = parameters(Embeddings(model), BLANK, False)
     assert set(p) == {"word", "position", "norm"}
     tokens, example, segments, positions = FIELDS
     one, two = (embedded(model, p, tokens, example, s, positions) for s in (segments, [[0] * 5]))

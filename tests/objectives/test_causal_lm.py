@@ -11,6 +11,7 @@ from encoders.model.config import EncoderConfig
 from encoders.model.layers import CausalSelfAttention
 from encoders.objectives.causal_lm import CausalLM
 from encoders.text.tokenization import VocabInfo
+from tests.batches import make_batch
 
 QUICK = {"xla_backend_optimization_level": 0}  # compiles in a third of the time
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}  # float32 sums of up to 20 terms in another order
@@ -35,15 +36,18 @@ FIRST, SECOND = [CLS, 7, COMMON, 9, SEP], [CLS, COMMON, SEP]
 
 def batch(*rows, length):
     """Rows of examples, packed behind one another."""
-    fields = {name: np.zeros((len(rows), length), np.int32) for name in ("tokens", "example", "segments", "positions")}
+    fields = {
+        name: np.zeros((len(rows), length), np.int32)
+        for name in ("input_ids", "example_ids", "token_type_ids", "position_ids")
+    }
     for b, row in enumerate(rows):
         at = 0
         for n, tokens in enumerate(row):
             here = slice(at, at + len(tokens))
-            fields["tokens"][b, here], fields["example"][b, here] = tokens, n + 1
-            fields["positions"][b, here] = np.arange(len(tokens))
+            fields["input_ids"][b, here], fields["example_ids"][b, here] = tokens, n + 1
+            fields["position_ids"][b, here] = np.arange(len(tokens))
             at += len(tokens)
-    return fields
+    return make_batch(**fields)
 
 
 @cache
@@ -69,17 +73,19 @@ def forward(params, rows):
 def test_every_token_of_an_example_but_its_first_is_to_be_predicted():
     rows = jax.tree.map(jnp.asarray, batch([FIRST, SECOND], [SECOND], length=9))
     seen = CausalLM().corrupt(rows, FACTS, 0)
-    slots = zip(*np.nonzero(np.asarray(seen["weights"])), strict=True)
-    found = [(int(row), int(seen["picked"][row, slot]), int(seen["targets"][row, slot])) for row, slot in slots]
+    slots = zip(*np.nonzero(np.asarray(seen.masked_weights)), strict=True)
+    found = [
+        (int(row), int(seen.masked_positions[row, slot]), int(seen.masked_labels[row, slot])) for row, slot in slots
+    ]
     first = [(0, 1, 7), (0, 2, COMMON), (0, 3, 9), (0, 4, SEP)]
     assert found == [*first, (0, 6, COMMON), (0, 7, SEP), (1, 1, COMMON), (1, 2, SEP)]
-    np.testing.assert_array_equal(seen["tokens"], rows["tokens"])
+    np.testing.assert_array_equal(seen.input_ids, rows.input_ids)
     assert CausalLM().counts(seen) == {"clm_loss": 8}
 
 
 def test_metrics_are_sums_over_the_tokens_to_be_predicted():
     seen, metrics, logits = jax.tree.map(np.asarray, forward(parameters(), batch([FIRST, SECOND], [SECOND], length=9)))
-    logits, weights, targets = logits.astype(np.float64), seen["weights"], seen["targets"]
+    logits, weights, targets = logits.astype(np.float64), seen.masked_weights, seen.masked_labels
     nll = np.log(np.exp(logits).sum(-1)) - np.take_along_axis(logits, targets[..., None], -1)[..., 0]
     np.testing.assert_allclose(metrics["clm_loss"], ((nll * weights).sum(), 8), **CLOSE)
     np.testing.assert_allclose(metrics["clm_accuracy"], (((logits.argmax(-1) == targets) * weights).sum(), 8), **CLOSE)
@@ -89,9 +95,9 @@ def test_metrics_are_sums_over_the_tokens_to_be_predicted():
 def test_a_prediction_reads_no_token_from_its_own_place_on():
     rows = batch([FIRST, SECOND], [], length=9)
     _, _, before = forward(parameters(), rows)
-    other = rows["tokens"].copy()
+    other = rows.input_ids.copy()
     other[0, 3] = 11
-    _, _, after = forward(parameters(), rows | {"tokens": other})
+    _, _, after = forward(parameters(), rows.replace(input_ids=other))
     changed = np.flatnonzero((np.asarray(before) != np.asarray(after)).any(-1)[0]) + 1
     assert changed.tolist() == [4, 5]  # the token after it, and that at the start of the next example, of weight 0
 

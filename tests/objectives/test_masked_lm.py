@@ -13,6 +13,7 @@ from encoders.objectives.masking import Masking
 from encoders.objectives.sentence_pair import NextSentencePrediction, SentenceOrderPrediction
 from encoders.text.tokenization import VocabInfo
 from encoders.utils.metrics import Mean
+from tests.batches import make_batch
 
 QUICK = {"xla_backend_optimization_level": 0}  # compiles in a third of the time
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}  # float32 sums of up to 20 terms in another order
@@ -44,19 +45,25 @@ def example(size, label, seed=0):
 
 def batch(*rows, length, cap):
     """Rows of examples, packed behind one another; the id of an example is its size."""
-    fields = {name: np.zeros((len(rows), length), np.int32) for name in ("tokens", "example", "segments", "positions")}
-    per_example = ("start", "id", "epoch", "valid", "next_sentence", "sentence_order")
+    fields = {
+        name: np.zeros((len(rows), length), np.int32)
+        for name in ("input_ids", "example_ids", "token_type_ids", "position_ids")
+    }
+    per_example = ("cls_positions", "example_index", "example_mask", "next_sentence", "sentence_order")
     fields |= {name: np.zeros((len(rows), cap), np.int32) for name in per_example}
     for b, row in enumerate(rows):
         at = 0
         for n, (tokens, label) in enumerate(row):
             here, size = slice(at, at + len(tokens)), len(tokens)
-            fields["tokens"][b, here], fields["example"][b, here] = tokens, n + 1
-            fields["positions"][b, here], fields["segments"][b, here] = np.arange(size), np.arange(size) >= size // 2
-            fields["start"][b, n], fields["id"][b, n], fields["valid"][b, n] = at, size, 1
+            fields["input_ids"][b, here], fields["example_ids"][b, here] = tokens, n + 1
+            fields["position_ids"][b, here], fields["token_type_ids"][b, here] = (
+                np.arange(size),
+                np.arange(size) >= size // 2,
+            )
+            fields["cls_positions"][b, n], fields["example_index"][b, n], fields["example_mask"][b, n] = at, size, 1
             fields["next_sentence"][b, n] = fields["sentence_order"][b, n] = label
             at += len(tokens)
-    return fields
+    return make_batch(**fields)
 
 
 @cache
@@ -112,9 +119,9 @@ def test_a_model_that_knows_nothing_loses_the_logarithm_of_the_choices(objective
 
 def test_metrics_are_sums_over_the_chosen_positions_and_the_valid_examples():
     seen, metrics, logits = jax.tree.map(np.asarray, forward(parameters(PAIRS), ROWS, objective=PAIRS))
-    logits, weights, targets = logits.astype(np.float64), seen["weights"], seen["targets"]
+    logits, weights, targets = logits.astype(np.float64), seen.masked_weights, seen.masked_labels
     nll = np.log(np.exp(logits).sum(-1)) - np.take_along_axis(logits, targets[..., None], -1)[..., 0]
-    masked = weights * (np.take_along_axis(seen["tokens"], seen["picked"], 1) == MASK)
+    masked = weights * (np.take_along_axis(seen.input_ids, seen.masked_positions, 1) == MASK)
     right = logits.argmax(-1) == targets
     assert 0 < masked.sum() < weights.sum() == 11
     expected = {
@@ -144,7 +151,7 @@ def test_without_a_sentence_task_there_is_no_pair_head():
 
 
 def test_the_label_turns_the_loss_of_a_pair():
-    flipped = ROWS | {"next_sentence": 1 - ROWS["next_sentence"]}
+    flipped = ROWS.replace(labels={"next_sentence": 1 - ROWS.labels["next_sentence"]})
     one, two = metrics_of(PAIRS, ROWS), metrics_of(PAIRS, flipped)
     assert one["nsp_accuracy"].total + two["nsp_accuracy"].total == 4
     # -log p and -log(1 - p) of the same four, whose sum is the least where p is a half

@@ -10,6 +10,7 @@ import pytest
 
 from encoders.objectives.masking import Masking, choose_whole_words, draw_ngram_lengths, mask_tokens, scatter_tokens
 from encoders.text.tokenization import VocabInfo
+from tests.batches import make_batch
 
 QUICK = {"xla_backend_optimization_level": 0}  # compiles in a third of the time
 PAD, UNK, CLS, SEP, MASK = range(5)
@@ -48,17 +49,22 @@ def example(size, seed=0):
 def batch(*rows, length, epoch=0, cap=None):
     """Rows of examples, each an id and its tokens, packed behind one another and padded to `length`."""
     cap = cap or max(map(len, rows))
-    fields = {name: np.zeros((len(rows), length), np.int32) for name in ("tokens", "example", "segments", "positions")}
-    fields |= {name: np.zeros((len(rows), cap), np.int32) for name in ("start", "id", "valid")}
+    fields = {
+        name: np.zeros((len(rows), length), np.int32)
+        for name in ("input_ids", "example_ids", "token_type_ids", "position_ids")
+    }
+    fields |= {
+        name: np.zeros((len(rows), cap), np.int32) for name in ("cls_positions", "example_index", "example_mask")
+    }
     for b, row in enumerate(rows):
         at = 0
         for n, (name, tokens) in enumerate(row):
             here = slice(at, at + len(tokens))
-            fields["tokens"][b, here], fields["example"][b, here] = tokens, n + 1
-            fields["positions"][b, here] = np.arange(len(tokens))
-            fields["start"][b, n], fields["id"][b, n], fields["valid"][b, n] = at, name, 1
+            fields["input_ids"][b, here], fields["example_ids"][b, here] = tokens, n + 1
+            fields["position_ids"][b, here] = np.arange(len(tokens))
+            fields["cls_positions"][b, n], fields["example_index"][b, n], fields["example_mask"][b, n] = at, name, 1
             at += len(tokens)
-    return fields | {"epoch": np.full((len(rows), cap), epoch, np.int32)}
+    return make_batch(**fields, pass_index=np.full((len(rows), cap), epoch, np.int32))
 
 
 def masked(masking, rows, seed=3):
@@ -69,13 +75,13 @@ def masked(masking, rows, seed=3):
 def choices(masking, rows, seed=3):
     """The chosen tokens of every example: {id: {position in the example: (token, what is shown)}}."""
     found, after = {}, masked(masking, rows, seed)
-    for b in range(len(rows["tokens"])):
-        for n in range(int(rows["example"][b].max(initial=0))):
-            found[int(rows["id"][b, n])] = {}
-        for at, weight in zip(after["picked"][b], after["weights"][b], strict=True):
+    for b in range(len(rows.input_ids)):
+        for n in range(int(rows.example_ids[b].max(initial=0))):
+            found[int(rows.example_index[b, n])] = {}
+        for at, weight in zip(after.masked_positions[b], after.masked_weights[b], strict=True):
             if weight:
-                name = int(rows["id"][b, rows["example"][b, at] - 1])
-                found[name][int(rows["positions"][b, at])] = int(rows["tokens"][b, at]), int(after["tokens"][b, at])
+                name = int(rows.example_index[b, rows.example_ids[b, at] - 1])
+                found[name][int(rows.position_ids[b, at])] = int(rows.input_ids[b, at]), int(after.input_ids[b, at])
     return found
 
 
@@ -91,13 +97,13 @@ def shown(masking, facts, tokens=100_000):
     rows = np.random.default_rng(0).integers(5, facts.vocab_size, (250, 800))
     given = batch(*([(i, row)] for i, row in enumerate(rows)), length=800)
     after = jax.tree.map(np.asarray, corrupted(replace(masking, mask_rate=0.5), given, facts, 3))
-    assert after["weights"].sum() == tokens
-    np.testing.assert_array_equal(after["original"], given["tokens"])
-    np.testing.assert_array_equal(after["targets"], np.take_along_axis(given["tokens"], after["picked"], 1))
-    left = np.ones_like(given["tokens"], bool)
-    np.put_along_axis(left, after["picked"], False, 1)
-    np.testing.assert_array_equal(after["tokens"][left], given["tokens"][left])  # what is not chosen stays
-    return after["targets"].ravel(), np.take_along_axis(after["tokens"], after["picked"], 1).ravel()
+    assert after.masked_weights.sum() == tokens
+    np.testing.assert_array_equal(after.clean_ids, given.input_ids)
+    np.testing.assert_array_equal(after.masked_labels, np.take_along_axis(given.input_ids, after.masked_positions, 1))
+    left = np.ones_like(given.input_ids, bool)
+    np.put_along_axis(left, after.masked_positions, False, 1)
+    np.testing.assert_array_equal(after.input_ids[left], given.input_ids[left])  # what is not chosen stays
+    return after.masked_labels.ravel(), np.take_along_axis(after.input_ids, after.masked_positions, 1).ravel()
 
 
 def test_four_fifths_become_masks_and_a_tenth_each_is_replaced_and_kept():
@@ -154,8 +160,8 @@ def test_as_many_are_chosen_as_the_quota_says_and_none_is_cut(masking, packed):
             word = np.cumsum(~CONTINUES[tokens])
             assert chosen <= high and sum(np.isin(word, word[list(found[name])])) == chosen
     after = masked(masking, batch(*rows, length=64))
-    assert after["weights"].sum() == sum(map(len, found.values()))  # no position is in two slots
-    assert after["picked"].shape[1] == masking.max_predictions_per_row(64, 13 if packed else 1)
+    assert after.masked_weights.sum() == sum(map(len, found.values()))  # no position is in two slots
+    assert after.masked_positions.shape[1] == masking.max_predictions_per_row(64, 13 if packed else 1)
 
 
 def test_fifteen_percent_are_chosen():
@@ -181,7 +187,7 @@ def test_an_example_never_has_more_predictions_than_the_limit():
 
 def test_a_row_without_examples_has_nothing_to_predict():
     after = masked(WORDS, batch([], [(1, example(9))], length=12, cap=1))
-    assert after["weights"].sum(1).tolist() == [0, 1] and not after["tokens"][0].any()
+    assert after.masked_weights.sum(1).tolist() == [0, 1] and not after.input_ids[0].any()
 
 
 # Which are chosen -----------------------------------------------------------------------------------------------------

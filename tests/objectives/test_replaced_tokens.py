@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from encoders.data.batch import build_single_example_batch
 from encoders.model.config import EncoderConfig
 from encoders.objectives.generator import ELECTRA_MASKING
 from encoders.objectives.masking import Masking
@@ -51,12 +52,8 @@ def batch(*sizes, length=22, word=None, epoch=0, seed=0):
     tokens = np.where(real, tokens, 0)
     tokens[:, 0] = CLS
     np.put_along_axis(tokens, size - 1, SEP, 1)
-    one = np.ones((len(sizes), 1))
-    fields = {
-        "tokens": tokens, "example": real, "segments": 0 * real, "positions": np.where(real, at, 0), "start": 0 * one,
-        "id": np.arange(len(sizes))[:, None], "epoch": epoch * one, "valid": one,
-    }  # fmt: skip
-    return {name: x.astype(np.int32) for name, x in fields.items()}
+    batch = build_single_example_batch(tokens, lengths=sizes)
+    return batch.replace(pass_index=batch.pass_index + np.int32(epoch))
 
 
 @cache
@@ -159,13 +156,13 @@ def test_temperature_sharpens_and_flattens(temperature, chance):
 
 def test_noise_belongs_to_seed_epoch_example_and_position():
     def noise(seed=3, length=22, epoch=0, order=(0, 1)):
-        rows = {name: x[list(order)] for name, x in batch(22, 9, length=length, epoch=epoch).items()}
+        rows = jax.tree.map(lambda x, order=order: x[list(order)], batch(22, 9, length=length, epoch=epoch))
         seen = jax.tree.map(np.asarray, corrupted(rows, seed))
         return {
-            (int(seen["id"][b, 0]), int(at)): bytes(seen["noise"][b, k])
-            for b, row in enumerate(seen["picked"])
+            (int(seen.example_index[b, 0]), int(at)): bytes(seen.sampling_bits[b, k])
+            for b, row in enumerate(seen.masked_positions)
             for k, at in enumerate(row)
-            if seen["weights"][b, k]
+            if seen.masked_weights[b, k]
         }
 
     first = noise()
@@ -194,7 +191,7 @@ def test_a_sample_that_equals_the_original_is_labelled_original():
     rows = batch(*SIZES, word=WORD)
     seen, right = forward(sure_of(WORD), rows)
     _, wrong = forward(sure_of(OTHER), rows)
-    assert seen["weights"].sum() == 11 + 4 + 8 + 3  # halves of 22, 9, 17 and 6 tokens, to the even neighbour
+    assert seen.masked_weights.sum() == 11 + 4 + 8 + 3  # halves of 22, 9, 17 and 6 tokens, to the even neighbour
     assert right["rtd_replaced"].total == 0 and wrong["rtd_replaced"].total == 26
 
 
@@ -203,7 +200,7 @@ def test_the_discriminator_sees_the_samples_and_no_mask():
     rows, params = batch(*SIZES, word=WORD), parameters(APART) | {"tokens": sure_of(WORD)["tokens"]}
     seen, filled = forward(params, rows)
     _, plain = forward(params, rows, objective=replace(APART, masking=Masking(mask_rate=0.01, split=(0.0, 0.0, 1.0))))
-    assert (np.asarray(seen["tokens"]) == MASK).sum() > 5
+    assert (np.asarray(seen.input_ids) == MASK).sum() > 5
     np.testing.assert_allclose(filled["rtd_loss"], plain["rtd_loss"], **CLOSE)
 
 
@@ -212,7 +209,7 @@ def test_the_loss_is_over_all_tokens_that_are_no_padding():
     assert metrics["rtd_loss"].count == sum(SIZES) == APART.counts(seen)["rtd_loss"]
     # A discriminator that knows nothing says 0, a coin, at each of them.
     assert metrics["rtd_loss"].total / sum(SIZES) == pytest.approx(math.log(2), rel=1e-5)
-    assert metrics["generator_loss"].count == seen["weights"].sum() == APART.counts(seen)["generator_loss"]
+    assert metrics["generator_loss"].count == seen.masked_weights.sum() == APART.counts(seen)["generator_loss"]
 
 
 def test_metrics_of_the_discriminator_are_counted_by_hand():
@@ -301,10 +298,10 @@ def test_over_the_chosen_tokens_the_loss_leaves_out_all_others():
     seen, found = forward(params, rows, objective=CHOSEN)
     filled, verdict = judged(params, seen, objective=CHOSEN)
     filled = filled.filled_ids
-    chosen, total, replaced = np.asarray(seen["weights"]), 0.0, 0
+    chosen, total, replaced = np.asarray(seen.masked_weights), 0.0, 0
     for row, slot in zip(*np.nonzero(chosen), strict=True):
-        place = seen["picked"][row, slot]
-        label = filled[row, place] != rows["tokens"][row, place]
+        place = seen.masked_positions[row, slot]
+        label = filled[row, place] != rows.input_ids[row, place]
         total += np.log1p(np.exp(-verdict[row, place] if label else verdict[row, place]))
         replaced += label
     assert found["rtd_loss"].count == 26 == CHOSEN.counts(seen)["rtd_loss"] and 0 < replaced < 26
@@ -333,12 +330,20 @@ def adversarial():
     gradients, metrics = jax.jit(jax.jacrev(totals, has_aux=True), compiler_options=QUICK)(params)
     filled, verdict = judged(params, seen, objective=ADVERSARIAL)
     filled = jax.tree.map(np.asarray, filled)
-    at_chosen = np.take_along_axis(np.asarray(verdict, np.float64), np.asarray(seen["picked"]), 1)
-    same = filled.sampled_ids == seen["targets"]
+    at_chosen = np.take_along_axis(np.asarray(verdict, np.float64), np.asarray(seen.masked_positions), 1)
+    same = filled.sampled_ids == seen.masked_labels
     reward = np.log1p(np.exp(np.where(same, at_chosen, -at_chosen)))  # -log D where original, else -log(1 - D)
     guess = (filled.hidden @ params["baseline"]["kernel"] + params["baseline"]["bias"])[..., 0]
     shares = np.exp(filled.logits) / np.exp(filled.logits).sum(-1, keepdims=True)
-    return metrics, gradients, np.asarray(seen["weights"]), filled.sampled_ids, shares, reward, 1 / (1 + np.exp(-guess))
+    return (
+        metrics,
+        gradients,
+        np.asarray(seen.masked_weights),
+        filled.sampled_ids,
+        shares,
+        reward,
+        1 / (1 + np.exp(-guess)),
+    )
 
 
 def test_the_adversarial_terms_are_those_of_the_appendix():

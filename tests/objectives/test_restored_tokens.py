@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from encoders.data.batch import build_single_example_batch
 from encoders.model.config import EncoderConfig
 from encoders.objectives.generator import ELECTRA_MASKING
 from encoders.objectives.restored_tokens import ReplaceMLM, copy_log_probability, predict_likeliest_tokens
@@ -36,14 +37,9 @@ SIZES = (22, 9, 17, 6)  # of which halves are chosen: 11, 4, 8 and 3, to the eve
 
 def batch(*sizes, length=22):
     at, size = np.arange(length)[None], np.array(sizes)[:, None]
-    real, number = at < size, np.arange(len(sizes))[:, None]
-    tokens = np.where(real, np.random.default_rng(0).integers(5, 21, (len(sizes), length)), 0)
+    tokens = np.where(at < size, np.random.default_rng(0).integers(5, 21, (len(sizes), length)), 0)
     tokens[:, 0] = 2
-    fields = {
-        "tokens": tokens, "example": real, "segments": 0 * real, "positions": np.where(real, at, 0),
-        "start": 0 * number, "id": number, "epoch": 0 * number, "valid": 0 * number + 1,
-    }  # fmt: skip
-    return {name: x.astype(np.int32) for name, x in fields.items()}
+    return build_single_example_batch(tokens, lengths=sizes)
 
 
 @cache
@@ -56,7 +52,7 @@ def forward(params, rows, *, objective):
     """The corrupted batch, its metrics, the text that is shown, and the logits and gate of every token."""
     seen, module = objective.corrupt(rows, FACTS, 3), objective.module(MODEL, FACTS).bind({"params": params})
     tokens = module.fill_masks(seen).filled_ids
-    hidden = module.discriminator(tokens, seen["example"], seen["segments"], seen["positions"])
+    hidden = module.discriminator(seen.replace(input_ids=tokens))
     logits = module.restored(hidden, module.discriminator.active_embeddings.word_embedding.embedding)
     gate = module.gate(hidden)[..., 0] if objective.loss_over == "all" else None
     return seen, module(seen), tokens, logits, gate
@@ -102,26 +98,26 @@ def test_over_all_tokens_the_loss_is_of_the_mixture_and_scores_are_at_the_chosen
     )
     copy = 1 / (1 + np.exp(-gate.astype(np.float64)))[..., None]
     chances = copy * np.eye(21)[tokens] + (1 - copy) * softmax(logits)
-    nll = -np.log(np.take_along_axis(chances, seen["original"][..., None], -1)[..., 0])
-    real = seen["example"] > 0
-    at_chosen = lambda x: np.take_along_axis(x, seen["picked"], 1)[seen["weights"] > 0]
-    right = at_chosen(chances.argmax(-1) == seen["original"]).sum()
+    nll = -np.log(np.take_along_axis(chances, seen.clean_ids[..., None], -1)[..., 0])
+    real = seen.example_ids > 0
+    at_chosen = lambda x: np.take_along_axis(x, seen.masked_positions, 1)[seen.masked_weights > 0]
+    right = at_chosen(chances.argmax(-1) == seen.clean_ids).sum()
     np.testing.assert_allclose(metrics["restored_loss"], (nll[real].sum(), sum(SIZES)), **CLOSE)
     np.testing.assert_allclose(metrics["restored_copied"], (copy[..., 0][real].sum(), sum(SIZES)), **CLOSE)
     assert metrics["restored_accuracy"] == (right, 26)
-    assert metrics["restored_baseline"] == (at_chosen(tokens == seen["original"]).sum(), 26)
+    assert metrics["restored_baseline"] == (at_chosen(tokens == seen.clean_ids).sum(), 26)
     assert metrics["generator_loss"].count == 26
 
 
 def test_over_the_chosen_tokens_the_loss_is_of_the_softmax_alone():
     found = forward(parameters(CHOSEN), batch(*SIZES), objective=CHOSEN)
     seen, metrics, tokens, logits, _ = jax.tree.map(np.asarray, found)
-    chosen, chances = seen["weights"] > 0, np.take_along_axis(softmax(logits), seen["picked"][..., None], 1)
-    nll = -np.log(np.take_along_axis(chances, seen["targets"][..., None], -1)[..., 0])
+    chosen, chances = seen.masked_weights > 0, np.take_along_axis(softmax(logits), seen.masked_positions[..., None], 1)
+    nll = -np.log(np.take_along_axis(chances, seen.masked_labels[..., None], -1)[..., 0])
     np.testing.assert_allclose(metrics["restored_loss"], (nll[chosen].sum(), 26), **CLOSE)
-    assert metrics["restored_accuracy"] == ((chances.argmax(-1) == seen["targets"])[chosen].sum(), 26)
+    assert metrics["restored_accuracy"] == ((chances.argmax(-1) == seen.masked_labels)[chosen].sum(), 26)
     assert "restored_copied" not in metrics
-    assert metrics["restored_baseline"] == ((tokens == seen["original"]).sum() - (22 * 4 - 26), 26)
+    assert metrics["restored_baseline"] == ((tokens == seen.clean_ids).sum() - (22 * 4 - 26), 26)
 
 
 @pytest.mark.parametrize("objective", [ALL, CHOSEN], ids=["all", "chosen"])

@@ -35,6 +35,7 @@ from encoders.training.sharding import Mesh
 from encoders.training.step import TrainState
 from encoders.utils.serialization import to_json_value
 from tests import texts
+from tests.batches import make_batch
 
 ROOT = Path(__file__).parents[2]
 TINY = dict(vocab_size=300, hidden_size=16, num_layers=2, num_heads=2, intermediate_size=24, max_positions=32)
@@ -142,10 +143,10 @@ def test_batches_are_put_on_the_devices_one_ahead_and_in_order():
     def rows():
         for number in range(4):
             made.append(number)
-            yield {"tokens": np.full((1, 2), number, np.int32)}
+            yield make_batch(np.full((1, 2), number, np.int32))
 
     for number, batch in enumerate(loop.prefetch_to_device(rows(), mesh)):
-        assert batch["tokens"].tolist() == [[number, number]] and isinstance(batch["tokens"], jax.Array)
+        assert batch.input_ids.tolist() == [[number, number]] and isinstance(batch.input_ids, jax.Array)
         assert len(made) == min(number + 2, 4)
     assert number == 3
 

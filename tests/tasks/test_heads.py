@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from encoders.data.batch import Batch, build_single_example_batch
 from encoders.model.config import EncoderConfig
 from encoders.model.layers import CausalSelfAttention
 from encoders.tasks.classification import Classification
@@ -15,6 +16,7 @@ from encoders.tasks.question_answering import SpanPrediction
 from encoders.text.tokenization import VocabInfo
 from encoders.training.step import init_params
 from encoders.utils.metrics import mean_value
+from tests.batches import make_batch
 
 MODEL = EncoderConfig(
     vocab_size=20,
@@ -39,15 +41,14 @@ FACTS = VocabInfo(
 )
 
 
-def packed() -> dict:
+def packed(**labels) -> Batch:
     """Two rows; the first holds two examples of 4 and 3 tokens and padding, the second one of 5."""
     example = np.array([[1, 1, 1, 1, 2, 2, 2, 0], [1, 1, 1, 1, 1, 0, 0, 0]], np.int32)
     positions = np.array([[0, 1, 2, 3, 0, 1, 2, 0], [0, 1, 2, 3, 4, 0, 0, 0]], np.int32)
     tokens = np.where(example > 0, 5 + positions + example, 0).astype(np.int32)
-    fields = {"tokens": tokens, "example": example, "segments": np.zeros_like(tokens), "positions": positions}
-    fields |= {"id": np.array([[7, 8], [9, 0]], np.int32)}
-    fields |= {"start": np.array([[0, 4], [0, 0]], np.int32), "valid": np.array([[1, 1], [1, 0]], np.int32)}
-    return {name: jnp.asarray(array) for name, array in fields.items()}
+    slots = {"example_index": [[7, 8], [9, 0]], "cls_positions": [[0, 4], [0, 0]], "example_mask": [[1, 1], [1, 0]]}
+    batch = make_batch(tokens, example_ids=example, position_ids=positions, **slots, **labels)
+    return jax.tree.map(jnp.asarray, batch)
 
 
 def made(objective, model=MODEL):
@@ -60,8 +61,7 @@ def test_every_example_of_a_row_gets_the_classes_it_has_alone(head):
     module, variables = made(Classification(("a", "b", "c"), head))
     batch = packed()
     together = module.apply(variables, batch, method="compute_logits")
-    alone = {name: array[:1, 4:7] for name, array in batch.items() if array.shape[1] == 8}
-    alone |= {"example": jnp.ones((1, 3), jnp.int32), "start": jnp.zeros((1, 1), jnp.int32)}
+    alone = jax.tree.map(jnp.asarray, build_single_example_batch(batch.input_ids[:1, 4:7]))
     assert together.shape == (2, 2, 3)
     np.testing.assert_allclose(together[0, 1], module.apply(variables, alone, method="compute_logits")[0, 0], atol=1e-6)
     assert ("pooler" in variables["params"]) == (head == "pooled")
@@ -74,14 +74,14 @@ def test_from_left_to_right_an_example_is_judged_by_its_last_token_which_sees_al
     batch = packed()
     before = np.asarray(logits(batch))
     for place in (4, 5, 6):  # of the second example
-        after = np.asarray(logits(batch | {"tokens": batch["tokens"].at[0, place].set(15)}))
+        after = np.asarray(logits(batch.replace(input_ids=batch.input_ids.at[0, place].set(15))))
         np.testing.assert_array_equal(after[0, 0], before[0, 0])
         assert not np.isclose(after[0, 1], before[0, 1], rtol=1e-6, atol=0).any()
 
 
 def test_the_loss_of_classes_is_their_cross_entropy_over_real_examples():
     module, variables = made(Classification(("a", "b", "c")))
-    batch = packed() | {"label": jnp.array([[2, 0], [1, 1]])}
+    batch = packed(label=jnp.array([[2, 0], [1, 1]]))
     logits = np.asarray(module.apply(variables, batch, method="compute_logits"), float)
     shares = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     expected = -np.log([shares[0, 0, 2], shares[0, 1, 0], shares[1, 0, 1]]).mean()
@@ -94,7 +94,7 @@ def test_the_loss_of_classes_is_their_cross_entropy_over_real_examples():
 
 def test_one_label_is_a_number_and_its_loss_the_squared_error():
     module, variables = made(Classification(("score",)))
-    batch = packed() | {"label": jnp.array([[2.5, 0.0], [1.0, 9.0]])}
+    batch = packed(label=jnp.array([[2.5, 0.0], [1.0, 9.0]]))
     said = np.asarray(module.apply(variables, batch, method="compute_logits"))[..., 0]
     expected = np.mean([(said[0, 0] - 2.5) ** 2, said[0, 1] ** 2, (said[1, 0] - 1.0) ** 2])
     assert mean_value(module.apply(variables, batch)["label_loss"]) == pytest.approx(expected, rel=1e-5)
@@ -103,7 +103,7 @@ def test_one_label_is_a_number_and_its_loss_the_squared_error():
 def test_a_span_lies_in_its_example():
     """Start and end are chosen among the tokens of the example, so others in the row change nothing."""
     module, variables = made(SpanPrediction())
-    batch = packed() | {"first": jnp.array([[1, 5], [2, 0]]), "last": jnp.array([[3, 6], [2, 0]])}
+    batch = packed(first=jnp.array([[1, 5], [2, 0]]), last=jnp.array([[3, 6], [2, 0]]))
     logits = np.asarray(module.apply(variables, batch, method="compute_logits")[0], float)
     spans = [(0, range(4), 1, 3), (0, range(4, 7), 5, 6), (1, range(5), 2, 2)]
     losses = {"first_loss": [], "last_loss": []}
@@ -133,7 +133,7 @@ def test_features_are_the_hidden_states_and_the_pooled_first_token():
 def test_a_loss_may_be_summed_over_micro_batches():
     """Total and count of the whole are those of its rows, so accumulated steps equal one large step."""
     module, variables = made(Classification(("a", "b")))
-    batch = packed() | {"label": jnp.array([[1, 0], [1, 1]])}
+    batch = packed(label=jnp.array([[1, 0], [1, 1]]))
     whole = module.apply(variables, batch)["label_loss"]
     rows = [jax.tree.map(lambda x, i=i: x[i : i + 1], batch) for i in range(2)]
     parts = [module.apply(variables, row)["label_loss"] for row in rows]

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from encoders.data.batch import Batch, build_single_example_batch
 from encoders.data.example_table import rows_to_table
 from encoders.data.store import Split
 from encoders.model.config import EncoderConfig
@@ -16,6 +17,7 @@ from encoders.tasks.question_answering import ConditionedSpanPrediction, SpanPre
 from encoders.text.tokenization import VocabInfo
 from encoders.training.step import init_params
 from encoders.utils.metrics import mean_value
+from tests.batches import make_batch
 
 SIZES = dict(
     vocab_size=20, hidden_size=8, num_layers=1, num_heads=2, intermediate_size=12, embedding_size=8, max_positions=30
@@ -48,15 +50,15 @@ EXAMPLES += [((1, 0), range(9), range(3, 8), (4, 7))]
 near = partial(pytest.approx, rel=1e-4, abs=1e-4)  # float32
 
 
-def packed() -> dict:
+def packed() -> Batch:
     """Two rows; the first holds two examples and padding, with texts of 3 and 2 tokens, the second one with 5."""
     first, second = [CLS, 5, 6, SEP, 7, 8, 9, SEP, CLS, 10, SEP, 11, 12, SEP], [CLS, 13, SEP, 14, 15, 16, 17, 18, SEP]
-    fields = {"tokens": [first + [0], second + [0] * 6], "example": [[1] * 8 + [2] * 6 + [0], [1] * 9 + [0] * 6]}
-    fields |= {"segments": [[0] * 4 + [1] * 4 + [0] * 3 + [1] * 3 + [0], [0] * 3 + [1] * 6 + [0] * 6]}
-    fields |= {"positions": [[*range(8), *range(6), 0], [*range(9)] + [0] * 6]}
-    fields |= {"id": [[7, 8], [9, 0]], "start": [[0, 8], [0, 0]], "valid": [[1, 1], [1, 0]]}
+    fields = {"input_ids": [first + [0], second + [0] * 6], "example_ids": [[1] * 8 + [2] * 6 + [0], [1] * 9 + [0] * 6]}
+    fields |= {"token_type_ids": [[0] * 4 + [1] * 4 + [0] * 3 + [1] * 3 + [0], [0] * 3 + [1] * 6 + [0] * 6]}
+    fields |= {"position_ids": [[*range(8), *range(6), 0], [*range(9)] + [0] * 6]}
+    fields |= {"example_index": [[7, 8], [9, 0]], "cls_positions": [[0, 8], [0, 0]], "example_mask": [[1, 1], [1, 0]]}
     fields |= {"first": [[5, 8], [4, 0]], "last": [[6, 8], [7, 0]], "answerable": [[1, 0], [1, 0]]}
-    return {name: jnp.array(rows) for name, rows in fields.items()}
+    return jax.tree.map(jnp.asarray, make_batch(**fields))
 
 
 @partial(jax.jit, static_argnames=("module", "method"))
@@ -76,8 +78,7 @@ def made(objective):
 def ran(objective):
     """The parameters, the hidden states of the rows, and the metrics and what is said of these."""
     module, params = made(objective)
-    inputs = [packed()[name] for name in ("tokens", "example", "segments", "positions")]
-    hidden = jax.jit(Encoder(MODEL).apply)({"params": params["encoder"]}, *inputs)
+    hidden = jax.jit(Encoder(MODEL).apply)({"params": params["encoder"]}, packed())
     return params, np.asarray(hidden, float), *apply(params, packed(), module=module, method="evaluate_batch")
 
 
@@ -234,9 +235,9 @@ def test_the_question_and_padding_hold_no_answer_however_likely(objective):
 def test_so_many_starts_and_ends_are_combined(objective, tried):
     """The `n_best_size` of BERT's code, and the beam of the others, in a text of 24 tokens."""
     module, params = made(objective)
-    fields = {"tokens": [CLS, 5, SEP, *range(5, 20), *range(5, 14), SEP], "example": [1] * 28, "positions": range(28)}
-    fields |= {"segments": [0] * 3 + [1] * 25, "id": [0], "start": [0], "valid": [1]}
-    said = apply(params, {n: jnp.array([x]) for n, x in fields.items()}, module=module, method="predict_outputs")
+    tokens = np.array([[CLS, 5, SEP, *range(5, 20), *range(5, 14), SEP]])
+    batch = build_single_example_batch(tokens, np.array([[0] * 3 + [1] * 25]))
+    said = apply(params, batch, module=module, method="predict_outputs")
     assert len(candidates(said, 0, 0)) == tried**2 == said["score"].shape[-1]
 
 

@@ -168,10 +168,10 @@ def test_windows_by_hand():
     rows = table(ContextWindows(doc_stride=2, max_query_length=2), split, 10)
     assert rows.tolist() == [(0, 1, 1, 3, 0, 0), (4, 6, 7, 12, 0, 1), (4, 6, 9, 14, 0, 1), (4, 6, 11, 16, 0, 1)]
     fields = assemble_rows(split, rows, 10, FACTS, ContextWindows(doc_stride=2, max_query_length=2))
-    assert fields["tokens"][2].tolist() == [CLS, 104, 105, SEP, 109, 110, 111, 112, 113, SEP]
+    assert fields.input_ids[2].tolist() == [CLS, 104, 105, SEP, 109, 110, 111, 112, 113, SEP]
     # The answer is 111 112 113: the first window of its text lacks two of these.
-    assert [fields[name].ravel().tolist() for name in ("first", "last")] == [[3, 0, 6, 4], [3, 0, 8, 6]]
-    assert fields["answerable"].ravel().tolist() == [1, 0, 1, 1]
+    assert [fields.labels[name].ravel().tolist() for name in ("first", "last")] == [[3, 0, 6, 4], [3, 0, 8, 6]]
+    assert fields.labels["answerable"].ravel().tolist() == [1, 0, 1, 1]
 
 
 sizes = st.tuples(st.integers(1, 7), st.integers(1, 40), st.integers(12, 20), st.integers(1, 12), st.integers(1, 2))
@@ -207,10 +207,12 @@ def test_first_and_last_are_the_answer_where_the_window_holds_it_whole(made, dat
     rows = np.stack([rows[:-1], rows[1:]], axis=1) if packed else rows[:, None]  # two windows in a row, or one
     fields = assemble_rows(split, rows, length * rows.shape[1], FACTS, form)
     for row, slot in np.ndindex(rows.shape[:2]):
-        begin, end, start = (int(fields[name][row, slot]) for name in ("first", "last", "start"))
-        (_, _, a, b, _, document), tokens = rows[row, slot].tolist(), fields["tokens"][row].tolist()
+        begin, end, start = (
+            int(array[row, slot]) for array in (fields.labels["first"], fields.labels["last"], fields.cls_positions)
+        )
+        (_, _, a, b, _, document), tokens = rows[row, slot].tolist(), fields.input_ids[row].tolist()
         inside = bool(answers[document]) and set(answers[document]) <= set(range(100 + a, 100 + b))
-        assert fields["answerable"][row, slot] == inside and tokens[start] == CLS
+        assert fields.labels["answerable"][row, slot] == inside and tokens[start] == CLS
         assert tokens[begin : end + 1] == (answers[document] if inside else [CLS])
         assert inside or begin == end == start
 

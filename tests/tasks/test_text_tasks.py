@@ -54,25 +54,25 @@ def read(task, root, split="train", errors="stop"):
 def test_a_row_has_one_text_or_two_behind_cls():
     rows = rows_of([ONE, TWO], 10, TextRows())
     one = [CLS, 11, 12, 13, SEP, PAD, PAD, PAD, PAD, PAD]
-    assert rows["tokens"].tolist() == [one, [CLS, 21, 22, SEP, 31, 32, 33, 34, SEP, PAD]]
-    assert rows["segments"].tolist() == [[0] * 10, [0, 0, 0, 0, 1, 1, 1, 1, 1, 0]]
-    assert rows["positions"].tolist() == [[0, 1, 2, 3, 4, 0, 0, 0, 0, 0], [0, 1, 2, 3, 4, 5, 6, 7, 8, 0]]
-    assert rows["example"].tolist() == [[1] * 5 + [0] * 5, [1] * 9 + [0]]
+    assert rows.input_ids.tolist() == [one, [CLS, 21, 22, SEP, 31, 32, 33, 34, SEP, PAD]]
+    assert rows.token_type_ids.tolist() == [[0] * 10, [0, 0, 0, 0, 1, 1, 1, 1, 1, 0]]
+    assert rows.position_ids.tolist() == [[0, 1, 2, 3, 4, 0, 0, 0, 0, 0], [0, 1, 2, 3, 4, 5, 6, 7, 8, 0]]
+    assert rows.example_ids.tolist() == [[1] * 5 + [0] * 5, [1] * 9 + [0]]
 
 
 def test_two_separators_stand_between_the_texts_of_roberta():
     rows = rows_of([TWO, ONE], 10, TextRows(num_separators=2))
     one = [CLS, 11, 12, 13, SEP, PAD, PAD, PAD, PAD, PAD]
-    assert rows["tokens"].tolist() == [[CLS, 21, 22, SEP, SEP, 31, 32, 33, 34, SEP], one]
-    assert rows["segments"].tolist() == [[0, 0, 0, 0, 1, 1, 1, 1, 1, 1], [0] * 10]
-    assert rows["positions"][0].tolist() == list(range(10))
+    assert rows.input_ids.tolist() == [[CLS, 21, 22, SEP, SEP, 31, 32, 33, 34, SEP], one]
+    assert rows.token_type_ids.tolist() == [[0, 0, 0, 0, 1, 1, 1, 1, 1, 1], [0] * 10]
+    assert rows.position_ids[0].tolist() == list(range(10))
 
 
 def test_the_longer_text_is_cut_at_its_end_until_the_row_fits():
     rows = rows_of([[list(range(60, 70))], THREE], 8, TextRows())  # 5 + 4 tokens in a room of 5
-    assert rows["tokens"].tolist() == [[CLS, 60, 61, 62, 63, 64, 65, SEP], [CLS, 41, 42, 43, SEP, 51, 52, SEP]]
+    assert rows.input_ids.tolist() == [[CLS, 60, 61, 62, 63, 64, 65, SEP], [CLS, 41, 42, 43, SEP, 51, 52, SEP]]
     more = rows_of([THREE, [[21], THREE[0]]], 8, TextRows(num_separators=2))  # a room of 4
-    assert more["tokens"].tolist() == [[CLS, 41, 42, SEP, SEP, 51, 52, SEP], [CLS, 21, SEP, SEP, 41, 42, 43, SEP]]
+    assert more.input_ids.tolist() == [[CLS, 41, 42, SEP, SEP, 51, 52, SEP], [CLS, 21, SEP, SEP, 41, 42, 43, SEP]]
 
 
 def truncate_seq_pair(tokens_a, tokens_b, max_length):
@@ -106,9 +106,9 @@ def test_training_reads_symmetric_pairs_in_both_orders_and_evaluation_in_one():
     rows = rows_of([TWO, THREE], 8, form, np.array([7, 5], np.int32))
     there = [[CLS, 21, 22, SEP, 31, 32, 33, SEP], [CLS, 41, 42, 43, SEP, 51, 52, SEP]]
     back = [[CLS, 31, 32, 33, SEP, 21, 22, SEP], [CLS, 51, 52, 53, SEP, 41, 42, SEP]]
-    assert rows["tokens"].tolist() == there + back and rows["label"].tolist() == [[7], [5], [7], [5]]
-    assert rows_of([TWO, THREE], 8, form, name="dev")["tokens"].tolist() == there
-    assert rows_of([TWO, THREE], 8, TextRows())["tokens"].tolist() == there
+    assert rows.input_ids.tolist() == there + back and rows.labels["label"].tolist() == [[7], [5], [7], [5]]
+    assert rows_of([TWO, THREE], 8, form, name="dev").input_ids.tolist() == there
+    assert rows_of([TWO, THREE], 8, TextRows()).input_ids.tolist() == there
 
 
 BOTH = [(YES, ["yes", "no"], np.int32([[1], [0]])), (SCORE, [2.5, 4], np.float32([[2.5], [4]]))]
@@ -120,7 +120,7 @@ def test_labels_are_whole_numbers_of_classes_and_fractions_of_numbers(task, foun
         task.encode_labels(Example("", ("a",), task.parse_label("", each)), EncodedExample([], []))["label"]
         for each in found
     ]
-    label = rows_of([ONE, TWO], 9, TextRows(), np.concatenate(columns))["label"]
+    label = rows_of([ONE, TWO], 9, TextRows(), np.concatenate(columns)).labels["label"]
     np.testing.assert_array_equal(label, numbers, strict=True)
 
 

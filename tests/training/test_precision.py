@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from encoders.costs.ledger import make_blank_vocab
+from encoders.data.batch import build_single_example_batch
 from encoders.families import bert, electra
 from encoders.objectives.replaced_tokens import ReplacedTokenDetection
 from encoders.training import step
@@ -31,14 +32,8 @@ def losses(objective, model, steps=60) -> np.ndarray:
         objective.module(model, make_blank_vocab(model.vocab_size)),
         AdamW(learning_rate=3e-3, warmup_steps=5),
     )
-    batch = {name: np.repeat(x, 8, axis=0) for name, x in step.make_blank_batch(16, objective.required_fields).items()}
-    batch |= {"tokens": np.random.default_rng(0).integers(5, 97, (8, 16)), "positions": np.arange(16)[None]}
-    batch |= {
-        "id": np.arange(8)[:, None],
-        "valid": np.ones((8, 1)),
-        **{n: np.arange(8)[:, None] % 2 for n in objective.required_fields},
-    }
-    batch = {name: jnp.asarray(np.broadcast_to(x, (8, x.shape[1])), jnp.int32) for name, x in batch.items()}
+    segments, labels = np.ones((8, 16), np.int32), {n: np.arange(8)[:, None] % 2 for n in objective.required_fields}
+    batch = build_single_example_batch(np.random.default_rng(0).integers(5, 97, (8, 16)), segments, labels=labels)
     state, found = jax.jit(lambda: step.init_train_state(0, module=module, optimizer=optimizer))(), []
     for _ in range(steps):
         state, metrics = step.train_step(state, batch, 0, module=module, optimizer=optimizer, total_steps=steps)

@@ -37,8 +37,10 @@ import numpy as np
 import optax
 from encoders.model.config import EncoderConfig
 from encoders.model.encoder import Encoder
+from encoders.data.batch import build_single_example_batch
 from encoders.training.optimizer import Lamb
 from encoders.training.sharding import Mesh, infer_shardings, shard_batch
+from encoders.training.step import make_blank_batch
 
 def refusal(mesh):
     try:
@@ -47,15 +49,15 @@ def refusal(mesh):
         return str(error)
 
 tokens = np.arange(40, dtype=np.int32).reshape(8, 5) % 21
-batch = {"tokens": tokens, "example": (tokens > 2).astype(np.int32), "position": np.arange(40).reshape(8, 5) % 5}
+real = (tokens > 2).astype(np.int32)
+batch = build_single_example_batch(tokens).replace(example_ids=real, token_type_ids=real)
 
 def loss(params, model, batch):
-    x = Encoder(model).apply({"params": params}, batch["tokens"], batch["example"], batch["example"], batch["position"])
+    x = Encoder(model).apply({"params": params}, batch)
     return jnp.mean(x[..., 0] ** 2 * x[..., 1]), x
 
 def start(model):
-    one = jnp.ones((1, 5), int)
-    return jax.jit(lambda key: Encoder(model).init(key, one, one, one, one)["params"])(jax.random.key(0))
+    return jax.jit(lambda key: Encoder(model).init(key, make_blank_batch(5))["params"])(jax.random.key(0))
 
 def train(model, params, moments, rows):
     (_, x), grads = jax.value_and_grad(loss, has_aux=True)(params, model, rows)
@@ -68,7 +70,7 @@ out = {"refused": [refusal(Mesh(data=3)), refusal(Mesh(fsdp=3)), refusal(Mesh(da
 mesh = Mesh(fsdp=2, model=2).build()
 out["shape"], out["types"] = dict(mesh.shape), sorted({kind.name for kind in mesh.axis_types})
 out["part"] = dict(Mesh(data=1, model=-1).build(jax.devices()[:4]).shape)
-placed = shard_batch(batch, mesh)["tokens"]
+placed = shard_batch(batch, mesh).input_ids
 out["batch"] = [list(placed.shape), str(placed.sharding.spec), [len(s.data) for s in placed.addressable_shards]]
 out["same batch"] = bool(np.array_equal(placed, tokens))
 out["apart"] = {}

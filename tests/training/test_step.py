@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 
+from encoders.data.batch import build_single_example_batch
 from encoders.model.config import EncoderConfig
 from encoders.objectives import masking
 from encoders.objectives.generator import ELECTRA_MASKING
@@ -73,12 +74,11 @@ def batch(*sizes, length=13):
     real, number = at < size, np.arange(len(sizes))[:, None]
     tokens = np.random.default_rng(0).integers(5, 19, (len(sizes), length))
     tokens[:, 0] = 2
-    fields = {
-        "tokens": np.where(real, tokens, 0), "example": real, "segments": real & (at > 4),
-        "positions": np.where(real, at, 0), "start": 0 * number, "id": number, "epoch": 0 * number,
-        "valid": size > 0, "next_sentence": (size > 0) & (number % 2),
-    }  # fmt: skip
-    return {name: x.astype(np.int32) for name, x in fields.items()}
+    valid = (size > 0).astype(np.int32)
+    labels = {"next_sentence": valid * (number % 2)}
+    segments = (real & (at > 4)).astype(np.int32)
+    batch = build_single_example_batch(np.where(real, tokens, 0), segments, np.array(sizes), labels)
+    return batch.replace(example_mask=valid)
 
 
 ROWS = batch(*SIZES)
@@ -261,7 +261,6 @@ def test_no_buffer_of_the_first_state_occurs_twice():  # it is donated to the fi
 
 
 def test_a_blank_batch_has_the_fields_of_a_batch():
-    fields = make_blank_batch(7, ["next_sentence"])
-    assert {name: x.shape[1] for name, x in fields.items()} == {
-        name: 7 if x.shape[1] == 13 else 1 for name, x in ROWS.items()
-    }
+    blank = make_blank_batch(7, ["next_sentence"])
+    lengths = lambda batch: jax.tree.map(lambda field: field.shape[1], batch)
+    assert lengths(blank) == jax.tree.map(lambda length: 7 if length == 13 else 1, lengths(ROWS))

@@ -33,10 +33,8 @@ def lowered(objective, model, rows=ROWS, length=LENGTH):
         AdamW(learning_rate=1e-4, warmup_steps=1),
     )
     state = jax.eval_shape(lambda: step.init_train_state(0, module=module, optimizer=optimizer))
-    batch = {
-        name: jnp.asarray(np.repeat(x, rows, axis=0))
-        for name, x in step.make_blank_batch(length, objective.required_fields).items()
-    }
+    blank = step.make_blank_batch(length, objective.required_fields)
+    batch = jax.tree.map(lambda x: jnp.repeat(x, rows, axis=0), blank)
     return state, step.train_step.lower(state, batch, 0, module=module, optimizer=optimizer, total_steps=10)
 
 
