@@ -1,8 +1,12 @@
-"""ALBERT's pre-training (Lan et al., 2020, §4.1), four sizes, versions 1 and 2.
+"""Pre-training of ALBERT (Lan et al., 2020, §4.1), four sizes, versions 1 and 2.
 
-Follows the paper in 15 % of the tokens predicted: the released code's default limit of 20 at length 512 is 3.9 %.
-Follows the corrected format in sentence order: the released code gives chunks of one sentence a random B, which is
-next-sentence prediction. LAMB as in the released code. Version 2 has no dropout and trains longer (README).
+    python launch.py train albert --only albert-base
+
+Cost and score: not measured here; `python launch.py show albert` prints parameters, FLOPs and memory of every size.
+
+15 % of the tokens are predicted, as in the paper; the released code's default limit of 20 at length 512 is 3.9 %.
+Sentence order has the corrected format; the released code gives a chunk of one sentence a random second segment,
+which is next-sentence prediction. LAMB is the released code's. Version 2 has no dropout and trains longer.
 """
 
 from encoders.data.formats import SegmentPairs

@@ -1,10 +1,14 @@
-"""BERT's pre-training (Devlin et al., 2019, §3.1 and appendix A.2), every size.
+"""Pre-training of BERT (Devlin et al., 2019, §3.1 and appendix A.2), all sizes, with those of Turc et al. (2019).
 
-Follows the released code where it differs from the paper: Adam without bias correction, warm-up in place of the
-decaying line, random Bs that fill the row, ten masks an example. Two known differences: the whole batch is clipped,
-not each replica's share, and the vocabulary is trained here unless `data.tokenizer.path` names the published
-vocab.txt. The papers' books are no TFDS data set: name your own text files beside Wikipedia with `data.corpus`.
-The miniatures have the same recipe (Turc et al., 2019).
+    python launch.py train bert --only bert-base
+
+Cost and score of a whole run: not measured here. A step of BERT-base with 8 rows of 128 takes 7.0 s on one core of an
+AMD EPYC (Zen 3) in float32 (`speed.py`). `python launch.py show bert` prints parameters, FLOPs and memory.
+
+Where paper and released code differ, this is the code: Adam without bias correction, warm-up multiplied with the
+decaying line, random second segments that fill the row, ten masks an example. Two differences are known. The whole
+batch is clipped, not each replica's share; and the vocabulary is trained here unless `data.tokenizer.path` names the
+published vocab.txt. The books of the paper are not in TFDS: name text files of your own with `data.corpus`.
 """
 
 from encoders.data.formats import SegmentPairs

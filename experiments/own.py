@@ -1,9 +1,11 @@
-"""A task of your own: any run, trained or imported, on rows of one text or two with a class or a number.
+"""Fine-tuning on a task of your own: rows of one or two texts with a class or a number.
 
     python launch.py train own --with init_from=runs/bert-base root=REVIEWS texts=title,body label=stars labels=1,2,3
 
-The folder has `train` and `dev` as .tsv, .csv or .jsonl with those columns; without `labels` the label is a number. The
-recipe is BERT's for GLUE at one rate; `rates`, `batches`, `epochs` and `seeds` make a grid.
+Cost and score: not measured here; they depend on the rows.
+
+The folder has `train` and `dev` as .tsv, .csv or .jsonl with those columns. Without `labels` the label is a number.
+The recipe is that of BERT for GLUE at one learning rate; `rates`, `batches`, `epochs` and `seeds` span a grid.
 """
 
 from pathlib import Path
@@ -31,19 +33,19 @@ def experiments(
 ):
     files = tuple((split, find_split_file(root, split)) for split in ("train", "dev"))
     task = TextTask(name, texts, label, labels, files=files)
-    reader = RowReader("skip")  # training stops at bad rows, unless told to skip them
-    rows = sum(1 for _ in task.read_examples(root, "train", reader))
-    if not rows:
-        raise ExperimentError(f"no row can be used; the first one: {reader.skipped_rows[0]}")
-    whole = f"{init_from.rstrip('/').rpartition('/')[2]}-{name}"
-    usual = family_recipes("bert", name, load_run_spec(init_from).model, rates, batches, epochs)
-    return build_finetuning_grid(whole, task, root, usual, rows, num_seeds=seeds, init_from=init_from)
+    reader = RowReader("skip")  # bad rows stop the training run later, unless it skips them too
+    num_rows = sum(1 for _ in task.read_examples(root, "train", reader))
+    if not num_rows:
+        raise ExperimentError(f"{root} has no usable row in the split train; the first one: {reader.skipped_rows[0]}")
+    run_name = f"{init_from.rstrip('/').rpartition('/')[2]}-{name}"
+    recipes = family_recipes("bert", name, load_run_spec(init_from).model, rates, batches, epochs)
+    return build_finetuning_grid(run_name, task, root, recipes, num_rows, num_seeds=seeds, init_from=init_from)
 
 
 def find_split_file(root: str, split: str) -> str:
-    """The name of the file that has a split's rows. Raises `ExperimentError` where there is none, or more than one."""
-    names = [f"{split}{ending}" for ending in FILE_ENDINGS]
-    found = [name for name in names if (Path(root).expanduser() / name).is_file()]
-    if len(found) != 1:
-        raise ExperimentError(f"{root} has {' and '.join(found) or 'none'} of {', '.join(names)}; it needs one")
-    return found[0]
+    """Return the name of the file with the rows of a split. Raises `ExperimentError` unless exactly one exists."""
+    accepted = [f"{split}{ending}" for ending in FILE_ENDINGS]
+    existing = [name for name in accepted if (Path(root).expanduser() / name).is_file()]
+    if len(existing) != 1:
+        raise ExperimentError(f"{root} has {' and '.join(existing) or 'none'} of {', '.join(accepted)}; it needs one")
+    return existing[0]

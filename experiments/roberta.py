@@ -1,9 +1,13 @@
-"""RoBERTa's pre-training (Liu et al., 2019, §3.1 and table 9), both sizes.
+"""Pre-training of RoBERTa (Liu et al., 2019, §3.1 and table 9), both sizes.
 
-Follows fairseq where the paper is silent: <s> and </s> may be chosen, the number of predictions is rounded at random,
-a random token is never a special one, every parameter decays. The paper's 160 GB are five corpora of which TFDS has
-Wikipedia: name the others as text files with `data.corpus`. 8,192 rows a batch fit few machines at once: split them
-with `grad_accum_steps`, which changes no loss.
+    python launch.py train roberta --only roberta-base
+
+Cost and score: not measured here; `python launch.py show roberta` prints parameters, FLOPs and memory of both sizes.
+
+Where the paper is silent, this is fairseq: <s> and </s> may be masked, the number of predictions is rounded at random,
+a random token is never a special one, every parameter decays. The 160 GB of the paper are five corpora, of which TFDS
+has Wikipedia; name the others as text files with `data.corpus`. Few machines fit 8,192 rows at once:
+`grad_accum_steps` splits them without changing the loss.
 """
 
 from encoders.data.formats import FullSentences
@@ -17,7 +21,8 @@ from encoders.text.tokenization import TokenizerSpec
 from encoders.training.optimizer import AdamW
 
 DYNAMIC_MASKING = Masking(dupe_factor=None, mask_special=True, rounding="random", replacements="words")
-PEAK_LEARNING_RATES = {"roberta-base": (6e-4, 24_000), "roberta-large": (4e-4, 30_000)}  # rate, warm-up
+# Peak learning rate, warm-up steps.
+RECIPES = {"roberta-base": (6e-4, 24_000), "roberta-large": (4e-4, 30_000)}
 
 experiments = [
     Experiment(
@@ -29,8 +34,8 @@ experiments = [
             tokenizer=TokenizerSpec(kind="bpe", vocab_size=roberta.BASE.vocab_size, train_chars=200_000_000),
         ),
         optimizer=AdamW(
-            learning_rate=rate,
-            warmup_steps=warmup,
+            learning_rate=learning_rate,
+            warmup_steps=warmup_steps,
             betas=(0.9, 0.98),
             bias_correction=True,
             clip_norm=None,
@@ -39,5 +44,5 @@ experiments = [
         ),
         phases=(Phase(until_step=500_000, seq_length=512, batch_size=8192, format=FullSentences()),),
     )
-    for name, (rate, warmup) in PEAK_LEARNING_RATES.items()
+    for name, (learning_rate, warmup_steps) in RECIPES.items()
 ]

@@ -1,9 +1,11 @@
-"""What `launch.py bench` measures on a GPU: bfloat16, sizes for 80 GB, with the papers' dropout and with none on
-attention, which lets cuDNN compute it. Written without a GPU at hand, and not run yet; each half is meant to take less
-than ten minutes, most of them torch's compilation.
+"""The training steps that `launch.py bench` measures on a GPU: bfloat16, sizes for 80 GB of memory.
 
     python launch.py bench peers speed_gpu --device gpu --rounds 5 --units 10 --only "*-free"
     python launch.py bench peers speed_gpu --device gpu --rounds 5 --units 10 --only "*-128" --only "*-512"
+
+Cost and speed: not measured here.
+
+Each case has the paper's dropout, or none on attention ("-free"), which lets cuDNN compute the attention.
 """
 
 from dataclasses import replace
@@ -24,7 +26,7 @@ NSP, MLM = MaskedLM(Masking(), NextSentencePrediction()), MaskedLM(Masking(dupe_
 SOP, RTD = MaskedLM(Masking(dupe_factor=40), SentenceOrderPrediction()), ReplacedTokenDetection(generator_width=1 / 3)
 PAIRS, SWAPPED = SegmentPairs("random"), SegmentPairs("swapped")
 
-# model, objective, format, rows, length
+# Model, objective, row format, batch size, sequence length.
 CASES = {
     "bert-base-128": (bert.BASE, NSP, PAIRS, 512, 128),
     "bert-base-512": (bert.BASE, NSP, PAIRS, 64, 512),
@@ -38,13 +40,13 @@ DROPOUT = {"": {}, "-free": {"attention_dropout": 0.0, "attention_impl": "cudnn"
 
 experiments = [
     Experiment(
-        name=name + ending,
+        name=name + suffix,
         model=replace(model, dtype="bfloat16", **changes),
         objective=objective,
         data=PretrainingData(tokenizer=TokenizerSpec(vocab_size=model.vocab_size)),
         optimizer=AdamW(learning_rate=1e-4, warmup_steps=100),
-        phases=(Phase(until_step=1000, seq_length=length, batch_size=rows, format=form),),
+        phases=(Phase(until_step=1000, seq_length=seq_length, batch_size=batch_size, format=row_format),),
     )
-    for name, (model, objective, form, rows, length) in CASES.items()
-    for ending, changes in DROPOUT.items()
+    for name, (model, objective, row_format, batch_size, seq_length) in CASES.items()
+    for suffix, changes in DROPOUT.items()
 ]

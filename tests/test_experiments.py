@@ -1,5 +1,6 @@
-"""Every experiment file loads, its members initialise, and the papers' numbers stand in it."""
+"""Every experiment file loads, its experiments initialise, and they have the papers' numbers."""
 
+import ast
 import importlib.util
 import math
 from pathlib import Path
@@ -10,40 +11,50 @@ from encoders.costs.ledger import count_params, eval_param_shapes
 from encoders.experiment import Experiment
 from encoders.families import albert, bert, electra, roberta
 
-# tests/sweeps/test_paper_tables.py has the tables.
-FILES = sorted((Path(__file__).parents[1] / "experiments").glob("*.py"))
+# tests/sweeps/test_paper_tables.py tests the tables.
+HOME = Path(__file__).parents[1] / "experiments"
+FILES = sorted(HOME.glob("*.py"))
 
 
-def load(path: Path) -> list[Experiment]:
-    """The members of a file, none of one whose members depend on a run: tests/finetuning/test_finetune.py has these."""
+def load_experiments(path: Path) -> list[Experiment]:
+    """Return a file's experiments, or none if they depend on a run; tests/finetuning/test_finetune.py tests those."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return [] if callable(module.experiments) else module.experiments
 
 
-MEMBERS = {experiment.name: experiment for path in FILES for experiment in load(path)}
+EXPERIMENTS = {experiment.name: experiment for path in FILES for experiment in load_experiments(path)}
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if load(path)], ids=lambda path: path.stem)
-def test_a_file_has_members_with_names_of_their_own(path):
-    names = [experiment.name for experiment in load(path)]
+@pytest.mark.parametrize("path", sorted(HOME.rglob("*.py")), ids=lambda path: path.stem)
+def test_a_file_documents_its_command_cost_and_score(path):
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    verb = "bench peers" if path.stem.startswith("speed") else f"train {path.stem}"
+    assert f"    python launch.py {verb}" in text
+    assert "not measured here" in text or "easured on" in text or ("Cost" in text and "Score" in text)
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if load_experiments(path)], ids=lambda path: path.stem)
+def test_the_names_of_a_files_experiments_differ(path):
+    names = [experiment.name for experiment in load_experiments(path)]
     assert names and len(set(names)) == len(names)
 
 
-@pytest.mark.parametrize("name", MEMBERS)
-def test_a_member_initialises_at_its_full_size(name):
-    assert count_params(eval_param_shapes(MEMBERS[name].model, MEMBERS[name].objective)) > 100_000
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_initialises_at_its_full_size(name):
+    experiment = EXPERIMENTS[name]
+    assert count_params(eval_param_shapes(experiment.model, experiment.objective)) > 100_000
 
 
 def test_every_published_size_has_an_experiment():
     published = bert.SIZES | roberta.SIZES | albert.SIZES | electra.SIZES
-    assert {name: MEMBERS[name].model for name in published} == published
+    assert {name: EXPERIMENTS[name].model for name in published} == published
 
 
 @pytest.mark.parametrize(
     "name, rate, warmup, tokens",
-    [  # papers.md A3: peak rate, warm-up, and batch x steps x length
+    [  # from the papers: peak rate, warm-up, and batch x steps x length
         ("bert-base", 1e-4, 10_000, 256 * (900_000 * 128 + 100_000 * 512)),
         ("bert-large", 1e-4, 10_000, 256 * (900_000 * 128 + 100_000 * 512)),
         ("roberta-base", 6e-4, 24_000, 8192 * 500_000 * 512),
@@ -55,7 +66,7 @@ def test_every_published_size_has_an_experiment():
     ],
 )
 def test_a_recipe_has_the_papers_numbers(name, rate, warmup, tokens):
-    experiment, start, seen = MEMBERS[name], 0, 0
+    experiment, start, seen = EXPERIMENTS[name], 0, 0
     for phase in experiment.phases:
         seen += (phase.until_step - start) * phase.batch_size * phase.seq_length
         start = phase.until_step
@@ -64,5 +75,5 @@ def test_a_recipe_has_the_papers_numbers(name, rate, warmup, tokens):
 
 def test_quickstart_models_start_at_one_over_the_root_of_their_width():
     for name in ("bert", "roberta", "albert", "electra"):
-        model = MEMBERS[f"quickstart-{name}"].model
+        model = EXPERIMENTS[f"quickstart-{name}"].model
         assert model.init_std == pytest.approx(1 / math.sqrt(model.hidden_size))

@@ -2,8 +2,10 @@
 
     python launch.py train albert_t11 --with corpus=wiki-1.txt.xz glue=GLUE
 
-The large model with all parameters shared, so that every row has the same number. In the paper each network of three
-layers and more begins with the parameters of the shallower one, and so do ours.
+Cost and score: not measured here.
+
+The large model with all parameters shared, so that every row has the same number of them. In the paper each network of
+three layers and more is initialised from the shallower one, and so it is here.
 """
 
 from dataclasses import replace
@@ -14,7 +16,7 @@ from encoders.families import albert
 from encoders.sweeps.paper_table import ALBERT_COLUMNS, MLM_AT_MASK, NUM_PARAMS, PaperTable, Study
 
 COLUMNS = (NUM_PARAMS, *ALBERT_COLUMNS, MLM_AT_MASK)
-# Layers; at small scale; the published row.
+# Layers at paper and at small scale, the published row.
 ROWS = (
     (1, 1, (18, 31.1, 22.9, 50.1, 50.1, 66.4, 80.8, 40.1, 52.9)),
     (3, 2, (18, 79.8, 69.7, 64.4, 61.7, 77.7, 86.7, 54.0, 71.2)),
@@ -26,10 +28,17 @@ ROWS = (
 
 
 def table(study: Study) -> PaperTable:
-    base, rows = replace(experiments[0], model=albert.LARGE), []
-    for layers, few, published in ROWS:
-        member = replace(base, model=replace(albert.LARGE, num_layers=layers))
-        before = rows[-1].pretrain_runs if rows else ()
-        given = dict(small_changes={"model": {"num_layers": few}}, source_runs=before)
-        rows.append(study.build_row(f"{layers} layers", published, COLUMNS, f"albert-deep{layers}", member, **given))
+    rows = []
+    for num_layers, num_small_layers, published in ROWS:
+        experiment = replace(experiments[0], model=replace(albert.LARGE, num_layers=num_layers))
+        row = study.build_row(
+            f"{num_layers} layers",
+            published,
+            COLUMNS,
+            f"albert-deep{num_layers}",
+            experiment,
+            small_changes={"model": {"num_layers": num_small_layers}},
+            source_runs=rows[-1].pretrain_runs if rows else (),
+        )
+        rows.append(row)
     return study.build_table("albert_t11", "ALBERT, table 11: depth", COLUMNS, rows, "tokens of each stage")

@@ -2,9 +2,13 @@
 
     python launch.py train albert_t5 --with corpus=wiki-1.txt.xz glue=GLUE
 
-Every model is scored on both sentence tasks, with the head it was trained with: a pair that is not the continuation has
-label 1 in both. The model without a sentence objective has no head; a logistic regression on its [CLS] vectors takes
-its place (encoders/crossed.py), and the paper does not say what took it there. That model reads the pairs of sentence
+Cost at small scale: 8 to 15 minutes of pre-training and half a minute of fine-tuning a run, on one core of an AMD EPYC.
+Score: SST-2 68.7, 67.4 and 68.1, medians of three seeds within the spread; sentence order stays at chance
+(experiments/README.md, "The papers' tables at small scale").
+
+Every model is scored on both sentence tasks with the head it was trained with: a pair that is not the continuation has
+label 1 in both. The model without a sentence objective is scored by a logistic regression on its [CLS] vectors
+(encoders/inference/cross_evaluation.py), since the paper does not describe its head, and reads the pairs of sentence
 order. The MNLI of the last row is 82.0 here and 81.6 in tables 2 and 3.
 """
 
@@ -24,6 +28,8 @@ COLUMNS = (
     ScoreColumn("SOP", "sop_accuracy", overrides=SOP_OVERRIDES),
     *ALBERT_COLUMNS,
 )
+CAVEAT = "the model without a sentence objective is scored by a regression on its [CLS], and the paper does not say how"
+# Sentence task, negatives of the format, name of the run, the published row.
 ROWS = {
     "none": (None, "swapped", "albert-alone", (54.9, 52.4, 53.3, 88.6, 81.5, 78.1, 75.3, 81.5, 89.9, 61.7, 79.0)),
     "NSP": (
@@ -38,13 +44,10 @@ ROWS = {
 
 
 def table(study: Study) -> PaperTable:
-    base = experiments[0]
-    rows = []
-    for name, (task, second, run, published) in ROWS.items():
-        phases = tuple(replace(phase, format=SegmentPairs(second)) for phase in base.phases)
-        member = replace(base, objective=replace(base.objective, sentence_task=task), phases=phases)
-        rows.append(study.build_row(name, published, COLUMNS, run, member))
-    reason = (
-        "the model without a sentence objective is scored by a regression on its [CLS], of which the paper says nothing"
-    )
-    return study.build_table("albert_t5", "ALBERT, table 5: sentence objectives", COLUMNS, rows, "tokens", reason)
+    base, rows = experiments[0], []
+    for name, (sentence_task, negatives, run_name, published) in ROWS.items():
+        phases = tuple(replace(phase, format=SegmentPairs(negatives)) for phase in base.phases)
+        objective = replace(base.objective, sentence_task=sentence_task)
+        experiment = replace(base, objective=objective, phases=phases)
+        rows.append(study.build_row(name, published, COLUMNS, run_name, experiment))
+    return study.build_table("albert_t5", "ALBERT, table 5: sentence objectives", COLUMNS, rows, "tokens", CAVEAT)

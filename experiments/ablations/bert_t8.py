@@ -1,10 +1,13 @@
-"""BERT, table 8: what becomes of the chosen tokens (Devlin et al., 2019, appendix C.2).
+"""BERT, table 8: the replacements of the masked tokens (Devlin et al., 2019, appendix C.2).
 
     python launch.py train bert_t8 --with corpus=wiki-1.txt.xz glue=GLUE
 
-The shares that become [MASK], a random token, and stay. NER is CoNLL-2003, fine-tuned; the paper's second column of it,
-with features that stay as they are, has no counterpart here; the recipe of NER is that of GLUE. Masked tokens are held
-out with 80/10/10 for every row, whatever it is trained with.
+Cost: not measured here. Score: SST-2 from 58.8 (only random tokens) to 73.6 (80 % random, 20 % same), medians of three
+seeds on one core each of an AMD EPYC; the table is in experiments/README.md, "The papers' tables at small scale".
+
+The shares that become [MASK], become a random token, and stay the same. NER is CoNLL-2003, fine-tuned by the recipe of
+GLUE; the paper's second column of NER, with frozen features, is not reproduced. Held-out tokens are masked 80/10/10 for
+every row, whatever it was trained with.
 """
 
 from dataclasses import replace
@@ -22,7 +25,7 @@ COLUMNS = (
     ScoreColumn("MLM of 80/10/10", "mlm_accuracy", overrides=SAME_SPLIT, order_column="MNLI"),
     ScoreColumn("MLM at [MASK]", "mlm_mask_accuracy", overrides=SAME_SPLIT, order_column="MNLI"),
 )
-# mask, random, same; the paper's columns are mask, same, random.
+# Shares of mask, random and same tokens; the paper's columns are mask, same, random.
 ROWS = {
     (0.8, 0.1, 0.1): (84.2, 95.4, 94.9),
     (1.0, 0.0, 0.0): (84.3, 94.9, 94.0),
@@ -34,11 +37,12 @@ ROWS = {
 
 
 def table(study: Study) -> PaperTable:
-    base, rows = next(e for e in experiments if e.name == "bert-base"), []
+    base, rows = next(experiment for experiment in experiments if experiment.name == "bert-base"), []
     for split, published in ROWS.items():
-        shares = [round(100 * share) for share in split]
-        tokens = replace(base.objective.masking, split=split)
-        member = replace(base, objective=replace(base.objective, masking=tokens))
-        run = "bert" if split == (0.8, 0.1, 0.1) else "bert-split-{}-{}-{}".format(*shares)
-        rows.append(study.build_row("mask {} random {} same {}".format(*shares), published, COLUMNS, run, member))
+        mask, random, same = (round(100 * share) for share in split)
+        masking = replace(base.objective.masking, split=split)
+        experiment = replace(base, objective=replace(base.objective, masking=masking))
+        run_name = "bert" if experiment == base else f"bert-split-{mask}-{random}-{same}"
+        row_name = f"mask {mask} random {random} same {same}"
+        rows.append(study.build_row(row_name, published, COLUMNS, run_name, experiment))
     return study.build_table("bert_t8", "BERT, table 8: the mask split", COLUMNS, rows, "tokens")

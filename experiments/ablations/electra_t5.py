@@ -2,16 +2,21 @@
 
     python launch.py train electra_t5 --with corpus=wiki-1.txt.xz glue=GLUE
 
-- ELECTRA 15%: the discriminator's loss over the tokens that were masked out alone;
-- Replace MLM: masked-token prediction, with the generator's samples in the place of [MASK];
+Cost at small scale: 8 to 15 minutes of pre-training and half a minute of fine-tuning a run, on one core of an AMD EPYC.
+Score: SST-2 69.8 for ELECTRA and 70.9 for BERT, medians of three seeds within the spread
+(experiments/README.md, "The papers' tables at small scale").
+
+- ELECTRA 15%: the discriminator's loss over the masked positions alone;
+- Replace MLM: masked-token prediction, with the generator's samples instead of [MASK];
 - All-Tokens MLM: the same for every token, with a gate that copies the input;
 - BERT: masked tokens alone, as `electra_objective: false` of the released code.
 
-Averages over eight tasks of GLUE on the development sets. All have the FLOPs of ELECTRA as `show` reckons them; the
-paper does not say in what its rows are equal.
+The paper's scores are averages over eight tasks of GLUE on the development sets. All rows have the FLOPs of ELECTRA as
+`show` counts them; the paper does not say what its rows have in common.
 """
 
 from dataclasses import replace
+from typing import Literal
 
 from encoders.library.electra import experiments
 
@@ -27,32 +32,37 @@ SMALL, BASE = (next(e for e in experiments if e.name == f"electra-{size}") for s
 
 
 def replace_with_masked_lm(experiment: Experiment) -> Experiment:
-    """The discriminator's network, with masked tokens as its only objective."""
+    """Return an experiment with the discriminator's network and masked tokens as the only objective."""
     return replace(experiment, objective=MaskedLM(experiment.objective.masking))
 
 
-def table(study: Study) -> PaperTable:
-    usual = BASE.objective
-    build_replace_mlm = lambda loss_over: ReplaceMLM(
-        generator_width=usual.generator_width, masking=usual.masking, tie=usual.tie, loss_over=loss_over
+def build_replace_mlm(loss_over: Literal["all", "chosen"]) -> ReplaceMLM:
+    """Return Replace MLM with the generator of ELECTRA."""
+    electra = BASE.objective
+    return ReplaceMLM(
+        generator_width=electra.generator_width, masking=electra.masking, tie=electra.tie, loss_over=loss_over
     )
-    rows = {
-        "ELECTRA": ("electra", usual, 85.0),
+
+
+def table(study: Study) -> PaperTable:
+    no_task_scores = (None,) * (len(GLUE_COLUMNS) - 1)
+    objectives = {
+        "ELECTRA": ("electra", BASE.objective, 85.0),
         "All-Tokens MLM": ("electra-all-tokens", build_replace_mlm("all"), 84.3),
         "Replace MLM": ("electra-replace", build_replace_mlm("chosen"), 82.4),
-        "ELECTRA 15%": ("electra-15", replace(usual, loss_over="chosen"), 82.4),
+        "ELECTRA 15%": ("electra-15", replace(BASE.objective, loss_over="chosen"), 82.4),
         "BERT": ("electra-bert", replace_with_masked_lm(BASE).objective, 82.2),
     }
-    none, compute = (None,) * (len(GLUE_COLUMNS) - 1), run_flops(study.build_pretrain_run("electra", BASE))
-    made = [
-        study.build_row(name, (*none, average), COLUMNS, run, replace(BASE, objective=objective), total_flops=compute)
-        for name, (run, objective, average) in rows.items()
-    ]
+    compute = run_flops(study.build_pretrain_run("electra", BASE))
+    rows = []
+    for name, (run_name, objective, average) in objectives.items():
+        experiment, published = replace(BASE, objective=objective), (*no_task_scores, average)
+        rows.append(study.build_row(name, published, COLUMNS, run_name, experiment, total_flops=compute))
     return study.build_table(
         "electra_t5",
         "ELECTRA, table 5: from BERT to ELECTRA",
         COLUMNS,
-        made,
+        rows,
         "FLOPs",
         "the paper does not say in what its rows are equal",
         TEN_FINETUNINGS_CAVEAT,
