@@ -21,7 +21,7 @@ from encoders.objectives.masked_lm import MaskedLM
 from encoders.objectives.masking import Masking
 from encoders.objectives.replaced_tokens import ReplacedTokenDetection
 from encoders.objectives.sentence_pair import NextSentencePrediction, SentenceOrderPrediction
-from encoders.sweeps.paper_table import SMALL_SIZES
+from encoders.sweeps.small_scale import SMALL_SIZES
 from encoders.tasks.glue import GLUE_TASKS, NUM_GLUE_TRAIN_ROWS
 from encoders.text.tokenization import TokenizerSpec
 from encoders.training.metric_log import Intervals

@@ -37,7 +37,8 @@ from encoders.run.preemption import STOPPED_STATUS, StopRequest, format_duration
 from encoders.run.run import Run
 from encoders.sweeps.local_workers import launch_processes, launch_workers
 from encoders.sweeps.paper_table import load_saved_tables, save_table
-from encoders.sweeps.sweep import WORKER_VARIABLE, RunProgress, Sweep, measure_progress
+from encoders.sweeps.progress import RunProgress, measure_progress
+from encoders.sweeps.sweep import WORKER_VARIABLE, Sweep
 from encoders.text.source import CorpusError
 from encoders.training import distributed
 from encoders.utils.code_files import import_file

@@ -18,13 +18,11 @@ from encoders.sweeps.paper_table import (
     MLM_AT_MASK,
     MLM_PERPLEXITY,
     MNLI,
-    SMALL_BATCH_SIZE,
-    SMALL_LEARNING_RATE,
-    SMALL_SEQ_LENGTH,
     SST2,
     PaperTable,
     Study,
 )
+from encoders.sweeps.small_scale import SMALL_BATCH_SIZE, SMALL_LEARNING_RATE, SMALL_SEQ_LENGTH
 
 COLUMNS = (MLM_PERPLEXITY, MNLI, SST2, MLM_AT_MASK)
 # Batch size, steps, learning rate, small batch as a multiple of the usual one, the published row.

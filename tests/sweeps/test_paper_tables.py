@@ -11,7 +11,8 @@ from encoders.cli.experiment_files import import_experiment_file
 from encoders.costs.ledger import count_encoder_params, count_params, eval_param_shapes, run_flops
 from encoders.experiment import Experiment
 from encoders.objectives.base import SupervisedObjective
-from encoders.sweeps.paper_table import ALBERT_AVERAGE, ALBERT_COLUMNS, SMALL_SIZES, Study
+from encoders.sweeps.paper_table import ALBERT_AVERAGE, ALBERT_COLUMNS, Study
+from encoders.sweeps.small_scale import SMALL_SIZES
 from encoders.tasks.question_answering import ConditionedSpanPrediction
 from encoders.utils.serialization import ExperimentError, fingerprint_content
 

@@ -1,4 +1,4 @@
-"""Members in the order of what they begin with, shared by processes, and what is said of how far they are."""
+"""Sweeps: experiments in the order of their dependencies, shared by processes, and their progress."""
 
 import json
 import os
@@ -11,15 +11,16 @@ from encoders.costs.ledger import make_blank_vocab, run_flops
 from encoders.run.folder import RunError, RunInUse, build_run_record, lock_run
 from encoders.run.preemption import STOPPED_STATUS, RunStopped, StopRequest
 from encoders.sweeps import sweep as sweeps
-from encoders.sweeps.sweep import FAILURE_FILE, Sweep, measure_progress
+from encoders.sweeps.progress import measure_progress
+from encoders.sweeps.sweep import FAILURE_FILE, Sweep
 from tests.reporting.test_table_results import build_sst2_run
 from tests.test_experiment import BASE
 
 NO_STOP = StopRequest()
 
 
-def member(name: str, start: str | None = None, runs=None):
-    return replace(BASE, name=name, init_from=start and f"{runs}/{start}")
+def named(name: str, source: str | None = None, runs=None):
+    return replace(BASE, name=name, init_from=source and f"{runs}/{source}")
 
 
 def finish(folder) -> dict:
@@ -29,74 +30,78 @@ def finish(folder) -> dict:
 
 
 @pytest.fixture
-def trains(monkeypatch, tmp_path):
-    """Makes a sweep of members whose training is only noted, with the errors that some are to have."""
-    begun = []
+def build_sweep(monkeypatch, tmp_path):
+    """Make a sweep whose training is only recorded, with errors for some of its experiments."""
+    trained = []
 
-    def make(*members, errors=None, **given):
+    def make(*experiments, errors=None, **options):
         reasons = dict(errors or {})
 
         def train(experiment, folder, *rest):
-            begun.append(experiment.name)
+            trained.append(experiment.name)
             if experiment.name in reasons:
                 raise reasons.pop(experiment.name)
             return finish(folder)
 
         monkeypatch.setattr(sweeps.loop, "train", train)
-        said = []
-        return Sweep(members, tmp_path, said.append, lambda error: True, poll_seconds=0.01, **given), begun, said
+        lines = []
+        return (
+            Sweep(experiments, tmp_path, lines.append, lambda error: True, poll_seconds=0.01, **options),
+            trained,
+            lines,
+        )
 
     return make
 
 
-def test_a_member_is_trained_after_the_one_it_begins_with_wherever_it_stands(trains, tmp_path):
-    made, begun, _ = trains(member("c", "b", tmp_path), member("b", "a", tmp_path), member("a"))
-    assert made.train(False, NO_STOP, 1) == 0 and begun == ["a", "b", "c"]
+def test_an_experiment_is_trained_after_its_source_in_any_order_of_the_file(build_sweep, tmp_path):
+    made, trained, _ = build_sweep(named("c", "b", tmp_path), named("b", "a", tmp_path), named("a"))
+    assert made.train(False, NO_STOP, 1) == 0 and trained == ["a", "b", "c"]
 
 
-def test_what_begins_with_a_failed_one_is_not_trained_and_the_rest_is(trains, tmp_path):
-    members = (member("a"), member("b", "a", tmp_path), member("c", "b", tmp_path), member("d"))
-    made, begun, said = trains(*members, errors={"a": ValueError("no")})
-    assert made.train(False, NO_STOP, 1) == 1 and begun == ["a", "d"]
-    assert [made.find_state(each) for each in members] == ["failed", "blocked", "blocked", "done"]
-    assert said[-2:] == ["not trained, since what they begin with is not: b, c", "failed: a"]
+def test_experiments_that_start_from_a_failed_one_are_not_trained_and_the_rest_are(build_sweep, tmp_path):
+    experiments = (named("a"), named("b", "a", tmp_path), named("c", "b", tmp_path), named("d"))
+    made, trained, lines = build_sweep(*experiments, errors={"a": ValueError("no")})
+    assert made.train(False, NO_STOP, 1) == 1 and trained == ["a", "d"]
+    assert [made.find_state(each) for each in experiments] == ["failed", "blocked", "blocked", "done"]
+    assert lines[-2].endswith(": b, c") and "init_from" in lines[-2] and lines[-1] == "failed: a"
     assert (tmp_path / "a" / FAILURE_FILE).read_text() == "ValueError: no\n"
 
 
-def test_a_lone_member_that_is_refused_before_it_begins_leaves_nothing(trains, tmp_path):
-    made, _, _ = trains(member("a"), errors={"a": ValueError("no")})
+def test_a_lone_experiment_that_is_refused_leaves_no_file(build_sweep, tmp_path):
+    made, _, _ = build_sweep(named("a"), errors={"a": ValueError("no")})
     with pytest.raises(ValueError, match="no"):
         made.train(False, NO_STOP, 1)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_failed_member_is_tried_again_by_the_next_command(trains, tmp_path):
-    made, begun, _ = trains(member("a"), member("b"), errors={"a": ValueError("no")})
+def test_a_failed_experiment_is_tried_again_by_the_next_command(build_sweep, tmp_path):
+    made, trained, _ = build_sweep(named("a"), named("b"), errors={"a": ValueError("no")})
     made.train(False, NO_STOP, 1)
     os.utime(tmp_path / "a" / FAILURE_FILE, (made.started_at - 10, made.started_at - 10))
-    again, begun, _ = trains(member("a"), member("b"))
-    assert again.train(False, NO_STOP, 1) == 0 and begun == ["a", "b", "a", "b"]
+    again, trained, _ = build_sweep(named("a"), named("b"))
+    assert again.train(False, NO_STOP, 1) == 0 and trained == ["a", "b", "a", "b"]
     assert not (tmp_path / "a" / FAILURE_FILE).exists()
 
 
-def test_a_member_that_another_process_trains_is_left_to_it(trains, tmp_path):
-    made, begun, said = trains(member("a"), member("b"))
+def test_an_experiment_that_another_process_trains_is_left_to_it(build_sweep, tmp_path):
+    made, trained, lines = build_sweep(named("a"), named("b"))
     with lock_run(tmp_path / "a"):
         assert made.train(False, NO_STOP, 1) == 0
-    assert begun == ["b"] and said == ["left to other processes: a"]
+    assert trained == ["b"] and lines == ["left to other processes: a"]
 
 
-def test_what_begins_with_a_member_of_another_process_waits_for_it(trains, tmp_path):
-    made, begun, said = trains(member("a"), member("b", "a", tmp_path))
+def test_an_experiment_waits_for_a_source_that_another_process_trains(build_sweep, tmp_path):
+    made, trained, lines = build_sweep(named("a"), named("b", "a", tmp_path))
     with lock_run(tmp_path / "a"):
         threading.Timer(0.3, lambda: finish(tmp_path / "a")).start()
         assert made.train(False, NO_STOP, 1) == 0
-    assert begun == ["a", "b"] or begun == ["b", "a"]
-    assert said == ["what is left begins with what other processes train, which this one waits for"]
+    assert trained == ["a", "b"] or trained == ["b", "a"]
+    assert len(lines) == 1 and "other processes" in lines[0]
 
 
-def test_a_member_is_taken_up_when_the_process_that_trained_it_has_gone(trains, tmp_path):
-    made, begun, _ = trains(member("a"), member("b", "a", tmp_path))
+def test_an_experiment_is_resumed_when_the_process_that_trained_it_has_ended(build_sweep, tmp_path):
+    made, trained, _ = build_sweep(named("a"), named("b", "a", tmp_path))
     gone, there = threading.Event(), threading.Event()
 
     def other():
@@ -108,92 +113,94 @@ def test_a_member_is_taken_up_when_the_process_that_trained_it_has_gone(trains, 
     process.start()
     there.wait(5)
     threading.Timer(0.3, gone.set).start()
-    assert made.train(False, NO_STOP, 1) == 0 and begun == ["a", "b"]
+    assert made.train(False, NO_STOP, 1) == 0 and trained == ["a", "b"]
     process.join()
 
 
-def test_what_begins_with_a_member_that_is_not_to_be_trained_is_not_either(trains, tmp_path):
-    alone, b = member("a"), member("b", "a", tmp_path)
-    made, begun, said = trains(b, member("c"), other_experiments=[alone])
-    assert made.train(False, NO_STOP, 1) == 1 and begun == ["c"]
-    assert said == ["not trained, since what they begin with is not: b"]
+def test_an_experiment_whose_source_is_not_to_be_trained_is_blocked(build_sweep, tmp_path):
+    alone, b = named("a"), named("b", "a", tmp_path)
+    made, trained, lines = build_sweep(b, named("c"), other_experiments=[alone])
+    assert made.train(False, NO_STOP, 1) == 1 and trained == ["c"]
+    assert len(lines) == 1 and "init_from" in lines[0] and lines[0].endswith(": b")
     finish(tmp_path / "a")
-    made, begun, said = trains(b, member("c"), other_experiments=[alone])
+    made, trained, lines = build_sweep(b, named("c"), other_experiments=[alone])
     assert made.train(False, NO_STOP, 1) == 0
 
 
-def test_processes_that_share_members_begin_with_different_ones(trains, monkeypatch):
+def test_workers_start_with_different_experiments(build_sweep, monkeypatch):
     monkeypatch.setattr(sweeps, "WORKER_INDEX", 4)
-    made, begun, _ = trains(member("a"), member("b"), member("c"))
-    assert made.train(False, NO_STOP, 1) == 0 and begun == ["b", "a", "c"]
+    made, trained, _ = build_sweep(named("a"), named("b"), named("c"))
+    assert made.train(False, NO_STOP, 1) == 0 and trained == ["b", "a", "c"]
 
 
-def test_a_damaged_result_is_named(trains, tmp_path):
-    made, _, _ = trains(member("a"), member("b"))
+def test_a_damaged_result_is_named(build_sweep, tmp_path):
+    made, _, _ = build_sweep(named("a"), named("b"))
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "result.json").write_text("{")
     with pytest.raises(RunError, match="a/result.json is damaged"):
         made.train(False, NO_STOP, 1)
 
 
-def test_a_member_that_another_process_has_just_begun_is_no_failure(trains, tmp_path):
-    made, begun, said = trains(member("a"), member("b"), errors={"a": RunInUse("just now")})
-    assert made.train(False, NO_STOP, 1) == 0 and begun == ["a", "a", "b"] and not said
+def test_an_experiment_that_another_process_has_just_started_is_not_a_failure(build_sweep, tmp_path):
+    made, trained, lines = build_sweep(named("a"), named("b"), errors={"a": RunInUse("just now")})
+    assert made.train(False, NO_STOP, 1) == 0 and trained == ["a", "a", "b"] and not lines
     assert not (tmp_path / "a" / FAILURE_FILE).exists()
 
 
-def test_a_process_that_waits_for_others_ends_when_it_is_asked_to(trains, tmp_path):
-    made, begun, said = trains(member("a"), member("b", "a", tmp_path), member("c"))
+def test_a_process_that_waits_for_others_ends_at_a_stop_request(build_sweep, tmp_path):
+    made, trained, lines = build_sweep(named("a"), named("b", "a", tmp_path), named("c"))
     with lock_run(tmp_path / "a"):
         assert made.train(False, StopRequest(time_limit=0.0), 1) == STOPPED_STATUS
-    assert begun == ["c"] and "stopped by the time limit while other processes train what is left" in said[-1]
+    assert trained == ["c"] and "the time limit" in lines[-1]
 
 
-def test_what_stops_a_member_stops_the_sweep(trains):
-    made, begun, said = trains(member("a"), member("b"), errors={"a": RunStopped("a: stopped after step 3")})
-    assert made.train(False, NO_STOP, 1) == STOPPED_STATUS and begun == ["a"]
-    assert said == ["a: stopped after step 3; the same command goes on"]
+def test_a_stopped_experiment_stops_the_sweep(build_sweep):
+    made, trained, lines = build_sweep(named("a"), named("b"), errors={"a": RunStopped("a: stopped after step 3")})
+    assert made.train(False, NO_STOP, 1) == STOPPED_STATUS and trained == ["a"]
+    assert len(lines) == 1 and lines[0].startswith("a: stopped after step 3")
 
 
-def test_what_is_done_after_a_member_is_done_for_finished_ones_too(trains, tmp_path):
+def test_finished_experiments_are_reported_too(build_sweep, tmp_path):
     after = []
-    made, _, _ = trains(member("a"), member("b"), on_finished=lambda each: after.append(each.name))
+    made, _, _ = build_sweep(named("a"), named("b"), on_finished=lambda each: after.append(each.name))
     finish(tmp_path / "a")
     made.train(False, NO_STOP, 1)
     assert after == ["a", "b"]
 
 
-def test_progress_reckons_what_is_left_by_the_speed_of_its_like(trains, tmp_path):
-    members = (member("a"), member("b"), member("c", "a", tmp_path), member("d"))
-    made, _, _ = trains(*members, started_at=0.0)
-    row = {"step": members[0].num_steps, "split": "train", "time": {"seconds": 100.0}}
+def test_the_time_left_is_estimated_from_the_speed_of_similar_runs(build_sweep, tmp_path):
+    experiments = (named("a"), named("b"), named("c", "a", tmp_path), named("d"))
+    made, _, _ = build_sweep(*experiments, started_at=0.0)
+    row = {"step": experiments[0].num_steps, "split": "train", "time": {"seconds": 100.0}}
     finish(tmp_path / "a"), (tmp_path / "b").mkdir(), (tmp_path / "d").mkdir()
     (tmp_path / "a" / "metrics.jsonl").write_text(json.dumps(row) + "\n")
-    half = row | {"step": members[1].num_steps // 2, "time": {"seconds": 100.0}}
+    half = row | {"step": experiments[1].num_steps // 2, "time": {"seconds": 100.0}}
     (tmp_path / "b" / "metrics.jsonl").write_text(json.dumps(half) + "\n")
     (tmp_path / "d" / FAILURE_FILE).write_text("RunError: a reason\n")
     a, b, c, d = measure_progress(made)
     assert (a.state, a.seconds_left, b.state, c.state) == ("done", 0.0, "interrupted", "ready")
-    assert b.seconds_left == pytest.approx(100.0) and b.step == members[1].num_steps // 2
+    assert b.seconds_left == pytest.approx(100.0) and b.step == experiments[1].num_steps // 2
     assert c.seconds_left == d.seconds_left and (d.state, d.note) == ("failed", "RunError: a reason")
     assert d.seconds_left == pytest.approx(
         100 / 0.75
     )  # the median of the speeds of a and b, of which the second has half
-    assert run_flops(members[0]) == run_flops(members[1])
+    assert run_flops(experiments[0]) == run_flops(experiments[1])
 
 
-def test_progress_reckons_with_the_speed_of_any_where_nothing_like_it_was_trained(trains, tmp_path):
-    members = (member("a"), build_sst2_run(member("a"), 1e-3))
-    made, _, _ = trains(*members, started_at=0.0)
+def test_the_time_left_is_estimated_from_any_run_where_none_is_similar(build_sweep, tmp_path):
+    experiments = (named("a"), build_sst2_run(named("a"), 1e-3))
+    made, _, _ = build_sweep(*experiments, started_at=0.0)
     finish(tmp_path / "a")
-    row = {"step": members[0].num_steps, "split": "train", "time": {"seconds": 100.0}}
+    row = {"step": experiments[0].num_steps, "split": "train", "time": {"seconds": 100.0}}
     (tmp_path / "a" / "metrics.jsonl").write_text(json.dumps(row) + "\n")
-    assert measure_progress(made)[1].seconds_left == pytest.approx(100 * run_flops(members[1]) / run_flops(members[0]))
+    assert measure_progress(made)[1].seconds_left == pytest.approx(
+        100 * run_flops(experiments[1]) / run_flops(experiments[0])
+    )
 
 
-def foreign(folder) -> None:
+def write_other_experiment(folder) -> None:
     """A finished run of another experiment, with more steps than it may have here."""
-    other = replace(member(folder.name), seed=7)
+    other = replace(named(folder.name), seed=7)
     finish(folder)
     (folder / "experiment.json").write_text(
         json.dumps(build_run_record(other, "0" * 16, make_blank_vocab(BASE.model.vocab_size)))
@@ -202,38 +209,38 @@ def foreign(folder) -> None:
     (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
 
 
-def test_a_folder_that_holds_another_experiment_is_no_progress_of_this_one(trains, tmp_path):
-    made, _, _ = trains(member("a"), member("b"))
-    foreign(tmp_path / "a")
+def test_a_folder_of_another_experiment_has_no_progress(build_sweep, tmp_path):
+    made, _, _ = build_sweep(named("a"), named("b"))
+    write_other_experiment(tmp_path / "a")
     a, b = measure_progress(made)
-    assert (a.state, a.note) == ("other", "is of another experiment: seed is 7 there and 0 here") and b.state == "ready"
+    assert (a.state, b.state) == ("other", "ready") and "seed is 7 there and 0 here" in a.note
     assert (a.step, a.seconds_left, b.seconds_left) == (0, None, None)
 
 
-def test_a_folder_that_holds_another_experiment_is_a_failure_and_nothing_begins_with_it(trains, tmp_path):
-    made, begun, said = trains(
-        member("a"), member("b", "a", tmp_path), member("c"), errors={"a": RunError("a belongs to another experiment")}
+def test_a_folder_of_another_experiment_is_a_failure_and_blocks_its_dependents(build_sweep, tmp_path):
+    made, trained, lines = build_sweep(
+        named("a"), named("b", "a", tmp_path), named("c"), errors={"a": RunError("a belongs to another experiment")}
     )
-    foreign(tmp_path / "a")
-    assert made.train(False, NO_STOP, 1) == 1 and begun == ["a", "c"]
-    assert said[0] == "a failed: a belongs to another experiment"
-    assert said[-2:] == ["not trained, since what they begin with is not: b", "failed: a"]
+    write_other_experiment(tmp_path / "a")
+    assert made.train(False, NO_STOP, 1) == 1 and trained == ["a", "c"]
+    assert lines[0] == "a failed: a belongs to another experiment"
+    assert lines[-2].endswith(": b") and lines[-1] == "failed: a"
 
 
-def test_what_is_finished_is_not_done_where_what_it_begins_with_is_another_experiment(trains, tmp_path):
-    members = (member("a"), member("b", "a", tmp_path))
-    made, begun, said = trains(*members, errors={"a": RunError("a belongs to another experiment")})
-    foreign(tmp_path / "a"), finish(tmp_path / "b")
+def test_a_finished_experiment_is_blocked_where_its_source_is_another_experiment(build_sweep, tmp_path):
+    experiments = (named("a"), named("b", "a", tmp_path))
+    made, trained, lines = build_sweep(*experiments, errors={"a": RunError("a belongs to another experiment")})
+    write_other_experiment(tmp_path / "a"), finish(tmp_path / "b")
     assert [each.state for each in measure_progress(made)] == ["other", "blocked"]
-    assert made.train(False, NO_STOP, 1) == 1 and begun == ["a"]
-    assert said[-2:] == ["not trained, since what they begin with is not: b", "failed: a"]
+    assert made.train(False, NO_STOP, 1) == 1 and trained == ["a"]
+    assert lines[-2].endswith(": b") and lines[-1] == "failed: a"
 
 
-def test_what_fails_after_a_finished_member_is_a_failure(trains, tmp_path):
+def test_an_error_after_a_finished_experiment_is_a_failure(build_sweep, tmp_path):
     def after(each):
         raise ValueError(f"{each.name} cannot be scored")
 
-    made, _, said = trains(member("a"), member("b"), on_finished=after)
+    made, _, lines = build_sweep(named("a"), named("b"), on_finished=after)
     finish(tmp_path / "a")
     assert made.train(False, NO_STOP, 1) == 1
-    assert said[-1] == "failed: a, b" and "a failed: a cannot be scored" in said
+    assert lines[-1] == "failed: a, b" and "a failed: a cannot be scored" in lines
