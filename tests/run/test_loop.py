@@ -1,5 +1,6 @@
 """Whole runs: resumed, killed, evaluated, refused."""
 
+import inspect
 import json
 import os
 import random
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import jax
 import numpy as np
 import pytest
 
+import launch
 from encoders.data import stream
 from encoders.data.formats import ElectraPairs, FullSentences, SegmentPairs
 from encoders.data.prepare import PretrainingData
@@ -29,6 +32,7 @@ from encoders.run.evaluate import evaluate_run
 from encoders.run.folder import RunError, read_result
 from encoders.run.run import Run
 from encoders.text.tokenization import TokenizerSpec
+from encoders.training import step
 from encoders.training.metric_log import Intervals, read_metric_rows
 from encoders.training.optimizer import AdamW, Lamb
 from encoders.training.sharding import Mesh
@@ -121,11 +125,11 @@ def test_a_run_interrupted_between_two_logs_resumes_to_the_same_numbers(family, 
     class Stop(Exception):
         pass
 
-    def stop(self, step, *rest):
-        if step == 9:
+    def stop(self, saved_step, *rest):
+        if saved_step == 9:
             self.manager.wait_until_finished()
             raise Stop
-        return save(self, step, *rest)
+        return save(self, saved_step, *rest)
 
     save = loop.Checkpoints.save
     with monkeypatch.context() as patch:
@@ -241,8 +245,6 @@ import json, sys
 from pathlib import Path
 sys.path.insert(0, {root!r})
 from encoders.run import loop
-from encoders.run.evaluate import evaluate_run
-from encoders.run.folder import RunError, read_result
 from encoders.utils.serialization import from_json_value
 loop.train(from_json_value(json.loads(Path({path!r}).read_text())), Path({folder!r}), lambda line: None)
 """
@@ -277,3 +279,34 @@ def test_a_run_killed_at_a_random_moment_ends_bit_identical(corpus, tmp_path):
         finish(process, 0, -signal.SIGKILL)
     assert left == 0
     assert_same_run(whole, killed)
+
+
+class FirstUpdate(Exception):
+    """Ends a run at its first update."""
+
+
+EXPERIMENT_FILE = """
+from pathlib import Path
+from tests.run.test_loop import experiment
+experiments = [experiment({corpus!r}, "roberta", Path({folder!r}))]
+"""
+
+
+@pytest.mark.parametrize("door", ["train", "launch"])
+def test_the_first_update_is_at_most_six_frames_below_the_door(door, corpus, tmp_path, monkeypatch):
+    frames = []
+
+    def record_stack(*args, **settings):
+        frames.extend(frame for frame in traceback.extract_stack() if f"{ROOT}/encoders/" in frame.filename)
+        raise FirstUpdate
+
+    monkeypatch.setattr(step, "train_step", record_stack)
+    (tmp_path / "file.py").write_text(EXPERIMENT_FILE.format(corpus=corpus, folder=str(tmp_path)))
+    with pytest.raises(FirstUpdate):
+        if door == "train":
+            loop.train(experiment(corpus, "roberta", tmp_path), tmp_path / "run", quiet)
+        else:
+            launch.main(["train", str(tmp_path / "file.py"), "--runs", str(tmp_path / "runs")])
+    names = [frame.name for frame in frames if frame.name not in ("main", "run_verb")]  # they only call a verb
+    assert 0 < len(names) <= 6, names
+    assert len(inspect.getsource(loop.run_train_steps).splitlines()) <= 60
