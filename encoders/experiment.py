@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from encoders.data.labelled import LabelledData
 from encoders.data.mixing import find_corpus_weights
 from encoders.data.packing import PackedFormat
-from encoders.data.prepare import PretrainingData
+from encoders.data.spec import PretrainingData
 from encoders.data.stream import Phase
 from encoders.model.config import EncoderConfig
 from encoders.objectives.base import SupervisedObjective

@@ -10,7 +10,7 @@ which is next-sentence prediction. LAMB is the released code's. Version 2 has no
 """
 
 from encoders.data.formats import SegmentPairs
-from encoders.data.prepare import PretrainingData
+from encoders.data.spec import PretrainingData
 from encoders.data.stream import Phase
 from encoders.experiment import Experiment
 from encoders.families import albert

@@ -12,7 +12,7 @@ published vocab.txt. The books of the paper are not in TFDS: name text files of 
 """
 
 from encoders.data.formats import SegmentPairs
-from encoders.data.prepare import PretrainingData
+from encoders.data.spec import PretrainingData
 from encoders.data.stream import Phase
 from encoders.experiment import Experiment
 from encoders.families import bert

@@ -12,7 +12,7 @@ are drawn without replacement, as in the paper.
 from dataclasses import replace
 
 from encoders.data.formats import ElectraPairs
-from encoders.data.prepare import PretrainingData
+from encoders.data.spec import PretrainingData
 from encoders.data.stream import Phase
 from encoders.experiment import Experiment
 from encoders.families import electra

@@ -12,7 +12,7 @@ last training row of `metrics.jsonl`, not the held-out scores: the runs are not 
 from dataclasses import replace
 
 from encoders.data.formats import ElectraPairs, SegmentPairs
-from encoders.data.prepare import PretrainingData
+from encoders.data.spec import PretrainingData
 from encoders.data.stream import Phase
 from encoders.experiment import Experiment
 from encoders.families import bert, electra

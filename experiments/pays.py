@@ -12,7 +12,7 @@ so is the same model from scratch, with three seeds each. The pre-training runs 
 from dataclasses import replace
 
 from encoders.data.formats import ElectraPairs, FullSentences, SegmentPairs
-from encoders.data.prepare import PretrainingData
+from encoders.data.spec import PretrainingData
 from encoders.data.stream import Phase
 from encoders.experiment import Experiment
 from encoders.families import albert, bert, electra, roberta

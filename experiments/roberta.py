@@ -11,7 +11,7 @@ has Wikipedia; name the others as text files with `data.corpus`. Few machines fi
 """
 
 from encoders.data.formats import FullSentences
-from encoders.data.prepare import PretrainingData
+from encoders.data.spec import PretrainingData
 from encoders.data.stream import Phase
 from encoders.experiment import Experiment
 from encoders.families import roberta

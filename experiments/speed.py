@@ -10,7 +10,7 @@ For a GPU use `speed_gpu`.
 
 from encoders.data.formats import SegmentPairs
 from encoders.data.packing import PackedFormat
-from encoders.data.prepare import PretrainingData
+from encoders.data.spec import PretrainingData
 from encoders.data.stream import Phase
 from encoders.experiment import Experiment
 from encoders.families import albert, bert, electra

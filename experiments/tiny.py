@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from encoders.data.formats import SegmentPairs
-from encoders.data.prepare import PretrainingData
+from encoders.data.spec import PretrainingData
 from encoders.data.stream import Phase
 from encoders.experiment import Experiment
 from encoders.families import bert

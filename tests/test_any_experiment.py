@@ -15,7 +15,7 @@ from encoders.data import stream
 from encoders.data.formats import ElectraPairs, FullSentences, SegmentPairs, SentencePairs
 from encoders.data.mixing import MixedFormat
 from encoders.data.packing import PackedFormat
-from encoders.data.prepare import PretrainingData
+from encoders.data.spec import PretrainingData
 from encoders.data.stream import Phase
 from encoders.experiment import Experiment, apply_settings
 from encoders.families import albert, bert, electra, roberta

@@ -9,7 +9,7 @@ from encoders.data.filters import CorpusFilters
 from encoders.data.formats import ElectraPairs, FullSentences, SegmentPairs
 from encoders.data.mixing import MixedFormat
 from encoders.data.packing import PackedFormat
-from encoders.data.prepare import PretrainingData
+from encoders.data.spec import PretrainingData
 from encoders.data.stream import Phase
 from encoders.experiment import Experiment, apply_settings, fingerprint_experiment
 from encoders.families.electra import ElectraEmbeddings

@@ -26,7 +26,8 @@ from safetensors.numpy import load_file, save_file
 
 from encoders.data.formats import ElectraPairs, FullSentences, SegmentPairs
 from encoders.data.packing import PackedFormat
-from encoders.data.prepare import PretrainingData, prepare_store
+from encoders.data.prepare import prepare_store
+from encoders.data.spec import PretrainingData
 from encoders.data.stream import BatchStream, Phase
 from encoders.exchange.convert import export_run, import_checkpoint
 from encoders.experiment import Experiment, RunSpec

@@ -24,7 +24,8 @@ from encoders.data.batch import Batch
 from encoders.data.example_table import count_row_tokens
 from encoders.data.formats import Format, FullSentences, SegmentPairs
 from encoders.data.packing import PackedFormat, pack_examples
-from encoders.data.prepare import PretrainingData, prepare_store
+from encoders.data.prepare import prepare_store
+from encoders.data.spec import PretrainingData
 from encoders.data.store import Store
 from encoders.data.stream import BatchStream, Phase, permute_block
 from encoders.experiment import Experiment

@@ -21,8 +21,9 @@ from encoders.cli.inspect_store import RowSettings, describe_pass, describe_stor
 from encoders.costs.ledger import format_ledger
 from encoders.data.beam_runner import BeamRunner, LocalRunner, Runner, UnfinishedWork
 from encoders.data.labelled import LabelledData
-from encoders.data.prepare import PretrainingData, prepare_store
+from encoders.data.prepare import prepare_store
 from encoders.data.repair import find_damaged_units, repair_store
+from encoders.data.spec import PretrainingData
 from encoders.data.store import Store
 from encoders.exchange import convert
 from encoders.exchange.weights import CheckpointError
@@ -152,7 +153,7 @@ def build_runner(num_workers: int | None, runner: str | None, pipeline_options: 
 
 
 def repair_damaged_units(store: Store, data: PretrainingData | LabelledData, runner: Runner) -> None:
-    if "parts" not in store.metadata:
+    if "units" not in store.metadata:
         log_to_stderr(
             f"{store.path} has no checksums (labelled rows, or written by an earlier version) and cannot be repaired"
         )
@@ -160,15 +161,15 @@ def repair_damaged_units(store: Store, data: PretrainingData | LabelledData, run
     damaged = list_damaged_units(store)
     if damaged:
         repair_store(store, data, damaged, log_to_stderr, runner)
-    log_to_stderr(f"{store.path}: {len(damaged)} damaged part(s) repaired" if damaged else f"{store.path}: no damage")
+    log_to_stderr(f"{store.path}: {len(damaged)} damaged unit(s) repaired" if damaged else f"{store.path}: no damage")
 
 
 def list_damaged_units(store: Store) -> list[int]:
-    """Return the indices of a store's damaged parts, and log each."""
+    """Return the indices of a store's damaged units, and log each."""
     damaged = find_damaged_units(store)
     for index in damaged:
-        source = store.metadata["parts"][index]["of"]
-        log_to_stderr(f"{store.path}: part {index} ({source}) is damaged; prepare --repair makes it again")
+        source = store.metadata["units"][index]["name"]
+        log_to_stderr(f"{store.path}: unit {index} ({source}) is damaged; prepare --repair makes it again")
     return damaged
 
 
@@ -185,7 +186,7 @@ def inspect_store(
         raise ExperimentError("--set, --only and --with need an EXPERIMENT, and none is named")
     if verify:
         damaged = list_damaged_units(opened)
-        log_to_stderr(f"{len(opened.metadata['parts'])} parts, {len(damaged)} damaged")
+        log_to_stderr(f"{len(opened.metadata['units'])} units, {len(damaged)} damaged")
         if damaged:
             return 1
     for line in describe_store(opened, row_settings, num_rows, sys.stdout.isatty() and not plain):

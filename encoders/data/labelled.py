@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -12,17 +12,18 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from encoders.data.beam_runner import Runner
-from encoders.data.prepare import hash_path
+from encoders.data.beam_runner import LogFunction, Runner
+from encoders.data.prepare import write_store
 from encoders.data.row_files import OnBadRow, RowError, RowReader
-from encoders.data.work_units import SplitWriter, choose_token_dtype
+from encoders.data.spec import hash_path
+from encoders.data.unit_files import SplitWriter, choose_token_dtype
 from encoders.model.config import FamilyConventions
 from encoders.text import tokenization
 from encoders.text.tfds_reader import describe_tfds_version
 from encoders.text.tokenization import TokenizerSpec
 from encoders.utils.serialization import fingerprint_content
 
-LABELLED_STORE_VERSION = 1  # of the store's layout; a change makes old stores another key
+LABELLED_STORE_VERSION = 2  # of the store's layout; a change makes old stores another key
 
 
 @dataclass(frozen=True)
@@ -133,40 +134,6 @@ class LabelledData:
         )
         return {"task": fingerprint_content(self.task), "files": files, "tokenizer": words} | how
 
-    def write_store(self, path: Path, work_dir: Path, runner: Runner, log: Callable[[str], None]) -> dict:
-        """A store of labelled rows, which are few enough for one process in one go."""
-        tokenizer = tokenization.load_tokenizer(self.tokenizer.path, self.tokenizer.lowercase)
-        tokenizer.save(path / "tokenizer.json")
-        facts = tokenizer.vocab
-        dtype = choose_token_dtype(facts)
-        splits, skipped, counts = {}, {}, np.zeros(facts.vocab_size, np.int64)
-        for split in self.find_split_sources():
-            reader = RowReader(self.on_bad_row)
-            columns, notes = {}, []
-            with ExitStack() as stack:
-                writer = SplitWriter(stack, path / split, dtype, facts.sep_id)
-                for example, ids, labels in self.encode_split(split, reader, tokenizer):
-                    counts += np.bincount(writer.add_document(ids), minlength=facts.vocab_size) * (split == "train")
-                    notes.append(json.dumps(example.metadata) + "\n")
-                    for column, values in labels.items():
-                        columns.setdefault(column, []).append(values)
-            if not notes:
-                raise RowError(f"{self.root}, {split}", "no row is left")
-            for column, values in columns.items():
-                np.save(path / split / f"{column}.npy", np.concatenate(values))
-            (path / split / "notes.jsonl").write_text("".join(notes), encoding="utf-8")
-            splits[split], skipped[split] = writer.get_counts(), len(reader.skipped_rows)
-            for line in reader.skipped_rows[:5]:
-                log(f"skipped: {line}")
-            log(f"{self.task.name}, {split}: {len(notes):,} rows, {skipped[split]:,} skipped")
-        counts[list(facts.special_ids)] = 0
-        return {
-            "dtype": np.dtype(dtype).name,
-            "facts": replace(facts, most_frequent_id=int(counts.argmax())).to_json_value(),
-            "splits": splits,
-            "skipped": skipped,
-        }
-
     def encode_split(self, split: str, reader: RowReader, tokenizer) -> Iterator[tuple[Example, list[list[int]], dict]]:
         """The rows of a split, their tokens and their labels. Raises `RowError` for a text that has no tokens."""
         examples = list(
@@ -192,3 +159,41 @@ class LabelledData:
             return example, tokens.token_ids, self.task.encode_labels(example, tokens)
 
         yield from reader.convert_rows(iter(rows), encode_row)
+
+
+@write_store.register
+def write_labelled_store(data: LabelledData, path: Path, work_dir: Path, runner: Runner, log: LogFunction) -> dict:
+    """Write a store of labelled rows, which are few enough for one process."""
+    tokenizer = tokenization.load_tokenizer(data.tokenizer.path, data.tokenizer.lowercase)
+    tokenizer.save(path / "tokenizer.json")
+    vocab = tokenizer.vocab
+    dtype = choose_token_dtype(vocab)
+    splits, skipped, counts = {}, {}, np.zeros(vocab.vocab_size, np.int64)
+    for split in data.find_split_sources():
+        reader = RowReader(data.on_bad_row)
+        columns, metadata_lines = {}, []
+        with ExitStack() as stack:
+            writer = SplitWriter(stack, path / split, dtype, vocab.sep_id)
+            for example, ids, labels in data.encode_split(split, reader, tokenizer):
+                tokens = writer.add_document(ids)
+                if split == "train":
+                    counts += np.bincount(tokens, minlength=vocab.vocab_size)
+                metadata_lines.append(json.dumps(example.metadata) + "\n")
+                for column, values in labels.items():
+                    columns.setdefault(column, []).append(values)
+        if not metadata_lines:
+            raise RowError(f"{data.root}, {split}", "no row is left")
+        for column, values in columns.items():
+            np.save(path / split / f"{column}.npy", np.concatenate(values))
+        (path / split / "notes.jsonl").write_text("".join(metadata_lines), encoding="utf-8")
+        splits[split], skipped[split] = writer.get_counts(), len(reader.skipped_rows)
+        for line in reader.skipped_rows[:5]:
+            log(f"skipped: {line}")
+        log(f"{data.task.name}, {split}: {len(metadata_lines):,} rows, {skipped[split]:,} skipped")
+    counts[list(vocab.special_ids)] = 0
+    return {
+        "dtype": np.dtype(dtype).name,
+        "vocab": replace(vocab, most_frequent_id=int(counts.argmax())).to_json_value(),
+        "splits": splits,
+        "skipped": skipped,
+    }

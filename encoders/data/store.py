@@ -103,7 +103,7 @@ class Store:
 
     @cached_property
     def vocab(self) -> VocabInfo:
-        return VocabInfo.from_json_value(self.metadata["facts"])
+        return VocabInfo.from_json_value(self.metadata["vocab"])
 
     @cached_property
     def tokenizer(self):
@@ -119,13 +119,13 @@ class Store:
 
     def find_corpus_ranges(self, name: str) -> tuple[range, ...]:
         """The documents of each item of the corpus in a split."""
-        found: list[range] = []
-        for part in self.metadata.get("parts", ()):
-            start = found[-1].stop if found else 0
-            while len(found) <= part["item"]:
-                found.append(range(start, start))
-            found[-1] = range(found[-1].start, start + part["splits"][name]["documents"])
-        return tuple(found)
+        ranges: list[range] = []
+        for unit in self.metadata.get("units", ()):
+            start = ranges[-1].stop if ranges else 0
+            while len(ranges) <= unit["item_index"]:
+                ranges.append(range(start, start))
+            ranges[-1] = range(ranges[-1].start, start + unit["splits"][name]["documents"])
+        return tuple(ranges)
 
     @cached_property
     def train_split(self) -> Split:

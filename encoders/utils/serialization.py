@@ -19,7 +19,7 @@ CLASS_ADDRESSES = {
     "FeedForward": "encoders.model.layers:FeedForward",
     "ElectraEmbeddings": "encoders.families.electra:ElectraEmbeddings",
     "TokenizerSpec": "encoders.text.tokenization:TokenizerSpec",
-    "PretrainingData": "encoders.data.prepare:PretrainingData",
+    "PretrainingData": "encoders.data.spec:PretrainingData",
     "LabelledData": "encoders.data.labelled:LabelledData",
     "CorpusFilters": "encoders.data.filters:CorpusFilters",
     "Phase": "encoders.data.stream:Phase",

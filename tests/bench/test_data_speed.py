@@ -7,7 +7,7 @@ import pytest
 
 from encoders.bench import data_speed
 from encoders.data.formats import SegmentPairs
-from encoders.data.prepare import PretrainingData
+from encoders.data.spec import PretrainingData
 from encoders.data.stream import Phase
 from encoders.experiment import Experiment
 from encoders.model.config import EncoderConfig

@@ -8,8 +8,9 @@ from encoders.cli.inspect_store import RowSettings, describe_store
 from encoders.data.beam_runner import BeamRunner
 from encoders.data.formats import ElectraPairs, SegmentPairs
 from encoders.data.packing import PackedFormat
-from encoders.data.prepare import PretrainingData, prepare_store
+from encoders.data.prepare import prepare_store
 from encoders.data.repair import find_damaged_units
+from encoders.data.spec import PretrainingData
 from encoders.data.stream import Phase
 from encoders.objectives.masked_lm import MaskedLM
 from encoders.objectives.replaced_tokens import ReplacedTokenDetection
@@ -77,7 +78,7 @@ def test_inspect_verifies_and_prepare_repairs(data, store, capsys, monkeypatch, 
     (tmp_path / "tiny.py").write_text(
         "from encoders.data.filters import CorpusFilters\n"
         "from encoders.data.formats import FullSentences\n"
-        "from encoders.data.prepare import PretrainingData\n"
+        "from encoders.data.spec import PretrainingData\n"
         "from encoders.data.stream import Phase\n"
         "from encoders.experiment import Experiment\n"
         "from encoders.model.config import EncoderConfig\n"
@@ -91,14 +92,14 @@ def test_inspect_verifies_and_prepare_repairs(data, store, capsys, monkeypatch, 
     )
     assert launch.main(["inspect", str(store.path), str(tmp_path / "tiny.py"), "--verify", "--rows", "1"]) == 0
     said = capsys.readouterr()
-    assert "1 parts, 0 damaged" in said.err and "rows of 32" in said.out
+    assert "1 units, 0 damaged" in said.err and "rows of 32" in said.out
     tokens = np.memmap(store.path / "heldout" / "tokens.bin", np.uint16, "r+")
     tokens[5] ^= 1
     tokens.flush()
     assert launch.main(["inspect", str(store.path), "--verify"]) == 1
-    assert "part 0 (" in capsys.readouterr().err
+    assert "unit 0 (" in capsys.readouterr().err
     command = ["prepare", str(tmp_path / "tiny.py"), "--repair", "--workers", "1"]
-    assert launch.main(command) == 0 and "1 damaged part(s) repaired" in capsys.readouterr().err
+    assert launch.main(command) == 0 and "1 damaged unit(s) repaired" in capsys.readouterr().err
     assert launch.main(command) == 0 and "no damage" in capsys.readouterr().err
     assert find_damaged_units(store) == []
 

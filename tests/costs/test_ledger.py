@@ -8,7 +8,7 @@ import pytest
 from encoders.costs import ledger
 from encoders.data.batch import build_single_example_batch
 from encoders.data.formats import FullSentences
-from encoders.data.prepare import PretrainingData
+from encoders.data.spec import PretrainingData
 from encoders.data.stream import Phase
 from encoders.experiment import Experiment
 from encoders.families import albert, bert, electra

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from encoders.data.labelled import LabelledData
-from encoders.data.prepare import compute_store_key, prepare_store
+from encoders.data.prepare import prepare_store
 from encoders.data.row_files import RowError
+from encoders.data.spec import compute_store_key
 from encoders.tasks import text_tasks
 from encoders.tasks.text_tasks import TextTask
 from encoders.text import tokenization
@@ -217,7 +218,7 @@ def test_a_vocabulary_that_is_not_there_is_refused(folder):
     with pytest.raises(ValueError, match="data.tokenizer.path is missing"):
         labelled(folder, tokenizer=TokenizerSpec())
     absent = str(folder / "absent.json")
-    assert refused(labelled(whole(folder), tokenizer=TokenizerSpec(path=absent))) == f"there is no {absent!r}"
+    assert absent in refused(labelled(whole(folder), tokenizer=TokenizerSpec(path=absent)))
 
 
 @pytest.mark.parametrize(

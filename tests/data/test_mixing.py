@@ -8,7 +8,8 @@ import pytest
 from encoders.data.formats import FullSentences, SegmentPairs
 from encoders.data.mixing import MixedFormat, iter_weighted_documents
 from encoders.data.packing import PackedFormat
-from encoders.data.prepare import PretrainingData, prepare_store
+from encoders.data.prepare import prepare_store
+from encoders.data.spec import PretrainingData
 from encoders.data.stream import BatchStream, ExampleTables, Phase, iter_eval_batches
 from encoders.text.tokenization import TokenizerSpec
 from tests.texts import write

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from encoders.data import store
-from encoders.data.prepare import PretrainingData, prepare_store
+from encoders.data.prepare import prepare_store
+from encoders.data.spec import PretrainingData
 from encoders.data.store import Split, Store
 from encoders.data.work_units import is_held_out
 from encoders.text.tokenization import TokenizerSpec

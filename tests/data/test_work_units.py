@@ -16,8 +16,9 @@ import encoders
 from encoders.data import work_units
 from encoders.data.beam_runner import BeamRunner, LocalRunner, UnfinishedWork
 from encoders.data.filters import CorpusFilters
-from encoders.data.prepare import PretrainingData, compute_store_key, prepare_store
+from encoders.data.prepare import prepare_store
 from encoders.data.repair import find_damaged_units, repair_store
+from encoders.data.spec import PretrainingData, compute_store_key
 from encoders.data.work_units import PreparationJob
 from encoders.text import corpus
 from encoders.text.source import CorpusError
@@ -41,7 +42,7 @@ def data(tmp_path, monkeypatch):
         heldout_fraction=0.2,
         store_dir=str(tmp_path / "s"),
     )
-    assert len(PreparationJob(made, tmp_path).list_units()) > 6
+    assert len(made.list_units()) > 6
     return made
 
 
@@ -68,7 +69,7 @@ def test_the_store_is_the_same_whatever_the_size_of_the_units_but_for_what_is_he
     small = prepare_store(data)
     monkeypatch.setattr(corpus, "RANGE_BYTES", 1 << 20)
     large = prepare_store(elsewhere(data))
-    assert len(large.metadata["parts"]) == 3 < len(small.metadata["parts"])
+    assert len(large.metadata["units"]) == 3 < len(small.metadata["units"])
     assert sentences(large) == sentences(small)
 
 
@@ -86,7 +87,7 @@ def test_every_document_is_in_one_unit_wherever_a_file_is_cut(tmp_path, monkeypa
 def test_a_finished_unit_is_not_made_again(data, monkeypatch):
     with pytest.raises(OSError):
         prepare_store(data, runner=Stops(after=3))
-    parts = sorted((Path(data.store_dir) / f".{compute_store_key(data)}.work" / "parts").iterdir())
+    parts = sorted((Path(data.store_dir) / f".{compute_store_key(data)}.work" / "units").iterdir())
     assert [path.name for path in parts] == ["000000", "000001", "000002"]
     made, write_part = [], work_units.write_finished_unit
 
@@ -96,7 +97,7 @@ def test_a_finished_unit_is_not_made_again(data, monkeypatch):
 
     monkeypatch.setattr(work_units, "write_finished_unit", counted)
     again = prepare_store(data)
-    assert made == list(range(3, len(again.metadata["parts"])))
+    assert made == list(range(3, len(again.metadata["units"])))
     assert content(again) == content(prepare_store(elsewhere(data)))
 
 
@@ -118,27 +119,26 @@ class Stops:
 def test_a_damaged_part_of_interrupted_work_is_noticed_and_made_again(data):
     with pytest.raises(OSError):
         prepare_store(data, runner=Stops(after=3))
-    part = Path(data.store_dir) / f".{compute_store_key(data)}.work" / "parts" / "000001"
+    part = Path(data.store_dir) / f".{compute_store_key(data)}.work" / "units" / "000001"
     flip(part / "train" / "tokens.bin", 10)
     said = []
     again = prepare_store(data, said.append)
-    assert [line for line in said if "damaged" in line] == [
-        f"part 1 ({again.metadata['parts'][1]['of']}) is damaged, and made again"
-    ]
+    (line,) = [line for line in said if "damaged" in line]
+    assert "unit 1" in line and again.metadata["units"][1]["name"] in line
     assert content(again) == content(prepare_store(elsewhere(data)))
 
 
 def test_damaged_counts_of_interrupted_work_are_noticed_too(data):
     with pytest.raises(OSError):
         prepare_store(data, runner=Stops(after=2))
-    os.truncate(Path(data.store_dir) / f".{compute_store_key(data)}.work" / "parts" / "000000" / "counts.npy", 100)
-    assert prepare_store(data).metadata["facts"] == prepare_store(elsewhere(data)).metadata["facts"]
+    os.truncate(Path(data.store_dir) / f".{compute_store_key(data)}.work" / "units" / "000000" / "counts.npy", 100)
+    assert prepare_store(data).metadata["vocab"] == prepare_store(elsewhere(data)).metadata["vocab"]
 
 
 def test_what_is_finished_stays_when_a_worker_is_killed_or_a_runner_is_missing(data, monkeypatch):
     with pytest.raises(OSError):
         prepare_store(data, runner=Stops(after=3))
-    parts = Path(data.store_dir) / f".{compute_store_key(data)}.work" / "parts"
+    parts = Path(data.store_dir) / f".{compute_store_key(data)}.work" / "units"
     monkeypatch.setattr(LocalRunner, "run_items", lambda *given: Killed.run_items(*given))
     with pytest.raises(UnfinishedWork, match="was ended from outside"):
         prepare_store(data)
@@ -211,7 +211,7 @@ def test_a_repair_that_cannot_be_leaves_the_store_as_it_is(data):
     with pytest.raises(ValueError, match="tokenizer.json of .* has changed: remove the store"):
         find_damaged_units(store)
     before = content(store)
-    with pytest.raises(ValueError, match="part 0 of .* comes out otherwise than it was: prepare it anew"):
+    with pytest.raises(ValueError, match=f"unit 0 of .*{store.key}"):
         repair_store(store, data, [0])
     assert content(store) == before and (store.path / "tables").exists()
     assert [path.name for path in Path(data.store_dir).iterdir()] == [store.key]
@@ -224,7 +224,7 @@ def test_a_vocabulary_is_trained_on_all_units_the_beginning_of_each_first(tmp_pa
         written(tmp_path / f"{number}.txt", [[f"{number} {i} words."] for i in range(5)])
     made = PretrainingData((str(tmp_path / "*.txt"),), TokenizerSpec(vocab_size=300, train_chars=80), "lines")
     work = PreparationJob(made, tmp_path)
-    todo = work.list_units()
+    todo = made.list_units()
     assert len(todo) == 50
     read = [document[0].split()[:2] for document in work_units.sample_documents(work, todo)]
     assert len(read) == 50 and len(set(map(tuple, read))) == 50
@@ -240,7 +240,8 @@ def test_a_store_is_not_repaired_with_another_corpus(data):
 
 KILLED = """
 import sys
-from encoders.data.prepare import PretrainingData, prepare_store
+from encoders.data.prepare import prepare_store
+from encoders.data.spec import PretrainingData
 from encoders.text import corpus
 from encoders.text.tokenization import TokenizerSpec
 if __name__ == "__main__":
@@ -271,7 +272,8 @@ def test_preparation_that_is_killed_at_random_moments_ends_with_the_same_bytes(d
 
 FULL = """
 import resource, signal, sys
-from encoders.data.prepare import PretrainingData, prepare_store
+from encoders.data.prepare import prepare_store
+from encoders.data.spec import PretrainingData
 from encoders.text.tokenization import TokenizerSpec
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (8000, 8000))  # no file may grow beyond
@@ -288,7 +290,7 @@ def test_a_disk_that_fills_up_is_named_and_leaves_nothing_that_looks_whole(data)
     environment = os.environ | {"PYTHONPATH": str(Path(encoders.__file__).parents[1])}
     command = [sys.executable, "-c", FULL, data.store_dir, data.corpus[0]]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert f"ValueError: no space is left in {data.store_dir} for the store; what is finished is kept in" in done.stderr
+    assert f"ValueError: no space is left in {data.store_dir}" in done.stderr
     assert not [path for path in Path(data.store_dir).glob("*/store.json")]
     assert prepare_store(replace(data, tokenizer=TokenizerSpec(path=str(vocabulary)))).train_split.num_documents
 
@@ -300,8 +302,10 @@ def test_a_glob_of_small_files_is_few_units_and_reads_in_the_order_of_names(tmp_
         (str(tmp_path / "*.txt"),), TokenizerSpec(vocab_size=300), heldout_fraction=0.2, store_dir=str(tmp_path / "s")
     )
     store = prepare_store(made)
-    assert len(store.metadata["parts"]) == 1 and store.train_split.num_documents + store.eval_split.num_documents == 30
-    assert store.metadata["parts"][0]["of"].endswith("29.txt from 0 to " + f"{(tmp_path / '29.txt').stat().st_size:,}")
+    assert len(store.metadata["units"]) == 1 and store.train_split.num_documents + store.eval_split.num_documents == 30
+    assert store.metadata["units"][0]["name"].endswith(
+        "29.txt from 0 to " + f"{(tmp_path / '29.txt').stat().st_size:,}"
+    )
 
 
 # What is left out

@@ -11,7 +11,7 @@ import launch
 from encoders.costs.ledger import eval_param_shapes
 from encoders.data import stream
 from encoders.data.formats import SegmentPairs
-from encoders.data.prepare import PretrainingData
+from encoders.data.spec import PretrainingData
 from encoders.data.stream import Phase
 from encoders.experiment import Experiment, RunSpec
 from encoders.families import albert, bert, electra, roberta

@@ -8,7 +8,7 @@ import pytest
 
 from encoders.data.formats import ElectraPairs, FullSentences, SegmentPairs
 from encoders.data.labelled import LabelledData
-from encoders.data.prepare import PretrainingData
+from encoders.data.spec import PretrainingData
 from encoders.data.stream import Phase
 from encoders.experiment import Experiment, RunSpec
 from encoders.model.config import EncoderConfig

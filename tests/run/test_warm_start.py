@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from encoders.data.formats import ElectraPairs, FullSentences, SegmentPairs
-from encoders.data.prepare import PretrainingData, prepare_store
+from encoders.data.prepare import prepare_store
+from encoders.data.spec import PretrainingData
 from encoders.data.stream import BatchStream, Phase
 from encoders.exchange.convert import import_checkpoint
 from encoders.experiment import Experiment, RunSpec

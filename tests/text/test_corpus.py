@@ -293,17 +293,18 @@ def test_a_prepared_dataset_is_read_by_its_name(folder):
 
 
 def test_a_prepared_dataset_becomes_a_store_in_as_many_units_as_its_size_asks_for(folder, tmp_path, monkeypatch):
-    from encoders.data.prepare import PretrainingData, prepare_store
+    from encoders.data.prepare import prepare_store
+    from encoders.data.spec import PretrainingData
     from encoders.text.tokenization import TokenizerSpec
 
     data = PretrainingData(
         ("tfds:my_books",), TokenizerSpec(vocab_size=100), "lines", heldout_fraction=0.01, store_dir=str(tmp_path)
     )
     whole = prepare_store(data)
-    assert len(whole.metadata["parts"]) == 1 and whole.train_split.num_documents == whole.eval_split.num_documents == 1
+    assert len(whole.metadata["units"]) == 1 and whole.train_split.num_documents == whole.eval_split.num_documents == 1
     monkeypatch.setattr(corpus, "RANGE_BYTES", 1)
     split = prepare_store(replace(data, store_dir=str(tmp_path / "again")))
-    assert len(split.metadata["parts"]) == 2 and split.metadata["characters"] == whole.metadata["characters"]
+    assert len(split.metadata["units"]) == 2 and split.metadata["characters"] == whole.metadata["characters"]
     assert "tensorflow" not in sys.modules
 
 

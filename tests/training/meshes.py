@@ -21,7 +21,7 @@ import numpy as np
 from encoders.bench.communication import Collective, compile_train_step, parse_collectives
 from encoders.bench.inputs import read_text_batches
 from encoders.data.formats import ElectraPairs, SegmentPairs
-from encoders.data.prepare import PretrainingData
+from encoders.data.spec import PretrainingData
 from encoders.data.stream import Phase
 from encoders.experiment import Experiment
 from encoders.families import albert, bert, electra
