@@ -23,7 +23,7 @@ ROOMS = (
 )  # fmt: skip
 ABSENT = (
     "tensorflow", "tensorflow_datasets", "grain", "array_record", "torch", "transformers", "sentencex", "tokenizers",
-    "zstandard", "pyarrow", "apache_beam", "sklearn", "tensorboard", "importlib_resources",
+    "backports", "pyarrow", "apache_beam", "sklearn", "tensorboard", "importlib_resources",
     "matplotlib",
 )  # fmt: skip
 CORE = [

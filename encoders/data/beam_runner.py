@@ -99,10 +99,10 @@ class BeamRunner:
     pipeline_options: tuple[str, ...] = ()
 
     def check_available(self) -> None:
-        import_optional("apache_beam", f"--runner {self.runner_name}", "beam")
+        import_optional("apache_beam", f"--runner {self.runner_name}", "'encoders[beam]'")
 
     def run_items(self, function, items, on_done, log) -> None:
-        beam = import_optional("apache_beam", f"--runner {self.runner_name}", "beam")
+        beam = import_optional("apache_beam", f"--runner {self.runner_name}", "'encoders[beam]'")
         options = import_optional("apache_beam.options.pipeline_options", "--runner").PipelineOptions
         try:
             with beam.Pipeline(options=options([f"--runner={self.runner_name}", *self.pipeline_options])) as pipeline:

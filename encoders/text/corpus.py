@@ -1,47 +1,29 @@
-"""Documents of sentences, from files, from prepared TFDS data sets, or from the installed packages' docstrings."""
+"""Corpora: files, prepared TFDS data sets, and the docstrings of the installed packages.
+
+An item of a corpus is `"embedded"`, `"tfds:NAME@SPLIT"` (or the folder of a prepared data set for NAME), or a path or
+glob of UTF-8 files, plain or .gz .bz2 .xz .zst. Files named .jsonl, .json and .ndjson hold an object a line; .parquet
+a row a document. Every other file is text: a paragraph or sentence a line, a blank line between documents.
+`text_field` names the field of an object, row or record that holds its text.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 from encoders.text.embedded import EmbeddedSource
 from encoders.text.file_readers import make_file_source
-from encoders.text.source import CorpusError, CorpusSource, DigestCache, Document, import_optional, normalize_spaces
+from encoders.text.source import CorpusError, CorpusSource, DigestCache, import_optional, normalize_spaces
 from encoders.text.tfds_reader import TfdsSource
 
-RANGE_BYTES = 64 << 20  # bytes of text that are read in one go
-
-
-def read_corpus_documents(
-    corpus: tuple[str, ...],
-    sentence_splitting: Literal["split", "lines"] = "split",
-    language: str = "en",
-    text_field: str | None = None,
-    range_bytes: int = RANGE_BYTES,
-) -> Iterator[Document]:
-    """Every document of `corpus` as a non-empty list of sentences with single spaces, one document in memory.
-
-    An item is `"embedded"`, `"tfds:NAME@SPLIT"` (or the folder of a prepared data set for NAME), or a path or glob of
-    UTF-8 files, plain or .gz .bz2 .xz .zst: .jsonl, .json and .ndjson with an object a line, .parquet, and text for
-    every other name, a paragraph or sentence a line, a blank line between documents. `field` is where an object, a row
-    or a record has its text. `"split"` splits each line into sentences, `"lines"` takes it as one. Raises
-    `CorpusError`.
-    """
-    split = make_sentence_splitter(sentence_splitting, language)
-    for source in make_sources(corpus, text_field):
-        for each in source.split_ranges(range_bytes):
-            for document in source.read_documents(each):
-                if found := [sentence for line in document for sentence in split(line)]:
-                    yield found
+RANGE_BYTES = 64 << 20  # of text that is read in one go
 
 
 def check_corpus(
     corpus: tuple[str, ...], sentence_splitting: str = "split", language: str = "en", text_field: str | None = None
 ) -> None:
-    """Raises `CorpusError` for what can be seen to be wrong with `corpus` without reading it all."""
+    """Raise `CorpusError` for the errors of a corpus that show without reading it all."""
     make_sentence_splitter(sentence_splitting, language)
     for source in make_sources(corpus, text_field):
         source.check_readable()
@@ -50,25 +32,25 @@ def check_corpus(
 def describe_corpus(
     corpus: tuple[str, ...], text_field: str | None = None, cache_path: Path | None = None
 ) -> list[dict]:
-    """What decides the content of `corpus`, JSON-able and without its location, in reading order.
+    """Return JSON-able values that determine the content of a corpus, in reading order and without its location.
 
-    The digests of a large corpus are remembered in the file `kept`.
+    `cache_path` is the file that caches the digests of a large corpus.
     """
     digests = DigestCache(cache_path)
-    found = [each for source in make_sources(corpus, text_field) for each in source.describe_content(digests)]
+    content = [entry for source in make_sources(corpus, text_field) for entry in source.describe_content(digests)]
     digests.save()
-    return found
+    return content
 
 
 def make_sources(corpus: tuple[str, ...], text_field: str | None = None) -> list[CorpusSource]:
-    """A reader for each item. Raises `CorpusError` where an item names nothing."""
+    """Return a source for each item. Raises `CorpusError` where an item names nothing."""
     if isinstance(corpus, str) or not corpus or not all(isinstance(item, str) and item for item in corpus):
         raise CorpusError(f"corpus {corpus!r} must be a tuple of names: ('embedded',), ('tfds:NAME',), ('PATH',)")
     return [make_source(item, text_field) for item in corpus]
 
 
 def resolve_item(item: str) -> str:
-    """The item as a process with another working directory understands it."""
+    """Return an item with an absolute path, for processes with other working directories."""
     if item == "embedded" or item.startswith("tfds:"):
         return item
     return str(Path(item).expanduser().absolute())
@@ -81,7 +63,7 @@ def make_source(item: str, text_field: str | None) -> CorpusSource:
 
 
 def make_sentence_splitter(sentence_splitting: str, language: str) -> Callable[[str], list[str]]:
-    """What makes sentences of a line."""
+    """Return the function that divides a line into sentences."""
     if sentence_splitting == "lines":
         return lambda line: [line]
     if sentence_splitting != "split":
@@ -89,4 +71,4 @@ def make_sentence_splitter(sentence_splitting: str, language: str) -> Callable[[
     if not isinstance(language, str) or not re.fullmatch(r"[a-z]{2,3}([-_]\w+)*", language):
         raise CorpusError(f"language={language!r} must be a language code such as 'en', 'de' or 'zh'")
     segment = import_optional("sentencex", "sentence_splitting='split'").segment
-    return lambda line: [part for sentence in segment(language, line) if (part := normalize_spaces(sentence))]
+    return lambda line: [text for sentence in segment(language, line) if (text := normalize_spaces(sentence))]

@@ -1,4 +1,4 @@
-"""The embedded corpus: the docstrings of the packages that this one depends on."""
+"""Embedded corpus: the docstrings of the packages that this one depends on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EMBEDDED_PACKAGES = ("numpy", "scipy", "jax", "flax", "optax")  # in this order
 
 
 class EmbeddedSource:
-    """A module is a document, and a paragraph of its docstrings is one of the document's."""
+    """Source whose documents are modules; the paragraphs of a module's docstrings are those of its document."""
 
     def check_readable(self) -> None:
         for package in EMBEDDED_PACKAGES:
@@ -50,18 +50,18 @@ def get_package_version(package: str) -> str:
 
 @functools.cache  # 9 MB in all; parsing takes seconds, and a corpus is read more than once
 def read_module_docstrings(package: str) -> tuple[tuple[str, ...], ...]:
-    """The paragraphs of each module's docstrings, whole, in the order of the modules' paths."""
-    home = find_package_dir(package)
+    """Return the paragraphs of each module's docstrings, in the order of the modules' paths."""
+    package_dir = find_package_dir(package)
     # numpy installs distutils for Python 3.11 only: without it the text is the same for every Python.
     skipped = {"tests", "_tests", "distutils"}
-    names = sorted(path.relative_to(home).as_posix() for path in home.rglob("*.py"))
+    names = sorted(path.relative_to(package_dir).as_posix() for path in package_dir.rglob("*.py"))
     names = [name for name in names if not skipped & set(name.split("/")) and not name.endswith("_test.py")]
-    read = (tuple(extract_paragraphs((home / name).read_bytes())) for name in names)
-    return tuple(document for document in read if document)
+    documents = (tuple(extract_paragraphs((package_dir / name).read_bytes())) for name in names)
+    return tuple(document for document in documents if document)
 
 
 def extract_paragraphs(source_code: bytes) -> Iterator[str]:
-    """The paragraphs of a module's docstrings, each on one line, without the rules under headings."""
+    """Yield the paragraphs of a module's docstrings, each on one line, without the rules under headings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # invalid escapes
         try:
@@ -76,7 +76,7 @@ def extract_paragraphs(source_code: bytes) -> Iterator[str]:
 
 
 def iter_docstrings(node: ast.AST) -> Iterator[str]:
-    """Docstrings in source order, and the strings of numpy's and scipy's `add_newdoc("name", "text")` calls."""
+    """Yield docstrings in source order, and the strings of numpy's and scipy's `add_newdoc("name", "text")` calls."""
     if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
         if text := ast.get_docstring(node):
             yield text
@@ -84,7 +84,7 @@ def iter_docstrings(node: ast.AST) -> Iterator[str]:
         if isinstance(child, ast.stmt | ast.ExceptHandler):
             yield from iter_docstrings(child)
         elif isinstance(child, ast.Call) and ast.unparse(child.func).split(".")[-1].startswith("add_newdoc"):
-            strings = [part for part in ast.walk(child) if isinstance(part, ast.Constant)]
-            for part in sorted(strings, key=lambda part: (part.lineno, part.col_offset)):
-                if isinstance(part.value, str) and len(part.value.split()) > 1:
-                    yield inspect.cleandoc(part.value)
+            constants = [node for node in ast.walk(child) if isinstance(node, ast.Constant)]
+            for constant in sorted(constants, key=lambda node: (node.lineno, node.col_offset)):
+                if isinstance(constant.value, str) and len(constant.value.split()) > 1:
+                    yield inspect.cleandoc(constant.value)

@@ -1,4 +1,4 @@
-"""What a corpus is read from: the parts it falls into, and the documents of a part."""
+"""Interface of the sources of a corpus: byte ranges, and the documents in a range."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ Document = list[str]  # its paragraphs, or its sentences: not empty, with single
 
 
 class CorpusError(ValueError):
-    """A corpus that is not there or cannot be read."""
+    """A corpus that does not exist or cannot be read."""
 
 
 @dataclass(frozen=True)
 class ByteRange:
-    """What is read in one go, from `start` to `stop` (None: to the end): bytes of a file, row groups, or records.
+    """Range that is read in one go, from `start` to `stop` (None: to the end).
 
-    `size` says roughly how many bytes that is.
+    The unit is bytes of a text file, row groups of a Parquet file, or records of a TFDS data set.
     """
 
     name: str
@@ -39,10 +39,12 @@ class ByteRange:
 
 
 class DigestCache:
-    """SHA-256 of files. Of a large corpus they are kept in the file `kept`, if one is given, for as long as the sizes
-    and the times of its files stay: 1 TB is not read again whenever a run starts."""
+    """SHA-256 of files, cached in `cache_path` so that a corpus of 1 TB is not read again whenever a run starts.
 
-    MIN_CACHED_BYTES = 64 << 20  # bytes that have been read
+    A cached digest is valid as long as the size and the time of its file stay the same.
+    """
+
+    MIN_CACHED_BYTES = 64 << 20  # a cache is written after so many bytes were hashed
 
     def __init__(self, cache_path: Path | None = None):
         self.cache_path = cache_path
@@ -54,8 +56,8 @@ class DigestCache:
 
     def hash_file(self, path: Path) -> str:
         try:
-            facts = path.stat()
-            name, entry = str(path.resolve()), [facts.st_size, facts.st_mtime_ns]
+            status = path.stat()
+            name, entry = str(path.resolve()), [status.st_size, status.st_mtime_ns]
             if self.cached_digests.get(name, [])[:2] == entry:
                 return self.cached_digests[name][2]
             with open(path, "rb") as file:
@@ -63,13 +65,13 @@ class DigestCache:
         except OSError as error:
             raise CorpusError(f"{path} cannot be opened: {error.strerror or error}") from error
         self.cached_digests[name] = [*entry, digest]
-        self.bytes_hashed += facts.st_size
+        self.bytes_hashed += status.st_size
         return digest
 
     def save(self) -> None:
-        """Write down what was read, if it was much and there is where."""
+        """Write the cache, if many bytes were hashed."""
         if self.cache_path and self.bytes_hashed >= self.MIN_CACHED_BYTES:
-            with suppress(OSError):  # a folder that is only read
+            with suppress(OSError):  # a read-only folder
                 self.cache_path.parent.mkdir(parents=True, exist_ok=True)
                 write_json(self.cache_path, self.cached_digests)
 
@@ -78,34 +80,34 @@ class CorpusSource(Protocol):
     """One item of a corpus. Every method raises `CorpusError`."""
 
     def check_readable(self) -> None:
-        """Finds what can be seen to be wrong without reading it all."""
+        """Find the errors that show without reading everything."""
 
     def describe_content(self, digest_cache: DigestCache) -> list[dict]:
-        """What decides its content, JSON-able and without its location, in reading order."""
+        """Return JSON-able values that determine the content, in reading order and without its location."""
 
     def split_ranges(self, target_bytes: int) -> Iterator[ByteRange]:
-        """All of it, in order, in parts of about `size` bytes, or larger where it cannot be cut."""
+        """Yield ranges of about `target_bytes` that cover the item in order; one that cannot be cut is larger."""
 
     def read_documents(self, byte_range: ByteRange) -> Iterator[Document]:
-        """The documents of one of its parts."""
+        """Yield the documents of a range."""
 
 
 def normalize_spaces(text: str) -> str:
-    """The text with single spaces."""
+    """Return a text with single spaces."""
     return " ".join(text.split())
 
 
 def split_paragraphs(text: str) -> Document:
-    """The lines of a text that are not empty."""
-    return [line for part in text.split("\n") if (line := normalize_spaces(part))]
+    """Return the lines of a text that are not empty."""
+    return [normalized for line in text.split("\n") if (normalized := normalize_spaces(line))]
 
 
-def import_optional(module_name: str, purpose: str, extra: str | None = None):
-    """A module that is imported where it is used. Raises `CorpusError` with its remedy where it is missing."""
+def import_optional(module_name: str, purpose: str, requirement: str | None = None):
+    """Import a module where it is used. Raises `CorpusError` that names the pip requirement where it is missing."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # other people's deprecations
             return importlib.import_module(module_name)
     except ImportError as error:
-        remedy = f"'encoders[{extra}]'" if extra else module_name.partition(".")[0].replace("_", "-")
-        raise CorpusError(f"{purpose} needs {module_name} ({error}): pip install {remedy}") from error
+        requirement = requirement or module_name.partition(".")[0].replace("_", "-")
+        raise CorpusError(f"{purpose} needs {module_name} ({error}): pip install {requirement}") from error

@@ -10,13 +10,16 @@ from pathlib import Path
 
 from encoders.text.source import ByteRange, CorpusError, DigestCache, Document, import_optional, split_paragraphs
 
-TEXT_FEATURES = ("text", "sentence", "content", "review", "document")  # features that are read, the first that exists
+TEXT_FEATURES = ("text", "sentence", "content", "review", "document")  # the first one that a data set has is read
 WIKI40B_MARKERS = re.compile(r"_START_(?:ARTICLE|SECTION|PARAGRAPH)_|_NEWLINE_")  # wiki40b marks its lines with words
 
 
 @dataclass(frozen=True)
 class TfdsSource:
-    """`item` is "tfds:NAME@SPLIT"; `field` names the text feature, where it is not one of `TEXTS` or the only one."""
+    """Source of a prepared data set; `item` is "tfds:NAME@SPLIT".
+
+    `text_field` names the text feature where it is neither one of `TEXT_FEATURES` nor the only one.
+    """
 
     item: str
     text_field: str | None = None
@@ -31,12 +34,12 @@ class TfdsSource:
 
     def split_ranges(self, target_bytes: int) -> Iterator[ByteRange]:
         builder, split, records = open_tfds_dataset(self.item)
-        whole, count = builder.info.splits[split.partition("[")[0]], len(records)
-        record = max(1, (whole.num_bytes or 0) // max(whole.num_examples, 1))
-        each = max(1, target_bytes // record)
-        for start in range(0, count, each):
-            stop = min(start + each, count)
-            yield ByteRange(self.item, start, stop, (stop - start) * record)
+        split_info, num_records = builder.info.splits[split.partition("[")[0]], len(records)
+        record_bytes = max(1, (split_info.num_bytes or 0) // max(split_info.num_examples, 1))
+        range_records = max(1, target_bytes // record_bytes)
+        for start in range(0, num_records, range_records):
+            stop = min(start + range_records, num_records)
+            yield ByteRange(self.item, start, stop, (stop - start) * record_bytes)
 
     def read_documents(self, byte_range: ByteRange) -> Iterator[Document]:
         builder, _, records = open_tfds_dataset(self.item)
@@ -53,24 +56,24 @@ class TfdsSource:
     def find_text_feature(self, builder) -> str:
         tfds = import_optional("tensorflow_datasets", f"corpus {self.item!r}")
         texts = [key for key, kind in builder.info.features.items() if isinstance(kind, tfds.features.Text)]
-        wanted = (self.text_field,) if self.text_field else TEXT_FEATURES
-        found = next((key for key in wanted if key in texts), None)
-        if found is None and not self.text_field and len(texts) == 1:
+        candidates = (self.text_field,) if self.text_field else TEXT_FEATURES
+        for name in candidates:
+            if name in texts:
+                return name
+        if len(texts) == 1 and not self.text_field:
             return texts[0]
-        if found is None:
-            raise CorpusError(f"corpus {self.item!r} has the text features {texts}; one must be {', '.join(wanted)}")
-        return found
+        raise CorpusError(f"corpus {self.item!r} has the text features {texts}; one must be {', '.join(candidates)}")
 
 
 def read_tfds_records(item: str) -> Iterator[dict]:
-    """The records of a prepared data set "tfds:NAME@SPLIT", bytes as text. Raises `CorpusError`."""
+    """Yield the records of a prepared data set "tfds:NAME@SPLIT", bytes as text. Raises `CorpusError`."""
     _, _, records = open_tfds_dataset(item)
     for index in range(len(records)):
         yield decode_tfds_value(records[index])
 
 
 def describe_tfds_version(item: str) -> str:
-    """The name, version and split of a prepared data set. Raises `CorpusError` where it cannot be read."""
+    """Return the name, version and split of a prepared data set. Raises `CorpusError` where it cannot be read."""
     builder, split, _ = open_tfds_dataset(item)
     return f"{builder.info.full_name}@{split}"
 
@@ -85,12 +88,12 @@ def decode_tfds_value(value):
 
 
 def open_tfds_dataset(item: str):
-    """The builder, split name and records of a prepared data set."""
+    """Return the builder, split name and records of a prepared data set."""
     name, _, split = item.removeprefix("tfds:").partition("@")
     split = split or "train"
     tfds = import_optional("tensorflow_datasets", f"corpus {item!r}")
     try:
-        tfds.text.Glue  # noqa: B018 - registers the older text builders, which fails unseen without h5py
+        tfds.text.Glue  # noqa: B018 - registers the older text builders, which fails silently without h5py
         if Path(name).expanduser().is_dir():
             builder = tfds.builder_from_directory(Path(name).expanduser())
         else:
@@ -98,7 +101,9 @@ def open_tfds_dataset(item: str):
     except Exception as error:
         known = re.findall(r"^\s*- (\S+)$", str(error), re.MULTILINE)
         if near := difflib.get_close_matches(name, known, 3):
-            raise CorpusError(f"corpus {item!r}: TFDS has no {name!r}; near it: {', '.join(near)}") from error
+            raise CorpusError(
+                f"corpus {item!r}: TFDS does not know {name!r}; similar names: {', '.join(near)}"
+            ) from error
         first = (str(error).strip() or repr(error)).splitlines()[0]
         raise CorpusError(
             f"corpus {item!r}: neither a TFDS dataset nor a folder of a prepared one, which holds "
@@ -111,7 +116,7 @@ def open_tfds_dataset(item: str):
             f"tfds.builder({name!r}, file_format='array_record').download_and_prepare()"
         )
     if split.partition("[")[0] not in builder.info.splits:
-        raise CorpusError(f"corpus {item!r} has no split {split!r}; it has {', '.join(builder.info.splits)}")
+        raise CorpusError(f"corpus {item!r} lacks the split {split!r}; it has {', '.join(builder.info.splits)}")
     try:
         records = builder.as_data_source(split=split)
     except Exception as error:

@@ -16,11 +16,12 @@ from encoders.data import stream
 from encoders.run import loop
 from encoders.run.folder import RunError, read_result
 from encoders.run.run import Run
-from encoders.text.corpus import check_corpus, read_corpus_documents
+from encoders.text.corpus import check_corpus
 from encoders.text.source import CorpusError
 from encoders.training.metric_log import Intervals, read_metric_rows
 from tests import texts
 from tests.run.test_loop import assert_same_run, experiment, quiet, without_time
+from tests.text.documents import read_corpus_documents
 
 ROOT = Path(__file__).parents[2]
 SECRETS = {
@@ -29,7 +30,7 @@ SECRETS = {
     "HTTPS_PROXY": "http://somebody:pass-word@proxy.example:3128",
 }
 OPTIONAL = (
-    "tensorflow", "tensorflow_datasets", "grain", "torch", "transformers", "sentencex", "zstandard", "pyarrow",
+    "tensorflow", "tensorflow_datasets", "grain", "torch", "transformers", "sentencex", "backports", "pyarrow",
     "apache_beam", "sklearn", "matplotlib", "tensorboard", "tensorboard.summary", "importlib_resources",
 )  # fmt: skip
 
@@ -128,7 +129,7 @@ def test_a_torn_last_row_is_left_out_and_no_row_comes_twice(bare, tmp_path, kept
     [
         ("sentencex", "a.txt", "split", "sentence_splitting='split' needs sentencex .*: pip install sentencex"),
         ("pyarrow.parquet", "a.parquet", "lines", "a Parquet file needs pyarrow.parquet .*: pip install pyarrow"),
-        ("zstandard", "a.txt.zst", "lines", "a .zst file needs zstandard .*: pip install zstandard"),
+        ("backports.zstd", "a.txt.zst", "lines", "a .zst file needs backports.zstd .*: pip install backports.zstd"),
         ("tensorflow_datasets", "tfds:x", "lines", "needs tensorflow_datasets .*: pip install tensorflow-datasets"),
     ],
 )

@@ -8,8 +8,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from encoders.data.row_files import RowError, RowReader, read_records
-from encoders.text.corpus import check_corpus, read_corpus_documents
+from encoders.text.corpus import check_corpus
 from encoders.text.source import CorpusError
+from tests.text.documents import read_corpus_documents
 
 PIECES = [
     b"\n", b"\n\n", b"\r\n", b"\r", b"\t", b",", b'"', b'""', b"\xef\xbb\xbf", b"\x00", b"\xff", b"\xc3",

@@ -10,8 +10,9 @@ from dataclasses import replace
 import pytest
 
 from encoders.text import corpus, embedded
-from encoders.text.corpus import check_corpus, describe_corpus, read_corpus_documents
+from encoders.text.corpus import check_corpus, describe_corpus
 from encoders.text.source import CorpusError
+from tests.text.documents import read_corpus_documents
 
 TEXT = "One line.  Two\there.\nThird.\n\nSecond document.\n"
 LINES = [["One line. Two here.", "Third."], ["Second document."]]
@@ -61,7 +62,7 @@ def test_a_compressed_file_reads_like_a_plain_one(tmp_path, suffix, compress):
 
 
 def zstd(text):
-    return pytest.importorskip("zstandard").ZstdCompressor().compress(text.encode())
+    return pytest.importorskip("backports.zstd").compress(text.encode())
 
 
 def test_a_zst_file_is_read_frame_by_frame(tmp_path):
@@ -84,7 +85,7 @@ def test_a_file_that_is_cut_off_is_an_error_wherever_it_is_cut(tmp_path, suffix,
 
 @pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst"])
 def test_a_plain_file_with_a_compressed_name_is_an_error(tmp_path, suffix):
-    pytest.importorskip("zstandard")
+    pytest.importorskip("backports.zstd")
     path = written(tmp_path / f"a{suffix}", TEXT)
     with pytest.raises(CorpusError, match=rf"a\{suffix}:1: cannot be read as \{suffix}"):
         check_corpus((str(path),))
@@ -114,7 +115,7 @@ def test_a_missing_file_is_answered_with_near_names(tmp_path):
         check_corpus((str(tmp_path / "wikl-1.txt"),))
     with pytest.raises(CorpusError, match=r"'.*\*\.gz' names no file; '.*' holds wiki-1\.txt"):
         check_corpus((str(tmp_path / "*.gz"),))
-    with pytest.raises(CorpusError, match=r"there is no folder '.*nowhere'"):
+    with pytest.raises(CorpusError, match=r"'.*nowhere' does not exist"):
         check_corpus((str(tmp_path / "nowhere" / "a.txt"),))
     with pytest.raises(CorpusError, match=r"is a folder; name its files, as in '.*\*\.txt'"):
         check_corpus((str(tmp_path),))
@@ -309,9 +310,9 @@ def test_a_prepared_dataset_becomes_a_store_in_as_many_units_as_its_size_asks_fo
 
 
 def test_a_dataset_that_cannot_be_read_is_answered_with_what_can(folder):
-    with pytest.raises(CorpusError, match="has no split 'test'; it has "):
+    with pytest.raises(CorpusError, match="split 'test'; it has "):
         check_corpus(("tfds:my_books@test",))
-    with pytest.raises(CorpusError, match="TFDS has no 'imdb_reviewz'; near it: imdb_reviews"):
+    with pytest.raises(CorpusError, match="'imdb_reviewz'.* imdb_reviews"):
         check_corpus(("tfds:imdb_reviewz",))
     with pytest.raises(CorpusError, match="wiki40b/en' is not prepared in .*TFDS_DATA_DIR.*tfds build wiki40b/en"):
         check_corpus(("tfds:wiki40b/en",))
