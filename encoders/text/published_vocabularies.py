@@ -1,4 +1,4 @@
-"""The vocabularies of the released models: their rules, and readers of the files they are published in."""
+"""Vocabularies of the released models: their rules, and readers of their published files."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
-# The names of the special tokens as released; when trained they are the first ids, in this order,
-# but for fairseq's <mask>, which is the last.
+# Names of the special tokens as released. In a trained vocabulary they are the first ids, in this order, except
+# fairseq's <mask>, which is the last.
 SPECIAL_TOKEN_NAMES = {
     "wordpiece": {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"},
     "bpe": {"cls": "<s>", "pad": "<pad>", "sep": "</s>", "unk": "<unk>", "mask": "<mask>"},
     "unigram": {"pad": "<pad>", "unk": "<unk>", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"},
 }
 SPECIAL_TOKEN_ROLES = ("pad", "unk", "cls", "sep", "mask")
-ALBERT_SYMBOLS = ("(", ")", '"', "-", ".", "–", "£", "€")  # always pieces of their own: ALBERT's spm_train flags
-AVOIDED_PIECE_SCORE = -1000.0  # the score of a piece kept for its id only
-MAX_VOCAB_SIZE = 2**24  # ids; room is made for all up to the largest, and no published vocabulary comes near
-VOCABULARY_FILES = {  # what a folder is known by, in order of preference
+ALBERT_SYMBOLS = ("(", ")", '"', "-", ".", "–", "£", "€")  # always separate pieces: ALBERT's spm_train flags
+AVOIDED_PIECE_SCORE = -1000.0  # of a piece that is kept for its id only
+MAX_VOCAB_SIZE = 2**24  # memory grows with the largest id; no published vocabulary comes near
+VOCABULARY_FILES = {  # in order of preference
     "tokenizer.json": ("tokenizer.json",),
     "vocab.txt": ("vocab.txt",),
     "vocab.json": ("vocab.json", "merges.txt"),
@@ -34,52 +34,57 @@ VOCABULARY_FILES = {  # what a folder is known by, in order of preference
 def detect_tokenizer_kind(backend) -> str:
     kind = type(backend.model).__name__.lower()
     if kind not in SPECIAL_TOKEN_NAMES:
-        raise ValueError(f"a tokenizer of the kind {kind!r} is none of {', '.join(SPECIAL_TOKEN_NAMES)}")
+        raise ValueError(
+            f"tokenizer kind {kind!r} is not supported; it must be one of {', '.join(SPECIAL_TOKEN_NAMES)}"
+        )
     return kind
 
 
 def find_special_token_names(tokens: dict[str, int], kind: str) -> dict[str, str]:
-    """The name of each special token; raises `ValueError` when one has none of its usual names."""
+    """Return the name of each special token. Raises `ValueError` when one has none of its usual names."""
     usual = {
         role: dict.fromkeys([SPECIAL_TOKEN_NAMES[kind][role], *(names[role] for names in SPECIAL_TOKEN_NAMES.values())])
         for role in SPECIAL_TOKEN_ROLES
     }
-    found = {role: next((name for name in names if name in tokens), None) for role, names in usual.items()}
-    if missing := [" or ".join(usual[role]) for role in SPECIAL_TOKEN_ROLES if found[role] is None]:
-        raise ValueError(f"the vocabulary of {len(tokens)} tokens has no {', no '.join(missing)}")
-    return found
+    names_by_role = {role: next((name for name in names if name in tokens), None) for role, names in usual.items()}
+    if missing := [" or ".join(usual[role]) for role in SPECIAL_TOKEN_ROLES if names_by_role[role] is None]:
+        raise ValueError(f"the vocabulary of {len(tokens)} tokens lacks {', '.join(missing)}")
+    return names_by_role
 
 
 # The rules of each kind
 
 
 def build_wordpiece(tokens: dict[str, int], lowercase: bool):
-    """BERT's rules (https://github.com/google-research/bert, tokenization.py)."""
+    """Build BERT's rules (https://github.com/google-research/bert, tokenization.py)."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-    inner = Tokenizer(models.WordPiece(tokens, unk_token="[UNK]", max_input_chars_per_word=200))
-    inner.normalizer = normalizers.BertNormalizer(
+    backend = Tokenizer(models.WordPiece(tokens, unk_token="[UNK]", max_input_chars_per_word=200))
+    backend.normalizer = normalizers.BertNormalizer(
         clean_text=True, handle_chinese_chars=True, strip_accents=lowercase, lowercase=lowercase
     )
-    inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    inner.decoder = decoders.WordPiece("##")
-    return configure_special_tokens(inner)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece("##")
+    return configure_special_tokens(backend)
 
 
 def build_byte_level_bpe(tokens: dict[str, int], merges: list[tuple[str, str]], add_prefix_space: bool = False):
-    """GPT-2's and RoBERTa's rules: bytes, a space belongs to the word after it; `prefix` puts one before a text."""
+    """Build GPT-2's and RoBERTa's rules: bytes, and a space belongs to the word after it.
+
+    `add_prefix_space` puts a space before a text.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-    inner = Tokenizer(models.BPE(tokens, merges))
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
-    inner.decoder = decoders.ByteLevel()
-    return configure_special_tokens(inner)
+    backend = Tokenizer(models.BPE(tokens, merges))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
+    backend.decoder = decoders.ByteLevel()
+    return configure_special_tokens(backend)
 
 
 def build_unigram(
     pieces: list[tuple[str, float]], lowercase: bool, symbols: Iterable[str], precompiled_charsmap: bytes | None = None
 ):
-    """ALBERT's rules (https://github.com/google-research/albert, tokenization.py); `charsmap` is SentencePiece's."""
+    """Build ALBERT's rules (https://github.com/google-research/albert, tokenization.py) with SentencePiece's charsmap."""
     from tokenizers import Tokenizer, decoders, models
 
     # encode_pieces of the released code splits "2000," again, into the number and the comma.
@@ -88,15 +93,15 @@ def build_unigram(
         for piece, score in pieces
     ]
     unknown = [piece for piece, _ in pieces].index("<unk>")
-    inner = Tokenizer(models.Unigram(scored, unknown, byte_fallback=False))
-    inner.normalizer = build_albert_normalizer(lowercase, precompiled_charsmap)
-    inner.pre_tokenizer = build_albert_pre_tokenizer(symbols)
-    inner.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
-    return configure_special_tokens(inner)
+    backend = Tokenizer(models.Unigram(scored, unknown, byte_fallback=False))
+    backend.normalizer = build_albert_normalizer(lowercase, precompiled_charsmap)
+    backend.pre_tokenizer = build_albert_pre_tokenizer(symbols)
+    backend.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
+    return configure_special_tokens(backend)
 
 
 def build_albert_pre_tokenizer(symbols: Iterable[str]):
-    """▁ before each word, and the user-defined symbols apart."""
+    """Put ▁ before each word, and separate the user-defined symbols."""
     from tokenizers import Regex, pre_tokenizers
 
     steps = [pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")]
@@ -108,8 +113,11 @@ def build_albert_pre_tokenizer(symbols: Iterable[str]):
 
 
 def build_albert_normalizer(lowercase: bool, precompiled_charsmap: bytes | None = None):
-    """What ALBERT's `preprocess_text` does to a text, then SentencePiece, in the terms of Python, which does it there:
-    its white space, its combining characters (not all accents: vowel signs stay), its sigma at the end of letters."""
+    """Build the equivalent of ALBERT's `preprocess_text`, followed by SentencePiece's normalisation.
+
+    `preprocess_text` is Python code. The regular expressions match Python's white space, its combining characters (not
+    all accents: vowel signs stay), and its lower case of a final sigma.
+    """
     from tokenizers import Regex, normalizers
 
     steps = [normalizers.Replace(Regex(r"[\s\x1c-\x1f]+"), " "), normalizers.Strip()]
@@ -123,14 +131,14 @@ def build_albert_normalizer(lowercase: bool, precompiled_charsmap: bytes | None 
 
 @lru_cache(maxsize=1)
 def build_combining_pattern() -> str:
-    """A pattern of the characters that have a combining class."""
+    """Return a pattern of the characters that have a combining class."""
     return "[" + "".join(f"\\x{{{c:x}}}" for c in range(0x110000) if unicodedata.combining(chr(c))) + "]"
 
 
 def configure_special_tokens(backend):
-    """`inner` with its special tokens marked, and the family's way of adding them to a text or a pair.
+    """Mark the special tokens of a backend, and set how they are added to a text or a pair; return the backend.
 
-    What a file says of either itself is kept.
+    Settings that the file already has are kept.
     """
     from tokenizers import AddedToken, processors
 
@@ -161,7 +169,7 @@ def configure_special_tokens(backend):
 
 
 def read_published_tokenizer(path: Path, lowercase: bool, add_prefix_space: bool):
-    """The `tokenizers.Tokenizer` of a published vocabulary; raises `ValueError` naming what is missing."""
+    """Return the `tokenizers.Tokenizer` of a published vocabulary. Raises `ValueError` that names what is missing."""
     from tokenizers import Tokenizer
 
     forms = "; ".join(" + ".join(names) for names in VOCABULARY_FILES.values())
@@ -171,7 +179,7 @@ def read_published_tokenizer(path: Path, lowercase: bool, add_prefix_space: bool
             raise ValueError(f"the folder {str(path)!r} holds no vocabulary: {forms}")
         path = path / name
     if not path.is_file():
-        raise ValueError(f"there is no vocabulary {str(path)!r}; it may be a file or folder of {forms}")
+        raise ValueError(f"vocabulary {str(path)!r} does not exist; it must be a file or folder of {forms}")
     try:
         if path.suffix == ".txt" and path.name not in ("merges.txt", "dict.txt"):
             return build_wordpiece(_read_vocab_txt(path), lowercase)
@@ -191,11 +199,11 @@ def read_published_tokenizer(path: Path, lowercase: bool, add_prefix_space: bool
             )
     except FileNotFoundError as error:
         raise ValueError(f"the vocabulary {str(path)!r} needs {error.filename} beside it") from error
-    except BaseException as error:  # damage shows in many ways: the tokenizers library raises Exception, and panics
+    except BaseException as error:  # on damage the tokenizers library raises Exception, or panics
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise ValueError(f"vocabulary {str(path)!r}: {error}") from error
-    raise ValueError(f"the vocabulary {str(path)!r} is none of {forms}")
+    raise ValueError(f"vocabulary {str(path)!r} has an unknown format; it must be one of {forms}")
 
 
 def _read_rows(path: Path) -> list[str]:
@@ -221,9 +229,9 @@ def _read_merges(path: Path) -> list[tuple[str, str]]:
 
 
 def _read_fairseq_dictionary(folder: Path, add_prefix_space: bool):
-    """GPT-2's tokens under the ids of fairseq's dictionary: four special tokens, the dictionary's rows, <mask>.
+    """Read GPT-2's tokens under the ids of fairseq's dictionary: four special tokens, the dictionary's rows, <mask>.
 
-    A dictionary of single characters, such as amino acids, needs no other file: every character is a token.
+    A dictionary of single characters, such as amino acids, needs no other file.
     """
     rows = [row.split(" ")[0] for row in _read_rows(folder / "dict.txt") if row]
     if not (folder / "encoder.json").exists() and all(len(row) == 1 for row in rows):
@@ -234,7 +242,7 @@ def _read_fairseq_dictionary(folder: Path, add_prefix_space: bool):
     # fairseq fills a dictionary up to a multiple of eight; the file may hold more than RoBERTa's three.
     filled = rows[: len(rows) if len(rows) == len(words) else len(words) + -(len(words) + 4) % 8]
     if unknown := [row for row in words if row not in names]:
-        raise ValueError(f"dict.txt names {unknown[0]!r}, which is no id of encoder.json")
+        raise ValueError(f"dict.txt names {unknown[0]!r}, which is not an id of encoder.json")
     if len(set(words)) < len(names):
         raise ValueError(
             f"dict.txt holds {len(set(words))} of the {len(names)} tokens of encoder.json; it must hold all"
@@ -246,7 +254,7 @@ def _read_fairseq_dictionary(folder: Path, add_prefix_space: bool):
 
 
 def _parse_sentencepiece(content: bytes, lowercase: bool):
-    """A spiece.model: SentencePiece's sentencepiece_model.proto, read by field number."""
+    """Read a spiece.model (SentencePiece's sentencepiece_model.proto) by field number."""
     pieces, symbols, charsmap = [], [], None
     for field, value in _parse_protobuf_fields(content):
         if field == 1:  # pieces: the text, its score, and its kind, which is 1 where it is left out
@@ -265,27 +273,27 @@ def _parse_sentencepiece(content: bytes, lowercase: bool):
 
 
 def _parse_protobuf_fields(content: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """The (number, value) pairs of a protocol-buffer message; raises `ValueError` where it is cut off."""
-    at = 0
+    """Yield the (number, value) pairs of a protocol-buffer message. Raises `ValueError` where it is cut off."""
+    offset = 0
 
     def read_varint() -> int:
-        nonlocal at
+        nonlocal offset
         value = shift = 0
         while True:
-            value, more = value | (content[at] & 127) << shift, content[at] > 127
-            at, shift = at + 1, shift + 7
+            value, more = value | (content[offset] & 127) << shift, content[offset] > 127
+            offset, shift = offset + 1, shift + 7
             if not more:
                 return value
 
-    while at < len(content):
+    while offset < len(content):
         number, wire = divmod(read_varint(), 8)
         if wire == 0:
             yield number, read_varint()
             continue
         if wire not in (1, 2, 5):
-            raise ValueError(f"not a protocol buffer: wire type {wire} at byte {at}")
+            raise ValueError(f"not a protocol buffer: wire type {wire} at byte {offset}")
         size = read_varint() if wire == 2 else {1: 8, 5: 4}[wire]
-        if at + size > len(content):
+        if offset + size > len(content):
             raise ValueError(f"cut off at byte {len(content)}")
-        yield number, content[at : at + size]
-        at += size
+        yield number, content[offset : offset + size]
+        offset += size

@@ -25,15 +25,15 @@ from encoders.text.published_vocabularies import (
 )
 from encoders.text.word_splitting import WordCache, split_bert_words, split_gpt2_words
 
-CHARACTER_COVERAGE = 0.99995  # of a unigram vocabulary's training characters; ALBERT's spm_train flags
-MAX_ALPHABET_SIZE = 1000  # distinct characters of a WordPiece vocabulary, at most
+CHARACTER_COVERAGE = 0.99995  # of a unigram vocabulary's training characters, as ALBERT's spm_train flags
+MAX_ALPHABET_SIZE = 1000  # distinct characters of a WordPiece vocabulary
 ASCII_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz")
 ALBERT_PUNCTUATION = frozenset('!"#$%&()*+,-./:;?@[\\]^_`{|}~£€')  # of ALBERT's _is_start_piece_sp
 
 
 @dataclass(frozen=True)
 class VocabInfo:
-    """What models, objectives and formats need to know of a vocabulary."""
+    """Sizes and special ids of a vocabulary, for models, objectives and formats."""
 
     vocab_size: int
     pad_id: int
@@ -42,11 +42,11 @@ class VocabInfo:
     sep_id: int
     mask_id: int
     special_ids: tuple[int, ...]  # every special id, ascending
-    continuation_bits: bytes  # a bit an id (np.packbits): the token continues a word
+    continuation_bits: bytes  # one bit an id (np.packbits), set where the token continues a word
     most_frequent_id: int = 0  # the most frequent ordinary token of the training split, 0 until counted
 
     def compute_word_starts(self) -> np.ndarray:
-        """bool [size]: the token begins a word; special tokens do."""
+        """Return bool `[vocab_size]`, true where the token starts a word; special tokens do."""
         return np.unpackbits(np.frombuffer(self.continuation_bits, np.uint8), count=self.vocab_size) == 0
 
     def to_json_value(self) -> dict:
@@ -60,11 +60,11 @@ class VocabInfo:
 
 @dataclass(frozen=True)
 class TokenizerSpec:
-    """The specification of a vocabulary: a published one by its `path`, or one to train.
+    """Specification of a tokenizer: a published vocabulary by its `path`, or one to train.
 
     A path is vocab.txt, a folder or file of vocab.json and merges.txt, fairseq's folder of encoder.json, vocab.bpe
-    and dict.txt, spiece.model or tokenizer.json. Byte-level BPE keeps case whatever `lowercase` says, and
-    tokenizer.json brings its own rules. Raises `ValueError` for a size that its fixed tokens alone exceed.
+    and dict.txt, spiece.model or tokenizer.json. Byte-level BPE ignores `lowercase`, and tokenizer.json has its own
+    rules. Raises `ValueError` for a `vocab_size` below the number of fixed tokens.
     """
 
     kind: Literal["wordpiece", "bpe", "unigram"] = "wordpiece"
@@ -76,21 +76,22 @@ class TokenizerSpec:
     def __post_init__(self):
         if self.kind not in SPECIAL_TOKEN_NAMES:
             raise ValueError(f"tokenizer.kind={self.kind!r} must be one of {', '.join(SPECIAL_TOKEN_NAMES)}")
-        parts = {"wordpiece": (5, 16, "letters"), "bpe": (5, 256, "bytes"), "unigram": (5, 24, "symbols and letters")}
-        special, more, what = parts[self.kind]
-        if self.path is None and self.vocab_size < special + more:
+        fixed = {"wordpiece": (16, "letters"), "bpe": (256, "bytes"), "unigram": (24, "symbols and letters")}
+        num_fixed, fixed_kind = fixed[self.kind]
+        if self.path is None and self.vocab_size < 5 + num_fixed:
             raise ValueError(
-                f"tokenizer.vocab_size={self.vocab_size} is smaller than what a {self.kind} vocabulary holds at least: "
-                f"{special} special tokens + {more} {what} = {special + more}"
+                f"tokenizer.vocab_size={self.vocab_size} is below the minimum of a {self.kind} vocabulary: "
+                f"5 special tokens + {num_fixed} {fixed_kind} = {5 + num_fixed}"
             )
         if self.train_chars < 1:
             raise ValueError(f"tokenizer.train_chars={self.train_chars} must be at least 1 character")
 
 
 class Tokenizer:
-    """A vocabulary and its rules, over `tokenizers.Tokenizer`.
+    """Vocabulary and its rules, over `tokenizers.Tokenizer`.
 
-    `joiner` goes before each sentence but the first of a text, so that byte-level BPE sees what running text has there.
+    `sentence_joiner` precedes each sentence but the first of a text, so that byte-level BPE sees the space of running
+    text.
     """
 
     def __init__(self, backend):
@@ -104,63 +105,66 @@ class Tokenizer:
         self._literal_backend, self._word_cache = literal, WordCache(encode_texts, find_word_splitter(backend))
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """The ids of each text; a special token's name in a text is text like any other, and none is added."""
+        """Return the ids of each text, without special tokens; the name of one in a text is ordinary text."""
         return self._word_cache.encode_batch(texts)
 
     def encode_with_offsets(self, texts: list[str]) -> tuple[list[list[int]], list[list[tuple[int, int]]]]:
-        """The ids of each text as `encode_batch` has them, and the place in it of each: first character and end.
+        """Return the ids of each text as `encode_batch` does, and the span of each token: first character and end.
 
-        White space around a token is not part of it; a character that the rules drop, such as a combining accent, is
-        part of the token before it, or after it where a word begins.
+        White space around a token is not part of its span. A character that the rules drop, such as a combining accent,
+        belongs to the token before it, or to the one after it at the start of a word.
         """
         rows = self._literal_backend.encode_batch(texts, add_special_tokens=False)
-        places = [[trim_span(text, *place) for place in row.offsets] for text, row in zip(texts, rows, strict=True)]
-        return [row.ids for row in rows], [widen_offsets(text, row) for text, row in zip(texts, places, strict=True)]
+        offsets = [
+            widen_offsets(text, [trim_span(text, *span) for span in row.offsets])
+            for text, row in zip(texts, rows, strict=True)
+        ]
+        return [row.ids for row in rows], offsets
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text in which a special token's name, such as [MASK], stands for the token; none is added."""
+        """Return the ids of a text; the name of a special token, such as [MASK], means the token. None is added."""
         return self._backend.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids) -> str:
-        """Readable text, with the names of the special tokens."""
+        """Return readable text, with the names of the special tokens."""
         return self._backend.decode([int(id) for id in ids], skip_special_tokens=False)
 
     def id_to_token(self, id: int) -> str:
         if not 0 <= id < self.vocab.vocab_size:
-            raise IndexError(f"token {id} is not among the {self.vocab.vocab_size} of the vocabulary")
+            raise IndexError(f"token id {id} must be from 0 to {self.vocab.vocab_size - 1}")
         return self._backend.id_to_token(int(id)) or ""  # a published list may skip an id
 
     def get_transformers_options(self) -> dict[str, bool]:
-        """What it does to a text, under the names of transformers."""
+        """Return the rules under their names in transformers."""
         normalizer, words = self._backend.normalizer, self._backend.pre_tokenizer
         if self.kind == "bpe":
             return {"add_prefix_space": words is not None and words.pre_tokenize_str("a")[:1] == [("Ġa", (0, 1))]}
         return {"do_lower_case": normalizer is not None and normalizer.normalize_str("A") == "a"}
 
     def has_same_ids(self, other: Tokenizer) -> bool:
-        """Whether every token has the same id in both."""
+        """Return whether every token has the same id in both."""
         return self._backend.get_vocab() == other._backend.get_vocab()
 
     def save(self, path) -> None:
-        """Writes tokenizer.json, as the file or into the folder `path`."""
+        """Write tokenizer.json, as the file or into the folder `path`."""
         path = Path(path)
         path = path / "tokenizer.json" if path.is_dir() else path
         path.write_text(self._backend.to_str(pretty=True), encoding="utf-8")  # its own `save` raises no OSError
 
 
 def trim_span(text: str, start: int, end: int) -> tuple[int, int]:
-    """The place without the white space at its sides.
+    """Return a span without the white space at its ends.
 
     >>> trim_span("a  bc ", 1, 6)
     (3, 5)
     """
-    part = text[start:end]
-    first = start + len(part) - len(part.lstrip())
-    return first, max(first, start + len(part.rstrip()))
+    token_text = text[start:end]
+    first = start + len(token_text) - len(token_text.lstrip())
+    return first, max(first, start + len(token_text.rstrip()))
 
 
 def widen_offsets(text: str, offsets: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Rising places with the characters between two of them, but for white space, added to one.
+    """Return ascending spans, to which the characters between them, except white space, are added.
 
     >>> widen_offsets("a' `b", [(0, 1), (4, 5)])
     [(0, 2), (3, 5)]
@@ -179,7 +183,7 @@ def widen_offsets(text: str, offsets: list[tuple[int, int]]) -> list[tuple[int, 
 
 
 def find_word_splitter(backend) -> Callable[[str], list[str] | None]:
-    """How the rules of `inner` split a text into words, where they are known and nothing is added to them."""
+    """Return the function that splits a text into words as the backend does, or one that returns None for all texts."""
     if all(token.special for token in backend.get_added_tokens_decoder().values()):
         rules = type(backend.normalizer).__name__, type(backend.pre_tokenizer).__name__
         if rules == ("BertNormalizer", "BertPreTokenizer"):
@@ -194,23 +198,23 @@ def find_word_splitter(backend) -> Callable[[str], list[str] | None]:
 
 
 def load_tokenizer(path, lowercase: bool = True, add_prefix_space: bool = False) -> Tokenizer:
-    """A published vocabulary in any of the forms of `Vocabulary.path`, its special tokens found by name.
+    """Load a published vocabulary in any of the forms of `TokenizerSpec.path`; special tokens are found by name.
 
-    `prefix` lets byte-level BPE see a space before a text, as `add_prefix_space` of transformers does. Raises
-    `ValueError` for a path that is none of them and for special tokens that are missing.
+    `add_prefix_space` lets byte-level BPE see a space before a text, as in transformers. Raises `ValueError` for a path
+    in no such form and for missing special tokens.
     """
     return Tokenizer(read_published_tokenizer(Path(path).expanduser(), lowercase, add_prefix_space))
 
 
 def train_tokenizer(spec: TokenizerSpec, documents: Iterable[list[str]]) -> Tokenizer:
-    """A vocabulary of at most `spec.size` tokens from the first `spec.sample` characters of `documents`.
+    """Train a vocabulary of at most `spec.vocab_size` tokens on the first `spec.train_chars` characters of `documents`.
 
     The same texts give the same ids in every process.
     """
     makers = {"wordpiece": _train_wordpiece, "bpe": _train_bpe, "unigram": _train_unigram}
     texts = _sample_texts(documents, spec.train_chars, " " if spec.kind == "bpe" else "")
     if not any(text.strip() for text in texts):
-        raise ValueError(f"there is no text to train a {spec.kind} vocabulary on")
+        raise ValueError(f"the corpus is empty or blank; a {spec.kind} vocabulary needs text to train on")
     return Tokenizer(makers[spec.kind](spec, texts))
 
 
@@ -223,9 +227,6 @@ def _sample_texts(documents: Iterable[list[str]], max_chars: int, sentence_joine
             if max_chars <= 0:
                 return texts
     return texts
-
-
-# Facts
 
 
 def build_vocab_info(backend, kind: str) -> VocabInfo:
@@ -241,12 +242,12 @@ def build_vocab_info(backend, kind: str) -> VocabInfo:
 
 
 def is_continuation(token: str, kind: str) -> bool:
-    """Whether an ordinary token continues a word, as in the released code of each family's whole-word masks."""
+    """Return whether an ordinary token continues a word, as in the released code of each family's whole-word masks."""
     if kind == "wordpiece":
         return token.startswith("##")
     if kind == "bpe":
         return not token.startswith(("Ġ", "madeupword"))
-    # ALBERT: digits, letters beyond a-z and single punctuation marks are units of their own.
+    # ALBERT: digits, letters beyond a-z and single punctuation marks are separate units.
     return (
         not token.startswith(("▁", "<"))
         and token not in ALBERT_PUNCTUATION
@@ -277,8 +278,8 @@ def _train_wordpiece(spec: TokenizerSpec, texts: list[str]):
             "vocab"
         ]
 
-    # The trainer numbers the letters in the order of a hash table, which differs between processes and decides
-    # ties: a first pass finds them, a second one is given them in order.
+    # The trainer numbers the letters in the order of a hash table, which differs between processes and decides ties.
+    # A first pass finds the letters; a second one gets them in order.
     letters = sorted(set(train_vocab(len(names), names)) - set(names))
     return build_wordpiece(train_vocab(spec.vocab_size, names + letters), spec.lowercase)
 
@@ -308,41 +309,41 @@ def _train_unigram(spec: TokenizerSpec, texts: list[str]):
     trainer = trainers.UnigramTrainer(
         vocab_size=spec.vocab_size, special_tokens=fixed[:2], unk_token="<unk>", show_progress=False
     )
-    found = _train_model(models.Unigram(), build_albert_pre_tokenizer(ALBERT_SYMBOLS), trainer, texts)["vocab"]
+    pieces = _train_model(models.Unigram(), build_albert_pre_tokenizer(ALBERT_SYMBOLS), trainer, texts)["vocab"]
     # Two things differ between processes: the last digits of sums in the order of a hash table, and the order of the
     # letters without a score, which the trainer sets 0.0001 apart above the lowest one.
-    scores = {piece: round(score, 3) for piece, score in found if piece not in fixed}
+    scores = {piece: round(score, 3) for piece, score in pieces if piece not in fixed}
     lowest = min(scores.values(), default=0.0)
     letters = [piece for piece in scores if len(piece) == 1]
     scores |= {piece: lowest for piece in letters if scores[piece] < lowest + 1e-4 * len(letters) + 1e-3}
     ranked = sorted(scores, key=lambda piece: (len(piece) > 1, -scores[piece], piece))  # no letter is dropped
-    kept = sorted(ranked[: spec.vocab_size - len(fixed)], key=lambda piece: (-scores[piece], piece))
+    chosen = sorted(ranked[: spec.vocab_size - len(fixed)], key=lambda piece: (-scores[piece], piece))
     return build_unigram(
-        [(piece, 0.0) for piece in fixed] + [(piece, scores[piece]) for piece in kept], spec.lowercase, ALBERT_SYMBOLS
+        [(piece, 0.0) for piece in fixed] + [(piece, scores[piece]) for piece in chosen], spec.lowercase, ALBERT_SYMBOLS
     )
 
 
 def _normalize_texts(texts: list[str], normalizer, coverage: float, max_letters: int) -> list[str]:
-    """The texts as the rules see them, with a space for each character that is too rare to get a token."""
+    """Return normalised texts, with a space for each character that is too rare to get a token."""
     texts = [normalizer.normalize_str(text) for text in texts]
     counts = Counter()
     for text in texts:
         counts.update(text)
     counts.pop(" ", None)
-    left, kept = coverage * counts.total(), set()
+    num_left, letters = coverage * counts.total(), set()
     for letter, count in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])):
-        if left <= 0 or len(kept) >= max_letters:
+        if num_left <= 0 or len(letters) >= max_letters:
             break
-        kept.add(letter)
-        left -= count
-    rare = str.maketrans({letter: " " for letter in set(counts) - kept})
+        letters.add(letter)
+        num_left -= count
+    rare = str.maketrans({letter: " " for letter in set(counts) - letters})
     return [text.translate(rare) for text in texts] if rare else texts
 
 
 def _train_model(model, pre_tokenizer, trainer, texts: list[str]) -> dict:
     from tokenizers import Tokenizer
 
-    inner = Tokenizer(model)
-    inner.pre_tokenizer = pre_tokenizer
-    inner.train_from_iterator(iter(texts), trainer)
-    return json.loads(inner.to_str())["model"]
+    backend = Tokenizer(model)
+    backend.pre_tokenizer = pre_tokenizer
+    backend.train_from_iterator(iter(texts), trainer)
+    return json.loads(backend.to_str())["model"]

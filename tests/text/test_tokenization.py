@@ -43,9 +43,7 @@ def tokens(tokenizer: Tokenizer, text: str) -> list[str]:
 def test_a_vocabulary_holds_at_least_its_special_tokens_and_letters(kind, least):
     TokenizerSpec(kind, least)
     TokenizerSpec(kind, 0, path="vocab.txt")  # a published one has the size that it has
-    with pytest.raises(
-        ValueError, match=rf"tokenizer.vocab_size={least - 1} is smaller .* 5 special tokens .* = {least}"
-    ):
+    with pytest.raises(ValueError, match=rf"tokenizer.vocab_size={least - 1} .* 5 special tokens .* = {least}"):
         TokenizerSpec(kind, least - 1)
 
 
@@ -120,7 +118,7 @@ def test_training_reads_no_more_than_its_sample(kind):
 
 @KINDS
 def test_training_on_nothing_is_an_error(kind):
-    with pytest.raises(ValueError, match=f"no text to train a {kind} vocabulary on"):
+    with pytest.raises(ValueError, match=f"corpus is empty.* {kind} vocabulary"):
         train_tokenizer(TokenizerSpec(kind, SIZES[kind]), [[" "], []])
 
 
@@ -174,9 +172,7 @@ def test_encoding_adds_nothing_and_decoding_is_readable(trained, kind):
     assert tokenizer.encode_batch([text, "cat"]) == [tokenizer.encode(text), tokenizer.encode("cat")]
     assert tokenizer.decode(tokenizer.encode(text)) == text
     assert tokenizer.decode(np.array([tokenizer.vocab.cls_id])) == tokenizer.id_to_token(tokenizer.vocab.cls_id)
-    with pytest.raises(
-        IndexError, match=f"token {tokenizer.vocab.vocab_size} is not among the {tokenizer.vocab.vocab_size}"
-    ):
+    with pytest.raises(IndexError, match=f"token id {tokenizer.vocab.vocab_size} .* {tokenizer.vocab.vocab_size - 1}"):
         tokenizer.id_to_token(tokenizer.vocab.vocab_size)
 
 
@@ -238,18 +234,20 @@ def test_case_and_accents_are_kept_where_asked(bert):
 
 def test_missing_special_tokens_are_named(tmp_path):
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\nhello\n")
-    message = r"vocab.txt': the vocabulary of 4 tokens has no \[SEP\] or </s>, no \[MASK\] or <mask>$"
+    message = r"vocab.txt': .* 4 tokens .*\[SEP\] or </s>, \[MASK\] or <mask>$"
     with pytest.raises(ValueError, match=message):
         load_tokenizer(tmp_path)
 
 
 def test_a_path_that_is_no_vocabulary_is_answered_with_what_is_one(tmp_path):
-    with pytest.raises(ValueError, match="there is no vocabulary '.*nowhere'; .* vocab.txt; vocab.json [+] merges.txt"):
+    with pytest.raises(
+        ValueError, match="vocabulary '.*nowhere' does not exist.* vocab.txt; vocab.json [+] merges.txt"
+    ):
         load_tokenizer(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="folder '.*' holds no vocabulary: tokenizer.json; vocab.txt"):
         load_tokenizer(tmp_path)
     (tmp_path / "a.bin").write_bytes(b"")
-    with pytest.raises(ValueError, match="a.bin' is none of tokenizer.json"):
+    with pytest.raises(ValueError, match="a.bin' .*tokenizer.json"):
         load_tokenizer(tmp_path / "a.bin")
     (tmp_path / "vocab.json").write_text("{}")
     with pytest.raises(ValueError, match="vocab.json' needs .*merges.txt"):
