@@ -130,7 +130,8 @@ def check_objective(experiment: Experiment) -> Iterator[str]:
     if objective.frozen_params and not experiment.init_from:
         frozen = " and ".join(objective.frozen_params)
         yield f"the objective never updates {frozen}, so init_from must name a run that has them; it is None"
-    expected, provided = objective.label_names, experiment.data.label_names
+    expected = objective.label_names if isinstance(objective, SupervisedObjective) else ()
+    provided = experiment.data.label_names
     if expected and provided and expected != provided:
         yield f"objective.label_names={expected} differ from the labels of the rows, {provided}"
 

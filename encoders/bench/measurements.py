@@ -15,6 +15,7 @@ from encoders.bench.communication import measure_communication
 from encoders.bench.data_speed import measure_data_speed
 from encoders.bench.rounds import ALLOCATOR_ENVIRONMENT, ResultRow, Timing, Variant, compute_speedup, time_alternately
 from encoders.costs.ledger import count_params, count_saved_activations, eval_param_shapes, step_flops
+from encoders.costs.objective_flops import list_trained_configs
 from encoders.data.packing import PackedFormat
 from encoders.exchange.architectures import ARCHITECTURES, Architecture
 from encoders.experiment import Experiment, apply_settings
@@ -322,7 +323,10 @@ def estimate_roofline(experiments: Sequence[Experiment], options: BenchOptions) 
         moved = (
             4
             * tokens
-            * sum(count_saved_activations(m, phase.seq_length) for m in member.objective.trained_configs(member.model))
+            * sum(
+                count_saved_activations(m, phase.seq_length)
+                for m in list_trained_configs(member.objective, member.model)
+            )
             * 2
         )
         moved += 40 * count_params(eval_param_shapes(member.model, member.objective))

@@ -9,8 +9,10 @@ from functools import cache
 import jax
 import numpy as np
 
+from encoders.costs.objective_flops import compute_forward_flops, list_trained_configs
 from encoders.experiment import Experiment
 from encoders.model.config import EncoderConfig
+from encoders.model.encoder import find_encoder_name
 from encoders.text.tokenization import VocabInfo
 from encoders.training import sharding, step
 from encoders.training.optimizer import flatten_with_paths, is_stacked
@@ -59,7 +61,7 @@ def step_flops(experiment: Experiment, example_lengths: np.ndarray) -> np.ndarra
     the like count nothing.
     """
     objective = experiment.objective
-    parts = objective.forward_flops_by_part(experiment.model, example_lengths)
+    parts = compute_forward_flops(objective, experiment.model, example_lengths)
     return sum(flops * (1 if part in objective.frozen_params else 3) for part, flops in parts.items())
 
 
@@ -80,7 +82,7 @@ def count_phase_rows(experiment: Experiment) -> list[tuple[int, int]]:
 def count_encoder_params(config: EncoderConfig, objective) -> int:
     """Parameters of the encoder that fine-tuning begins with, embeddings and pooler with it: what papers count."""
     tree = eval_param_shapes(config, objective)
-    return count_params(tree[objective.encoder_name]) + (count_params(tree["pooler"]) if "pooler" in tree else 0)
+    return count_params(tree[find_encoder_name(tree)]) + (count_params(tree["pooler"]) if "pooler" in tree else 0)
 
 
 def count_saved_activations(config: EncoderConfig, seq_length: int) -> int:
@@ -116,7 +118,7 @@ def estimate_memory(experiment: Experiment, mesh=None) -> dict[str, float]:
             item * {"none": count_saved_activations(config, seq_length), "dots": products, "full": inputs}[config.remat]
         )
 
-    networks = experiment.objective.trained_configs(model)
+    networks = list_trained_configs(experiment.objective, model)
     most = max(
         phase.batch_size
         / experiment.grad_accum_steps
@@ -152,7 +154,7 @@ def format_ledger(experiment: Experiment) -> str:
     ]
     for phase in experiment.phases:
         row = np.array([phase.seq_length])
-        forward = sum(experiment.objective.forward_flops_by_part(experiment.model, row).values())
+        forward = sum(compute_forward_flops(experiment.objective, experiment.model, row).values())
         each = [flops.item() / phase.seq_length / 1e6 for flops in (step_flops(experiment, row), forward)]
         lines.append(
             f"FLOPs per token at length {phase.seq_length}: {each[0]:,.1f} M in training, {each[1]:,.1f} M forward"

@@ -19,7 +19,7 @@ import numpy as np
 from encoders.data.batch import Batch
 from encoders.data.stream import BatchStream, iter_eval_batches
 from encoders.experiment import apply_settings
-from encoders.model.encoder import Encoder
+from encoders.model.encoder import Encoder, find_encoder_name
 from encoders.model.heads import gather_hidden_states
 from encoders.run.evaluate import evaluate_run
 from encoders.run.folder import RunError
@@ -75,7 +75,7 @@ def evaluate_with_overrides(
         raise RunError(f"{run.folder} has no {', '.join(missing)} that fits {', '.join(settings)}")
     if distributed.is_multi_process():
         raise RunError(f"{run.folder} has no {', '.join(missing)}, and one process alone fits what takes its place")
-    return score_linear_probe(other, params[other.experiment.objective.encoder_name], sentences)
+    return score_linear_probe(other, params[find_encoder_name(params)], sentences)
 
 
 def score_linear_probe(run: Run, params: dict, sentence_task) -> dict[str, float]:

@@ -23,7 +23,7 @@ from encoders.data.formats import Format
 from encoders.data.store import Split
 from encoders.data.stream import Phase, iter_batches_longest_first
 from encoders.experiment import Experiment
-from encoders.model.encoder import Encoder
+from encoders.model.encoder import Encoder, find_encoder_name
 from encoders.model.heads import Pooler, summarize_examples
 from encoders.objectives.masking import MaskedBatch
 from encoders.run.folder import RunError
@@ -243,7 +243,7 @@ class Predictor:
             raise RunError(
                 f"layer={layer} is not from 0 (the embedding) to {self.config.num_layers}, or -1 for the last"
             )
-        body, pooler = self.params[self.objective.encoder_name], self.params.get("pooler")
+        body, pooler = self.params[find_encoder_name(self.params)], self.params.get("pooler")
         return compute_vectors(body, pooler, rows, config=self.config, layer=layer, pooling=pooling)
 
     def encode_text(self, text: TextOrPair) -> list[list[int]]:

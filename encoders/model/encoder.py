@@ -19,6 +19,11 @@ from encoders.model.layers import Embeddings, EncoderInputs, LayerContext, make_
 REMAT_POLICIES = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
 
 
+def find_encoder_name(params: Mapping) -> str:
+    """Return the name of the encoder that fine-tuning starts from: the discriminator's where there is a generator."""
+    return "discriminator" if "discriminator" in params else "encoder"
+
+
 class EncoderLayer(nn.Module):
     """One layer: attention, then feed-forward, each with parameters of its own or with shared ones."""
 

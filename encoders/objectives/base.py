@@ -1,9 +1,9 @@
-"""What every objective is: a value that corrupts a batch, and a module whose metrics are sums over global counts."""
+"""Base classes of objectives: a value that corrupts a batch, and a module whose metrics are sums over counts."""
 
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import flax.linen as nn
 import numpy as np
@@ -12,111 +12,65 @@ from jaxtyping import Array
 from encoders.data.batch import Batch
 from encoders.data.store import Split
 from encoders.model.config import EncoderConfig
-from encoders.model.flops import forward_flops
 from encoders.text.tokenization import VocabInfo
 from encoders.utils.metrics import Mean, binomial_standard_error, mean_value
 
 Metrics = dict[str, Mean]
 
 
-class Objective(Protocol):
-    """A frozen dataclass. `needs` are the batch fields that a format must provide beyond the common ones;
-    `weights` the loss terms, by the name of their metric; `copies` how many passes over the data differ (None: all);
-    `body` the part of the parameters that is the encoder which other objectives begin with; `frozen` the parts that
-    stay as they began; `answers` what its heads stand for, the classes of a classifier, if that is not always the same;
-    `goal` the score by which a checkpoint is the best, which is the lowest for "loss" and else the highest.
+class Objective:
+    """Base class of objectives, which are frozen dataclasses.
+
+    An objective sets `loss_weights` and implements `module` and `counts`; the other members have defaults:
+
+    - `required_fields`: labels that the format must provide.
+    - `loss_weights`: weight of each loss term, by the name of its metric.
+    - `best_metric`: score that selects the best checkpoint, the lowest "loss" or the highest of any other.
+    - `num_distinct_passes`: number of passes over the data that differ, None if all do.
+    - `frozen_params`: names of the top-level parameters that no update changes.
     """
 
-    encoder_name: str
-    frozen_params: tuple[str, ...]
-    label_names: tuple[str, ...]
-    best_metric: str
-    required_fields: frozenset[str]
-    loss_weights: dict[str, float]
-    num_distinct_passes: int | None
-
-    def module(self, config: EncoderConfig, vocab: VocabInfo) -> nn.Module:
-        """The networks; `__call__(batch, train)` gives metrics, each loss term of `weights` among them."""
-
-    def corrupt(self, batch: Batch, vocab: VocabInfo, seed) -> Batch:
-        """What the networks are shown and have to predict: pure, and done once for all micro-steps."""
-
-    def counts(self, batch: Batch) -> dict[str, Array]:
-        """The number of elements of each loss term in a corrupted batch."""
-
-    def scores(self, sums: Metrics) -> dict[str, float]:
-        """Final scores from summed metrics, baselines and standard errors (`*_error`) included."""
-
-
-class BaseObjective:
-    """What most objectives have in common."""
-
-    encoder_name: ClassVar[str] = "encoder"
-    frozen_params: ClassVar[tuple[str, ...]] = ()
-    label_names: ClassVar[tuple[str, ...]] = ()
+    required_fields: ClassVar[frozenset[str]] = frozenset()
+    loss_weights: ClassVar[dict[str, float]]
     best_metric: ClassVar[str] = "loss"
+    num_distinct_passes: ClassVar[int | None] = None
+    frozen_params: ClassVar[tuple[str, ...]] = ()
 
     def check(self, config: EncoderConfig) -> None:
-        """Raises `ValueError` for a model that cannot learn this."""
+        """Raise `ValueError` for an encoder that cannot learn this objective."""
 
-    def transfer_params(self, source_objective: BaseObjective, source_params: dict) -> dict:
-        """The parts of parameters found under the objective `before` that mean the same here, by their names here."""
-        # Under another body, or for other classes, heads of the same name need not mean the same.
-        if source_objective.encoder_name != self.encoder_name or (
-            source_objective.label_names and source_objective.label_names != self.label_names
-        ):
-            return {self.encoder_name: source_params[source_objective.encoder_name]} | {
-                name: source_params[name] for name in source_params if name == "pooler"
-            }
-        return source_params
-
-    def trained_configs(self, config: EncoderConfig) -> list[EncoderConfig]:
-        """The encoders that a step trains."""
-        return [config]
-
-    def forward_flops_by_part(self, config: EncoderConfig, sizes: np.ndarray) -> dict[str, np.ndarray]:
-        """Matrix-product FLOPs of the forward pass for examples of `sizes` tokens, by the part that does them.
-
-        Small heads, to a few numbers, count nothing.
-        """
-        return {self.encoder_name: forward_flops(config, sizes)}
-
-    def checkpoint_cost(self, scores: dict[str, float]) -> float:
-        """What is lowest at the best checkpoint."""
-        return scores["loss"] if self.best_metric == "loss" else -scores[self.best_metric]
-
-    def diagnose(self, scores: dict[str, float]) -> list[str]:
-        """What is amiss with the scores of a run that is no longer young, each with what to change."""
-        return []
-
-
-class UncorruptedObjective(BaseObjective):
-    """What objectives have in common that show their networks each example as it is."""
-
-    num_distinct_passes: ClassVar[int | None] = 1
+    def module(self, config: EncoderConfig, vocab: VocabInfo) -> nn.Module:
+        """Return the networks, whose `__call__(batch, train)` returns metrics with every loss term among them."""
+        raise NotImplementedError
 
     def corrupt(self, batch: Batch, vocab: VocabInfo, seed) -> Batch:
+        """Return what the networks read and predict: a pure function of its arguments, called once an update."""
         return batch
 
     def counts(self, batch: Batch) -> dict[str, Array]:
-        return {}
+        """Return the number of elements of each loss term in a corrupted batch."""
+        raise NotImplementedError
 
     def scores(self, sums: Metrics) -> dict[str, float]:
+        """Return the scores of summed metrics, with baselines and standard errors (`*_error`)."""
         return compute_mean_scores(sums)
 
 
-class SupervisedObjective(UncorruptedObjective):
-    """What objectives on labelled rows have in common: `score` of what their networks said of every row."""
+class SupervisedObjective(Objective):
+    """Base class of objectives on labelled rows; `label_names` are the classes, if it predicts any."""
+
+    num_distinct_passes: ClassVar[int | None] = 1
+    label_names: ClassVar[tuple[str, ...]] = ()
 
     def score_outputs(self, outputs: dict[str, np.ndarray], rows: np.ndarray, split: Split) -> dict[str, float]:
-        """Scores of `said`, by name `[rows, examples, ...]`, on the rows of an example table, `[rows, examples, 5]`."""
+        """Return the scores of `outputs`, by name `[n s ...]`, on n rows of the example table of a split."""
         raise NotImplementedError
 
 
 class TaskModule(nn.Module):
-    """Networks for labelled rows: loss and scores when trained, what they say when evaluated or used.
+    """Base class of networks for labelled rows, which also return outputs for evaluation and prediction.
 
-    A subclass has `compute_logits(batch, train)`, `compute_metrics(logits, batch)` and
+    A subclass implements `compute_logits(batch, train)`, `compute_metrics(logits, batch)` and
     `compute_outputs(logits, batch)`.
     """
 
@@ -124,7 +78,7 @@ class TaskModule(nn.Module):
         return self.compute_metrics(self.compute_logits(batch, train), batch)
 
     def predict_outputs(self, batch: Batch) -> dict[str, Array]:
-        """What is said of each example, `[b s ...]`; labels are not needed."""
+        """Return the outputs of each example, `[b s ...]`, without reading labels."""
         return self.compute_outputs(self.compute_logits(batch), batch)
 
     def evaluate_batch(self, batch: Batch) -> tuple[Metrics, dict[str, Array]]:
@@ -133,7 +87,7 @@ class TaskModule(nn.Module):
 
 
 def compute_mean_scores(sums: Metrics) -> dict[str, float]:
-    """Every metric as a number, and the standard error of every accuracy; none at [MASK] where there was no [MASK]."""
+    """Return each scalar metric's mean and each accuracy's standard error, without `*_mask_*` metrics of no [MASK]."""
     unseen = {name for name, mean in sums.items() if "_mask_" in name and not mean.count}
     scores = {name: mean_value(mean) for name, mean in sums.items() if mean.total.ndim == 0 and name not in unseen}
     errors = {f"{n}_error": binomial_standard_error(sums[n]) for n in scores if n.endswith("accuracy")}
@@ -141,10 +95,10 @@ def compute_mean_scores(sums: Metrics) -> dict[str, float]:
 
 
 def perplexity(loss: float) -> float:
-    """e to the loss, a number still where that is beyond all bounds."""
+    """Return e to the loss, finite for any loss."""
     return math.exp(min(loss, 700.0))
 
 
 def total_loss(scores: dict[str, float], loss_weights: dict[str, float]) -> float:
-    """The weighted sum of the loss terms."""
+    """Return the weighted sum of the loss terms."""
     return sum(weight * scores[name] for name, weight in loss_weights.items())

@@ -7,15 +7,13 @@ from typing import ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
 from encoders.data.batch import Batch
 from encoders.model.config import EncoderConfig
 from encoders.model.encoder import Encoder
-from encoders.model.flops import masked_token_head_flops
 from encoders.model.heads import MaskedTokenHead, gather_hidden_states
-from encoders.objectives.base import BaseObjective, Metrics, compute_mean_scores, perplexity
+from encoders.objectives.base import Metrics, Objective, compute_mean_scores, perplexity
 from encoders.objectives.losses import cross_entropy
 from encoders.objectives.masking import MaskedBatch
 from encoders.text.tokenization import VocabInfo
@@ -23,10 +21,9 @@ from encoders.utils.metrics import Mean
 
 
 @dataclass(frozen=True)
-class CausalLM(BaseObjective):
+class CausalLM(Objective):
     """Every token of an example but its first, predicted from those before it, by a model whose attention is causal."""
 
-    required_fields: ClassVar[frozenset[str]] = frozenset()
     loss_weights: ClassVar[dict[str, float]] = {"clm_loss": 1.0}
     num_distinct_passes: ClassVar[int | None] = 1
 
@@ -54,9 +51,6 @@ class CausalLM(BaseObjective):
 
     def counts(self, batch: MaskedBatch) -> dict:
         return {"clm_loss": batch.masked_weights.sum()}
-
-    def forward_flops_by_part(self, config: EncoderConfig, sizes: np.ndarray) -> dict[str, np.ndarray]:
-        return super().forward_flops_by_part(config, sizes) | {"tokens": masked_token_head_flops(config, sizes - 1)}
 
     def scores(self, sums: Metrics) -> dict[str, float]:
         scores = compute_mean_scores(sums)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple, no_type_check
+from typing import Literal, NamedTuple, no_type_check
 
 import flax.linen as nn
 import jax
@@ -17,9 +17,8 @@ from jaxtyping import Array, Float, Int, UInt32
 from encoders.data.batch import Batch, HostOrDeviceArray
 from encoders.model.config import EncoderConfig, derive_generator_config
 from encoders.model.encoder import Encoder
-from encoders.model.flops import forward_flops, masked_token_head_flops
 from encoders.model.heads import MaskedTokenHead, gather_hidden_states
-from encoders.objectives.base import BaseObjective, Metrics, compute_mean_scores, perplexity
+from encoders.objectives.base import Metrics, Objective, compute_mean_scores, perplexity
 from encoders.objectives.losses import compute_masked_lm_metrics
 from encoders.objectives.masking import (
     SAMPLE_STREAM,
@@ -47,7 +46,7 @@ class GeneratorBatch(MaskedBatch, kw_only=True):
 
 
 @dataclass(frozen=True)
-class GeneratorObjective(BaseObjective):
+class GeneratorObjective(Objective):
     """What objectives have in common that show their network a text whose masks a generator has filled.
 
     The generator is the network narrowed to `width` and `depth` of its own; with `width=None` there is none, and every
@@ -69,9 +68,6 @@ class GeneratorObjective(BaseObjective):
         if self.masking.mask_special:
             raise ValueError("objective.masking.mask_special=True: a generator must not fill in [CLS] and [SEP]")
 
-    encoder_name: ClassVar[str] = "discriminator"
-    required_fields: ClassVar[frozenset[str]] = frozenset()
-
     @property
     def num_distinct_passes(self) -> int | None:
         return self.masking.dupe_factor
@@ -86,16 +82,6 @@ class GeneratorObjective(BaseObjective):
 
     def check(self, config: EncoderConfig) -> None:
         self.get_generator_config(config)
-
-    def trained_configs(self, config: EncoderConfig) -> list[EncoderConfig]:
-        return [config] if self.generator_width is None else [config, self.get_generator_config(config)]
-
-    def forward_flops_by_part(self, config: EncoderConfig, sizes: np.ndarray) -> dict[str, np.ndarray]:
-        parts, generator = super().forward_flops_by_part(config, sizes), self.get_generator_config(config)
-        if generator is None:
-            return parts
-        head = masked_token_head_flops(generator, self.masking.count_predictions(sizes))
-        return parts | {"generator": forward_flops(generator, sizes), "tokens": head}
 
     def corrupt(self, batch: Batch, vocab: VocabInfo, seed) -> GeneratorBatch:
         masked = mask_tokens(self.masking, batch, vocab, seed)

@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import flax.linen as nn
-import numpy as np
 from jaxtyping import Array, Float
 
 from encoders.data.batch import Batch
 from encoders.model.config import EncoderConfig
 from encoders.model.encoder import Encoder
-from encoders.model.flops import masked_token_head_flops
 from encoders.model.heads import (
     ClassificationHead,
     MaskedTokenHead,
@@ -19,7 +17,7 @@ from encoders.model.heads import (
     gather_hidden_states,
     summarize_examples,
 )
-from encoders.objectives.base import BaseObjective, Metrics, compute_mean_scores, perplexity
+from encoders.objectives.base import Metrics, Objective, compute_mean_scores, perplexity
 from encoders.objectives.losses import compute_masked_lm_metrics
 from encoders.objectives.masking import MaskedBatch, Masking, mask_tokens
 from encoders.objectives.sentence_pair import (
@@ -31,7 +29,7 @@ from encoders.text.tokenization import VocabInfo
 
 
 @dataclass(frozen=True)
-class MaskedLM(BaseObjective):
+class MaskedLM(Objective):
     """The sum of the masked-token loss and, unless `sentences` is None, of a sentence-pair loss."""
 
     masking: Masking = Masking()
@@ -60,11 +58,6 @@ class MaskedLM(BaseObjective):
         return terms | (
             {f"{self.sentence_task.metric_prefix}_loss": batch.example_mask.sum()} if self.sentence_task else {}
         )
-
-    def forward_flops_by_part(self, config: EncoderConfig, sizes: np.ndarray) -> dict[str, np.ndarray]:
-        return super().forward_flops_by_part(config, sizes) | {
-            "tokens": masked_token_head_flops(config, self.masking.count_predictions(sizes))
-        }
 
     def scores(self, sums: Metrics) -> dict[str, float]:
         scores = compute_mean_scores(sums)

@@ -11,14 +11,13 @@ from typing import Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
 from encoders.data.batch import Batch
 from encoders.model.config import EncoderConfig
 from encoders.model.heads import ReplacedTokenHead
 from encoders.model.layers import make_dense
-from encoders.objectives.base import BaseObjective, Metrics
+from encoders.objectives.base import Metrics
 from encoders.objectives.generator import GeneratorBatch, GeneratorObjective, GeneratorObjectiveModule, GeneratorOutput
 from encoders.objectives.losses import cross_entropy
 from encoders.objectives.masking import MaskedBatch
@@ -78,22 +77,6 @@ class ReplacedTokenDetection(GeneratorObjective):
                 f"(objective.generator_width=1, objective.generator_depth=1); of discriminator and generator {differ}"
             )
 
-    def transfer_params(self, source_objective: BaseObjective, source_params: dict) -> dict:
-        begun = super().transfer_params(source_objective, source_params)
-        if self.generator_training == "two_stage" and source_objective.encoder_name != self.encoder_name:
-            # Its own copy: a donated buffer may occur once.
-            begun |= {"generator": jax.tree.map(jnp.copy, source_params[source_objective.encoder_name])}
-            begun |= {name: source_params[name] for name in source_params if name == "tokens"}
-        return begun
-
-    def trained_configs(self, config: EncoderConfig) -> list[EncoderConfig]:
-        return [config] if self.frozen_params else super().trained_configs(config)
-
-    def forward_flops_by_part(self, config: EncoderConfig, sizes: np.ndarray) -> dict[str, np.ndarray]:
-        return super().forward_flops_by_part(config, sizes) | {
-            "replaced": sizes * 2.0 * (config.hidden_size**2 + config.hidden_size)
-        }
-
     def module(self, config: EncoderConfig, vocab: VocabInfo) -> nn.Module:
         return ReplacedTokenDetectionModule(config, self, vocab)
 
@@ -108,29 +91,6 @@ class ReplacedTokenDetection(GeneratorObjective):
         if "rtd_histogram" in sums:
             scores["rtd_auc"], scores["rtd_auc_error"] = roc_auc(sums["rtd_histogram"].total)
         return scores
-
-    def diagnose(self, scores: dict[str, float]) -> list[str]:
-        found = []
-        if scores["rtd_replaced"] < 0.02:
-            found.append(
-                f"only {scores['rtd_replaced']:.1%} of the tokens are replaced, too few to learn from: a lower "
-                "objective.generator_width or objective.generator_depth, a higher objective.temperature or mask rate may help"
-            )
-        if scores["rtd_accuracy"] <= scores["rtd_baseline"]:
-            verdict = "original" if scores["rtd_replaced"] <= 0.5 else "replaced"
-            found.append(
-                f"the discriminator is right for {scores['rtd_accuracy']:.2%} of the tokens, and always saying "
-                f"'{verdict}' would be for {scores['rtd_baseline']:.2%}: more steps, another optimizer.learning_rate, a longer "
-                "optimizer.warmup_steps or a smaller generator (objective.generator_width) may help"
-            )
-        learns = "generator_loss" in self.loss_weights and "generator_mask_accuracy" in scores
-        if learns and scores["generator_mask_accuracy"] <= scores["generator_mask_baseline"]:
-            found.append(
-                f"the generator finds {scores['generator_mask_accuracy']:.2%} of the masked tokens, and the commonest "
-                f"token alone would be {scores['generator_mask_baseline']:.2%}: a higher optimizer.learning_rate, or a lower "
-                "objective.rtd_weight of the discriminator, may help"
-            )
-        return found
 
 
 class ReplacedTokenDetectionModule(GeneratorObjectiveModule):

@@ -10,11 +10,9 @@ from typing import Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
 from encoders.model.config import EncoderConfig
-from encoders.model.flops import masked_token_head_flops
 from encoders.model.heads import MaskedTokenHead, gather_hidden_states
 from encoders.model.layers import make_dense
 from encoders.objectives.base import Metrics
@@ -39,10 +37,6 @@ class ReplaceMLM(GeneratorObjective):
     @property
     def loss_weights(self) -> dict[str, float]:
         return ({} if self.generator_width is None else {"generator_loss": 1.0}) | {"restored_loss": 1.0}
-
-    def forward_flops_by_part(self, config: EncoderConfig, sizes: np.ndarray) -> dict[str, np.ndarray]:
-        tokens = sizes if self.loss_over == "all" else self.masking.count_predictions(sizes)
-        return super().forward_flops_by_part(config, sizes) | {"restored": masked_token_head_flops(config, tokens)}
 
     def module(self, config: EncoderConfig, vocab: VocabInfo) -> nn.Module:
         return ReplaceMLMModule(config, self, vocab)

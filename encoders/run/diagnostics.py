@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import statistics
-from functools import partial
+from functools import partial, singledispatch
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,8 @@ import numpy as np
 from encoders.costs.ledger import estimate_memory, format_gibibytes
 from encoders.data.batch import Batch
 from encoders.experiment import Experiment
+from encoders.objectives.base import Objective
+from encoders.objectives.replaced_tokens import ReplacedTokenDetection
 from encoders.run.folder import CHECKPOINTS_FOLDER
 from encoders.run.run import Run
 from encoders.training import distributed, step
@@ -20,6 +22,7 @@ from encoders.training.optimizer import flatten_with_paths
 
 SPIKE_DEVIATIONS = 6.0  # standard deviations above the mean of the rows before
 SPIKE_WINDOW = 50  # rows of the log
+MIN_REPLACED_SHARE = 0.02  # of the tokens
 SLOW_PROCESS_RATIO = 2.0  # times the median of the other processes
 
 
@@ -46,6 +49,37 @@ def describe_nonfinite_update(run: Run, state: step.TrainState, batch: Batch, st
         return "nothing: its gradient is a spike, or its norm overflows"
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more
+
+
+@singledispatch
+def diagnose_scores(objective: Objective, scores: dict[str, float]) -> list[str]:
+    """Return what is wrong with the held-out scores of a run past its first steps, each with a field to change."""
+    return []
+
+
+@diagnose_scores.register
+def _(objective: ReplacedTokenDetection, scores: dict[str, float]) -> list[str]:
+    problems = []
+    if scores["rtd_replaced"] < MIN_REPLACED_SHARE:
+        problems.append(
+            f"only {scores['rtd_replaced']:.1%} of the tokens are replaced, too few to learn from: a lower "
+            "objective.generator_width or objective.generator_depth, a higher objective.temperature or mask rate may help"
+        )
+    if scores["rtd_accuracy"] <= scores["rtd_baseline"]:
+        verdict = "original" if scores["rtd_replaced"] <= 0.5 else "replaced"
+        problems.append(
+            f"the discriminator is right for {scores['rtd_accuracy']:.2%} of the tokens, and always answering "
+            f"'{verdict}' would be for {scores['rtd_baseline']:.2%}: more steps, another optimizer.learning_rate, a longer "
+            "optimizer.warmup_steps or a smaller generator (objective.generator_width) may help"
+        )
+    trains_generator = "generator_loss" in objective.loss_weights and "generator_mask_accuracy" in scores
+    if trains_generator and scores["generator_mask_accuracy"] <= scores["generator_mask_baseline"]:
+        problems.append(
+            f"the generator finds {scores['generator_mask_accuracy']:.2%} of the masked tokens, and the most frequent "
+            f"token alone would be {scores['generator_mask_baseline']:.2%}: a higher optimizer.learning_rate, or a lower "
+            "objective.rtd_weight of the discriminator, may help"
+        )
+    return problems
 
 
 def describe_loss_spike(losses: list[float]) -> str | None:

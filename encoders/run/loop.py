@@ -16,7 +16,7 @@ import jax
 from encoders.data.batch import Batch
 from encoders.data.stream import BatchStream, Phase
 from encoders.experiment import Experiment
-from encoders.objectives.base import total_loss
+from encoders.objectives.base import Objective, total_loss
 from encoders.run import diagnostics
 from encoders.run.evaluate import evaluate_run, to_host
 from encoders.run.failures import explain_failures
@@ -145,7 +145,7 @@ def run_train_steps(session: TrainSession, state: step.TrainState) -> dict[str, 
         cost = None
         if is_last or current_step % intervals.eval_every == 0:
             scores = evaluate_step(session, current_step, state, stream.find_phase(current_step - 1))
-            cost = experiment.objective.checkpoint_cost(scores)
+            cost = compute_checkpoint_cost(experiment.objective, scores)
         is_converged = cost is not None and session.is_converged()
         stop_reason = None if is_last else session.stop.poll_reason()
         if is_last or is_converged or stop_reason or current_step % intervals.save_every == 0:
@@ -219,7 +219,7 @@ def evaluate_step(session: TrainSession, current_step: int, state: step.TrainSta
     metric_log.write_row(current_step, "heldout", scores, {"seconds": round(seconds, 3)})
     session.log_line(current_step, f"held-out {format_scores(scores)}")
     if 10 * current_step >= experiment.num_steps:  # before, no model has learned enough
-        for line in experiment.objective.diagnose(scores):
+        for line in diagnostics.diagnose_scores(experiment.objective, scores):
             session.log_line(current_step, line)
     return scores
 
@@ -241,12 +241,17 @@ def raise_if_diverged(session: TrainSession, current_step: int, state: step.Trai
     )
 
 
+def compute_checkpoint_cost(objective: Objective, scores: dict[str, float]) -> float:
+    """Return the number that is lowest at the best checkpoint."""
+    return scores["loss"] if objective.best_metric == "loss" else -scores[objective.best_metric]
+
+
 def find_best_evaluation(metric_log: MetricLog, objective) -> tuple[int, dict[str, float]]:
     """Return how many evaluations followed the best one, and the step and scores of the best."""
     rows = [row for row in metric_log.rows if row["split"] == "heldout"]
     if not rows:
         return 0, {}
-    best = min(range(len(rows)), key=lambda i: objective.checkpoint_cost(rows[i]))
+    best = min(range(len(rows)), key=lambda i: compute_checkpoint_cost(objective, rows[i]))
     return len(rows) - 1 - best, {name: value for name, value in rows[best].items() if name not in ("split", "time")}
 
 

@@ -6,9 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 
 from encoders.experiment import Experiment
 from encoders.model.config import EncoderConfig
+from encoders.model.encoder import find_encoder_name
+from encoders.objectives.base import Objective, SupervisedObjective
+from encoders.objectives.generator import GeneratorObjective
 from encoders.run.folder import TOKENIZER_FILE, RunError, read_run_record
 from encoders.run.run import Run
 from encoders.text.tokenization import load_tokenizer
@@ -69,15 +73,15 @@ class WarmStart:
         """
         objective = run.spec.objective
         source_params = self.run.load_params(str(self.step), run.infer_shardings)[1]
-        source_params = objective.transfer_params(self.run.spec.objective, source_params)
+        source_params = transfer_params(source_params, self.run.spec.objective, objective)
         new_shapes = run.state_shapes.params
         transferred = {
             part: source_params[part]
             for part, shapes in new_shapes.items()
             if part in source_params and collect_shapes(source_params[part]) == collect_shapes(shapes)
         }
-        if objective.encoder_name not in transferred:
-            raise self.wrong_shapes(source_params[objective.encoder_name], new_shapes[objective.encoder_name])
+        if (encoder := find_encoder_name(new_shapes)) not in transferred:
+            raise self.wrong_shapes(source_params[encoder], new_shapes[encoder])
         if missing := [part for part in objective.frozen_params if part not in transferred]:
             raise RunError(
                 f"init_from={self.run.folder} lacks {', '.join(missing)}, which the objective keeps as init_from has it"
@@ -103,6 +107,33 @@ class WarmStart:
             if source_shapes.get(path) != new_shapes.get(path)
         ]
         return RunError(f"init_from={self.run.folder} has an encoder of other shapes: {'; '.join(differences)}")
+
+
+def transfer_params(source_params: dict, source_objective: Objective, objective: Objective) -> dict:
+    """Return the parameters that keep their meaning under another objective, by their names there.
+
+    A head keeps it if both objectives have the same kind of encoder and, for a classifier, the same classes. ELECTRA's
+    two-stage training starts discriminator and generator from the same masked language model.
+    """
+    source_name = find_encoder_name(source_params)
+    name = "discriminator" if isinstance(objective, GeneratorObjective) else "encoder"
+    source_labels, labels = get_label_names(source_objective), get_label_names(objective)
+    if source_name == name and (not source_labels or source_labels == labels):
+        return source_params
+    params = {name: source_params[source_name]}
+    if "pooler" in source_params:
+        params["pooler"] = source_params["pooler"]
+    if source_name != name and "generator" in objective.frozen_params:
+        # A copy: a donated buffer may occur once.
+        params["generator"] = jax.tree.map(jnp.copy, source_params[source_name])
+        if "tokens" in source_params:
+            params["tokens"] = source_params["tokens"]
+    return params
+
+
+def get_label_names(objective: Objective) -> tuple[str, ...]:
+    """Return the classes of a classifier, none for any other objective."""
+    return objective.label_names if isinstance(objective, SupervisedObjective) else ()
 
 
 def collect_shapes(params: dict) -> dict[str, tuple[int, ...]]:

@@ -12,21 +12,23 @@ from encoders.data.batch import Batch
 from encoders.model.config import EncoderConfig
 from encoders.model.encoder import Encoder
 from encoders.model.heads import Pooler, summarize_examples
-from encoders.objectives.base import Metrics, UncorruptedObjective
+from encoders.objectives.base import Metrics, Objective
 from encoders.text.tokenization import VocabInfo
 
 
 @dataclass(frozen=True)
-class EncoderOnly(UncorruptedObjective):
+class EncoderOnly(Objective):
     """No loss: the encoder, and its pooler where it has one."""
 
     has_pooler: bool = False
 
-    required_fields: ClassVar[frozenset[str]] = frozenset()
     loss_weights: ClassVar[dict[str, float]] = {}
 
     def module(self, config: EncoderConfig, vocab: VocabInfo) -> nn.Module:
         return EncoderOnlyModule(config, self, vocab)
+
+    def counts(self, batch: Batch) -> dict[str, Array]:
+        return {}
 
 
 class EncoderOnlyModule(nn.Module):

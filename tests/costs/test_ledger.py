@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from encoders.costs import ledger
+from encoders.costs.objective_flops import compute_forward_flops
 from encoders.data.batch import build_single_example_batch
 from encoders.data.formats import FullSentences
 from encoders.data.spec import PretrainingData
@@ -102,7 +103,7 @@ def test_a_generator_that_is_kept_as_it_is_costs_no_backward_pass():
     both = ReplacedTokenDetection(generator_width=1.0, tie="none")
     kept = experiment(TINY, replace(both, generator_training="two_stage"), start="runs/mlm")
     sizes = np.array([40])
-    costs = both.forward_flops_by_part(TINY, sizes)
+    costs = compute_forward_flops(both, TINY, sizes)
     once = 40 * 2 * (128 * 128 + 128) + costs["discriminator"]
     assert ledger.step_flops(kept, sizes) == 3 * once + forward_flops(TINY, sizes) + costs["tokens"]
     assert ledger.step_flops(experiment(TINY, both), sizes) == 3 * (once + forward_flops(TINY, sizes) + costs["tokens"])

@@ -17,6 +17,7 @@ from encoders.objectives.replaced_tokens import (
     build_score_histogram,
     compute_rtd_metrics,
 )
+from encoders.run.diagnostics import diagnose_scores
 from encoders.text.tokenization import VocabInfo
 from encoders.utils.metrics import Mean
 from tests.networks import random_parameters
@@ -315,7 +316,7 @@ def test_a_lone_verdict_reaches_the_larger_of_two_shares():
     scores = CHOSEN.scores({name: Mean(*map(np.float64, pair)) for name, pair in sums.items()})
     assert scores["rtd_baseline"] == 0.75
     accuracies = {"generator_mask_accuracy": 1.0, "generator_mask_baseline": 0.0}
-    assert "always saying 'replaced' would be for 75.00%" in CHOSEN.diagnose(scores | accuracies)[0]
+    assert "always answering 'replaced' would be for 75.00%" in diagnose_scores(CHOSEN, scores | accuracies)[0]
 
 
 @cache

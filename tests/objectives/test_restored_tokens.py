@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from encoders.costs.objective_flops import list_trained_configs
 from encoders.data.batch import build_single_example_batch
 from encoders.model.config import EncoderConfig
 from encoders.objectives.generator import ELECTRA_MASKING
@@ -138,7 +139,7 @@ def test_only_a_loss_over_all_tokens_has_a_gate():
 
 def test_without_a_generator_the_network_restores_random_tokens():
     alone = replace(CHOSEN, generator_width=None)
-    assert alone.loss_weights == {"restored_loss": 1.0} and alone.trained_configs(MODEL) == [MODEL]
+    assert alone.loss_weights == {"restored_loss": 1.0} and list_trained_configs(alone, MODEL) == [MODEL]
     assert set(parameters(alone)) == {"discriminator", "restored"}
     rows = jax.tree.map(jnp.asarray, batch(*SIZES))
     _, metrics, *_ = jax.eval_shape(partial(forward.__wrapped__, objective=alone), parameters(alone), rows)

@@ -79,14 +79,19 @@ MASKED = {"generator_mask_accuracy": 0.3, "generator_mask_baseline": 0.05}
     [
         ({}, []),
         ({"rtd_replaced": 0.01}, ["only 1.0% of the tokens are replaced"]),
-        ({"rtd_accuracy": 0.9}, ["the discriminator is right for 90.00% of the tokens, and always saying 'original'"]),
+        (
+            {"rtd_accuracy": 0.9},
+            ["the discriminator is right for 90.00% of the tokens, and always answering 'original'"],
+        ),
         ({"generator_mask_accuracy": 0.05}, ["the generator finds 5.00% of the masked tokens, and the commonest"]),
     ],
 )
 def test_an_electra_that_learns_nothing_is_told_what_to_change(scores, said):
-    found = ReplacedTokenDetection().diagnose(WELL | MASKED | scores)
+    found = diagnostics.diagnose_scores(ReplacedTokenDetection(), WELL | MASKED | scores)
     assert len(found) == len(said)
-    assert ReplacedTokenDetection().diagnose(WELL) == []  # where no [MASK] is shown nothing is said of the generator
+    assert (
+        diagnostics.diagnose_scores(ReplacedTokenDetection(), WELL) == []
+    )  # where no [MASK] is shown nothing is said of the generator
     for line, start in zip(found, said, strict=True):
         assert line.startswith(start)
         assert "objective." in line
