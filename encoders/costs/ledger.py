@@ -1,4 +1,4 @@
-"""What an experiment costs: parameters by part, matrix-product FLOPs per token, memory. All without allocating it."""
+"""Cost of an experiment: parameters by part, matrix-product FLOPs and memory, computed from shapes alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from encoders.training.optimizer import flatten_with_paths, is_stacked
 
 
 def make_blank_vocab(vocab_size: int) -> VocabInfo:
-    """A vocabulary of `size` entries of which nothing but the size is known."""
+    """Return a vocabulary of `vocab_size` entries with BERT's order of special tokens, for shapes."""
     return VocabInfo(
         vocab_size=vocab_size,
         pad_id=0,
@@ -34,17 +34,17 @@ def make_blank_vocab(vocab_size: int) -> VocabInfo:
 
 
 def eval_param_shapes(config: EncoderConfig, objective) -> dict:
-    """Shapes of all parameters, by `eval_shape`: any size, no memory."""
+    """Return the shapes of all parameters, without allocating them."""
     return jax.eval_shape(lambda: step.init_params(0, objective.module(config, make_blank_vocab(config.vocab_size))))
 
 
 def count_params(tree) -> int:
-    """The number of parameters in a tree of arrays or shapes."""
+    """Return the number of parameters in a tree of arrays or shapes."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
 def count_params_by_part(tree) -> dict[str, int]:
-    """Parameters by part: the networks' embeddings, projections and layer parts, and the heads."""
+    """Return the number of parameters of each head and of each encoder's embeddings, projection and layer parts."""
     sizes: Counter = Counter()
     for path, leaf in flatten_with_paths(tree):
         names = path.split("/")
@@ -55,10 +55,9 @@ def count_params_by_part(tree) -> dict[str, int]:
 
 
 def step_flops(experiment: Experiment, example_lengths: np.ndarray) -> np.ndarray:
-    """Matrix-product FLOPs of a training step for examples of `sizes` tokens: forward, and twice that backward.
+    """Return the matrix-product FLOPs of training on examples of `example_lengths` tokens: three forward passes.
 
-    Vocabulary logits count only where the objective needs them; padding, recomputation, softmax, the heads of tasks and
-    the like count nothing.
+    Frozen parts count one. Padding, recomputation, softmax and the heads of tasks count nothing.
     """
     objective = experiment.objective
     parts = compute_forward_flops(objective, experiment.model, example_lengths)
@@ -66,13 +65,13 @@ def step_flops(experiment: Experiment, example_lengths: np.ndarray) -> np.ndarra
 
 
 def run_flops(experiment: Experiment) -> float:
-    """`step_flops` of all steps, for rows that are full."""
+    """Return the `step_flops` of all steps, for full rows."""
     row_flops = lambda seq_length: step_flops(experiment, np.array([seq_length])).item()
     return sum(rows * row_flops(length) for rows, length in count_phase_rows(experiment))
 
 
 def count_phase_rows(experiment: Experiment) -> list[tuple[int, int]]:
-    """Of each phase, how many rows all its steps have and how long they are."""
+    """Return the number of rows of each phase and their length."""
     starts = (0, *(phase.until_step for phase in experiment.phases))
     spans = zip(experiment.phases, starts, strict=False)
     return [((phase.until_step - start) * phase.batch_size, phase.seq_length) for phase, start in spans]
@@ -80,26 +79,25 @@ def count_phase_rows(experiment: Experiment) -> list[tuple[int, int]]:
 
 @cache
 def count_encoder_params(config: EncoderConfig, objective) -> int:
-    """Parameters of the encoder that fine-tuning begins with, embeddings and pooler with it: what papers count."""
+    """Return the number of parameters of encoder and pooler, as papers count them."""
     tree = eval_param_shapes(config, objective)
     return count_params(tree[find_encoder_name(tree)]) + (count_params(tree["pooler"]) if "pooler" in tree else 0)
 
 
 def count_saved_activations(config: EncoderConfig, seq_length: int) -> int:
-    """Numbers of a token that the forward pass leaves for the backward one, with nothing rematerialised.
+    """Return the activations saved for the backward pass, for each token, without rematerialisation.
 
-    About 10 d + 4 f a layer and, where attention weights are stored, 3 a head and attended token.
+    A layer saves about 10 d + 4 f, and for stored attention weights 3 a head and attended token.
     """
     weights = 3 * config.num_heads * seq_length if config.attention_impl == "xla" else 0
     return config.num_layers * (10 * config.hidden_size + 4 * config.intermediate_size + weights)
 
 
 def estimate_memory(experiment: Experiment, mesh=None) -> dict[str, float]:
-    """Estimated bytes on a device of `mesh`, without one on a device that holds it all: parameters and moments,
-    gradients, saved activations.
+    """Return the estimated bytes on a device of `mesh`, or on a single device: parameters, gradients, activations.
 
-    Activations are `saved_values`; with rematerialisation only the layers' inputs ("full") or matrix products ("dots").
-    They are counted whole along mesh.model.
+    Rematerialisation saves only the layers' inputs ("full") or matrix products ("dots"). Activations are not divided by
+    `mesh.model`.
     """
     model, tree = experiment.model, eval_param_shapes(experiment.model, experiment.objective)
     count, devices = count_params(tree), 1
@@ -130,21 +128,23 @@ def estimate_memory(experiment: Experiment, mesh=None) -> dict[str, float]:
 
 
 def format_gibibytes(num_bytes: dict[str, float]) -> str:
-    """Sizes in bytes as their sum, and each."""
+    """Return the sum of the sizes, and each of them, as text."""
     inner = ", ".join(f"{name} {value / 2**30:.2f}" for name, value in num_bytes.items())
     return f"{sum(num_bytes.values()) / 2**30:.2f} GiB ({inner})"
 
 
 def describe_embedding_size(config: EncoderConfig) -> str:
-    """The arithmetic of factorised embeddings: V x H beside V x E + E x H."""
+    """Return the parameters of plain (V x H) and factorised (V x E + E x H) embeddings as text."""
     v, e, h = config.vocab_size, config.embedding_size, config.hidden_size
-    whole, parts = v * h, v * e + e * h
-    line = f"V x H = {v:,} x {h:,} = {whole / 1e6:.2f} M"
-    return line if e == h else f"{line}; factorised V x E + E x H = {v:,} x {e} + {e} x {h:,} = {parts / 1e6:.2f} M"
+    plain, factorised = v * h, v * e + e * h
+    line = f"V x H = {v:,} x {h:,} = {plain / 1e6:.2f} M"
+    return (
+        line if e == h else f"{line}; factorised V x E + E x H = {v:,} x {e} + {e} x {h:,} = {factorised / 1e6:.2f} M"
+    )
 
 
 def format_ledger(experiment: Experiment) -> str:
-    """The ledger as text."""
+    """Return the costs of an experiment as text."""
     tree = eval_param_shapes(experiment.model, experiment.objective)
     width = max(map(len, count_params_by_part(tree)))
     lines = [f"  {name:{width}} {size:>13,}" for name, size in count_params_by_part(tree).items()]
@@ -155,9 +155,10 @@ def format_ledger(experiment: Experiment) -> str:
     for phase in experiment.phases:
         row = np.array([phase.seq_length])
         forward = sum(compute_forward_flops(experiment.objective, experiment.model, row).values())
-        each = [flops.item() / phase.seq_length / 1e6 for flops in (step_flops(experiment, row), forward)]
+        training = step_flops(experiment, row)
+        per_token = [flops.item() / phase.seq_length / 1e6 for flops in (training, forward)]
         lines.append(
-            f"FLOPs per token at length {phase.seq_length}: {each[0]:,.1f} M in training, {each[1]:,.1f} M forward"
+            f"FLOPs per token at length {phase.seq_length}: {per_token[0]:,.1f} M in training, {per_token[1]:,.1f} M forward"
         )
     lines.append(f"memory, estimated, on one device: {format_gibibytes(estimate_memory(experiment))}")
     if (mesh := experiment.mesh.build_abstract(jax.device_count())).size > 1:

@@ -1,4 +1,4 @@
-"""A model as a value: three parts, their sizes, and what its layers share."""
+"""Configuration of an encoder: sizes, parts, sharing, and the conventions of its family."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Literal
 from encoders.model.layers import Embeddings, FeedForward, SelfAttention
 from encoders.utils.serialization import not_fingerprinted
 
-# Parameters mean the same under any value of these.
+# Fields that may differ between a run and the run that its parameters come from.
 PARAM_COMPATIBLE_FIELDS = (
     "vocab_size", "hidden_dropout", "attention_dropout", "init_std", "truncated_init", "dtype", "always_project",
 )  # fmt: skip
 
 
-# The parts of a layer in their order, and the name of their parameters, of which the initial values depend.
+# Parts of a layer in their order, with the names of their parameters. Initial values depend on the names.
 LAYER_PARTS = {"attention": "attend", "feed_forward": "transform"}
 
 
@@ -23,7 +23,7 @@ LAYER_PARTS = {"attention": "attend", "feed_forward": "transform"}
 class FamilyConventions:
     """Fine-tuning conventions of a model family; the defaults are BERT's.
 
-    `num_separators` stand between two texts. `classifier_head` is the head on [CLS]: linear after the pooler ("pooled"),
+    `num_separators` is their number between two texts. `classifier_head` is the head on [CLS]: linear after the pooler ("pooled"),
     linear alone ("linear"), or linear after a dense layer and tanh ("tanh"). `answerability` is the span head for
     questions that may have no answer (`encoders/tasks/question_answering.py`).
     """
@@ -36,11 +36,11 @@ class FamilyConventions:
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """An encoder-only transformer.
+    """Sizes and parts of an encoder-only transformer.
 
-    `embeddings`, `attention` and `feed_forward` are the classes of its parts. `shared_parts` names the parts that one
-    set of parameters serves in every layer (ALBERT shares both); with `num_groups` > 1 there are that many sets, and
-    layer `i` uses set `i * num_groups // num_layers`. Raises `ValueError` for sizes that do not fit together.
+    `embeddings`, `attention` and `feed_forward` are the classes of its parts. Layers share the parameters of
+    `shared_parts` (ALBERT: both) in `num_groups` sets, and layer `i` uses set `i * num_groups // num_layers`. Raises
+    `ValueError` for sizes that do not fit together.
     """
 
     vocab_size: int
@@ -102,15 +102,15 @@ class EncoderConfig:
                 raise ValueError(f"model.{name}={getattr(self, name)} must be at least 0 and below 1")
         if self.attention_impl != "xla" and (self.attention_dropout or self.dtype != "bfloat16"):
             raise ValueError(
-                f"model.attention_impl={self.attention_impl!r} has no dropout and no float32: it needs "
-                f"model.attention_dropout=0, not {self.attention_dropout}, and model.dtype=bfloat16, not {self.dtype}"
+                f"model.attention_impl={self.attention_impl!r} supports model.attention_dropout=0 and "
+                f"model.dtype=bfloat16 only, not {self.attention_dropout} and {self.dtype}"
             )
         for name in ("init_std", "layer_norm_eps"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"model.{name}={getattr(self, name)} must be above 0")
 
     def collect_computation_fields(self) -> dict[str, object]:
-        """The fields that decide what given parameters compute, apart from their shapes."""
+        """Return the fields that change the output of given parameters, except for speed and memory."""
         names = (
             f.name
             for f in fields(self)
@@ -120,7 +120,7 @@ class EncoderConfig:
 
     @property
     def has_embedding_projection(self) -> bool:
-        """Whether a dense layer leads from the embeddings to the hidden width."""
+        """True if a dense layer projects the embeddings to the hidden size."""
         return self.always_project or self.embedding_size != self.hidden_size
 
 

@@ -1,7 +1,7 @@
-"""BATCH → HIDDEN STATES: the one encoder that all four families use.
+"""The encoder of all families: batch to hidden states.
 
-A part named in `model.shared_parts` is created once, as a stack of `model.num_groups` parameter sets under `shared/`, and
-lent to every layer of the scan; the others are stacks of one set a layer under `layers/`.
+Layers run in one scan. A part in `config.shared_parts` has `num_groups` stacked parameter sets under `shared/`, which
+every layer reads; any other part has one set a layer, stacked under `layers/`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from encoders.model.config import LAYER_PARTS, EncoderConfig
-from encoders.model.layers import Embeddings, EncoderInputs, LayerContext, make_dense, shard_rows
+from encoders.model.layers import Embeddings, EncoderInputs, LayerContext
+from encoders.model.ops import make_dense, shard_rows
 
 REMAT_POLICIES = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
 
@@ -25,7 +26,7 @@ def find_encoder_name(params: Mapping) -> str:
 
 
 class EncoderLayer(nn.Module):
-    """One layer: attention, then feed-forward, each with parameters of its own or with shared ones."""
+    """One layer: attention, then feed-forward, each with its own or with shared parameters."""
 
     config: EncoderConfig
 
@@ -56,10 +57,10 @@ class EncoderLayer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Tokens to contextual vectors, `[b l d]`.
+    """Transformer encoder: a batch to hidden states `[b l d]`.
 
-    `tied_embeddings` is a whole embedding block, `tied_word_embedding` only a word table, of another network (ELECTRA).
-    The projection from width `e` to `d`, where there is one, is always the encoder's own.
+    `tied_embeddings` is the embedding block, `tied_word_embedding` the word table of another network (ELECTRA). The
+    projection from the embedding to the hidden width is never tied.
     """
 
     config: EncoderConfig
@@ -86,7 +87,7 @@ class Encoder(nn.Module):
         )(config)
 
     def init_shared_params(self, key) -> dict:
-        """`{part: parameters}` of the shared parts, each a stack of `model.num_groups` sets."""
+        """Return the parameters of the shared parts by name, each a stack of `num_groups` sets."""
         config, one = self.config, jnp.ones((1, 1), int)
         context = LayerContext(one, one, one, 0)
         x = jnp.zeros((1, 1, config.hidden_size), config.dtype)
@@ -105,7 +106,7 @@ class Encoder(nn.Module):
 
     @property
     def active_embeddings(self) -> Embeddings:
-        """The embedding block in use, own or tied."""
+        """The embedding block, own or tied."""
         return self.embed if self.tied_embeddings is None else self.tied_embeddings
 
     def __call__(
@@ -122,5 +123,5 @@ class Encoder(nn.Module):
             x = self.project(x)
         context = LayerContext(*map(jnp.asarray, (batch.example_ids, batch.token_type_ids, batch.position_ids)), 0)
         layer_index = jnp.arange(config.num_layers)
-        last, each = self.layers(x, context, self.shared, train, output_hidden_states, layer_index)
-        return jnp.concatenate([x[None], each]) if output_hidden_states else last
+        last, layer_outputs = self.layers(x, context, self.shared, train, output_hidden_states, layer_index)
+        return jnp.concatenate([x[None], layer_outputs]) if output_hidden_states else last

@@ -1,4 +1,4 @@
-"""What networks cost in products of matrices: multiply-adds x 2 of the forward pass."""
+"""Matrix-product FLOPs of the forward pass, two for each multiply-add."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from encoders.model.config import EncoderConfig
 
 
 def forward_flops(config: EncoderConfig, sizes: np.ndarray) -> np.ndarray:
-    """Of the encoder for examples of `sizes` tokens: dense layers, and attention within each."""
+    """Return the FLOPs of the encoder for examples of `sizes` tokens: dense layers and attention."""
     d, f = config.hidden_size, config.intermediate_size
     projection = 2 * config.embedding_size * d if config.has_embedding_projection else 0
     return sizes * (projection + config.num_layers * (2.0 * (4 * d * d + 2 * d * f) + 4 * sizes * d))
 
 
 def masked_token_head_flops(config: EncoderConfig, num_tokens: np.ndarray) -> np.ndarray:
-    """Of the masked-token head at so many `tokens`."""
+    """Return the FLOPs of the masked-token head at `num_tokens` positions."""
     return num_tokens * 2.0 * (config.hidden_size * config.embedding_size + config.embedding_size * config.vocab_size)

@@ -11,18 +11,22 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from encoders.model.layers import ACTIVATIONS, Dropout, EncoderInputs, make_dense, make_layer_norm
+from encoders.model.config import EncoderConfig
+from encoders.model.layers import EncoderInputs
+from encoders.model.ops import ACTIVATIONS, Dropout, make_dense, make_layer_norm
 
 
 def gather_hidden_states(hidden: Float[Array, "b l d"], positions: Int[Array, "b k"]) -> Float[Array, "b k d"]:
-    """The hidden states at `positions`."""
+    """Return the hidden states at `positions`."""
     return jnp.take_along_axis(hidden, positions[..., None], axis=1)
 
 
-def summarize_examples(config, hidden: Float[Array, "b l d"], batch: EncoderInputs) -> Float[Array, "b s d"]:
-    """The hidden state that stands for each example: of [CLS], its first token; of its last where attention is causal.
+def summarize_examples(
+    config: EncoderConfig, hidden: Float[Array, "b l d"], batch: EncoderInputs
+) -> Float[Array, "b s d"]:
+    """Return one hidden state for each example: of [CLS], or of its last token if attention is causal.
 
-    From left to right [CLS] sees nothing of the example, and its last token all.
+    With causal attention only the last token attends to the whole example.
     """
     start = batch.cls_positions
     if not config.attention.is_causal:
@@ -33,9 +37,9 @@ def summarize_examples(config, hidden: Float[Array, "b l d"], batch: EncoderInpu
 
 
 class MaskedTokenHead(nn.Module):
-    """Dense d → e, activation, layer norm, product with the word table, free bias (BERT's `cls/predictions`)."""
+    """Dense d → e, activation, layer norm, product with the word table, bias (BERT's `cls/predictions`)."""
 
-    config: object
+    config: EncoderConfig
 
     @nn.compact
     def __call__(self, hidden: Float[Array, "b k d"], embedding_table: Float[Array, "v e"]) -> Float[Array, "b k v"]:
@@ -53,7 +57,7 @@ class MaskedTokenHead(nn.Module):
 class Pooler(nn.Module):
     """Dense d → d and tanh on [CLS], trained by BERT's and ALBERT's sentence tasks."""
 
-    config: object
+    config: EncoderConfig
 
     @nn.compact
     def __call__(self, hidden: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
@@ -61,13 +65,13 @@ class Pooler(nn.Module):
 
 
 class ClassificationHead(nn.Module):
-    """From the vector of [CLS], pooled or not, to `count` numbers: dropout and a linear layer.
+    """Dropout and a linear layer from a vector for each example to `num_outputs` logits.
 
-    With an `activation` a dense layer d → d, the activation and dropout come between (RoBERTa's tanh; Hugging Face's
-    ELECTRA has gelu, Google's has no such layer).
+    An `activation` adds a dense layer d → d, the activation and dropout before: tanh in RoBERTa, gelu in Hugging Face's
+    ELECTRA.
     """
 
-    config: object
+    config: EncoderConfig
     num_outputs: int
     dropout: float = 0.0
     activation: Literal["none", "tanh", "gelu"] = "none"
@@ -84,7 +88,7 @@ class ClassificationHead(nn.Module):
 class ReplacedTokenHead(nn.Module):
     """Dense d → d, activation, dense d → 1, for every token (ELECTRA; the last layer's init is Glorot there)."""
 
-    config: object
+    config: EncoderConfig
 
     @nn.compact
     def __call__(self, hidden: Float[Array, "b l d"]) -> Float[Array, "b l"]:

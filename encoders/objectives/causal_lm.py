@@ -22,7 +22,7 @@ from encoders.utils.metrics import Mean
 
 @dataclass(frozen=True)
 class CausalLM(Objective):
-    """Every token of an example but its first, predicted from those before it, by a model whose attention is causal."""
+    """The loss of every token of an example but its first, given the tokens before it; needs causal attention."""
 
     loss_weights: ClassVar[dict[str, float]] = {"clm_loss": 1.0}
     num_distinct_passes: ClassVar[int | None] = 1
@@ -30,8 +30,8 @@ class CausalLM(Objective):
     def check(self, config: EncoderConfig) -> None:
         if not config.attention.is_causal:
             raise ValueError(
-                f"the objective CausalLM would see what it has to predict: it needs model.attention=CausalSelfAttention, "
-                f"not {config.attention.__name__}"
+                f"model.attention={config.attention.__name__} lets CausalLM read the tokens that it predicts; set "
+                "model.attention=CausalSelfAttention"
             )
 
     def module(self, config: EncoderConfig, vocab: VocabInfo) -> nn.Module:
@@ -59,7 +59,7 @@ class CausalLM(Objective):
 
 
 class CausalLMModule(nn.Module):
-    """An encoder and its masked-token head, which answers for the token after the one that it reads."""
+    """An encoder and its masked-token head, which reads the position before the one that it predicts."""
 
     config: EncoderConfig
     objective: CausalLM
@@ -75,7 +75,7 @@ class CausalLMModule(nn.Module):
         )
 
     def compute_token_logits(self, batch: MaskedBatch, train: bool = False) -> Float[Array, "b k v"]:
-        """Vocabulary logits at `picked`, each from the tokens before it (fill-in)."""
+        """Return vocabulary logits at the masked positions, each from the tokens before it."""
         hidden = self.encoder(batch, train=train)
         before = gather_hidden_states(hidden, jnp.maximum(batch.masked_positions - 1, 0))
         return self.tokens(before, self.encoder.active_embeddings.word_embedding.embedding)
@@ -87,7 +87,7 @@ def compute_causal_lm_metrics(
     masked_weights: Float[Array, "b k"],
     vocab: VocabInfo,
 ) -> Metrics:
-    """Loss and accuracy; `clm_baseline` is what always answering the most frequent token would reach."""
+    """Return loss, accuracy, and as `clm_baseline` the accuracy of always predicting the most frequent token."""
     count = masked_weights.sum()
     return {
         "clm_loss": Mean((cross_entropy(logits, masked_labels) * masked_weights).sum(), count),

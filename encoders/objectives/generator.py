@@ -1,5 +1,5 @@
-"""What ELECTRA and its stepping stones share: a small masked language model fills the masks of another network's text
-(Clark et al., 2020, §2 and §3.5).
+"""Base of ELECTRA and its variants: a small masked language model fills the masks that another network reads (Clark et
+al., 2020, §2 and §3.5).
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from encoders.objectives.masking import (
 )
 from encoders.text.tokenization import VocabInfo
 
-# 85 % [MASK], 15 % kept, none random, a new mask each epoch, as in the released code; positions are drawn without
-# replacement, as in the paper (the code draws with replacement and so masks 13.8 % where it says 15 %).
+# 85 % [MASK], 15 % unchanged, none random, a new mask each pass, as in the released code. Positions are drawn without
+# replacement, as in the paper; the released code draws with replacement and so masks 13.8 % instead of 15 %.
 ELECTRA_MASKING = Masking(split=(0.85, 0.0, 0.15), dupe_factor=None)
 
 
@@ -47,12 +47,11 @@ class GeneratorBatch(MaskedBatch, kw_only=True):
 
 @dataclass(frozen=True)
 class GeneratorObjective(Objective):
-    """What objectives have in common that show their network a text whose masks a generator has filled.
+    """Base of objectives whose network reads a text in which a generator filled the masks.
 
-    The generator is the network narrowed to `width` and `depth` of its own; with `width=None` there is none, and every
-    ordinary token is as likely to take a chosen one's place. `tie` says which tables the generator reads of the
-    network's: none, the token embeddings, or all embeddings (word, position, segment and their layer norm, as the
-    released code does). Its samples carry no gradient.
+    The generator is the network scaled by `generator_width` and `generator_depth`; with width None there is none, and
+    samples are uniform over all but special tokens. `tie` names the tables that it shares with the network: none, the
+    token embeddings, or all embeddings with their norm, as in the released code. Samples carry no gradient.
     """
 
     generator_width: float | None = 1 / 4
@@ -73,7 +72,7 @@ class GeneratorObjective(Objective):
         return self.masking.dupe_factor
 
     def get_generator_config(self, config: EncoderConfig) -> EncoderConfig | None:
-        """The generator that belongs to the network `model`, if there is one."""
+        """Return the generator's config for the network `config`, None without a generator."""
         return (
             None
             if self.generator_width is None
@@ -97,17 +96,17 @@ class GeneratorObjective(Objective):
 
 
 class GeneratorOutput(NamedTuple):
-    """A text without masks, and how the generator came to it, at the chosen positions."""
+    """A text with filled masks, and samples, logits and hidden states of the generator at the masked positions."""
 
     filled_ids: Int[Array, "b l"]
     sampled_ids: Int[Array, "b k"]
-    logits: Float[Array, "b k v"]  # of which they are samples
+    logits: Float[Array, "b k v"]  # divided by the temperature
     hidden: Float[Array, "b k d"] | None
     metrics: Metrics
 
 
 class GeneratorObjectiveModule(nn.Module):
-    """The network and, if there is one, its generator; the tables that are tied live in the network."""
+    """The network, which owns the tied tables, and its generator if there is one."""
 
     config: EncoderConfig
     objective: GeneratorObjective
@@ -127,7 +126,7 @@ class GeneratorObjectiveModule(nn.Module):
         self.tokens = MaskedTokenHead(generator)
 
     def fill_masks(self, batch: GeneratorBatch, train: bool = False) -> GeneratorOutput:
-        """The text that the network is shown, and the generator's metrics."""
+        """Return the text that the network reads, and the generator's metrics."""
         if self.objective.generator_width is None:
             hidden, logits, metrics = None, jnp.asarray(build_uniform_logits(self.vocab)), {}
         else:
@@ -140,29 +139,29 @@ class GeneratorObjectiveModule(nn.Module):
         return GeneratorOutput(tokens, samples, logits, hidden, metrics)
 
     def encode_masked_positions(self, batch: MaskedBatch, train: bool = False) -> Float[Array, "b k d"]:
-        """The generator's hidden states at `picked`."""
+        """Return the generator's hidden states at the masked positions."""
         return gather_hidden_states(self.generator(batch, train=train), batch.masked_positions)
 
     def compute_generator_logits(self, hidden: Float[Array, "b k d"]) -> Float[Array, "b k v"]:
         return self.tokens(hidden, self.generator.active_embeddings.word_embedding.embedding)
 
     def compute_token_logits(self, batch: MaskedBatch, train: bool = False) -> Float[Array, "b k v"]:
-        """The generator's vocabulary logits at `picked` (fill-in)."""
+        """Return the generator's vocabulary logits at the masked positions."""
         return self.compute_generator_logits(self.encode_masked_positions(batch, train))
 
 
 def build_uniform_logits(vocab: VocabInfo) -> np.ndarray:
-    """Log-probabilities up to a constant, `[1 1 v]`, of a generator to which all but special tokens are the same."""
+    """Return logits `[1 1 v]` of the uniform distribution over all but special tokens."""
     logits = np.zeros((1, 1, vocab.vocab_size), np.float32)
     logits[..., list(vocab.special_ids)] = -np.inf
     return logits
 
 
 def sample_tokens(logits: Float[Array, "#b #k v"], noise: Array) -> Int[Array, "b k"]:
-    """One token a position from softmax(logits), by each position's own random number in [0, 1), without gradient.
+    """Return one token a position from softmax(logits), by inverting its distribution function, without gradient.
 
-    The token under which the number falls when probabilities lie side by side: found first among sums of about √v
-    tokens, then within one of them. Gumbel noise, the same distribution, needs a random word for every entry.
+    The search is first over sums of about √v tokens, then within one of them. Gumbel noise would need a random word for
+    each entry of the vocabulary.
     """
     size = math.isqrt(logits.shape[-1] - 1) + 1
     logits = jax.lax.stop_gradient(logits)
@@ -178,9 +177,9 @@ def sample_tokens(logits: Float[Array, "#b #k v"], noise: Array) -> Int[Array, "
 def find_interval(
     interval_lengths: Float[Array, "b k n"], point: Float[Array, "b k"]
 ) -> tuple[Int[Array, "b k"], Float[Array, "b k"]]:
-    """Under which of the `parts`, side by side, a number falls, and how far into it; never under an empty one."""
+    """Return the index of the interval of a partition that holds `point`, never an empty one, and the offset in it."""
     ends = jnp.cumsum(interval_lengths, axis=-1)
     beyond = ends > point[..., None]
-    found = jnp.where(beyond.any(-1), beyond.argmax(-1), interval_lengths.argmax(-1))
-    take_interval = lambda x: jnp.take_along_axis(x, found[..., None], axis=-1)[..., 0]
-    return found, jnp.maximum(point - (take_interval(ends) - take_interval(interval_lengths)), 0)
+    index = jnp.where(beyond.any(-1), beyond.argmax(-1), interval_lengths.argmax(-1))
+    take_interval = lambda x: jnp.take_along_axis(x, index[..., None], axis=-1)[..., 0]
+    return index, jnp.maximum(point - (take_interval(ends) - take_interval(interval_lengths)), 0)

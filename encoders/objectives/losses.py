@@ -1,29 +1,32 @@
-"""Masked language modelling: the loss and the scores of predictions at chosen positions (BERT §3.1)."""
+"""Losses: cross-entropies, and the metrics of predictions at masked positions (BERT §3.1)."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+import optax
+from jaxtyping import Array, Float, Num
 
 from encoders.objectives.base import Metrics
 from encoders.objectives.masking import MaskedBatch
 from encoders.text.tokenization import VocabInfo
 from encoders.utils.metrics import Mean
 
+cross_entropy = optax.softmax_cross_entropy_with_integer_labels  # [... v] logits, [...] labels -> [...] nats
 
-def cross_entropy(logits: Float[Array, "... v"], labels: Int[Array, "..."]) -> Float[Array, "..."]:
-    """Cross-entropy in nats."""
-    return jax.nn.logsumexp(logits, axis=-1) - jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+
+def binary_cross_entropy(logits: Float[Array, "*axes"], labels: Num[Array, "*axes"]) -> Float[Array, "*axes"]:
+    """Return log(1 + e^x) - xy in nats; `optax.sigmoid_binary_cross_entropy` differs in the last bit."""
+    return jax.nn.softplus(logits) - logits * labels
 
 
 def compute_masked_lm_metrics(
     logits: Float[Array, "b k v"], batch: MaskedBatch, vocab: VocabInfo, prefix: str = "mlm"
 ) -> Metrics:
-    """Loss and accuracy at the chosen positions.
+    """Return loss and accuracy at the masked positions, as sums over their weights.
 
-    `*_mask_accuracy` counts only those that show [MASK] (the share that keeps its token flatters the whole);
-    `*_mask_baseline` is what always answering the most frequent token would reach there.
+    `*_mask_accuracy` counts only positions that show [MASK], because a token that is shown is easy to predict.
+    `*_mask_baseline` is the accuracy there of always predicting the most frequent token.
     """
     targets, weights = batch.masked_labels, batch.masked_weights
     shown = jnp.take_along_axis(batch.input_ids, batch.masked_positions, axis=1)

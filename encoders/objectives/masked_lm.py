@@ -1,4 +1,4 @@
-"""BERT's, RoBERTa's and ALBERT's objective: masked tokens, and perhaps a sentence task, on one encoder."""
+"""Masked language modelling with or without a sentence-pair task: the objective of BERT, RoBERTa and ALBERT."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from encoders.text.tokenization import VocabInfo
 
 @dataclass(frozen=True)
 class MaskedLM(Objective):
-    """The sum of the masked-token loss and, unless `sentences` is None, of a sentence-pair loss."""
+    """The masked-token loss plus, unless `sentence_task` is None, a sentence-pair loss."""
 
     masking: Masking = Masking()
     sentence_task: NextSentencePrediction | SentenceOrderPrediction | None = None
@@ -70,7 +70,7 @@ class MaskedLM(Objective):
 
 
 class MaskedLMModule(nn.Module):
-    """An encoder, its masked-token head, and a pooler and two classes where there is a sentence task."""
+    """An encoder and its masked-token head, with a pooler and a two-class head for a sentence task."""
 
     config: EncoderConfig
     objective: MaskedLM
@@ -96,7 +96,7 @@ class MaskedLMModule(nn.Module):
         return metrics
 
     def compute_token_logits(self, batch: MaskedBatch) -> Float[Array, "b k v"]:
-        """Vocabulary logits at `picked` (fill-in)."""
+        """Return vocabulary logits at the masked positions."""
         hidden = self.encoder(batch)
         return self.tokens(
             gather_hidden_states(hidden, batch.masked_positions),

@@ -1,8 +1,8 @@
-"""Which tokens are chosen and what is shown in their place: a pure function of (seed, pass, example id, position).
+"""Masking of tokens: a pure function of (seed, pass, example index, position).
 
-Every token of an example has two random words of its own, hashed from these four numbers, so the same example gets
-the same mask in another batch, at another padding or in a packed row. `pass` is `epoch mod copies`; with
-`copies=None` it is the epoch, which is RoBERTa's dynamic masking.
+Every token has two random words, hashed from these four numbers. An example so gets the same mask in any batch, at any
+padding and in a packed row. The pass is `pass_index` modulo `dupe_factor`, or with `dupe_factor=None` (RoBERTa's dynamic
+masking) `pass_index` itself.
 
 Axes: b rows, s examples of a row, l length, k slots for chosen positions.
 """
@@ -39,13 +39,19 @@ class MaskedBatch(Batch, kw_only=True):
 
 @dataclass(frozen=True)
 class Masking:
-    """How a masked language model corrupts its input.
+    """Masking scheme of a masked language model.
 
-    `split` is the share of chosen tokens that become [MASK], a random token, and stay. `copies` is the number of
-    different masks an example ever gets: 1 (the chapter's BERT), 10 (its released code), 40 (ALBERT), None (a new one
-    each epoch, RoBERTa). `limit` caps the predictions of an example. With `unit="word"` whole words are chosen, in
-    runs of up to `ngrams` words drawn with p(n) ∝ 1/n (ALBERT §3.1). `special`: may [CLS] and [SEP] be chosen.
-    `replacements`: the random token is any entry ("all", BERT's code) or none of the special ones ("words", fairseq).
+    - `mask_rate`: share of an example's tokens that are chosen, special tokens counted.
+    - `split`: shares of chosen tokens that become [MASK], become a random token, and stay unchanged.
+    - `dupe_factor`: number of different masks of an example, 10 in BERT's code, 40 in ALBERT; None for a new one each
+      pass (RoBERTa).
+    - `max_predictions`: most chosen tokens of an example.
+    - `unit`, `max_ngram`: "word" chooses whole words in runs of up to `max_ngram`, drawn with p(n) ∝ 1/n (ALBERT §3.1).
+    - `mask_special`: True allows [CLS] and [SEP] to be chosen.
+    - `rounding`: of `mask_rate` times the length; "random" adds U[0, 1) first (fairseq).
+    - `replacements`: the random token is any entry ("all", BERT's code) or no special one ("words", fairseq).
+
+    Raises `ValueError` for a value out of range.
     """
 
     mask_rate: float = 0.15
@@ -55,7 +61,7 @@ class Masking:
     unit: Literal["token", "word"] = "token"
     max_ngram: int = 1
     mask_special: bool = False
-    rounding: Literal["nearest", "random"] = "nearest"  # of rate x length; "random" adds U[0, 1) first (fairseq)
+    rounding: Literal["nearest", "random"] = "nearest"
     replacements: Literal["all", "words"] = "all"
 
     def __post_init__(self):
@@ -64,26 +70,26 @@ class Masking:
         if len(self.split) != 3 or min(self.split) < 0 or not abs(sum(self.split) - 1) <= 1e-6:
             raise ValueError(f"split={self.split} must be three shares (mask, random, keep) that sum to 1")
         for name, least in (("dupe_factor", 1), ("max_predictions", 1), ("max_ngram", 1)):
-            given = getattr(self, name)
-            if given is not None and given < least:
+            value = getattr(self, name)
+            if value is not None and value < least:
                 raise ValueError(
-                    f"{name}={given} must be at least {least}" + ("" if name == "max_ngram" else " or None")
+                    f"{name}={value} must be at least {least}" + ("" if name == "max_ngram" else " or None")
                 )
         if self.max_ngram > 1 and self.unit != "word":
             raise ValueError(f"max_ngram={self.max_ngram} counts words: it needs unit='word', not {self.unit!r}")
 
     def count_predictions_by_length(self, max_length: int) -> np.ndarray:
-        """`rate x n` rounded, at least 1 and at most `limit`, for every example length n from 0 to `length`."""
+        """Return the number of chosen tokens for every example length from 0 to `max_length`."""
         exact = np.arange(max_length + 1) * self.mask_rate
         rounded = np.floor(exact) if self.rounding == "random" else np.round(exact)
         return np.minimum(np.maximum(rounded, 1), self.max_predictions or max_length).astype(np.int32)
 
     def count_predictions(self, sizes: np.ndarray) -> np.ndarray:
-        """How many tokens are chosen in examples of `sizes` tokens."""
+        """Return the number of chosen tokens in examples of `sizes` tokens."""
         return self.count_predictions_by_length(int(sizes.max()))[sizes]
 
     def max_predictions_per_row(self, length: int, num_examples: int) -> int:
-        """The most positions that can be chosen in a row of `length` tokens that holds `examples` examples."""
+        """Return the most positions that can be chosen in a row of `length` tokens and `num_examples` examples."""
         extra = 1 if self.rounding == "random" else 0
         one = min(int(self.count_predictions_by_length(length)[-1]) + extra, self.max_predictions or length, length)
         return (
@@ -92,24 +98,24 @@ class Masking:
 
 
 def make_example_keys(seed, stream: int, pass_indices: Int[Array, "b s"], ids: Int[Array, "b s"]) -> Array:
-    """A random key for every example, `[b s]`, from (seed, stream, pass or epoch, example id)."""
+    """Return a random key for every example, `[b s]`, from (seed, stream, pass, example index)."""
     base = jax.random.fold_in(jax.random.key(seed), stream)
     fold_in_example = lambda time, name: jax.random.fold_in(jax.random.fold_in(base, time), name)
     return jax.vmap(jax.vmap(fold_in_example))(pass_indices, ids)
 
 
 def make_token_keys(example_keys: Array, batch: Batch) -> Array:
-    """Each token's key, `[b l]`: its example's key folded with its position in the example."""
+    """Return a key for every token, `[b l]`: the key of its example folded with its position there."""
     owner = jnp.maximum(batch.example_ids - 1, 0)
-    mine = jax.random.wrap_key_data(
+    token_example_keys = jax.random.wrap_key_data(
         jnp.take_along_axis(jax.random.key_data(example_keys), owner[..., None], axis=1),
         impl=jax.random.key_impl(example_keys),
     )
-    return jax.vmap(jax.vmap(jax.random.fold_in))(mine, batch.position_ids)
+    return jax.vmap(jax.vmap(jax.random.fold_in))(token_example_keys, batch.position_ids)
 
 
 def bits_to_uniform(random_bits: UInt32[Array, "..."]) -> Float[Array, "..."]:
-    """Random words to float32 in [0, 1), of 24 bits."""
+    """Return float32 numbers in [0, 1) from the upper 24 bits of random words."""
     return (random_bits >> 8).astype(jnp.float32) * 2.0**-24
 
 
@@ -122,20 +128,20 @@ def make_mask_keys(masking: Masking, batch: Batch, seed) -> Array:
 
 
 def make_membership_mask(batch: Batch) -> Bool[Array, "b s l"]:
-    """Which tokens belong to the n-th example of the row."""
+    """Return True at the tokens of the n-th example of a row."""
     numbers = jnp.arange(1, batch.example_index.shape[1] + 1)
     return batch.example_ids[:, None, :] == numbers[None, :, None]
 
 
 def draw_ngram_lengths(random_bits: UInt32[Array, "..."], max_ngram: int) -> Int[Array, "..."]:
-    """n-gram lengths 1..`ngrams` with p(n) ∝ 1/n: 6/11, 3/11, 2/11 for three (ALBERT §3.1)."""
+    """Return n-gram lengths 1..`max_ngram` with p(n) ∝ 1/n: 6/11, 3/11, 2/11 for three (ALBERT §3.1)."""
     shares = 1 / np.arange(1, max_ngram + 1)
     edges = np.cumsum(shares / shares.sum())[:-1].astype(np.float32)
     return 1 + (bits_to_uniform(random_bits)[..., None] >= edges).sum(-1)
 
 
 def count_tokens_to_mask(masking: Masking, batch: Batch, sizes: Int[Array, "b s"], seed) -> Int[Array, "b s"]:
-    """How many tokens to choose in each example, from its size, special tokens included; 0 where it has none."""
+    """Return the number of tokens to choose in each example of `sizes` tokens; 0 for an empty one."""
     length = batch.input_ids.shape[1]
     quota = jnp.asarray(masking.count_predictions_by_length(length))[sizes]
     if masking.rounding == "random":
@@ -150,21 +156,21 @@ def count_tokens_to_mask(masking: Masking, batch: Batch, sizes: Int[Array, "b s"
 def choose_positions(
     masking: Masking, batch: Batch, vocab: VocabInfo, seed
 ) -> tuple[Int[Array, "b k"], Float[Array, "b k"]]:
-    """Chosen positions and their weights: 1, or 0 for a slot that stays empty."""
+    """Return the chosen positions and their weights: 1, or 0 for an unused slot."""
     example, length = batch.example_ids, batch.input_ids.shape[1]
     keys = make_mask_keys(masking, batch, seed)
     words = jax.random.key_data(make_token_keys(keys, batch)).astype(jnp.uint32)
     never = () if masking.mask_special else (vocab.cls_id, vocab.sep_id, vocab.mask_id)
     candidate = (example > 0) & ~jnp.isin(batch.input_ids, jnp.array((vocab.pad_id, *never)))
-    mine = make_membership_mask(batch)
-    quota = count_tokens_to_mask(masking, batch, mine.sum(-1), seed)
-    slots = masking.max_predictions_per_row(length, mine.shape[1])
-    scores = jnp.where(mine & candidate[:, None], bits_to_uniform(words[..., 0])[:, None], -1.0)
+    membership = make_membership_mask(batch)
+    quota = count_tokens_to_mask(masking, batch, membership.sum(-1), seed)
+    slots = masking.max_predictions_per_row(length, membership.shape[1])
+    scores = jnp.where(membership & candidate[:, None], bits_to_uniform(words[..., 0])[:, None], -1.0)
     if masking.unit == "token":
         best, where = jax.lax.top_k(scores, min(masking.max_predictions_per_row(length, 1), length))
         weights = ((jnp.arange(best.shape[-1]) < quota[..., None]) & (best >= 0)).astype(jnp.float32)
         where, weights = (x.reshape(x.shape[0], -1) for x in (where, weights))
-        if mine.shape[1] > 1:
+        if membership.shape[1] > 1:
             weights, order = jax.lax.top_k(weights, slots)
             where = jnp.take_along_axis(where, order, axis=1)
         return where, weights
@@ -173,7 +179,7 @@ def choose_positions(
         jnp.where(candidate, bits_to_uniform(words[..., 0]), -1.0),
         draw_ngram_lengths(words[..., 1], masking.max_ngram),
     )
-    chosen = choose_whole_words(scores, starts, lengths, mine, quota, masking.max_ngram)
+    chosen = choose_whole_words(scores, starts, lengths, membership, quota, masking.max_ngram)
     weights, where = jax.lax.top_k(chosen.astype(jnp.float32), slots)
     return where, weights
 
@@ -186,11 +192,11 @@ def choose_whole_words(
     num_to_predict: Int[Array, "b s"],
     max_ngram: int,
 ) -> Bool[Array, "b l"]:
-    """Whole words, in runs: starts are taken in the order of their scores until each example has its `quota` of tokens.
+    """Return True at the tokens of whole words, chosen in runs from the highest score of a first token down.
 
-    A run that would overflow the quota is shortened word by word, one that touches a chosen word is skipped
-    (`create_masked_lm_predictions` of ALBERT; with runs of one word, BERT's whole-word masking). Scores below 0 are
-    no candidates; a run covers candidates of its example only.
+    A run that exceeds what remains of `num_to_predict` is shortened word by word; one that touches a chosen word is
+    skipped (`create_masked_lm_predictions` of ALBERT; with runs of one word, BERT's whole-word masking). Tokens with a
+    score below 0 are never chosen, and a run stays within its example.
     """
     candidate = scores >= 0
     first = word_starts & candidate
@@ -223,12 +229,12 @@ def choose_whole_words(
 
 
 def mask_tokens(masking: Masking, batch: Batch, vocab: VocabInfo, seed) -> MaskedBatch:
-    """`batch` with its chosen tokens replaced, and what is needed to predict them."""
+    """Return `batch` with the chosen tokens replaced, and their positions, labels and weights."""
     where, weights = choose_positions(masking, batch, vocab, seed)
     tokens = batch.input_ids
     take_chosen = lambda x: jnp.take_along_axis(x, where, axis=1)
     targets = take_chosen(tokens)
-    # A second hash of the chosen tokens alone: what becomes of each must not depend on how it was chosen.
+    # A second hash, of the chosen tokens only: the replacement must not depend on the choice.
     again = jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, 1)))(
         gather_keys(make_token_keys(make_mask_keys(masking, batch, seed), batch), where)
     )
@@ -246,7 +252,7 @@ def mask_tokens(masking: Masking, batch: Batch, vocab: VocabInfo, seed) -> Maske
 
 
 def gather_keys(keys: Array, masked_positions: Int[Array, "b k"]) -> Array:
-    """The keys of the tokens at `where`."""
+    """Return the keys of the tokens at `masked_positions`."""
     data = jnp.take_along_axis(jax.random.key_data(keys), masked_positions[..., None], axis=1)
     return jax.random.wrap_key_data(data, impl=jax.random.key_impl(keys))
 
@@ -257,7 +263,7 @@ def scatter_tokens(
     new_ids: Int[Array, "b k"],
     masked_weights: Float[Array, "b k"],
 ) -> Int[Array, "b l"]:
-    """`tokens` with `new` at `where`; slots of weight 0 write nothing."""
+    """Return `input_ids` with `new_ids` at the masked positions of weight above 0."""
     rows = jnp.arange(input_ids.shape[0])[:, None]
     masked_positions = jnp.where(masked_weights > 0, masked_positions, input_ids.shape[1])
     return input_ids.at[rows, masked_positions].set(new_ids.astype(input_ids.dtype), mode="drop")

@@ -1,5 +1,5 @@
-"""ELECTRA's replaced-token detection: a generator fills masks, a discriminator judges every token (Clark et al., 2020,
-§2), and the other ways of training the two with which it is compared (§3.2, §3.5 and appendix F).
+"""ELECTRA's replaced-token detection: a generator fills masks, a discriminator classifies every token (Clark et al.,
+2020, §2), and the other ways of training them that the paper compares (§3.2, §3.5 and appendix F).
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from jaxtyping import Array, Float, Int
 from encoders.data.batch import Batch
 from encoders.model.config import EncoderConfig
 from encoders.model.heads import ReplacedTokenHead
-from encoders.model.layers import make_dense
+from encoders.model.ops import make_dense
 from encoders.objectives.base import Metrics
 from encoders.objectives.generator import GeneratorBatch, GeneratorObjective, GeneratorObjectiveModule, GeneratorOutput
-from encoders.objectives.losses import cross_entropy
+from encoders.objectives.losses import binary_cross_entropy, cross_entropy
 from encoders.objectives.masking import MaskedBatch
 from encoders.text.tokenization import VocabInfo
 from encoders.utils.metrics import Mean, roc_auc
@@ -31,13 +31,14 @@ GENERATOR_LOSS_TERMS = {"joint": ("generator_loss",), "adversarial": ("policy_lo
 
 @dataclass(frozen=True)
 class ReplacedTokenDetection(GeneratorObjective):
-    """λ times the discriminator's loss over all tokens that are no padding, plus the generator's masked-token loss.
+    """ELECTRA: `rtd_weight` times the discriminator's loss over all tokens, plus the generator's masked-token loss.
 
-    With `over="chosen"` the loss is over the tokens alone that were masked out ("ELECTRA 15%"); the area under the ROC
-    curve is of all tokens still. A sample equal to the original token is labelled original. `training` says what the
-    generator learns from: masked tokens ("joint"), or the discriminator's errors ("adversarial"). With "two_stage" it
-    learns nothing: the run that `start` names has trained it alone, as a masked language model, and with its weights
-    the discriminator begins too.
+    With `loss_over="chosen"` the discriminator's loss is over the masked positions only ("ELECTRA 15%"); the area under
+    the ROC curve is still over all tokens. A sample equal to the original token counts as original.
+
+    `generator_training` selects the generator's loss: masked tokens ("joint") or the discriminator's errors
+    ("adversarial"). With "two_stage" the generator is frozen: `init_from` names a run that trained it as a masked
+    language model, and the discriminator starts from the same weights.
     """
 
     rtd_weight: float = 50.0
@@ -87,14 +88,14 @@ class ReplacedTokenDetection(GeneratorObjective):
 
     def scores(self, sums: Metrics) -> dict[str, float]:
         scores = super().scores(sums)
-        scores["rtd_baseline"] = max(scores["rtd_replaced"], 1 - scores["rtd_replaced"])  # always the same verdict
+        scores["rtd_baseline"] = max(scores["rtd_replaced"], 1 - scores["rtd_replaced"])  # of always the same answer
         if "rtd_histogram" in sums:
             scores["rtd_auc"], scores["rtd_auc_error"] = roc_auc(sums["rtd_histogram"].total)
         return scores
 
 
 class ReplacedTokenDetectionModule(GeneratorObjectiveModule):
-    """Discriminator, its verdict, and a generator; a guess at the verdict where that is what the generator is after."""
+    """Discriminator and its head, a generator, and for adversarial training the generator's reward baseline."""
 
     objective: ReplacedTokenDetection
 
@@ -117,19 +118,14 @@ class ReplacedTokenDetectionModule(GeneratorObjectiveModule):
         if not train:  # of every token, whatever the loss is over
             metrics["rtd_histogram"] = build_score_histogram(verdict, labels, real)
         if self.objective.generator_training == "adversarial":
-            # What the baseline reads carries no gradient: it is no third thing that the generator learns from.
+            # Without gradient, so that the baseline's loss does not train the generator.
             guess = self.baseline(jax.lax.stop_gradient(filled.hidden))[..., 0].astype(jnp.float32)
             metrics |= compute_policy_metrics(filled, binary_cross_entropy(*at_chosen[:2]), guess, batch.masked_weights)
         return metrics
 
     def compute_replaced_logits(self, batch: Batch, train: bool = False) -> Float[Array, "b l"]:
-        """The discriminator's logit, for every token, that it was replaced."""
+        """Return the discriminator's logit of every token that it was replaced."""
         return self.replaced(self.discriminator(batch, train=train))
-
-
-def binary_cross_entropy(logits: Float[Array, "b k"], labels: Int[Array, "b k"]) -> Float[Array, "b k"]:
-    """Binary cross-entropy."""
-    return jax.nn.softplus(logits) - logits * labels
 
 
 def compute_policy_metrics(
@@ -138,10 +134,10 @@ def compute_policy_metrics(
     baseline_logits: Float[Array, "b k"],
     masked_weights: Float[Array, "b k"],
 ) -> Metrics:
-    """REINFORCE with a learned baseline: the generator is after the discriminator's loss (appendix F).
+    """Return the losses of REINFORCE with a learned baseline, rewarded by the discriminator's loss (appendix F).
 
-    Its expected reward has the gradient of log p(sample) (R - b), R being the discriminator's loss for the sample and
-    b = -log sigmoid(`guess`), which learns by cross-entropy to be R: sigmoid(`guess`) to be exp(-R).
+    The policy loss is log p(sample) (R - b): R is the discriminator's loss of the sample, b = -log sigmoid(baseline
+    logit). The baseline learns b = R by cross-entropy, sigmoid(baseline logit) = exp(-R).
     """
     reward, count = jax.lax.stop_gradient(reward), masked_weights.sum()
     better = reward - jax.lax.stop_gradient(jax.nn.softplus(-baseline_logits))
@@ -160,14 +156,14 @@ def compute_policy_metrics(
 def compute_rtd_metrics(
     logits: Float[Array, "b l"], labels: Int[Array, "b l"], token_weights: Float[Array, "b l"]
 ) -> Metrics:
-    """Binary cross-entropy over the tokens that are `real`; accuracy, recall on the replaced, their fraction."""
+    """Return loss, accuracy, recall on replaced tokens and their share, over tokens of weight 1."""
     count, replaced = token_weights.sum(), (labels * token_weights).sum()
     nll = binary_cross_entropy(logits, labels)
-    said = (logits > 0).astype(jnp.int32)
+    predicted = (logits > 0).astype(jnp.int32)
     return {
         "rtd_loss": Mean((nll * token_weights).sum(), count),
-        "rtd_accuracy": Mean(((said == labels) * token_weights).sum(), count),
-        "rtd_recall": Mean((said * labels * token_weights).sum(), replaced),
+        "rtd_accuracy": Mean(((predicted == labels) * token_weights).sum(), count),
+        "rtd_recall": Mean((predicted * labels * token_weights).sum(), replaced),
         "rtd_replaced": Mean(replaced, count),
     }
 
@@ -175,6 +171,6 @@ def compute_rtd_metrics(
 def build_score_histogram(
     logits: Float[Array, "b l"], labels: Int[Array, "b l"], token_weights: Float[Array, "b l"]
 ) -> Mean:
-    """How many `real` tokens of each label have a probability in each of `BINS` equal bins, `[2, BINS]`."""
+    """Return the weight of tokens by label and by bin of their probability, `[2, NUM_HISTOGRAM_BINS]`."""
     bins = jnp.minimum((jax.nn.sigmoid(logits) * NUM_HISTOGRAM_BINS).astype(jnp.int32), NUM_HISTOGRAM_BINS - 1)
     return Mean(jnp.zeros((2, NUM_HISTOGRAM_BINS)).at[labels, bins].add(token_weights), token_weights.sum())

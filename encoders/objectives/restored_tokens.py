@@ -1,6 +1,4 @@
-"""Two of the steps between BERT and ELECTRA: as ELECTRA, but the network says which token stood there (Clark et al.,
-2020, §3.5 and table 5): "Replace MLM" for the chosen tokens, "All-Tokens MLM" for all.
-"""
+"""Replace MLM and All-Tokens MLM: ELECTRA with a network that predicts the original token (Clark et al., 2020, §3.5)."""
 
 from __future__ import annotations
 
@@ -14,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from encoders.model.config import EncoderConfig
 from encoders.model.heads import MaskedTokenHead, gather_hidden_states
-from encoders.model.layers import make_dense
+from encoders.model.ops import make_dense
 from encoders.objectives.base import Metrics
 from encoders.objectives.generator import GeneratorBatch, GeneratorObjective, GeneratorObjectiveModule
 from encoders.objectives.losses import cross_entropy
@@ -25,11 +23,11 @@ from encoders.utils.metrics import Mean
 
 @dataclass(frozen=True)
 class ReplaceMLM(GeneratorObjective):
-    """The loss of the original tokens, given a text that the generator has filled, plus the generator's own loss.
+    """The loss of the original tokens, read from a text that a generator filled, plus the generator's loss.
 
-    Each has the weight 1, of which the paper says nothing. Over all tokens the network has a copy mechanism: the
-    probability of a token is D if it is the one shown, plus 1 - D times its share of the softmax, and D is a sigmoid
-    of a linear layer on the hidden state.
+    Both have weight 1, which the paper does not give. With `loss_over="all"` (All-Tokens MLM) the network has a copy
+    mechanism: p(token) = D [token is shown] + (1 - D) softmax, where D is the sigmoid of a linear layer on the hidden
+    state. With "chosen" (Replace MLM) the loss is over the masked positions.
     """
 
     loss_over: Literal["all", "chosen"] = "all"
@@ -48,7 +46,7 @@ class ReplaceMLM(GeneratorObjective):
 
 
 class ReplaceMLMModule(GeneratorObjectiveModule):
-    """A network with a masked-token head, that head's gate where it reads all tokens, and a generator."""
+    """An encoder with a masked-token head, the gate of its copy mechanism, and a generator."""
 
     objective: ReplaceMLM
 
@@ -79,7 +77,7 @@ class ReplaceMLMModule(GeneratorObjectiveModule):
             | {
                 "restored_loss": Mean((nll * weights).sum(), weights.sum()),
                 "restored_accuracy": Mean(((right == batch.masked_labels) * chosen).sum(), chosen.sum()),
-                # What always answering the token shown would reach.
+                # The accuracy of always predicting the token shown.
                 "restored_baseline": Mean(((shown == batch.masked_labels) * chosen).sum(), chosen.sum()),
             }
         )
@@ -91,7 +89,7 @@ def copy_log_probability(
     shown_ids: Int[Array, "b l"],
     token_ids: Int[Array, "b l"],
 ) -> Float[Array, "b l"]:
-    """The logarithm of the probability of `tokens` under the copy mechanism."""
+    """Return the log-probability of `token_ids` under the copy mechanism."""
     copied = jnp.where(shown_ids == token_ids, jax.nn.log_sigmoid(gate_logits), -jnp.inf)
     return jnp.logaddexp(copied, jax.nn.log_sigmoid(-gate_logits) - cross_entropy(logits, token_ids))
 
@@ -99,9 +97,9 @@ def copy_log_probability(
 def predict_likeliest_tokens(
     logits: Float[Array, "b l v"], gate_logits: Float[Array, "b l"], shown_ids: Int[Array, "b l"]
 ) -> Int[Array, "b l"]:
-    """The likeliest token under the copy mechanism: that shown, or the likeliest of the softmax."""
+    """Return the likeliest tokens under the copy mechanism: the one shown or the softmax's."""
     best = logits.argmax(-1)
-    kept = copy_log_probability(logits, gate_logits, shown_ids, shown_ids) >= copy_log_probability(
+    copies = copy_log_probability(logits, gate_logits, shown_ids, shown_ids) >= copy_log_probability(
         logits, gate_logits, shown_ids, best
     )
-    return jnp.where(kept, shown_ids, best)
+    return jnp.where(copies, shown_ids, best)

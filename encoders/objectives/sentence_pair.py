@@ -16,7 +16,7 @@ from encoders.utils.metrics import Mean
 
 @dataclass(frozen=True)
 class NextSentencePrediction:
-    """Label 1: B is random, as in the released code."""
+    """Next-sentence prediction; label 1 if the second text is random, as in the released code."""
 
     metric_prefix: ClassVar[str] = "nsp"
     label_field: ClassVar[str] = "next_sentence"
@@ -24,14 +24,14 @@ class NextSentencePrediction:
 
 @dataclass(frozen=True)
 class SentenceOrderPrediction:
-    """Two consecutive segments, in order or swapped. Label 1: swapped, as in the released code."""
+    """Sentence-order prediction for two consecutive segments; label 1 if swapped, as in the released code."""
 
     metric_prefix: ClassVar[str] = "sop"
     label_field: ClassVar[str] = "sentence_order"
 
 
 def compute_sentence_pair_metrics(logits: Float[Array, "b s 2"], batch: Batch, sentence_task) -> Metrics:
-    """Loss and accuracy over the valid examples; the baseline is the larger of the two classes' shares."""
+    """Return loss, accuracy and number of positive labels, summed over the examples of a batch."""
     labels, valid = batch.labels[sentence_task.label_field], batch.example_mask.astype(jnp.float32)
     count = valid.sum()
     return {

@@ -25,9 +25,9 @@ from encoders.data.store import Split
 from encoders.model.config import EncoderConfig
 from encoders.model.encoder import Encoder
 from encoders.model.heads import gather_hidden_states, summarize_examples
-from encoders.model.layers import ACTIVATIONS, Dropout, make_dense, make_layer_norm
+from encoders.model.ops import ACTIVATIONS, Dropout, make_dense, make_layer_norm
 from encoders.objectives.base import Metrics, SupervisedObjective, TaskModule
-from encoders.objectives.losses import cross_entropy
+from encoders.objectives.losses import binary_cross_entropy, cross_entropy
 from encoders.objectives.masking import make_membership_mask
 from encoders.tasks.answers import QAPrediction, decode_predictions, score_questions, subtract_best_score
 from encoders.text.tokenization import VocabInfo
@@ -133,7 +133,7 @@ def mask_logits(logits: Float[Array, "b *s l"], allowed: Bool[Array, "b s l"]) -
 
 def answerable_loss(null_logits: Float[Array, "b s"], batch: Batch) -> Float[Array, "b s"]:
     """The binary cross-entropy of the logit that there is no answer."""
-    return jax.nn.softplus(null_logits) - null_logits * (1 - batch.labels["answerable"])
+    return binary_cross_entropy(null_logits, 1 - batch.labels["answerable"])
 
 
 def compute_span_metrics(

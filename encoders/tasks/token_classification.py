@@ -19,7 +19,7 @@ from encoders.data.row_files import Record, RowError, RowReader, has_lone_surrog
 from encoders.data.store import Split
 from encoders.model.config import EncoderConfig, FamilyConventions
 from encoders.model.encoder import Encoder
-from encoders.model.layers import Dropout, make_dense
+from encoders.model.ops import Dropout, make_dense
 from encoders.objectives.base import Metrics, SupervisedObjective, TaskModule
 from encoders.objectives.losses import cross_entropy
 from encoders.text.tokenization import VocabInfo

@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from encoders.model.layers import BATCH_AXES
+from encoders.model.ops import BATCH_AXES
 from encoders.training.optimizer import is_stacked, tree_paths
 
 MESH_AXES = ("data", "fsdp", "model")

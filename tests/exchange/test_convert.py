@@ -18,7 +18,7 @@ from encoders.exchange.weights import CheckpointError, read_weights
 from encoders.experiment import RunSpec
 from encoders.families import bert
 from encoders.inference.predictor import load_predictor
-from encoders.model import layers
+from encoders.model import attention
 from encoders.objectives.masked_lm import MaskedLM
 from encoders.run.folder import RunError, build_run_record
 from encoders.run.run import Run
@@ -78,8 +78,8 @@ def test_hidden_states_and_every_logit_equal_those_of_transformers(name, tmp_pat
     """With every implementation of attention; those of cuDNN as XLA computes them, for a CPU has no cuDNN."""
     run = brought_in(name, tmp_path / "run")
     with np.load(HOME / name / "expected.npz") as expected:
-        for how in layers.ATTENTION_IMPLS.values():
-            monkeypatch.setitem(layers.ATTENTION_IMPLS, "xla", how)
+        for how in attention.ATTENTION_IMPLS.values():
+            monkeypatch.setitem(attention.ATTENTION_IMPLS, "xla", how)
             assert max(furthest(ours(run, expected), expected).values()) < TOLERANCE
 
 

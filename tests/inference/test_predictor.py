@@ -55,7 +55,7 @@ def run(home):
             tokenizer.save(folder)
             write_json(folder / "experiment.json", build_run_record(network, "0" * 16, tokenizer.vocab))
             save_params(folder / "checkpoints", step.init_params(0, objective.module(model, tokenizer.vocab)))
-        return encoders.load(folder, batch=4)
+        return encoders.load(folder, batch_size=4)
 
     return make
 

@@ -6,9 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from encoders.model.attention import dot_product_attention
 from encoders.model.config import EncoderConfig
 from encoders.model.encoder import Encoder
-from encoders.model.layers import CausalSelfAttention, dot_product_attention
+from encoders.model.layers import CausalSelfAttention
 from encoders.training.optimizer import flatten_with_paths
 from tests.batches import make_batch
 

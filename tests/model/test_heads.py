@@ -15,7 +15,8 @@ from encoders.model.heads import (
     gather_hidden_states,
     summarize_examples,
 )
-from encoders.model.layers import ACTIVATIONS, CausalSelfAttention
+from encoders.model.layers import CausalSelfAttention
+from encoders.model.ops import ACTIVATIONS
 from tests.batches import make_batch
 
 QUICK = {"xla_backend_optimization_level": 0}  # compiles in a third of the time

@@ -10,17 +10,10 @@ import pytest
 
 from encoders.data.batch import build_single_example_batch
 from encoders.families import albert, bert, electra, roberta
+from encoders.model.attention import dot_product_attention
 from encoders.model.config import EncoderConfig
-from encoders.model.layers import (
-    ACTIVATIONS,
-    Dropout,
-    Embeddings,
-    FeedForward,
-    LayerContext,
-    SelfAttention,
-    dot_product_attention,
-    make_initializer,
-)
+from encoders.model.layers import Embeddings, FeedForward, LayerContext, SelfAttention
+from encoders.model.ops import ACTIVATIONS, Dropout, make_initializer
 from tests.batches import TOKEN_FIELDS, make_batch
 
 QUICK = {"xla_backend_optimization_level": 0}  # compiles in a third of the time

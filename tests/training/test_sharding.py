@@ -22,6 +22,7 @@ from encoders.training.sharding import (
     make_batch_sharding,
     shard_batch,
 )
+from encoders.training.step import make_blank_batch
 
 TINY = EncoderConfig(
     vocab_size=20, hidden_size=8, num_layers=3, num_heads=2, intermediate_size=12, embedding_size=4, max_positions=10
@@ -103,8 +104,7 @@ def mesh(data=1, fsdp=1, model=1):
 
 
 def parameters(model):
-    one = jnp.ones((1, 5), int)
-    return jax.eval_shape(lambda: Encoder(model).init(jax.random.key(0), one, one, one, one)["params"])
+    return jax.eval_shape(lambda: Encoder(model).init(jax.random.key(0), make_blank_batch(5))["params"])
 
 
 def specs(tree, mesh) -> dict[str, P]:

@@ -1,0 +1,110 @@
+"""Operations that layers and heads are made of: dense layers, norms, dropout, and the sharding of rows.
+
+Parameters are float32; `config` gives the initialiser, the compute dtype and the epsilon of norms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float
+
+BATCH_AXES = ("data", "fsdp")  # mesh axes over which a batch is sharded
+ACTIVATIONS: dict[str, Callable] = {
+    "gelu": lambda x: nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: nn.gelu(x, approximate=True),
+}
+
+
+def make_initializer(config):
+    """Return the weight initialiser of `config`: a normal of `init_std`, cut at two deviations if `truncated_init`."""
+    if config.truncated_init:
+        return nn.initializers.truncated_normal(config.init_std)
+    return nn.initializers.normal(config.init_std)
+
+
+def dense_dot_general(x: Float[Array, "n i"], w: Float[Array, "i o"], *_, **__) -> Float[Array, "n o"]:
+    """Return `x w`; replaces `lax.dot_general` for these axes."""
+    return transposed_grad_matmul(x, w) if jax.default_backend() == "cpu" else x @ w
+
+
+@jax.custom_vjp
+def transposed_grad_matmul(x: Float[Array, "n i"], w: Float[Array, "i o"]) -> Float[Array, "n o"]:
+    """Return `x w`, with a gradient that reads a transposed copy: on a view XLA's CPU code has half the speed.
+
+    The narrower of x and dy is transposed: the gradient of w is xᵀ dy or (dyᵀ x)ᵀ.
+    """
+    return x @ w
+
+
+def transposed_grad_matmul_bwd(residuals, dy):
+    x, w = residuals
+    apart = jax.lax.optimization_barrier  # without it XLA folds the transpose into the product
+    transposed_matmul = lambda a, b: apart(apart(a.T) @ b)
+    return dy @ w.T, transposed_matmul(x, dy) if x.shape[1] <= dy.shape[1] else transposed_matmul(dy, x).T
+
+
+transposed_grad_matmul.defvjp(lambda x, w: (x @ w, (x, w)), transposed_grad_matmul_bwd)
+
+
+class Dense(nn.Dense):
+    """A dense layer applied to `[tokens, features]`: on CPU a fifth faster than on `[b, l, features]`."""
+
+    dot_general: Callable = dense_dot_general
+
+    def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
+        return super().__call__(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], self.features)
+
+
+def make_dense(config, features: int, name: str | None = None, kernel_init=None, use_bias: bool = True) -> Dense:
+    """Return a `Dense` with the initialiser and the compute dtype of `config`."""
+    init = kernel_init or make_initializer(config)
+    return Dense(features, use_bias=use_bias, dtype=jnp.dtype(config.dtype), kernel_init=init, name=name)
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer norm with float32 statistics, which returns the dtype of its input."""
+
+    def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
+        return super().__call__(x.astype(jnp.float32)).astype(x.dtype)
+
+
+def make_layer_norm(config, name: str | None = None) -> LayerNorm:
+    return LayerNorm(epsilon=config.layer_norm_eps, dtype=jnp.float32, name=name)
+
+
+def shard_rows(x: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
+    """Return `x` with rows sharded as those of the batch and other axes whole; unchanged outside a mesh.
+
+    Without the constraint XLA shards hidden states as the parameters, by width, with all rows on every device.
+    """
+    mesh = jax.typeof(x).sharding.mesh
+    if mesh.size < 2 or x.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]):
+        return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(BATCH_AXES)))
+
+
+def make_embedding_table(config, num_embeddings: int) -> nn.Embed:
+    return nn.Embed(num_embeddings, config.embedding_size, embedding_init=make_initializer(config))
+
+
+class Dropout(nn.Module):
+    """Dropout that draws 16 random bits an element and scales by the keep rate these bits can express."""
+
+    rate: float
+
+    def __call__(self, x: Float[Array, "..."], train: bool) -> Float[Array, "..."]:
+        if not train or self.rate == 0.0:
+            return x
+        threshold = round(self.rate * 65536)
+        keep = 1 - threshold / 65536
+        key, size = self.make_rng("dropout"), x.shape[-1]
+        # Two elements share a 32-bit word: the generator works in 32-bit words whatever is asked of it.
+        words = jax.random.bits(key, (*x.shape[:-1], (size + 1) // 2), jnp.uint32)
+        bits = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(*x.shape[:-1], -1)[..., :size]
+        return jnp.where(bits >= threshold, x / jnp.asarray(keep, x.dtype), jnp.zeros((), x.dtype))
