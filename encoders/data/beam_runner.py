@@ -1,4 +1,4 @@
-"""Where units of work are done: in this process, in several of this machine, or on an Apache Beam runner."""
+"""Runners of units of work: this process, several processes of this machine, or Apache Beam."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ LogFunction = Callable[[str], None]
 
 
 class UnfinishedWork(ValueError):
-    """Work that did not end, by no fault of the corpus: what is finished stays, and the same command goes on."""
+    """Work that was interrupted for a reason outside the corpus; finished units stay, and the same command resumes."""
 
 
 class Runner(Protocol):
     def check_available(self) -> None:
-        """Raises a `ValueError` for what is missing, before any work."""
+        """Raise `ValueError` for missing packages, before any work."""
 
     def run_items(
         self,
@@ -38,13 +38,15 @@ class Runner(Protocol):
         on_done: Callable[[int], None],
         log: LogFunction,
     ):
-        """`function(item, say)` for every item, in any order; `done(n)` is told how many are done. What fails first
-        is raised."""
+        """Call `function(item, log)` for every item, in any order, and `on_done` with the number of finished items.
+
+        Raises the first error.
+        """
 
 
 @dataclass(frozen=True)
 class LocalRunner:
-    """This machine, with `workers` processes; with 1, this process and all cores for what can use them."""
+    """Runner on this machine with `num_workers` processes; 1 is this process, whose libraries use all cores."""
 
     num_workers: int = 1
 
@@ -70,8 +72,8 @@ class LocalRunner:
                     on_done(number)
             except BrokenProcessPool:
                 raise UnfinishedWork(
-                    f"one of {self.num_workers} workers was ended from outside, perhaps for want of memory; the same "
-                    "command goes on with what is not done, and fewer --workers need less"
+                    f"one of {self.num_workers} workers was killed, possibly because memory ran out; run the same "
+                    "command again to resume, with fewer --workers to use less memory"
                 ) from None
             except BaseException:
                 pool.shutdown(cancel_futures=True)
@@ -82,17 +84,17 @@ DEFAULT_RUNNER = LocalRunner()
 
 
 def setup_worker() -> None:
-    """Set up a worker: there are as many as cores, and they end with the process that made them."""
+    """Set up a worker: one thread for each, and an end with the process that started it."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    with suppress(OSError, AttributeError):  # of Linux alone
+    with suppress(OSError, AttributeError):  # exists on Linux only
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @dataclass(frozen=True)
 class BeamRunner:
-    """An Apache Beam runner by its name, with pipeline options as Beam's command line has them.
+    """Apache Beam runner by its name, with pipeline options in the form of Beam's command line.
 
-    Its workers need this package, and the corpus and the folder of stores under the same paths as here.
+    Its workers need this package, and the corpus and the folder of stores under the same paths.
     """
 
     runner_name: str
@@ -109,9 +111,9 @@ class BeamRunner:
                 work = pipeline | beam.Create(items) | beam.Reshuffle()
                 work | beam.Map(function).with_output_types(type(None))
         except (ImportError, ValueError, RuntimeError, OSError) as error:
-            # A runner may hand on the whole traceback of a worker.
-            named = [line for line in str(error).splitlines() if re.match(r"(\w+\.)*\w+(Error|Exception): ", line)]
-            line = f"--runner {self.runner_name}: {named[-1] if named else error}"
+            # A runner may pass on the whole traceback of a worker.
+            errors = [line for line in str(error).splitlines() if re.match(r"(\w+\.)*\w+(Error|Exception): ", line)]
+            line = f"--runner {self.runner_name}: {errors[-1] if errors else error}"
             if "No space left" in line:
                 raise OSError(errno.ENOSPC, line) from error
             raise (CorpusError if "CorpusError" in line else UnfinishedWork)(line) from error

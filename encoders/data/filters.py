@@ -1,4 +1,4 @@
-"""What of a corpus is left out: duplicates, boilerplate, and documents that are hardly text. Nothing, unless asked."""
+"""Filters of a corpus: duplicates, boilerplate, and documents that hold little text. All are off by default."""
 
 from __future__ import annotations
 
@@ -13,18 +13,21 @@ import numpy as np
 
 from encoders.text.source import Document
 
-DEDUPLICATION_LEVELS = ("documents", "paragraphs")  # what is compared
+DEDUPLICATION_LEVELS = ("documents", "paragraphs")  # that can be compared
 DUPLICATE, BOILERPLATE = range(2)
 
 
 @dataclass(frozen=True)
 class CorpusFilters:
-    """What is left out of running text; the report counts each.
+    """Documents and paragraphs of running text that are dropped; the store's record counts each kind.
 
-    First, of documents as they are read: those with fewer `characters`, white space aside, and those with a smaller
-    share of `letters`, in any script, among their characters. Then, over all that is left: `duplicates`, of equal
-    documents, or of equal paragraphs wherever they stand, all but the first one; and as `boilerplate` every paragraph
-    that occurs more often than this, in documents that are equal too.
+    Filters of single documents come first, then those that compare the rest of the corpus.
+
+    Args:
+        deduplicate: Drop all but the first of equal "documents" or "paragraphs"; "kept" drops none.
+        max_paragraph_repeats: Drop every paragraph that occurs more often, as boilerplate.
+        min_characters: Drop documents with fewer characters, white space not counted.
+        min_letter_fraction: Drop documents with a smaller share of letters, of any script, among their characters.
     """
 
     deduplicate: Literal["kept", "documents", "paragraphs"] = "kept"
@@ -46,21 +49,19 @@ class CorpusFilters:
 
     @property
     def compared_levels(self) -> tuple[str, ...]:
-        """What has to be compared over the whole corpus before anything is left out."""
-        wanted = {self.deduplicate, "paragraphs" if self.max_paragraph_repeats else "kept"}
-        return tuple(kind for kind in DEDUPLICATION_LEVELS if kind in wanted)
+        """Return the levels whose texts are compared over the whole corpus."""
+        used = {self.deduplicate, "paragraphs" if self.max_paragraph_repeats else "kept"}
+        return tuple(level for level in DEDUPLICATION_LEVELS if level in used)
 
     def classify_repeats(self, is_first: np.ndarray, num_occurrences: np.ndarray) -> np.ndarray:
-        """Why each of some equal paragraphs goes: `DUPLICATE`, `BOILERPLATE`, or -1 where it stays."""
-        again = np.where(is_first | (self.deduplicate != "paragraphs"), -1, DUPLICATE)
-        return (
-            again
-            if self.max_paragraph_repeats is None
-            else np.where(num_occurrences > self.max_paragraph_repeats, BOILERPLATE, again)
-        )
+        """Return the reason to drop each of some equal paragraphs: `DUPLICATE`, `BOILERPLATE`, or -1 to keep it."""
+        reasons = np.where(is_first | (self.deduplicate != "paragraphs"), -1, DUPLICATE)
+        if self.max_paragraph_repeats is None:
+            return reasons
+        return np.where(num_occurrences > self.max_paragraph_repeats, BOILERPLATE, reasons)
 
     def filter_documents(self, documents: Iterable[Document], counts: Counter) -> Iterator[Document]:
-        """The documents that are text enough; `counts` has what is left out."""
+        """Yield the documents that pass the filters of single documents; count the others in `counts`."""
         for document in documents:
             counts["documents read"] += 1
             if self.min_characters and sum(len(line) - line.count(" ") for line in document) < self.min_characters:
@@ -73,20 +74,21 @@ class CorpusFilters:
     def drop_repeats(
         self, documents: Iterable[Document], dropped: dict[str, np.ndarray], counts: Counter
     ) -> Iterator[Document]:
-        """The documents of one unit of work without what stands elsewhere too, which `counts` counts.
+        """Yield the documents of one unit of work without repeats, which are counted in `counts`.
 
-        `dropped` has, for each kind of `compared`, what goes: places in the unit and reasons, `[n, 2]`.
+        `dropped` holds for each compared level the repeats: indices in the unit and reasons, `[n, 2]`.
         """
-        gone = {kind: dict(places.tolist()) for kind, places in dropped.items()}
-        twice, lines, at = gone.get("documents", {}), gone.get("paragraphs", {}), 0
+        reasons_by_level = {level: dict(repeats.tolist()) for level, repeats in dropped.items()}
+        dropped_documents = reasons_by_level.get("documents", {})
+        dropped_paragraphs, num_paragraphs = reasons_by_level.get("paragraphs", {}), 0
         for number, document in enumerate(documents):
-            if lines:
-                reasons = [lines.get(at + i) for i in range(len(document))]
+            if dropped_paragraphs:
+                reasons = [dropped_paragraphs.get(num_paragraphs + i) for i in range(len(document))]
                 counts["duplicate paragraphs"] += reasons.count(DUPLICATE)
                 counts["boilerplate paragraphs"] += reasons.count(BOILERPLATE)
-                at += len(document)
-                document = [line for line, why in zip(document, reasons, strict=True) if why is None]
-            if number in twice:
+                num_paragraphs += len(document)
+                document = [line for line, reason in zip(document, reasons, strict=True) if reason is None]
+            if number in dropped_documents:
                 counts["duplicate documents"] += 1
             elif not document:
                 counts["documents without a paragraph left"] += 1
@@ -95,27 +97,29 @@ class CorpusFilters:
 
 
 def compute_letter_fraction(document: Document) -> float:
-    """The share of letters among the characters of a document, white space aside; accents and vowel signs are part of
-    a letter."""
-    total = found = 0
+    """Return the share of letters among the characters of a document, white space not counted.
+
+    Accents and vowel signs count as letters.
+    """
+    num_characters = num_letters = 0
     for line in document:
-        total += len(line) - line.count(" ")
-        found += sum(map(str.isalpha, line))
+        num_characters += len(line) - line.count(" ")
+        num_letters += sum(map(str.isalpha, line))
         if not line.isascii():
-            found += sum(unicodedata.category(letter)[0] == "M" for letter in line)
-    return found / max(total, 1)
+            num_letters += sum(unicodedata.category(letter)[0] == "M" for letter in line)
+    return num_letters / max(num_characters, 1)
 
 
 def hash_texts(documents: Iterable[Document], levels: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """128 bits of each document or paragraph and its place, uint64 `[n, 3]`, in the order of the bits."""
-    found: dict[str, list[bytes]] = {kind: [] for kind in levels}
+    """Return 128 hash bits and the index of each document or paragraph, uint64 `[n, 3]`, sorted by the hash."""
+    hashes: dict[str, list[bytes]] = {level: [] for level in levels}
     hash_text = lambda text: hashlib.blake2b(text.encode(), digest_size=16).digest()
     for document in documents:
-        if "documents" in found:
-            found["documents"].append(hash_text("\n".join(document)))
-        if "paragraphs" in found:
-            found["paragraphs"] += map(hash_text, document)
-    return {kind: sort_hashes(np.frombuffer(b"".join(rows), ">u8").reshape(-1, 2)) for kind, rows in found.items()}
+        if "documents" in hashes:
+            hashes["documents"].append(hash_text("\n".join(document)))
+        if "paragraphs" in hashes:
+            hashes["paragraphs"] += map(hash_text, document)
+    return {level: sort_hashes(np.frombuffer(b"".join(rows), ">u8").reshape(-1, 2)) for level, rows in hashes.items()}
 
 
 def sort_hashes(hashes: np.ndarray) -> np.ndarray:
@@ -124,20 +128,23 @@ def sort_hashes(hashes: np.ndarray) -> np.ndarray:
 
 
 def find_bucket_repeats(unit_hashes: list[np.ndarray], level: str, filters: CorpusFilters) -> np.ndarray:
-    """What goes of one bucket: unit, place, reason, int64 `[m, 3]`; a slice has the bucket's hashes of each unit."""
-    units = np.repeat(np.arange(len(unit_hashes)), [len(each) for each in unit_hashes])
-    high, low, place = (np.concatenate([each[:, i] for each in unit_hashes]) for i in range(3))
-    order = np.lexsort((place, units, low, high))
-    high, low, units, place = (column[order] for column in (high, low, units, place))
+    """Return the repeats of a bucket: unit, index in the unit, reason, int64 `[m, 3]`.
+
+    `unit_hashes` holds the bucket's hashes of each unit.
+    """
+    units = np.repeat(np.arange(len(unit_hashes)), [len(hashes) for hashes in unit_hashes])
+    high, low, indices = (np.concatenate([hashes[:, i] for hashes in unit_hashes]) for i in range(3))
+    order = np.lexsort((indices, units, low, high))
+    high, low, units, indices = (column[order] for column in (high, low, units, indices))
     first = np.ones(len(order), bool)
     first[1:] = (high[1:] != high[:-1]) | (low[1:] != low[:-1])
     group = np.cumsum(first) - 1
     count = np.bincount(group, minlength=1)[group] if len(group) else group
-    why = filters.classify_repeats(first, count) if level == "paragraphs" else np.where(first, -1, DUPLICATE)
-    rows = np.column_stack([units, place.astype(np.int64), why])[why >= 0]
+    reasons = filters.classify_repeats(first, count) if level == "paragraphs" else np.where(first, -1, DUPLICATE)
+    rows = np.column_stack([units, indices.astype(np.int64), reasons])[reasons >= 0]
     return rows[np.lexsort((rows[:, 1], rows[:, 0]))]
 
 
 def sum_filter_counts(counts: Iterable[Counter]) -> dict[str, int]:
-    """The counts of all units, summed."""
+    """Return the counts of all units, summed."""
     return dict(sum(counts, Counter()))

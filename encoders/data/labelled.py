@@ -1,4 +1,4 @@
-"""LABELLED ROWS → STORE: a task's rows as documents of one or two texts, with their labels beside them."""
+"""LABELLED ROWS → STORE: a task's rows become documents of one or two texts, with label columns beside them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LABELLED_STORE_VERSION = 2  # of the store's layout; a change makes old stores a
 
 @dataclass(frozen=True)
 class Example:
-    """A row: where it stands, its texts, what it is labelled with, and what its score will need."""
+    """Row of a task: its location, texts and target, and the metadata that its score needs."""
 
     location: str
     texts: tuple[str, ...]
@@ -38,18 +38,18 @@ class Example:
 
 @dataclass(frozen=True)
 class EncodedExample:
-    """The texts of an example as tokens, and for tasks that ask for them their places: first and end character."""
+    """Texts of an example as tokens, and for tasks with `needs_offsets` the character span of each token."""
 
     token_ids: list[list[int]]
     offsets: list[list[tuple[int, int]]]
 
 
 class TaskSpec(Protocol):
-    """Rows and what is to be said of them; a frozen dataclass.
+    """Labelled rows of a task and what is predicted of them; a frozen dataclass.
 
-    `files` gives the file of each split: train, dev..., test...; a TFDS data set has validation for dev. `labels` are
-    the classes, none for a number. `symmetric`: does the order of two texts mean nothing. `needs_places`: do labels
-    depend on where tokens stand in their text.
+    `files` gives the file of each split: train, dev..., test...; the dev of a TFDS data set is its validation split.
+    `labels` are the classes, empty for a number. `symmetric` is true where the order of two texts means nothing.
+    `needs_offsets` is true where labels depend on the character spans of tokens.
     """
 
     name: str
@@ -62,25 +62,25 @@ class TaskSpec(Protocol):
         """Return the objective and the format of rows under a family's conventions."""
 
     def read_examples(self, root: str, split: str, reader: RowReader) -> Iterator[Example]:
-        """The rows of a split. Raises `RowError` for a bad one where the reader stops at it."""
+        """Yield the rows of a split. Raises `RowError` for a bad row where the reader stops at it."""
 
     def encode_labels(self, example: Example, encoded: EncodedExample) -> dict[str, np.ndarray]:
-        """The labels of a row by name: one entry, or one for each token and for the separator at its end.
+        """Return the labels of a row by name: one entry, or one for each token and for the separator at its end.
 
-        Raises `RowError` for what does not fit its tokens.
+        Raises `RowError` for a target that does not fit the tokens.
         """
 
 
 def to_tfds_split(split: str) -> str:
-    """TFDS's name of a split."""
+    """Return TFDS's name of a split."""
     return split.replace("dev", "validation")
 
 
 @dataclass(frozen=True)
 class LabelledData:
-    """The rows of `task` in the folder `root` (or "tfds:NAME"), under a vocabulary that exists.
+    """Rows of `task` in the folder `root` (or "tfds:NAME"), under an existing vocabulary.
 
-    `errors`: stop at a bad row, or skip and count it. Training reads the first `limit` rows, or all.
+    `on_bad_row` stops at a bad row, or skips and counts it. Training reads the first `max_train_examples` rows, or all.
     """
 
     task: TaskSpec
@@ -103,7 +103,7 @@ class LabelledData:
         return self.task.labels
 
     def find_split_sources(self) -> dict[str, Path | str]:
-        """The file, or the TFDS data set and its split, of training and of each development set that is there."""
+        """Return the file, or the TFDS data set and its split, of training and of each existing development set."""
         files = {split: name for split, name in self.task.files if not split.startswith("test")}
         if self.root.startswith("tfds:"):
             return {split: f"{self.root}@{to_tfds_split(split)}" for split in files}
@@ -121,7 +121,7 @@ class LabelledData:
         missing = [name for split, name in self.task.files if split == "train" and split not in found]
         missing += [] if any(s.startswith("dev") for s in found) else [n for s, n in self.task.files if s[:3] == "dev"]
         if missing:
-            raise ValueError(f"{self.task.name}: {self.root} has no {' and no '.join(missing)}; it takes {expected}")
+            raise ValueError(f"{self.task.name}: {self.root} lacks {' and '.join(missing)}; it must hold {expected}")
 
     def describe_content(self) -> dict:
         found = self.find_split_sources().items()
@@ -135,7 +135,7 @@ class LabelledData:
         return {"task": fingerprint_content(self.task), "files": files, "tokenizer": words} | how
 
     def encode_split(self, split: str, reader: RowReader, tokenizer) -> Iterator[tuple[Example, list[list[int]], dict]]:
-        """The rows of a split, their tokens and their labels. Raises `RowError` for a text that has no tokens."""
+        """Yield the rows of a split, their tokens and their labels. Raises `RowError` for a text without tokens."""
         examples = list(
             islice(
                 self.task.read_examples(self.root, split, reader), self.max_train_examples if split == "train" else None
@@ -155,7 +155,7 @@ class LabelledData:
         def encode_row(row):
             example, tokens = row
             if not all(tokens.token_ids):
-                raise RowError(example.location, "a text has no tokens")
+                raise RowError(example.location, "a text gives no tokens")
             return example, tokens.token_ids, self.task.encode_labels(example, tokens)
 
         yield from reader.convert_rows(iter(rows), encode_row)

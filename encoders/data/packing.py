@@ -1,7 +1,7 @@
-"""EXAMPLES → ROWS: several examples in one row, where they would otherwise leave it partly empty.
+"""EXAMPLES → ROWS: several examples share a row, which one example would leave partly empty.
 
 The packing of Krell et al. (2021, https://arxiv.org/abs/2107.02027). Attention stays within an example, positions
-start again with each, and every example has its own [CLS], so a row computes what its examples compute apart.
+start again with each, and every example has its own [CLS], so a row computes the same as its examples in separate rows.
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ from encoders.data.store import Split
 
 @dataclass(frozen=True)
 class PackedFormat(FormatWrapper):
-    """The examples of `format`, up to `most` of them in a row."""
+    """Examples of `format`, up to `max_examples_per_row` of them in a row."""
 
     format: Format
     max_examples_per_row: int = 8
 
     def __post_init__(self):
         if isinstance(self.format, PackedFormat):
-            raise ValueError("the format of PackedFormat is PackedFormat itself; its rows are packed already")
+            raise ValueError(
+                f"the format of PackedFormat is {type(self.format).__name__}; give it the inner format instead"
+            )
         if self.max_examples_per_row < 1:
             raise ValueError(f"max_examples_per_row={self.max_examples_per_row} must be at least 1")
 
@@ -43,7 +45,7 @@ class PackedFormat(FormatWrapper):
 def pack_examples(
     example_lengths: np.ndarray, seq_length: int, max_examples_per_row: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Row of `length` tokens, and place in it, of each example: the largest first, each into the fullest row it fits.
+    """Return the row of each example and its slot there: the longest first, each in the fullest row that it fits.
 
     >>> pack_examples(np.array([3, 7, 5, 4]), 10, 8)[0].tolist()
     [0, 0, 1, 1]
@@ -51,9 +53,9 @@ def pack_examples(
     rows, slots = np.empty((2, len(example_lengths)), np.int64)
     order = np.argsort(-example_lengths, kind="stable")
     least, count = example_lengths.min(initial=seq_length), 0
-    waiting: list[list[tuple[int, int]]] = [[] for _ in range(seq_length + 1)]  # by free tokens: row, examples in it
+    waiting: list[list[tuple[int, int]]] = [[] for _ in range(seq_length + 1)]  # (row, examples in it) by free tokens
     spaces = 0  # bit n is set where a row with n free tokens waits
-    placed = []
+    slots_taken = []
     for size in example_lengths[order].tolist():
         fitting = spaces >> size
         if fitting:
@@ -63,10 +65,10 @@ def pack_examples(
                 spaces ^= 1 << space
         else:
             space, row, slot, count = seq_length, count, 0, count + 1
-        placed.append((row, slot))
-        left = space - size
-        if left >= least and slot + 1 < max_examples_per_row:
-            waiting[left].append((row, slot + 1))
-            spaces |= 1 << left
-    rows[order], slots[order] = np.array(placed, np.int64).reshape(-1, 2).T
+        slots_taken.append((row, slot))
+        space_left = space - size
+        if space_left >= least and slot + 1 < max_examples_per_row:
+            waiting[space_left].append((row, slot + 1))
+            spaces |= 1 << space_left
+    rows[order], slots[order] = np.array(slots_taken, np.int64).reshape(-1, 2).T
     return rows, slots

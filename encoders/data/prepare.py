@@ -6,7 +6,6 @@ the number of processes, and an interrupted preparation resumes with the unfinis
 
 from __future__ import annotations
 
-import errno
 import json
 import resource
 import shutil
@@ -27,7 +26,7 @@ from encoders.data.unit_files import TEXT_SPLITS, FinishedUnit, append_unit_spli
 from encoders.data.work_units import PreparationJob
 from encoders.text import tokenization
 from encoders.text.tokenization import VocabInfo
-from encoders.utils.files import atomic_dir, check_local_paths, lock_dir
+from encoders.utils.files import atomic_dir, check_local_paths, is_disk_full, lock_dir
 
 
 def prepare_store(
@@ -55,7 +54,7 @@ def write_store(data: StoreSpec, path: Path, work_dir: Path, runner: Runner, log
 
     Intermediate results in `work_dir` survive an interruption. Each class of data registers its own function.
     """
-    raise TypeError(f"write_store has no function for {type(data).__name__}; register one with write_store.register")
+    raise TypeError(f"{type(data).__name__} is not registered with write_store; decorate a function by write_store.register")
 
 
 def get_work_dir(path: Path) -> Path:
@@ -82,7 +81,7 @@ def build_store(data: StoreSpec, content: dict, path: Path, runner: Runner, log:
             shutil.rmtree(work_dir, ignore_errors=True)
             raise
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            if is_disk_full(error):
                 raise ValueError(
                     f"no space is left in {folder} for the store; finished units are kept in {work_dir}: free some "
                     "space and run the same command again"

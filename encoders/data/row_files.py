@@ -1,4 +1,4 @@
-"""Files of labelled rows: TSV as GLUE has it, CSV and JSON lines, a row at a time, each with its place."""
+"""Files of labelled rows: TSV in the form of GLUE, CSV and JSON lines, read row by row with their locations."""
 
 from __future__ import annotations
 
@@ -13,51 +13,49 @@ OnBadRow = Literal["stop", "skip"]
 
 
 class RowError(ValueError):
-    """A row that cannot be used; says where it is."""
+    """A row that cannot be used; the message starts with its location."""
 
     def __init__(self, location: str, problem: str):
         super().__init__(f"{location}: {problem}")
 
 
 def has_lone_surrogate(text: str) -> bool:
-    """Whether a text holds half a surrogate pair: what bytes that are not UTF-8 were read as, or JSON's own."""
+    """Return whether a text holds half a surrogate pair: a byte that is not UTF-8, or an escape of JSON."""
     return any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 @dataclass(frozen=True)
 class Record:
-    """The fields of a row by column, and where it stands."""
+    """Fields of a row by column, and its location."""
 
     location: str
     values: dict[str, Any]
 
     def __getitem__(self, column: str) -> Any:
         if column not in self.values:
-            raise RowError(
-                self.location, f"there is no column {column!r}; there are {', '.join(map(str, self.values))}"
-            )
+            raise RowError(self.location, f"no column {column!r}; it has {', '.join(map(str, self.values))}")
         return self.values[column]
 
     def get_text(self, column: str) -> str:
-        """A text that is there. Raises `RowError` for one that is empty or not text."""
-        found = self[column]
-        if not isinstance(found, str):
-            raise RowError(self.location, f"{column}={found!r} is not text")
-        if not found.strip():
+        """Return the text of a column. Raises `RowError` for a value that is empty or not text."""
+        text = self[column]
+        if not isinstance(text, str):
+            raise RowError(self.location, f"{column}={text!r} is not text")
+        if not text.strip():
             raise RowError(self.location, f"{column} is empty")
-        if has_lone_surrogate(found):
+        if has_lone_surrogate(text):
             raise RowError(self.location, f"{column} is not UTF-8")
-        return found
+        return text
 
 
 class RowReader:
-    """Reads rows, and stops at the first bad one or skips and counts them."""
+    """Reader of rows that stops at the first bad row, or skips bad rows and lists them."""
 
     def __init__(self, on_bad_row: OnBadRow = "stop"):
         self.on_bad_row, self.skipped_rows = on_bad_row, []
 
     def convert_rows(self, rows: Iterator, convert: Callable[[Any], Any]) -> Iterator:
-        """`make(row)` of each row; one that is a `RowError`, or raises it, stops or is skipped."""
+        """Yield `convert(row)` of each row. A row that is a `RowError`, or raises it, stops the reader or is skipped."""
         try:
             for row in rows:
                 try:
@@ -69,30 +67,31 @@ class RowReader:
                         raise
                     self.skipped_rows.append(str(error))
         finally:
-            if isinstance(rows, Generator):  # its file is closed now, and not when memory is collected
+            if isinstance(rows, Generator):  # close its file now rather than at garbage collection
                 rows.close()
 
 
 def read_records(path: Path, columns: tuple[str, ...] = ()) -> Iterator[Record | RowError]:
-    """The rows of a file by its ending: .tsv (no quoting), .csv or .jsonl; `columns` names those of one without a head.
+    """Yield the rows of a file by its suffix: .tsv (no quoting), .csv or .jsonl.
 
-    A row that is damaged comes as a `RowError` in its place. Raises `RowError` for a file without rows.
+    `columns` names the columns of a file without a header. A damaged row is yielded as a `RowError`. Raises `RowError`
+    for a file without rows.
     """
-    kinds = {".tsv": read_tsv, ".txt": read_tsv, ".csv": read_csv, ".jsonl": read_json_lines}
-    if path.suffix not in kinds:
-        raise RowError(str(path), f"the ending {path.suffix!r} is not one of {', '.join(kinds)}")
+    readers = {".tsv": read_tsv, ".txt": read_tsv, ".csv": read_csv, ".jsonl": read_json_lines}
+    if path.suffix not in readers:
+        raise RowError(str(path), f"the suffix {path.suffix!r} must be one of {', '.join(readers)}")
     empty = True
     with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
-        for record in kinds[path.suffix](path, file, columns):
+        for record in readers[path.suffix](path, file, columns):
             empty = False
             yield record
     if empty:
-        raise RowError(str(path), "there are no rows")
+        raise RowError(str(path), "the file holds no rows")
 
 
 def build_record(location: str, columns: list[str], values: list[str]) -> Record | RowError:
     if len(values) != len(columns):
-        return RowError(location, f"there are {len(values)} fields and {len(columns)} columns: {', '.join(columns)}")
+        return RowError(location, f"{len(values)} fields for {len(columns)} columns: {', '.join(columns)}")
     return Record(location, dict(zip(columns, values, strict=True)))
 
 
@@ -126,10 +125,10 @@ def read_json_lines(path: Path, file, columns: tuple[str, ...]) -> Iterator[Reco
     for number, line in enumerate(file, 1):
         if not line.strip():
             continue
-        place = f"{path}:{number}"
+        location = f"{path}:{number}"
         try:
             values = json.loads(line)
         except (ValueError, RecursionError) as error:
-            yield RowError(place, f"not JSON: {error}")
+            yield RowError(location, f"not JSON: {error}")
             continue
-        yield Record(place, values) if isinstance(values, dict) else RowError(place, "not a JSON object")
+        yield Record(location, values) if isinstance(values, dict) else RowError(location, "not a JSON object")

@@ -98,7 +98,7 @@ class PretrainingData:
         if self.filters != CorpusFilters():
             content["filters"] = asdict(self.filters)
         num_units = Counter(unit.item_index for unit in self.list_units())
-        if num_units.total() > 1:  # then the starts of units decide what is held out, and items are told apart
+        if num_units.total() > 1:  # the starts of units then decide which documents are held out
             items = [num_units[item] for item in range(len(self.corpus))]
             content["units"] = {"range_bytes": corpora.RANGE_BYTES, "items": items}
         return content

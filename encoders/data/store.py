@@ -1,13 +1,13 @@
-"""A prepared corpus on disk: flat tokens with sentence and document offsets, memory-mapped.
+"""Prepared corpus on disk: flat tokens with sentence and document offsets, memory-mapped.
 
     store/
-      store.json                   what made it (its key), vocabulary facts, counts
+      store.json             its content and key, vocabulary, counts;
       tokenizer.json
-      train/ heldout/ ...          tokens.bin (uint16 or uint32), sentences.bin, documents.bin (int64 offsets); for
-                                   labelled rows a document is a row, NAME.npy its labels, notes.jsonl what scores need
-      tables/                      example tables, built when first needed
+      train/ heldout/ ...    tokens.bin (uint16 or uint32), sentences.bin, documents.bin (int64 offsets);
+      tables/                example tables, built when first needed.
 
-Each document ends with one separator token, so that a span over several documents holds one between any two.
+A document of labelled rows is a row; NAME.npy holds its labels, and notes.jsonl the metadata that scores need. Each
+document ends with one separator token, so that a span over several documents has one between any two.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ import numpy as np
 
 from encoders.text.tokenization import VocabInfo
 
-SHARD_TOKENS = 1 << 24  # tokens; example tables are built for one shard of documents at a time
+SHARD_TOKENS = 1 << 24  # of a shard; example tables are built for one shard of documents at a time
 
 
 @dataclass(frozen=True)
 class Split:
-    """Documents of one side of the held-out split.
+    """Documents of one split, such as "train" or "heldout".
 
-    Sentence i is `tokens[sentences[i] : sentences[i + 1]]`; document j has the sentences from `documents[j]` to
-    `documents[j + 1]`, and the last of them ends with the separator. `columns` are labels by name: a number or several
-    for each document, or one for each token.
+    Sentence i is `tokens[sentence_offsets[i] : sentence_offsets[i + 1]]`. Document j has the sentences from
+    `document_offsets[j]` to `document_offsets[j + 1]`, and ends with the separator. `label_columns` are labels by name:
+    one number or several for each document, or one for each token.
     """
 
     name: str
@@ -40,21 +40,19 @@ class Split:
     document_offsets: np.ndarray
     label_columns: Mapping[str, np.ndarray] = field(default_factory=dict)
     folder: Path | None = None
-    in_memory_metadata: tuple[dict, ...] | None = None  # notes that are in no file
+    in_memory_metadata: tuple[dict, ...] | None = None  # instead of notes.jsonl
     corpus_ranges: tuple[range, ...] = ()  # the documents of each item of the corpus
 
     @classmethod
     def open(cls, folder: Path, dtype: np.dtype, corpus_ranges: tuple[range, ...] = ()) -> Split:
-        open_memmap = lambda name, kind: np.memmap(folder / name, kind, mode="r")
         columns = {path.stem: np.load(path) for path in sorted(folder.glob("*.npy"))}
-        offsets = (open_memmap(f"{name}.bin", np.int64) for name in OFFSET_FILES)
-        return cls(
-            folder.name, open_memmap("tokens.bin", dtype), *offsets, columns, folder, corpus_ranges=corpus_ranges
-        )
+        tokens = np.memmap(folder / "tokens.bin", dtype, mode="r")
+        offsets = (np.memmap(folder / f"{name}.bin", np.int64, mode="r") for name in OFFSET_FILES)
+        return cls(folder.name, tokens, *offsets, columns, folder, corpus_ranges=corpus_ranges)
 
     @cached_property
     def row_metadata(self) -> list[dict]:
-        """What was kept of each labelled row, such as its name and its text."""
+        """Return the metadata of each labelled row, such as its name and its text."""
         if self.in_memory_metadata is not None:
             return list(self.in_memory_metadata)
         lines = (self.folder / "notes.jsonl").read_text(encoding="utf-8").split("\n")
@@ -62,18 +60,17 @@ class Split:
 
     @property
     def num_documents(self) -> int:
-        """The number of documents."""
         return len(self.document_offsets) - 1
 
     def split_shards(self) -> list[range]:
-        """Ranges of documents of about `SHARD` tokens each."""
+        """Return ranges of documents of about `SHARD_TOKENS` tokens each."""
         starts = self.sentence_offsets[self.document_offsets]
         edges = np.searchsorted(starts, np.arange(0, len(self.tokens), SHARD_TOKENS))
         edges = sorted({int(edge) for edge in edges} | {self.num_documents})
         return [range(a, b) for a, b in zip(edges, edges[1:], strict=False)]
 
     def get_sentence_offsets(self, document: int) -> list[int]:
-        """Where each sentence of `document` starts, and where the last one ends, without the separator."""
+        """Return the start of each sentence of `document`, and the end of the last one without the separator."""
         first, last = self.document_offsets[document : document + 2]
         offsets = self.sentence_offsets[first : last + 1].tolist()
         offsets[-1] -= 1
@@ -85,7 +82,7 @@ OFFSET_FILES = ("sentences", "documents")
 
 @dataclass(frozen=True)
 class Store:
-    """An opened store. Raises `ValueError` where the folder does not hold a whole one."""
+    """Opened store. Raises `ValueError` where the folder does not hold a complete one."""
 
     path: Path
     metadata: dict
@@ -112,13 +109,13 @@ class Store:
         return load_tokenizer(self.path / "tokenizer.json")
 
     def open_split(self, name: str) -> Split:
-        """Raises `ValueError` for a split that the store has not."""
+        """Open a split by name. Raises `ValueError` for an unknown one."""
         if name not in self.metadata["splits"]:
-            raise ValueError(f"{self.path} has no split {name!r}; it has {', '.join(self.metadata['splits'])}")
+            raise ValueError(f"{self.path} lacks the split {name!r}; it has {', '.join(self.metadata['splits'])}")
         return Split.open(self.path / name, np.dtype(self.metadata["dtype"]), self.find_corpus_ranges(name))
 
     def find_corpus_ranges(self, name: str) -> tuple[range, ...]:
-        """The documents of each item of the corpus in a split."""
+        """Return the documents of each item of the corpus in a split."""
         ranges: list[range] = []
         for unit in self.metadata.get("units", ()):
             start = ranges[-1].stop if ranges else 0
@@ -133,7 +130,7 @@ class Store:
 
     @cached_property
     def eval_splits(self) -> list[Split]:
-        """What is evaluated: of running text one split, of labelled rows every development set."""
+        """Return the splits that are evaluated: one of running text, every development set of labelled rows."""
         return [self.open_split(name) for name in self.metadata["splits"] if name.startswith(("heldout", "dev"))]
 
     @property

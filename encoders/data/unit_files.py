@@ -104,11 +104,11 @@ def save_array(path: Path, array: np.ndarray) -> None:
     write_file_atomically(path, encode_npy(array))
 
 
-def encode_npy(array: np.ndarray) -> bytes:
+def encode_npy(array: np.ndarray) -> memoryview:
     """Return an array as the bytes of an .npy file; the error of `np.save` to a file does not name a full disk."""
     buffer = io.BytesIO()
     np.save(buffer, array)
-    return buffer.getvalue()
+    return buffer.getbuffer()
 
 
 def hash_split_files(folder: Path) -> str:

@@ -2,8 +2,8 @@
 
     work/
       tokenizer.json
-      documents/ paragraphs/       hashes of texts and the repeats among them, where duplicates are dropped
-      units/000012/                a finished unit (encoders.data.unit_files)
+      documents/ paragraphs/       hashes of texts and the repeats among them, where duplicates are dropped;
+      units/000012/                a finished unit (encoders.data.unit_files).
 
 The files of a unit depend on the corpus and the unit's number alone. A folder or file under its final name is complete
 and is not made again.

@@ -125,7 +125,7 @@ def test_batches_are_those_of_their_steps_from_any_start(opened):
 
 def test_an_error_in_the_making_of_a_batch_reaches_the_reader(opened):
     short = split_of([[[5, 6]], [[7]]])
-    with pytest.raises(ValueError, match="SegmentPairs.* makes no example of the train split; it has too little text"):
+    with pytest.raises(ValueError, match="SegmentPairs.* makes no example of the train split"):
         next(opened(split=short).iter_batches(0, 3))
 
 
@@ -256,9 +256,7 @@ def test_two_hosts_whose_processes_have_one_number_build_the_same_table(tmp_path
 
 def test_a_token_that_the_vocabulary_has_not_is_named(opened):
     tokens = np.full_like(PROSE.tokens, FACTS.vocab_size)
-    with pytest.raises(
-        ValueError, match=f"has the token {FACTS.vocab_size}, and the vocabulary ends at {FACTS.vocab_size - 1}"
-    ):
+    with pytest.raises(ValueError, match=f"token id {FACTS.vocab_size}; .* {FACTS.vocab_size}"):
         opened(split=replace(PROSE, tokens=tokens)).build_batch(0)
 
 
@@ -293,9 +291,9 @@ def test_a_step_falls_in_the_phase_that_has_not_ended(opened):
 
 def test_examples_are_counted_on_where_format_and_length_come_again(opened):
     made = opened(TWO)
-    assert [made.count_consumed_examples(step) for step in (0, 1, 4)] == [0, 6, 24]
-    assert [made.count_consumed_examples(step) for step in (5, 6, 7)] == [0, 4, 8]
-    assert [made.count_consumed_examples(step) for step in (8, 9, 19)] == [30, 32, 52]
+    assert [made.count_consumed_rows(step) for step in (0, 1, 4)] == [0, 6, 24]
+    assert [made.count_consumed_rows(step) for step in (5, 6, 7)] == [0, 4, 8]
+    assert [made.count_consumed_rows(step) for step in (8, 9, 19)] == [30, 32, 52]
 
 
 def test_a_later_phase_goes_on_with_the_examples_that_were_not_read(opened):
@@ -308,7 +306,7 @@ def test_a_later_phase_goes_on_with_the_examples_that_were_not_read(opened):
 
 def test_phases_of_another_format_count_apart(opened):
     phases = (replace(ONE[0], until_step=3), Phase(until_step=6, seq_length=16, batch_size=6, format=FULL))
-    assert [opened(phases).count_consumed_examples(step) for step in range(6)] == [0, 6, 12, 0, 6, 12]
+    assert [opened(phases).count_consumed_rows(step) for step in range(6)] == [0, 6, 12, 0, 6, 12]
 
 
 @pytest.mark.parametrize("wrong", [{"until_step": 0}, {"seq_length": 7}, {"batch_size": 0}])
