@@ -54,7 +54,9 @@ def write_store(data: StoreSpec, path: Path, work_dir: Path, runner: Runner, log
 
     Intermediate results in `work_dir` survive an interruption. Each class of data registers its own function.
     """
-    raise TypeError(f"{type(data).__name__} is not registered with write_store; decorate a function by write_store.register")
+    raise TypeError(
+        f"{type(data).__name__} is not registered with write_store; decorate a function by write_store.register"
+    )
 
 
 def get_work_dir(path: Path) -> Path:

@@ -209,9 +209,9 @@ def test_a_folder_without_training_or_development_rows_is_refused_with_what_it_t
     write(folder / "test.tsv", TRAIN)
     assert refused(labelled(folder)) == f"pairs: {folder} holds none of {takes}"
     write(folder / "train.tsv", TRAIN)
-    assert refused(labelled(folder)) == f"pairs: {folder} has no dev.tsv; it takes {takes}"
+    assert refused(labelled(folder)) == f"pairs: {folder} lacks dev.tsv; it must hold {takes}"
     (folder / "train.tsv").rename(folder / "dev.tsv")
-    assert refused(labelled(folder)) == f"pairs: {folder} has no train.tsv; it takes {takes}"
+    assert refused(labelled(folder)) == f"pairs: {folder} lacks train.tsv; it must hold {takes}"
 
 
 def test_a_vocabulary_that_is_not_there_is_refused(folder):
@@ -226,8 +226,8 @@ def test_a_vocabulary_that_is_not_there_is_refused(folder):
     [
         ("red\tmaybe", "label='maybe' is not one of no, yes"),
         ("\tyes", "text is empty"),
-        ("red\tno\tyes", "there are 3 fields and 2 columns: text, label"),
-        ("\x00\x01\tyes", "a text has no tokens"),  # not empty before the rules of the vocabulary
+        ("red\tno\tyes", "3 fields for 2 columns: text, label"),
+        ("\x00\x01\tyes", "a text gives no tokens"),  # not empty before the rules of the vocabulary
     ],
 )
 @pytest.mark.parametrize("name", ["train", "dev"])
@@ -239,7 +239,7 @@ def test_a_bad_row_stops_the_work_and_leaves_no_store(folder, row, said, name):
 
 def test_one_text_of_two_without_tokens_is_refused(folder):
     write(whole(folder) / "dev.tsv", [DEV[0], ("red", "\x00", "no")])
-    assert refused(labelled(folder), RowError) == f"{folder / 'dev.tsv'}:3: a text has no tokens"
+    assert refused(labelled(folder), RowError) == f"{folder / 'dev.tsv'}:3: a text gives no tokens"
 
 
 def test_bad_rows_are_skipped_and_counted_where_one_asks_for_it(folder, tokenizer):
@@ -252,7 +252,7 @@ def test_bad_rows_are_skipped_and_counted_where_one_asks_for_it(folder, tokenize
     ].tolist() == [0]
     dog, cat = tokenizer.encode_batch(["dog", "cat"])
     assert store.train_split.tokens.tolist() == [*dog, tokenizer.vocab.sep_id, *cat, tokenizer.vocab.sep_id]
-    assert f"skipped: {Path(folder, 'train.tsv')}:4: a text has no tokens" in lines
+    assert f"skipped: {Path(folder, 'train.tsv')}:4: a text gives no tokens" in lines
     assert lines[-1] == "single, dev: 1 rows, 1 skipped"
 
 

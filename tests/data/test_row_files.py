@@ -69,7 +69,7 @@ def test_columns_that_are_given_make_the_first_line_a_row(file, name, between):
 def test_a_row_with_too_many_or_too_few_fields_is_named(file, name, between, fields):
     rows = [["text", "label"], ["dog", "0"], fields]
     path = file(name, "\n".join(map(between.join, rows)).encode())
-    assert refused(path) == f"{path}:3: there are {len(fields)} fields and 2 columns: text, label"
+    assert refused(path) == f"{path}:3: {len(fields)} fields for 2 columns: text, label"
 
 
 def test_line_ends_of_windows_are_not_part_of_the_last_field(file):
@@ -139,20 +139,20 @@ def test_json_that_is_no_object_is_named(file, line):
 @pytest.mark.parametrize("name, ending", [("a.xlsx", ".xlsx"), ("a.TSV", ".TSV"), ("a", "")])
 def test_an_ending_that_is_not_known_is_named_with_those_that_are(file, name, ending):
     path = file(name, b"text\nred\n")
-    assert refused(path) == f"{path}: the ending {ending!r} is not one of .tsv, .txt, .csv, .jsonl"
+    assert refused(path) == f"{path}: the suffix {ending!r} must be one of .tsv, .txt, .csv, .jsonl"
 
 
 @pytest.mark.parametrize("name", ["a.tsv", "a.csv", "a.jsonl"])
 @pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbf", b"\n\n"])
 def test_an_empty_file_is_named(file, name, content):
     path = file(name, content)
-    assert refused(path) == f"{path}: there are no rows"
+    assert refused(path) == f"{path}: the file holds no rows"
 
 
 @pytest.mark.parametrize("name, head", [("a.tsv", b"text\tlabel\n"), ("a.csv", b"text,label\n")])
 def test_a_file_with_nothing_but_its_columns_is_named(file, name, head):
     path = file(name, head)
-    assert refused(path) == f"{path}: there are no rows"
+    assert refused(path) == f"{path}: the file holds no rows"
 
 
 @pytest.mark.parametrize(
@@ -188,8 +188,8 @@ def test_a_value_that_is_no_text_is_named(file, value, said):
 
 def test_a_column_that_is_missing_is_named_with_those_that_are_there(file):
     path = file("a.tsv", b"text\tlabel\nred\t1\n")
-    assert refused(path, lambda row: row["score"]) == f"{path}:2: there is no column 'score'; there are text, label"
-    assert refused(path, lambda row: row.get_text("a")) == f"{path}:2: there is no column 'a'; there are text, label"
+    assert refused(path, lambda row: row["score"]) == f"{path}:2: no column 'score'; it has text, label"
+    assert refused(path, lambda row: row.get_text("a")) == f"{path}:2: no column 'a'; it has text, label"
 
 
 # Stop or skip
@@ -201,8 +201,8 @@ def test_a_reader_that_skips_counts_bad_rows_and_goes_on(file):
     assert list(reader.convert_rows(read_records(path), lambda row: row.get_text("text"))) == ["red", "green"]
     assert reader.skipped_rows == [
         f"{path}:3: text is empty",
-        f"{path}:4: there are 3 fields and 2 columns: text, label",
-        f"{path}:6: there are 1 fields and 2 columns: text, label",
+        f"{path}:4: 3 fields for 2 columns: text, label",
+        f"{path}:6: 1 fields for 2 columns: text, label",
     ]
 
 

@@ -24,6 +24,7 @@ from encoders.text import corpus
 from encoders.text.source import CorpusError
 from encoders.text.tokenization import TokenizerSpec
 from tests.data.test_prepare import FILES, content
+from tests.text.documents import read_corpus_documents
 from tests.texts import made_up, write, written
 
 
@@ -75,13 +76,13 @@ def test_the_store_is_the_same_whatever_the_size_of_the_units_but_for_what_is_he
 
 def test_every_document_is_in_one_unit_wherever_a_file_is_cut(tmp_path, monkeypatch):
     path = written(tmp_path / "a.txt", made_up(12))
-    whole = list(corpus.read_corpus_documents((str(path),), "lines"))
+    whole = list(read_corpus_documents((str(path),), "lines"))
     for size in (1, 7, 100, 1000, 5000):
-        assert list(corpus.read_corpus_documents((str(path),), "lines", range_bytes=size)) == whole
+        assert list(read_corpus_documents((str(path),), "lines", range_bytes=size)) == whole
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps({"text": "\n".join(d)}) + "\n" for d in whole))
     for size in (1, 7, 100, 1000):
-        assert list(corpus.read_corpus_documents((str(path),), "lines", range_bytes=size)) == whole
+        assert list(read_corpus_documents((str(path),), "lines", range_bytes=size)) == whole
 
 
 def test_a_finished_unit_is_not_made_again(data, monkeypatch):
@@ -410,7 +411,7 @@ def test_filters_that_cannot_be_are_refused_by_name(wrong, message):
 
 
 def test_a_worker_that_is_killed_is_named_with_its_remedy(data):
-    with pytest.raises(UnfinishedWork, match="one of 2 workers was ended from outside.*fewer --workers"):
+    with pytest.raises(UnfinishedWork, match="one of 2 workers was killed.*fewer --workers"):
         LocalRunner(2).run_items(end, [1, 2, 3], lambda count: None, print)
 
 
