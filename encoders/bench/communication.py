@@ -13,7 +13,6 @@ import jax
 from encoders.bench.rounds import ResultRow, Variant, time_alternately
 from encoders.costs.ledger import make_blank_vocab
 from encoders.experiment import Experiment
-from encoders.run.run import build_static_args
 from encoders.text.tokenization import VocabInfo
 from encoders.training import sharding, step
 from encoders.training.sharding import Mesh
@@ -122,7 +121,7 @@ def compile_train_step(experiment: Experiment, vocab: VocabInfo, mesh):
         (phase.batch_size, *x.shape[1:]), x.dtype, sharding=sharding.make_batch_sharding(mesh)
     )
     batch = jax.tree.map(abstract_rows, step.make_blank_batch(phase.seq_length, experiment.objective.required_fields))
-    return step.train_step.lower(state, batch, experiment.seed, **build_static_args(experiment, module)).compile()
+    return step.train_step.lower(state, batch, experiment.seed, **step.build_static_args(experiment, module)).compile()
 
 
 def build_communication_work(spec: dict) -> tuple[Callable[[], float], dict]:

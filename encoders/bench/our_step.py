@@ -14,7 +14,6 @@ from encoders.bench.rounds import choose_num_repeats
 from encoders.costs.ledger import count_params
 from encoders.model.encoder import Encoder
 from encoders.objectives.base import total_loss
-from encoders.run.run import build_static_args
 from encoders.text.tokenization import VocabInfo
 from encoders.training import step
 from encoders.utils.serialization import from_json_value
@@ -58,7 +57,7 @@ def build_train_work(spec: dict) -> TimedWork:
     module = experiment.objective.module(experiment.model, facts)
     first = jax.jit(step.init_train_state, static_argnames=("module", "optimizer"))
     state, seed = first(0, module=module, optimizer=experiment.optimizer), jnp.int32(0)
-    settings, count = build_static_args(experiment, module), count_params(state.params)
+    settings, count = step.build_static_args(experiment, module), count_params(state.params)
     run_step, taken = compile_with_stats(step.train_step, state, jax.device_put(batches[0]), seed, **settings)
     terms, number = experiment.objective.loss_weights, 0
 

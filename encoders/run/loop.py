@@ -25,11 +25,11 @@ from encoders.run.interval_metrics import IntervalMetrics
 from encoders.run.preemption import RunStopped, StopRequest
 from encoders.run.prepare_run import PreparedRun, prepare_run
 from encoders.run.profiling import StepProfiler, build_step_profiler
-from encoders.run.run import Run, build_static_args
+from encoders.run.run import Run
 from encoders.run.warm_start import init_sharded_state
 from encoders.run.watchdog import Watchdog
 from encoders.training import distributed, sharding, step
-from encoders.training.checkpoint import Checkpoints, quiet_orbax
+from encoders.training.checkpoint import Checkpoints
 from encoders.training.metric_log import MetricLog
 from encoders.utils.files import write_json
 
@@ -52,7 +52,7 @@ def train(
     Raises `RunStopped` after the step in which `stop` requests it, which is saved; `RunInUse` while another process
     trains the run; and `RunError` for what cannot be trained.
     """
-    with quiet_orbax(), explain_failures(experiment, folder) as resources:
+    with explain_failures(experiment, folder) as resources:
         prepared = distributed.raise_on_all(lambda: resources.enter_context(prepare_run(experiment, folder, log)))
         if (result := read_result(folder)) is not None:
             return result
@@ -127,7 +127,7 @@ def run_train_steps(session: TrainSession, state: step.TrainState) -> dict[str, 
     num_steps, interval_metrics = experiment.num_steps, session.interval_metrics
     if session.start_step == num_steps or session.is_converged():  # stopped between the last checkpoint and the result
         return evaluate_run(run, state.params, on_batch=session.watchdog.record_progress)
-    stream, static_args = build_stream(run), build_static_args(experiment, run.module)
+    stream, static_args = build_stream(run), step.build_static_args(experiment, run.module)
     batches = prefetch_to_device(stream.iter_batches(session.start_step, num_steps), run.mesh)
     for current_step, batch in enumerate(batches, start=session.start_step + 1):
         with interval_metrics.time_waiting():
@@ -226,7 +226,7 @@ def evaluate_step(session: TrainSession, current_step: int, state: step.TrainSta
 
 def raise_if_diverged(session: TrainSession, current_step: int, state: step.TrainState, batch: Batch) -> None:
     """Raise `RunError` after too many skipped updates in a row."""
-    run, num_bad_updates = session.run, int(state.update_guard["streak"])
+    run, num_bad_updates = session.run, int(state.update_guard["consecutive_skips"])
     if num_bad_updates < run.experiment.intervals.max_bad_updates:
         return
     is_example = to_host(batch.example_mask) == 1

@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 
 from encoders.run.folder import RunError
-from encoders.run.run import Run, build_static_args
+from encoders.run.run import Run
 from encoders.training import distributed, step
 
 PROFILED_STEPS = 3
@@ -50,7 +50,7 @@ def build_step_profiler(run: Run, start_step: int, log: Callable[[str], None]) -
         raise RunError(f"--profile needs {num_steps_needed} steps, and {num_steps_left} of phases.until_step are left")
 
     def get_program_text(state, batch) -> str:
-        static_args = build_static_args(run.experiment, run.module)
+        static_args = step.build_static_args(run.experiment, run.module)
         return step.train_step.lower(state, batch, run.experiment.seed, **static_args).compile().as_text()
 
     return StepProfiler(run.folder / "profile", get_program_text, log)

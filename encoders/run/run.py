@@ -173,13 +173,3 @@ def check_batch_sizes(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
                 f"phases.batch_size={phase.batch_size} is not a multiple of {divisor}: mesh.data x mesh.fsdp x "
                 "grad_accum_steps"
             )
-
-
-def build_static_args(experiment: Experiment, module) -> dict:
-    """Return the static arguments of `train_step`: all that its compilation depends on beside shapes."""
-    return {
-        "module": module,
-        "optimizer": experiment.optimizer,
-        "total_steps": experiment.num_steps,
-        "grad_accum_steps": experiment.grad_accum_steps,
-    }

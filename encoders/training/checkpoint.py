@@ -1,110 +1,73 @@
-"""UPDATE → CHECKPOINT: Orbax behind one thin class."""
+"""Checkpoints of a run: Orbax behind one class, and checksums of every array."""
 
 from __future__ import annotations
 
+import gc
+import io
 import json
 import logging
 import secrets
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, suppress
 from pathlib import Path
+from typing import TypeVar
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from encoders.training.checksums import compute_checksums, find_changed_leaves
+from encoders.training.optimizer import flatten_with_paths
 
-for name in ("absl", "asyncio"):  # what Orbax fails at is raised as well
-    logging.getLogger(name).setLevel(logging.CRITICAL)
-
-CHUNK_BYTES = (
-    64 << 20
-)  # bytes that are compressed, and written, at a time: by default it is whole arrays and files of 2 GB
+T = TypeVar("T")
+CHUNK_BYTES = 64 << 20  # compressed and written at a time; by default whole arrays, in files of 2 GB
+BLOCK_ELEMENTS = 1 << 20  # summed at a time for a checksum
+UNSIGNED_DTYPES = {1: "uint8", 2: "uint16", 4: "uint32"}
 
 
 class CheckpointDamaged(ValueError):
-    """A checkpoint that cannot be read, or whose numbers are not those that were saved."""
-
-
-@contextmanager
-def quiet_orbax() -> Iterator[None]:
-    """Where it fails, what Orbax has begun and drops is not shown, also when it is collected later."""
-    hook = sys.unraisablehook
-    sys.unraisablehook = lambda found: None if is_orbax_leftover(found) else hook(found)
-    yield
-    sys.unraisablehook = hook
-
-
-@contextmanager
-def raise_if_unreadable(step: int) -> Iterator[None]:
-    """Raises `CheckpointDamaged` in one line where a checkpoint cannot be read."""
-    try:
-        with quiet_orbax():
-            yield
-    except MemoryError:
-        raise
-    except Exception as error:  # Orbax's and TensorStore's are of many kinds
-        if "RESOURCE_EXHAUSTED" in str(error):
-            raise
-        line = next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
-        raise CheckpointDamaged(f"checkpoint {step} cannot be read: {line[:200]}") from error
-
-
-def is_orbax_leftover(unraisable) -> bool:
-    """Whether what nobody can catch is of the reading of other arrays, which Orbax drops when one fails."""
-    code, trace = getattr(unraisable.object, "cr_code", None), unraisable.exc_traceback
-    files = [code.co_filename] if code else []
-    while trace:
-        files.append(trace.tb_frame.f_code.co_filename)
-        trace = trace.tb_next
-    return "Event loop is closed" in str(unraisable.exc_value) or any("orbax" in name for name in files)
-
-
-def verify_checksums(step: int, tree, expected_checksums: dict[str, list[int]]) -> None:
-    """Raises `CheckpointDamaged` with the names of the leaves whose checksums differ."""
-    if differ := find_changed_leaves(tree, expected_checksums):
-        more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
-        raise CheckpointDamaged(f"checkpoint {step} is not what was saved: {', '.join(differ[:3])}{more}")
+    """A checkpoint that cannot be read, or whose numbers differ from those that were saved."""
 
 
 class Checkpoints:
-    """The checkpoints of a run: the newest `keep`, and the best one, which has the lowest cost.
+    """The checkpoints of a run: the newest `keep_checkpoints`, and the best one, which has the lowest cost.
 
-    Each holds the parameters apart, so that they can be read alone; the rest of the state; and `notes`, a small JSON
-    value: sums not yet logged. With `keep=None` nothing is written or cleaned.
+    Each holds the parameters, which can be read alone; the rest of the state; and `notes`, a small JSON value with the
+    sums that are not logged yet. With `keep_checkpoints=None` nothing is written or removed.
     """
 
     def __init__(self, folder: Path, keep_checkpoints: int | None = None):
-        best = policies.BestN(
-            get_metric_fn=lambda metrics: metrics["cost"], reverse=True, n=1, keep_checkpoints_without_metrics=False
-        )
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep_checkpoints), best]),
-            best_fn=lambda metrics: metrics["cost"],
-            best_mode="min",
-            cleanup_tmp_directories=keep_checkpoints is not None,
-            read_only=keep_checkpoints is None,
-        )
         handlers = {
             "params": ocp.StandardCheckpointHandler(),
             "rest": ocp.StandardCheckpointHandler(),
             "notes": ocp.JsonCheckpointHandler(),
         }
         self.folder = folder.resolve()
-        self.manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
+        with quiet_orbax():
+            best = policies.BestN(
+                get_metric_fn=lambda metrics: metrics["cost"], reverse=True, n=1, keep_checkpoints_without_metrics=False
+            )
+            options = ocp.CheckpointManagerOptions(
+                preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep_checkpoints), best]),
+                best_fn=lambda metrics: metrics["cost"],
+                best_mode="min",
+                cleanup_tmp_directories=keep_checkpoints is not None,
+                read_only=keep_checkpoints is None,
+            )
+            self.manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
 
     def save(self, step: int, state, notes: dict, cost: float | None) -> None:
-        """Write in the background; `cost` is what the best step has least of, if it was measured at this one."""
-        rest = {"step": state.step, "moments": state.moments, "update_guard": state.update_guard}
-        sums = {"params": compute_checksums(state.params), "rest": compute_checksums(rest)}
+        """Write in the background; `cost` is lowest at the best step, and None where it was not measured."""
+        rest = get_rest(state)
+        checksums = {"params": compute_checksums(state.params), "rest": compute_checksums(rest)}
         args = ocp.args.Composite(
             params=ocp.args.StandardSave(state.params),
             rest=ocp.args.StandardSave(rest),
-            notes=ocp.args.JsonSave(notes | {"checksums": sums}),
+            notes=ocp.args.JsonSave(notes | {"checksums": checksums}),
         )
-        self.manager.save(step, args=args, metrics=None if cost is None else {"cost": cost})
+        with quiet_orbax():
+            self.manager.save(step, args=args, metrics=None if cost is None else {"cost": cost})
 
     def latest_step(self) -> int | None:
         return self.manager.latest_step()
@@ -113,52 +76,53 @@ class Checkpoints:
         return sorted(self.manager.all_steps())
 
     def best_step(self) -> int | None:
-        """The step with the lowest cost, or the latest where none was measured."""
+        """Return the step with the lowest cost, or the latest where none was measured."""
         step = self.manager.best_step()
         return self.latest_step() if step is None else step
 
     def restore(self, step: int, abstract_state) -> tuple:
-        """State and notes of `step`, the state with the shapes and shardings of `like`. Raises `CheckpointDamaged`."""
-        rest = {
-            "step": abstract_state.step,
-            "moments": abstract_state.moments,
-            "update_guard": abstract_state.update_guard,
-        }
+        """Return state and notes of `step`, with the shapes and shardings of `abstract_state`.
+
+        Raises `CheckpointDamaged`.
+        """
         args = ocp.args.Composite(
             params=ocp.args.StandardRestore(abstract_state.params),
-            rest=ocp.args.StandardRestore(rest),
+            rest=ocp.args.StandardRestore(get_rest(abstract_state)),
             notes=ocp.args.JsonRestore(),
         )
-        with raise_if_unreadable(step):
-            found = self.manager.restore(step, args=args)
-        for part, sums in found["notes"].get("checksums", {}).items():
-            verify_checksums(step, found[part], sums)
-        return abstract_state.replace(params=found["params"], **found["rest"]), found["notes"]
+        saved = read_or_raise(step, lambda: self.manager.restore(step, args=args))
+        for item, checksums in saved["notes"].get("checksums", {}).items():
+            verify_checksums(step, saved[item], checksums)
+        return abstract_state.replace(params=saved["params"], **saved["rest"]), saved["notes"]
 
     def restore_params(self, step: int, infer_shardings: Callable) -> dict:
-        """The parameters of `step` alone, placed as `shardings(shapes)` says. Raises `CheckpointDamaged`."""
-        with raise_if_unreadable(step):
-            like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self.read_param_shapes(step))
-            args = ocp.args.StandardRestore(build_abstract_state(like, infer_shardings(like)))
-            with open_low_memory_checkpointer(like) as checkpointer:
-                found = checkpointer.restore(get_params_path(self.folder, step), args=args)
+        """Return the parameters of `step` alone, placed by `infer_shardings(shapes)`. Raises `CheckpointDamaged`."""
+
+        def read_params() -> tuple[dict, dict]:
+            shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self.read_param_shapes(step))
+            args = ocp.args.StandardRestore(build_abstract_state(shapes, infer_shardings(shapes)))
+            with open_low_memory_checkpointer(shapes) as checkpointer:
+                params = checkpointer.restore(get_params_path(self.folder, step), args=args)
             notes = self.folder / str(step) / "notes" / "metadata"  # Orbax's name; an imported run has none
-            sums = json.loads(notes.read_text(encoding="utf-8")).get("checksums", {}) if notes.exists() else {}
-        verify_checksums(step, found, sums.get("params", {}))
-        return found
+            checksums = json.loads(notes.read_text(encoding="utf-8")).get("checksums", {}) if notes.exists() else {}
+            return params, checksums.get("params", {})
+
+        params, checksums = read_or_raise(step, read_params)
+        verify_checksums(step, params, checksums)
+        return params
 
     def move_damaged(self, steps: list[int]) -> Path:
-        """Move damaged steps out of the way, so that they can be written again, and return where they are."""
-        place = self.folder.with_name("damaged")
-        place.mkdir(exist_ok=True)
+        """Move damaged steps away, so that they can be written again, and return their new folder."""
+        folder = self.folder.with_name("damaged")
+        folder.mkdir(exist_ok=True)
         for step in steps:
-            with suppress(FileNotFoundError):  # another process has done it
-                (self.folder / str(step)).rename(place / f"{step}-{secrets.token_hex(4)}")
+            with suppress(FileNotFoundError):  # another process has moved it
+                (self.folder / str(step)).rename(folder / f"{step}-{secrets.token_hex(4)}")
         self.manager.reload()
-        return place
+        return folder
 
     def read_param_shapes(self, step: int):
-        """Shape and dtype of every parameter of `step`, without reading them."""
+        """Return shape and dtype of every parameter of `step`, without reading the parameters."""
         return self.manager.item_metadata(step)["params"].tree
 
     def close(self) -> None:
@@ -167,13 +131,55 @@ class Checkpoints:
         self.manager.close()
 
 
+def get_rest(state) -> dict:
+    """Return the state without its parameters."""
+    return {"step": state.step, "moments": state.moments, "update_guard": state.update_guard}
+
+
+def build_abstract_state(shapes, shardings):
+    """Return shapes, dtypes and shardings in one tree, as `restore` takes them."""
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+
+
+@contextmanager
+def quiet_orbax() -> Iterator[None]:
+    """Log nothing of Orbax: its warnings concern options that are meant so, and its errors are raised as well."""
+    loggers = [logging.getLogger("absl"), logging.getLogger("asyncio")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def read_or_raise(step: int, read: Callable[[], T]) -> T:
+    """Return `read()`, or raise `CheckpointDamaged` with the first line of the error."""
+    with quiet_orbax(), redirect_stderr(io.StringIO()):
+        try:
+            return read()
+        except MemoryError:
+            raise
+        except Exception as error:  # Orbax and TensorStore raise many types
+            if "RESOURCE_EXHAUSTED" in str(error):
+                raise
+            reason = next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
+        # Orbax drops its other reads, and Python prints their errors when it frees them: here, where nothing is shown.
+        gc.collect()
+    raise CheckpointDamaged(f"checkpoint {step} cannot be read: {reason[:200]}")
+
+
+# Parameters alone -----------------------------------------------------------------------------------------------------
+
+
 def save_params(folder: Path, params) -> None:
-    """Make step 0 of a run that has parameters only, in its folder of checkpoints."""
-    pieces = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), params)
-    args = ocp.args.PyTreeSave(params, pieces, ocdbt_target_data_file_size=CHUNK_BYTES)
-    with ocp.Checkpointer(
-        ocp.PyTreeCheckpointHandler(save_concurrent_gb=compute_largest_array_gb(params))
-    ) as checkpointer:
+    """Write step 0 of a run that has parameters only, into its folder of checkpoints."""
+    save_args = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), params)
+    args = ocp.args.PyTreeSave(params, save_args, ocdbt_target_data_file_size=CHUNK_BYTES)
+    handler = ocp.PyTreeCheckpointHandler(save_concurrent_gb=compute_largest_array_gb(params))
+    with ocp.Checkpointer(handler) as checkpointer:
         checkpointer.save(get_params_path(folder.resolve(), 0), args=args)
 
 
@@ -182,17 +188,71 @@ def get_params_path(folder: Path, step: int) -> Path:
 
 
 def open_low_memory_checkpointer(abstract_params) -> ocp.Checkpointer:
-    """Reads arrays such as those of `like`, the largest of them alone on its way, to need little memory."""
+    """Return a reader that holds at most the largest of the arrays beside those it has placed."""
     return ocp.Checkpointer(
         ocp.StandardCheckpointHandler(restore_concurrent_gb=compute_largest_array_gb(abstract_params))
     )
 
 
 def compute_largest_array_gb(tree) -> float:
-    """The GB that may be on their way: those of the largest array."""
+    """Return the size of the largest array in GB, with a margin of a tenth."""
     return 1.1 * max(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree)) / 1e9
 
 
-def build_abstract_state(shapes, shardings):
-    """What `restore` wants to know of a state."""
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+# Checksums ------------------------------------------------------------------------------------------------------------
+
+
+def compute_checksums(tree) -> dict[str, list[int]]:
+    """Return two sums of the bits of every leaf, by its path.
+
+    The sums are those of the elements u_i, as unsigned numbers, and of u_i (2 i + 1), both mod 2^32. They change with
+    any bit and with the order of elements, and are the same on every layout and number of processes.
+    """
+    leaves = dict(flatten_with_paths(tree))
+    is_addressable = all(getattr(leaf, "is_fully_addressable", True) for leaf in leaves.values())
+    if is_addressable and jax.default_backend() == "cpu":
+        return {path: checksum_array(np.asarray(leaf)) for path, leaf in leaves.items()}
+    checksums = jax.device_get(checksum_on_devices(leaves))
+    return {path: [int(plain), int(weighted)] for path, (plain, weighted) in checksums.items()}
+
+
+def checksum_array(array: np.ndarray) -> list[int]:
+    """Return the two sums of an array on the host, block by block."""
+    bits = np.ascontiguousarray(array).reshape(-1).view(UNSIGNED_DTYPES[array.dtype.itemsize])
+    plain = weighted = 0
+    weights = 2 * np.arange(min(BLOCK_ELEMENTS, bits.size), dtype=np.uint32) + 1
+    for start in range(0, bits.size, BLOCK_ELEMENTS):
+        block = bits[start : start + BLOCK_ELEMENTS].astype(np.uint32)
+        total = int(block.sum(dtype=np.uint32))
+        plain += total
+        weighted += int((block * weights[: block.size]).sum(dtype=np.uint32)) + total * 2 * start
+    return [plain % 2**32, weighted % 2**32]
+
+
+@jax.jit
+def checksum_on_devices(leaves: dict[str, jax.Array]) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """Return the two sums of arrays on their devices."""
+
+    def checksum_leaf(x):
+        is_bool = x.dtype == bool
+        bits = x if is_bool else jax.lax.bitcast_convert_type(x, UNSIGNED_DTYPES[x.dtype.itemsize])
+        bits, index, stride = bits.astype(jnp.uint32), jnp.zeros(x.shape, jnp.uint32), 1
+        for axis in reversed(range(x.ndim)):
+            index += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * np.uint32(stride % 2**32)
+            stride *= x.shape[axis]
+        return bits.sum(dtype=jnp.uint32), (bits * (2 * index + 1)).sum(dtype=jnp.uint32)
+
+    return jax.tree.map(checksum_leaf, leaves)
+
+
+def find_changed_leaves(tree, saved_checksums: dict[str, list[int]]) -> list[str]:
+    """Return the paths of leaves whose checksums differ; a leaf without a saved one counts as unchanged."""
+    checksums = compute_checksums(tree)
+    return [path for path, sums in checksums.items() if saved_checksums.get(path, sums) != sums]
+
+
+def verify_checksums(step: int, tree, saved_checksums: dict[str, list[int]]) -> None:
+    """Raise `CheckpointDamaged` with the paths of leaves whose checksums differ."""
+    if changed := find_changed_leaves(tree, saved_checksums):
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        raise CheckpointDamaged(f"checkpoint {step} differs from what was saved in {', '.join(changed[:3])}{more}")

@@ -1,43 +1,46 @@
-"""Several processes, on this machine or on many, as one run: how they find each other, and how they agree.
+"""Several processes, on one machine or on many, as one run: how they join, agree and end.
 
-A fault of one process ends them all, since the others would wait for it for ever. What can be refused is refused by
-all of them together.
+What one process refuses, all refuse. A fault of one ends all of them, since the others would wait for it forever.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import NoReturn, TypeVar
 
 import jax
 import numpy as np
 
-from encoders.training.rendezvous import wait_for_all_processes
-
 T = TypeVar("T")
-MAX_ERROR_BYTES = 2000  # bytes of an error that the others are told
+MAX_ERROR_BYTES = 2000  # of an error message that is sent to the other processes
+RETRY_SECONDS = 0.2  # between attempts to connect
+REPLY_SECONDS = 5.0  # for an answer on an open connection
 
 
 class DistributedError(ValueError):
-    """Processes that cannot work as one run, or one of which has refused to."""
+    """Processes that cannot form one run, or one of which has refused to."""
 
 
 def initialize_distributed(
     coordinator: str | None, num_processes: int | None, process_id: int | None, timeout: float
 ) -> None:
-    """Make this process one of those of a run, before JAX is used; without arguments, as the environment says.
+    """Join the processes of a run, before JAX is used; without arguments as the environment describes them.
 
-    `coordinator` is HOST:PORT of process 0, or "auto": what `jax.distributed` finds out by itself, as on a TPU pod.
-    They have `wait` seconds to come together. Raises `DistributedError` where that fails, in one line: inside JAX it would
-    end the process with a dump of its stack.
+    `coordinator` is HOST:PORT of process 0, or "auto" for what `jax.distributed` detects by itself, as on a TPU pod.
+    Raises `DistributedError` unless all processes join within `timeout` seconds. JAX itself would end the process with
+    a dump of its stack.
     """
     if coordinator in (None, "auto"):
         if process_id is not None:
-            raise DistributedError(f"--process {process_id} needs --coordinator HOST:PORT, where process 0 is")
+            raise DistributedError(f"--process {process_id} needs --coordinator HOST:PORT, the address of process 0")
         if coordinator == "auto" or count_launched_processes() > 1:
             try:
                 jax.distributed.initialize(initialization_timeout=int(timeout))
@@ -57,82 +60,175 @@ def initialize_distributed(
 
 
 def count_launched_processes() -> int:
-    """How many processes srun, mpirun or GKE says that it has started."""
+    """Return the number of processes that srun, mpirun or GKE reports to have started."""
     hosts = [host for host in os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",") if host]
     counts = [os.environ.get(name, "") for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")]
     return max([len(hosts), *(int(count) for count in counts if count.isdigit())])
 
 
 def is_multi_process() -> bool:
-    """Whether this process is one of several of a run."""
+    """Return True where this process is one of several of a run."""
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def is_primary() -> bool:
-    """Whether this process speaks for the run, and writes what is written once."""
+    """Return True in the process that logs for the run and writes its files."""
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 def raise_on_all(work: Callable[[], T]) -> T:
-    """What `work` returns. Where it fails in one process, it raises `DistributedError` in all, with the reason."""
+    """Return `work()`. Where it fails in one process, raise `DistributedError` with the reason in all of them."""
     if not is_multi_process():
         return work()
-    found, failure = None, None
+    result, failure = None, None
     try:
-        found = work()
+        result = work()
     except Exception as error:
         failure = error
         if not isinstance(error, (ValueError, OSError)):
             traceback.print_exc()
-    heard = gather_from_processes(
-        np.frombuffer(describe_error(failure).encode()[:MAX_ERROR_BYTES].ljust(MAX_ERROR_BYTES, b"\0"), np.uint8)
-    )
-    reasons = [bytes(row).rstrip(b"\0").decode(errors="ignore") for row in heard]
-    if failed := [number for number, reason in enumerate(reasons) if reason]:
-        who = f"process {failed[0]}: " if len(failed) < len(reasons) else ""
-        raise DistributedError(who + reasons[failed[0]]) from failure
-    return found
-
-
-def describe_error(error: Exception | None) -> str:
-    return "" if error is None else str(error) or repr(error)
+    message = "" if failure is None else str(failure) or repr(failure)
+    encoded = np.frombuffer(message.encode()[:MAX_ERROR_BYTES].ljust(MAX_ERROR_BYTES, b"\0"), np.uint8)
+    messages = [bytes(row).rstrip(b"\0").decode(errors="ignore") for row in gather_from_processes(encoded)]
+    if failed := [process for process, message in enumerate(messages) if message]:
+        prefix = f"process {failed[0]}: " if len(failed) < len(messages) else ""
+        raise DistributedError(prefix + messages[failed[0]]) from failure
+    return result
 
 
 def primary_first(work: Callable[[], T]) -> T:
-    """`agreed`, the primary process before the others, which find what it has made."""
-    found = raise_on_all(lambda: work() if is_primary() else None)
-    return raise_on_all(lambda: found if is_primary() else work())
+    """Return `work()`, done by the primary process before the others, which find its files; errors reach all."""
+    result = raise_on_all(lambda: work() if is_primary() else None)
+    return raise_on_all(lambda: result if is_primary() else work())
 
 
 def gather_from_processes(array: np.ndarray) -> np.ndarray:
-    """The arrays of all processes, one after the other along a new first axis."""
+    """Return the arrays of all processes along a new first axis."""
     from jax.experimental.multihost_utils import process_allgather
 
     return np.asarray(process_allgather(array)).reshape(-1, *array.shape)
 
 
 def broadcast_stop() -> None:
-    """Ask all processes to end after a step that they agree on: JAX tells the others what SIGTERM tells one."""
+    """Ask all processes to end after a step that they agree on: JAX forwards the SIGTERM of one to the others."""
     signal.raise_signal(signal.SIGTERM)
 
 
 def stop_requested_at(step: int) -> bool:
-    """Whether `step`, which only grows, is the one after which all processes end, since one of them was asked to."""
+    """Return True at the step after which all processes end, once one was asked to; `step` must only increase."""
     from jax.experimental.multihost_utils import reached_preemption_sync_point
 
     return reached_preemption_sync_point(step)
 
 
 def log_from_host(line: str) -> None:
-    """Print a line of this process, whichever it is."""
+    """Print a line of this process, primary or not, to the standard error."""
     print(f"process {jax.process_index()}: {line}" if is_multi_process() else line, file=sys.stderr, flush=True)
 
 
 def abort_all(error: BaseException) -> NoReturn:
-    """End this process at once for an error that the others do not have: to end in order it would wait for them."""
+    """End this process at once for an error of its own; an orderly end would wait for the other processes."""
     if isinstance(error, ValueError):
         log_from_host(str(error))
     elif not isinstance(error, KeyboardInterrupt):
         traceback.print_exception(error)
     sys.stderr.flush()
     os._exit(130 if isinstance(error, KeyboardInterrupt) else 1)
+
+
+# Rendezvous -----------------------------------------------------------------------------------------------------------
+
+
+def wait_for_all_processes(coordinator: str, num_processes: int, process_id: int, timeout: float) -> None:
+    """Return in every process once all have joined. Raises `ValueError` or `OSError` within `timeout` s otherwise.
+
+    JAX ends the process where another is missing, so this rendezvous comes first. Process 0 listens at the address that
+    `jax.distributed` uses later. Each of the others sends its number, the number of processes and its version of JAX;
+    all receive an error message, or none.
+    """
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 1 << 16:
+        raise ValueError(f"--coordinator {coordinator!r} must be HOST:PORT")
+    deadline = time.monotonic() + timeout
+    if process_id == 0:
+        serve_rendezvous(int(port), num_processes, deadline, timeout)
+    else:
+        join_rendezvous((host.strip("[]"), int(port)), num_processes, process_id, deadline, timeout)
+
+
+def serve_rendezvous(port: int, num_processes: int, deadline: float, timeout: float) -> None:
+    """Wait, as process 0, for the others and send them the error, or that there is none."""
+    with ExitStack() as stack:
+        try:
+            server = stack.enter_context(socket.create_server(("", port)))
+        except OSError as error:
+            raise ValueError(f"port {port} cannot be opened: {error.strerror}; choose another one") from None
+        peers: dict[int, socket.socket] = {}
+        problem = None
+        while len(peers) < num_processes - 1 and problem is None:
+            server.settimeout(max(deadline - time.monotonic(), 0.01))
+            try:
+                peer, _ = server.accept()
+            except TimeoutError:
+                missing = ", ".join(str(process) for process in range(1, num_processes) if process not in peers)
+                problem = f"after {timeout:.0f} s process {missing} of {num_processes} has not joined at port {port}"
+                break
+            stack.enter_context(peer)
+            peer.settimeout(REPLY_SECONDS)
+            try:
+                greeting = json.loads(peer.makefile().readline(1000))
+                process = int(greeting["process"])
+            except (OSError, ValueError, LookupError, TypeError):
+                continue  # not a process of a run
+            problem = find_mismatch(process, greeting, num_processes)
+            if process in peers:
+                problem = f"two processes joined as process {process}"
+                send_line(peer, {"problem": problem})
+            peers.setdefault(process, peer)
+        for peer in peers.values():
+            send_line(peer, {"problem": problem})
+    if problem:
+        raise ValueError(problem)
+
+
+def find_mismatch(process: int, greeting: dict, num_processes: int) -> str | None:
+    """Return the first value of a greeting that differs from process 0's, as a message."""
+    for name, expected in {"processes": num_processes, "jax": jax.__version__}.items():
+        if greeting.get(name) != expected:
+            return f"process {process} has {name} {greeting.get(name)}, and process 0 has {name} {expected}"
+    return None
+
+
+def join_rendezvous(
+    address: tuple[str, int], num_processes: int, process_id: int, deadline: float, timeout: float
+) -> None:
+    """Connect to process 0, as any other process, and raise the error that it sends."""
+    host, port = address
+    while True:
+        seconds_left = deadline - time.monotonic()
+        try:
+            peer = socket.create_connection(address, timeout=max(seconds_left, 0.01))
+            break
+        except socket.gaierror as error:
+            raise ValueError(f"there is no host {host!r}: {error.strerror}") from None
+        except OSError as error:
+            if seconds_left <= RETRY_SECONDS:
+                reason = error.strerror or error
+                raise ValueError(
+                    f"after {timeout:.0f} s nobody answers at {host}:{port}, the address of process 0: {reason}"
+                ) from None
+            time.sleep(RETRY_SECONDS)
+    with peer:
+        # Process 0 reaches the deadline first, and reports who is missing.
+        peer.settimeout(max(deadline - time.monotonic(), 0.01) + REPLY_SECONDS)
+        send_line(peer, {"process": process_id, "processes": num_processes, "jax": jax.__version__})
+        try:
+            problem = json.loads(peer.makefile().readline(10_000))["problem"]
+        except (OSError, ValueError, LookupError, TypeError):
+            raise ValueError(f"{host}:{port} is not answered by a process of this run") from None
+    if problem:
+        raise ValueError(problem)
+
+
+def send_line(peer: socket.socket, message: dict) -> None:
+    peer.sendall((json.dumps(message) + "\n").encode())

@@ -1,4 +1,4 @@
-"""Progress on the screen, metrics as JSON lines, and TensorBoard events where its library is installed."""
+"""Intervals of logging; progress on the screen, metrics as JSON lines, and TensorBoard events where it is installed."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ from encoders.utils.files import write_file_atomically
 
 @dataclass(frozen=True)
 class Intervals:
-    """How often a run records what: in steps. `heldout` is the number of batches of an evaluation, `keep` of the newest
-    checkpoints. The number of skipped updates in a row that stops a run is `patience`."""
+    """Intervals in steps at which a run logs, evaluates and saves, and limits beside them.
+
+    An evaluation takes `eval_batches` batches; the newest `keep_checkpoints` checkpoints are kept. A run stops after
+    `max_bad_updates` skipped updates in a row. Raises `ValueError` for a value below 1.
+    """
 
     log_every: int = 100
     eval_every: int = 1000
@@ -24,13 +27,13 @@ class Intervals:
     max_bad_updates: int = 20
 
     def __post_init__(self):
-        for name in ("log_every", "eval_every", "save_every", "keep_checkpoints", "eval_batches", "max_bad_updates"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"intervals.{name}={getattr(self, name)} must be at least 1")
+        for name, value in vars(self).items():
+            if value < 1:
+                raise ValueError(f"intervals.{name}={value} must be at least 1")
 
 
 def read_metric_rows(path: Path) -> Iterator[dict]:
-    """The rows of a metrics file; a last line that a crash has torn is left out."""
+    """Yield the rows of a metrics file, up to a last line that a crash left incomplete."""
     if path.exists():
         with open(path, encoding="utf-8") as file:
             for line in file:
@@ -41,9 +44,9 @@ def read_metric_rows(path: Path) -> Iterator[dict]:
 
 
 class MetricLog:
-    """The metrics of a run: `metrics.jsonl`, in which everything but `time` is the same for the same run.
+    """Metrics of a run in `metrics.jsonl`, where all but the entry `time` depend on the experiment alone.
 
-    Of several processes one writes (`writes`), and the others keep the same rows in memory.
+    Of several processes only the `is_writer` writes; all hold the same rows in memory.
     """
 
     def __init__(self, folder: Path, resumed_step: int, total_steps: int, run_name: str, is_writer: bool = True):
@@ -84,19 +87,28 @@ class MetricLog:
 
 
 def make_progress_bar(total_steps: int, start_step: int, run_name: str, is_shown: bool):
-    """A bar with steps, rate and time left, by the mean of all steps so far, else an evaluation would seem to be the
-    rate of all to come; on anything but a terminal a line now and then."""
+    """Return a progress bar with steps, rate and time left; where there is no terminal, a line every 30 s.
+
+    The rate is the mean of all steps so far: a recent mean would extrapolate the pause of an evaluation.
+    """
     from tqdm import tqdm
 
-    every = 0.5 if sys.stderr.isatty() else 30.0
+    interval = 0.5 if sys.stderr.isatty() else 30.0
     return tqdm(
-        total=total_steps, initial=start_step, desc=run_name, unit="step", mininterval=every, maxinterval=every, smoothing=0,
-        file=sys.stderr, disable=not is_shown,
-    )  # fmt: skip
+        total=total_steps,
+        initial=start_step,
+        desc=run_name,
+        unit="step",
+        mininterval=interval,
+        maxinterval=interval,
+        smoothing=0,
+        file=sys.stderr,
+        disable=not is_shown,
+    )
 
 
 def open_event_writer(folder: Path):
-    """A TensorBoard writer, or None where the `tensorboard` extra is not installed."""
+    """Return a TensorBoard writer, or None where the extra `tensorboard` is not installed."""
     try:
         from tensorboard.summary import Writer
     except ImportError:

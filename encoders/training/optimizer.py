@@ -1,8 +1,7 @@
-"""AdamW and LAMB as in the four papers and their released code.
+"""AdamW and LAMB of the four papers as named chains of small optax transforms.
 
-BERT and ELECTRA: `optimization.py` of google-research/bert and google-research/electra. RoBERTa: fairseq's `adam` and
-`polynomial_decay`. ALBERT: `lamb_optimizer.py` of google-research/albert (You et al., 2019,
-https://arxiv.org/abs/1904.00962). The four schedules differ, see `SCHEDULES`.
+BERT and ELECTRA follow `optimization.py` of google-research/bert and google-research/electra, RoBERTa fairseq's `adam`.
+ALBERT follows `lamb_optimizer.py` of google-research/albert (You et al., 2019, https://arxiv.org/abs/1904.00962).
 """
 
 from __future__ import annotations
@@ -10,187 +9,223 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-ScheduleName = Literal["replace", "peak", "product", "constant"]
+from encoders.training.schedules import ScheduleName, build_schedule
 
-# `rise` is min(1, t/w) and `line` is 1 - t/T, in steps t done so far, of w for the warm-up and T in all.
-SCHEDULES = {
-    # BERT, ALBERT: warm-up replaces the line, so the rate drops by w/T of the peak at t = w.
-    "replace": lambda t, w, total, rise, line: jnp.where(t < w, rise, line),
-    # RoBERTa: from the peak at w to 0 at T. fairseq's scheduler is built with the rate of t = 1, but the trainer sets
-    # it to that of t = 0 before the first update, which is therefore 0 as in the others.
-    "peak": lambda t, w, total, rise, line: jnp.where(t < w, rise, line * total / max(total - w, 1)),
-    # ELECTRA: warm-up multiplies the line, so the peak is below `rate`.
-    "product": lambda t, w, total, rise, line: rise * line,
-    "constant": lambda t, w, total, rise, line: rise,
-}
+ENCODER_PREFIXES = ("encoder/", "discriminator/")  # of parameters below the heads, for layer-wise rates
 
 
-ENCODER_PREFIXES = ("encoder/", "discriminator/")  # in a path: what fine-tuning begins with
+# Paths of parameters --------------------------------------------------------------------------------------------------
+
+
+def tree_paths(tree):
+    """Return the tree with every leaf replaced by its path.
+
+    >>> tree_paths({"layers": {"attend": {"bias": 0}}})
+    {'layers': {'attend': {'bias': 'layers/attend/bias'}}}
+    """
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: jax.tree_util.keystr(path, simple=True, separator="/"), tree
+    )
+
+
+def flatten_with_paths(tree) -> list[tuple[str, Any]]:
+    """Return `(path, leaf)` of every leaf."""
+    return list(zip(jax.tree.leaves(tree_paths(tree)), jax.tree.leaves(tree), strict=True))
+
+
+def is_stacked(path: str) -> bool:
+    """Return True where the first axis of the leaf at `path` counts layers, or groups that share parameters."""
+    return re.search(r"(^|/)(layers|shared)/", path) is not None
+
+
+# Transforms -----------------------------------------------------------------------------------------------------------
 
 
 class Moments(NamedTuple):
-    """What an optimiser remembers: updates done, and the moving averages of gradients and of their squares."""
+    """State of Adam: the number of updates, and moving averages of gradients and of their squares."""
 
     count: jax.Array
     m: dict
     v: dict
 
 
-def tree_paths(tree):
-    """The tree with every leaf replaced by its path.
+def cast_to_float32() -> optax.GradientTransformation:
+    """Cast gradients to float32, the dtype of moments and updates."""
+    return optax.stateless(lambda updates, params: optax.tree.cast(updates, jnp.float32))
 
-    >>> tree_paths({"layers": {"attend": {"bias": 0}}})
-    {'layers': {'attend': {'bias': 'layers/attend/bias'}}}
+
+def scale_by_adam(betas: tuple[float, float], eps: float, bias_correction: bool) -> optax.GradientTransformation:
+    """Replace gradients by m / (√v + ε), with or without the bias correction of m and v.
+
+    `optax.scale_by_adam` always corrects. Epsilon is added to the corrected root, as in apex and PyTorch; fairseq's
+    fallback corrects epsilon too.
     """
-    path_name = lambda path, _: jax.tree_util.keystr(path, simple=True, separator="/")
-    return jax.tree_util.tree_map_with_path(path_name, tree)
+    beta1, beta2 = betas
+
+    def init(params) -> Moments:
+        # Two trees of zeros, since a donated buffer may occur once.
+        m, v = (optax.tree.zeros_like(params, dtype=jnp.float32) for _ in range(2))
+        return Moments(jnp.zeros([], jnp.int32), m, v)
+
+    def update(gradients, state: Moments, params=None):
+        count = optax.safe_increment(state.count)
+        mean = m = optax.tree.update_moment(gradients, state.m, beta1, 1)
+        square = v = optax.tree.update_moment(gradients, state.v, beta2, 2)
+        if bias_correction:
+            mean = optax.tree.bias_correction(m, beta1, count)
+            square = optax.tree.bias_correction(v, beta2, count)
+        updates = jax.tree.map(lambda mean, square: mean / (jnp.sqrt(square) + eps), mean, square)
+        return updates, Moments(count, m, v)
+
+    return optax.GradientTransformation(init, update)
 
 
-def flatten_with_paths(tree) -> list[tuple[str, Any]]:
-    """The path of every leaf, and the leaf."""
-    return list(zip(jax.tree.leaves(tree_paths(tree)), jax.tree.leaves(tree), strict=True))
+def scale_by_layer_trust_ratio() -> optax.GradientTransformation:
+    """Scale each update to the norm of its weights, layer by layer in stacked leaves; a norm of 0 scales nothing."""
+
+    def scale_leaf(path: str, update, param):
+        axes = tuple(range(int(is_stacked(path)), param.ndim))
+        weight_norm, update_norm = (
+            jnp.sqrt(jnp.sum(jnp.square(x), axis=axes, keepdims=True)) for x in (param.astype(update.dtype), update)
+        )
+        nonzero = (weight_norm > 0) & (update_norm > 0)
+        return update * jnp.where(nonzero, weight_norm / jnp.where(nonzero, update_norm, 1.0), 1.0)
+
+    return optax.stateless(lambda updates, params: jax.tree.map(scale_leaf, tree_paths(params), updates, params))
 
 
-def is_stacked(path: str) -> bool:
-    """Whether the first axis of the leaf at `path` counts layers, or groups of layers that share parameters."""
-    return re.search(r"(^|/)(layers|shared)/", path) is not None
+def scale_by_layer_rates(
+    schedule: optax.Schedule, decay: float, decay_top_layer_twice: bool
+) -> optax.GradientTransformation:
+    """Scale by minus the learning rate, times `decay` to the power of a layer's distance from the heads.
+
+    The top one of n layers has the power 1; embeddings and the projection after them have n + 1.
+    With `decay_top_layer_twice` each power is one higher.
+    """
+
+    def compute_factor(path: str, param, num_layers: int):
+        if not path.startswith(ENCODER_PREFIXES):
+            power = np.zeros(())
+        elif "/layers/" in path:
+            power = np.arange(num_layers, 0, -1).reshape(-1, *[1] * (param.ndim - 1)) + int(decay_top_layer_twice)
+        else:
+            power = np.full((), num_layers + 1 + int(decay_top_layer_twice))
+        return np.float32(decay) ** power
+
+    def update(updates, state: optax.ScaleByScheduleState, params):
+        rate = schedule(state.count)
+        num_layers = max((len(leaf) for path, leaf in flatten_with_paths(params) if "/layers/" in path), default=0)
+        updates = jax.tree.map(
+            lambda path, update, param: -rate * compute_factor(path, param, num_layers) * update,
+            tree_paths(params), updates, params,
+        )  # fmt: skip
+        return updates, optax.ScaleByScheduleState(optax.safe_increment(state.count))
+
+    return optax.GradientTransformation(optax.scale_by_schedule(schedule).init, update)
+
+
+# Optimisers -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """What AdamW and LAMB have in common: a schedule, clipping, moments and decoupled weight decay.
+    """Base class of optimisers: a learning rate with its schedule, clipping and decoupled weight decay.
 
-    `exclude` are regexes of the paths that weight decay leaves out. Raises `ValueError` for a value out of range.
+    A subclass returns its transforms by name from `build_transforms`; any of optax's may be among them:
+
+        @dataclass(frozen=True)
+        class Lion(OptimizerConfig):
+            betas: tuple[float, float] = (0.9, 0.99)
+
+            def build_transforms(self, total_steps):
+                return {
+                    "lion": optax.scale_by_lion(*self.betas),
+                    "weight_decay": self.add_weight_decay(),
+                    "learning_rate": self.scale_by_learning_rate(total_steps),
+                }
+
+    Raises `ValueError` for a value out of range.
     """
 
     learning_rate: float
-    warmup_steps: int  # steps
+    warmup_steps: int
     weight_decay: float = 0.01
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-6
-    clip_norm: float | None = 1.0  # of the global norm; None is off
-    # Adam's bias correction: RoBERTa has it, the code of BERT, ALBERT and ELECTRA does not.
-    bias_correction: bool = False
+    no_decay: tuple[str, ...] = (r"norm/", r"bias$")  # regexes of paths; () for RoBERTa, where everything decays
+    clip_norm: float | None = 1.0  # of the global norm of gradients; None is off
     schedule: ScheduleName = "replace"
-    no_decay: tuple[str, ...] = (r"norm/", r"bias$")  # () for RoBERTa, where everything decays
     # Each layer's rate is this times that of the layer above; the heads have `learning_rate` (ELECTRA).
     layer_lr_decay: float = 1.0
     # The top layer's rate has the factor twice, as in all numbers of ELECTRA's code.
     decay_top_layer_twice: bool = False
-    skip_spikes_above: float | None = None  # leave updates out whose gradient is so many times as long as those of late
+    skip_spikes_above: float | None = None  # skip updates whose gradient norm exceeds so many times the recent mean
 
     def __post_init__(self):
-        def require_field(field_name, is_valid, accepted):
-            if not is_valid:
-                raise ValueError(f"optimizer.{field_name}={getattr(self, field_name)!r} must be {accepted}")
+        self.require("learning_rate", is_number(self.learning_rate) and self.learning_rate > 0, "a number above 0")
+        is_count = type(self.warmup_steps) is int and self.warmup_steps >= 0
+        self.require("warmup_steps", is_count, "a whole number of steps, 0 or more")
+        self.require("weight_decay", is_number(self.weight_decay) and self.weight_decay >= 0, "a number, 0 or more")
+        is_regexes = isinstance(self.no_decay, tuple) and all(map(is_regex, self.no_decay))
+        self.require("no_decay", is_regexes, "a tuple of regexes")
+        for name, lowest in (("clip_norm", 0), ("skip_spikes_above", 1)):
+            value = getattr(self, name)
+            is_valid = value is None or (is_number(value) and value > lowest)
+            self.require(name, is_valid, f"a number above {lowest}, or None")
+        is_share = is_number(self.layer_lr_decay) and 0 < self.layer_lr_decay <= 1
+        self.require("layer_lr_decay", is_share, "above 0 and at most 1")
+        schedules = get_args(ScheduleName)
+        self.require("schedule", self.schedule in schedules, f"one of {', '.join(schedules)}")
 
-        is_finite = lambda x: isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x)
-        require_field("learning_rate", is_finite(self.learning_rate) and self.learning_rate > 0, "a number above 0")
-        require_field(
-            "warmup_steps",
-            type(self.warmup_steps) is int and self.warmup_steps >= 0,
-            "a whole number of steps, 0 or more",
-        )
-        require_field("weight_decay", is_finite(self.weight_decay) and self.weight_decay >= 0, "a number, 0 or more")
-        pair = isinstance(self.betas, tuple) and len(self.betas) == 2
-        require_field(
-            "betas", pair and all(is_finite(x) and 0 <= x < 1 for x in self.betas), "two numbers from 0 to below 1"
-        )
-        require_field("eps", is_finite(self.eps) and self.eps > 0, "a number above 0")
-        require_field(
-            "clip_norm",
-            self.clip_norm is None or is_finite(self.clip_norm) and self.clip_norm > 0,
-            "a number above 0, or None",
-        )
-        require_field(
-            "skip_spikes_above",
-            self.skip_spikes_above is None or is_finite(self.skip_spikes_above) and self.skip_spikes_above > 1,
-            "a number above 1, or None",
-        )
-        require_field(
-            "layer_lr_decay", is_finite(self.layer_lr_decay) and 0 < self.layer_lr_decay <= 1, "above 0 and at most 1"
-        )
-        require_field("bias_correction", isinstance(self.bias_correction, bool), "True or False")
-        known = get_args(ScheduleName)
-        require_field("schedule", self.schedule in known, f"one of {', '.join(known)}")
-        require_field(
-            "no_decay", isinstance(self.no_decay, tuple) and all(map(is_regex, self.no_decay)), "a tuple of regexes"
-        )
+    def require(self, field: str, is_valid: bool, accepted: str) -> None:
+        """Raise `ValueError` with the field's value, and what is accepted, unless `is_valid`."""
+        if not is_valid:
+            raise ValueError(f"optimizer.{field}={getattr(self, field)!r} must be {accepted}")
 
-    def compute_learning_rate(self, step, total_steps: int) -> jax.Array:
-        """The rate of the update that follows `step` updates, in a run of `total_steps`."""
-        t = jnp.asarray(step, jnp.float32)
-        rise = jnp.minimum(1.0, t / self.warmup_steps) if self.warmup_steps else jnp.ones_like(t)
-        line = jnp.maximum(0.0, 1.0 - t / total_steps)
-        return self.learning_rate * SCHEDULES[self.schedule](t, self.warmup_steps, total_steps, rise, line)
+    def build_transforms(self, total_steps: int) -> dict[str, optax.GradientTransformation]:
+        """Return the transforms in their order, by name; the names are those of their states in checkpoints."""
+        raise NotImplementedError
 
-    def init_moments(self, params) -> Moments:
-        """The state before the first update."""
-        make_zeros = lambda: optax.tree.zeros_like(params, dtype=jnp.float32)
-        return Moments(
-            jnp.zeros([], jnp.int32), make_zeros(), make_zeros()
-        )  # two trees: a donated buffer may occur once
-
-    def build_transformation(self, total_steps: int) -> optax.GradientTransformation:
-        """The update as optax has it; its state is a `Moments`, kept in float32 like the updates."""
+    def build_transformation(self, total_steps: int) -> optax.GradientTransformationExtraArgs:
+        """Chain the transforms for a run of `total_steps`. Raises `ValueError` where the warm-up is longer."""
         if total_steps < 1 or self.warmup_steps > total_steps:
             raise ValueError(
-                f"optimizer.warmup_steps={self.warmup_steps} must not exceed the {total_steps} steps of the run"
+                f"optimizer.warmup_steps={self.warmup_steps} exceeds the run's {total_steps} steps; lower it or raise "
+                "phases.until_step"
             )
-        first, second = self.betas
-        # Over the global batch. The released BERT clips on every replica before the all-reduce.
-        clip = optax.identity() if self.clip_norm is None else optax.clip_by_global_norm(self.clip_norm)
+        return optax.named_chain(*self.build_transforms(total_steps).items())
 
-        def update(grads, state: Moments, params):
-            grads, _ = clip.update(optax.tree.cast(grads, jnp.float32), clip.init(params))
-            count = optax.safe_increment(state.count)
-            m = optax.tree.update_moment(grads, state.m, first, 1)
-            v = optax.tree.update_moment(grads, state.v, second, 2)
-            rate = self.compute_learning_rate(state.count, total_steps)
-            # Epsilon is added to the corrected root, as in apex and PyTorch; fairseq's fallback corrects it too.
-            mean = optax.tree.bias_correction(m, first, count) if self.bias_correction else m
-            square = optax.tree.bias_correction(v, second, count) if self.bias_correction else v
+    def init_moments(self, params) -> dict[str, Any]:
+        """Return the state before the first update, by the name of each transform; no schedule changes it."""
+        return self.build_transformation(max(self.warmup_steps, 1)).init(params)
 
-            shares = self.compute_rate_scales(params)
+    def compute_learning_rate(self, step, total_steps: int) -> jax.Array:
+        """Return the rate of the update that follows `step` updates, in a run of `total_steps`."""
+        return build_schedule(self.schedule, self.learning_rate, self.warmup_steps, total_steps)(step)
 
-            def update_leaf(path, mean, square, param):
-                direction, param = mean / (jnp.sqrt(square) + self.eps), param.astype(jnp.float32)
-                if not any(re.search(pattern, path) for pattern in self.no_decay):
-                    direction = self.scale_direction(path, direction + self.weight_decay * param, param)
-                return -rate * shares[path] * direction
+    def build_decay_mask(self, params) -> Any:
+        """Return True for every leaf that decays: whose path matches no regex of `no_decay`."""
+        return jax.tree.map(lambda path: not any(re.search(regex, path) for regex in self.no_decay), tree_paths(params))
 
-            return jax.tree.map(update_leaf, tree_paths(params), mean, square, params), Moments(count, m, v)
+    def clip_gradients(self) -> optax.GradientTransformation:
+        """Clip the norm of the global batch's gradient; the released BERT clips each replica's before adding them."""
+        return optax.identity() if self.clip_norm is None else optax.clip_by_global_norm(self.clip_norm)
 
-        return optax.GradientTransformation(self.init_moments, update)
+    def add_weight_decay(self) -> optax.GradientTransformation:
+        """Add `weight_decay` times the parameters that decay."""
+        return optax.add_decayed_weights(self.weight_decay, self.build_decay_mask)
 
-    def compute_rate_scales(self, params) -> dict[str, np.ndarray]:
-        """The share of the rate that each leaf has: `layer_decay` to the power of its distance from the heads.
-
-        Of n layers the top one has the power 1, and the embeddings with the projection after them n + 1.
-        """
-        found = dict(flatten_with_paths(params))
-        count = max((len(leaf) for path, leaf in found.items() if "/layers/" in path), default=0)
-        top = 2 if self.decay_top_layer_twice else 1
-
-        def compute_exponent(path, leaf):
-            if not path.startswith(ENCODER_PREFIXES):
-                return np.zeros(())
-            if "/layers/" not in path:
-                return np.full((), count + top)
-            return np.arange(count, 0, -1).reshape(-1, *[1] * (leaf.ndim - 1)) + top - 1
-
-        return {path: np.float32(self.layer_lr_decay) ** compute_exponent(path, leaf) for path, leaf in found.items()}
-
-    def scale_direction(self, path: str, direction: jax.Array, param: jax.Array) -> jax.Array:
-        """The direction of a leaf that is not excluded, scaled by what the leaf itself asks for."""
-        return direction
+    def scale_by_learning_rate(self, total_steps: int) -> optax.GradientTransformation:
+        """Scale by minus the scheduled learning rate, of each layer where `layer_lr_decay` is not 1."""
+        schedule = build_schedule(self.schedule, self.learning_rate, self.warmup_steps, total_steps)
+        if self.layer_lr_decay == 1:
+            return optax.scale_by_learning_rate(schedule)
+        return scale_by_layer_rates(schedule, self.layer_lr_decay, self.decay_top_layer_twice)
 
 
 @dataclass(frozen=True)
@@ -201,27 +236,52 @@ class AdamW(OptimizerConfig):
     0.0
     """
 
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-6
+    bias_correction: bool = False  # True for RoBERTa; the code of BERT, ALBERT and ELECTRA has none
+
+    def __post_init__(self):
+        super().__post_init__()
+        is_pair = isinstance(self.betas, tuple) and len(self.betas) == 2
+        is_betas = is_pair and all(is_number(beta) and 0 <= beta < 1 for beta in self.betas)
+        self.require("betas", is_betas, "two numbers from 0 to below 1")
+        self.require("eps", is_number(self.eps) and self.eps > 0, "a number above 0")
+        self.require("bias_correction", isinstance(self.bias_correction, bool), "True or False")
+
+    def build_transforms(self, total_steps: int) -> dict[str, optax.GradientTransformation]:
+        return {
+            "float32": cast_to_float32(),
+            "clip": self.clip_gradients(),
+            "adam": scale_by_adam(self.betas, self.eps, self.bias_correction),
+            "weight_decay": self.add_weight_decay(),
+            "learning_rate": self.scale_by_learning_rate(total_steps),
+        }
+
 
 @dataclass(frozen=True)
-class Lamb(OptimizerConfig):
-    """LAMB: every layer's direction is scaled to the norm of its weights; the defaults are ALBERT's.
+class Lamb(AdamW):
+    """LAMB: AdamW with each layer's update scaled to the norm of its weights; the defaults are ALBERT's.
 
-    What `exclude` names is left out of weight decay and of the scaling.
+    `no_decay` leaves parameters out of weight decay and of the scaling.
     """
 
     learning_rate: float = 1.76e-3
     warmup_steps: int = 3125
 
-    def scale_direction(self, path: str, direction: jax.Array, param: jax.Array) -> jax.Array:
-        axes = tuple(range(int(is_stacked(path)), param.ndim))  # a stack has one norm a layer
-        norm = lambda x: jnp.sqrt(jnp.sum(jnp.square(x), axis=axes, keepdims=True))
-        weights, size = norm(param), norm(direction)
-        moving = (weights > 0) & (size > 0)
-        return direction * jnp.where(moving, weights / jnp.where(moving, size, 1.0), 1.0)
+    def build_transforms(self, total_steps: int) -> dict[str, optax.GradientTransformation]:
+        transforms = super().build_transforms(total_steps)
+        learning_rate = transforms.pop("learning_rate")
+        trust_ratio = optax.masked(scale_by_layer_trust_ratio(), self.build_decay_mask)
+        return transforms | {"trust_ratio": trust_ratio, "learning_rate": learning_rate}
+
+
+def is_number(value) -> bool:
+    """Return True for a finite int or float."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def is_regex(pattern) -> bool:
-    """Whether `pattern` is a regular expression."""
+    """Return True for a text that is a regular expression."""
     try:
         return isinstance(pattern, str) and re.compile(pattern) is not None
     except re.error:

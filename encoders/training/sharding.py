@@ -1,8 +1,8 @@
-"""Where arrays live: a mesh of devices, and a table from parameter paths to the mesh axes that split them.
+"""Sharding of arrays: a mesh of devices, and rules from parameter paths to the mesh axes that split them.
 
-`data` splits the batch, `fsdp` the batch and the parameters, `model` the parameters inside a layer: attention by
-heads, the transform by its inner features, the vocabulary by rows (Shoeybi et al., 2019,
-https://arxiv.org/abs/1909.08053). Only speed and memory depend on the mesh; the numbers do not.
+The axis `data` splits the batch, `fsdp` the batch and the parameters, and `model` the parameters inside a layer:
+attention by heads, feed-forward by inner features, the vocabulary by rows (Shoeybi et al., 2019,
+https://arxiv.org/abs/1909.08053). Speed and memory depend on the mesh; numbers do not.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from encoders.training.optimizer import is_stacked, tree_paths
 
 MESH_AXES = ("data", "fsdp", "model")
 
-# The first row whose regex is found in the path; trailing axes; a stack's first axis stays whole.
+# The first rule whose regex matches holds, for the trailing axes; the first axis of stacked layers is never split.
 PARTITION_RULES = (
     (r"(query|key|value|up)/kernel$", P("fsdp", "model")),
     (r"(query|key|value|up)/bias$", P("model")),
@@ -36,7 +36,7 @@ PARTITION_RULES = (
 
 @dataclass(frozen=True)
 class Mesh:
-    """Devices along each axis; -1, for at most one axis, is what the others leave."""
+    """Devices along each axis; -1, for at most one axis, is the number that the others leave."""
 
     data: int = -1
     fsdp: int = 1
@@ -51,102 +51,110 @@ class Mesh:
             raise ValueError(f"{self}: only one axis may be -1")
 
     def build(self, devices=None) -> jax.sharding.Mesh:
-        """The mesh over `devices`, by default all of them; every device has a place in it."""
+        """Return the mesh over `devices`, by default all of them.
+
+        Raises `ValueError` where the axes do not use every device.
+        """
         devices = list_devices() if devices is None else list(devices)
         sizes = astuple(self)
-        given = math.prod(size for size in sizes if size != -1)
-        if len(devices) % given or (-1 not in sizes and given != len(devices)):
+        fixed = math.prod(size for size in sizes if size != -1)
+        if len(devices) % fixed or (-1 not in sizes and fixed != len(devices)):
             axes = ", ".join(f"mesh.{name}={size}" for name, size in zip(MESH_AXES, sizes, strict=True))
-            needed = f"a multiple of {given}" if -1 in sizes else f"exactly {given}"
+            needed = f"a multiple of {fixed}" if -1 in sizes else f"exactly {fixed}"
             raise ValueError(f"{axes} needs {needed} devices and there are {len(devices)}; -1 takes the rest")
-        shape = tuple(len(devices) // given if size == -1 else size for size in sizes)
+        shape = tuple(len(devices) // fixed if size == -1 else size for size in sizes)
         return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices)
 
     def build_abstract(self, num_devices: int) -> AbstractMesh:
-        """The mesh for reckoning, where there need not be as many devices: -1 is what they leave, or 1."""
-        given = math.prod(size for size in astuple(self) if size != -1)
-        sizes = tuple(max(num_devices // given, 1) if size == -1 else size for size in astuple(self))
+        """Return the mesh of `num_devices` without the devices, for estimates; -1 is what they leave, at least 1."""
+        fixed = math.prod(size for size in astuple(self) if size != -1)
+        sizes = tuple(max(num_devices // fixed, 1) if size == -1 else size for size in astuple(self))
         return AbstractMesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
 def list_devices() -> list:
-    """The devices there are. Raises `ValueError` where `JAX_PLATFORMS` names none of this machine."""
+    """Return all devices. Raises `ValueError` where this machine has none of the platform in `JAX_PLATFORMS`."""
     try:
         return jax.devices()
     except (AssertionError, RuntimeError) as error:
         reason = f" ({str(error).splitlines()[0][:200]})" if str(error) else ""
         raise ValueError(
-            f"JAX_PLATFORMS={jax.config.jax_platforms} has no device here{reason}; unset it to take what there is, or "
-            "install the extra gpu or tpu"
+            f"JAX_PLATFORMS={jax.config.jax_platforms} finds no device{reason}; unset it to use any device, or install "
+            "the extra gpu or tpu"
         ) from None
 
 
 def choose_partition_spec(path: str, shape: tuple[int, ...], mesh) -> tuple[P, list[str]]:
-    """How the leaf at `path` is split, and a note for every mesh axis that could not go where `TABLE` has it."""
-    start = min(int(is_stacked(path)), len(shape))
-    free = len(shape) - start
-    row = next(tuple(row) for pattern, row in PARTITION_RULES if re.search(pattern, path))[-free:] if free else ()
-    wanted = [None] * (len(shape) - len(row)) + [name if name and mesh.shape[name] > 1 else None for name in row]
-    placed, notes = [None] * len(shape), []
+    """Return how the leaf at `path` is split, and a note for every mesh axis that `PARTITION_RULES` place elsewhere.
+
+    A mesh axis that does not divide its array axis moves to a later free axis, then to an earlier one.
+    """
+    first_axis = min(int(is_stacked(path)), len(shape))
+    num_axes = len(shape) - first_axis
+    rule = (
+        next(tuple(spec) for regex, spec in PARTITION_RULES if re.search(regex, path))[-num_axes:] if num_axes else ()
+    )
+    wanted = [None] * (len(shape) - len(rule)) + [name if name and mesh.shape[name] > 1 else None for name in rule]
+    assigned, notes = [None] * len(shape), []
     for axis, name in enumerate(wanted):
         if name is None:
             continue
         size = mesh.shape[name]
-        others = (*range(axis + 1, len(shape)), *range(start, axis))  # those after it, then those before it
-        unassigned = [i for i in others if wanted[i] is None and placed[i] is None]
-        chosen = next((i for i in (axis, *unassigned) if shape[i] % size == 0), None)
+        alternatives = (*range(axis + 1, len(shape)), *range(first_axis, axis))
+        free = [i for i in alternatives if wanted[i] is None and assigned[i] is None]
+        chosen = next((i for i in (axis, *free) if shape[i] % size == 0), None)
         if chosen is not None:
-            placed[chosen] = name
+            assigned[chosen] = name
         if chosen != axis:
-            instead = "it stays whole" if chosen is None else f"axis {chosen} is split instead"
-            notes.append(f"{path} {list(shape)}: axis {axis} is not a multiple of mesh.{name}={size}; {instead}")
-    while placed and placed[-1] is None:
-        placed.pop()
-    return P(*placed), notes
+            outcome = "it stays whole" if chosen is None else f"axis {chosen} is split instead"
+            notes.append(f"{path} {list(shape)}: axis {axis} is not a multiple of mesh.{name}={size}; {outcome}")
+    while assigned and assigned[-1] is None:
+        assigned.pop()
+    return P(*assigned), notes
 
 
 def infer_shardings(tree, mesh):
-    """A `NamedSharding` for every leaf of a tree of arrays or shapes: parameters, moments or a whole state."""
+    """Return a `NamedSharding` for every leaf of a tree of arrays or shapes: parameters, moments or a state."""
     infer_leaf_sharding = lambda path, leaf: NamedSharding(mesh, choose_partition_spec(path, leaf.shape, mesh)[0])
     return jax.tree.map(infer_leaf_sharding, tree_paths(tree), tree)
 
 
 def describe_unsplit_axes(tree, mesh) -> list[str]:
-    """What could not be split as `TABLE` has it, and what happens instead; empty when everything divides."""
-    found = jax.tree.map(lambda path, leaf: choose_partition_spec(path, leaf.shape, mesh)[1], tree_paths(tree), tree)
-    return jax.tree.leaves(found)
+    """Return a line for every axis that cannot be split as in `PARTITION_RULES`, with its replacement."""
+    notes = jax.tree.map(lambda path, leaf: choose_partition_spec(path, leaf.shape, mesh)[1], tree_paths(tree), tree)
+    return jax.tree.leaves(notes)
 
 
 def make_batch_sharding(mesh, num_leading_axes: int = 0) -> NamedSharding:
-    """Rows over `data` and `fsdp`, after `leading` whole axes (those of accumulated micro-steps)."""
+    """Return the sharding of rows over `data` and `fsdp`, after leading axes that are not split."""
     return NamedSharding(mesh, P(*[None] * num_leading_axes, BATCH_AXES))
 
 
 def find_local_rows(mesh, batch_size: int) -> np.ndarray:
-    """Which of the `batch` rows of a global batch this process's devices hold, in order."""
-    places = make_batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
-    return np.unique(np.concatenate([np.arange(batch_size)[place] for place in places]))
+    """Return the rows of a global batch that this process's devices hold, in ascending order."""
+    indices = make_batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+    return np.unique(np.concatenate([np.arange(batch_size)[index] for index in indices]))
 
 
 def count_batch_shards(mesh) -> int:
-    """Into how many parts the rows of a batch are split."""
+    """Return the number of shards that the rows of a batch are split into."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def shard_batch(batch, mesh):
-    """The global batch on the devices, from the rows that this process holds: those of `local_rows`."""
-    sharding, parts = make_batch_sharding(mesh), count_batch_shards(mesh)
-    held = len(jax.tree.leaves(batch)[0])
-    size = held // len(find_local_rows(mesh, parts)) * parts
-    rows = find_local_rows(mesh, size)
+    """Return the global batch on the devices, from the rows of this process, which are those of `find_local_rows`."""
+    sharding, num_shards = make_batch_sharding(mesh), count_batch_shards(mesh)
+    num_local = len(jax.tree.leaves(batch)[0])
+    batch_size = num_local // len(find_local_rows(mesh, num_shards)) * num_shards
+    rows = find_local_rows(mesh, batch_size)
 
     def make_global_array(host_array: np.ndarray) -> jax.Array:
         def read_shard(shard_index) -> np.ndarray:
-            start, stop, _ = shard_index[0].indices(size)
-            at = int(np.searchsorted(rows, start))
-            return host_array[at : at + stop - start]
+            start, stop, _ = shard_index[0].indices(batch_size)
+            offset = int(np.searchsorted(rows, start))
+            return host_array[offset : offset + stop - start]
 
-        return jax.make_array_from_callback((size, *host_array.shape[1:]), sharding, read_shard)
+        return jax.make_array_from_callback((batch_size, *host_array.shape[1:]), sharding, read_shard)
 
     return jax.tree.map(make_global_array, batch)
 
@@ -155,19 +163,19 @@ def shard_batch(batch, mesh):
 
 
 def infer_mesh(tree):
-    """The mesh that the arguments of the function are on; None for one device."""
+    """Return the mesh of the arguments of a jitted function; None for one device."""
     mesh = jax.typeof(jax.tree.leaves(tree)[0]).sharding.mesh
     return mesh if mesh.size > 1 else None
 
 
 def constrain_to_mesh(tree):
-    """Parameters, moments or a whole state with every leaf where `TABLE` has it."""
+    """Constrain parameters, moments or a state to the shardings of `PARTITION_RULES`."""
     mesh = infer_mesh(tree)
     return tree if mesh is None else jax.lax.with_sharding_constraint(tree, infer_shardings(tree, mesh))
 
 
 def unshard_fsdp(params):
-    """Parameters as they are used, no longer split over `fsdp`; those of layers are gathered each in its turn."""
+    """Gather parameters over `fsdp` for their use; stacked layers are gathered one by one inside the scan."""
     mesh = infer_mesh(params)
     if mesh is None:
         return params
@@ -180,7 +188,7 @@ def unshard_fsdp(params):
 
 
 def map_rows(function, batch):
-    """`function(batch)`, which treats each row by itself, computed where the rows are."""
+    """Return `function(batch)`, which treats each row by itself, computed on the devices that hold the rows."""
     mesh = infer_mesh(batch)
     if mesh is None:
         return function(batch)

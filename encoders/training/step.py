@@ -1,4 +1,4 @@
-"""LOSS → UPDATE: the state of a run and the two pure functions that a run is made of."""
+"""Training state of a run, and its pure steps: a training step and an evaluation step."""
 
 from __future__ import annotations
 
@@ -13,26 +13,27 @@ from flax import struct
 
 from encoders.data.batch import Batch, build_single_example_batch
 from encoders.objectives.base import TaskModule
-from encoders.training.optimizer import Moments, OptimizerConfig
+from encoders.training.optimizer import OptimizerConfig
 from encoders.training.sharding import constrain_to_mesh, map_rows, unshard_fsdp
 from encoders.utils.metrics import Mean
 
 PARAMS_STREAM, DROPOUT_STREAM = 100, 101  # streams of random keys, beside those of objectives/masking.py
-SPIKE_MIN_UPDATES, SPIKE_MEAN_UPDATES = (
-    64,
-    128,
-)  # updates before a spike is one, and over how many its gradient is compared
+SPIKE_MIN_UPDATES = 64  # updates before any is a spike
+SPIKE_MEAN_UPDATES = 128  # updates that the mean gradient norm is taken over
 
 
 class TrainState(struct.PyTreeNode):
-    """All that a checkpoint holds. Keys are folded from (seed, step), never stored."""
+    """All that a checkpoint holds; random keys are folded from (seed, step) and never stored.
+
+    `moments` is the optimiser's state by the name of each of its transforms, for AdamW and LAMB `moments["adam"]`.
+    `update_guard` counts the skipped updates: `skipped_updates` in all and `consecutive_skips`. Where spikes are
+    skipped it also holds `mean_gradient_norm` and the number of updates in that mean, `measured_updates`.
+    """
 
     step: jax.Array
     params: dict
-    moments: Moments
-    update_guard: (
-        dict  # updates left out because loss or gradient was not finite, or a spike: in all, in a row; see `spiked`
-    )
+    moments: dict
+    update_guard: dict[str, jax.Array]
 
 
 def make_blank_batch(seq_length: int, required_fields: Iterable[str] = ()) -> Batch:
@@ -42,64 +43,75 @@ def make_blank_batch(seq_length: int, required_fields: Iterable[str] = ()) -> Ba
 
 
 def init_params(seed, module) -> dict:
-    """Fresh parameters of an objective's module; under `eval_shape` their shapes, of any size without memory."""
+    """Return fresh parameters of an objective's module; under `eval_shape` their shapes, without memory."""
     objective = module.objective
-    batch = objective.corrupt(
-        jax.tree.map(jnp.asarray, make_blank_batch(8, objective.required_fields)), module.vocab, 0
-    )
-    return module.init(jax.random.fold_in(jax.random.key(seed), PARAMS_STREAM), batch)["params"]
+    blank = jax.tree.map(jnp.asarray, make_blank_batch(8, objective.required_fields))
+    key = jax.random.fold_in(jax.random.key(seed), PARAMS_STREAM)
+    return module.init(key, objective.corrupt(blank, module.vocab, 0))["params"]
 
 
 def init_train_state(seed, *, module, optimizer: OptimizerConfig) -> TrainState:
-    """The state before the first step."""
+    """Return the state before the first step."""
     params = init_params(seed, module)
-    make_zero = lambda: jnp.zeros((), jnp.int32)  # each its own: a donated buffer may occur once
-    guard = {"skipped": make_zero(), "streak": make_zero()}
+    make_zero = lambda: jnp.zeros((), jnp.int32)  # a donated buffer may occur once
+    guard = {"skipped_updates": make_zero(), "consecutive_skips": make_zero()}
     if optimizer.skip_spikes_above is not None:
-        guard |= {"norm": jnp.zeros(()), "made": make_zero()}
+        guard |= {"mean_gradient_norm": jnp.zeros(()), "measured_updates": make_zero()}
     return TrainState(make_zero(), params, optimizer.init_moments(params), guard)
 
 
+def build_static_args(experiment, module) -> dict:
+    """Return the arguments of `train_step` that its compilation depends on, besides shapes."""
+    return {
+        "module": module,
+        "optimizer": experiment.optimizer,
+        "total_steps": experiment.num_steps,
+        "grad_accum_steps": experiment.grad_accum_steps,
+    }
+
+
 def detect_spike(update_guard: dict, gradient_norm, skip_spikes_above: float | None):
-    """Is a gradient of this norm a spike, more than `spike` times the mean of those of late; and that mean with it."""
+    """Return `(is_spike, statistics)`: is the norm above `skip_spikes_above` times the mean, and the mean with it."""
     if skip_spikes_above is None:
         return False, {}
-    made, mean = update_guard["made"], update_guard["norm"]
-    after = mean + (gradient_norm - mean) / jnp.minimum(made + 1, SPIKE_MEAN_UPDATES)
-    return (made >= SPIKE_MIN_UPDATES) & (gradient_norm > skip_spikes_above * mean), {"norm": after, "made": made + 1}
+    count, mean = update_guard["measured_updates"], update_guard["mean_gradient_norm"]
+    new_mean = mean + (gradient_norm - mean) / jnp.minimum(count + 1, SPIKE_MEAN_UPDATES)
+    is_spike = (count >= SPIKE_MIN_UPDATES) & (gradient_norm > skip_spikes_above * mean)
+    return is_spike, {"mean_gradient_norm": new_mean, "measured_updates": count + 1}
 
 
 def split_micro_batches(batch: Batch, num_micro_batches: int) -> Batch:
-    """`[b ...]` to `[count, b / count, ...]`; row i goes to part i mod count, so that no row changes its device."""
+    """Reshape `[b ...]` to `[n, b / n, ...]`; row i goes to micro-batch i mod n, so that no row changes its device."""
     return jax.tree.map(lambda x: x.reshape(-1, num_micro_batches, *x.shape[1:]).swapaxes(0, 1), batch)
 
 
 def compute_gradients(params: dict, batch: Batch, seed, step, *, module, grad_accum_steps: int = 1):
-    """Loss and metrics of the update after `at` others, and the loss's gradient: `((loss, metrics), gradient)`.
+    """Return `((loss, metrics), gradients)` of the update after `step` others.
 
     Each loss term is a sum over its count in the whole batch, so the micro-steps add up to one large step.
     """
     objective = module.objective
     batch = map_rows(lambda rows: objective.corrupt(rows, module.vocab, seed), batch)
-    scale = {name: objective.loss_weights[name] / jnp.maximum(n, 1) for name, n in objective.counts(batch).items()}
+    counts = objective.counts(batch)
+    scales = {name: objective.loss_weights[name] / jnp.maximum(count, 1) for name, count in counts.items()}
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), DROPOUT_STREAM), step)
 
     def loss_fn(params, micro_batch, index):
         rngs = {"dropout": jax.random.fold_in(key, index)}
         metrics = module.apply({"params": unshard_fsdp(params)}, micro_batch, train=True, rngs=rngs)
-        return sum(metrics[name].total * factor for name, factor in scale.items()), metrics
+        return sum(metrics[name].total * scale for name, scale in scales.items()), metrics
 
-    gradient = jax.value_and_grad(loss_fn, has_aux=True)
+    loss_and_gradients = jax.value_and_grad(loss_fn, has_aux=True)
     if grad_accum_steps == 1:
-        return gradient(params, batch, 0)
-    micros = split_micro_batches(batch, grad_accum_steps)
-    first = jax.tree.map(lambda x: x[0], micros)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, params, first, 0))
+        return loss_and_gradients(params, batch, 0)
+    micro_batches = split_micro_batches(batch, grad_accum_steps)
+    first = jax.tree.map(lambda x: x[0], micro_batches)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(loss_and_gradients, params, first, 0))
 
-    def accumulate_gradients(sums, micro_inputs):
-        return jax.tree.map(jnp.add, sums, gradient(params, *micro_inputs)), None
+    def accumulate(sums, micro_inputs):
+        return jax.tree.map(jnp.add, sums, loss_and_gradients(params, *micro_inputs)), None
 
-    sums, _ = jax.lax.scan(accumulate_gradients, zeros, (micros, jnp.arange(grad_accum_steps)))
+    sums, _ = jax.lax.scan(accumulate, zeros, (micro_batches, jnp.arange(grad_accum_steps)))
     return sums
 
 
@@ -114,35 +126,41 @@ def train_step(
     total_steps: int,
     grad_accum_steps: int = 1,
 ):
-    """One update on `batch`, of a run of `steps`, in `accumulate` micro-steps: `(state, metrics)`.
+    """Return `(state, metrics)` after one update, in a run of `total_steps`, by `grad_accum_steps` micro-steps.
 
-    An update that is not finite, or a spike, is left out and counted.
+    An update that is not finite, or a spike, is skipped and counted.
     """
-    found = compute_gradients(state.params, batch, seed, state.step, module=module, grad_accum_steps=grad_accum_steps)
-    (total, metrics), grads = found
-    norm = optax.tree.norm(grads)
-    updates, moments = optimizer.build_transformation(total_steps).update(grads, state.moments, state.params)
-    params = optax.apply_updates(state.params, updates)
-    params |= {part: state.params[part] for part in module.objective.frozen_params}  # nor does weight decay reach them
-    spike, calm = detect_spike(state.update_guard, norm, optimizer.skip_spikes_above)
-    good = jnp.isfinite(total) & jnp.isfinite(norm) & jnp.logical_not(spike)
-    select_finite = lambda new, old: jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
-    bad = (~good).astype(jnp.int32)
-    guard = {"skipped": state.update_guard["skipped"] + bad, "streak": (state.update_guard["streak"] + 1) * bad}
-    guard |= select_finite(calm, {name: state.update_guard[name] for name in calm})
+    (loss, metrics), gradients = compute_gradients(
+        state.params, batch, seed, state.step, module=module, grad_accum_steps=grad_accum_steps
+    )
+    updates, new_moments = optimizer.build_transformation(total_steps).update(gradients, state.moments, state.params)
+    new_params = optax.apply_updates(state.params, updates)
+    new_params |= {name: state.params[name] for name in module.objective.frozen_params}  # without weight decay
+
+    gradient_norm = optax.tree.norm(gradients)
+    is_spike, statistics = detect_spike(state.update_guard, gradient_norm, optimizer.skip_spikes_above)
+    is_applied = jnp.isfinite(loss) & jnp.isfinite(gradient_norm) & jnp.logical_not(is_spike)
+    select_applied = lambda new, old: jax.tree.map(lambda n, o: jnp.where(is_applied, n, o), new, old)
+    skipped = (~is_applied).astype(jnp.int32)
+    guard = {
+        "skipped_updates": state.update_guard["skipped_updates"] + skipped,
+        "consecutive_skips": (state.update_guard["consecutive_skips"] + 1) * skipped,
+    }
+    guard |= select_applied(statistics, {name: state.update_guard[name] for name in statistics})
+    new_params, new_moments = select_applied(new_params, state.params), select_applied(new_moments, state.moments)
+
     one = jnp.ones(())
-    metrics = jax.tree.map(lambda x: jnp.where(good, x, 0), metrics | {"gradient_norm": Mean(norm, one)})
-    metrics |= {"skipped": Mean(bad, one), "tokens": Mean(batch.num_tokens, one)}
-    return constrain_to_mesh(
-        TrainState(state.step + 1, select_finite(params, state.params), select_finite(moments, state.moments), guard)
-    ), metrics
+    metrics |= {"gradient_norm": Mean(gradient_norm, one)}
+    metrics = jax.tree.map(lambda x: jnp.where(is_applied, x, 0), metrics)
+    metrics |= {"skipped": Mean(skipped, one), "tokens": Mean(batch.num_tokens, one)}
+    return constrain_to_mesh(TrainState(state.step + 1, new_params, new_moments, guard)), metrics
 
 
 @partial(jax.jit, static_argnames="module")
 def eval_step(params: dict, batch: Batch, *, module) -> tuple[dict, dict]:
-    """Metrics of held-out rows, and of labelled ones what is said. No mask or sample depends on the run's seed."""
+    """Return metrics of held-out rows, and outputs of labelled ones. Masks and samples ignore the run's seed."""
     batch = map_rows(lambda rows: module.objective.corrupt(rows, module.vocab, 0), batch)
     params = unshard_fsdp(params)
     if isinstance(module, TaskModule):
-        return module.apply({"params": params}, batch, method="evaluate_batch")
+        return module.apply({"params": params}, batch, method=module.evaluate_batch)
     return module.apply({"params": params}, batch), {}

@@ -82,6 +82,6 @@ def test_losses_of_fine_tuning_are_those_of_torch(family, tmp_path):
             group["lr"] = float(experiment.optimizer.compute_learning_rate(index, STEPS))
         adam.step(), adam.zero_grad()
         placed = jax.tree.map(jnp.asarray, batch)
-        state, measured = step.train_step(state, placed, 0, **loop.build_static_args(experiment, run.module))
+        state, measured = step.train_step(state, placed, 0, **step.build_static_args(experiment, run.module))
         ours = measured["label_loss"]
         np.testing.assert_allclose(ours.total / ours.count, loss.item(), rtol=2e-4)

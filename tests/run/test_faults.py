@@ -18,7 +18,7 @@ from encoders.run import loop
 from encoders.run.folder import RunError, RunInUse, lock_run
 from encoders.run.preemption import STOPPED_STATUS, RunStopped, StopRequest, parse_duration
 from encoders.run.run import Run
-from encoders.training import checksums, metric_log
+from encoders.training import checkpoint, metric_log
 from encoders.training.checkpoint import Checkpoints
 from tests import texts
 from tests.run.test_loop import assert_same_run, experiment, quiet
@@ -86,9 +86,9 @@ def test_a_number_that_is_not_the_one_that_was_saved_is_named(whole, cut):
     _, state, notes = run.restore_latest(checkpoints, pytest.fail)
     checkpoints.close()
     recorded = notes["checksums"]["params"]
-    assert checksums.find_changed_leaves(state.params, recorded) == []
+    assert checkpoint.find_changed_leaves(state.params, recorded) == []
     path = sorted(recorded)[3]
-    assert checksums.find_changed_leaves(state.params, recorded | {path: [0, 0]}) == [path]
+    assert checkpoint.find_changed_leaves(state.params, recorded | {path: [0, 0]}) == [path]
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -208,23 +208,23 @@ def tree():
 
 
 def test_checksums_are_the_same_on_the_host_and_on_devices(monkeypatch):
-    here = checksums.compute_checksums(tree())
+    here = checkpoint.compute_checksums(tree())
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert checksums.compute_checksums(tree()) == here
+    assert checkpoint.compute_checksums(tree()) == here
     monkeypatch.undo()
-    monkeypatch.setattr(checksums, "BLOCK_ELEMENTS", 7)
-    assert checksums.compute_checksums(tree()) == here
+    monkeypatch.setattr(checkpoint, "BLOCK_ELEMENTS", 7)
+    assert checkpoint.compute_checksums(tree()) == here
 
 
 def test_a_changed_bit_and_two_elements_in_each_others_place_are_noticed():
     made = tree()
-    recorded = checksums.compute_checksums(made)
-    assert checksums.find_changed_leaves(made, recorded) == []
+    recorded = checkpoint.compute_checksums(made)
+    assert checkpoint.find_changed_leaves(made, recorded) == []
     bits = np.asarray(made["a"]).copy()
     bits.view(np.uint32)[3, 2, 1] ^= 1 << 22
-    assert checksums.find_changed_leaves(made | {"a": bits}, recorded) == ["a"]
-    assert checksums.find_changed_leaves(made | {"a": np.asarray(made["a"])[::-1]}, recorded) == ["a"]
-    assert checksums.find_changed_leaves(made | {"f": -made["f"]}, recorded) == ["f"]
+    assert checkpoint.find_changed_leaves(made | {"a": bits}, recorded) == ["a"]
+    assert checkpoint.find_changed_leaves(made | {"a": np.asarray(made["a"])[::-1]}, recorded) == ["a"]
+    assert checkpoint.find_changed_leaves(made | {"f": -made["f"]}, recorded) == ["f"]
 
 
 TERMINATED = """

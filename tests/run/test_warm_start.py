@@ -22,7 +22,7 @@ from encoders.run import loop
 from encoders.run.evaluate import evaluate_run
 from encoders.run.folder import RunError
 from encoders.run.prepare_run import register_run
-from encoders.run.run import Run, build_static_args
+from encoders.run.run import Run
 from encoders.run.warm_start import WarmStart, init_sharded_state
 from encoders.tasks.classification import Classification
 from encoders.text.tokenization import TokenizerSpec
@@ -87,7 +87,7 @@ def by_heart(state, run, steps: int):
         )
     )
     for _ in range(steps):
-        state, measured = step.train_step(state, batch, 0, **build_static_args(whole, run.module))
+        state, measured = step.train_step(state, batch, 0, **step.build_static_args(whole, run.module))
         means = {name: mean_value(measured[name]) for name in whole.objective.loss_weights}
         losses.append(total_loss(means, whole.objective.loss_weights))
     return state, losses

@@ -73,7 +73,7 @@ def test_a_device_of_eight_holds_an_eighth_of_parameters_and_moments():
     mesh = AbstractMesh((1, 8, 1), MESH_AXES)
     module = MaskedLM(sentence_task=NextSentencePrediction()).module(bert.BASE, make_blank_vocab(bert.BASE.vocab_size))
     state = jax.eval_shape(partial(step.init_train_state, module=module, optimizer=AdamW(1e-4, 1)), 0)
-    for tree in (state.params, state.moments.m, state.moments.v):
+    for tree in (state.params, state.moments["adam"].m, state.moments["adam"].v):
         size = lambda leaf, place: math.prod(place.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         held = sum(jax.tree.leaves(jax.tree.map(size, tree, infer_shardings(tree, mesh))))
         whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

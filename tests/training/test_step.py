@@ -95,7 +95,9 @@ def parameters(objective):
 
 def state(objective=PAIRS, step=0, params=None):
     params, zero = params or parameters(objective), lambda: jnp.zeros((), jnp.int32)  # a donated buffer may occur once
-    return TrainState(zero() + step, params, DESCENT.init_moments(params), {"skipped": zero(), "streak": zero()})
+    return TrainState(
+        zero() + step, params, DESCENT.init_moments(params), {"skipped_updates": zero(), "consecutive_skips": zero()}
+    )
 
 
 @cache
@@ -153,7 +155,7 @@ def test_the_loss_is_the_generator_s_mean_and_fifty_times_the_discriminator_s():
 
 def test_an_update_that_is_not_finite_is_left_out_and_counted():
     good, _ = step(state())
-    assert (good.step, good.update_guard) == (1, {"skipped": 0, "streak": 0})
+    assert (good.step, good.update_guard) == (1, {"skipped_updates": 0, "consecutive_skips": 0})
     assert not equal(good.params, parameters(PAIRS)) and not equal(
         good.moments, DESCENT.init_moments(parameters(PAIRS))
     )
@@ -161,34 +163,39 @@ def test_an_update_that_is_not_finite_is_left_out_and_counted():
     once, metrics = step(good.replace(params=broken))
     assert (metrics["mlm_loss"], metrics["skipped"].total) == ((0, 0), 1)  # it counts nowhere but as skipped
     assert equal(once.params, broken) and equal(once.moments, good.moments)
-    assert (once.step, once.update_guard) == (2, {"skipped": 1, "streak": 1})
+    assert (once.step, once.update_guard) == (2, {"skipped_updates": 1, "consecutive_skips": 1})
     twice, _ = step(once)
-    assert (twice.step, twice.update_guard) == (3, {"skipped": 2, "streak": 2})
+    assert (twice.step, twice.update_guard) == (3, {"skipped_updates": 2, "consecutive_skips": 2})
     healed, metrics = step(twice.replace(params=good.params))
     assert np.isfinite(metrics["mlm_loss"].total) and not equal(healed.params, good.params)
-    assert (healed.step, healed.update_guard) == (4, {"skipped": 2, "streak": 0})
+    assert (healed.step, healed.update_guard) == (4, {"skipped_updates": 2, "consecutive_skips": 0})
 
 
 def test_a_spike_is_left_out_and_remembered_by_no_mean():
     wary = Descent(skip_spikes_above=3.0)
-    calm = {"skipped": np.int32(0), "streak": np.int32(0), "norm": np.float32(0), "made": np.int32(0)}
+    calm = {
+        "skipped_updates": np.int32(0),
+        "consecutive_skips": np.int32(0),
+        "mean_gradient_norm": np.float32(0),
+        "measured_updates": np.int32(0),
+    }
     begun = state().replace(update_guard=calm)
     given = dict(module=PAIRS.module(MODEL, FACTS), optimizer=wary, total_steps=10)
     program = train_step.lower(begun, ROWS, 3, **given).compile(compiler_options=QUICK)
     after = lambda guard: jax.device_get(program(state().replace(update_guard=guard), ROWS, 3))
     first, metrics = after(calm)
     norm = metrics["gradient_norm"].total
-    assert (first.update_guard["norm"], first.update_guard["made"]) == (norm, 1)
+    assert first.update_guard["mean_gradient_norm"] == norm and first.update_guard["measured_updates"] == 1
     for made, mean, left_out in (
         (SPIKE_MIN_UPDATES, norm / 2, 0),
         (SPIKE_MIN_UPDATES - 1, norm / 4, 0),
         (SPIKE_MIN_UPDATES, norm / 4, 1),
     ):
-        found, _ = after(calm | {"norm": np.float32(mean), "made": np.int32(made)})
-        assert found.update_guard["skipped"] == found.update_guard["streak"] == left_out
+        found, _ = after(calm | {"mean_gradient_norm": np.float32(mean), "measured_updates": np.int32(made)})
+        assert found.update_guard["skipped_updates"] == found.update_guard["consecutive_skips"] == left_out
         assert equal(found.params, parameters(PAIRS)) == bool(left_out)
-        assert found.update_guard["made"] == made + 1 - left_out
-        assert (found.update_guard["norm"] == np.float32(mean)) == bool(left_out)
+        assert found.update_guard["measured_updates"] == made + 1 - left_out
+        assert (found.update_guard["mean_gradient_norm"] == np.float32(mean)) == bool(left_out)
 
 
 # Randomness -----------------------------------------------------------------------------------------------------------
@@ -235,9 +242,13 @@ def test_a_run_starts_from_its_seed_alone():
     start = jax.jit(start, compiler_options=QUICK)
     one, same, other = (jax.device_get(start(seed)) for seed in (0, 0, 1))
     assert equal(one, same) and not equal(one.params, other.params)
-    assert (one.step, one.moments.count, one.update_guard) == (0, 0, {"skipped": 0, "streak": 0})
+    assert (one.step, one.moments["adam"].count, one.update_guard) == (
+        0,
+        0,
+        {"skipped_updates": 0, "consecutive_skips": 0},
+    )
     shape = lambda tree: jax.tree.map(np.shape, tree)
-    assert shape(one.params) == shape(parameters(PAIRS)) == shape(one.moments.m) == shape(one.moments.v)
+    assert shape(one.params) == shape(parameters(PAIRS)) == shape(one.moments["adam"].m) == shape(one.moments["adam"].v)
     assert {leaf.dtype for leaf in jax.tree.leaves(one.params)} == {np.dtype("float32")}
 
 
@@ -257,7 +268,7 @@ def test_no_buffer_of_the_first_state_occurs_twice():  # it is donated to the fi
     leaves = jax.tree.leaves(
         init_train_state(0, module=OneWeight(), optimizer=AdamW(learning_rate=0.1, warmup_steps=0))
     )
-    assert len({leaf.unsafe_buffer_pointer() for leaf in leaves}) == len(leaves) == 1 + 1 + 3 + 2
+    assert len({leaf.unsafe_buffer_pointer() for leaf in leaves}) == len(leaves) == 1 + 1 + 4 + 2
 
 
 def test_a_blank_batch_has_the_fields_of_a_batch():
