@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from encoders.bench import inputs
-from encoders.bench.communication import measure_communication
 from encoders.bench.data_speed import measure_data_speed
+from encoders.bench.link_times import measure_communication
 from encoders.bench.rounds import ALLOCATOR_ENVIRONMENT, ResultRow, Timing, Variant, compute_speedup, time_alternately
 from encoders.costs.ledger import count_params, count_saved_activations, eval_param_shapes, step_flops
 from encoders.costs.objective_flops import list_trained_configs
@@ -92,7 +92,7 @@ class BenchInput:
             "task": options.task,
             "experiment": to_json_value(apply_settings(self.experiment, settings)),
         }
-        return Variant(name, "ours", spec, options.build_environment())
+        return Variant(name, "jax", spec, options.build_environment())
 
 
 @contextmanager
@@ -116,7 +116,7 @@ def prepare_bench_input(experiment: Experiment, options: BenchOptions) -> Iterat
 def make_matmul_variant(dtype: str, options: BenchOptions) -> Variant:
     """The ceiling: a product of matrices again and again."""
     spec = {"task": "product", "sizes": MATMUL_SIZES if options.device == "cpu" else LARGE_MATMUL_SIZES, "dtype": dtype}
-    return Variant(f"product {dtype}", "ours", spec, options.build_environment())
+    return Variant(f"product {dtype}", "jax", spec, options.build_environment())
 
 
 def make_timing_row(label: str, timing: Timing, num_tokens: float) -> ResultRow:
@@ -241,7 +241,7 @@ def make_peer_variants(bench_input: BenchInput, engines: dict[str, dict], option
         "inputs": str(path),
     }
     return [
-        Variant(f"{experiment.name}, transformers {name}", "theirs", shared | way, options.build_environment())
+        Variant(f"{experiment.name}, transformers {name}", "torch", shared | way, options.build_environment())
         for name, way in engines.items()
     ]
 
@@ -290,10 +290,10 @@ def measure_ablations(experiments: Sequence[Experiment], options: BenchOptions) 
 def measure_ceiling(experiments: Sequence[Experiment], options: BenchOptions) -> Iterator[ResultRow]:
     """What this device can do at most: products of matrices in each dtype, and memory read and written."""
     spec = {"task": "copy", "bytes": 2**28}
-    memory = Variant("memory", "ours", spec, options.build_environment())
+    memory = Variant("memory", "jax", spec, options.build_environment())
     products = [make_matmul_variant(dtype, options) for dtype in ("float32", "bfloat16")]
     settings = {"threads": 1, "fast": True, "device": options.torch_device}
-    torch = [Variant(f"{each.name}, torch", "theirs", each.spec | settings, each.environment) for each in products]
+    torch = [Variant(f"{each.name}, torch", "torch", each.spec | settings, each.environment) for each in products]
     for name, timing in options.time_variants(*products, *torch, memory).items():
         rate = timing.info.get("flops", timing.info.get("bytes")) / timing.median_seconds() / 1e9
         row = {"what": name, "rate": rate, "unit": "GB/s" if name == "memory" else "GFLOP/s"}

@@ -1,7 +1,7 @@
-"""Timing: each variant a process of its own, resident and pinned, all of them in turn, so that they share every moment.
+"""Timing of variants in alternating rounds, each in a pinned process of its own.
 
-On a shared machine wall time says little: what counts is the processor time of one pinned core, and a ratio is given
-only where wall time shows that the core was free. On an accelerator the wall time of many steps in a row counts.
+On a shared machine wall time is unreliable, so the processor time of one pinned core counts. A speed-up is reported only
+where wall time shows that the core was free. On an accelerator the wall time of many steps in a row counts.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ResultRow = dict[str, object]  # of a table: column and value
-MAX_WALL_TO_CPU = 1.3  # wall over processor time, above which no ratio is given
-# glibc gives freed memory back to the system, from threads' own arenas always, and faults it in again in every step;
-# both sides of a ratio keep it.
+ResultRow = dict[str, object]  # values of a table's row, by column
+MAX_WALL_TO_CPU = 1.3  # wall over processor time, above which no speed-up is reported
+# glibc returns freed memory to the system and faults it in again in every step; with these settings it does not.
 ALLOCATOR_ENVIRONMENT = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_MAX_": "0",
@@ -32,17 +31,17 @@ ALLOCATOR_ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class Variant:
-    """One side of a comparison: `module` (ours, theirs or links) builds the work that `spec` describes."""
+    """One side of a comparison: `builder`, one of `worker.BUILDERS`, builds the work that `spec` describes."""
 
     name: str
-    module: str
+    builder: str
     spec: dict
     environment: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
 class Timing:
-    """What a variant said of itself, and processor and wall seconds of a unit of its work, a pair a round."""
+    """Facts about a variant, and by round the processor and wall seconds of a unit of its work and its value."""
 
     info: dict
     cpu_seconds: list[float] = field(default_factory=list)
@@ -50,30 +49,29 @@ class Timing:
     values: list[float] = field(default_factory=list)
 
     def median_seconds(self) -> float:
-        """The median of what counts on this device."""
+        """Return the median of `get_device_seconds`."""
         return statistics.median(self.get_device_seconds())
 
     def get_device_seconds(self) -> list[float]:
+        """Return processor seconds on a CPU, and wall seconds on an accelerator."""
         return self.cpu_seconds if self.info.get("device", "cpu") == "cpu" else self.wall_seconds
 
     def compute_quartiles(self) -> list[float]:
-        """The three quartiles, of two rounds or more."""
+        """Return the three quartiles of two rounds or more."""
         return statistics.quantiles(self.get_device_seconds(), n=4, method="inclusive")
 
     def upper_quartile(self) -> float:
-        """The upper quartile, by which the best of several is chosen: one that varies is no good choice."""
+        """Return the upper quartile, by which the best variant is chosen: a choice that varies is a bad one."""
         return max(self.get_device_seconds()) if len(self.get_device_seconds()) < 4 else self.compute_quartiles()[2]
 
     def wall_to_cpu_ratio(self) -> float:
-        """Wall over processor time, 1 where wall time counts anyway."""
-        return (
-            statistics.median(self.wall_seconds) / statistics.median(self.cpu_seconds)
-            if self.get_device_seconds() is self.cpu_seconds
-            else 1.0
-        )
+        """Return wall over processor time, or 1 where wall time counts."""
+        if self.get_device_seconds() is self.wall_seconds:
+            return 1.0
+        return statistics.median(self.wall_seconds) / statistics.median(self.cpu_seconds)
 
     def relative_spread(self) -> float:
-        """The distance of the quartiles over the median."""
+        """Return the distance of the quartiles over the median."""
         if len(self.get_device_seconds()) < 2:
             return 0.0
         low, _, high = self.compute_quartiles()
@@ -81,33 +79,31 @@ class Timing:
 
 
 def compute_speedup(slow: Timing, fast: Timing) -> float | None:
-    """How many times as long `slow` takes; None where the machine was too busy to say."""
-    return (
-        None
-        if max(slow.wall_to_cpu_ratio(), fast.wall_to_cpu_ratio()) > MAX_WALL_TO_CPU
-        else slow.median_seconds() / fast.median_seconds()
-    )
+    """Return the seconds of `slow` over those of `fast`; None where the machine was too busy to compare them."""
+    if max(slow.wall_to_cpu_ratio(), fast.wall_to_cpu_ratio()) > MAX_WALL_TO_CPU:
+        return None
+    return slow.median_seconds() / fast.median_seconds()
 
 
 def time_call(work: Callable[[], object]) -> tuple[float, float, object]:
-    """Processor and wall seconds of `work`, and what it gives."""
+    """Return the processor and wall seconds of `work()`, and its value."""
     cpu, wall = time.process_time(), time.perf_counter()
     value = work()
     return time.process_time() - cpu, time.perf_counter() - wall, value
 
 
 def choose_num_repeats(work: Callable[[], object], target_seconds: float = 0.5) -> int:
-    """How often something short is to be done to take about `seconds`."""
+    """Return the number of repeats of a short piece of work that take about `target_seconds`."""
     work()
     return max(1, round(target_seconds / max(time_call(work)[1], 1e-9)))
 
 
 class VariantUnavailable(Exception):
-    """A variant that cannot run here, and why."""
+    """A variant that cannot run on this machine, with the reason."""
 
 
 class VariantWorker:
-    """The process of one variant."""
+    """The process of one variant, which answers requests line by line."""
 
     def __init__(self, variant: Variant, core: int | None):
         environment = os.environ | {"PYTHONWARNINGS": "ignore"} | variant.environment
@@ -121,19 +117,19 @@ class VariantWorker:
             env=environment | {"PYTHONPATH": os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))},
         )
         try:
-            self.info = self.send_request({"module": variant.module, "spec": variant.spec, "core": core})
+            self.info = self.send_request({"builder": variant.builder, "spec": variant.spec, "core": core})
         except VariantUnavailable:
             self.close()
             raise
 
     def send_request(self, request: dict) -> dict:
-        """The answer to a message. Raises `VariantUnavailable` with what the process said when it could not."""
+        """Return the answer to a request. Raises `VariantUnavailable` with the error of the process."""
         try:
             self.process.stdin.write(json.dumps(request) + "\n")
             self.process.stdin.flush()
             answer = json.loads(self.process.stdout.readline())
         except (OSError, ValueError):
-            raise VariantUnavailable(f"its process ended with {self.process.wait()}") from None
+            raise VariantUnavailable(f"its process ended with status {self.process.wait()}") from None
         if "error" in answer:
             raise VariantUnavailable(answer["error"])
         return answer
@@ -142,7 +138,7 @@ class VariantWorker:
         self.process.kill()
         self.process.wait()
         self.process.stdout.close()
-        with suppress(OSError):  # what it did not read any more
+        with suppress(OSError):  # requests that were not read
             self.process.stdin.close()
 
 
@@ -150,7 +146,7 @@ class VariantWorker:
 def drop_if_unavailable(
     variant_name: str, workers: dict[str, VariantWorker], log: Callable[[str], None]
 ) -> Iterator[None]:
-    """A variant that fails inside is said to be left out, and its process ended."""
+    """Log a variant that fails inside as left out, and end its process."""
     try:
         yield
     except VariantUnavailable as error:
@@ -162,9 +158,9 @@ def drop_if_unavailable(
 def time_alternately(
     variants: Sequence[Variant], rounds: int, units: int, core: int | None, log: Callable[[str], None]
 ) -> dict[str, Timing]:
-    """Every variant's timing of `rounds` rounds, each of `units` units of work, in one run; the odd rounds backwards.
+    """Return the timing of every variant over `rounds` rounds of `units` units of work; odd rounds run backwards.
 
-    A variant that cannot run here is left out, and `say` is told why.
+    A variant that cannot run is left out, and the reason is logged.
     """
     workers: dict[str, VariantWorker] = {}
     try:
@@ -172,13 +168,14 @@ def time_alternately(
             with drop_if_unavailable(variant.name, workers, log):
                 workers[variant.name] = VariantWorker(variant, core)
         timings = {name: Timing(worker.info) for name, worker in workers.items()}
-        for round in range(-1, rounds):  # the first one only warms up
-            for name in list(workers)[:: -1 if round % 2 else 1]:
+        for round_index in range(-1, rounds):  # round -1 warms up
+            names = list(workers)
+            for name in reversed(names) if round_index % 2 else names:
                 with drop_if_unavailable(name, workers, log):
                     answer = workers[name].send_request({"units": units})
                     if not math.isfinite(answer["value"]):
-                        raise VariantUnavailable(f"what it computes is {answer['value']}")
-                    if round >= 0:
+                        raise VariantUnavailable(f"it computes {answer['value']}")
+                    if round_index >= 0:
                         timings[name].cpu_seconds.append(answer["cpu"] / units)
                         timings[name].wall_seconds.append(answer["wall"] / units)
                         timings[name].values.append(answer["value"])

@@ -1,4 +1,4 @@
-"""The process of one variant: builds its work, then does as many units of it as each line of its input asks for."""
+"""Process of one variant: it builds its work, then does the units of it that each line of its input requests."""
 
 from __future__ import annotations
 
@@ -12,44 +12,45 @@ from collections.abc import Callable
 from encoders.bench.rounds import time_call
 
 BUILDERS = {
-    "ours": ("our_step", "build_jax_work"),
-    "theirs": ("their_step", "build_torch_work"),
-    "links": ("communication", "build_communication_work"),
+    "jax": ("jax_step", "build_jax_work"),
+    "torch": ("torch_step", "build_torch_work"),
+    "links": ("link_times", "build_communication_work"),
 }
 
 
 def serve_variant() -> None:
+    """Build the work of the first line of the standard input, then answer every further line until its end."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever a library prints must not get between the answers
-    order = json.loads(sys.stdin.readline())
-    if order["core"] is not None:
-        os.sched_setaffinity(0, {order["core"]})  # before any library counts the cores
+    os.dup2(2, 1)  # the prints of libraries must not mix with the answers
+    request = json.loads(sys.stdin.readline())
+    if request["core"] is not None:
+        os.sched_setaffinity(0, {request["core"]})  # before any library counts the cores
 
     def send_answer(message: dict) -> None:
         print(json.dumps(message), file=answers, flush=True)
 
     try:
-        run, facts = import_builder(order["module"])(order["spec"])
+        run_unit, info = import_builder(request["builder"])(request["spec"])
     except Exception as error:
         send_answer({"error": f"{type(error).__name__}: {str(error).strip() or 'no message'}"})
         return
-    send_answer(facts)
+    send_answer(info)
     for line in sys.stdin:
         units = json.loads(line)["units"]
         try:
-            send_answer(time_units(run, units) if units else {"peak_bytes": measure_peak_bytes()})
+            send_answer(time_units(run_unit, units) if units else {"peak_bytes": measure_peak_bytes()})
         except Exception as error:
             send_answer({"error": f"{type(error).__name__}: {str(error).strip()[:500]}"})
 
 
-def import_builder(side: str) -> Callable[[dict], tuple[Callable, dict]]:
-    """The function that builds the work of a side; no other side's libraries are imported."""
-    module, function = BUILDERS[side]
+def import_builder(name: str) -> Callable[[dict], tuple[Callable, dict]]:
+    """Return the function that builds a variant's work; no other variant's libraries are imported."""
+    module, function = BUILDERS[name]
     return getattr(importlib.import_module(f"encoders.bench.{module}"), function)
 
 
 def time_units(run_unit: Callable, num_units: int) -> dict:
-    """Processor and wall seconds of `units` units of work, and what the last one computed."""
+    """Return processor and wall seconds of `num_units` units of work, and the value of the last one."""
 
     def run_units() -> float:
         for _ in range(num_units):
@@ -60,7 +61,7 @@ def time_units(run_unit: Callable, num_units: int) -> dict:
 
 
 def measure_peak_bytes() -> int:
-    """The most memory that this process had: of the accelerator if it has one, else of the machine."""
+    """Return the peak memory of this process: on its accelerator if it uses one, else on the machine."""
     if "torch" in sys.modules and sys.modules["torch"].cuda.is_initialized():
         return sys.modules["torch"].cuda.max_memory_allocated()
     if "jax" in sys.modules and (stats := sys.modules["jax"].local_devices()[0].memory_stats()):

@@ -34,8 +34,8 @@ def test_the_spread_is_the_distance_of_the_quartiles_over_the_median():
 
 def test_variants_take_turns_and_one_that_cannot_run_is_left_out_with_its_reason():
     said = []
-    odd = Variant("odd", "ours", SPEC | {"sizes": (8, 4)})
-    timings = time_alternately([Variant("a", "ours", SPEC), odd, Variant("b", "ours", SPEC)], 3, 2, None, said.append)
+    odd = Variant("odd", "jax", SPEC | {"sizes": (8, 4)})
+    timings = time_alternately([Variant("a", "jax", SPEC), odd, Variant("b", "jax", SPEC)], 3, 2, None, said.append)
     assert list(timings) == ["a", "b"] and len(said) == 1 and said[0].startswith("odd is left out: ValueError")
     for timing in timings.values():
         assert len(timing.cpu_seconds) == len(timing.wall_seconds) == 3 and min(timing.wall_seconds) > 0
@@ -45,4 +45,4 @@ def test_variants_take_turns_and_one_that_cannot_run_is_left_out_with_its_reason
 
 def test_a_process_that_ends_is_unavailable():
     with pytest.raises(VariantUnavailable, match="its process ended with"):
-        VariantWorker(Variant("none", "ours", SPEC, {"PYTHONHOME": "nowhere"}), None)
+        VariantWorker(Variant("none", "jax", SPEC, {"PYTHONHOME": "nowhere"}), None)

@@ -18,8 +18,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from encoders.bench.communication import Collective, compile_train_step, parse_collectives
 from encoders.bench.inputs import read_text_batches
+from encoders.costs.communication import Collective, compile_train_step, parse_collectives
 from encoders.data.formats import ElectraPairs, SegmentPairs
 from encoders.data.spec import PretrainingData
 from encoders.data.stream import Phase

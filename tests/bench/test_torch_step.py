@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from encoders.bench import their_step
+from encoders.bench import torch_step
 
 pytestmark = pytest.mark.live
 VOCAB, B, L = 97, 3, 10
@@ -45,14 +45,14 @@ def spec(tmp_path):
         config = CONFIG | OWN.get(family, {})
         generator = config | {"hidden_size": 12, "intermediate_size": 30} if family == "electra" else None
         fixed = {"task": "train", "dtype": "float32", "engine": "eager", "fast": True, "device": "cpu", "threads": 1}
-        own = {"family": family, "config": config, "generator": generator, "pair": family in their_step.PAIR_LABELS}
+        own = {"family": family, "config": config, "generator": generator, "pair": family in torch_step.PAIR_LABELS}
         return fixed | own | {"inputs": str(tmp_path / "inputs.npz")} | changes
 
     return order
 
 
 def trained(spec, steps=20):
-    run, facts = their_step.build_torch_work(spec)
+    run, facts = torch_step.build_torch_work(spec)
     return [float(run()) for _ in range(steps)], facts
 
 
@@ -83,30 +83,30 @@ def test_onnxruntime_and_torch_compute_the_same_hidden_states(spec):
     pytest.importorskip("onnxruntime")
     for padding in (0, 3):
         orders = [spec(padding=padding, task="infer", engine=engine) for engine in ("eager", "onnxruntime")]
-        eager, exported = (float(their_step.build_torch_work(order)[0]()) for order in orders)
+        eager, exported = (float(torch_step.build_torch_work(order)[0]()) for order in orders)
         assert exported == pytest.approx(eager, abs=1e-4)
 
 
 def test_electras_two_models_share_one_tensor_of_embeddings(spec):
     order = spec("electra")
-    (generator, discriminator), _ = their_step.build_torch_electra(order)
+    (generator, discriminator), _ = torch_step.build_torch_electra(order)
     word = discriminator.electra.embeddings.word_embeddings.weight
     assert generator.electra.embeddings.word_embeddings.weight is word
     assert generator.generator_lm_head.weight is word
     both = sum(p.numel() for model in (generator, discriminator) for p in model.parameters())
     shared = sum(p.numel() for p in discriminator.electra.embeddings.parameters())
-    assert their_step.build_torch_work(order)[1]["parameters"] == both - shared
+    assert torch_step.build_torch_work(order)[1]["parameters"] == both - shared
 
 
 @pytest.mark.parametrize("padding", [0, 3])
 def test_a_mask_is_passed_only_where_there_is_padding(padding, spec):
-    (batch,) = their_step.load_torch_batches(spec(padding=padding))
+    (batch,) = torch_step.load_torch_batches(spec(padding=padding))
     assert ("attention_mask" in batch["inputs"]) == bool(padding)
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "albert", "electra"])
 def test_inference_is_the_encoder_without_a_pooler(family, spec):
-    run, facts = their_step.build_torch_work(spec(family, task="infer"))
+    run, facts = torch_step.build_torch_work(spec(family, task="infer"))
     assert facts["attention"] == "sdpa, flash_attention"
     assert float(run()) == float(run())
     hidden, embedding = CONFIG["hidden_size"], OWN.get(family, {}).get("embedding_size", CONFIG["hidden_size"])
@@ -120,7 +120,7 @@ def test_inference_is_the_encoder_without_a_pooler(family, spec):
 
 def test_inference_in_bfloat16_gives_nearly_the_same_checksum(spec):
     exact, rounded = (
-        float(their_step.build_torch_work(spec(task="infer", dtype=dtype))[0]()) for dtype in ("float32", "bfloat16")
+        float(torch_step.build_torch_work(spec(task="infer", dtype=dtype))[0]()) for dtype in ("float32", "bfloat16")
     )
     assert rounded == pytest.approx(exact, abs=0.02 * B * L)
     assert rounded != exact
@@ -128,4 +128,4 @@ def test_inference_in_bfloat16_gives_nearly_the_same_checksum(spec):
 
 def test_an_engine_that_cannot_do_the_work_is_named(spec):
     with pytest.raises(ValueError, match="engine='onnxruntime' does not do train, cpu, float32; eager, compile do"):
-        their_step.build_torch_work(spec(engine="onnxruntime"))
+        torch_step.build_torch_work(spec(engine="onnxruntime"))

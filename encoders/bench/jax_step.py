@@ -1,4 +1,4 @@
-"""Units of work of ours: a training step, the encoder alone, and this device's ceilings."""
+"""Units of work of this package: a training step, the encoder alone, and the device's peak rates."""
 
 from __future__ import annotations
 
@@ -22,16 +22,18 @@ TimedWork = tuple[Callable[[], object], dict]
 
 
 def build_jax_work(spec: dict) -> TimedWork:
-    """A unit of work to be timed, and facts about it."""
-    return {
+    """Return a unit of work to time, and facts about it."""
+    builders = {
         "train": build_train_work,
         "infer": build_inference_work,
         "product": build_matmul_work,
         "copy": build_copy_work,
-    }[spec["task"]](spec)
+    }
+    return builders[spec["task"]](spec)
 
 
 def describe_jax_device(**info) -> dict:
+    """Return the device and the versions of libraries, with `info`."""
     device = jax.devices()[0]
     return {
         "device": device.platform,
@@ -41,17 +43,19 @@ def describe_jax_device(**info) -> dict:
 
 
 def compile_with_stats(function, *arguments, **static_args) -> tuple[Callable, dict]:
-    """The executable of a jitted function, and what making it took: processor seconds, and bytes it works in."""
-    jax.block_until_ready(arguments)  # or making them is counted
+    """Return the executable of a jitted function, its processor seconds of compilation and its bytes of workspace."""
+    jax.block_until_ready(arguments)  # else their computation is counted
     start = time.process_time()
     executable = function.lower(*arguments, **static_args).compile()
     seconds, memory = time.process_time() - start, executable.memory_analysis()
-    facts = {"compile_seconds": seconds}
-    return executable, facts | ({} if memory is None else {"temporary_bytes": memory.temp_size_in_bytes})
+    stats = {"compile_seconds": seconds}
+    if memory is not None:
+        stats["temporary_bytes"] = memory.temp_size_in_bytes
+    return executable, stats
 
 
 def build_train_work(spec: dict) -> TimedWork:
-    """`train_step` of an experiment, with batches from host memory."""
+    """Return `train_step` of an experiment, with batches from host memory."""
     experiment, facts = from_json_value(spec["experiment"]), VocabInfo.from_json_value(spec["facts"])
     batches = load_batches(spec["inputs"])
     module = experiment.objective.module(experiment.model, facts)
@@ -89,11 +93,11 @@ def build_inference_work(spec: dict) -> TimedWork:
 
 
 def build_matmul_work(spec: dict) -> TimedWork:
-    """A product of matrices of a feed-forward layer: the rate that nothing here can exceed."""
+    """Return repeated products of the sizes of a feed-forward layer, the peak rate of the device."""
     n, d, f = spec["sizes"]
     a, b = jnp.full((n, d), 0.5, spec["dtype"]), jnp.ones((d, f), spec["dtype"])
 
-    def repeat_matmul(a, b, num_repeats):  # each product depends on the one before, so that none is left out
+    def repeat_matmul(a, b, num_repeats):  # each product depends on the one before, so that XLA keeps all
         multiply_once = lambda _, x: (x @ b)[:, :d] * jnp.asarray(1 / d, x.dtype)
         return jax.lax.fori_loop(0, num_repeats, multiply_once, a)[0, 0]
 
@@ -103,7 +107,7 @@ def build_matmul_work(spec: dict) -> TimedWork:
 
 
 def build_copy_work(spec: dict) -> TimedWork:
-    """Adding one to a large array: the rate at which memory is read and written."""
+    """Return the addition of 1 to a large array, the rate at which memory is read and written."""
     count = spec["bytes"] // 4
     x = jnp.zeros(count, jnp.float32)
     call, taken = compile_with_stats(jax.jit(lambda x: x + 1, donate_argnums=0), x)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from encoders.bench.communication import (
+from encoders.costs.communication import (
     DEVICES_PER_NODE,
     Collective,
     compute_gradient_share,

@@ -1,0 +1,129 @@
+"""Communication of a training step between devices: the collectives of its compiled program, and their bytes."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+
+from encoders.experiment import Experiment
+from encoders.text.tokenization import VocabInfo
+from encoders.training import sharding, step
+
+DEVICES_PER_NODE = 8  # joined by the fast links
+# Bytes/s that a device sends to the others of its node, and to other nodes: NVLink and a network of 400 Gb/s a GPU;
+# the four links of a TPU v5e.
+LINK_BANDWIDTHS = {"NVLink": (450e9, 50e9), "v5e": (200e9, 200e9)}
+COLLECTIVE_KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+COLLECTIVE_REGEX = re.compile(rf" = (.*?) ({'|'.join(COLLECTIVE_KINDS)})\(")
+CALLED_REGEX = re.compile(r"(?:body|condition|calls|to_apply|branch_computations)=\{?((?:%[\w.\-]+(?:, )?)+)")
+
+
+@dataclass(frozen=True)
+class Collective:
+    """An operation that gives `arrays` to each device of a group of `group_size`, `num_calls` times a step.
+
+    `arrays` are pairs of dtype and shape on a device; `op_path` is the operation's path in the program.
+    """
+
+    kind: str
+    arrays: tuple[tuple[str, tuple[int, ...]], ...]
+    group_size: int
+    num_calls: int
+    op_path: str
+
+    @property
+    def array_bytes(self) -> int:
+        """Return the bytes of the arrays on one device."""
+        return sum(count_dtype_bytes(dtype) * math.prod(shape) for dtype, shape in self.arrays)
+
+    @property
+    def sent_bytes(self) -> float:
+        """Return the bytes that a device sends in a step, where the group is a ring."""
+        remaining = (self.group_size - 1) / self.group_size
+        factors = {"all-reduce": 2 * remaining, "reduce-scatter": self.group_size - 1, "collective-permute": 1}
+        return self.num_calls * self.array_bytes * factors.get(self.kind, remaining)
+
+
+def count_dtype_bytes(dtype: str) -> int:
+    """Return the bytes of an element of one of XLA's dtypes.
+
+    >>> [count_dtype_bytes(dtype) for dtype in ("pred", "bf16", "f32", "s64")]
+    [1, 2, 4, 8]
+    """
+    bits = re.search(r"\d+", dtype)
+    return max(int(bits.group()) // 8, 1) if bits else 1
+
+
+def parse_collectives(program_text: str) -> Iterator[Collective]:
+    """Yield the collectives of a compiled program's text; those in a loop count once a turn."""
+    bodies = dict(re.findall(r"^(?:ENTRY )?(%[\w.\-]+) \([^\n]*\{\n(.*?)^\}", program_text, re.M | re.S))
+
+    def parse_computation(name: str, num_calls: int) -> Iterator[Collective]:
+        for line in bodies[name].splitlines():
+            if collective := COLLECTIVE_REGEX.search(line):
+                shapes = re.findall(r"(\w+)\[([\d,]*)\]", collective.group(1))
+                arrays = tuple((dtype, tuple(map(int, filter(None, sizes.split(","))))) for dtype, sizes in shapes)
+                op_name = re.search(r'op_name="([^"]*)"', line)
+                op_path = op_name.group(1) if op_name else ""
+                yield Collective(collective.group(2), arrays, parse_group_size(line), num_calls, op_path)
+            else:
+                trip_count = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
+                num_turns = int(trip_count.group(1)) if trip_count else 1
+                for called in re.findall(r"%[\w.\-]+", " ".join(CALLED_REGEX.findall(line))):
+                    yield from parse_computation(called, num_calls * num_turns)
+
+    return parse_computation(re.search(r"^ENTRY (%[\w.\-]+)", program_text, re.M).group(1), 1)
+
+
+def parse_group_size(line: str) -> int:
+    """Return the number of devices that a collective joins; a permutation, which has no groups, joins 2.
+
+    XLA writes groups in three ways, here of 2 devices: {{0,1},{2,3}}, [2,2]<=[4] and mesh['x'=2,'y'=2] {'y'}.
+    """
+    if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", line):
+        return len(listed.group(1).split(","))
+    if counted := re.search(r"replica_groups=\[\d+,(\d+)\]", line):
+        return int(counted.group(1))
+    if named := re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", line):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", named.group(1)))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", named.group(2)))
+    return 2
+
+
+def compile_train_step(experiment: Experiment, vocab: VocabInfo, mesh):
+    """Return `train_step` compiled from shapes, without memory, for unpacked batches of the first phase on a mesh."""
+    module, phase = experiment.objective.module(experiment.model, vocab), experiment.phases[0]
+    init = partial(step.init_train_state, module=module, optimizer=experiment.optimizer)
+    state = jax.eval_shape(init, experiment.seed)
+    state = jax.tree.map(
+        lambda x, leaf_sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=leaf_sharding),
+        state, sharding.infer_shardings(state, mesh),
+    )  # fmt: skip
+    rows_sharding = sharding.make_batch_sharding(mesh)
+    batch = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((phase.batch_size, *x.shape[1:]), x.dtype, sharding=rows_sharding),
+        step.make_blank_batch(phase.seq_length, experiment.objective.required_fields),
+    )
+    return step.train_step.lower(state, batch, experiment.seed, **step.build_static_args(experiment, module)).compile()
+
+
+def compute_step_seconds(sent_bytes: float, gradient_bytes: float, num_devices: int, link: str) -> float:
+    """Return the seconds that a step's communication takes, where nothing overlaps and nothing waits.
+
+    A device sends `sent_bytes` within its node. More nodes have rows of their own and add up their gradients, each
+    device those of its share; `gradient_bytes` is what a device sends for that within a node.
+    """
+    bandwidth_inside, bandwidth_between = LINK_BANDWIDTHS[link]
+    between_bytes = gradient_bytes / DEVICES_PER_NODE * compute_gradient_share(num_devices)
+    return sent_bytes / bandwidth_inside + between_bytes / bandwidth_between
+
+
+def compute_gradient_share(num_devices: int) -> float:
+    """Return the bytes that each of n nodes sends to add up gradients, (n - 1) / n in a ring, over those of 8 devices."""
+    num_nodes = num_devices / DEVICES_PER_NODE
+    return (num_nodes - 1) / num_nodes / ((DEVICES_PER_NODE - 1) / DEVICES_PER_NODE)
