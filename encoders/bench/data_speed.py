@@ -1,4 +1,4 @@
-"""Text to batches: how many tokens a second of one core's time makes, and how many accelerators that feeds."""
+"""Speed of the data pipeline from text to masks: tokens per second of one core, and accelerators that they feed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import itertools
 import os
 import statistics
 import tempfile
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -31,8 +30,8 @@ from encoders.data.stream import BatchStream, Phase, permute_block
 from encoders.experiment import Experiment
 
 BATCH_SHAPES = ((256, 128), (64, 512))  # rows and length of a batch
-BATCHES_PER_ROUND = 32  # read in a round
-MAX_SECONDS = 20  # seconds, after which there are no more rounds
+BATCHES_PER_ROUND = 32
+MAX_SECONDS = 20  # after which no further round starts
 RANDOM_PAIRS, SWAPPED_PAIRS = SegmentPairs("random"), SegmentPairs("swapped")
 ROW_FORMATS = {"full sentences": FullSentences(), "pairs": SWAPPED_PAIRS, "packed pairs": PackedFormat(SWAPPED_PAIRS)}
 
@@ -40,7 +39,7 @@ ROW_FORMATS = {"full sentences": FullSentences(), "pairs": SWAPPED_PAIRS, "packe
 def count_fed_accelerators(
     tokens_per_second: float, flops_per_token: float, peak_flops: float = 989e12, mfu: float = 0.5
 ) -> float:
-    """How many accelerators use up `tokens_per_second`; the peak is that of one H200 in bfloat16.
+    """Return the number of accelerators that consume `tokens_per_second`; the default peak is an H200's in bfloat16.
 
     >>> round(count_fed_accelerators(45e6, 0.546e9), 1)
     49.7
@@ -49,27 +48,31 @@ def count_fed_accelerators(
 
 
 def measure_data_speed(experiments: Sequence[Experiment], options) -> Iterator[ResultRow]:
-    """Everything between text and masks, for the text of each member; all on the core `options.core`."""
+    """Yield every step between text and masks, for the text of each experiment, on the core `options.core`."""
     with pin_to_core(options.core), tempfile.TemporaryDirectory() as folder:
-        for data in dict.fromkeys(member.data for member in experiments):
-            store, own = prepare_store(data, options.log), [member for member in experiments if member.data == data]
+        for data in dict.fromkeys(experiment.data for experiment in experiments):
+            store = prepare_store(data, options.log)
+            data_experiments = [experiment for experiment in experiments if experiment.data == data]
             yield measure_store_writing(data, store, options.rounds)
-            for batch, length in BATCH_SHAPES:
-                yield from measure_table_building(store, length, options.rounds)
-                yield measure_packing(store, length, options.rounds)
-                for name, form in ROW_FORMATS.items():
-                    phase, where = Phase(1 << 30, length, batch, form), f"{name}, {batch} x {length}"
+            for batch_size, seq_length in BATCH_SHAPES:
+                yield from measure_table_building(store, seq_length, options.rounds)
+                yield measure_packing(store, seq_length, options.rounds)
+                for name, row_format in ROW_FORMATS.items():
+                    phase = Phase(1 << 30, seq_length, batch_size, row_format)
+                    label = f"{name}, {batch_size} x {seq_length}"
                     tables = Path(folder) / store.key
-                    opened = partial(BatchStream, store.train_split, store.vocab, (phase,), 0, 1, tables)
-                    yield measure_batch_reading(where, opened(), own, options.rounds)
-                    yield measure_restart(where, opened, options.rounds)
-                    for member in own if name != "full sentences" else ():  # they cost what pairs do
-                        yield measure_masking(where, member, store, opened().build_batch(0), options.rounds)
+                    open_stream = partial(BatchStream, store.train_split, store.vocab, (phase,), 0, 1, tables)
+                    yield measure_batch_reading(label, open_stream(), data_experiments, options.rounds)
+                    yield measure_restart(label, open_stream, options.rounds)
+                    if name == "full sentences":  # masks cost the same as those of pairs
+                        continue
+                    for experiment in data_experiments:
+                        yield measure_masking(label, experiment, store, open_stream().build_batch(0), options.rounds)
 
 
 @contextmanager
 def pin_to_core(core: int | None) -> Iterator[None]:
-    """This thread, and the threads it starts, on one core."""
+    """Pin this thread, and the threads it starts, to one core."""
     if core is None:
         yield
         return
@@ -82,11 +85,11 @@ def pin_to_core(core: int | None) -> Iterator[None]:
 
 
 def time_token_work(label: str, num_tokens: float, work: Callable[[], object], rounds: int, **columns) -> ResultRow:
-    """A row with the medians of processor and wall seconds of `work`, which makes `tokens` tokens."""
-    spent: list[tuple[float, float]] = []
-    while len(spent) < rounds and sum(wall for _, wall in spent) <= MAX_SECONDS:
-        spent.append(time_call(work)[:2])
-    seconds, wall = (statistics.median(each) for each in zip(*spent, strict=True))
+    """Return a row with the median processor and wall seconds of `work`, which makes `num_tokens` tokens."""
+    timings: list[tuple[float, float]] = []
+    while len(timings) < rounds and sum(wall for _, wall in timings) <= MAX_SECONDS:
+        timings.append(time_call(work)[:2])
+    seconds, wall = (statistics.median(column) for column in zip(*timings, strict=True))
     return {"what": label, "seconds": seconds, "wall": wall, "tokens_per_cpu_second": num_tokens / seconds} | columns
 
 
@@ -95,12 +98,12 @@ def count_tokens(rows: Batch) -> int:
 
 
 def measure_store_writing(data: PretrainingData, store: Store, rounds: int) -> ResultRow:
-    """Text to a store, with its vocabulary known."""
-    known = replace(data, tokenizer=replace(data.tokenizer, path=str(store.path / "tokenizer.json")))
+    """Return a row for writing a store from text, with a trained tokenizer."""
+    data = replace(data, tokenizer=replace(data.tokenizer, path=str(store.path / "tokenizer.json")))
 
     def write_store():
         with tempfile.TemporaryDirectory() as folder:
-            prepare_store(replace(known, store_dir=folder))
+            prepare_store(replace(data, store_dir=folder))
 
     tokens = sum(split["tokens"] for split in store.metadata["splits"].values())
     row = time_token_work("tokenise and write a store", tokens, write_store, rounds)
@@ -115,7 +118,7 @@ def build_full_table(store: Store, row_format: Format, seq_length: int) -> np.nd
 
 
 def measure_table_building(store: Store, seq_length: int, rounds: int) -> Iterator[ResultRow]:
-    """The tables of one pass."""
+    """Yield a row for the example tables of one pass, by format."""
     for name, form in (
         ("random", RANDOM_PAIRS),
         ("swapped", SWAPPED_PAIRS),
@@ -128,7 +131,7 @@ def measure_table_building(store: Store, seq_length: int, rounds: int) -> Iterat
 
 
 def measure_packing(store: Store, seq_length: int, rounds: int) -> ResultRow:
-    """Examples to rows."""
+    """Return a row for packing examples into rows."""
     sizes = count_row_tokens(build_full_table(store, SWAPPED_PAIRS, seq_length))
     pack_rows = lambda: pack_examples(sizes, seq_length, ROW_FORMATS["packed pairs"].max_examples_per_row)
     rows = pack_rows()[0].max() + 1
@@ -137,25 +140,26 @@ def measure_packing(store: Store, seq_length: int, rounds: int) -> ResultRow:
 
 
 def measure_batch_reading(label: str, stream: BatchStream, experiments: Sequence[Experiment], rounds: int) -> ResultRow:
-    """Batches, one after the other; what counts is the tokens that are no padding."""
+    """Return a row for reading batches in order; padding counts as no token."""
     counted = [(count_tokens(rows), rows.input_ids.size) for rows in map(stream.build_batch, range(BATCHES_PER_ROUND))]
     tokens, cells = np.sum(counted, axis=0)
     lengths = count_example_tokens([stream.build_batch(0)])
-    starts = itertools.count(BATCHES_PER_ROUND, BATCHES_PER_ROUND)  # others in every round, as in training
+    starts = itertools.count(BATCHES_PER_ROUND, BATCHES_PER_ROUND)  # new ones in every round, as in training
 
     def read_batches():
         first = next(starts)
-        deque(map(stream.build_batch, range(first, first + BATCHES_PER_ROUND)), maxlen=0)  # keeps none of them
+        for step in range(first, first + BATCHES_PER_ROUND):
+            stream.build_batch(step)
 
     row = time_token_work(f"read {label}", tokens, read_batches, rounds, padding=1 - tokens / cells)
-    for member in experiments:
-        flops = step_flops(member, lengths).sum() / lengths.sum()
-        row[f"feeds {member.name}"] = count_fed_accelerators(row["tokens_per_cpu_second"], flops)
+    for experiment in experiments:
+        flops = step_flops(experiment, lengths).sum() / lengths.sum()
+        row[f"feeds {experiment.name}"] = count_fed_accelerators(row["tokens_per_cpu_second"], flops)
     return row
 
 
 def measure_restart(label: str, open_stream: Callable[[], BatchStream], rounds: int) -> ResultRow:
-    """The first batch of a run that goes on in the middle of its second epoch, with its tables on disk."""
+    """Return a row for the first batch of a run that resumes in its second pass, with its tables on disk."""
     (phase,) = open_stream().phases
     size = len(open_stream().tables.get_table(phase.format, phase.seq_length, 0))
     step = 3 * size // (2 * phase.batch_size)
@@ -169,7 +173,7 @@ def measure_restart(label: str, open_stream: Callable[[], BatchStream], rounds: 
 
 
 def measure_masking(label: str, experiment: Experiment, store: Store, rows: Batch, rounds: int) -> ResultRow:
-    """The masks of an objective, which are drawn inside jit, here on the processor."""
+    """Return a row for the masks of an objective, drawn inside jit on the CPU."""
     batch = jax.tree.map(jnp.asarray, rows)
     corrupt = jax.jit(lambda batch: experiment.objective.corrupt(batch, store.vocab, 0))
     mask_batches = lambda: [jax.block_until_ready(corrupt(batch)) for _ in range(BATCHES_PER_ROUND)]

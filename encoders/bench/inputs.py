@@ -1,4 +1,4 @@
-"""Batches for both sides of a comparison: random ids in full rows, or rows of an experiment's own text."""
+"""Batches for all variants of a comparison: random ids in full rows, or rows of an experiment's own text."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from encoders.text.tokenization import VocabInfo
 
 
 def make_random_batches(experiment: Experiment, phase: Phase, num_batches: int) -> tuple[VocabInfo, list[Batch]]:
-    """`count` batches of one full example a row, two segments where the model has them."""
+    """Return batches of one full example a row, with two segments where the model has two token types."""
     facts, draw = make_blank_vocab(experiment.model.vocab_size), np.random.default_rng(0)
     shape = phase.batch_size, phase.seq_length
     is_second = np.arange(phase.seq_length) > phase.seq_length // 2
@@ -35,7 +35,7 @@ def make_random_batches(experiment: Experiment, phase: Phase, num_batches: int) 
 
 
 def read_text_batches(experiment: Experiment, phase: Phase, num_batches: int) -> tuple[VocabInfo, list[Batch]]:
-    """The first `count` batches of a phase from the experiment's own text."""
+    """Return the first batches of a phase from the experiment's own text."""
     store = prepare_store(experiment.data, lambda line: None)
     copies, tables = experiment.objective.num_distinct_passes, store.path / "tables"
     stream = BatchStream(store.train_split, store.vocab, (phase,), experiment.seed, copies, tables)
@@ -43,7 +43,7 @@ def read_text_batches(experiment: Experiment, phase: Phase, num_batches: int) ->
 
 
 def count_example_tokens(batches: Sequence[Batch]) -> np.ndarray:
-    """The number of tokens of every example."""
+    """Return the number of tokens of every example."""
     found = np.concatenate(
         [make_membership_mask(jax.tree.map(jnp.asarray, batch)).sum(-1).ravel() for batch in batches]
     )
@@ -70,7 +70,7 @@ def load_batches(path: str) -> list[Batch]:
 
 
 def save_peer_batches(path: Path, experiment: Experiment, vocab: VocabInfo, batches: Sequence[Batch]) -> None:
-    """The same rows as other libraries take them: masked here, with labels of -100 where nothing is predicted."""
+    """Save the rows as other libraries take them: already masked, with labels of -100 where nothing is predicted."""
     corrupt = jax.jit(lambda batch: experiment.objective.corrupt(batch, vocab, 0))
     arrays: dict[str, list[np.ndarray]] = {name: [] for name in ("ids", "original", "mask", "types", "labels", "pair")}
     for batch in batches:

@@ -56,9 +56,9 @@ def compile_with_stats(function, *arguments, **static_args) -> tuple[Callable, d
 
 def build_train_work(spec: dict) -> TimedWork:
     """Return `train_step` of an experiment, with batches from host memory."""
-    experiment, facts = from_json_value(spec["experiment"]), VocabInfo.from_json_value(spec["facts"])
+    experiment, vocab = from_json_value(spec["experiment"]), VocabInfo.from_json_value(spec["vocab"])
     batches = load_batches(spec["inputs"])
-    module = experiment.objective.module(experiment.model, facts)
+    module = experiment.objective.module(experiment.model, vocab)
     first = jax.jit(step.init_train_state, static_argnames=("module", "optimizer"))
     state, seed = first(0, module=module, optimizer=experiment.optimizer), jnp.int32(0)
     settings, count = step.build_static_args(experiment, module), count_params(state.params)

@@ -1,4 +1,4 @@
-"""What each part of `launch.py bench` measures, as rows of a table."""
+"""Measurements of `bench`: each yields the rows of one table."""
 
 from __future__ import annotations
 
@@ -24,35 +24,42 @@ from encoders.objectives.replaced_tokens import ReplacedTokenDetection
 from encoders.text.tokenization import VocabInfo
 from encoders.utils.serialization import to_json_value
 
-# Rows, hidden and intermediate width of the product that is the ceiling; an accelerator needs a large one.
+# Rows, hidden and intermediate size of the product that gives the peak rate; an accelerator needs a large one.
 MATMUL_SIZES, LARGE_MATMUL_SIZES = (1024, 768, 3072), (16_384, 4096, 16_384)
-NUM_BATCHES = 4  # different ones, used in turn
+NUM_BATCHES = 4  # used in turn
 
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """`device` is cpu, gpu or tpu; on a CPU everything is pinned to `core`. `units` of work are timed at a time."""
+    """Options of a measurement: `device` is cpu, gpu or tpu; on a CPU every process is pinned to `core`.
+
+    A round times `units` units of work. `variant_records` collects facts and seconds of every variant.
+    """
 
     rounds: int = 7
     units: int = 1
     device: str = "cpu"
     core: int | None = None
-    keep_freed_memory: bool = True  # both sides keep freed memory
-    use_text: bool = False  # batches of the experiment's text in place of random ids
+    keep_freed_memory: bool = True  # by settings of glibc
+    use_text: bool = False  # batches of the experiment's text instead of random ids
     task: str = "train"
     log: Callable[[str], None] = print
-    variant_records: dict[str, dict] = field(default_factory=dict)  # what each said of itself, and all its seconds
+    variant_records: dict[str, dict] = field(default_factory=dict)
 
     def build_environment(self) -> dict[str, str]:
+        """Return the environment variables of a variant's process."""
         platform = {"gpu": "cuda"}.get(self.device, self.device)
-        own = {"JAX_PLATFORMS": platform, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-        return own | (ALLOCATOR_ENVIRONMENT if self.keep_freed_memory and self.device == "cpu" else {})
+        environment = {"JAX_PLATFORMS": platform, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+        if self.keep_freed_memory and self.device == "cpu":
+            environment |= ALLOCATOR_ENVIRONMENT
+        return environment
 
     @property
     def torch_device(self) -> str:
         return "cuda" if self.device == "gpu" else self.device
 
     def time_variants(self, *variants: Variant) -> dict[str, Timing]:
+        """Return the timing of each variant by name, and record it."""
         timings = time_alternately(variants, self.rounds, self.units, self.core, self.log)
         for name, timing in timings.items():
             self.variant_records[name] = timing.info | {
@@ -65,62 +72,55 @@ class BenchOptions:
 
 @dataclass(frozen=True)
 class BenchInput:
-    """A member and its batches, which lie in `path` for every side of a comparison."""
+    """An experiment and its batches, saved for every variant at `spec["inputs"]`."""
 
     experiment: Experiment
     spec: dict
-    example_sizes: np.ndarray  # tokens of the examples of all batches
+    example_sizes: np.ndarray  # tokens of each example of all batches
 
     @property
     def tokens_per_batch(self) -> float:
-        """Tokens of a batch that are no padding."""
+        """Return the mean number of tokens of a batch, without padding."""
         return self.example_sizes.sum() / NUM_BATCHES
 
     def count_flops(self, task: str) -> float:
-        """Matrix products that a batch needs: no padding, and nothing computed twice."""
-        model = self.experiment.model
-        whole = (
-            step_flops(self.experiment, self.example_sizes)
-            if task == "train"
-            else forward_flops(model, self.example_sizes)
-        )
-        return whole.sum() / NUM_BATCHES
+        """Return the FLOPs of the matrix products of a batch, without padding and recomputation."""
+        if task == "train":
+            flops = step_flops(self.experiment, self.example_sizes)
+        else:
+            flops = forward_flops(self.experiment.model, self.example_sizes)
+        return flops.sum() / NUM_BATCHES
 
     def make_variant(self, name: str, options: BenchOptions, settings: Sequence[str] = ()) -> Variant:
-        """Our side, with other values of some fields."""
-        spec = self.spec | {
-            "task": options.task,
-            "experiment": to_json_value(apply_settings(self.experiment, settings)),
-        }
+        """Return the variant of this package, with settings of the experiment."""
+        experiment = apply_settings(self.experiment, settings)
+        spec = self.spec | {"task": options.task, "experiment": to_json_value(experiment)}
         return Variant(name, "jax", spec, options.build_environment())
 
 
 @contextmanager
 def prepare_bench_input(experiment: Experiment, options: BenchOptions) -> Iterator[BenchInput]:
-    """A member with its batches: of its text where they are packed or `options.use_text` says so, else random ids."""
+    """Yield an experiment with its batches: of its text where they are packed or `options.use_text`, else random ids."""
     phase = experiment.phases[0]
-    rows = (
-        inputs.read_text_batches
-        if options.use_text or isinstance(phase.format, PackedFormat)
-        else inputs.make_random_batches
-    )
-    facts, batches = rows(experiment, phase, NUM_BATCHES)
+    if options.use_text or isinstance(phase.format, PackedFormat):
+        vocab, batches = inputs.read_text_batches(experiment, phase, NUM_BATCHES)
+    else:
+        vocab, batches = inputs.make_random_batches(experiment, phase, NUM_BATCHES)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "batches.npz"
         inputs.save_batches(path, batches)
-        yield BenchInput(
-            experiment, {"facts": facts.to_json_value(), "inputs": str(path)}, inputs.count_example_tokens(batches)
-        )
+        spec = {"vocab": vocab.to_json_value(), "inputs": str(path)}
+        yield BenchInput(experiment, spec, inputs.count_example_tokens(batches))
 
 
 def make_matmul_variant(dtype: str, options: BenchOptions) -> Variant:
-    """The ceiling: a product of matrices again and again."""
+    """Return repeated matrix products, which give the peak rate."""
     spec = {"task": "product", "sizes": MATMUL_SIZES if options.device == "cpu" else LARGE_MATMUL_SIZES, "dtype": dtype}
     return Variant(f"product {dtype}", "jax", spec, options.build_environment())
 
 
 def make_timing_row(label: str, timing: Timing, num_tokens: float) -> ResultRow:
-    """The columns of every variant."""
+    """Return the columns that every variant has."""
     seconds = timing.median_seconds()
     return {
         "what": label,
@@ -132,102 +132,110 @@ def make_timing_row(label: str, timing: Timing, num_tokens: float) -> ResultRow:
     }
 
 
-# The parts ------------------------------------------------------------------------------------------------------------
+# Measurements ---------------------------------------------------------------------------------------------------------
 
 
 def measure_step(experiments: Sequence[Experiment], options: BenchOptions) -> Iterator[ResultRow]:
-    """A training step of each member, beside this device's ceiling; its compilation, and again from the cache."""
-    for member in experiments:
-        with prepare_bench_input(member, options) as found, tempfile.TemporaryDirectory() as cache:
-            variant, top = found.make_variant(member.name, options), make_matmul_variant(member.model.dtype, options)
-            stored = {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-            variant = replace(variant, environment=variant.environment | stored)
-            timings = options.time_variants(variant, top)
-            again = time_alternately([variant], 0, 1, options.core, options.log)
-        if timings.keys() < {variant.name, top.name}:
+    """Yield a training step of each experiment beside the device's peak rate, and its compilation with and without a cache."""
+    for experiment in experiments:
+        name, dtype = experiment.name, experiment.model.dtype
+        with prepare_bench_input(experiment, options) as bench_input, tempfile.TemporaryDirectory() as cache:
+            variant, matmul = bench_input.make_variant(name, options), make_matmul_variant(dtype, options)
+            cache_environment = {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+            variant = replace(variant, environment=variant.environment | cache_environment)
+            timings = options.time_variants(variant, matmul)
+            cached = time_alternately([variant], 0, 1, options.core, options.log)
+        if timings.keys() < {variant.name, matmul.name}:
             continue
-        timing, most = timings[variant.name], timings[top.name]
-        flops, best = found.count_flops(options.task), most.info["flops"] / most.median_seconds()
-        row = make_timing_row(f"{member.name}, {options.task}, {member.model.dtype}", timing, found.tokens_per_batch)
-        row |= {"GFLOP/s": flops / timing.median_seconds() / 1e9, "ceiling": best / 1e9}
-        row |= {"share": flops / timing.median_seconds() / best if compute_speedup(timing, most) else None}
-        row |= {"temporary MB": timing.info.get("temporary_bytes", 0) / 1e6}
-        row |= {"peak MB": timing.info["peak_bytes"] / 1e6, "compile s": timing.info["compile_seconds"]}
-        yield row | {"cached s": again[variant.name].info["compile_seconds"] if again else None}
+        timing, peak = timings[variant.name], timings[matmul.name]
+        flops_per_second = bench_input.count_flops(options.task) / timing.median_seconds()
+        peak_flops = peak.info["flops"] / peak.median_seconds()
+        row = make_timing_row(f"{name}, {options.task}, {dtype}", timing, bench_input.tokens_per_batch)
+        yield row | {
+            "GFLOP/s": flops_per_second / 1e9,
+            "ceiling": peak_flops / 1e9,
+            "share": flops_per_second / peak_flops if compute_speedup(timing, peak) else None,
+            "temporary MB": timing.info.get("temporary_bytes", 0) / 1e6,
+            "peak MB": timing.info["peak_bytes"] / 1e6,
+            "compile s": timing.info["compile_seconds"],
+            "cached s": cached[variant.name].info["compile_seconds"] if cached else None,
+        }
 
 
 def measure_inference(experiments: Sequence[Experiment], options: BenchOptions) -> Iterator[ResultRow]:
-    """The encoder alone of each member, beside this device's ceiling."""
+    """Yield the inference of each experiment's encoder beside the device's peak rate."""
     return measure_step(experiments, replace(options, task="infer"))
 
 
-SCAN, UNROLLED, REMATERIALISED = (
-    {"scan": []},
-    {"unrolled": ["model.unroll_layers=true"]},
-    {"rematerialised": ["model.remat=dots"]},
-)
+SCAN = {"scan": []}
+UNROLLED = {"unrolled": ["model.unroll_layers=true"]}
+REMATERIALISED = {"rematerialised": ["model.remat=dots"]}
 AS_INSTALLED = {"as installed": {"engine": "eager", "fast": False}}
-EAGER, COMPILED = {"eager": {"engine": "eager", "fast": True}}, {"compiled": {"engine": "compile", "fast": True}}
+EAGER = {"eager": {"engine": "eager", "fast": True}}
+COMPILED = {"compiled": {"engine": "compile", "fast": True}}
 ONNXRUNTIME = {"onnxruntime": {"engine": "onnxruntime", "fast": False}}
 
 
 def choose_engines(options: BenchOptions, dtype: str) -> tuple[dict[str, list[str]], dict[str, dict]]:
-    """Our ways to do a piece of work, as settings, and theirs; only the fastest on an accelerator."""
+    """Return settings of this package and specs of the peers; on an accelerator only the fastest of each."""
     if options.device != "cpu":
         return SCAN, COMPILED
-    ours = SCAN | UNROLLED | (REMATERIALISED if options.task == "train" else {})
-    whole = dtype == "float32"
-    exported = ONNXRUNTIME if whole and options.task == "infer" else {}
-    return ours, (AS_INSTALLED if whole else {}) | EAGER | COMPILED | exported
+    settings, engines = SCAN | UNROLLED, EAGER | COMPILED
+    if options.task == "train":
+        settings |= REMATERIALISED
+    if dtype == "float32":
+        engines = AS_INSTALLED | engines
+    if dtype == "float32" and options.task == "infer":
+        engines |= ONNXRUNTIME
+    return settings, engines
 
 
 def measure_peers(experiments: Sequence[Experiment], options: BenchOptions) -> Iterator[ResultRow]:
-    """The same work with transformers and torch (and onnxruntime): our best way first, then it and theirs in one run.
+    """Yield the same work with transformers, torch and onnxruntime, timed together with this package's best settings.
 
-    Where our rows are packed, theirs are the same format padded, and what counts is the tokens that are no padding.
+    For packed rows the peers have the same format padded; tokens per second count no padding.
     """
-    for member in experiments:
-        form = member.phases[0].format
+    for experiment in experiments:
+        row_format = experiment.phases[0].format
         with ExitStack() as stack:
-            found = flat = stack.enter_context(prepare_bench_input(member, options))
-            if isinstance(form, PackedFormat):
-                padded = replace(member, phases=(replace(member.phases[0], format=form.format),))
-                flat = stack.enter_context(prepare_bench_input(padded, replace(options, use_text=True)))
-            ours, others = choose_engines(options, member.model.dtype)
-            choices = {f"{member.name}, {name}": settings for name, settings in ours.items()}
-            tried = options.time_variants(
-                *(found.make_variant(name, options, settings) for name, settings in choices.items())
-            )
-            if not tried:
+            jax_input = peer_input = stack.enter_context(prepare_bench_input(experiment, options))
+            if isinstance(row_format, PackedFormat):
+                padded = replace(experiment, phases=(replace(experiment.phases[0], format=row_format.format),))
+                peer_input = stack.enter_context(prepare_bench_input(padded, replace(options, use_text=True)))
+            settings_by_name, engines = choose_engines(options, experiment.model.dtype)
+            jax_variants = {}
+            for name, settings in settings_by_name.items():
+                variant = jax_input.make_variant(f"{experiment.name}, {name}", options, settings)
+                jax_variants[variant.name] = variant
+            jax_timings = options.time_variants(*jax_variants.values())
+            if not jax_timings:
                 continue
-            best = min(tried, key=lambda name: tried[name].upper_quartile())
-            theirs = make_peer_variants(flat, others, options)
-            timings = options.time_variants(found.make_variant(best, options, choices[best]), *theirs)
+            best = min(jax_timings, key=lambda name: jax_timings[name].upper_quartile())
+            peers = make_peer_variants(peer_input, engines, options)
+            timings = options.time_variants(jax_variants[best], *peers)
         if best not in timings:
             continue
-        for name in choices:
-            if name in tried and name != best:
-                yield make_timing_row(name, tried[name], found.tokens_per_batch)
-        mine = timings[best]
-        yield make_timing_row(best, mine, found.tokens_per_batch)
-        for variant in theirs:
-            if variant.name in timings:
-                timing = timings[variant.name]
-                times = compute_speedup(timing, mine)
-                row = make_timing_row(variant.name, timing, flat.tokens_per_batch)
-                yield row | {
-                    "ours is x times as fast": times and times * found.tokens_per_batch / flat.tokens_per_batch
-                }
+        for name, timing in jax_timings.items():
+            if name != best:
+                yield make_timing_row(name, timing, jax_input.tokens_per_batch)
+        yield make_timing_row(best, timings[best], jax_input.tokens_per_batch)
+        for peer in peers:
+            if peer.name in timings:
+                speedup = compute_speedup(timings[peer.name], timings[best])
+                if speedup is not None:
+                    speedup *= jax_input.tokens_per_batch / peer_input.tokens_per_batch
+                row = make_timing_row(peer.name, timings[peer.name], peer_input.tokens_per_batch)
+                yield row | {"ours is x times as fast": speedup}
 
 
 def make_peer_variants(bench_input: BenchInput, engines: dict[str, dict], options: BenchOptions) -> list[Variant]:
-    """The variants of other libraries for a member's batches."""
+    """Return the variants of other libraries for an experiment's batches."""
     experiment = bench_input.experiment
     model, objective = experiment.model, experiment.objective
     architecture = find_architecture(experiment)
     path = Path(bench_input.spec["inputs"]).with_name("peers.npz")
-    facts = VocabInfo.from_json_value(bench_input.spec["facts"])
-    inputs.save_peer_batches(path, experiment, facts, inputs.load_batches(bench_input.spec["inputs"]))
+    vocab = VocabInfo.from_json_value(bench_input.spec["vocab"])
+    inputs.save_peer_batches(path, experiment, vocab, inputs.load_batches(bench_input.spec["inputs"]))
     generator = objective.get_generator_config(model) if isinstance(objective, ReplacedTokenDetection) else None
     shared = {
         "task": options.task,
@@ -241,26 +249,25 @@ def make_peer_variants(bench_input: BenchInput, engines: dict[str, dict], option
         "inputs": str(path),
     }
     return [
-        Variant(f"{experiment.name}, transformers {name}", "torch", shared | way, options.build_environment())
-        for name, way in engines.items()
+        Variant(f"{experiment.name}, transformers {name}", "torch", shared | engine, options.build_environment())
+        for name, engine in engines.items()
     ]
 
 
 def find_architecture(experiment: Experiment) -> Architecture:
-    """The architecture of transformers that computes the same as an experiment's model."""
+    """Return the architecture of transformers that computes the same as an experiment's model.
+
+    Raises `ValueError` where none does.
+    """
     model = experiment.model
-    known = (
-        [ARCHITECTURES["electra"]]
-        if isinstance(experiment.objective, ReplacedTokenDetection)
-        else ARCHITECTURES.values()
-    )
-    for architecture in known:
+    is_electra = isinstance(experiment.objective, ReplacedTokenDetection)
+    for architecture in [ARCHITECTURES["electra"]] if is_electra else ARCHITECTURES.values():
         if not architecture.list_config_differences(model, max(model.position_offset - 1, 0)):
             return architecture
-    raise ValueError(f"{experiment.name}: transformers has no architecture for this model")
+    raise ValueError(f"{experiment.name}: no architecture of transformers computes this model")
 
 
-ABLATION_SWITCHES = {
+ABLATION_SETTINGS = {
     "unrolled": ["model.unroll_layers=true"],
     "products saved (remat dots)": ["model.remat=dots"],
     "all recomputed (remat full)": ["model.remat=full"],
@@ -274,33 +281,35 @@ ABLATION_SWITCHES = {
 
 
 def measure_ablations(experiments: Sequence[Experiment], options: BenchOptions) -> Iterator[ResultRow]:
-    """One switch at a time, each beside the step without it in a run of the two."""
-    for member in experiments:
-        with prepare_bench_input(member, options) as found:
-            for switch, settings in ABLATION_SWITCHES.items():
-                pair = found.make_variant(member.name, options), found.make_variant(switch, options, settings)
-                timings = options.time_variants(*pair)
+    """Yield one changed setting at a time, timed together with the step without it."""
+    for experiment in experiments:
+        with prepare_bench_input(experiment, options) as bench_input:
+            base = bench_input.make_variant(experiment.name, options)
+            for name, settings in ABLATION_SETTINGS.items():
+                timings = options.time_variants(base, bench_input.make_variant(name, options, settings))
                 if len(timings) == 2:
-                    plain, other = timings.values()
-                    row = make_timing_row(f"{member.name}, {switch}", other, found.tokens_per_batch)
-                    row |= {"temporary MB": other.info.get("temporary_bytes", 0) / 1e6}
-                    yield row | {"x as fast": compute_speedup(plain, other)}
+                    timing = timings[name]
+                    row = make_timing_row(f"{experiment.name}, {name}", timing, bench_input.tokens_per_batch)
+                    row |= {"temporary MB": timing.info.get("temporary_bytes", 0) / 1e6}
+                    yield row | {"x as fast": compute_speedup(timings[base.name], timing)}
 
 
 def measure_ceiling(experiments: Sequence[Experiment], options: BenchOptions) -> Iterator[ResultRow]:
-    """What this device can do at most: products of matrices in each dtype, and memory read and written."""
+    """Yield the peak rates of this device: matrix products in each dtype, and memory read and written."""
     spec = {"task": "copy", "bytes": 2**28}
     memory = Variant("memory", "jax", spec, options.build_environment())
     products = [make_matmul_variant(dtype, options) for dtype in ("float32", "bfloat16")]
     settings = {"threads": 1, "fast": True, "device": options.torch_device}
-    torch = [Variant(f"{each.name}, torch", "torch", each.spec | settings, each.environment) for each in products]
+    torch = [
+        Variant(f"{product.name}, torch", "torch", product.spec | settings, product.environment) for product in products
+    ]
     for name, timing in options.time_variants(*products, *torch, memory).items():
         rate = timing.info.get("flops", timing.info.get("bytes")) / timing.median_seconds() / 1e9
         row = {"what": name, "rate": rate, "unit": "GB/s" if name == "memory" else "GFLOP/s"}
         yield row | {"spread": timing.relative_spread(), "wall / cpu": timing.wall_to_cpu_ratio()}
 
 
-# Dense bfloat16 FLOP/s and bytes/s of memory, as their makers print them.
+# Dense bfloat16 FLOP/s and bytes/s of memory, from the data sheets.
 DEVICE_PEAKS = {
     "A100 80GB": (312e12, 2.04e12),
     "H100 SXM": (989e12, 3.35e12),
@@ -311,29 +320,23 @@ DEVICE_PEAKS = {
 
 
 def estimate_roofline(experiments: Sequence[Experiment], options: BenchOptions) -> Iterator[ResultRow]:
-    """The least time of a step on known devices, from the configuration alone.
+    """Yield the shortest time of a step on known devices, from the configuration alone.
 
-    Products run at the full rate; every saved activation is written and read forward, read backward, and its gradient
-    written (4 passes); parameters, moments and gradients move 40 bytes each.
+    Products run at the peak rate. Every saved activation moves four times: written and read forward, read backward, and
+    its gradient written. Parameters with their moments and gradients move 40 bytes each.
     """
-    for member in experiments:
-        phase = member.phases[0]
+    for experiment in experiments:
+        phase = experiment.phases[0]
         tokens = phase.batch_size * phase.seq_length
-        flops = step_flops(member, np.array([phase.seq_length])).sum() * phase.batch_size
-        moved = (
-            4
-            * tokens
-            * sum(
-                count_saved_activations(m, phase.seq_length)
-                for m in list_trained_configs(member.objective, member.model)
-            )
-            * 2
-        )
-        moved += 40 * count_params(eval_param_shapes(member.model, member.objective))
+        flops = step_flops(experiment, np.array([phase.seq_length])).sum() * phase.batch_size
+        configs = list_trained_configs(experiment.objective, experiment.model)
+        activations = sum(count_saved_activations(config, phase.seq_length) for config in configs)
+        num_params = count_params(eval_param_shapes(experiment.model, experiment.objective))
+        moved_bytes = 4 * tokens * activations * 2 + 40 * num_params
         for device, (peak, bandwidth) in DEVICE_PEAKS.items():
-            products, memory = flops / peak, moved / bandwidth
+            products, memory = flops / peak, moved_bytes / bandwidth
             yield {
-                "what": f"{member.name}, {phase.batch_size} x {phase.seq_length}, {device}",
+                "what": f"{experiment.name}, {phase.batch_size} x {phase.seq_length}, {device}",
                 "products ms": 1e3 * products,
                 "memory ms": 1e3 * memory,
                 "tokens/s at most": tokens / max(products, memory),

@@ -1,4 +1,4 @@
-"""The measured rows as a table and as JSON, with where and with what they were measured."""
+"""Results of a measurement as a table and as JSON, with the hardware and software they were measured on."""
 
 from __future__ import annotations
 
@@ -69,15 +69,21 @@ def run_measurement(
 
 
 def choose_core(core: int | None, device: str) -> int | None:
-    """The core to use: the one asked for, else the last one allowed; none beside an accelerator."""
+    """Return `core`, by default the last one allowed; None beside an accelerator.
+
+    Raises `ExperimentError` for a core that this process may not use.
+    """
     allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     if core is not None and core not in allowed:
-        raise ExperimentError(f"--core {core} is not one of {', '.join(map(str, allowed)) or 'the cores: none can be'}")
-    return None if device != "cpu" or not allowed else allowed[-1] if core is None else core
+        accepted = ", ".join(map(str, allowed)) or "none, since this system pins no process"
+        raise ExperimentError(f"--core {core} is not one of the allowed cores: {accepted}")
+    if device != "cpu" or not allowed:
+        return None
+    return allowed[-1] if core is None else core
 
 
 def describe_bench_environment(options: BenchOptions) -> dict[str, object]:
-    """Where and with what."""
+    """Return commit, versions, processor and load of this machine, and options of the measurement."""
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     try:
         commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
@@ -98,7 +104,7 @@ def describe_bench_environment(options: BenchOptions) -> dict[str, object]:
 
 
 def format_bench_value(value: object) -> str:
-    """A number with the digits that mean something."""
+    """Return a number with three significant digits, or "busy" for one that could not be measured."""
     if value is None:
         return "busy"
     if not isinstance(value, float):
@@ -107,7 +113,7 @@ def format_bench_value(value: object) -> str:
 
 
 def format_bench_table(rows: Sequence[ResultRow]) -> str:
-    """Rows as aligned columns; a cell is empty where a row has no such column."""
+    """Return rows as aligned columns; a cell is empty where its row lacks the column."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     return format_grid(
         [names, *([format_bench_value(row[name]) if name in row else "" for name in names] for row in rows)]

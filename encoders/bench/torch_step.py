@@ -126,7 +126,7 @@ def compile_torch_model(spec: dict, model) -> Callable:
 
 
 def choose_torch_attention(spec: dict) -> str:
-    """Return the faster attention: on a CPU, sdpa has no fused dropout and exports with more nodes."""
+    """Return the faster attention: on a CPU, sdpa lacks fused dropout and exports with more nodes."""
     is_eager = spec["device"] == "cpu" and (get_attention_dropout(spec) > 0 or spec["engine"] == "onnxruntime")
     return "eager" if is_eager else "sdpa"
 

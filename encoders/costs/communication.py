@@ -81,7 +81,7 @@ def parse_collectives(program_text: str) -> Iterator[Collective]:
 
 
 def parse_group_size(line: str) -> int:
-    """Return the number of devices that a collective joins; a permutation, which has no groups, joins 2.
+    """Return the number of devices that a collective joins; a permutation joins 2.
 
     XLA writes groups in three ways, here of 2 devices: {{0,1},{2,3}}, [2,2]<=[4] and mesh['x'=2,'y'=2] {'y'}.
     """

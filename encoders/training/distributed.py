@@ -1,6 +1,6 @@
 """Several processes, on one machine or on many, as one run: how they join, agree and end.
 
-What one process refuses, all refuse. A fault of one ends all of them, since the others would wait for it forever.
+All processes refuse what one of them refuses. A fault of one ends all of them, since the others would wait for it forever.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def is_primary() -> bool:
 
 
 def raise_on_all(work: Callable[[], T]) -> T:
-    """Return `work()`. Where it fails in one process, raise `DistributedError` with the reason in all of them."""
+    """Return `work()`; if it fails in one process, raise `DistributedError` with the reason in all of them."""
     if not is_multi_process():
         return work()
     result, failure = None, None
@@ -157,7 +157,7 @@ def wait_for_all_processes(coordinator: str, num_processes: int, process_id: int
 
 
 def serve_rendezvous(port: int, num_processes: int, deadline: float, timeout: float) -> None:
-    """Wait, as process 0, for the others and send them the error, or that there is none."""
+    """Wait, as process 0, for the others and send them an error or none."""
     with ExitStack() as stack:
         try:
             server = stack.enter_context(socket.create_server(("", port)))
@@ -210,7 +210,7 @@ def join_rendezvous(
             peer = socket.create_connection(address, timeout=max(seconds_left, 0.01))
             break
         except socket.gaierror as error:
-            raise ValueError(f"there is no host {host!r}: {error.strerror}") from None
+            raise ValueError(f"host {host!r} is unknown: {error.strerror}") from None
         except OSError as error:
             if seconds_left <= RETRY_SECONDS:
                 reason = error.strerror or error

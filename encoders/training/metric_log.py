@@ -87,7 +87,7 @@ class MetricLog:
 
 
 def make_progress_bar(total_steps: int, start_step: int, run_name: str, is_shown: bool):
-    """Return a progress bar with steps, rate and time left; where there is no terminal, a line every 30 s.
+    """Return a progress bar with steps, rate and time left; without a terminal a line every 30 s.
 
     The rate is the mean of all steps so far: a recent mean would extrapolate the pause of an evaluation.
     """

@@ -26,8 +26,8 @@ class TrainState(struct.PyTreeNode):
     """All that a checkpoint holds; random keys are folded from (seed, step) and never stored.
 
     `moments` is the optimiser's state by the name of each of its transforms, for AdamW and LAMB `moments["adam"]`.
-    `update_guard` counts the skipped updates: `skipped_updates` in all and `consecutive_skips`. Where spikes are
-    skipped it also holds `mean_gradient_norm` and the number of updates in that mean, `measured_updates`.
+    `update_guard` counts the skipped updates: `skipped_updates` in all and `consecutive_skips`. An optimiser that skips
+    spikes also has `mean_gradient_norm` and the number of updates in that mean, `measured_updates`.
     """
 
     step: jax.Array
