@@ -138,8 +138,10 @@ def scale_by_layer_rates(
 class OptimizerConfig:
     """Base class of optimisers: a learning rate with its schedule, clipping and decoupled weight decay.
 
-    A subclass returns its transforms by name from `build_transforms`; any of optax's may be among them:
+    A subclass returns its transforms by name from `build_transforms`; any of optax's may be among them. In an
+    experiment's own file:
 
+        @encoders.register
         @dataclass(frozen=True)
         class Lion(OptimizerConfig):
             betas: tuple[float, float] = (0.9, 0.99)

@@ -1,5 +1,4 @@
 import re
-from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +6,13 @@ import numpy as np
 import optax
 import pytest
 
-from encoders.training.optimizer import AdamW, Lamb, OptimizerConfig, flatten_with_paths, is_stacked, tree_paths
+import encoders
+from encoders.run import loop
+from encoders.run.preemption import RunStopped, StopRequest
+from encoders.run.run import Run
+from encoders.training.optimizer import AdamW, Lamb, flatten_with_paths, is_stacked, tree_paths
+from tests import texts
+from tests.run.test_loop import assert_same_run, experiment, quiet
 
 CLOSE = {"rtol": 2e-6, "atol": 1e-9}  # float32 sums in another order
 BERT = AdamW(learning_rate=1e-4, warmup_steps=10_000)
@@ -230,10 +235,15 @@ def test_the_moments_are_a_count_and_two_float32_trees_that_can_be_donated(kind)
     assert {leaf.dtype for leaf in jax.tree.leaves((updates, m, v))} == {jnp.dtype("float32")}
 
 
+# A user's file: optax's transform among ours.
+LION = """
+from dataclasses import dataclass
+import encoders, optax
+from encoders.training.optimizer import OptimizerConfig
+
+@encoders.register
 @dataclass(frozen=True)
 class Lion(OptimizerConfig):
-    """An optimiser as a user's file defines it: optax's transform among ours."""
-
     betas: tuple[float, float] = (0.9, 0.99)
 
     def build_transforms(self, total_steps):
@@ -242,18 +252,37 @@ class Lion(OptimizerConfig):
             "weight_decay": self.add_weight_decay(),
             "learning_rate": self.scale_by_learning_rate(total_steps),
         }
+"""
 
 
-def test_a_transform_of_optax_takes_part_in_an_optimiser_of_a_user_s_file():
-    config, params = Lion(learning_rate=0.1, warmup_steps=2, weight_decay=0.1, schedule="peak"), model(0)
+@pytest.fixture(scope="module")
+def lion(tmp_path_factory):
+    path = tmp_path_factory.mktemp("code") / "lion.py"
+    path.write_text(LION)
+    return encoders.import_file(path).Lion
+
+
+def test_a_transform_of_optax_gives_the_updates_of_optax(lion):
+    config, params = lion(learning_rate=0.1, warmup_steps=2, weight_decay=0.1, schedule="peak"), model(0)
     rate = lambda step: config.compute_learning_rate(step, 10)
-    lion = optax.lion(rate, *config.betas, weight_decay=0.1, mask=config.build_decay_mask)
-    state = lion.init(params)
+    reference = optax.lion(rate, *config.betas, weight_decay=0.1, mask=config.build_decay_mask)
+    state = reference.init(params)
     for step, updates in enumerate(run(config, params)):
-        expected, state = lion.update(model(10 + 10 * step), state, params)
+        expected, state = reference.update(model(10 + 10 * step), state, params)
         params = optax.apply_updates(params, expected)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **CLOSE), updates, expected)
     assert step == 2
+
+
+def test_an_optimiser_of_a_user_s_file_trains_and_resumes_to_the_same_numbers(lion, tmp_path):
+    corpus = str(texts.write(tmp_path / "text.txt", documents=60))
+    made = experiment(corpus, "bert", tmp_path, steps=4, optimizer=lion(1e-3, 1))
+    loop.train(made, tmp_path / "straight", quiet)
+    with pytest.raises(RunStopped):
+        loop.train(made, tmp_path / "stopped", quiet, stop=StopRequest(0))
+    loop.train(made, tmp_path / "stopped", quiet)
+    assert_same_run(tmp_path / "straight", tmp_path / "stopped")
+    assert Run.open(tmp_path / "stopped").experiment.optimizer == made.optimizer
 
 
 def test_paths_name_dictionaries_states_and_lists_alike():
