@@ -21,7 +21,7 @@ from encoders.objectives.replaced_tokens import ReplacedTokenDetection
 from encoders.objectives.restored_tokens import ReplaceMLM
 from encoders.tasks.encoder_only import EncoderOnly
 from encoders.training.metric_log import Intervals
-from encoders.training.optimizer import AdamW, Lamb, OptimizerConfig
+from encoders.training.optimizer import AdamW, Lamb
 from encoders.training.sharding import Mesh
 from encoders.utils.overrides import apply_changes, check_choices, parse_settings, shorten_text
 from encoders.utils.serialization import ExperimentError, fingerprint_content, flatten_fields, not_fingerprinted
@@ -62,7 +62,7 @@ class Experiment(RunSpec):
     """
 
     data: PretrainingData | LabelledData
-    optimizer: AdamW | Lamb | OptimizerConfig
+    optimizer: AdamW | Lamb
     phases: tuple[Phase, ...]
     seed: int = 0
     grad_accum_steps: int = 1
