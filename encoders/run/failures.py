@@ -18,7 +18,7 @@ from encoders.utils.files import is_disk_full
 def explain_failures(experiment: Experiment, folder: Path) -> Iterator[ExitStack]:
     """Yield a stack for what the run opens, close it at the end, and raise errors that say what to change.
 
-    Where one of several processes fails alone it ends at once: closing checkpoints would wait for the others. An error
+    If one of several processes fails alone, it ends at once: closing checkpoints would wait for the others. An error
     that all processes have agreed on is raised as it is.
     """
     resources, stopped = ExitStack(), None

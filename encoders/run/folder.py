@@ -1,14 +1,15 @@
 """The folder of a run: names of its files, its record, its lock and its result.
 
     runs/NAME/
-      experiment.json     the experiment, its fingerprint, the sizes of its vocabulary, and the path of its store
-      tokenizer.json
-      checkpoints/        the newest ones and the best one; damaged ones are moved to damaged/
-      metrics.jsonl       a row for each log and each evaluation
-      result.json         of a finished run
-      .lock               locked by the process that trains the run, which it names
+      experiment.json     the experiment, its fingerprint, the sizes of its vocabulary, and the path of its store.
+      tokenizer.json.
+      checkpoints/        the newest ones and the best one.
+      damaged/            checkpoints that could not be read.
+      metrics.jsonl       a row for each log and each evaluation.
+      result.json         the result of a finished run.
+      .lock               locked by the process that trains the run, which it names.
 
-The record of an imported run holds a model and an objective instead of an experiment, and it has no store.
+The record of an imported run holds a model and an objective instead of an experiment, and lacks a store.
 """
 
 from __future__ import annotations
@@ -44,10 +45,10 @@ class RunInUse(RunError):
 def lock_run(folder: Path) -> AbstractContextManager[None]:
     """Hold the lock of a run's folder. Raises `RunInUse` while another process trains the run."""
 
-    def refuse() -> None:
+    def raise_in_use() -> None:
         raise RunInUse(f"{folder} is in use by {lock_owner(folder) or 'another process'}")
 
-    return lock_dir(folder, on_wait=refuse)
+    return lock_dir(folder, on_wait=raise_in_use)
 
 
 def build_run_record(spec: RunSpec, fingerprint: str, vocab: VocabInfo) -> dict:

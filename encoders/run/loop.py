@@ -66,7 +66,7 @@ def train(
 
 @dataclass(frozen=True)
 class TrainSession:
-    """What the steps of a run use and write to."""
+    """The objects that the steps of a run use and write to."""
 
     run: Run
     start_step: int

@@ -125,7 +125,7 @@ class Run:
             return saved_step, state, notes
         if damaged:
             raise RunError(
-                f"{self.folder} has no usable checkpoint ({'; '.join(damaged.values())}); to start over, remove it"
+                f"{self.folder} lost all its checkpoints ({'; '.join(damaged.values())}); to start over, remove it"
             )
         return 0, None, {}
 
@@ -137,7 +137,7 @@ class Run:
         checkpoints = self.open_checkpoints()
         steps = checkpoints.all_steps()
         if not steps:
-            raise RunError(f"{self.folder} has no checkpoint yet")
+            raise RunError(f"{self.folder} holds no checkpoint yet")
         steps_by_name = {"latest": checkpoints.latest_step(), "best": checkpoints.best_step()}
         steps_by_name |= {str(saved_step): saved_step for saved_step in steps}
         if step_name not in steps_by_name:

@@ -41,7 +41,7 @@ class WarmStart:
         self.step = checkpoints.latest_step()
         checkpoints.close()
         if self.step is None:
-            raise RunError(f"init_from={experiment.init_from} has no checkpoint yet")
+            raise RunError(f"init_from={experiment.init_from} holds no checkpoint yet")
         self.init_key = f"{read_run_record(self.run.folder)['fingerprint']}@{self.step}"
         self.check_model(experiment)
         if (path := experiment.data.tokenizer.path) is not None:

@@ -2,8 +2,8 @@
 
 A file of experiments/ablations/ defines `table(study)`. A `Study` has the scale, the text, the tasks and the number of
 seeds. At paper scale an experiment is the paper's own with one thing changed. At small scale it is shrunk as
-`small_scale.py` says: rows of 64 tokens, 10 M tokens, one optimizer for all, and SST-2 from 10,000 rows. What the table
-compares stays as it is.
+`small_scale.py` says: rows of 64 tokens, 10 M tokens, one optimizer for all, and SST-2 from 10,000 rows. The property
+that the table compares is kept.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ ELECTRA_COLUMNS = (ScoreColumn("RTD AUC", "rtd_auc"), ScoreColumn("generator at 
 class PaperRow:
     """A row of a table: published numbers for each column, and experiments.
 
-    A cell of `published` is empty where the paper has no number, and has two where the paper contradicts itself. There
+    A cell of `published` is empty if the paper lacks the number, and has two if the paper contradicts itself. There
     is a run of pre-training for each seed. `source_runs` are the experiments that these start from.
     """
 
@@ -207,7 +207,7 @@ def load_saved_tables(runs_dir: Path) -> list[PaperTable]:
 
 @dataclass(frozen=True)
 class Study:
-    """What `--with` sets for a table.
+    """Settings of a table, from `--with`.
 
     Attributes:
       scale: "small" or "paper".
@@ -257,7 +257,7 @@ class Study:
         equal_in: str,
         *caveats: str,
     ) -> PaperTable:
-        """Return the table; at small scale its caveats begin with those that all of them share."""
+        """Return the table; at small scale its first caveat is the one that all tables share."""
         if self.is_small:
             shared_caveat = (
                 f"ours has a vocabulary of {SMALL_SIZES['vocab_size']:,}, no dropout, AdamW with bias correction "
@@ -271,7 +271,7 @@ class Study:
         scored_tasks = dict.fromkeys(column.task for column in columns if column.task)
         if unscored := [task for task in self.tasks if self.is_small and task not in scored_tasks]:
             raise ExperimentError(
-                f"--with tasks={unscored[0]}: {name} has no such column; it has {', '.join(scored_tasks)}"
+                f"--with tasks={unscored[0]}: {name} scores another set of tasks: {', '.join(scored_tasks)}"
             )
         title = f"{title}, {self.scale} scale"
         return PaperTable(f"{name}_{self.scale}", title, tuple(columns), tuple(rows), equal_in, caveats, study=self)
@@ -373,7 +373,7 @@ class Study:
         if name == "NER":
             return TokenTask(NER_TAGS, name="NER"), self.entities, 14_041
         known = ", ".join([*glue.GLUE_TASKS, *SQUAD_TASKS, "RACE", "NER"])
-        raise ExperimentError(f"there is no task {name!r}; there are {known}")
+        raise ExperimentError(f"unknown task {name!r}; the tasks are {known}")
 
 
 def pad_published_numbers(

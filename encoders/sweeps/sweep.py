@@ -2,8 +2,8 @@
 
 A process trains an experiment that is unfinished, that no other process trains, and whose `init_from`, if it is an
 experiment of the sweep, is finished. It ends when nothing is left that it could train. The same command, given twice
-on a machine or as the tasks of a cluster's job array, does the work once. What a killed process leaves behind resumes
-from its checkpoint.
+on a machine or as the tasks of a cluster's job array, does the work once. A run whose process was killed
+resumes from its checkpoint.
 """
 
 from __future__ import annotations
@@ -78,13 +78,13 @@ class Sweep:
     def find_state(self, experiment: Experiment) -> str:
         """Return the state of an experiment.
 
-        done      finished
-        other     its folder holds the result of another experiment
-        failed    failed since the sweep started
-        running   another process trains it
-        ready     can be trained now
-        waiting   the experiment that it starts from is unfinished
-        blocked   that one has failed, is another experiment, or is not to be trained
+        done: it is finished.
+        other: its folder holds the result of another experiment.
+        failed: it has failed since the sweep started.
+        running: another process trains it.
+        ready: it can be trained now.
+        waiting: the experiment that it starts from is unfinished.
+        blocked: that one has failed, is another experiment, or is not to be trained.
         """
         folder = self.run_folder(experiment)
         if experiment.name in self.failed_names:

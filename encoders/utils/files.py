@@ -28,7 +28,7 @@ def is_disk_full(error: BaseException) -> bool:
 
 
 def check_local_paths(*paths: str | None) -> None:
-    """Raise `ValueError` for a path in an object store, which has no lock, rename or memory map."""
+    """Raise `ValueError` for a path in an object store, which lacks locks, renames and memory maps."""
     for path in paths:
         if path and "://" in path:
             raise ValueError(

@@ -157,7 +157,7 @@ def test_rows_of_alberts_tables_are_fine_tuned_alike_whatever_they_share():
         ({"seeds": 0}, "--with seeds=0 must be at least 1"),
         ({"tokens": 10.0}, "--with tokens=10 must be at least 4096"),
         ({"rows": 0}, "--with rows=0 must be at least 1"),
-        ({"tasks": ("SST2",)}, "there is no task 'SST2'; there are CoLA, SST-2"),
+        ({"tasks": ("SST2",)}, "'SST2'; the tasks are CoLA, SST-2"),
     ],
 )
 def test_what_a_study_cannot_be_is_refused(given, said):
