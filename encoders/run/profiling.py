@@ -80,7 +80,7 @@ def read_operation_seconds(trace_path: Path) -> Counter:
     op_seconds: Counter = Counter()
     with warnings.catch_warnings():
         # A warning of jaxlib's types on Python 3.12 would end the process where warnings are errors.
-        warnings.filterwarnings("ignore", r"builtin type \w+ has no __module__ attribute", DeprecationWarning)
+        warnings.filterwarnings("ignore", r"builtin type \w+ .*__module__ attribute", DeprecationWarning)
         for plane in jax.profiler.ProfileData.from_file(str(trace_path)).planes:
             for event in (event for line in plane.lines for event in line.events):
                 stats = dict(event.stats)

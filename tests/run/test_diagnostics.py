@@ -75,7 +75,7 @@ MASKED = {"generator_mask_accuracy": 0.3, "generator_mask_baseline": 0.05}
 
 
 @pytest.mark.parametrize(
-    ("scores", "said"),
+    ("scores", "beginnings"),
     [
         ({}, []),
         ({"rtd_replaced": 0.01}, ["only 1.0% of the tokens are replaced"]),
@@ -86,13 +86,11 @@ MASKED = {"generator_mask_accuracy": 0.3, "generator_mask_baseline": 0.05}
         ({"generator_mask_accuracy": 0.05}, ["the generator finds 5.00% of the masked tokens, and the commonest"]),
     ],
 )
-def test_an_electra_that_learns_nothing_is_told_what_to_change(scores, said):
-    found = diagnostics.diagnose_scores(ReplacedTokenDetection(), WELL | MASKED | scores)
-    assert len(found) == len(said)
-    assert (
-        diagnostics.diagnose_scores(ReplacedTokenDetection(), WELL) == []
-    )  # where no [MASK] is shown nothing is said of the generator
-    for line, start in zip(found, said, strict=True):
+def test_the_diagnosis_of_an_electra_that_learns_nothing_names_a_field(scores, beginnings):
+    lines = diagnostics.diagnose_scores(ReplacedTokenDetection(), WELL | MASKED | scores)
+    assert len(lines) == len(beginnings)
+    assert diagnostics.diagnose_scores(ReplacedTokenDetection(), WELL) == []  # without [MASK] the generator is not diagnosed
+    for line, start in zip(lines, beginnings, strict=True):
         assert line.startswith(start)
         assert "objective." in line
 

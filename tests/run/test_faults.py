@@ -36,20 +36,20 @@ def corpus(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole(corpus, tmp_path_factory):
+def finished(corpus, tmp_path_factory):
     """An experiment of 12 steps that saves every third, and the folder of its uninterrupted run."""
     home = tmp_path_factory.mktemp("whole")
-    made = experiment(corpus, "bert", home)
-    made = replace(made, intervals=replace(made.intervals, keep_checkpoints=4))
-    loop.train(made, home / "run", quiet)
-    return made, home / "run"
+    base = experiment(corpus, "bert", home)
+    base = replace(base, intervals=replace(base.intervals, keep_checkpoints=4))
+    loop.train(base, home / "run", quiet)
+    return base, home / "run"
 
 
 @pytest.fixture
-def cut(whole, tmp_path):
+def unfinished(finished, tmp_path):
     """The same run after nine steps."""
     folder = tmp_path / "run"
-    shutil.copytree(whole[1], folder)
+    shutil.copytree(finished[1], folder)
     shutil.rmtree(folder / "checkpoints" / "12")
     (folder / "result.json").unlink()
     assert steps(folder) == ["3", "6", "9"]
@@ -71,17 +71,17 @@ def flip(path):
     path.write_bytes(content)
 
 
-def test_a_flipped_bit_is_noticed_and_the_checkpoint_before_is_used(whole, cut):
-    flip(largest(cut / "checkpoints" / "9"))
+def test_a_flipped_bit_is_noticed_and_the_checkpoint_before_is_used(finished, unfinished):
+    flip(largest(unfinished / "checkpoints" / "9"))
     lines = []
-    loop.train(whole[0], cut, lines.append)
-    assert any("checkpoint 9 " in line for line in lines) and f"{whole[0].name}: resumes from step 6" in lines
-    assert len(list((cut / "damaged").iterdir())) == 1
-    assert_same_run(cut, whole[1])
+    loop.train(finished[0], unfinished, lines.append)
+    assert any("checkpoint 9 " in line for line in lines) and f"{finished[0].name}: resumes from step 6" in lines
+    assert len(list((unfinished / "damaged").iterdir())) == 1
+    assert_same_run(unfinished, finished[1])
 
 
-def test_a_number_that_is_not_the_one_that_was_saved_is_named(whole, cut):
-    run = Run.open(cut)
+def test_a_number_that_is_not_the_one_that_was_saved_is_named(finished, unfinished):
+    run = Run.open(unfinished)
     checkpoints = run.open_checkpoints()
     _, state, notes = run.restore_latest(checkpoints, pytest.fail)
     checkpoints.close()
@@ -92,38 +92,40 @@ def test_a_number_that_is_not_the_one_that_was_saved_is_named(whole, cut):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_any_file_that_is_cut_off_or_gone_costs_three_steps_and_no_more(whole, cut, seed):
+def test_any_file_that_is_cut_off_or_gone_costs_three_steps_and_no_more(finished, unfinished, seed):
     draw = random.Random(seed)
-    files = sorted(path for path in (cut / "checkpoints" / "9").rglob("*") if path.is_file() and path.stat().st_size)
+    files = sorted(
+        path for path in (unfinished / "checkpoints" / "9").rglob("*") if path.is_file() and path.stat().st_size
+    )
     path = draw.choice(files)
     path.unlink() if draw.random() < 0.5 else os.truncate(path, draw.randrange(path.stat().st_size))
-    run = Run.open(cut)
-    checkpoints, said = run.open_checkpoints(keep_checkpoints=4), []
-    at, state, _ = run.restore_latest(checkpoints, said.append)
+    run = Run.open(unfinished)
+    checkpoints, lines = run.open_checkpoints(keep_checkpoints=4), []
+    at, state, _ = run.restore_latest(checkpoints, lines.append)
     checkpoints.close()
     # Some files, such as the time of writing, say nothing about the numbers.
-    assert at == 6 and "checkpoint 9 cannot be read" in said[0] or at == 9 and not said, path
-    assert all(len(line) < 600 and "\n" not in line for line in said)
+    assert at == 6 and "checkpoint 9 cannot be read" in lines[0] or at == 9 and not lines, path
+    assert all(len(line) < 600 and "\n" not in line for line in lines)
     assert int(state.step) == at
 
 
-def test_folders_and_files_that_are_not_checkpoints_are_ignored(whole, cut):
-    (cut / "checkpoints" / "11").mkdir()
-    (cut / "checkpoints" / "10").mkdir()
-    (cut / "checkpoints" / "10" / "junk").write_text("junk")
-    (cut / "checkpoints" / "7").write_text("a file")
-    loop.train(whole[0], cut, quiet)
-    assert_same_run(cut, whole[1])
+def test_folders_and_files_that_are_not_checkpoints_are_ignored(finished, unfinished):
+    (unfinished / "checkpoints" / "11").mkdir()
+    (unfinished / "checkpoints" / "10").mkdir()
+    (unfinished / "checkpoints" / "10" / "junk").write_text("junk")
+    (unfinished / "checkpoints" / "7").write_text("a file")
+    loop.train(finished[0], unfinished, quiet)
+    assert_same_run(unfinished, finished[1])
 
 
-def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_over(whole, cut):
-    for step in steps(cut):
-        flip(largest(cut / "checkpoints" / step / "params"))
-    with pytest.raises(RunError, match=f"{cut} .*checkpoint 9 .*checkpoint 3"):
-        loop.train(whole[0], cut, quiet)
-    assert steps(cut) == ["3", "6", "9"]
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_over(finished, unfinished):
+    for step in steps(unfinished):
+        flip(largest(unfinished / "checkpoints" / step / "params"))
+    with pytest.raises(RunError, match=f"{unfinished} .*checkpoint 9 .*checkpoint 3"):
+        loop.train(finished[0], unfinished, quiet)
+    assert steps(unfinished) == ["3", "6", "9"]
     with pytest.raises(RunError, match="checkpoint 9 .*--step: 3, 6"):
-        Run.open(cut).load_params("latest")
+        Run.open(unfinished).load_params("latest")
 
 
 def act_at(monkeypatch, step, act):
@@ -138,16 +140,16 @@ def act_at(monkeypatch, step, act):
     monkeypatch.setattr(metric_log.MetricLog, "advance_progress", watched)
 
 
-def test_a_signal_ends_a_run_after_its_step_which_is_saved(whole, tmp_path, monkeypatch):
+def test_a_signal_ends_a_run_after_its_step_which_is_saved(finished, tmp_path, monkeypatch):
     before = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
         act_at(patch, 4, lambda: signal.raise_signal(signal.SIGTERM))
         with StopRequest() as stop, pytest.raises(RunStopped, match="SIGTERM.* step 4"):
-            loop.train(whole[0], tmp_path / "run", quiet, stop=stop)
+            loop.train(finished[0], tmp_path / "run", quiet, stop=stop)
     assert signal.getsignal(signal.SIGTERM) is before
     assert steps(tmp_path / "run") == ["3", "4"]
-    loop.train(whole[0], tmp_path / "run", quiet)
-    assert_same_run(tmp_path / "run", whole[1])
+    loop.train(finished[0], tmp_path / "run", quiet)
+    assert_same_run(tmp_path / "run", finished[1])
 
 
 def test_a_second_signal_ends_the_process_at_once():
@@ -158,11 +160,11 @@ def test_a_second_signal_ends_the_process_at_once():
             signal.raise_signal(signal.SIGINT)
 
 
-def test_a_second_signal_while_the_first_is_saved_costs_no_checkpoint(whole, tmp_path, monkeypatch):
+def test_a_second_signal_while_the_first_is_saved_costs_no_checkpoint(finished, tmp_path, monkeypatch):
     save = Checkpoints.save
 
-    def interrupted(self, step, *given):
-        save(self, step, *given)  # continues in the background
+    def interrupted(self, step, *args):
+        save(self, step, *args)  # continues in the background
         if step == 4:
             signal.raise_signal(signal.SIGINT)
 
@@ -170,15 +172,15 @@ def test_a_second_signal_while_the_first_is_saved_costs_no_checkpoint(whole, tmp
         act_at(patch, 4, lambda: signal.raise_signal(signal.SIGINT))
         patch.setattr(Checkpoints, "save", interrupted)
         with StopRequest() as stop, pytest.raises(KeyboardInterrupt):
-            loop.train(whole[0], tmp_path / "run", quiet, stop=stop)
-    loop.train(whole[0], tmp_path / "run", quiet)
-    assert_same_run(tmp_path / "run", whole[1])
+            loop.train(finished[0], tmp_path / "run", quiet, stop=stop)
+    loop.train(finished[0], tmp_path / "run", quiet)
+    assert_same_run(tmp_path / "run", finished[1])
 
 
-def test_a_time_limit_ends_a_run_after_its_step(whole, cut):
+def test_a_time_limit_ends_a_run_after_its_step(finished, unfinished):
     with pytest.raises(RunStopped, match="time limit.* step 10"):
-        loop.train(whole[0], cut, quiet, stop=StopRequest(0))
-    assert steps(cut) == ["10", "3", "6", "9"]
+        loop.train(finished[0], unfinished, quiet, stop=StopRequest(0))
+    assert steps(unfinished) == ["10", "3", "6", "9"]
 
 
 @pytest.mark.parametrize("text", ["", "3", "h", "3h 5m", "-1s", "1.5h", "5m3h"])
@@ -187,10 +189,10 @@ def test_a_text_that_is_not_a_duration_is_refused(text):
         parse_duration(text)
 
 
-def test_a_second_process_on_a_run_is_refused(whole, cut):
-    with lock_run(cut), pytest.raises(RunInUse, match=rf"{cut}.* process {os.getpid()} on .* since 20"):
-        loop.train(whole[0], cut, quiet)
-    assert steps(cut) == ["3", "6", "9"]
+def test_a_second_process_on_a_run_is_refused(finished, unfinished):
+    with lock_run(unfinished), pytest.raises(RunInUse, match=rf"{unfinished}.* process {os.getpid()} on .* since 20"):
+        loop.train(finished[0], unfinished, quiet)
+    assert steps(unfinished) == ["3", "6", "9"]
 
 
 # Checksums
@@ -217,14 +219,14 @@ def test_checksums_are_the_same_on_the_host_and_on_devices(monkeypatch):
 
 
 def test_a_changed_bit_and_two_elements_in_each_others_place_are_noticed():
-    made = tree()
-    recorded = checkpoint.compute_checksums(made)
-    assert checkpoint.find_changed_leaves(made, recorded) == []
-    bits = np.asarray(made["a"]).copy()
+    arrays = tree()
+    recorded = checkpoint.compute_checksums(arrays)
+    assert checkpoint.find_changed_leaves(arrays, recorded) == []
+    bits = np.asarray(arrays["a"]).copy()
     bits.view(np.uint32)[3, 2, 1] ^= 1 << 22
-    assert checkpoint.find_changed_leaves(made | {"a": bits}, recorded) == ["a"]
-    assert checkpoint.find_changed_leaves(made | {"a": np.asarray(made["a"])[::-1]}, recorded) == ["a"]
-    assert checkpoint.find_changed_leaves(made | {"f": -made["f"]}, recorded) == ["f"]
+    assert checkpoint.find_changed_leaves(arrays | {"a": bits}, recorded) == ["a"]
+    assert checkpoint.find_changed_leaves(arrays | {"a": np.asarray(arrays["a"])[::-1]}, recorded) == ["a"]
+    assert checkpoint.find_changed_leaves(arrays | {"f": -arrays["f"]}, recorded) == ["f"]
 
 
 TERMINATED = """

@@ -115,11 +115,11 @@ def assert_same_run(a: Path, b: Path):
 
 @pytest.mark.parametrize("family", ["bert", pytest.param("albert", marks=pytest.mark.live), "electra"])
 def test_a_run_interrupted_between_two_logs_resumes_to_the_same_numbers(family, corpus, tmp_path, monkeypatch):
-    whole = experiment(corpus, family, tmp_path)
+    base = experiment(corpus, family, tmp_path)
     if family == "bert":  # two phases, and the second is resumed in its middle
-        short = replace(whole.phases[0], until_step=6, seq_length=16)
-        whole = replace(whole, phases=(short, *whole.phases))
-    scores = loop.train(whole, tmp_path / "whole", quiet)["heldout"]
+        short = replace(base.phases[0], until_step=6, seq_length=16)
+        base = replace(base, phases=(short, *base.phases))
+    scores = loop.train(base, tmp_path / "whole", quiet)["heldout"]
     assert all(np.isfinite(score) for score in scores.values())
 
     class Stop(Exception):
@@ -135,63 +135,63 @@ def test_a_run_interrupted_between_two_logs_resumes_to_the_same_numbers(family, 
     with monkeypatch.context() as patch:
         patch.setattr(loop.Checkpoints, "save", stop)
         with pytest.raises(Stop):
-            loop.train(whole, tmp_path / "parts", quiet)
+            loop.train(base, tmp_path / "parts", quiet)
     assert read_result(tmp_path / "parts") is None
-    loop.train(whole, tmp_path / "parts", quiet)
+    loop.train(base, tmp_path / "parts", quiet)
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_batches_are_put_on_the_devices_one_ahead_and_in_order():
-    made, mesh = [], Mesh().build()
+    produced, mesh = [], Mesh().build()
 
     def rows():
         for number in range(4):
-            made.append(number)
+            produced.append(number)
             yield make_batch(np.full((1, 2), number, np.int32))
 
     for number, batch in enumerate(loop.prefetch_to_device(rows(), mesh)):
         assert batch.input_ids.tolist() == [[number, number]] and isinstance(batch.input_ids, jax.Array)
-        assert len(made) == min(number + 2, 4)
+        assert len(produced) == min(number + 2, 4)
     assert number == 3
 
 
 def test_a_profile_needs_steps_to_trace(corpus, tmp_path):
-    whole = experiment(corpus, "roberta", tmp_path, steps=4)
+    base = experiment(corpus, "roberta", tmp_path, steps=4)
     with pytest.raises(RunError, match="--profile needs 5 steps.* 4 "):
-        loop.train(whole, tmp_path / "run", quiet, profile=True)
+        loop.train(base, tmp_path / "run", quiet, profile=True)
 
 
 def test_a_finished_run_is_not_run_again(corpus, tmp_path, monkeypatch):
-    whole = experiment(corpus, "roberta", tmp_path, steps=4)
-    first = loop.train(whole, tmp_path / "run", quiet)
+    base = experiment(corpus, "roberta", tmp_path, steps=4)
+    first = loop.train(base, tmp_path / "run", quiet)
     monkeypatch.setattr(loop, "run_train_steps", None)
-    assert loop.train(whole, tmp_path / "run", quiet) == first
+    assert loop.train(base, tmp_path / "run", quiet) == first
 
 
 def test_a_folder_of_another_experiment_is_refused_and_the_difference_named(corpus, tmp_path):
-    whole = experiment(corpus, "roberta", tmp_path, steps=4)
-    loop.train(whole, tmp_path / "run", quiet)
-    other = replace(whole, optimizer=AdamW(2e-3, 2))
+    base = experiment(corpus, "roberta", tmp_path, steps=4)
+    loop.train(base, tmp_path / "run", quiet)
+    other = replace(base, optimizer=AdamW(2e-3, 2))
     with pytest.raises(RunError, match=r"optimizer.learning_rate is 0.001 there and 0.002 here.*--set name="):
         loop.train(other, tmp_path / "run", quiet)
-    moved = replace(whole, intervals=Intervals(log_every=1), name="renamed")
+    moved = replace(base, intervals=Intervals(log_every=1), name="renamed")
     assert loop.train(moved, tmp_path / "run", quiet)["steps"] == 4
 
 
 def test_a_batch_that_does_not_divide_is_refused(corpus, tmp_path):
-    whole = experiment(corpus, "roberta", tmp_path)
+    base = experiment(corpus, "roberta", tmp_path)
     with pytest.raises(ValueError, match="phases.batch_size=4 is not a multiple of grad_accum_steps=3"):
-        replace(whole, grad_accum_steps=3)
+        replace(base, grad_accum_steps=3)
 
 
 def test_a_vocabulary_larger_than_the_model_is_refused(corpus, tmp_path):
-    whole = experiment(corpus, "roberta", tmp_path, steps=4)
-    loop.train(whole, tmp_path / "run", quiet)
+    base = experiment(corpus, "roberta", tmp_path, steps=4)
+    loop.train(base, tmp_path / "run", quiet)
     path = next((tmp_path / "stores").iterdir()) / "tokenizer.json"
     small = replace(
-        whole,
-        model=replace(whole.model, vocab_size=50),
-        data=replace(whole.data, tokenizer=TokenizerSpec(path=str(path), vocab_size=50)),
+        base,
+        model=replace(base.model, vocab_size=50),
+        data=replace(base.data, tokenizer=TokenizerSpec(path=str(path), vocab_size=50)),
     )
     with pytest.raises(RunError, match="model.vocab_size=50"):
         loop.train(small, tmp_path / "small", quiet)
@@ -199,8 +199,8 @@ def test_a_vocabulary_larger_than_the_model_is_refused(corpus, tmp_path):
 
 @pytest.mark.live
 def test_held_out_scores_do_not_depend_on_the_seed_of_the_run(corpus, tmp_path):
-    whole = experiment(corpus, "electra", tmp_path, steps=4)
-    loop.train(whole, tmp_path / "run", quiet)
+    base = experiment(corpus, "electra", tmp_path, steps=4)
+    loop.train(base, tmp_path / "run", quiet)
     run = Run.open(tmp_path / "run")
     other = Run(replace(run.experiment, seed=5), tmp_path / "other", run.vocab, lambda: run.store)
     params = final_state(tmp_path / "run").params
@@ -211,14 +211,14 @@ def test_held_out_scores_do_not_depend_on_the_seed_of_the_run(corpus, tmp_path):
 
 
 def test_the_newest_checkpoints_and_the_best_one_are_kept(corpus, tmp_path):
-    whole = experiment(
+    base = experiment(
         corpus,
         "roberta",
         tmp_path,
         steps=16,
         intervals=Intervals(log_every=2, eval_every=2, save_every=2, keep_checkpoints=2, eval_batches=2),
     )
-    loop.train(whole, tmp_path / "run", quiet)
+    loop.train(base, tmp_path / "run", quiet)
     losses = {r["step"]: r["loss"] for r in read_metric_rows(tmp_path / "run/metrics.jsonl") if r["split"] == "heldout"}
     checkpoints = Run.open(tmp_path / "run").open_checkpoints()
     assert set(checkpoints.all_steps()) == {14, 16, min(losses, key=losses.get)}
@@ -264,9 +264,9 @@ def finish(process: subprocess.Popen, *statuses: int) -> None:
 @pytest.mark.live
 def test_a_run_killed_at_a_random_moment_ends_bit_identical(corpus, tmp_path):
     intervals = Intervals(log_every=5, eval_every=50, save_every=7, keep_checkpoints=2, eval_batches=2)
-    path, whole, killed = (tmp_path / name for name in ("experiment.json", "whole", "killed"))
+    path, finished, killed = (tmp_path / name for name in ("experiment.json", "finished", "killed"))
     path.write_text(json.dumps(to_json_value(experiment(corpus, "electra", tmp_path, steps=250, intervals=intervals))))
-    finish(started(path, whole), 0)
+    finish(started(path, finished), 0)
     chance, left = random.Random(), int(os.environ.get("ENCODERS_KILLS", "1"))
     while read_result(killed) is None:
         process, before = started(path, killed), len(without_time(killed))
@@ -278,7 +278,7 @@ def test_a_run_killed_at_a_random_moment_ends_bit_identical(corpus, tmp_path):
             left -= 1
         finish(process, 0, -signal.SIGKILL)
     assert left == 0
-    assert_same_run(whole, killed)
+    assert_same_run(finished, killed)
 
 
 class FirstUpdate(Exception):

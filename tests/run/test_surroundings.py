@@ -73,10 +73,10 @@ def test_a_run_needs_no_optional_package_and_no_working_directory(bare):
 
 
 def test_a_clock_that_is_set_back_changes_no_measured_time(bare):
-    taken = [row["time"] for row in read_metric_rows(bare[1] / "metrics.jsonl")]
-    assert len(taken) == 8
-    assert all(0 <= each["seconds"] < 600 for each in taken)
-    assert all(each["tokens_per_second"] > 0 for each in taken if "tokens_per_second" in each)
+    timings = [row["time"] for row in read_metric_rows(bare[1] / "metrics.jsonl")]
+    assert len(timings) == 8
+    assert all(0 <= timing["seconds"] < 600 for timing in timings)
+    assert all(timing["tokens_per_second"] > 0 for timing in timings if "tokens_per_second" in timing)
 
 
 def test_no_secret_of_the_environment_is_in_a_file_of_the_run_or_its_store(bare):
@@ -205,12 +205,12 @@ def test_a_disk_that_fills_up_is_named_and_costs_no_older_checkpoint(disk, tmp_p
     place = "my runs/quickstart-roberta"
     assert full.returncode == 1 and "Traceback" not in full.stderr, full.stderr
     assert full.stderr.splitlines()[-1].startswith(f"launch.py: no space is left in {place};")
-    run, said = Run.open(tmp_path / place), []
+    run, lines = Run.open(tmp_path / place), []
     checkpoints = run.open_checkpoints()
     kept = checkpoints.all_steps()
-    at, state, _ = run.restore_latest(checkpoints, said.append)
+    at, state, _ = run.restore_latest(checkpoints, lines.append)
     checkpoints.close()
-    assert kept == list(range(1, len(kept) + 1)) and int(state.step) == at == kept[-1] < 9 and not said
+    assert kept == list(range(1, len(kept) + 1)) and int(state.step) == at == kept[-1] < 9 and not lines
     subprocess.run(["mount", "-o", "remount,size=16m", disk], check=True)
     again = launched(tmp_path, settings)
     assert again.returncode == 0, again.stderr
@@ -247,32 +247,32 @@ def test_a_compilation_cache_that_cannot_be_written_is_a_warning(ascii_only):
 
 @pytest.mark.live
 @pytest.mark.parametrize(
-    "variable, value, said",
+    "variable, value, expected",
     [
         ("JAX_PLATFORMS", "cuda", "launch.py: JAX_PLATFORMS=cuda"),
         ("JAX_PLATFORMS", "abacus", "launch.py: JAX_PLATFORMS=abacus"),
         ("XLA_FLAGS", "--xla_no_such_flag=1", "XLA_FLAGS: --xla_no_such_flag=1"),
     ],
 )
-def test_an_environment_variable_with_a_wrong_value_is_named_in_one_line(variable, value, said, tmp_path):
+def test_an_environment_variable_with_a_wrong_value_is_named_in_one_line(variable, value, expected, tmp_path):
     if value == "cuda" and shutil.which("nvidia-smi"):
         pytest.skip("there may be a GPU here")
     done = launched(tmp_path, **{variable: value})
     assert done.returncode != 0
     shown = [line for line in done.stderr.splitlines() if line.strip()]
-    assert said in shown[-1] and len(shown[-1]) < 400 and "Traceback" not in done.stderr
+    assert expected in shown[-1] and len(shown[-1]) < 400 and "Traceback" not in done.stderr
     assert not (tmp_path / "my runs").exists()
 
 
 @pytest.mark.live
 @pytest.mark.parametrize(
-    "devices, setting, said",
+    "devices, setting, expected",
     [
         (1, "mesh.data=3", "mesh.data=3, mesh.fsdp=1, mesh.model=1 needs exactly 3 devices and there are 1; -1 takes"),
         (3, "mesh.data=3", "phases.batch_size=2 is not a multiple of 3: mesh.data x mesh.fsdp x grad_accum_steps"),
     ],
 )
-def test_devices_that_do_not_fit_the_mesh_or_the_batch_are_refused_in_one_line(devices, setting, said, tmp_path):
+def test_devices_that_do_not_fit_the_mesh_or_the_batch_are_refused_in_one_line(devices, setting, expected, tmp_path):
     done = launched(tmp_path, [setting], XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}")
     assert done.returncode == 1 and not (tmp_path / "my runs").exists()
-    assert done.stderr.splitlines()[-1].startswith(f"launch.py: {said}") and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith(f"launch.py: {expected}") and "Traceback" not in done.stderr

@@ -67,29 +67,29 @@ def experiment(home, start: str, objective, form, steps=20, length=16, **changes
     return Experiment(name="next", objective=objective, **rest | changes)
 
 
-def build_state(whole: Experiment, folder):
+def build_state(base: Experiment, folder):
     """Return the state before the first step, and the line that is logged about it."""
-    said = []
-    return WarmStart(whole).build_state(run_of(whole, folder), said.append), said[0]
+    lines = []
+    return WarmStart(base).build_state(run_of(base, folder), lines.append), lines[0]
 
 
-def run_of(whole: Experiment, folder) -> Run:
-    store = prepare_store(whole.data, quiet)
-    return Run(whole, folder, store.vocab, lambda: store)
+def run_of(base: Experiment, folder) -> Run:
+    store = prepare_store(base.data, quiet)
+    return Run(base, folder, store.vocab, lambda: store)
 
 
 def by_heart(state, run, steps: int):
     """Return the state after some steps on the first batch, and the loss of each."""
-    whole, losses = run.experiment, []
+    base, losses = run.experiment, []
     batch = next(
-        BatchStream(run.store.train_split, run.vocab, whole.phases, 0, 1, run.folder / "tables").iter_batches(
-            0, whole.num_steps
+        BatchStream(run.store.train_split, run.vocab, base.phases, 0, 1, run.folder / "tables").iter_batches(
+            0, base.num_steps
         )
     )
     for _ in range(steps):
-        state, measured = step.train_step(state, batch, 0, **step.build_static_args(whole, run.module))
-        means = {name: mean_value(measured[name]) for name in whole.objective.loss_weights}
-        losses.append(total_loss(means, whole.objective.loss_weights))
+        state, measured = step.train_step(state, batch, 0, **step.build_static_args(base, run.module))
+        means = {name: mean_value(measured[name]) for name in base.objective.loss_weights}
+        losses.append(total_loss(means, base.objective.loss_weights))
     return state, losses
 
 
@@ -101,10 +101,10 @@ BERT = (MaskedLM(Masking(), NextSentencePrediction()), SegmentPairs())
 
 
 def test_pretraining_starts_from_an_imported_checkpoint(home, tmp_path):
-    whole = experiment(home, "bert-pretraining", *BERT, steps=60)
+    base = experiment(home, "bert-pretraining", *BERT, steps=60)
     before = Run.open(home / "bert-pretraining").load_params()[1]
-    assert equal(build_state(whole, tmp_path / "unused")[0].params, before)
-    loop.train(whole, tmp_path / "run", quiet)
+    assert equal(build_state(base, tmp_path / "unused")[0].params, before)
+    loop.train(base, tmp_path / "run", quiet)
     losses = [row["loss"] for row in read_metric_rows(tmp_path / "run" / "metrics.jsonl") if row["split"] == "train"]
     assert losses[-1] < losses[0]
 
@@ -118,36 +118,36 @@ class Labelled(SegmentPairs):
 
 def test_fine_tuning_starts_from_an_imported_encoder_and_its_pooler(home, tmp_path):
     objective = Classification(("follows", "does not"))
-    whole = experiment(home, "bert-pretraining", objective, Labelled(), steps=60)
-    state, said = build_state(whole, tmp_path / "unused")
+    base = experiment(home, "bert-pretraining", objective, Labelled(), steps=60)
+    state, line = build_state(base, tmp_path / "unused")
     before = Run.open(home / "bert-pretraining").load_params()[1]
     assert equal([state.params[part] for part in ("encoder", "pooler")], [before[p] for p in ("encoder", "pooler")])
-    assert said.endswith("bert-pretraining (step 0): encoder, pooler; fresh: classes")
-    _, losses = by_heart(state, run_of(whole, tmp_path / "run"), 60)
+    assert line.endswith("bert-pretraining (step 0): encoder, pooler; fresh: classes")
+    _, losses = by_heart(state, run_of(base, tmp_path / "run"), 60)
     assert losses[-1] < losses[0] / 2
 
 
 def test_an_encoder_alone_gets_fresh_heads(home, tmp_path):
-    state, said = build_state(experiment(home, "bert-encoder", *BERT), tmp_path / "unused")
+    state, line = build_state(experiment(home, "bert-encoder", *BERT), tmp_path / "unused")
     assert equal(state.params["encoder"], Run.open(home / "bert-encoder").load_params()[1]["encoder"])
-    assert said.endswith("(step 0): encoder, pooler; fresh: pair, tokens")
+    assert line.endswith("(step 0): encoder, pooler; fresh: pair, tokens")
 
 
 def test_a_pair_starts_a_pair_and_its_discriminator_starts_other_objectives(home, tmp_path):
     before = Run.open(home / "electra-pair").load_params()[1]
     pair = replace(Run.open(home / "electra-pair").spec.objective, masking=Masking())
-    state, said = build_state(experiment(home, "electra-pair", pair, ElectraPairs()), tmp_path / "unused")
-    assert equal(state.params, before) and "fresh" not in said
+    state, line = build_state(experiment(home, "electra-pair", pair, ElectraPairs()), tmp_path / "unused")
+    assert equal(state.params, before) and "fresh" not in line
     state, _ = build_state(experiment(home, "electra-pair", MaskedLM(), FullSentences()), tmp_path / "unused")
     assert equal(state.params["encoder"], before["discriminator"])
 
 
 def test_a_lone_discriminator_gets_a_fresh_generator(home, tmp_path):
-    whole = experiment(
+    base = experiment(
         home, "electra-discriminator", ReplacedTokenDetection(generator_width=1 / 2, tie="none"), ElectraPairs()
     )
-    state, said = build_state(whole, tmp_path / "unused")
-    assert "fresh: generator, tokens" in said
+    state, line = build_state(base, tmp_path / "unused")
+    assert "fresh: generator, tokens" in line
     assert equal(
         state.params["discriminator"], Run.open(home / "electra-discriminator").load_params()[1]["discriminator"]
     )
@@ -170,8 +170,8 @@ def second_stage(home, tmp_path_factory):
 def test_a_second_stage_keeps_the_generator_and_initialises_the_discriminator_from_it(second_stage, tmp_path):
     before = Run.open(second_stage.init_from).load_params()[1]
     generator = {"generator": before["encoder"], "tokens": before["tokens"]}
-    state, said = build_state(second_stage, tmp_path / "unused")
-    assert said.endswith("(step 1): discriminator, generator, tokens; fresh: replaced")
+    state, line = build_state(second_stage, tmp_path / "unused")
+    assert line.endswith("(step 1): discriminator, generator, tokens; fresh: replaced")
     assert equal({part: state.params[part] for part in generator}, generator)
     assert equal(state.params["discriminator"], before["encoder"])
     state, _ = by_heart(state, run_of(second_stage, tmp_path / "run"), 3)
@@ -181,8 +181,8 @@ def test_a_second_stage_keeps_the_generator_and_initialises_the_discriminator_fr
 
 
 def test_a_second_stage_without_a_generator_to_keep_is_refused(second_stage, tmp_path, monkeypatch):
-    _, found = Run.open(second_stage.init_from).load_params()
-    monkeypatch.setattr(Run, "load_params", lambda *_: (4, {"encoder": found["encoder"]}))
+    _, params = Run.open(second_stage.init_from).load_params()
+    monkeypatch.setattr(Run, "load_params", lambda *_: (4, {"encoder": params["encoder"]}))
     with pytest.raises(RunError, match="lacks tokens"):
         build_state(second_stage, tmp_path / "unused")
 
@@ -191,8 +191,8 @@ def test_a_trained_run_starts_another_from_its_newest_checkpoint(home, tmp_path)
     first = experiment(home, "bert-pretraining", *BERT, steps=4)
     loop.train(first, tmp_path / "first", quiet)
     second = replace(first, init_from=str(tmp_path / "first"))
-    state, said = build_state(second, tmp_path / "unused")
-    assert equal(state.params, Run.open(tmp_path / "first").load_params()[1]) and "(step 4)" in said
+    state, line = build_state(second, tmp_path / "unused")
+    assert equal(state.params, Run.open(tmp_path / "first").load_params()[1]) and "(step 4)" in line
 
 
 def test_a_deeper_albert_starts_from_the_one_layer_of_a_shallower_one_and_another_model_is_refused(home, tmp_path):
@@ -202,41 +202,41 @@ def test_a_deeper_albert_starts_from_the_one_layer_of_a_shallower_one_and_anothe
     state, _ = build_state(replace(one, model=replace(one.model, num_layers=3 * layers)), tmp_path)
     _, before = Run.open(home / "albert-masked").load_params()
     jax.tree.map(np.testing.assert_array_equal, state.params["encoder"], before["encoder"])
-    whole = experiment(home, "bert-encoder", MaskedLM(), FullSentences())
-    with pytest.raises(RunError, match=f"model.num_layers is {whole.model.num_layers} there and 7 here"):
-        WarmStart(replace(whole, model=replace(whole.model, num_layers=7)))
+    base = experiment(home, "bert-encoder", MaskedLM(), FullSentences())
+    with pytest.raises(RunError, match=f"model.num_layers is {base.model.num_layers} there and 7 here"):
+        WarmStart(replace(base, model=replace(base.model, num_layers=7)))
 
 
 def test_a_source_run_that_does_not_fit_is_refused_before_any_work(home, tmp_path):
-    whole = experiment(home, "bert-pretraining", *BERT)
+    base = experiment(home, "bert-pretraining", *BERT)
     refused = [
-        (replace(whole, init_from=str(tmp_path)), "holds no run"),
-        (replace(whole, model=replace(whole.model, activation="gelu_tanh")), "model.activation is gelu there"),
+        (replace(base, init_from=str(tmp_path)), "holds no run"),
+        (replace(base, model=replace(base.model, activation="gelu_tanh")), "model.activation is gelu there"),
         (
-            replace(whole, model=replace(whole.model, intermediate_size=24)),
+            replace(base, model=replace(base.model, intermediate_size=24)),
             "model.intermediate_size is 20 there and 24 here",
         ),
-        (replace(whole, init_from=str(home / "electra-pair")), "model.embeddings is"),
+        (replace(base, init_from=str(home / "electra-pair")), "model.embeddings is"),
     ]
-    for wrong, said in refused:
-        with pytest.raises(RunError, match=said):
+    for wrong, message in refused:
+        with pytest.raises(RunError, match=message):
             loop.train(wrong, tmp_path / "run", quiet)
     assert not (tmp_path / "run").exists()
 
 
 def test_another_vocabulary_is_refused_since_parameters_would_mean_other_tokens(home, tmp_path):
-    whole = experiment(home, "bert-pretraining", *BERT)
+    base = experiment(home, "bert-pretraining", *BERT)
     for vocabulary in (TokenizerSpec(path=str(home / "electra-pair" / "tokenizer.json")), TokenizerSpec(vocab_size=61)):
-        wrong = replace(whole, data=replace(whole.data, tokenizer=vocabulary))
+        wrong = replace(base, data=replace(base.data, tokenizer=vocabulary))
         with pytest.raises(RunError, match="set data.tokenizer.path="):
             loop.train(wrong, tmp_path / "run", quiet)
     assert not (tmp_path / "run").exists()
 
 
 def test_other_shapes_are_refused_with_their_names(home, tmp_path):
-    whole = experiment(home, "bert-pretraining", *BERT)
+    base = experiment(home, "bert-pretraining", *BERT)
     with pytest.raises(RunError, match=r"other shapes: embed/word/embedding is \(61, 12\) there and \(64, 12\) here"):
-        build_state(replace(whole, model=replace(whole.model, vocab_size=64)), tmp_path / "unused")
+        build_state(replace(base, model=replace(base.model, vocab_size=64)), tmp_path / "unused")
 
 
 def test_an_imported_run_has_no_text_to_evaluate(home):
@@ -247,8 +247,8 @@ def test_an_imported_run_has_no_text_to_evaluate(home):
 
 
 def test_the_source_run_is_part_of_the_fingerprint(home, tmp_path):
-    whole = experiment(home, "bert-pretraining", *BERT, steps=4)
-    loop.train(whole, tmp_path / "run", quiet)
-    other = replace(whole, init_from=str(home / "bert-encoder"))
+    base = experiment(home, "bert-pretraining", *BERT, steps=4)
+    loop.train(base, tmp_path / "run", quiet)
+    other = replace(base, init_from=str(home / "bert-encoder"))
     with pytest.raises(RunError, match="belongs to another experiment: .*init_from"):
         loop.train(other, tmp_path / "run", quiet)
