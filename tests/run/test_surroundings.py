@@ -204,7 +204,7 @@ def test_a_disk_that_fills_up_is_named_and_costs_no_older_checkpoint(disk, tmp_p
     full = launched(tmp_path, settings)
     place = "my runs/quickstart-roberta"
     assert full.returncode == 1 and "Traceback" not in full.stderr, full.stderr
-    assert full.stderr.splitlines()[-1].startswith(f"launch.py: no space is left in {place};")
+    assert full.stderr.splitlines()[-1].startswith(f"encoders: no space is left in {place};")
     run, lines = Run.open(tmp_path / place), []
     checkpoints = run.open_checkpoints()
     kept = checkpoints.all_steps()
@@ -249,8 +249,8 @@ def test_a_compilation_cache_that_cannot_be_written_is_a_warning(ascii_only):
 @pytest.mark.parametrize(
     "variable, value, expected",
     [
-        ("JAX_PLATFORMS", "cuda", "launch.py: JAX_PLATFORMS=cuda"),
-        ("JAX_PLATFORMS", "abacus", "launch.py: JAX_PLATFORMS=abacus"),
+        ("JAX_PLATFORMS", "cuda", "encoders: JAX_PLATFORMS=cuda"),
+        ("JAX_PLATFORMS", "abacus", "encoders: JAX_PLATFORMS=abacus"),
         ("XLA_FLAGS", "--xla_no_such_flag=1", "XLA_FLAGS: --xla_no_such_flag=1"),
     ],
 )
@@ -275,4 +275,4 @@ def test_an_environment_variable_with_a_wrong_value_is_named_in_one_line(variabl
 def test_devices_that_do_not_fit_the_mesh_or_the_batch_are_refused_in_one_line(devices, setting, expected, tmp_path):
     done = launched(tmp_path, [setting], XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}")
     assert done.returncode == 1 and not (tmp_path / "my runs").exists()
-    assert done.stderr.splitlines()[-1].startswith(f"launch.py: {expected}") and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith(f"encoders: {expected}") and "Traceback" not in done.stderr
