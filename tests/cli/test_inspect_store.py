@@ -57,7 +57,7 @@ def test_rows_show_what_the_model_sees_and_what_it_has_to_say(store):
         words = row.split()
         assert f"{len(words)} tokens, {64 - len(words)} of padding" in said
         chosen = sum("←" in word or word.endswith("=") for word in words)
-        assert f"{chosen} to be predicted" in said and chosen >= round(0.15 * len(words)) - 2
+        assert f"{chosen} to predict" in said and chosen >= round(0.15 * len(words)) - 2
         assert said.count("; ") == row.count("[CLS]")  # a label for each example
         assert all(word.startswith("[MASK]←") or word.endswith("!") for word in words if "←" in word)
 

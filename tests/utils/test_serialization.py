@@ -4,6 +4,7 @@ import json
 import sys
 import types
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 
@@ -23,6 +24,8 @@ from encoders.utils.serialization import (
     to_json_value,
 )
 from tests.test_experiment import BASE, EXPERIMENTS, FULL, fingerprints
+
+GOLDEN = Path(__file__).with_name("saved_experiments.json")
 
 # JSON
 
@@ -142,6 +145,18 @@ def test_a_moved_class_changes_no_saved_byte_and_no_fingerprint(monkeypatch):
     assert from_json_value(json.loads(before)) == BASE
 
 
+# The golden file
+
+
+@pytest.mark.parametrize("number", range(len(EXPERIMENTS)))
+def test_saved_experiments_and_fingerprints_never_change(number):
+    """A change here would lose every run: a new field has a default, a renamed one says `formerly`."""
+    golden = json.loads(GOLDEN.read_text(encoding="utf-8"))[number]
+    assert fingerprint_experiment(EXPERIMENTS[number], "store") == golden["fingerprint"]
+    assert from_json_value(golden["experiment"]) == EXPERIMENTS[number]
+    assert fingerprints(from_json_value(golden["experiment"])) == {golden["fingerprint"]}
+
+
 # Fingerprints
 
 
@@ -167,19 +182,13 @@ def test_what_changes_no_number_changes_no_fingerprint():
         "model.remat=full",
         "data.store_dir=elsewhere",
     ]
-    assert (
-        len(
-            fingerprints(
-                BASE, *(apply_settings(BASE, [setting]) for setting in settings), apply_settings(BASE, settings)
-            )
-        )
-        == 1
-    )
+    changed = [apply_settings(BASE, [setting]) for setting in settings]
+    assert len(fingerprints(BASE, *changed, apply_settings(BASE, settings))) == 1
 
 
 def test_the_path_of_the_text_is_not_in_the_fingerprint_and_its_content_is():
     moved = apply_settings(BASE, ["data.corpus=another.txt", "data.heldout_fraction=0.5"])
-    assert fingerprints(moved) == fingerprints(BASE)  # the store's key tells
+    assert fingerprints(moved) == fingerprints(BASE)  # the key of the store stands for both
     assert fingerprint_experiment(BASE, "store") != fingerprint_experiment(BASE, "another store")
 
 
@@ -212,21 +221,23 @@ def test_what_changes_the_numbers_changes_the_fingerprint():
     lamb = replace(BASE, optimizer=Lamb(learning_rate=1e-3, warmup_steps=10))
     embed = replace(BASE, model=replace(BASE.model, embeddings=ElectraEmbeddings))
     shorter = replace(BASE, phases=BASE.phases[:1])
-    distinct = {fingerprint_experiment(each, "store"): each for each in [BASE, *changed, lamb, embed, shorter]}
+    distinct = {
+        fingerprint_experiment(experiment, "store"): experiment for experiment in [BASE, *changed, lamb, embed, shorter]
+    }
     assert len(distinct) == len(settings) + 4 - 1  # "objective=MaskedLM" and "objective.sentence_task=None" are one
 
 
 def test_equal_experiments_have_equal_fingerprints():
-    whole = replace(BASE, optimizer=AdamW(learning_rate=1, warmup_steps=10, weight_decay=0))  # as a file may have it
+    from_file = replace(BASE, optimizer=AdamW(learning_rate=1, warmup_steps=10, weight_decay=0))
     read = apply_settings(BASE, ["optimizer.learning_rate=1", "optimizer.weight_decay=0"])  # 1.0 and 0.0
-    assert whole == read
-    assert fingerprints(whole) == fingerprints(read)
+    assert from_file == read
+    assert fingerprints(from_file) == fingerprints(read)
 
 
 # In words
 
 
-def test_differences_are_told_by_path():
+def test_differences_are_listed_by_path():
     assert describe_differences(BASE, BASE) == []
     other = apply_settings(
         BASE,
@@ -240,11 +251,11 @@ def test_differences_are_told_by_path():
     ]
 
 
-def test_a_part_of_another_class_differs_with_all_that_is_its_own():
-    told = describe_differences(
+def test_a_part_of_another_class_differs_in_all_fields_of_both():
+    differences = describe_differences(
         replace(BASE, phases=BASE.phases[:1]), replace(BASE, objective=MaskedLM(), phases=FULL[:1])
     )
-    assert told == [
+    assert differences == [
         "objective.sentence_task is NextSentencePrediction there and None here",
         "phases.0.format is SegmentPairs there and FullSentences here",
         "phases.0.format.match_released_code is False there and absent here",
@@ -255,18 +266,14 @@ def test_a_part_of_another_class_differs_with_all_that_is_its_own():
 
 
 def test_what_changes_no_number_is_no_difference():
-    assert (
-        describe_differences(
-            BASE, apply_settings(BASE, ["name=other", "mesh.model=2", "intervals.log_every=1", "data.store_dir=there"])
-        )
-        == []
-    )
+    settings = ["name=other", "mesh.model=2", "intervals.log_every=1", "data.store_dir=there"]
+    assert describe_differences(BASE, apply_settings(BASE, settings)) == []
 
 
 def test_a_phase_more_is_a_difference():
-    told = describe_differences(BASE, replace(BASE, phases=BASE.phases[:1]))
-    assert told[0] == "phases is 2 of them there and 1 of them here"
-    assert "phases.1.seq_length is 64 there and absent here" in told
+    differences = describe_differences(BASE, replace(BASE, phases=BASE.phases[:1]))
+    assert differences[0] == "phases is 2 of them there and 1 of them here"
+    assert "phases.1.seq_length is 64 there and absent here" in differences
 
 
 def test_an_experiment_describes_itself():
@@ -277,3 +284,11 @@ def test_an_experiment_describes_itself():
         "phases.1.seq_length = 64",
     } <= set(lines)
     assert len(lines) == len(flatten_fields(BASE))
+
+
+if __name__ == "__main__":  # python -m tests.utils.test_serialization, once, before the first release
+    golden = [
+        {"fingerprint": fingerprint_experiment(experiment, "store"), "experiment": to_json_value(experiment)}
+        for experiment in EXPERIMENTS
+    ]
+    GOLDEN.write_text(json.dumps(golden, indent=1) + "\n", encoding="utf-8")
