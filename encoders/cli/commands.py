@@ -109,7 +109,7 @@ def prepare_stores(
     for experiment in load_experiment_file(choice).experiments:
         if isinstance(experiment.data, LabelledData) and not Path(experiment.data.tokenizer.path).exists():
             log_to_stderr(
-                f"skipped {experiment.name}: {experiment.init_from} is not trained yet and has no vocabulary; train it "
+                f"skipped {experiment.name}: {experiment.init_from} is not trained yet, and its vocabulary is missing; train it "
                 "first"
             )
             continue
@@ -155,7 +155,7 @@ def build_runner(num_workers: int | None, runner: str | None, pipeline_options: 
 def repair_damaged_units(store: Store, data: PretrainingData | LabelledData, runner: Runner) -> None:
     if "units" not in store.metadata:
         log_to_stderr(
-            f"{store.path} has no checksums (labelled rows, or written by an earlier version) and cannot be repaired"
+            f"{store.path} is without checksums (labelled rows, or an earlier version) and cannot be repaired"
         )
         return
     damaged = list_damaged_units(store)
@@ -406,15 +406,15 @@ def write_submission(run: str, folder: str, root: str | None = None, step: str =
     if not isinstance(data, LabelledData):
         raise ExperimentError(f"{run} was trained on text; submit needs a run of a task")
     if not hasattr(data.task, "build_submission"):
-        raise ExperimentError(f"{data.task.name} has no files to submit; GLUE's tasks and SQuAD have")
+        raise ExperimentError(f"{data.task.name} does not define files to submit; GLUE's tasks and SQuAD do")
     root = root or data.root
     files = dict(data.task.build_submission(predictor, root))
     if not any(files.values()):
-        raise ExperimentError(f"{root} has no test rows of {data.task.name}")
+        raise ExperimentError(f"the test rows of {data.task.name} are not in {root}; pass their folder with --root")
     Path(folder).mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         if text is None:
-            log_to_stderr(f"skipped {name}: {root} has no rows for it")
+            log_to_stderr(f"skipped {name}: its rows are not in {root}")
         else:
             path = Path(folder) / name
             path.write_text(text, encoding="utf-8")

@@ -62,7 +62,7 @@ def find_experiment_file(name: str) -> Path:
     known = sorted(path.stem for path in library.rglob("*.py") if path.stem != "__init__")
     similar = difflib.get_close_matches(name.rpartition("/")[2].removesuffix(".py"), known, 1)
     hint = f"; did you mean {similar[0]!r}?" if similar else "."
-    raise ExperimentError(f"there is no experiment {name!r}{hint} There are {', '.join(known)}")
+    raise ExperimentError(f"{name!r} is neither a file nor a named experiment{hint} The names are {', '.join(known)}")
 
 
 def import_experiment_file(path: Path) -> ModuleType:
@@ -132,7 +132,7 @@ def list_experiments(module: ModuleType, path: Path, choice: ExperimentChoice) -
     """Return the `experiments` that a file defines, as a list or as a function of the `--with` arguments."""
     experiments = getattr(module, "experiments", None)
     if callable(experiments):
-        experiments = experiments(**parse_arguments(experiments, choice))
+        experiments = experiments(**parse_with_settings(experiments, choice))
     elif choice.with_settings:
         raise ExperimentError(
             f"--with {' '.join(choice.with_settings)}: {path} lists its experiments, without arguments"
@@ -142,7 +142,7 @@ def list_experiments(module: ModuleType, path: Path, choice: ExperimentChoice) -
     return experiments
 
 
-def parse_arguments(function: Callable, choice: ExperimentChoice) -> dict:
+def parse_with_settings(function: Callable, choice: ExperimentChoice) -> dict:
     """Return the `--with` arguments of a file's function, each read by its declared type; `runs` comes from `--runs`."""
     parameters = dict(inspect.signature(function, eval_str=True).parameters)
     arguments = {"runs": choice.runs} if parameters.pop("runs", None) else {}
@@ -170,7 +170,7 @@ def load_paper_table(module: ModuleType, choice: ExperimentChoice) -> PaperTable
             raise ExperimentError(f"{choice.runs} has {names}; choose one with --with scale=... as it was trained")
         if saved:
             return refresh_table(saved[0], module)
-    arguments = parse_arguments(Study, choice)
+    arguments = parse_with_settings(Study, choice)
     small_only = sorted(arguments.keys() & {"tokens", "rows", "tasks"})
     if arguments.get("scale") == "paper" and small_only:
         raise ExperimentError(f"--with {small_only[0]}=... is for scale=small, and scale=paper was given")

@@ -38,7 +38,7 @@ HANG_SECONDS = 1800.0  # without progress; the first step includes its compilati
 
 def train(
     experiment: Experiment,
-    folder: Path,
+    folder: str | Path,
     log: Callable[[str], None] = print,
     profile: bool = False,
     stop: StopRequest | None = None,
@@ -52,6 +52,7 @@ def train(
     Raises `RunStopped` after the step in which `stop` requests it, which is saved; `RunInUse` while another process
     trains the run; and `RunError` for what cannot be trained.
     """
+    folder = Path(folder)
     with explain_failures(experiment, folder) as resources:
         prepared = distributed.raise_on_all(lambda: resources.enter_context(prepare_run(experiment, folder, log)))
         if (result := read_result(folder)) is not None:

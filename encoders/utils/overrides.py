@@ -83,7 +83,7 @@ def apply_changes(value: Any, changes: Mapping[str, Any], path: str = "") -> Any
     if isinstance(value, tuple) and any(map(is_dataclass, value)):
         return change_items(value, changes, path)
     if not is_dataclass(value) or isinstance(value, type):
-        raise ExperimentError(f"{path} is {value!r} and has no fields to set")
+        raise ExperimentError(f"{path}={value!r} cannot be set field by field; it is not a dataclass")
     hints = typing.get_type_hints(type(value))
     changed = {}
     for name, change in changes.items():
@@ -107,7 +107,7 @@ def change_items(items: tuple, changes: Mapping[str, Any], path: str) -> tuple:
     indices = [str(i) for i in range(len(items))]
     for name, change in changes.items():
         if name not in (*indices, "*"):
-            raise ExperimentError(f"{path} has no {name!r}; it has {', '.join(indices)} and * for all")
+            raise ExperimentError(f"{name!r} is not an index of {path}; it takes {', '.join(indices)} and * for all")
         items = tuple(
             apply_changes(item, change, f"{path}.{i}") if name in ("*", str(i)) else item
             for i, item in enumerate(items)
@@ -121,7 +121,7 @@ def check_field_name(value: Any, name: str, path: str) -> None:
     if name not in names:
         similar = difflib.get_close_matches(name, names, 1)
         hint = f" (did you mean {similar[0]!r}?)" if similar else ""
-        raise ExperimentError(f"{path or 'an experiment'} has no {name!r}{hint}; it has {', '.join(names)}")
+        raise ExperimentError(f"{name!r} is not a field of {path or 'an experiment'}{hint}; it has {', '.join(names)}")
 
 
 # Texts as values -----------------------------------------------------------------------------------------------------

@@ -122,8 +122,8 @@ def get_class_name(cls: type) -> str:
         if registered is cls or describe_origin(registered) == describe_origin(cls):
             return name
     raise ExperimentError(
-        f"{cls.__module__}.{cls.__qualname__} has no name in saved experiments, so a run with it could not be opened "
-        "again; decorate the class with @encoders.register"
+        f"{cls.__module__}.{cls.__qualname__} is not registered, so a run with it could not be opened again; decorate "
+        "the class with @encoders.register"
     )
 
 
@@ -201,11 +201,11 @@ def build_value(value: Any) -> Any:
         return find_class(value["type"])
     name, cls = value["class"], find_class(value["class"])
     if not is_dataclass(cls):
-        raise ExperimentError(f"{name} is not a dataclass and has no fields")
+        raise ExperimentError(f"{name} is a part of a model and not a value with fields")
     current_names = {old: f.name for f in fields(cls) for old in (f.name, *f.metadata.get("formerly", ()))}
     if unknown := sorted(set(value) - set(current_names) - {"class"}):
         known = ", ".join(sorted(f.name for f in fields(cls)))
-        raise ExperimentError(f"{name} has no field {', '.join(unknown)}; it has {known}")
+        raise ExperimentError(f"{', '.join(unknown)}: not a field of {name}; it has {known}")
     try:
         return cls(**{current_names[key]: build_value(item) for key, item in value.items() if key != "class"})
     except (TypeError, AttributeError) as error:

@@ -69,7 +69,7 @@ def test_all_unknown_classes_are_named_at_once():
 
 def test_damaged_json_is_refused_by_class_and_field():
     saved = to_json_value(BASE)
-    with pytest.raises(ExperimentError, match="EncoderConfig .*leyers.*num_layers"):
+    with pytest.raises(ExperimentError, match="leyers.*EncoderConfig.*num_layers"):
         from_json_value(saved | {"model": saved["model"] | {"leyers": 3}})
     with pytest.raises(ExperimentError, match="AdamW .*learning_rate"):
         from_json_value({"class": "AdamW", "warmup_steps": 3})
