@@ -16,33 +16,34 @@ class Mean(NamedTuple):
 
 
 def sum_means(means: Iterable[dict[str, Mean]]) -> dict[str, Mean]:
-    """The sums of all `means` by name, in float64.
+    """Return the sums of all `means` by name, in float64.
 
     >>> sum_means([{"loss": Mean(6.0, 2)}, {"loss": Mean(0.0, 1)}])["loss"]
     Mean(total=array(6.), count=array(3.))
     """
     sums: dict[str, Mean] = {}
-    for each in means:
-        for name, mean in each.items():
-            old = sums.get(name, Mean(np.float64(0), np.float64(0)))
-            pair = (np.asarray(old[i] + np.asarray(mean[i], np.float64)) for i in (0, 1))
-            sums[name] = Mean(*pair)
+    for batch_means in means:
+        for name, mean in batch_means.items():
+            total, count = sums.get(name, Mean(np.float64(0), np.float64(0)))
+            total = np.asarray(total + np.asarray(mean.total, np.float64))
+            count = np.asarray(count + np.asarray(mean.count, np.float64))
+            sums[name] = Mean(total, count)
     return sums
 
 
 def mean_value(mean: Mean) -> float:
-    """total / count; 0 where nothing was counted."""
+    """Return total / count, or 0 where the count is 0."""
     return float(mean.total / max(mean.count, 1e-9)) if mean.count else 0.0
 
 
 def binomial_standard_error(mean: Mean) -> float:
-    """The binomial standard error of a proportion."""
+    """Return the binomial standard error of a proportion."""
     p, n = mean_value(mean), float(mean.count)
     return (p * (1 - p) / n) ** 0.5 if n else 0.0
 
 
 def roc_auc(histogram: np.ndarray) -> tuple[float, float]:
-    """Area under the ROC curve and its standard error (Hanley and McNeil, 1982), from counts by score.
+    """Return the area under the ROC curve and its standard error (Hanley and McNeil, 1982), from counts by score.
 
     `histogram[0, i]` negatives and `histogram[1, i]` positives have a score in the i-th bin, lowest first; a tie
     counts half. 0.5 ± 0 where one class is empty.
