@@ -10,8 +10,8 @@ import jax
 import pytest
 
 import launch
-from encoders.cli.commands import enable_compilation_cache
 from encoders.cli.experiment_files import ExperimentChoice, load_experiment_file
+from encoders.cli.train_command import enable_compilation_cache
 from encoders.data import stream
 from tests import task_examples, texts
 from tests.exchange.references import HOME
@@ -108,7 +108,7 @@ def test_table_2_1_has_every_size_with_its_exact_count(capsys):
         ("model.attention_impl=cudnn", ["model.attention_impl='cudnn'", "float32"]),
         ("model.hidden_size=129", ["model.hidden_size=129", "model.num_heads"]),
         ("phases.*.seq_length=128", ["phases.seq_length=128", "model.max_positions=64"]),
-        ("data.tokenizer.vocab_size=3", ["data.tokenizer.vocab_size=3", "special tokens"]),
+        ("data.tokenizer.vocab_size=3", ["tokenizer.vocab_size=3", "special tokens"]),
         ("data.tokenizer.vocab_size=4096", ["data.tokenizer.vocab_size=4096", "model.vocab_size=2048"]),
         ("grad_accum_steps=5", ["phases.batch_size=32", "grad_accum_steps=5"]),
         ("optimizer.learning_rate", ["'optimizer.learning_rate'", "a.b=value"]),

@@ -267,12 +267,12 @@ def main(words: list[str] | None = None) -> int:
     if verb is None:
         print(HELP.format(command=get_command_name()), end="")
         return 0
-    from encoders.cli import commands  # imports jax, which the help does not wait for
+    from encoders.cli import commands, messages  # import jax, which the help does not need
 
     try:
         return commands.run_verb(verb, **arguments)
     except (ValueError, OSError) as error:
-        if not commands.is_expected(error):
+        if not messages.is_expected(error):
             raise
         print(f"encoders: {error}", file=sys.stderr)
         return 1

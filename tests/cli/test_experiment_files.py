@@ -1,4 +1,4 @@
-"""A table kept beside its runs: made anew by its file, of the members that were trained, and lost by no refusal."""
+"""A table saved beside its runs: refreshed by its file with the trained experiments, and unchanged by a refusal."""
 
 import json
 from dataclasses import replace
@@ -25,7 +25,7 @@ def made(study: Study):
     return replace(import_experiment_file(find_experiment_file("bert_t8")).table(study), source_file="bert_t8")
 
 
-def test_a_kept_table_has_what_its_file_says_today_and_the_members_that_were_trained(tmp_path):
+def test_a_saved_table_has_the_rows_of_its_file_and_the_trained_experiments(tmp_path):
     table = made(Study(seeds=1, corpus=("text.txt",)))
     as_trained = lambda each: replace(each, seed=7) if each.name == "bert-small-seed0" else each
     old = replace(
@@ -40,13 +40,13 @@ def test_a_kept_table_has_what_its_file_says_today_and_the_members_that_were_tra
     )
 
 
-def test_a_table_whose_file_is_gone_is_the_one_that_was_kept(tmp_path):
+def test_a_table_whose_file_is_gone_is_the_saved_one(tmp_path):
     table = replace(made(Study(seeds=1)), source_file="gone")
     save_table(table, tmp_path)
     assert refresh_table(load_saved_tables(tmp_path)[0]) == table
 
 
-def test_members_that_are_not_chosen_stay_as_they_were_trained(tmp_path):
+def test_experiments_that_are_not_chosen_stay_as_they_were_trained(tmp_path):
     save_table(made(Study(seeds=1)).map_experiments(lambda each: replace(each, seed=7)), tmp_path)
     choice = ExperimentChoice("bert_t8", ["seeds=1"], ["grad_accum_steps=2"], ONLY[1::2], str(tmp_path))
     found = load_experiment_file(choice)
@@ -71,21 +71,22 @@ def refused(capsys, *line: str) -> str:
     return capsys.readouterr().err
 
 
-def test_what_is_refused_leaves_the_kept_table_as_it_is(given, tmp_path, capsys):
+def test_a_refused_command_leaves_the_saved_table_unchanged(given, tmp_path, capsys):
     runs, corpus = tmp_path / "runs", f"corpus={tmp_path}/text.txt"
     save_table(made(Study(seeds=1)), runs)
     before = (runs / f"bert_t8_small{TABLE_SUFFIX}").read_bytes()
-    assert "names no file" in refused(capsys, *given, f"corpus={tmp_path}/texts.txt")
+    assert f"{tmp_path}/texts.txt" in refused(capsys, *given, f"corpus={tmp_path}/texts.txt")
     first = made(Study(seeds=1, corpus=("elsewhere.txt",), runs=str(runs))).rows[0].pretrain_runs[0]
-    told = build_run_record(replace(first, seed=9), "0" * 16, make_blank_vocab(first.model.vocab_size))
+    record = build_run_record(replace(first, seed=9), "0" * 16, make_blank_vocab(first.model.vocab_size))
     (runs / first.name).mkdir()
-    (runs / first.name / "experiment.json").write_text(json.dumps(told))
-    assert "belongs to another experiment: seed is 9 there and 0 here. Give" in refused(capsys, *given, corpus)
+    (runs / first.name / "experiment.json").write_text(json.dumps(record))
+    message = refused(capsys, *given, corpus)
+    assert str(runs / first.name) in message and "seed is 9 there and 0 here" in message
     assert (runs / f"bert_t8_small{TABLE_SUFFIX}").read_bytes() == before
 
 
-def test_a_kept_table_that_cannot_be_read_is_named(tmp_path, capsys):
+def test_a_saved_table_that_cannot_be_read_is_named(tmp_path, capsys):
     for text in ('{"class"', '{"class": "PaperTable", "rowz": 1}'):
         (tmp_path / f"t{TABLE_SUFFIX}").write_text(text)
         shown = refused(capsys, "report", str(tmp_path))
-        assert f"t{TABLE_SUFFIX} cannot be read (" in shown and "; remove it, and train writes it anew" in shown
+        assert str(tmp_path / f"t{TABLE_SUFFIX}") in shown and "remove it" in shown
