@@ -1,14 +1,14 @@
-"""How Hugging Face writes each family: the names of its tensors, the fields of config.json, its classes.
+"""Hugging Face's checkpoints of each family: names of tensors, fields of config.json, model classes.
 
-A table pairs places in our parameter tree with places in theirs; `{}` is the number of a layer, or of a group of
-layers that share parameters. Under a place the leaves follow one rule (`LEAVES`): dense kernels are transposed.
+A table pairs modules of our parameter tree with modules of theirs; `{}` stands for the index of a layer, or of a group
+of layers that share parameters. `LEAF_NAMES` maps the leaves of a module; dense kernels are transposed.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, fields
-from reprlib import repr as shown
+from reprlib import repr as shorten
 from typing import Any
 
 from encoders.families import albert, electra, roberta
@@ -19,7 +19,7 @@ from encoders.training.optimizer import is_stacked
 LEAF_NAMES = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
 ACTIVATION_NAMES = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
 
-# Field of `EncoderConfig`, field of config.json, and what transformers takes where the file does not have it.
+# Field of `EncoderConfig`, field of config.json, and the default of transformers.
 CONFIG_FIELDS = (
     ("vocab_size", "vocab_size", 30_522),
     ("hidden_size", "hidden_size", 768),
@@ -34,7 +34,7 @@ CONFIG_FIELDS = (
     ("init_std", "initializer_range", 0.02),
     ("activation", "hidden_act", "gelu"),
 )
-# A value other than these changes what the network computes, and none of ours does.
+# Other values change what the network computes, and the encoder here supports none of them.
 REQUIRED_VALUES = {
     "position_embedding_type": ("absolute",),
     "is_decoder": (False,),
@@ -44,7 +44,7 @@ REQUIRED_VALUES = {
     "pruned_heads": ({}, None),
     "quantization_config": (None,),
 }
-# Tensors without information of their own: positions that count up, and segments that are all zero.
+# Buffers without information: positions that count up, and token types that are all zero.
 BUFFER_PATTERN = r"(^|\.)embeddings\.(position_ids|token_type_ids)$"
 
 EMBEDDING_NAMES = (
@@ -78,111 +78,124 @@ ALBERT_LAYER_NAMES = (
 
 @dataclass(frozen=True)
 class Architecture:
-    """A family as transformers has it.
+    """One model type of transformers.
 
-    `table` holds rows of (ours, theirs). `ties` are tensors that repeat another one, which files may or may not hold.
-    `classes` gives for the parts of a checkpoint, beside its encoder, the class that has just them. `model` holds what
-    every model of this architecture has in common here, `defaults` where its configuration differs from BERT's.
-    `always_gelu` are parts whose activation is gelu whatever the configuration says. `classifier` is the kind of
-    `Classification` head it has, `class_dropout` where config.json has that head's rate and what it is without, None
-    for that of the hidden states.
+    `module_names` has rows of (our module, their module). `tied_tensors` has rows of (copy, original); a file may omit
+    the copy. `model_classes` has the heads beside the encoder that each class of transformers holds. `fixed_fields` are
+    fields of `EncoderConfig` that every model of the type shares. `hf_defaults` are defaults of config.json that differ
+    from `CONFIG_FIELDS`. `classifier_head` is the value of `Classification.head` that computes its classifier.
+    `classifier_dropout_field` is that head's dropout rate in config.json and its default; None is the hidden dropout.
     """
 
     name: str
     module_names: tuple[tuple[str, str], ...]
     tied_tensors: tuple[tuple[str, str], ...]
-    model_classes: tuple[tuple[frozenset[str], str], ...]
+    model_classes: tuple[tuple[tuple[str, ...], str], ...]
     classifier_head: str
     classifier_dropout_field: tuple[str, float | None] = ("classifier_dropout", None)
-    sentence_task: NextSentencePrediction | SentenceOrderPrediction | None = None  # what a pair head was trained for
-    config_values: dict[str, Any] = field(default_factory=dict)
-    extra_fields: tuple[tuple[str, str], ...] = ()  # of `EncoderConfig` and config.json, beyond `FIELDS`
+    sentence_task: NextSentencePrediction | SentenceOrderPrediction | None = None  # of the published pair head
+    fixed_fields: dict[str, Any] = field(default_factory=dict)
+    extra_fields: tuple[tuple[str, str], ...] = ()  # rows of `CONFIG_FIELDS` that this type adds, without a default
     hf_defaults: dict[str, Any] = field(default_factory=dict)
-    gelu_heads: tuple[str, ...] = ()
-    positions_start_after_pad: bool = False  # positions count from the padding id on, as fairseq has it
+    gelu_heads: tuple[str, ...] = ()  # heads that have exact GELU under any hidden_act
+    positions_start_after_pad: bool = False  # as in fairseq
 
-    def locate_leaf(self, path: str) -> tuple[str, str] | None:
-        """Where the leaf at `path` of our tree is in theirs, `{}` for its layer, and the kind of leaf it is."""
+    def find_hf_leaf(self, path: str) -> tuple[str, str] | None:
+        """Return their name of the leaf at `path` of our tree, with `{}` for the layer, and the kind of leaf."""
         module, _, leaf = path.rpartition("/")
-        theirs = next((theirs for ours, theirs in self.module_names if ours == module), None)
-        return theirs and (f"{theirs.replace('{root}', self.name)}.{LEAF_NAMES[leaf]}", leaf)
+        for our_module, hf_module in self.module_names:
+            if our_module == module:
+                return f"{hf_module.replace('{root}', self.name)}.{LEAF_NAMES[leaf]}", leaf
+        return None
 
     def list_hf_tensors(self, path: str, shape: tuple[int, ...]) -> list[tuple[str, tuple[int, ...]]]:
-        """Their tensors for the leaf at `path` of our tree, one a layer, with the shapes they have."""
-        place = self.locate_leaf(path)
-        if place is None:
+        """Return names and shapes of their tensors for the leaf at `path` of our tree, one a layer."""
+        hf_leaf = self.find_hf_leaf(path)
+        if hf_leaf is None:
             return []
-        theirs, kind = place
-        count, one = (shape[0], shape[1:]) if is_stacked(path) else (1, shape)
-        return [(theirs.format(i), one[::-1] if kind == "kernel" else one) for i in range(count)]
+        name, kind = hf_leaf
+        num_layers, layer_shape = (shape[0], shape[1:]) if is_stacked(path) else (1, shape)
+        hf_shape = layer_shape[::-1] if kind == "kernel" else layer_shape
+        return [(name.format(layer), hf_shape) for layer in range(num_layers)]
 
-    def find_part(self, tensor_name: str) -> str | None:
-        """The part of a checkpoint that their tensor `name` belongs to."""
-        for ours, theirs in self.module_names:
-            pattern = re.escape(theirs.replace("{root}", self.name)).replace(r"\{\}", r"\d+")
+    def find_top_module(self, tensor_name: str) -> str | None:
+        """Return the top-level module of our tree that holds their tensor, such as "encoder" or "pooler"."""
+        for our_module, hf_module in self.module_names:
+            pattern = re.escape(hf_module.replace("{root}", self.name)).replace(r"\{\}", r"\d+")
             if re.fullmatch(rf"{pattern}\.(weight|bias)", tensor_name):
-                return ours.partition("/")[0]
+                return our_module.partition("/")[0]
         return None
 
     def list_config_fields(self) -> tuple[tuple[str, str, Any], ...]:
-        """Field of `EncoderConfig`, field of config.json, and its default, for every field that both have."""
-        rows = (*CONFIG_FIELDS, *((ours, theirs, None) for ours, theirs in self.extra_fields))
-        return tuple((ours, theirs, self.hf_defaults.get(theirs, default)) for ours, theirs, default in rows)
+        """Return the rows of `CONFIG_FIELDS` for this type: our field, their field, and its default."""
+        rows = (*CONFIG_FIELDS, *((name, hf_name, None) for name, hf_name in self.extra_fields))
+        return tuple((name, hf_name, self.hf_defaults.get(hf_name, default)) for name, hf_name, default in rows)
 
-    def read_config(self, hf_config: dict) -> EncoderConfig:
-        """The model that a config.json describes. Raises `ValueError` naming what no model here does."""
+    def read_encoder_config(self, hf_config: dict) -> EncoderConfig:
+        """Return the encoder that a config.json describes. Raises `ValueError` for a value that is not supported."""
         for name, accepted in REQUIRED_VALUES.items():
             if hf_config.get(name, accepted[0]) not in accepted:
-                raise ValueError(f"{name}={shown(hf_config[name])}; only {accepted[0]!r} can be read")
-        values = {ours: hf_config.get(theirs, default) for ours, theirs, default in self.list_config_fields()}
-        kinds = {f.name: f.type for f in fields(EncoderConfig)}
-        for ours, theirs, _ in self.list_config_fields():
-            kind = {"int": int, "float": (int, float)}.get(kinds[ours], str)
-            if not isinstance(values[ours], kind) or isinstance(values[ours], bool):
-                raise ValueError(f"{theirs}={shown(values[ours])} is not {'text' if kind is str else 'a number'}")
-            if kind is not str and not int(kind is int) <= values[ours] < 2**31:  # beyond it JAX's integers end
-                raise ValueError(f"{theirs}={values[ours]!r} must be at least {int(kind is int)} and below 2**31")
+                raise ValueError(f"{name}={shorten(hf_config[name])} is not supported; only {accepted[0]!r} is")
+        declared_types = {f.name: f.type for f in fields(EncoderConfig)}
+        values = {}
+        for name, hf_name, default in self.list_config_fields():
+            values[name] = hf_config.get(hf_name, default)
+            check_number_or_text(hf_name, values[name], declared_types[name])
         if values["activation"] not in ACTIVATION_NAMES:
-            raise ValueError(f"hidden_act={shown(values['activation'])} is not one of {', '.join(ACTIVATION_NAMES)}")
+            raise ValueError(f"hidden_act={shorten(values['activation'])} is not one of {', '.join(ACTIVATION_NAMES)}")
         values["activation"] = ACTIVATION_NAMES[values["activation"]]
-        values = {"embedding_size": values["hidden_size"]} | values | self.config_values
+        values = {"embedding_size": values["hidden_size"]} | values | self.fixed_fields
         if self.positions_start_after_pad:
-            pad = hf_config.get("pad_token_id", 1)
-            if type(pad) is not int or pad < 0:
-                raise ValueError(f"pad_token_id={pad!r} is not the number of a token")
-            values["position_offset"] = pad + 1
+            pad_id = hf_config.get("pad_token_id", 1)
+            if type(pad_id) is not int or pad_id < 0:
+                raise ValueError(f"pad_token_id={pad_id!r} is not a token id; it must be an integer from 0")
+            values["position_offset"] = pad_id + 1
             values["max_positions"] -= values["position_offset"]
         return EncoderConfig(**values)
 
     def list_config_differences(self, config: EncoderConfig, pad_id: int) -> list[str]:
-        """What this architecture computes otherwise than `model`, as name=value; raises `ValueError` as `read` does."""
-        theirs = self.read_config(self.build_hf_config(config) | {"pad_token_id": pad_id}).collect_computation_fields()
-        return [
-            f"{name}={value!r}" for name, value in config.collect_computation_fields().items() if theirs[name] != value
-        ]
+        """Return the fields of `config` that this type computes otherwise, as name=value.
 
-    def choose_model_class(self, heads: frozenset[str]) -> tuple[frozenset[str], str]:
-        """The largest class whose parts are all in `found`: its parts and its name."""
-        return max((row for row in self.model_classes if row[0] <= heads), key=lambda row: len(row[0]))
+        Raises `ValueError` as `read_encoder_config` does.
+        """
+        hf_config = self.build_hf_config(config) | {"pad_token_id": pad_id}
+        read_back = self.read_encoder_config(hf_config).collect_computation_fields()
+        wanted = config.collect_computation_fields()
+        return [f"{name}={value!r}" for name, value in wanted.items() if read_back[name] != value]
 
-    def build_hf_config(self, encoder_config: EncoderConfig) -> dict:
-        """The fields of config.json for `model`."""
-        config = {theirs: getattr(encoder_config, ours) for ours, theirs, _ in self.list_config_fields()}
-        config["hidden_act"] = next(
-            theirs for theirs, ours in ACTIVATION_NAMES.items() if ours == encoder_config.activation
-        )
-        config["max_position_embeddings"] += encoder_config.position_offset
-        return config
+    def choose_model_class(self, heads: frozenset[str]) -> tuple[tuple[str, ...], str]:
+        """Return the largest class of transformers whose heads are all in `heads`: its heads and its name."""
+        return max((row for row in self.model_classes if heads.issuperset(row[0])), key=lambda row: len(row[0]))
+
+    def build_hf_config(self, config: EncoderConfig) -> dict:
+        """Return the fields of config.json for an encoder."""
+        hf_config = {hf_name: getattr(config, name) for name, hf_name, _ in self.list_config_fields()}
+        hf_names = {name: hf_name for hf_name, name in reversed(ACTIVATION_NAMES.items())}
+        hf_config["hidden_act"] = hf_names[config.activation]
+        hf_config["max_position_embeddings"] += config.position_offset
+        return hf_config
+
+
+def check_number_or_text(hf_name: str, value: Any, declared_type: str) -> None:
+    """Check a value of config.json by the type of our field. Raises `ValueError`."""
+    if declared_type not in ("int", "float"):
+        if not isinstance(value, str):
+            raise ValueError(f"{hf_name}={shorten(value)} is not a text")
+        return
+    accepted_types = int if declared_type == "int" else (int, float)
+    if not isinstance(value, accepted_types) or isinstance(value, bool):
+        raise ValueError(f"{hf_name}={shorten(value)} is not a number")
+    minimum = 1 if declared_type == "int" else 0
+    if not minimum <= value < 2**31:  # JAX indexes with 32-bit integers
+        raise ValueError(f"{hf_name}={value!r} must be at least {minimum} and below 2**31")
 
 
 def has_different_groups(config: EncoderConfig) -> bool:
-    """Whether transformers, which divides in floating point, has a layer in another group than it is in here."""
-    layers, groups = config.num_layers, config.num_groups
-    return any(int(i / (layers / groups)) != i * groups // layers for i in range(layers if groups > 1 else 0))
-
-
-def make_head_set(*names: str) -> frozenset[str]:
-    return frozenset(names)
+    """Return whether transformers puts a layer into another group than the encoder here: it divides in floating point."""
+    num_layers, num_groups = config.num_layers, config.num_groups
+    if num_groups == 1:
+        return False
+    return any(int(i / (num_layers / num_groups)) != i * num_groups // num_layers for i in range(num_layers))
 
 
 BERT = Architecture(
@@ -203,12 +216,12 @@ BERT = Architecture(
         ("cls.predictions.decoder.bias", "cls.predictions.bias"),
     ),
     model_classes=(
-        (make_head_set("tokens", "pooler", "pair"), "BertForPreTraining"),
-        (make_head_set("tokens"), "BertForMaskedLM"),
-        (make_head_set("pooler", "classes"), "BertForSequenceClassification"),
-        (make_head_set("spans"), "BertForQuestionAnswering"),
-        (make_head_set("pooler"), "BertModel"),
-        (make_head_set(), "BertModel"),
+        (("tokens", "pooler", "pair"), "BertForPreTraining"),
+        (("tokens",), "BertForMaskedLM"),
+        (("pooler", "classes"), "BertForSequenceClassification"),
+        (("spans",), "BertForQuestionAnswering"),
+        (("pooler",), "BertModel"),
+        ((), "BertModel"),
     ),
     classifier_head="pooled",
     sentence_task=NextSentencePrediction(),
@@ -232,14 +245,14 @@ ROBERTA = Architecture(
         ("lm_head.decoder.bias", "lm_head.bias"),
     ),
     model_classes=(
-        (make_head_set("tokens"), "RobertaForMaskedLM"),
-        (make_head_set("classes"), "RobertaForSequenceClassification"),
-        (make_head_set("spans"), "RobertaForQuestionAnswering"),
-        (make_head_set("pooler"), "RobertaModel"),
-        (make_head_set(), "RobertaModel"),
+        (("tokens",), "RobertaForMaskedLM"),
+        (("classes",), "RobertaForSequenceClassification"),
+        (("spans",), "RobertaForQuestionAnswering"),
+        (("pooler",), "RobertaModel"),
+        ((), "RobertaModel"),
     ),
     classifier_head="tanh",
-    config_values={"truncated_init": False, "conventions": roberta.CONVENTIONS},
+    fixed_fields={"truncated_init": False, "conventions": roberta.CONVENTIONS},
     hf_defaults={"vocab_size": 50_265},
     gelu_heads=("tokens",),
     positions_start_after_pad=True,
@@ -264,18 +277,18 @@ ALBERT = Architecture(
         ("predictions.decoder.bias", "predictions.bias"),
     ),
     model_classes=(
-        (make_head_set("tokens", "pooler", "pair"), "AlbertForPreTraining"),
-        (make_head_set("tokens"), "AlbertForMaskedLM"),
-        (make_head_set("pooler", "classes"), "AlbertForSequenceClassification"),
-        (make_head_set("spans"), "AlbertForQuestionAnswering"),
-        (make_head_set("pooler"), "AlbertModel"),
-        (make_head_set(), "AlbertModel"),
+        (("tokens", "pooler", "pair"), "AlbertForPreTraining"),
+        (("tokens",), "AlbertForMaskedLM"),
+        (("pooler", "classes"), "AlbertForSequenceClassification"),
+        (("spans",), "AlbertForQuestionAnswering"),
+        (("pooler",), "AlbertModel"),
+        ((), "AlbertModel"),
     ),
     classifier_head="pooled",
     classifier_dropout_field=("classifier_dropout_prob", 0.1),
     sentence_task=SentenceOrderPrediction(),
-    # Its projection e → d is there also where the widths are equal, which Google's code has not.
-    config_values={
+    # It projects e → d also where the widths are equal, unlike Google's code.
+    fixed_fields={
         "shared_parts": albert.ALL_PARTS,
         "always_project": True,
         "conventions": albert.CONVENTIONS,
@@ -311,17 +324,17 @@ ELECTRA = Architecture(
     ),
     tied_tensors=(("generator_lm_head.weight", "electra.embeddings.word_embeddings.weight"),),
     model_classes=(
-        (make_head_set("replaced"), "ElectraForPreTraining"),
-        (make_head_set("tokens"), "ElectraForMaskedLM"),
-        (make_head_set("classes"), "ElectraForSequenceClassification"),
-        (make_head_set("spans"), "ElectraForQuestionAnswering"),
-        (make_head_set(), "ElectraModel"),
+        (("replaced",), "ElectraForPreTraining"),
+        (("tokens",), "ElectraForMaskedLM"),
+        (("classes",), "ElectraForSequenceClassification"),
+        (("spans",), "ElectraForQuestionAnswering"),
+        ((), "ElectraModel"),
     ),
     classifier_head="gelu",
-    config_values={"embeddings": electra.ElectraEmbeddings, "conventions": electra.CONVENTIONS},
+    fixed_fields={"embeddings": electra.ElectraEmbeddings, "conventions": electra.CONVENTIONS},
     extra_fields=(("embedding_size", "embedding_size"),),
     hf_defaults={"embedding_size": 128, "hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 1024},
     gelu_heads=("tokens",),
 )
 
-ARCHITECTURES = {each.name: each for each in (BERT, ROBERTA, ALBERT, ELECTRA)}
+ARCHITECTURES = {architecture.name: architecture for architecture in (BERT, ROBERTA, ALBERT, ELECTRA)}

@@ -1,7 +1,6 @@
-"""Published checkpoints in and out: a folder as transformers writes it ↔ a run of ours, exactly, without PyTorch.
+"""Import and export of published checkpoints: a folder of transformers ↔ a run, bit-exact and without PyTorch.
 
-Everything that does not fit is found before anything is written, and listed in one error. A run and a folder appear
-whole or not at all.
+All problems are found before anything is written, and listed in one error. Runs and folders appear atomically.
 """
 
 from __future__ import annotations
@@ -33,8 +32,12 @@ from encoders.training.sharding import Mesh
 from encoders.utils.files import atomic_dir, write_json
 
 LogFn = Callable[[str], None]
-ReadLeaf = Callable[[], np.ndarray]
+HFTensors = dict[str, tuple[tuple[int, ...], Callable[[], np.ndarray]]]  # name → shape, function that reads the values
 M_ARENA_MAX = -8  # of glibc's malloc.h
+EMBEDDING_LEAVES = ("word/embedding", "position/embedding", "segment/embedding", "norm/scale", "norm/bias")
+
+
+# Import ---------------------------------------------------------------------------------------------------------------
 
 
 def import_checkpoint(
@@ -45,12 +48,12 @@ def import_checkpoint(
     tokenizer_files: str | Path | None = None,
     log: LogFn = lambda line: None,
 ) -> None:
-    """Make the published checkpoint in `folder` the run `run`, which must not exist yet.
+    """Convert the published checkpoint in `folder` to a new run in the folder `run`.
 
-    The folder is one of transformers, or fairseq's .pt file, or a folder that holds one. An ELECTRA discriminator may
-    bring its `generator`: another such folder, or the one named generator inside its own. `tokenizer_files` names the
-    tokenizer's files where they are elsewhere. Raises `CheckpointError`, a `ValueError`, that lists all that does not
-    fit.
+    `folder` is one of transformers, fairseq's .pt file, or a folder with one such file. `generator` is the folder of an
+    ELECTRA discriminator's generator, by default the folder "generator" inside its own. `tokenizer_files` is the folder
+    of the tokenizer's files, by default that of the weights. Raises `CheckpointError`, a `ValueError`, that lists every
+    problem.
 
         import_checkpoint("bert-base-uncased", "runs/bert-base-uncased")
     """
@@ -58,150 +61,160 @@ def import_checkpoint(
     folder, run = Path(folder), Path(run)
     if run.exists():
         raise CheckpointError(f"{run} exists; choose another name, or remove it")
-    file = fairseq.find_fairseq_file(folder)
-    main = fairseq.read_fairseq_checkpoint(file) if file else read_transformers_folder(folder)
-    if generator is None and (folder / "generator" / "config.json").is_file():
-        generator = folder / "generator"
-    sources = (
-        pair_electra_checkpoints(main, read_transformers_folder(Path(generator)))
-        if generator
-        else ImportSources(main.config, main.objective, {"": main})
-    )
-    tokenizer = read_tokenizer(Path(tokenizer_files or (file.parent if file else folder)))
-    everywhere = Mesh(data=1, fsdp=-1)  # every device has its share of the parameters
-    network = RunSpec(name=run.name, model=sources.config, objective=sources.objective, mesh=everywhere)
+    sources = open_sources(folder, Path(generator) if generator else None)
+    fairseq_file = fairseq.find_fairseq_file(folder)
+    tokenizer = read_tokenizer(Path(tokenizer_files or (fairseq_file.parent if fairseq_file else folder)))
+    # Parameters are read into a mesh of all devices, each of which holds its share.
+    spec = RunSpec(name=run.name, model=sources.config, objective=sources.objective, mesh=Mesh(data=1, fsdp=-1))
     shapes = sources.build_param_shapes(tokenizer.vocab)
     problems = sources.list_problems(shapes)
-    if tokenizer.vocab.vocab_size > network.model.vocab_size:
+    if tokenizer.vocab.vocab_size > spec.model.vocab_size:
         problems.append(
-            f"the vocabulary has {tokenizer.vocab.vocab_size} entries and the word table "
-            f"{network.model.vocab_size} rows"
+            f"the vocabulary has {tokenizer.vocab.vocab_size} entries and the word table {spec.model.vocab_size} rows"
         )
     if problems:
         raise CheckpointError(f"{folder} cannot be imported:\n  " + "\n  ".join(problems))
-    mesh = network.mesh.build()
+    shardings = sharding.infer_shardings(shapes, spec.mesh.build())
     with atomic_dir(run) as partial_run:
         tokenizer.save(partial_run)
-        write_json(
-            partial_run / "experiment.json", build_run_record(network, sources.fingerprint_files(), tokenizer.vocab)
-        )
-        params = jax.tree.map(sources.load_leaf, tree_paths(shapes), shapes, sharding.infer_shardings(shapes, mesh))
-        save_params(partial_run / "checkpoints", params)
+        record = build_run_record(spec, sources.fingerprint_files(), tokenizer.vocab)
+        write_json(partial_run / "experiment.json", record)
+        save_params(partial_run / "checkpoints", jax.tree.map(sources.load_leaf, tree_paths(shapes), shapes, shardings))
     log(f"{run}: {sources.config.num_layers} layers, {type(sources.objective).__name__}, {', '.join(shapes)}")
+
+
+def open_sources(folder: Path, generator: Path | None) -> ImportSources:
+    """Return the checkpoint in `folder`, with the generator given or found inside it."""
+    fairseq_file = fairseq.find_fairseq_file(folder)
+    checkpoint = fairseq.read_fairseq_checkpoint(fairseq_file) if fairseq_file else read_transformers_folder(folder)
+    if generator is None and (folder / "generator" / "config.json").is_file():
+        generator = folder / "generator"
+    if generator is None:
+        return ImportSources(checkpoint.config, checkpoint.objective, {"": checkpoint})
+    return pair_electra_checkpoints(checkpoint, read_transformers_folder(generator))
 
 
 @dataclass(frozen=True)
 class ImportSources:
-    """One published checkpoint, or ELECTRA's two, as the parameters of one network.
+    """One published checkpoint, or ELECTRA's two, as the parameters of one module.
 
-    `parts` maps the first names of a path in our tree to the checkpoint that has it; "" is all the others. The leaves
-    in `tied` are in both, and are taken from the first.
+    `checkpoint_by_module` maps top-level modules of our tree to the checkpoint that holds them; "" is the default.
+    Both checkpoints may hold the leaves in `tied_leaves`, which are read from the default one.
     """
 
     config: EncoderConfig
     objective: object
-    checkpoint_by_part: dict[str, PublishedCheckpoint]
+    checkpoint_by_module: dict[str, PublishedCheckpoint]
     tied_leaves: frozenset[str] = frozenset()
 
     def locate_leaf(self, path: str) -> tuple[PublishedCheckpoint, str]:
-        """The checkpoint that holds the leaf at `path`, and the leaf's path there."""
-        part, _, rest = path.partition("/")
-        source = self.checkpoint_by_part.get(part, self.checkpoint_by_part[""])
-        return source, f"encoder/{rest}" if part in ("discriminator", "generator") else path
+        """Return the checkpoint that holds the leaf at `path`, and the leaf's path in it."""
+        module, _, inner_path = path.partition("/")
+        checkpoint = self.checkpoint_by_module.get(module, self.checkpoint_by_module[""])
+        return checkpoint, f"encoder/{inner_path}" if module in ("discriminator", "generator") else path
 
     def build_param_shapes(self, vocab) -> dict:
-        """Shapes of all parameters, and of a pooler that comes along without being part of the objective."""
+        """Return shapes of all parameters, with a pooler that the checkpoint has and the objective lacks."""
         shapes = dict(jax.eval_shape(partial(step.init_params, 0, self.objective.module(self.config, vocab))))
-        extra = self.checkpoint_by_part[""].heads - set(shapes)
-        if "pooler" in extra:
-            d, f32 = self.config.hidden_size, np.float32
-            kernel, bias = jax.ShapeDtypeStruct((d, d), f32), jax.ShapeDtypeStruct((d,), f32)
+        if "pooler" in self.checkpoint_by_module[""].heads and "pooler" not in shapes:
+            width = self.config.hidden_size
+            kernel, bias = (jax.ShapeDtypeStruct(shape, np.float32) for shape in ((width, width), (width,)))
             shapes["pooler"] = {"dense": {"kernel": kernel, "bias": bias}}
         return shapes
 
     def list_problems(self, shapes) -> list[str]:
-        """What does not fit, a line each."""
-        wanted = {source: {} for source in self.checkpoint_by_part.values()}
+        """Return a line for everything that does not fit the parameters of these shapes."""
+        wanted = {checkpoint: {} for checkpoint in self.checkpoint_by_module.values()}
         for path, leaf in flatten_with_paths(shapes):
-            source, there = self.locate_leaf(path)
-            wanted[source][there] = leaf.shape
-        line_prefix = lambda source: "generator: " if source is self.checkpoint_by_part.get("generator") else ""
-        return [
-            line_prefix(source) + line
-            for source, shapes in wanted.items()
-            for line in source.list_problems(shapes, self.tied_leaves)
-        ]
+            checkpoint, inner_path = self.locate_leaf(path)
+            wanted[checkpoint][inner_path] = leaf.shape
+        problems = []
+        for checkpoint, leaf_shapes in wanted.items():
+            prefix = "generator: " if checkpoint is self.checkpoint_by_module.get("generator") else ""
+            problems += [prefix + line for line in checkpoint.list_problems(leaf_shapes, self.tied_leaves)]
+        return problems
 
-    def load_leaf(self, path: str, leaf, sharding):
-        """The leaf at `path`, read where it belongs: a device's share of it, a layer at a time."""
-        source, there = self.locate_leaf(path)
+    def load_leaf(self, path: str, leaf, leaf_sharding):
+        """Read the leaf at `path` onto its devices: each device's shard of it, a layer at a time."""
+        checkpoint, inner_path = self.locate_leaf(path)
 
         def read_shard(index) -> np.ndarray:
             if not is_stacked(path):
-                return np.ascontiguousarray(source.read_leaf(there)[index])
+                return np.ascontiguousarray(checkpoint.read_leaf(inner_path)[index])
             layers = range(*index[0].indices(leaf.shape[0]))
             size = (len(layers), *(len(range(*i.indices(n))) for i, n in zip(index[1:], leaf.shape[1:], strict=True)))
             stack = np.empty(size, np.float32)
-            for place, layer in enumerate(layers):
-                stack[place] = source.read_leaf(there, layer)[index[1:]]
+            for i, layer in enumerate(layers):
+                stack[i] = checkpoint.read_leaf(inner_path, layer)[index[1:]]
             return stack
 
-        # Not ahead of its copying: the arrays on their way would all be held twice.
-        return jax.block_until_ready(jax.make_array_from_callback(leaf.shape, sharding, read_shard))
+        # Wait for the copy to the device: otherwise host copies of all leaves would be held at once.
+        return jax.block_until_ready(jax.make_array_from_callback(leaf.shape, leaf_sharding, read_shard))
 
     def fingerprint_files(self) -> str:
-        """A fingerprint of the files that were read."""
-        whole = hashlib.sha256()
-        for _, source in sorted(self.checkpoint_by_part.items()):
-            for path in source.files:
+        """Return a fingerprint of the files that were read."""
+        digest = hashlib.sha256()
+        for _, checkpoint in sorted(self.checkpoint_by_module.items()):
+            for path in checkpoint.files:
                 with open(path, "rb") as file:
-                    whole.update(hashlib.file_digest(file, "sha256").digest())
-        return whole.hexdigest()[:16]
+                    digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()[:16]
 
 
 def pair_electra_checkpoints(discriminator: PublishedCheckpoint, generator: PublishedCheckpoint) -> ImportSources:
-    """ELECTRA's two networks as one; what they share is found by comparing their tables."""
+    """Combine ELECTRA's two networks; the embeddings that they share are found by comparison.
+
+    Raises `CheckpointError` for networks that are not a pair.
+    """
     if discriminator.heads != {"replaced"} or generator.heads != {"tokens"}:
         raise CheckpointError(
-            f"a discriminator and a generator have the parts replaced and tokens; these have "
+            f"a discriminator must have the head replaced and a generator the head tokens; these have "
             f"{', '.join(sorted(discriminator.heads))} and {', '.join(sorted(generator.heads))}"
         )
-    there, here = generator.config, discriminator.config
+    config = discriminator.config
     objective = ReplacedTokenDetection(
-        generator_width=there.hidden_size / here.hidden_size, generator_depth=there.num_layers / here.num_layers
+        generator_width=generator.config.hidden_size / config.hidden_size,
+        generator_depth=generator.config.num_layers / config.num_layers,
     )
-    ours = objective.get_generator_config(here)
-    differing = [
-        f"{name} is {value} there and would be {ours.collect_computation_fields()[name]} here"
-        for name, value in there.collect_computation_fields().items()
-        if value != ours.collect_computation_fields()[name]
+    wanted = collect_generator_fields(objective.get_generator_config(config))
+    differences = [
+        f"{name}={value!r} must be {wanted[name]!r}"
+        for name, value in collect_generator_fields(generator.config).items()
+        if value != wanted[name]
     ]
-    if differing or there.vocab_size != here.vocab_size:
-        differing += [f"vocab_size is {there.vocab_size} there and {here.vocab_size} here"] * (
-            there.vocab_size != here.vocab_size
-        )
-        raise CheckpointError(f"the generator is not one that belongs to the discriminator: {'; '.join(differing)}")
-    names = ["word/embedding", "position/embedding", "segment/embedding", "norm/scale", "norm/bias"]
-    same = [name for name in names if discriminator.has_equal_leaf(generator, f"encoder/embed/{name}")]
-    tie = "embeddings" if same == names else "tokens" if "word/embedding" in same else "none"
-    tied = {"embeddings": names, "tokens": names[:1], "none": []}[tie]
+    if differences:
+        raise CheckpointError(f"the generator does not belong to the discriminator: {'; '.join(differences)}")
+    equal_leaves = [
+        leaf for leaf in EMBEDDING_LEAVES if discriminator.has_equal_leaf(generator, f"encoder/embed/{leaf}")
+    ]
+    if equal_leaves == list(EMBEDDING_LEAVES):
+        tie, tied_leaves = "embeddings", EMBEDDING_LEAVES
+    elif "word/embedding" in equal_leaves:
+        tie, tied_leaves = "tokens", ("word/embedding",)
+    else:
+        tie, tied_leaves = "none", ()
     return ImportSources(
-        here,
+        config,
         replace(objective, tie=tie),
         {"": discriminator, "generator": generator, "tokens": generator},
-        frozenset(f"encoder/embed/{name}" for name in tied),
+        frozenset(f"encoder/embed/{leaf}" for leaf in tied_leaves),
     )
 
 
-# Out ------------------------------------------------------------------------------------------------------------------
+def collect_generator_fields(config: EncoderConfig) -> dict[str, object]:
+    """Return the fields in which a published generator must equal the one derived from its discriminator."""
+    return config.collect_computation_fields() | {"vocab_size": config.vocab_size}
+
+
+# Export ---------------------------------------------------------------------------------------------------------------
 
 
 def export_run(run: str | Path, folder: str | Path, *, step: str = "latest", log: LogFn = lambda line: None) -> None:
-    """Write the run `run` as a folder that transformers loads, which must not exist yet.
+    """Write the run in the folder `run` as a new folder that transformers loads.
 
-    ELECTRA's generator goes into the folder `generator` inside it. A pooler that no class of transformers has beside
-    the other parts, such as that of a masked-token model, is left out, and `say` is told. Raises `CheckpointError` for
-    what transformers has no class for.
+    ELECTRA's generator is written to the folder "generator" inside it. Heads that no class of transformers holds
+    together, such as the pooler of a masked language model, are left out and logged. Raises `CheckpointError` for a
+    network that transformers cannot represent.
 
         export_run("runs/mini-bert", "mini-bert")
     """
@@ -210,104 +223,108 @@ def export_run(run: str | Path, folder: str | Path, *, step: str = "latest", log
     if folder.exists():
         raise CheckpointError(f"{folder} exists; choose another name, or remove it")
     _, params = opened.load_params(step)
-    written = [
-        (place, *build_hf_checkpoint(opened, model, tree)) for place, model, tree in split_networks(opened, params)
+    checkpoints = [
+        (subfolder, *build_hf_checkpoint(opened, config, network_params))
+        for subfolder, config, network_params in split_networks(opened, params)
     ]
     with atomic_dir(folder) as partial_folder:
-        for place, config, tensors, left in written:
-            (partial_folder / place).mkdir(exist_ok=True)
-            write_json(partial_folder / place / "config.json", config)
-            write_safetensors(partial_folder / place / "model.safetensors", tensors)
-            write_tokenizer(opened.tokenizer, partial_folder / place, opened.spec.model)
-            log(f"{folder / place}: {config['architectures'][0]}" + (f" without the {left}" if left else ""))
+        for subfolder, hf_config, tensors, omitted in checkpoints:
+            path = partial_folder / subfolder
+            path.mkdir(exist_ok=True)
+            write_json(path / "config.json", hf_config)
+            write_safetensors(path / "model.safetensors", tensors)
+            write_tokenizer(opened.tokenizer, path, opened.spec.model)
+            omission = f" without the {omitted}" if omitted else ""
+            log(f"{folder / subfolder}: {hf_config['architectures'][0]}{omission}")
 
 
 def split_networks(run: Run, params: dict) -> Iterator[tuple[str, EncoderConfig, dict]]:
-    """The networks of a run as transformers has them, one a folder: where, its model, its parameters."""
-    model, objective = run.spec.model, run.spec.objective
+    """Yield subfolder, encoder and parameters of each network that transformers has a folder of its own for."""
+    config, objective = run.spec.model, run.spec.objective
     if not isinstance(objective, ReplacedTokenDetection):
-        yield "", model, params
+        yield "", config, params
         return
-    yield "", model, {"encoder": params["discriminator"], "replaced": params["replaced"]}
+    yield "", config, {"encoder": params["discriminator"], "replaced": params["replaced"]}
     if "generator" in params:
-        theirs, encoder = params["discriminator"]["embed"], params["generator"]
-        embed = theirs if objective.tie == "embeddings" else dict(encoder["embed"])
-        embed |= {"word": theirs["word"]} if objective.tie == "tokens" else {}
-        tree = {"encoder": encoder | {"embed": embed}, "tokens": params["tokens"]}
-        yield "generator", objective.get_generator_config(model), tree
+        generator, tied_tables = params["generator"], params["discriminator"]["embed"]
+        embed = tied_tables if objective.tie == "embeddings" else dict(generator["embed"])
+        if objective.tie == "tokens":
+            embed["word"] = tied_tables["word"]
+        generator_params = {"encoder": generator | {"embed": embed}, "tokens": params["tokens"]}
+        yield "generator", objective.get_generator_config(config), generator_params
 
 
-def build_hf_checkpoint(
-    run: Run, encoder_config: EncoderConfig, params: dict
-) -> tuple[dict, dict[str, tuple[tuple[int, ...], ReadLeaf]], str]:
-    """config.json and the tensors of one network, and the parts left out.
+def build_hf_checkpoint(run: Run, config: EncoderConfig, params: dict) -> tuple[dict, HFTensors, str]:
+    """Return config.json and the tensors of one network, and the names of its heads that are left out.
 
-    Raises `CheckpointError` where no architecture has it.
+    Raises `CheckpointError` where no architecture represents it.
     """
-    reasons = []
-    for architecture in ARCHITECTURES.values():
-        reason = explain_incompatibility(run, architecture, encoder_config, params)
-        if reason is None:
-            break
-        reasons.append(f"{architecture.name}: {reason}")
-    else:
-        raise CheckpointError("transformers has no architecture for this run:\n  " + "\n  ".join(reasons))
-    if "project" not in params["encoder"] and architecture.config_values.get("always_project"):
-        eye = {
-            "kernel": np.eye(encoder_config.hidden_size, dtype=np.float32),
-            "bias": np.zeros(encoder_config.hidden_size, np.float32),
-        }
-        params = params | {"encoder": params["encoder"] | {"project": eye}}  # the identity: x stays what it is
-    facts, found = run.vocab, frozenset(params) - {"encoder"}
-    parts, name = architecture.choose_model_class(found)
-    config = {"architectures": [name], "model_type": architecture.name} | architecture.build_hf_config(encoder_config)
-    config |= {
-        "pad_token_id": facts.pad_id,
-        "bos_token_id": facts.cls_id,
-        "eos_token_id": facts.sep_id,
+    architecture = find_architecture(run, config, params)
+    if "project" not in params["encoder"] and architecture.fixed_fields.get("always_project"):
+        width = config.hidden_size
+        identity = {"kernel": np.eye(width, dtype=np.float32), "bias": np.zeros(width, np.float32)}
+        params = params | {"encoder": params["encoder"] | {"project": identity}}
+    vocab, heads = run.vocab, frozenset(params) - {"encoder"}
+    written_heads, class_name = architecture.choose_model_class(heads)
+    hf_config = {
+        "architectures": [class_name],
+        "model_type": architecture.name,
+        **architecture.build_hf_config(config),
+        "pad_token_id": vocab.pad_id,
+        "bos_token_id": vocab.cls_id,
+        "eos_token_id": vocab.sep_id,
         "dtype": "float32",
+        **build_label_config(architecture, run.spec.objective),
     }
-    config |= build_label_config(architecture, run.spec.objective)
     tensors = {}
-    for path, leaf in flatten_with_paths({part: params[part] for part in ("encoder", *parts)}):
-        for i, (theirs, shape) in enumerate(architecture.list_hf_tensors(path, leaf.shape)):
-            tensors[theirs] = shape, partial(to_hf_layout, path, leaf, i)
-    return config, dict(sorted(tensors.items())), ", ".join(sorted(found - parts))
+    for path, leaf in flatten_with_paths({module: params[module] for module in ("encoder", *written_heads)}):
+        for layer, (name, shape) in enumerate(architecture.list_hf_tensors(path, leaf.shape)):
+            tensors[name] = shape, partial(to_hf_layout, path, leaf, layer)
+    return hf_config, dict(sorted(tensors.items())), ", ".join(sorted(heads.difference(written_heads)))
 
 
 def to_hf_layout(path: str, leaf, layer: int) -> np.ndarray:
-    """The leaf at `path`, or a layer of it, as transformers has it: kernels transposed."""
-    one = np.asarray(leaf[layer] if is_stacked(path) else leaf)
-    return one.T if path.endswith("/kernel") else one
+    """Return the leaf at `path`, or one layer of a stack, in transformers' layout: kernels are transposed."""
+    values = np.asarray(leaf[layer] if is_stacked(path) else leaf)
+    return values.T if path.endswith("/kernel") else values
+
+
+def find_architecture(run: Run, config: EncoderConfig, params: dict) -> Architecture:
+    """Return the first architecture that represents a network. Raises `CheckpointError` with each one's reason."""
+    reasons = []
+    for architecture in ARCHITECTURES.values():
+        reason = explain_incompatibility(run, architecture, config, params)
+        if reason is None:
+            return architecture
+        reasons.append(f"{architecture.name}: {reason}")
+    raise CheckpointError("no architecture of transformers represents this run:\n  " + "\n  ".join(reasons))
 
 
 def explain_incompatibility(run: Run, architecture: Architecture, config: EncoderConfig, params: dict) -> str | None:
-    """Why `architecture` cannot have this network; None where it can."""
+    """Return why `architecture` cannot represent this network, or None."""
     try:
-        differing = architecture.list_config_differences(config, run.vocab.pad_id)
+        differences = architecture.list_config_differences(config, run.vocab.pad_id)
     except ValueError as error:
         return str(error)
     if has_different_groups(config):
-        return (
-            f"it rounds {config.num_layers} layers in {config.num_groups} groups, with one in another group than here"
-        )
-    lacking = [path for path, _ in flatten_with_paths(params) if architecture.locate_leaf(path) is None]
-    if differing or lacking:
-        return f"it has no {list_names([*differing, *lacking])}"
-    if config.activation != "gelu" and (fixed := [part for part in architecture.gelu_heads if part in params]):
-        return f"its {fixed[0]} head has gelu and not {config.activation}"
+        return f"it divides {config.num_layers} layers into other groups than num_groups={config.num_groups} does here"
+    unknown_leaves = [path for path, _ in flatten_with_paths(params) if architecture.find_hf_leaf(path) is None]
+    if differences or unknown_leaves:
+        return f"it does not have {list_names([*differences, *unknown_leaves])}"
+    gelu_heads = [head for head in architecture.gelu_heads if head in params]
+    if config.activation != "gelu" and gelu_heads:
+        return f"its {gelu_heads[0]} head has gelu and not {config.activation}"
     head = getattr(run.spec.objective, "head", architecture.classifier_head)
-    return (
-        None
-        if head == architecture.classifier_head
-        else f"its classifier is {architecture.classifier_head} and not {head}"
-    )
+    if head != architecture.classifier_head:
+        return f"its classifier is {architecture.classifier_head} and not {head}"
+    return None
 
 
 def limit_malloc_arenas() -> None:
-    """Let new threads of this process share one heap: glibc gives them several, and each keeps what it has freed.
+    """Make all threads of this process share one heap: glibc gives them several, and each keeps freed memory.
 
-    With BERT-large that was 0.1 to 0.4 GB, which differed from run to run. Other C libraries have no such heaps.
+    With BERT-large these held 0.1 to 0.4 GB, different from run to run. Other C libraries ignore this.
     """
-    if hasattr(library := ctypes.CDLL(None), "mallopt"):
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):
         library.mallopt(M_ARENA_MAX, 1)

@@ -1,8 +1,8 @@
-"""A reader of PyTorch's files that runs nothing they contain.
+"""Reader of PyTorch files that executes nothing they contain.
 
-torch.save pickles its tensors' descriptions, and a pickle may name any function to be called. Here the names that
-rebuild a tensor stand for functions of this file, and every other name for an inert `InertStub`: nothing is imported
-and nothing of the file is executed. Both layouts are read: the zip archive, and the plain one from before PyTorch 1.6.
+torch.save pickles descriptions of tensors, and a pickle may call any function by its name. Here the names that rebuild
+a tensor map to functions of this module, and every other name to an `InertStub`: nothing is imported, and no code of
+the file is executed. Both layouts are read: the zip archive, and the plain file from before PyTorch 1.6.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ STORAGE_DTYPES = {
 
 @dataclass(frozen=True)
 class TorchStorage:
-    """The numbers behind one or more tensors, read when asked for."""
+    """Description of the values behind one or more tensors."""
 
     key: str
     dtype: np.dtype
-    num_elements: int  # elements
+    num_elements: int
 
 
 @dataclass(frozen=True)
 class TorchTensor:
-    """A tensor as a view of its storage; `read` gives its numbers."""
+    """A tensor as a view of its storage."""
 
     storage: TorchStorage
     offset: int
@@ -56,25 +56,27 @@ class TorchTensor:
     strides: tuple[int, ...]  # in elements
 
     def check_bounds(self, num_elements: int) -> None:
-        """Raises `ValueError` unless the view lies within `size` elements."""
+        """Check that the view lies within `num_elements` elements. Raises `ValueError`."""
         values = (self.offset, *self.shape, *self.strides)
         if not all(type(n) is int and 0 <= n < 2**63 for n in values) or len(self.shape) != len(self.strides):
-            raise ValueError(f"offset, shape and strides {reprlib.repr((self.offset, self.shape, self.strides))}")
+            raise ValueError(
+                f"offset, shape and strides {reprlib.repr((self.offset, self.shape, self.strides))} do not make a tensor"
+            )
         last = self.offset + sum((n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True))
         if all(self.shape) and last >= num_elements:
             raise ValueError(f"a tensor of shape {self.shape} reaches beyond its storage of {num_elements}")
 
     def view_storage(self, storage_values: np.ndarray) -> np.ndarray:
-        """The tensor out of its storage's numbers, of which a file may hold fewer than it says."""
+        """Return the tensor as a view of its storage's values, which may be fewer than declared. Raises `ValueError`."""
         self.check_bounds(len(storage_values))
         if math.prod(self.shape) > len(storage_values):
-            raise ValueError(f"a tensor of shape {self.shape} repeats the {len(storage_values)} numbers of its storage")
+            raise ValueError(f"a tensor of shape {self.shape} repeats the {len(storage_values)} values of its storage")
         strides = [stride * storage_values.itemsize for stride in self.strides]
         return np.lib.stride_tricks.as_strided(storage_values[self.offset :], self.shape, strides, writeable=False)
 
 
 class InertStub:
-    """Stands for whatever else a pickle names: it can be made, called and filled, and does nothing."""
+    """Replacement for any other object of a pickle: it can be made, called and filled, and does nothing."""
 
     def __init__(self, *_, **__):
         pass
@@ -98,7 +100,7 @@ class InertStub:
 
 def rebuild_tensor(storage, offset, shape, strides, *_) -> TorchTensor:
     if not isinstance(storage, TorchStorage):
-        raise ValueError("a tensor without a storage")
+        raise ValueError("a tensor lacks a storage")
     tensor = TorchTensor(storage, offset, tuple(shape), tuple(strides))
     tensor.check_bounds(storage.num_elements)
     return tensor
@@ -109,13 +111,15 @@ def rebuild_parameter(tensor, *_) -> Any:
 
 
 def build_ordered_dict(*_) -> dict:
-    """torch.save makes it empty, and fills it."""
+    """Return an empty dictionary, which the pickle then fills."""
     return collections.OrderedDict()
 
 
 def fill_mapping(target, items: list) -> None:
-    """Put keys and values in turn into `target`, where the key is a name or a number: the hash of a tuple of tuples may
-    take for ever."""
+    """Put alternating keys and values into `target`, if the key is a string or an integer.
+
+    Hashing a nested tuple can take unbounded time.
+    """
     for key, value in zip(items[::2], items[1::2], strict=True):
         if isinstance(key, str | int):
             target[key] = value
@@ -130,9 +134,9 @@ ALLOWED_GLOBALS: dict[tuple[str, str], Any] = {
 
 
 class RestrictedUnpickler(pickle._Unpickler):
-    """Gives what a pickle holds with `TorchTensor`s for its tensors.
+    """Unpickler that returns a `TorchTensor` for each tensor.
 
-    It is the reader in Python: the one in C makes room for as many objects as a few bytes of the file declare.
+    It extends Python's own reader: the one in C allocates as many objects as a few bytes of the file declare.
     """
 
     def __init__(self, file):
@@ -149,12 +153,12 @@ class RestrictedUnpickler(pickle._Unpickler):
         match pid:
             case ("storage", str(kind), str(key), _, int(size), *rest) if kind in STORAGE_DTYPES and size >= 0:
                 if rest and rest[0] is not None:
-                    raise ValueError("a storage that is a view of another one")
+                    raise ValueError("a storage is a view of another one, which is not supported")
                 return self.storages.setdefault(key, TorchStorage(key, np.dtype(STORAGE_DTYPES[kind]), size))
-        raise ValueError(f"a stored object of an unknown kind: {reprlib.repr(pid)}")
+        raise ValueError(f"a stored object has an unknown kind: {reprlib.repr(pid)}")
 
     def load_build(self):
-        """Only a stub has a state; one given to a tensor or a function would change what they are."""
+        """Set the state of stubs only: it could change a tensor or a function."""
         state = self.stack.pop()
         if isinstance(self.stack[-1], InertStub):
             self.stack[-1].__setstate__(state)
@@ -168,12 +172,12 @@ class RestrictedUnpickler(pickle._Unpickler):
         fill_mapping(self.stack[-1], [key, value])
 
     def load_dict(self):
-        items, made = self.pop_mark(), {}
-        fill_mapping(made, items)
-        self.append(made)
+        items, mapping = self.pop_mark(), {}
+        fill_mapping(mapping, items)
+        self.append(mapping)
 
     def load_set(self):
-        """A set, which no tensor is kept in."""
+        """Skip the items of a set, which holds no tensors."""
         self.pop_mark()
 
     dispatch = pickle._Unpickler.dispatch | {
@@ -183,14 +187,14 @@ class RestrictedUnpickler(pickle._Unpickler):
         pickle.DICT[0]: load_dict,
         pickle.ADDITEMS[0]: load_set,
         pickle.FROZENSET[0]: lambda self: (self.pop_mark(), self.append(InertStub())),
-        pickle.BYTEARRAY8[0]: pickle._Unpickler.load_binbytes8,  # its own makes room before it reads
+        pickle.BYTEARRAY8[0]: pickle._Unpickler.load_binbytes8,  # Python's own allocates before it reads
     }
 
 
 def load_torch_file(path: Path) -> tuple[Any, Callable[[TorchTensor], np.ndarray]]:
-    """What `torch.save` wrote to `path`, and a function that reads one of its tensors.
+    """Return the content that `torch.save` wrote to `path`, and a function that reads one of its tensors.
 
-    Raises `ValueError` for anything that is not such a file, whole.
+    Raises `ValueError` for any other and for a damaged file.
     """
     with wrap_read_errors(path):
         return _read_zip_archive(path) if zipfile.is_zipfile(path) else _read_legacy_file(path)
@@ -198,25 +202,25 @@ def load_torch_file(path: Path) -> tuple[Any, Callable[[TorchTensor], np.ndarray
 
 @contextmanager
 def wrap_read_errors(path: Path) -> Iterator[None]:
-    """Whatever reading a damaged file may raise becomes a `ValueError` that names it."""
+    """Turn any exception into a `ValueError` that names the file: damaged pickles and archives raise almost anything."""
     try:
         yield
-    except Exception as error:  # damaged pickles and archives raise almost anything
-        raise ValueError(f"{path.name} is not a whole PyTorch file: {type(error).__name__}: {error}") from None
+    except Exception as error:
+        raise ValueError(f"{path.name} is not a complete PyTorch file: {type(error).__name__}: {error}") from None
 
 
 def _read_zip_archive(path: Path):
     with zipfile.ZipFile(path) as archive:
-        found = [name for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl"]
-        if len(found) != 1:
-            raise ValueError(f"{len(found)} entries data.pkl")
-        root = found[0].removesuffix("data.pkl")
+        entries = [name for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl"]
+        if len(entries) != 1:
+            raise ValueError(f"it has {len(entries)} entries data.pkl and must have 1")
+        root = entries[0].removesuffix("data.pkl")
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-            raise ValueError("its entries are compressed, and could be of any size")
+            raise ValueError("its entries are compressed, so their size is unbounded")
         order = f"{root}byteorder"
         if order in archive.namelist() and archive.read(order) != b"little":
-            raise ValueError("its numbers are not little-endian")
-        with archive.open(found[0]) as file:
+            raise ValueError("its values are not little-endian")
+        with archive.open(entries[0]) as file:
             content = RestrictedUnpickler(file).load()
 
     def read_tensor(tensor: TorchTensor) -> np.ndarray:
@@ -225,7 +229,7 @@ def _read_zip_archive(path: Path):
             entry = archive.getinfo(f"{root}data/{storage.key}")
             size = storage.num_elements * storage.dtype.itemsize
             if entry.file_size < size:
-                raise ValueError(f"{entry.filename} does not hold the {size} bytes it should")
+                raise ValueError(f"{entry.filename} holds fewer than its {size} bytes")
             return tensor.view_storage(np.frombuffer(archive.read(entry), storage.dtype, storage.num_elements))
 
     return content, read_tensor
@@ -234,15 +238,15 @@ def _read_zip_archive(path: Path):
 def _read_legacy_file(path: Path):
     with open(path, "rb") as file:
         if RestrictedUnpickler(file).load() != LEGACY_MAGIC or RestrictedUnpickler(file).load() != LEGACY_PROTOCOL:
-            raise ValueError("its first bytes are none of PyTorch's")
+            raise ValueError("its first bytes differ from those of PyTorch's files")
         if not RestrictedUnpickler(file).load().get("little_endian", True):
-            raise ValueError("its numbers are not little-endian")
+            raise ValueError("its values are not little-endian")
         reader = RestrictedUnpickler(file)
         content = reader.load()
         keys, offsets, end = RestrictedUnpickler(file).load(), {}, path.stat().st_size
         for key in keys:
             if not isinstance(key, str):
-                raise ValueError("a storage without a name")
+                raise ValueError("a storage lacks a name")
             storage = reader.storages[key]
             (size,) = struct.unpack("<q", file.read(8))
             start = file.tell()

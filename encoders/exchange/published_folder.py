@@ -1,11 +1,11 @@
-"""A published checkpoint: what its configuration and its tensors say it is."""
+"""Published checkpoints, read from a folder: architecture, encoder and objective from config.json and the tensors."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from reprlib import repr as shown
+from reprlib import repr as shorten
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from encoders.tasks.question_answering import SpanPrediction
 
 @dataclass(frozen=True, eq=False)
 class PublishedCheckpoint:
-    """`entries` are its tensors by their names today; `found` its parts beside the encoder."""
+    """A checkpoint whose tensors have the names of `architecture`; `heads` are its top-level modules but the encoder."""
 
     architecture: Architecture
     config: EncoderConfig
@@ -33,49 +33,60 @@ class PublishedCheckpoint:
     files: tuple[Path, ...]
 
     def read_leaf(self, path: str, layer: int = 0) -> np.ndarray:
-        """The leaf at `path`, or one layer of it, as ours: kernels transposed."""
-        theirs, kind = self.architecture.locate_leaf(path)
-        numbers = self.tensors[theirs.format(layer)].read()
-        return numbers.T if kind == "kernel" else numbers
+        """Return the leaf at `path` of our tree, or one layer of it; kernels are transposed to ours."""
+        name, kind = self.architecture.find_hf_leaf(path)
+        values = self.tensors[name.format(layer)].read()
+        return values.T if kind == "kernel" else values
 
     def has_equal_leaf(self, other: PublishedCheckpoint, path: str) -> bool:
-        """Whether the leaf at `path` is the same in both, to the bit."""
-        name = self.architecture.locate_leaf(path)[0]
-        mine, theirs = self.tensors.get(name), other.tensors.get(name)
-        return mine is not None and theirs is not None and np.array_equal(mine.read(), theirs.read())
+        """Return whether both checkpoints have the leaf at `path`, with equal bits."""
+        name = self.architecture.find_hf_leaf(path)[0]
+        if name not in self.tensors or name not in other.tensors:
+            return False
+        return np.array_equal(self.tensors[name].read(), other.tensors[name].read())
 
     def list_problems(
         self, leaf_shapes: dict[str, tuple[int, ...]], tied_leaves: frozenset[str] = frozenset()
     ) -> list[str]:
-        """What does not fit the leaves wanted of it (path → shape), a line each; `tied` come from elsewhere."""
+        """Return a line for everything that does not fit the wanted leaves, path → shape.
+
+        `tied_leaves` may be in the checkpoint and are read from another one.
+        """
         wanted = dict(
-            pair for path, shape in leaf_shapes.items() for pair in self.architecture.list_hf_tensors(path, shape)
+            row for path, shape in leaf_shapes.items() for row in self.architecture.list_hf_tensors(path, shape)
         )
-        known = set(wanted) | {self.architecture.locate_leaf(path)[0] for path in tied_leaves}
-        ties = dict(self.architecture.tied_tensors)
-        lines = [f"missing: {list_names(missing)}"] if (missing := sorted(set(wanted) - set(self.tensors))) else []
-        if unexpected := sorted(set(self.tensors) - known - set(ties)):
-            lines.append(f"unexpected: {list_names(unexpected)}")
+        copies = dict(self.architecture.tied_tensors)
+        known = {*wanted, *copies, *(self.architecture.find_hf_leaf(path)[0] for path in tied_leaves)}
+        problems = []
+        if missing := sorted(wanted.keys() - self.tensors.keys()):
+            problems.append(f"missing: {list_names(missing)}")
+        if unexpected := sorted(self.tensors.keys() - known):
+            problems.append(f"unexpected: {list_names(unexpected)}")
         for name, shape in wanted.items():
-            if name in self.tensors and self.tensors[name].shape != shape:
-                lines.append(f"{name} is {list(self.tensors[name].shape)} and should be {list(shape)}")
-            elif name in self.tensors and "float" not in self.tensors[name].dtype:
-                lines.append(f"{name} holds {self.tensors[name].dtype}; only floating-point numbers are read")
-        if not lines:
-            lines = [line for name in wanted if (line := self.describe_bad_values(name))]
-        if not lines:
-            lines = [line for copy, original in ties.items() if (line := self.describe_tie_mismatch(copy, original))]
-        return lines
+            if name not in self.tensors:
+                continue
+            tensor = self.tensors[name]
+            if tensor.shape != shape:
+                problems.append(f"{name} is {list(tensor.shape)} and should be {list(shape)}")
+            elif "float" not in tensor.dtype:
+                problems.append(f"{name} holds {tensor.dtype}; only floating-point numbers are read")
+        if not problems:
+            problems = [problem for name in wanted if (problem := self.describe_bad_values(name))]
+        if not problems:
+            mismatches = (self.describe_tie_mismatch(copy, original) for copy, original in copies.items())
+            problems = [problem for problem in mismatches if problem]
+        return problems
 
     def describe_bad_values(self, name: str) -> str | None:
-        """Why the numbers of a tensor are of no use."""
+        """Return why the values of a tensor cannot be used, or None."""
         try:
-            return None if np.isfinite(self.tensors[name].read()).all() else f"{name} holds numbers that are not finite"
+            is_finite = np.isfinite(self.tensors[name].read()).all()
         except CheckpointError as error:
             return f"{name}: {error}"
+        return None if is_finite else f"{name} holds numbers that are not finite"
 
     def describe_tie_mismatch(self, copy: str, original: str) -> str | None:
-        """How a tensor differs from the one it should repeat."""
+        """Return how a tensor differs from the one that it should repeat, or None."""
         if copy not in self.tensors or original not in self.tensors:
             return None
         a, b = self.tensors[copy], self.tensors[original]
@@ -86,105 +97,108 @@ class PublishedCheckpoint:
 
 
 def read_transformers_folder(folder: Path) -> PublishedCheckpoint:
-    """The checkpoint in a folder of transformers. Raises `CheckpointError` for one that cannot be read."""
+    """Read a folder that transformers wrote. Raises `CheckpointError`."""
     if not folder.is_dir():
-        raise CheckpointError(f"there is no folder {folder}")
-    config = read_json(folder / "config.json")
-    entries, files = read_weights(folder)
-    return interpret_checkpoint(config, entries, (folder / "config.json", *files))
+        raise CheckpointError(f"{folder} is not a folder; give one with config.json and weights")
+    hf_config = read_json(folder / "config.json")
+    tensors, files = read_weights(folder)
+    return interpret_checkpoint(hf_config, tensors, (folder / "config.json", *files))
 
 
 def interpret_checkpoint(
     hf_config: dict, tensors: dict[str, LazyTensor], files: tuple[Path, ...]
 ) -> PublishedCheckpoint:
-    """What a configuration and tensors are together."""
+    """Return the checkpoint that a configuration and tensors describe. Raises `CheckpointError`."""
     architecture = identify_architecture(hf_config, tensors)
     tensors = modernize_tensor_names(architecture, tensors)
     try:
-        model = architecture.read_config(hf_config)
+        config = architecture.read_encoder_config(hf_config)
     except ValueError as error:
         raise CheckpointError(f"config.json: {error}") from None
-    if model.num_layers > len(tensors):
+    check_layers(config, tensors)
+    class_names = dict.fromkeys(name for _, name in architecture.model_classes)
+    given_names = hf_config.get("architectures") or []
+    if not isinstance(given_names, list) or (given_names and class_names.keys().isdisjoint(map(str, given_names))):
         raise CheckpointError(
-            f"config.json: num_hidden_layers={model.num_layers}, and there are {len(tensors)} tensors"
+            f"config.json: architectures={shorten(given_names)} names none of {', '.join(class_names)}"
         )
-    if has_different_groups(model):
+    if config.always_project and config.embedding_size == config.hidden_size:
+        config, tensors = drop_identity_projection(architecture, config, tensors)
+    heads = frozenset(filter(None, map(architecture.find_top_module, tensors))) - {"encoder"}
+    gelu_heads = heads.intersection(architecture.gelu_heads)
+    if config.activation != "gelu" and gelu_heads:
         raise CheckpointError(
-            f"config.json: num_hidden_groups={model.num_groups} with num_hidden_layers={model.num_layers}: "
-            "transformers rounds, and has a layer in another group than it is in here"
+            f"config.json: hidden_act={hf_config['hidden_act']!r} differs from the exact gelu of its "
+            f"{list_names(gelu_heads)} head; only gelu is supported with it"
         )
-    classes = dict.fromkeys(name for _, name in architecture.model_classes)
-    named = hf_config.get("architectures") or []
-    if not isinstance(named, list) or (named and not any(name in classes for name in map(str, named))):
-        raise CheckpointError(f"config.json: architectures={shown(named)} names none of {', '.join(classes)}")
-    if model.always_project and model.embedding_size == model.hidden_size:
-        model, tensors = drop_identity_projection(architecture, model, tensors)
-    found = frozenset(filter(None, (architecture.find_part(name) for name in tensors))) - {"encoder"}
-    if model.activation != "gelu" and (fixed := [part for part in architecture.gelu_heads if part in found]):
-        raise CheckpointError(f"config.json: hidden_act={hf_config['hidden_act']!r} with a {fixed[0]} head of gelu")
-    return PublishedCheckpoint(
-        architecture, model, infer_objective(architecture, hf_config, model, found), found, tensors, files
-    )
+    objective = infer_objective(architecture, hf_config, config, heads)
+    return PublishedCheckpoint(architecture, config, objective, heads, tensors, files)
+
+
+def check_layers(config: EncoderConfig, tensors: dict[str, LazyTensor]) -> None:
+    """Check the numbers of layers and groups before anything is built of that size. Raises `CheckpointError`."""
+    if config.num_layers > len(tensors):
+        raise CheckpointError(
+            f"config.json: num_hidden_layers={config.num_layers} exceeds the {len(tensors)} tensors of the weights"
+        )
+    if has_different_groups(config):
+        raise CheckpointError(
+            f"config.json: num_hidden_groups={config.num_groups} with num_hidden_layers={config.num_layers} is not "
+            "supported: transformers rounds and puts a layer into another group than this library does"
+        )
 
 
 def identify_architecture(hf_config: dict, tensors: dict[str, LazyTensor]) -> Architecture:
-    """The architecture by the configuration's model_type or, where it has none, by the tensors' names."""
-    given = hf_config.get("model_type")
-    if given is None:
-        given = next((root for root in ARCHITECTURES if any(name.startswith(f"{root}.") for name in tensors)), None)
-        given = given or "bert"
-    if not isinstance(given, str) or given not in ARCHITECTURES:
-        raise CheckpointError(f"config.json: model_type={given!r} is not one of {', '.join(ARCHITECTURES)}")
-    return ARCHITECTURES[given]
+    """Return the architecture of model_type or, without one, of the tensors' names; BERT by default."""
+    model_type = hf_config.get("model_type")
+    if model_type is None:
+        roots = (root for root in ARCHITECTURES if any(name.startswith(f"{root}.") for name in tensors))
+        model_type = next(roots, "bert")
+    if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
+        raise CheckpointError(f"config.json: model_type={model_type!r} is not one of {', '.join(ARCHITECTURES)}")
+    return ARCHITECTURES[model_type]
 
 
 def modernize_tensor_names(architecture: Architecture, tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
-    """The tensors under the names of today: TensorFlow's old names of layer norms, and names without the family."""
-    root, renamed = f"{architecture.name}.", {}
-    bare = not any(name.startswith(root) for name in tensors)
-    for name, entry in tensors.items():
-        if re.search(BUFFER_PATTERN, name):
+    """Rename tensors with TensorFlow's names of layer norms or without the model type's prefix; drop buffers.
+
+    A tied tensor that the file holds under its copy's name only gets its own.
+    """
+    prefix, renamed = f"{architecture.name}.", {}
+    has_prefix = any(name.startswith(prefix) for name in tensors)
+    for original_name, tensor in tensors.items():
+        if re.search(BUFFER_PATTERN, original_name):
             continue
-        name = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name))
-        if bare and architecture.find_part(root + name):
-            name = root + name
+        name = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", original_name))
+        if not has_prefix and architecture.find_top_module(prefix + name):
+            name = prefix + name
         if name in renamed:
             raise CheckpointError(f"two tensors have the name {name}")
-        renamed[name] = entry
-    for copy, original in architecture.tied_tensors:  # a file may hold a tied tensor under its second name only
+        renamed[name] = tensor
+    for copy, original in architecture.tied_tensors:
         if original not in renamed and copy in renamed:
             renamed[original] = renamed[copy]
     return renamed
 
 
-def drop_identity_projection(architecture: Architecture, config: EncoderConfig, tensors: dict[str, LazyTensor]):
-    """Model and tensors without a projection that changes nothing, such as the export of a model that has none."""
-    kernel, bias = (architecture.locate_leaf(f"encoder/project/{leaf}")[0] for leaf in ("kernel", "bias"))
+def drop_identity_projection(
+    architecture: Architecture, config: EncoderConfig, tensors: dict[str, LazyTensor]
+) -> tuple[EncoderConfig, dict[str, LazyTensor]]:
+    """Remove an embedding projection that is the identity, as in exports of models without one."""
+    kernel, bias = (architecture.find_hf_leaf(f"encoder/project/{leaf}")[0] for leaf in ("kernel", "bias"))
     square = (config.hidden_size, config.hidden_size)
     if kernel not in tensors or bias not in tensors or tensors[kernel].shape != square:
         return config, tensors
     if tensors[bias].read().any() or not np.array_equal(tensors[kernel].read(), np.eye(config.hidden_size)):
         return config, tensors
-    rest = {name: entry for name, entry in tensors.items() if name not in (kernel, bias)}
-    return replace(config, always_project=False), rest
+    others = {name: tensor for name, tensor in tensors.items() if name not in (kernel, bias)}
+    return replace(config, always_project=False), others
 
 
-def infer_objective(architecture: Architecture, hf_config: dict, encoder_config: EncoderConfig, heads: frozenset[str]):
-    """What a checkpoint with these parts was trained for last."""
+def infer_objective(architecture: Architecture, hf_config: dict, config: EncoderConfig, heads: frozenset[str]):
+    """Return the objective that a checkpoint with these heads was last trained for. Raises `CheckpointError`."""
     if "classes" in heads:
-        key, default = architecture.classifier_dropout_field
-        dropout, names = hf_config.get(key, default), read_label_names(hf_config)
-        dropout = encoder_config.hidden_dropout if dropout is None else dropout
-        kind = hf_config.get("problem_type")
-        if kind not in (None, choose_problem_type(names)):
-            raise CheckpointError(
-                f"config.json: problem_type={shown(kind)} with num_labels={len(names)}; "
-                f"only {choose_problem_type(names)!r} can be read with it"
-            )
-        try:
-            return Classification(names, architecture.classifier_head, dropout)
-        except (TypeError, ValueError) as error:
-            raise CheckpointError(f"config.json: {error}") from None
+        return infer_classification(architecture, hf_config, config)
     if "spans" in heads:
         return SpanPrediction()
     if "replaced" in heads:
@@ -194,26 +208,46 @@ def infer_objective(architecture: Architecture, hf_config: dict, encoder_config:
     return EncoderOnly("pooler" in heads)
 
 
+def infer_classification(architecture: Architecture, hf_config: dict, config: EncoderConfig) -> Classification:
+    """Return the classification of a config.json: labels, head and dropout. Raises `CheckpointError`."""
+    labels = read_label_names(hf_config)
+    problem_type = hf_config.get("problem_type")
+    if problem_type not in (None, choose_problem_type(labels)):
+        raise CheckpointError(
+            f"config.json: problem_type={shorten(problem_type)} with num_labels={len(labels)} is not supported; "
+            f"only {choose_problem_type(labels)!r} is"
+        )
+    dropout_field, default_dropout = architecture.classifier_dropout_field
+    dropout = hf_config.get(dropout_field, default_dropout)
+    try:
+        return Classification(
+            labels, architecture.classifier_head, config.hidden_dropout if dropout is None else dropout
+        )
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"config.json: {error}") from None
+
+
 def read_label_names(hf_config: dict) -> tuple[str, ...]:
-    """The names of the classes. Raises `CheckpointError` where they are not numbered from 0 on."""
+    """Return the names of the classes, LABEL_0 and so on by default. Raises `CheckpointError`."""
     names = hf_config.get("id2label")
-    count = hf_config.get("num_labels", len(names) if isinstance(names, dict) else 2)
-    if type(count) is not int or not 0 < count < 100_000:
-        raise CheckpointError(f"config.json: num_labels={count!r} is not a number of classes")
-    if not isinstance(names, dict) or len(names) != count:
-        return tuple(f"LABEL_{i}" for i in range(count))
-    if set(names) != {str(i) for i in range(count)} or not all(isinstance(name, str) for name in names.values()):
-        raise CheckpointError(f"config.json: id2label must name the classes 0 to {count - 1}")
-    return tuple(names[str(i)] for i in range(count))
+    num_labels = hf_config.get("num_labels", len(names) if isinstance(names, dict) else 2)
+    if type(num_labels) is not int or not 0 < num_labels < 100_000:
+        raise CheckpointError(f"config.json: num_labels={num_labels!r} must be an integer from 1 to 99999")
+    if not isinstance(names, dict) or len(names) != num_labels:
+        return tuple(f"LABEL_{i}" for i in range(num_labels))
+    indices = [str(i) for i in range(num_labels)]
+    if set(names) != set(indices) or not all(isinstance(name, str) for name in names.values()):
+        raise CheckpointError(f"config.json: id2label must name the classes 0 to {num_labels - 1}")
+    return tuple(names[index] for index in indices)
 
 
-def choose_problem_type(label_names: tuple[str, ...]) -> str:
-    """transformers' word for what is learned of these classes."""
-    return "regression" if len(label_names) == 1 else "single_label_classification"
+def choose_problem_type(labels: tuple[str, ...]) -> str:
+    """Return transformers' problem_type for these labels; one label alone is a number."""
+    return "regression" if len(labels) == 1 else "single_label_classification"
 
 
 def build_label_config(architecture: Architecture, objective) -> dict:
-    """What config.json says of an objective's classes."""
+    """Return the fields of config.json for the classes of an objective."""
     if not isinstance(objective, Classification):
         return {}
     return {

@@ -1,4 +1,4 @@
-"""Tokenizers as published: read from the files beside the weights, written so that AutoTokenizer gives the same ids."""
+"""Tokenizer files of published checkpoints: read from beside the weights, written for AutoTokenizer with equal ids."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from encoders.exchange.weights import CheckpointError, list_names, read_json
 from encoders.model.config import EncoderConfig
 from encoders.text.tokenization import Tokenizer, load_tokenizer
 
-# The name of each special token in tokenizer_config.json.
+# Special tokens: name in tokenizer_config.json, field of `VocabInfo`.
 SPECIAL_TOKEN_ROLES = {
     "pad_token": "pad_id",
     "unk_token": "unk_id",
@@ -20,13 +20,13 @@ SPECIAL_TOKEN_ROLES = {
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer of the files at `path`, a folder or one of the files that `Vocabulary.path` takes.
+    """Return the tokenizer at `path`: a folder, or one of the files that `TokenizerSpec.path` accepts.
 
-    Raises `CheckpointError` where there is none, and for rules that are not read.
+    Raises `CheckpointError` for missing files and for rules that only transformers applies.
     """
     folder = path if path.is_dir() else path.parent
-    options = folder / "tokenizer_config.json"
-    settings = read_json(options) if options.is_file() else {}
+    settings_file = folder / "tokenizer_config.json"
+    settings = read_json(settings_file) if settings_file.is_file() else {}
     rules = {name: settings[name] for name in ("do_lower_case", "add_prefix_space") if name in settings}
     for name, value in rules.items():
         if not isinstance(value, bool):
@@ -39,39 +39,47 @@ def read_tokenizer(path: Path) -> Tokenizer:
     for name, value in tokenizer.get_transformers_options().items():
         if rules.get(name, value) != value:
             raise CheckpointError(
-                f"{folder.name}: tokenizer_config.json has {name}={rules[name]}, tokenizer.json does as with {value}; "
-                "transformers takes one or the other, by its version and class: make them agree"
+                f"{folder.name}: tokenizer_config.json has {name}={rules[name]} and tokenizer.json has {value}; "
+                "transformers applies one or the other, by its version and class: make them agree"
             )
     if path.name != "tokenizer.json" and not (path / "tokenizer.json").is_file():
-        unread = {"strip_accents": (None, lowercase), "tokenize_chinese_chars": (None, True)}
-        unread |= {"keep_accents": (None, False)}
-        lacking = [f"{name}={settings[name]!r}" for name, read in unread.items() if settings.get(name) not in read]
-        extra = folder / "added_tokens.json"
-        added = read_json(extra) if extra.is_file() else {}
-        known = {tokenizer.id_to_token(id): id for id in range(tokenizer.vocab.vocab_size)}
-        lacking += [f"the added token {name!r}" for name, id in added.items() if known.get(name) != id]
-        if lacking:
+        unsupported = list_unsupported_rules(folder, settings, tokenizer, lowercase)
+        if unsupported:
             raise CheckpointError(
-                f"{folder.name}: {list_names(lacking)} can be read from a tokenizer.json only; save the tokenizer with "
-                "transformers first"
+                f"{folder.name}: {list_names(unsupported)} can be read from a tokenizer.json only; save the tokenizer "
+                "with transformers first"
             )
     return tokenizer
 
 
+def list_unsupported_rules(folder: Path, settings: dict, tokenizer: Tokenizer, lowercase: bool) -> list[str]:
+    """Return the settings and added tokens beside a vocabulary file that its tokenizer does not apply."""
+    supported = {
+        "strip_accents": (None, lowercase),
+        "tokenize_chinese_chars": (None, True),
+        "keep_accents": (None, False),
+    }
+    rules = [f"{name}={settings[name]!r}" for name, values in supported.items() if settings.get(name) not in values]
+    added_file = folder / "added_tokens.json"
+    added_tokens = read_json(added_file) if added_file.is_file() else {}
+    ids = {tokenizer.id_to_token(id): id for id in range(tokenizer.vocab.vocab_size)}
+    return rules + [f"the added token {token!r}" for token, id in added_tokens.items() if ids.get(token) != id]
+
+
 def write_tokenizer(tokenizer: Tokenizer, folder: Path, config: EncoderConfig) -> None:
-    """tokenizer.json, tokenizer_config.json and, for WordPiece, the vocab.txt of older tools."""
+    """Write tokenizer.json, tokenizer_config.json and, for WordPiece, the vocab.txt of older tools."""
     tokenizer.save(folder)
-    names = {name: tokenizer.id_to_token(getattr(tokenizer.vocab, role)) for name, role in SPECIAL_TOKEN_ROLES.items()}
+    inputs = ["input_ids", "token_type_ids", "attention_mask"]
+    if config.num_token_types <= 1:
+        inputs.remove("token_type_ids")
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": config.max_positions,
-        "model_input_names": [
-            "input_ids",
-            *(["token_type_ids"] if config.num_token_types > 1 else []),
-            "attention_mask",
-        ],
+        "model_input_names": inputs,
         "clean_up_tokenization_spaces": False,
-    } | names
+    }
+    for name, field in SPECIAL_TOKEN_ROLES.items():
+        settings[name] = tokenizer.id_to_token(getattr(tokenizer.vocab, field))
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")
     if tokenizer.kind == "wordpiece":
         words = [tokenizer.id_to_token(id) for id in range(tokenizer.vocab.vocab_size)]

@@ -1,4 +1,4 @@
-"""The tensors of a published checkpoint, by name: read one at a time, written as safetensors."""
+"""Tensors of published checkpoints by name: read one at a time, written as safetensors."""
 
 from __future__ import annotations
 
@@ -7,29 +7,30 @@ import math
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 SAFETENSORS_FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-# In order of preference, as transformers has it.
+# In transformers' order of preference.
 WEIGHT_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-WRITTEN_DTYPE = np.dtype("<f4")  # what is written
+WRITTEN_DTYPE = np.dtype("<f4")
 
 
 class CheckpointError(ValueError):
-    """A published checkpoint that cannot be read or written as it stands."""
+    """Raised for a published checkpoint that cannot be read or written."""
 
 
 @dataclass(frozen=True)
 class LazyTensor:
-    """A tensor that has not been read yet; `read` gives its numbers as float32."""
+    """A tensor in a file; `read` returns its values as float32."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -37,14 +38,16 @@ class LazyTensor:
 
 
 def make_lazy_tensor(shape: tuple[int, ...], dtype: str, read: Callable[[], np.ndarray]) -> LazyTensor:
-    """An `LazyTensor` of numbers in any precision, infinite beyond float32's.
+    """Return a `LazyTensor` that converts to float32; values beyond its range become infinite.
 
-    Its `read` raises `CheckpointError` for integers and the like, and where the file is damaged.
+    Its `read` raises `CheckpointError` for a dtype that is not floating-point, and for a damaged file.
     """
 
     def read_float32() -> np.ndarray:
         if "float" not in dtype:
-            raise CheckpointError(f"a tensor of shape {list(shape)} holds {dtype} and no floating-point numbers")
+            raise CheckpointError(
+                f"a tensor of shape {list(shape)} holds {dtype}; only floating-point numbers are read"
+            )
         try:
             with np.errstate(over="ignore", invalid="ignore"):
                 return np.asarray(read(), np.float32)
@@ -55,25 +58,25 @@ def make_lazy_tensor(shape: tuple[int, ...], dtype: str, read: Callable[[], np.n
 
 
 def read_weights(folder: Path) -> tuple[dict[str, LazyTensor], list[Path]]:
-    """Every tensor of the checkpoint that transformers wrote to `folder`, and the files that hold them.
+    """Return the tensors of a folder that transformers wrote, and the files that hold them.
 
-    Raises `CheckpointError` where there is none, and for a damaged one.
+    Raises `CheckpointError` for missing and for damaged weights.
     """
     name = next((name for name in WEIGHT_FILES if (folder / name).is_file()), None)
     if name is None:
-        raise CheckpointError(f"{folder} holds no weights: {', '.join(WEIGHT_FILES)}")
+        raise CheckpointError(f"{folder} holds none of the weight files {', '.join(WEIGHT_FILES)}")
     if name.endswith(".index.json"):
         return read_sharded_weights(folder / name)
     return read_weight_file(folder / name), [folder / name]
 
 
 def read_weight_file(path: Path) -> dict[str, LazyTensor]:
-    """The tensors of one file."""
+    """Return the tensors of one file."""
     return read_safetensors(path) if path.suffix == ".safetensors" else read_torch_weights(path)
 
 
 def read_safetensors(path: Path) -> dict[str, LazyTensor]:
-    """The tensors of a safetensors file. It is opened anew for each, so that no mapped page outlives its reading."""
+    """Return the tensors of a safetensors file, opened again for each: no mapped page outlives its reading."""
 
     def read_tensor(name: str) -> np.ndarray:
         with safe_open(path, "numpy") as file:
@@ -84,57 +87,59 @@ def read_safetensors(path: Path) -> dict[str, LazyTensor]:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             return {
                 name: make_lazy_tensor(
-                    tuple(part.get_shape()),
-                    SAFETENSORS_FLOATS.get(part.get_dtype(), part.get_dtype()),
-                    lambda name=name: read_tensor(name),
+                    tuple(tensor.get_shape()),
+                    SAFETENSORS_FLOATS.get(tensor.get_dtype(), tensor.get_dtype()),
+                    partial(read_tensor, name),
                 )
-                for name, part in slices.items()
+                for name, tensor in slices.items()
             }
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path.name} is not a whole safetensors file: {error}") from None
+        raise CheckpointError(f"{path.name} is not a complete safetensors file: {error}") from None
 
 
 def read_torch_weights(path: Path) -> dict[str, LazyTensor]:
-    """The tensors of a state dict that torch.save wrote."""
+    """Return the tensors of a state dict that torch.save wrote."""
     from encoders.exchange import pickle_reader
 
     try:
-        content, read = pickle_reader.load_torch_file(path)
+        content, read_tensor = pickle_reader.load_torch_file(path)
     except ValueError as error:
         raise CheckpointError(str(error)) from None
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path.name} holds no tensors by name")
+        raise CheckpointError(f"{path.name} must hold tensors by name, and holds a {type(content).__name__}")
     return {
-        str(name): make_lazy_tensor(tensor.shape, tensor.storage.dtype.name, lambda tensor=tensor: read(tensor))
+        str(name): make_lazy_tensor(tensor.shape, tensor.storage.dtype.name, partial(read_tensor, tensor))
         for name, tensor in content.items()
         if isinstance(tensor, pickle_reader.TorchTensor)
     }
 
 
 def read_sharded_weights(index_path: Path) -> tuple[dict[str, LazyTensor], list[Path]]:
-    """The tensors that an index file places in files beside it."""
-    places = read_json(index_path).get("weight_map")
-    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
-        raise CheckpointError(f'{index_path.name} has no "weight_map" from tensors to files')
-    names, files = sorted(set(places.values())), {path.name for path in index_path.parent.iterdir() if path.is_file()}
-    for name in names:
-        if not re.fullmatch(r".+\.(safetensors|bin)", name) or name not in files:
-            raise CheckpointError(f"{index_path.name} names {name!r}, which is no file of weights beside it")
-    parts = {name: read_weight_file(index_path.parent / name) for name in names}
-    lacking = sorted(tensor for tensor, name in places.items() if tensor not in parts[name])
-    if lacking:
-        raise CheckpointError(f"{index_path.name} places {list_names(lacking)} in files that do not hold them")
-    return {tensor: parts[name][tensor] for tensor, name in places.items()}, [
-        index_path.parent / name for name in names
-    ]
+    """Return the tensors of the files that an index lists."""
+    weight_map = read_json(index_path).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise CheckpointError(f'{index_path.name} must hold a "weight_map" from tensors to files')
+    folder = index_path.parent
+    # Names of the folder's own files only: an index cannot lead elsewhere.
+    existing = {path.name for path in folder.iterdir() if path.is_file()}
+    shards = {}
+    for name in sorted(set(weight_map.values())):
+        if not re.fullmatch(r".+\.(safetensors|bin)", name) or name not in existing:
+            raise CheckpointError(f"{index_path.name} names {name!r}, which is not a weight file in {folder.name}")
+        shards[name] = read_weight_file(folder / name)
+    missing = sorted(tensor for tensor, name in weight_map.items() if tensor not in shards[name])
+    if missing:
+        raise CheckpointError(f"{index_path.name} places {list_names(missing)} in files that do not hold them")
+    tensors = {tensor: shards[name][tensor] for tensor, name in weight_map.items()}
+    return tensors, [folder / name for name in shards]
 
 
 def read_json(path: Path) -> dict:
-    """The object in a JSON file. Raises `CheckpointError` for anything else."""
+    """Return the object in a JSON file. Raises `CheckpointError` for anything else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8-sig"), parse_constant=lambda name: math.nan)
     except FileNotFoundError:
-        raise CheckpointError(f"there is no {path}") from None
+        raise CheckpointError(f"{path} does not exist") from None
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path.name} cannot be read as JSON: {str(error)[:200]}") from None
     if not isinstance(value, dict):
@@ -143,18 +148,19 @@ def read_json(path: Path) -> dict:
 
 
 def list_names(names: Iterable[str], max_names: int = 8) -> str:
-    """Names in a sentence, the first few of many."""
+    """Return the first names, separated by commas, and the number of the others."""
     names = list(names)
-    return ", ".join(names[:max_names]) + (f" and {len(names) - max_names} more" if len(names) > max_names else "")
+    listed = ", ".join(names[:max_names])
+    return listed if len(names) <= max_names else f"{listed} and {len(names) - max_names} more"
 
 
 def write_safetensors(path: Path, tensors: dict[str, tuple[tuple[int, ...], Callable[[], np.ndarray]]]) -> None:
-    """Write `{name: (shape, read)}` as float32, each tensor read when its turn comes."""
-    header, at = {"__metadata__": {"format": "pt"}}, 0
+    """Write `{name: (shape, read)}` as float32; each tensor is read just before it is written."""
+    header, offset = {"__metadata__": {"format": "pt"}}, 0
     for name, (shape, _) in tensors.items():
         size = math.prod(shape) * WRITTEN_DTYPE.itemsize
-        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [at, at + size]}
-        at += size
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [offset, offset + size]}
+        offset += size
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     with open(path, "wb") as file:

@@ -159,7 +159,10 @@ def test_sentence_transformers_loads_an_exported_encoder_without_a_warning(famil
 def test_an_empty_configuration_means_what_it_means_to_transformers(family, transformers):
     architecture = ARCHITECTURES[family]
     config = getattr(transformers, f"{family.capitalize()}Config")()
-    mine, theirs = architecture.read_config({}), architecture.read_config(json.loads(json.dumps(config.to_dict())))
+    mine, theirs = (
+        architecture.read_encoder_config({}),
+        architecture.read_encoder_config(json.loads(json.dumps(config.to_dict()))),
+    )
     assert isinstance(mine, EncoderConfig) and mine == theirs
 
 

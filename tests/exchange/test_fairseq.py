@@ -146,15 +146,15 @@ def test_an_option_nested_without_end_is_printed_in_short(content):
 )
 def test_a_file_without_a_model_or_its_options_is_refused(change, content):
     content.update(change)
-    with pytest.raises(CheckpointError, match="model.pt is no checkpoint of fairseq"):
+    with pytest.raises(CheckpointError, match="model.pt .*options"):
         fairseq.read_fairseq_checkpoint(PATH)
 
 
 def test_a_file_of_something_else_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match="is no checkpoint of fairseq"):
+    with pytest.raises(CheckpointError, match="pytorch_model.bin .*fairseq"):
         fairseq.read_fairseq_checkpoint(HOME / "bert-masked" / "pytorch_model.bin")
     (tmp_path / "x.pt").write_bytes(b"nothing of the kind")
-    with pytest.raises(CheckpointError, match="x.pt is not a whole PyTorch file"):
+    with pytest.raises(CheckpointError, match="x.pt"):
         fairseq.read_fairseq_checkpoint(tmp_path / "x.pt")
 
 

@@ -76,14 +76,14 @@ def test_positions_that_count_up_are_no_parameters():
 
 def test_a_head_whose_gelu_is_fixed_cannot_have_another_activation():
     config, entries = of("electra-generator")
-    with pytest.raises(CheckpointError, match="hidden_act='gelu_new' with a tokens head of gelu"):
+    with pytest.raises(CheckpointError, match="hidden_act='gelu_new' .* tokens head"):
         read(config | {"hidden_act": "gelu_new"}, entries)
     config, entries = of("electra-encoder")
     assert read(config | {"hidden_act": "gelu_new"}, entries).config.activation == "gelu_tanh"
 
 
 def test_parts_say_what_a_checkpoint_was_trained_for():
-    model = lambda family: ARCHITECTURES[family].read_config({})
+    model = lambda family: ARCHITECTURES[family].read_encoder_config({})
     of_parts = lambda family, *found: infer_objective(ARCHITECTURES[family], {}, model(family), frozenset(found))
     assert of_parts("bert", "tokens", "pooler", "pair").sentence_task == NextSentencePrediction()
     assert of_parts("albert", "tokens", "pooler", "pair").sentence_task == SentenceOrderPrediction()
@@ -107,7 +107,7 @@ def test_classes_in_a_configuration_read_back(family, names):
     before = Classification(names, architecture.classifier_head, 0.25)
     config = json.loads(json.dumps(build_label_config(architecture, before)))
     assert read_label_names(config) == names
-    assert infer_objective(architecture, config, architecture.read_config({}), frozenset({"classes"})) == before
+    assert infer_objective(architecture, config, architecture.read_encoder_config({}), frozenset({"classes"})) == before
 
 
 @pytest.mark.parametrize(
@@ -187,13 +187,13 @@ def test_no_absurd_number_is_a_size_or_a_rate(name, key):
 
 @pytest.mark.parametrize("given", ["gpt2", "", 7, True, [], ["bert"], {"bert": 1}], ids=str)
 def test_another_type_of_model_is_refused(given):
-    with pytest.raises(CheckpointError, match="is not one of bert, roberta, albert, electra"):
+    with pytest.raises(CheckpointError, match="model_type=.* bert, roberta, albert, electra"):
         identify_architecture({"model_type": given}, {})
 
 
 def test_what_is_wrong_with_classes_is_said_once():
     config, entries = of("bert-classes")
-    with pytest.raises(CheckpointError, match="^config.json: id2label must name the classes 0 to 0$"):
+    with pytest.raises(CheckpointError, match="^config.json: id2label .* 0 to 0$"):
         read(config | {"id2label": {"0": 1}}, entries)
 
 
@@ -216,7 +216,7 @@ def test_the_dropout_of_alberts_classes_is_a_tenth_unless_it_has_its_own():
 def test_a_class_with_another_task_is_refused(names):
     """A classifier of tokens or of choices has tensors of the same names and shapes as one of sequences."""
     config, entries = of("bert-classes")
-    with pytest.raises(CheckpointError, match="architectures=.* names none of BertForPreTraining, BertForMaskedLM"):
+    with pytest.raises(CheckpointError, match="architectures=.* BertForPreTraining, BertForMaskedLM"):
         read(config | {"architectures": names}, entries)
     for known in [], None, ["BertForSequenceClassification"], ["Other", "BertModel"]:
         assert read(config | {"architectures": known}, entries).heads == {"pooler", "classes"}
@@ -233,17 +233,17 @@ def test_a_class_with_another_task_is_refused(names):
 )
 def test_a_kind_of_problem_that_no_head_here_learns_is_refused(name, kind):
     config, entries = of(name)
-    with pytest.raises(CheckpointError, match="problem_type=.*; only '(regression|single_label_classification)' can"):
+    with pytest.raises(CheckpointError, match="problem_type=.*'(regression|single_label_classification)'"):
         read(config | {"problem_type": kind}, entries)
 
 
 def test_groups_that_transformers_rounds_otherwise_are_refused():
     config, entries = of("albert-pretraining")
-    model = ARCHITECTURES["albert"].read_config
+    model = ARCHITECTURES["albert"].read_encoder_config
     sizes = lambda layers, groups: model({"num_hidden_layers": layers, "num_hidden_groups": groups})
     assert not any(has_different_groups(sizes(layers, groups)) for layers, groups in [(12, 1), (5, 2), (5, 3), (24, 6)])
     assert has_different_groups(sizes(18, 14)) and int(9 / (18 / 14)) == 6 and 9 * 14 // 18 == 7
-    with pytest.raises(CheckpointError, match="num_hidden_groups=14 with num_hidden_layers=18: transformers rounds"):
+    with pytest.raises(CheckpointError, match="num_hidden_groups=14 with num_hidden_layers=18"):
         read(config | {"num_hidden_layers": 18, "num_hidden_groups": 14}, entries)
 
 

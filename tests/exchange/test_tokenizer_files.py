@@ -30,24 +30,26 @@ def test_published_files_give_the_ids_of_transformers(family):
 @pytest.mark.parametrize("family", VOCABULARY)
 def test_what_is_written_reads_back_the_same(family, tmp_path):
     before = read_tokenizer(VOCABULARIES / family)
-    write_tokenizer(before, tmp_path, ARCHITECTURES[family].read_config({}))
+    write_tokenizer(before, tmp_path, ARCHITECTURES[family].read_encoder_config({}))
     after = read_tokenizer(tmp_path)
     assert before.has_same_ids(after) and before.vocab == after.vocab
     assert {text: after.encode(text) for text in expected(family)} == expected(family)
 
 
 def test_older_tools_find_a_vocab_txt_of_word_pieces(tmp_path):
-    write_tokenizer(read_tokenizer(VOCABULARIES / "bert"), tmp_path, ARCHITECTURES["bert"].read_config({}))
+    write_tokenizer(read_tokenizer(VOCABULARIES / "bert"), tmp_path, ARCHITECTURES["bert"].read_encoder_config({}))
     assert (tmp_path / "vocab.txt").read_bytes() == (VOCABULARIES / "bert" / "vocab.txt").read_bytes()
 
 
 def test_only_word_pieces_have_a_vocab_txt(tmp_path):
-    write_tokenizer(read_tokenizer(VOCABULARIES / "roberta"), tmp_path, ARCHITECTURES["roberta"].read_config({}))
+    write_tokenizer(
+        read_tokenizer(VOCABULARIES / "roberta"), tmp_path, ARCHITECTURES["roberta"].read_encoder_config({})
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tokenizer.json", "tokenizer_config.json"]
 
 
 def test_the_written_configuration_names_special_tokens_and_inputs(tmp_path):
-    model = ARCHITECTURES["roberta"].read_config({"max_position_embeddings": 514, "type_vocab_size": 1})
+    model = ARCHITECTURES["roberta"].read_encoder_config({"max_position_embeddings": 514, "type_vocab_size": 1})
     write_tokenizer(read_tokenizer(VOCABULARIES / "roberta"), tmp_path, model)
     config = json.loads((tmp_path / "tokenizer_config.json").read_text())
     assert (config["cls_token"], config["sep_token"], config["mask_token"]) == ("<s>", "</s>", "<mask>")
@@ -76,7 +78,7 @@ def test_rules_that_two_files_give_differently_are_refused(tmp_path):
         (folder / "tokenizer_config.json").write_text(json.dumps({name: ours}))
         assert read_tokenizer(folder).get_transformers_options() == {name: ours}
         (folder / "tokenizer_config.json").write_text(json.dumps({name: not ours}))
-        with pytest.raises(CheckpointError, match=f"has {name}={not ours}, tokenizer.json does as with {ours}"):
+        with pytest.raises(CheckpointError, match=f"{name}={not ours} .*{ours}"):
             read_tokenizer(folder)
 
 
@@ -86,7 +88,7 @@ def test_a_space_may_go_before_a_text_of_bytes(tmp_path):
     assert read_tokenizer(folder).get_transformers_options() == {"add_prefix_space": True}
     assert read_tokenizer(folder).encode("tan") == read_tokenizer(VOCABULARIES / "roberta").encode(" tan")
     (folder / "tokenizer_config.json").write_text('{"add_prefix_space": "yes"}')
-    with pytest.raises(CheckpointError, match="add_prefix_space='yes' is not true or false"):
+    with pytest.raises(CheckpointError, match="add_prefix_space='yes'"):
         read_tokenizer(folder)
 
 
@@ -113,12 +115,12 @@ def test_what_a_file_says_of_its_special_tokens_is_kept(tmp_path):
 @pytest.mark.parametrize(
     "settings, said",
     [
-        ('{"do_lower_case": "yes"}', "do_lower_case='yes' is not true or false"),
+        ('{"do_lower_case": "yes"}', "do_lower_case='yes'"),
         ('{"do_lower_case": true, "strip_accents": false}', "strip_accents=False"),
         ('{"tokenize_chinese_chars": false}', "tokenize_chinese_chars=False"),
         ('{"keep_accents": true}', "keep_accents=True"),
-        ('{"do_lower', "cannot be read as JSON"),
-        ("[]", "must hold a JSON object"),
+        ('{"do_lower', "tokenizer_config.json .*JSON"),
+        ("[]", "tokenizer_config.json .*list"),
     ],
 )
 def test_rules_that_are_not_read_are_refused(settings, said, folder):
@@ -158,7 +160,7 @@ def test_room_is_made_for_no_more_ids_than_a_vocabulary_has(tmp_path):
     ids = {"<s>": 2**24, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4}
     (tmp_path / "merges.txt").write_text("")
     (tmp_path / "vocab.json").write_text(json.dumps(ids))
-    with pytest.raises(CheckpointError, match="a token has the id 16777216"):
+    with pytest.raises(CheckpointError, match="16777216"):
         read_tokenizer(tmp_path)
     (tmp_path / "vocab.json").write_text(json.dumps(ids | {"<s>": 9}))
     assert read_tokenizer(tmp_path).vocab.vocab_size == 10
@@ -211,5 +213,5 @@ def test_tokens_added_in_a_file_of_their_own_are_refused_unless_they_are_there_a
     (folder / "added_tokens.json").write_text('{"[MASK]": 4}')
     assert read_tokenizer(folder).vocab.mask_id == 4
     (folder / "added_tokens.json").write_text('{"[MASK]": 4, "[NEW]": 61}')
-    with pytest.raises(CheckpointError, match=r"the added token '\[NEW\]' can be read from a tokenizer.json only"):
+    with pytest.raises(CheckpointError, match=r"'\[NEW\]' .*tokenizer.json"):
         read_tokenizer(folder)

@@ -77,7 +77,7 @@ def test_an_index_reaches_no_file_outside_its_folder(place, tmp_path):
     for path in (tmp_path / "out.safetensors", folder / "sub" / "in.safetensors"):
         save_file(TENSORS, path)
     index(folder, {"b": place.format(home=tmp_path)})
-    with pytest.raises(CheckpointError, match="no file of weights beside it"):
+    with pytest.raises(CheckpointError, match="model.safetensors.index.json names"):
         read_weights(folder)
 
 
@@ -94,14 +94,14 @@ def test_a_link_beside_the_index_is_a_file_beside_it(tmp_path):
 @pytest.mark.parametrize("places", [None, [], "model.safetensors", {"b": 1}, {"b": None}, {"b": ["x.safetensors"]}])
 def test_an_index_that_is_no_map_of_names_is_refused(places, tmp_path):
     index(tmp_path, places)
-    with pytest.raises(CheckpointError, match='no "weight_map"'):
+    with pytest.raises(CheckpointError, match="weight_map"):
         read_weights(tmp_path)
 
 
 def test_an_index_of_a_file_without_the_tensor_or_of_no_file_is_refused(tmp_path):
     save_file(TENSORS, tmp_path / "model-1.safetensors")
     index(tmp_path, {"c": "model-1.safetensors"})
-    with pytest.raises(CheckpointError, match="places c in files that do not hold them"):
+    with pytest.raises(CheckpointError, match="model.safetensors.index.json places c "):
         read_weights(tmp_path)
     index(tmp_path, {"b": "model-2.safetensors"})
     with pytest.raises(CheckpointError, match="names 'model-2.safetensors'"):
@@ -158,13 +158,13 @@ def read_or_refused(folder, damaged: bytes) -> None:
     try:
         found = read_weights(folder)[0]
     except CheckpointError as error:
-        assert "not a whole safetensors file" in str(error)
+        assert "model.safetensors" in str(error)
         return
     for entry in found.values():
         try:
             assert entry.read().shape == entry.shape
         except CheckpointError as error:
-            assert "cannot be read" in str(error)
+            assert f"shape {list(entry.shape)}" in str(error)
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +175,7 @@ def folder(tmp_path_factory):
 def test_a_truncated_file_is_refused_wherever_it_ends(folder):
     for size in range(SIZE):
         (folder / "model.safetensors").write_bytes(content()[:size])
-        with pytest.raises(CheckpointError, match="not a whole safetensors file"):
+        with pytest.raises(CheckpointError, match="model.safetensors"):
             read_weights(folder)
 
 
@@ -212,5 +212,5 @@ def test_numbers_that_are_no_weights_have_a_name_and_are_not_read(dtype, folder)
     (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(2 * size))
     entry = read_weights(folder)[0]["a"]
     assert entry.dtype == dtype
-    with pytest.raises(CheckpointError, match=f"holds {dtype} and no floating-point numbers"):
+    with pytest.raises(CheckpointError, match=f"holds {dtype};"):
         entry.read()
