@@ -18,7 +18,7 @@ RoBERTa and ALBERT.
 from typing import Literal
 
 from encoders.finetuning.grids import build_finetuning_grid, load_run_spec
-from encoders.finetuning.recipes import family_recipes
+from encoders.finetuning.recipes import build_recipes
 from encoders.tasks.glue import GLUE_TASKS, NUM_GLUE_TRAIN_ROWS, get_glue_task, locate_glue_rows
 
 FROM_MNLI = ("RTE", "MRPC", "STS-B")
@@ -45,7 +45,7 @@ def experiments(
             f"{name}-{task}",
             get_glue_task(task),
             locate_glue_rows(root, task),
-            family_recipes(family, task, model, rates, batches, epochs),
+            build_recipes(family, task, model, rates, batches, epochs),
             NUM_GLUE_TRAIN_ROWS[task],
             num_seeds=seeds,
             init_from=mnli if mnli and task in FROM_MNLI else init_from,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from encoders.data.row_files import RowReader
 from encoders.finetuning.grids import build_finetuning_grid, load_run_spec
-from encoders.finetuning.recipes import family_recipes
+from encoders.finetuning.recipes import build_recipes
 from encoders.tasks.text_tasks import TextTask
 from encoders.utils.serialization import ExperimentError
 
@@ -38,7 +38,7 @@ def experiments(
     if not num_rows:
         raise ExperimentError(f"{root} has no usable row in the split train; the first one: {reader.skipped_rows[0]}")
     run_name = f"{init_from.rstrip('/').rpartition('/')[2]}-{name}"
-    recipes = family_recipes("bert", name, load_run_spec(init_from).model, rates, batches, epochs)
+    recipes = build_recipes("bert", name, load_run_spec(init_from).model, rates, batches, epochs)
     return build_finetuning_grid(run_name, task, root, recipes, num_rows, num_seeds=seeds, init_from=init_from)
 
 

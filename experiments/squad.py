@@ -19,7 +19,7 @@ from dataclasses import replace
 from typing import Literal
 
 from encoders.finetuning.grids import build_finetuning_grid, load_run_spec
-from encoders.finetuning.recipes import family_recipes
+from encoders.finetuning.recipes import build_recipes
 from encoders.tasks.question_answering import ANSWERABILITY_OBJECTIVES
 from encoders.tasks.squad import NUM_SQUAD_TRAIN_QUESTIONS, SQUAD_1_1, SQUAD_2_0, locate_squad_rows
 
@@ -45,7 +45,7 @@ def experiments(
     files = dict(task.files) | {split: name for split, name in (("train", train), ("dev", dev)) if name}
     task = replace(task, files=tuple(files.items()))
     recipe_name = model.conventions.name if recipe == "family" else recipe
-    recipes = family_recipes(recipe_name, f"SQuAD{version}", model, rates, batches, epochs)
+    recipes = build_recipes(recipe_name, f"SQuAD{version}", model, rates, batches, epochs)
     name = f"{init_from.rstrip('/').rpartition('/')[2]}-squad{version}"
     objective = None
     if design != "family" and version == "2.0":

@@ -1,6 +1,6 @@
 """Hugging Face's checkpoints of each family: names of tensors, fields of config.json, model classes.
 
-A table pairs modules of our parameter tree with modules of theirs; `{}` stands for the index of a layer, or of a group
+A table pairs modules of our parameter tree with modules of theirs; `{}` is the index of a layer, or of a group
 of layers that share parameters. `LEAF_NAMES` maps the leaves of a module; dense kernels are transposed.
 """
 

@@ -1,4 +1,4 @@
-"""Fine-tuning as an experiment: a task's rows, heads as the model's family has them, a recipe, a run to begin with."""
+"""Fine-tuning experiments: a task, a recipe, the conventions of the model's family, and a run to start from."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from encoders.training.metric_log import Intervals
 from encoders.training.optimizer import AdamW
 from encoders.utils.serialization import ExperimentError
 
-ALL_BATCHES = 10**9  # held-out batches: labelled rows are evaluated whole
+ALL_BATCHES = 10**9  # evaluation reads every labelled row
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a task is learned: `epochs` over its rows, or `steps`. A warm-up below 1 is a share of the steps.
+    """Hyperparameters of fine-tuning, for `num_epochs` over the rows or for `num_steps`.
 
-    `dropout` is that of the head, `model` changes of the model such as ("dropout", 0.0), `evaluations` how often an
-    epoch is scored, `length` that of an example. Where the order of two texts means nothing, `both_orders` trains on
-    both. Batches have rows of like length and up to `cuts` lengths.
+    `warmup` is a number of steps or, below 1, their share. `max_seq_length` is the length of an example,
+    `model_overrides` are changes of the model such as ("hidden_dropout", 0.0). `both_orders` trains on both orders of
+    two texts in symmetric tasks. Batches are cut to one of `num_length_buckets` lengths.
     """
 
     learning_rate: float
@@ -45,7 +45,7 @@ class Recipe:
 
 
 def load_run_spec(run: str | Path) -> RunSpec:
-    """The network of a run, trained or imported, from its folder."""
+    """Return the experiment of a trained run, or the model and objective of an imported one, from its folder."""
     return parse_run_spec(read_run_record(Path(run)))
 
 
@@ -63,43 +63,48 @@ def build_finetuning(
     objective=None,
     max_train_rows: int | None = None,
 ) -> Experiment:
-    """The experiment that fine-tunes the run `start` on the `rows` training rows of `task` in the folder `root`.
+    """Return the experiment that fine-tunes the run in the folder `init_from` on `task`, whose rows are in `root`.
 
-    With a `limit` on the first so many of them.
-
-    `model` and `vocabulary` are those of `start` unless given, as they must be where it is not trained yet, or is None.
-    An `objective` takes the place of the one that the task has under the conventions of the model's family, or of
-    another `family`.
+    `num_train_rows` is the number of training rows, of which the first `max_train_rows` are used. `config` and
+    `tokenizer_path` are those of the run by default; give both for a run that is not trained yet or None. `objective`
+    overrides the task's own. Raises `ExperimentError`.
     """
     if init_from is None and (config is None or tokenizer_path is None):
-        raise ExperimentError(f"{name}: without a run to start from, a model and a vocabulary are needed")
+        raise ExperimentError(f"{name}: init_from=None needs both config and tokenizer_path")
     config = replace(config or load_run_spec(init_from).model, **dict(recipe.model_overrides))
     num_train_rows = min(num_train_rows, max_train_rows or num_train_rows)
-    usual, form = task.build_objective_and_format(config.conventions, recipe.head_dropout, recipe.both_orders)
-    num_train_rows *= 2 if recipe.both_orders and task.symmetric else 1
-    steps = recipe.num_steps or math.ceil(num_train_rows / recipe.batch_size * recipe.num_epochs)
-    every = math.ceil(
-        num_train_rows / recipe.batch_size / recipe.evals_per_epoch
-    )  # rounded up: else the last step comes just after one
-    warmup = recipe.warmup if recipe.warmup >= 1 else recipe.warmup * steps
-    length = min(recipe.max_seq_length, config.max_positions)
-    length *= length // form.max_example_length(length)  # of a row, which has room for so many examples of that length
+    task_objective, row_format = task.build_objective_and_format(
+        config.conventions, recipe.head_dropout, recipe.both_orders
+    )
+    if recipe.both_orders and task.symmetric:
+        num_train_rows *= 2
+    num_steps = recipe.num_steps or math.ceil(num_train_rows / recipe.batch_size * recipe.num_epochs)
+    # Rounded up: otherwise the last step would follow an evaluation by one or two steps.
+    eval_every = math.ceil(num_train_rows / recipe.batch_size / recipe.evals_per_epoch)
+    warmup_steps = recipe.warmup if recipe.warmup >= 1 else recipe.warmup * num_steps
+    example_length = min(recipe.max_seq_length, config.max_positions)
+    # A row of several examples, as in multiple choice, has room for each of that length.
+    row_length = example_length * (example_length // row_format.max_example_length(example_length))
     return Experiment(
         name=name,
         model=config,
-        objective=objective or usual,
+        objective=objective or task_objective,
         data=LabelledData(
             task,
             root,
             TokenizerSpec(path=tokenizer_path or f"{init_from}/tokenizer.json"),
             max_train_examples=max_train_rows,
         ),
-        optimizer=replace(recipe.optimizer, learning_rate=recipe.learning_rate, warmup_steps=int(warmup)),
-        phases=(Phase(steps, length, recipe.batch_size, form, recipe.num_length_buckets),),
+        optimizer=replace(recipe.optimizer, learning_rate=recipe.learning_rate, warmup_steps=int(warmup_steps)),
+        phases=(Phase(num_steps, row_length, recipe.batch_size, row_format, recipe.num_length_buckets),),
         seed=seed,
         init_from=init_from,
         intervals=Intervals(
-            log_every=min(every, 100), eval_every=every, save_every=every, keep_checkpoints=1, eval_batches=ALL_BATCHES
+            log_every=min(eval_every, 100),
+            eval_every=eval_every,
+            save_every=eval_every,
+            keep_checkpoints=1,
+            eval_batches=ALL_BATCHES,
         ),
         early_stopping=recipe.early_stopping,
     )
@@ -115,14 +120,18 @@ def build_finetuning_grid(
     num_seeds: int = 1,
     **finetuning_args,
 ) -> list[Experiment]:
-    """Every recipe with `seeds` seeds, named after what differs between the recipes; `given` is for `finetuned`."""
+    """Return the experiments of every recipe and seed, named after what differs between the recipes.
+
+    `finetuning_args` are passed to `build_finetuning`.
+    """
     labels = {"rate": "learning_rate", "batch": "batch_size", "epochs": "num_epochs"}
     varied = {label: f for label, f in labels.items() if len({getattr(recipe, f) for recipe in recipes}) > 1}
-    parts = [[f"{label}{getattr(recipe, f):g}" for label, f in varied.items()] for recipe in recipes]
-    return [
-        build_finetuning(
-            "-".join([name, *part, f"seed{seed}"]), task, root, recipe, num_train_rows, seed=seed, **finetuning_args
-        )
-        for recipe, part in zip(recipes, parts, strict=True)
-        for seed in range(num_seeds)
-    ]
+    experiments = []
+    for recipe in recipes:
+        settings = [f"{label}{getattr(recipe, field):g}" for label, field in varied.items()]
+        for seed in range(num_seeds):
+            full_name = "-".join([name, *settings, f"seed{seed}"])
+            experiments.append(
+                build_finetuning(full_name, task, root, recipe, num_train_rows, seed=seed, **finetuning_args)
+            )
+    return experiments

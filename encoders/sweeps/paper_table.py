@@ -20,7 +20,7 @@ from encoders.costs.ledger import run_flops
 from encoders.data.labelled import TaskSpec
 from encoders.experiment import Experiment, strip_seeds
 from encoders.finetuning.grids import build_finetuning, build_finetuning_grid
-from encoders.finetuning.recipes import family_recipes
+from encoders.finetuning.recipes import build_recipes
 from encoders.sweeps.small_scale import (
     SMALL_BATCH_SIZE,
     SMALL_LEARNING_RATE,
@@ -358,7 +358,7 @@ class Study:
                     seed=seed, max_train_rows=self.rows, **source,
                 )
             ]  # fmt: skip
-        recipes = family_recipes(pretrain_run.model.conventions.name, task_name, pretrain_run.model)
+        recipes = build_recipes(pretrain_run.model.conventions.name, task_name, pretrain_run.model)
         return build_finetuning_grid(name, task, root, recipes, num_train_rows, num_seeds=self.seeds or 5, **source)
 
     def find_task(self, name: str) -> tuple[TaskSpec, str, int]:

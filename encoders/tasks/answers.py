@@ -1,4 +1,4 @@
-"""From what is said of windows to answers that are parts of the text, and their scores as SQuAD has them."""
+"""Answers to questions: decoded from span scores of windows, and scored as in SQuAD."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import re
 import string
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from encoders.data.example_table import measure_segments
 from encoders.data.store import Split
 
-MAX_ANSWERS = 20  # answers of a question
+MAX_ANSWERS = 20  # for each question
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A part of the text, its place there, and its score."""
+    """A substring of the context, its first and end character, and its score."""
 
     text: str
     start: int
@@ -28,81 +28,88 @@ class Answer:
 
 @dataclass(frozen=True)
 class QAPrediction:
-    """The likeliest answers to a question, the best first, and how much more likely it is that there is none."""
+    """The likeliest answers to a question, best first, and the score of there being none."""
 
     answers: tuple[Answer, ...]
     null_score: float
 
     def best_text(self, null_threshold: float | None) -> str:
-        """The best answer, or "" where there is none or `null` exceeds the threshold."""
+        """Return the best answer, or "" without answers or with a null score above the threshold."""
         if not self.answers or (null_threshold is not None and self.null_score > null_threshold):
             return ""
         return self.answers[0].text
 
 
 def find_max_context_window(windows: np.ndarray, position: int) -> int:
-    """Which of the windows `[n]` shows a token with the most context: the lesser side, and a hundredth of its size.
+    """Return the index of the window `[n 5]` that shows a token with the most context.
 
-    Of equal ones the first, as in the released code.
+    Context is the number of tokens on the shorter side plus a hundredth of the window's size; the first of equal
+    windows counts, as in the released code of BERT.
     """
     begin, end = windows["b_start"], windows["b_end"]
-    score = np.minimum(position - begin, end - 1 - position) + 0.01 * (end - begin)
-    return int(np.where((position >= begin) & (position < end), score, -np.inf).argmax())
+    context = np.minimum(position - begin, end - 1 - position) + 0.01 * (end - begin)
+    return int(np.where((position >= begin) & (position < end), context, -np.inf).argmax())
 
 
 def decode_predictions(
     outputs: dict[str, np.ndarray], rows: np.ndarray, split: Split, max_answer_length: int = 30
 ) -> dict[int, QAPrediction]:
-    """A verdict for each question, by its document.
+    """Return the prediction for each question, by its document.
 
-    `said` has for every window candidates `first` and `last`, counted from the window's first token of text, with their
-    `score`; and `null`. A candidate counts where its first token has its widest context and it has at most `longest`
-    tokens.
+    `outputs` has for every window candidates `first` and `last`, counted from the window's first context token, with
+    their `score`, all `[rows 1 n]`; and `null`, `[rows 1]`. A candidate counts in the window where its first token has
+    the most context, and with at most `max_answer_length` tokens.
     """
-    spans, by_document, found = rows[:, 0], {}, {}
-    for row, document in enumerate(spans["document"].tolist()):
-        by_document.setdefault(document, []).append(row)
+    spans = rows[:, 0]
     first, last, score, null = (outputs[name][:, 0] for name in ("first", "last", "score", "null"))
-    fits = (last >= first) & (last - first < max_answer_length) & np.isfinite(score) & (first >= 0)
-    fits &= last < measure_segments(spans)[1][:, None]
-    for document, mine in by_document.items():
-        windows = spans[mine]
-        owner: dict[int, int] = {}
+    is_valid = (last >= first) & (last - first < max_answer_length) & np.isfinite(score) & (first >= 0)
+    is_valid &= last < measure_segments(spans)[1][:, None]
+    rows_by_document: dict[int, list[int]] = {}
+    for row, document in enumerate(spans["document"].tolist()):
+        rows_by_document.setdefault(document, []).append(row)
+    predictions = {}
+    for document, document_rows in rows_by_document.items():
+        windows = spans[document_rows]
+        best_windows: dict[int, int] = {}  # by token
         candidates = []
-        for number, row in enumerate(mine):
-            begin = int(windows["b_start"][number])
-            for i in np.flatnonzero(fits[row]):
-                at = begin + int(first[row, i])
-                if len(mine) > 1:
-                    if at not in owner:
-                        owner[at] = find_max_context_window(windows, at)
-                    if owner[at] != number:
-                        continue
-                candidates.append((float(score[row, i]), at, begin + int(last[row, i])))
-        candidates.sort(key=lambda each: -each[0])
-        text, places = split.row_metadata[document]["context"], split.label_columns["places"]
-        answers: dict[str, Answer] = {}
-        for points, a, b in candidates:
-            start, end = int(places[a, 0]), int(places[b, 1])
-            if text[start:end].strip() and text[start:end] not in answers:
-                answers[text[start:end]] = Answer(text[start:end], start, end, points)
-            if len(answers) == MAX_ANSWERS:
-                break
-        found[document] = QAPrediction(tuple(answers.values()), float(null[mine].min()))
-    return found
+        for window, row in enumerate(document_rows):
+            begin = int(windows["b_start"][window])
+            for i in np.flatnonzero(is_valid[row]):
+                token = begin + int(first[row, i])
+                if token not in best_windows:
+                    best_windows[token] = find_max_context_window(windows, token)
+                if best_windows[token] == window:
+                    candidates.append((float(score[row, i]), token, begin + int(last[row, i])))
+        candidates.sort(key=lambda candidate: -candidate[0])
+        answers = collect_answers(candidates, split.row_metadata[document]["context"], split.label_columns["places"])
+        predictions[document] = QAPrediction(answers, float(null[document_rows].min()))
+    return predictions
+
+
+def collect_answers(candidates: list[tuple[float, int, int]], context: str, offsets: np.ndarray) -> tuple[Answer, ...]:
+    """Return the different texts of sorted (score, first token, last token), at most `MAX_ANSWERS`."""
+    answers: dict[str, Answer] = {}
+    for score, first, last in candidates:
+        start, end = int(offsets[first, 0]), int(offsets[last, 1])
+        text = context[start:end]
+        if text.strip() and text not in answers:
+            answers[text] = Answer(text, start, end, score)
+        if len(answers) == MAX_ANSWERS:
+            break
+    return tuple(answers.values())
 
 
 def subtract_best_score(prediction: QAPrediction) -> QAPrediction:
-    """BERT's way: the score of [CLS] as answer, less that of the best one."""
-    best = prediction.answers[0].score if prediction.answers else -np.inf
-    return QAPrediction(prediction.answers, prediction.null_score - best)
+    """Return the prediction with BERT's null score: the score of [CLS] as the answer minus the best answer's."""
+    best_score = prediction.answers[0].score if prediction.answers else -np.inf
+    return replace(prediction, null_score=prediction.null_score - best_score)
 
 
-# Scores, as the official evaluation scripts have them -----------------------------------------------------------------
+# Scores of the official evaluation scripts ---------------------------------------------------------------------------
 
 
 def normalize_answer(text: str) -> str:
-    """Lower case, without punctuation, articles and extra white space.
+    """Return the text in lower case, without punctuation, articles and extra white space.
 
     >>> normalize_answer("The  Fox, an animal.")
     'fox animal'
@@ -112,63 +119,64 @@ def normalize_answer(text: str) -> str:
 
 
 def normalize_gold_answers(answers: Sequence[str]) -> list[str]:
-    """The answers, normalised, without those of which nothing is left; "" where there is none."""
-    return [each for each in map(normalize_answer, answers) if each] or [""]
+    """Return the normalised answers that are not empty, or "" alone."""
+    return [answer for answer in map(normalize_answer, answers) if answer] or [""]
 
 
 def exact_match(predicted_answer: str, gold_answers: Sequence[str]) -> float:
-    """1 where `said` equals one of the answers once both are normalised; none at all is answered by ""."""
-    return float(any(normalize_answer(predicted_answer) == answer for answer in normalize_gold_answers(gold_answers)))
+    """Return 1 where the prediction equals a gold answer, all normalised; no gold answer counts as ""."""
+    return float(normalize_answer(predicted_answer) in normalize_gold_answers(gold_answers))
 
 
 def answer_f1(predicted_answer: str, gold_answers: Sequence[str]) -> float:
-    """The best overlap in words with one of the answers."""
-    return max(
-        word_overlap_f1(normalize_answer(predicted_answer).split(), answer.split())
-        for answer in normalize_gold_answers(gold_answers)
-    )
+    """Return the largest F1 of the words of the prediction and of a gold answer."""
+    words = normalize_answer(predicted_answer).split()
+    return max(word_overlap_f1(words, answer.split()) for answer in normalize_gold_answers(gold_answers))
 
 
 def word_overlap_f1(predicted_words: list[str], gold_words: list[str]) -> float:
-    common = (Counter(predicted_words) & Counter(gold_words)).total()
+    """Return the F1 of two multisets of words; 1 where both are empty."""
     if not predicted_words or not gold_words:
         return float(predicted_words == gold_words)
-    return 2 * common / (len(predicted_words) + len(gold_words))
+    num_common = (Counter(predicted_words) & Counter(gold_words)).total()
+    return 2 * num_common / (len(predicted_words) + len(gold_words))
 
 
-def score_questions(predictions: dict[int, QAPrediction], notes: list[dict]) -> dict[str, float]:
-    """Exact match and F1 in percent; where some questions have no answer, with the best threshold on these very rows.
+def score_questions(predictions: dict[int, QAPrediction], metadata: Sequence[dict]) -> dict[str, float]:
+    """Return exact match and F1 in percent.
 
-    That is the official `best_f1`: the threshold is recorded and meant for other rows. `no_answer_accuracy` is the
-    share of questions of which it is rightly said whether they have an answer.
+    With unanswerable questions they hold at the null threshold that maximises F1 on these questions (the official
+    `best_f1`). `threshold` is recorded for other questions, `f1_at_zero` is the F1 at threshold 0, and
+    `no_answer_accuracy` the share of questions correctly classified as answerable or not.
     """
-    golds = {document: notes[document]["answers"] for document in predictions}
-    best = {document: verdict.best_text(None) for document, verdict in predictions.items()}
-    points = {
-        name: {d: measure(best[d], golds[d]) for d in predictions}
-        for name, measure in (("exact", exact_match), ("f1", answer_f1))
-    }
-    if all(golds.values()):
-        return {name: 100 * float(np.mean(list(each.values()))) for name, each in points.items()}
-    nulls = np.array([verdict.null_score for verdict in predictions.values()])
+    golds = [metadata[document]["answers"] for document in predictions]
+    best_texts = [prediction.best_text(None) for prediction in predictions.values()]
+    exact = np.array([exact_match(text, gold) for text, gold in zip(best_texts, golds, strict=True)])
+    f1 = np.array([answer_f1(text, gold) for text, gold in zip(best_texts, golds, strict=True)])
+    if all(golds):
+        return {"exact": 100 * float(exact.mean()), "f1": 100 * float(f1.mean())}
+    nulls = np.array([prediction.null_score for prediction in predictions.values()])
     order = np.argsort(nulls, kind="stable")
-    empty = np.array([not golds[document] for document in predictions], float)[order]
-    silent = np.array([not best[document] for document in predictions], float)[order]  # no candidate at any threshold
+    nulls = nulls[order]
+    is_unanswerable = np.array([not gold for gold in golds], float)[order]
+    is_empty = np.array([not text for text in best_texts], float)[order]  # predicts no answer at any threshold
 
-    def sum_scores_by_cutoff(values: dict[int, float]) -> np.ndarray:
-        """The sum of scores when the first n questions are answered, for every n."""
-        answered = np.where(empty > 0, silent, np.array(list(values.values()))[order])
-        return np.concatenate([[0], np.cumsum(answered)]) + empty.sum() - np.concatenate([[0], np.cumsum(empty)])
+    def total_by_num_answered(answered_scores: np.ndarray) -> np.ndarray:
+        """Return total scores, `[n + 1]`, when the first 0 to n questions are answered and the others are not."""
+        answered = np.where(is_unanswerable > 0, is_empty, answered_scores[order])
+        unanswered_total = is_unanswerable.sum() - np.concatenate([[0], np.cumsum(is_unanswerable)])
+        return np.concatenate([[0], np.cumsum(answered)]) + unanswered_total
 
-    whole, right = (
-        sum_scores_by_cutoff(points["f1"]),
-        sum_scores_by_cutoff({d: float(bool(best[d])) for d in predictions}),
-    )
-    sums = {"f1": whole, "exact": sum_scores_by_cutoff(points["exact"]), "no_answer_accuracy": right}
-    apart = np.concatenate([[True], np.diff(nulls[order]) > 0, [True]])  # equal ones fall on one side
-    cut = int(np.where(apart, whole, -1).argmax())
-    edges = np.concatenate([[nulls[order[0]] - 1], nulls[order]])
-    scale = {"no_answer_accuracy": 1.0}
-    scores = {name: scale.get(name, 100) * float(values[cut]) / len(predictions) for name, values in sums.items()}
-    untuned = int(np.searchsorted(nulls[order], 0.0, side="right"))
-    return scores | {"threshold": float(edges[cut]), "f1_at_zero": 100 * float(whole[untuned]) / len(predictions)}
+    f1_totals, exact_totals = total_by_num_answered(f1), total_by_num_answered(exact)
+    has_text_totals = total_by_num_answered(np.array([float(bool(text)) for text in best_texts]))
+    # Equal null scores are on one side of a threshold.
+    is_threshold = np.concatenate([[True], np.diff(nulls) > 0, [True]])
+    num_answered = int(np.where(is_threshold, f1_totals, -1).argmax())
+    num_answered_at_zero = int(np.searchsorted(nulls, 0.0, side="right"))
+    return {
+        "f1": 100 * float(f1_totals[num_answered]) / len(order),
+        "exact": 100 * float(exact_totals[num_answered]) / len(order),
+        "no_answer_accuracy": float(has_text_totals[num_answered]) / len(order),
+        "threshold": float(nulls[num_answered - 1] if num_answered else nulls[0] - 1),
+        "f1_at_zero": 100 * float(f1_totals[num_answered_at_zero]) / len(order),
+    }

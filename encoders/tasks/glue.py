@@ -1,7 +1,7 @@
-"""The tasks of GLUE (Wang et al., 2018, https://arxiv.org/abs/1804.07461): in their original layout, or TFDS's.
+"""Tasks of GLUE (Wang et al., 2018, https://arxiv.org/abs/1804.07461), in their original layout or TFDS's.
 
-CoLA is judged by Matthews' correlation, MRPC and QQP by accuracy and F1, STS-B by Pearson's and Spearman's correlation
-(the papers here report Spearman's), the others by accuracy. AX has no training rows: an MNLI run answers it.
+Scores: Matthews' correlation for CoLA, accuracy and F1 for MRPC and QQP, Spearman's (reported by the papers) and
+Pearson's correlation for STS-B, accuracy for the others. AX lacks training rows; an MNLI run predicts it.
 """
 
 from __future__ import annotations
@@ -57,20 +57,20 @@ GLUE_TASKS = {
 
 
 def get_glue_task(name: str) -> TextTask:
-    """A task of GLUE. Raises `ExperimentError` for another name."""
+    """Return a task of GLUE. Raises `ExperimentError` for another name."""
     if name == "AX":
-        raise ExperimentError("AX has no training rows: `submit` writes what a run of MNLI says of it")
+        raise ExperimentError("AX lacks training rows; `submit` writes the predictions of an MNLI run for it")
     if name not in GLUE_TASKS:
-        raise ExperimentError(f"there is no task {name!r} in GLUE; there are {', '.join(GLUE_TASKS)}")
+        raise ExperimentError(f"{name!r} is not a task of GLUE; choose one of {', '.join(GLUE_TASKS)}")
     return GLUE_TASKS[name]
 
 
 def locate_glue_rows(root: str, name: str) -> str:
-    """Where a task's rows are: in a folder of its name, or in TFDS where `root` says "tfds"."""
+    """Return the location of a task's rows: its folder in `root`, or its TFDS name for the root "tfds"."""
     return f"tfds:glue/{name.lower().replace('-', '')}" if root == "tfds" else f"{root}/{name}"
 
 
-# Training rows, as released.
+# Of the released data sets.
 NUM_GLUE_TRAIN_ROWS = {
     "CoLA": 8551, "SST-2": 67_349, "MRPC": 3668, "STS-B": 5749, "QQP": 363_846, "MNLI": 392_702, "QNLI": 104_743,
     "RTE": 2490, "WNLI": 635,

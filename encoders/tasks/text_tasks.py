@@ -1,4 +1,4 @@
-"""Tasks of one text or two with a class or a number: GLUE's, and those of a user's own files."""
+"""Classification and regression of one or two texts: the tasks of GLUE, and of a user's own files."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ SUBMISSION_FILES = {"test": "{}.tsv", "test_matched": "{}-m.tsv", "test_mismatch
 
 @dataclass(frozen=True)
 class TextTask:
-    """Rows of one or two `texts`, named by their columns, and a `label`: one of `labels`, or without them a number.
+    """Rows of one or two texts and a label: one of `labels`, or without them a number.
 
-    `columns` names those of training and development files that have no head. `scores` are what it is judged by, the
-    first of them by which a checkpoint is the best. `symmetric`: the order of the two texts means nothing. In a TFDS
-    data set the texts are in the columns `tfds`, and a label is its number.
+    `text_columns` and `label_column` name columns of the files; `column_names` names all columns of training and
+    development files without a header. The first of `score_names` selects the best checkpoint. `symmetric` tasks do not
+    depend on the order of the two texts. In TFDS the texts are in `tfds_columns`, and a label is its index.
     """
 
     name: str = field(metadata={"not_fingerprinted": True})
@@ -45,46 +45,44 @@ class TextTask:
 
     def __post_init__(self):
         if len(self.text_columns) not in (1, 2):
-            raise ValueError(f"{self.name}: text_columns={self.text_columns} must name one column or two")
+            raise ValueError(f"{self.name}: text_columns={self.text_columns} must name one or two columns")
         if self.symmetric and len(self.text_columns) == 1:
-            raise ValueError(f"{self.name}: symmetric is for two texts, and text_columns={self.text_columns} names one")
+            raise ValueError(f"{self.name}: symmetric=True needs two text_columns, not {self.text_columns}")
 
     def read_examples(self, root: str, split: str, reader: RowReader) -> Iterator[Example]:
         if root.startswith("tfds:"):
             source = AX_SOURCE if split == "test_ax" else f"{root}@{to_tfds_split(split)}"
             rows = (Record(f"{source}:{i}", row) for i, row in enumerate(read_tfds_records(source)))
-            numbered = replace(self, label_column="label", text_columns=self.tfds_columns or self.text_columns)
-            yield from reader.convert_rows(
-                rows, lambda row: numbered.parse_row(row, split, tuple(range(len(self.labels))))
-            )
+            tfds_task = replace(self, label_column="label", text_columns=self.tfds_columns or self.text_columns)
+            label_values = tuple(range(len(self.labels)))
+            yield from reader.convert_rows(rows, lambda row: tfds_task.parse_row(row, split, label_values))
         else:
             path = self.find_split_file(root, split)
             rows = read_records(path, () if split.startswith("test") else self.column_names)
             yield from reader.convert_rows(rows, lambda row: self.parse_row(row, split, self.labels))
 
     def find_split_file(self, root: str, split: str) -> Path:
-        """The file of a split: in the folder, or in one beside it that is called like the file, as GLUE has AX's."""
+        """Return the file of a split: in `root`, or in a folder beside it named like the file, as GLUE's AX."""
         path = Path(root).expanduser() / dict(self.files)[split]
-        beside = path.parent.parent / path.stem / path.name
-        return beside if beside.is_file() and not path.exists() else path
+        sibling = path.parent.parent / path.stem / path.name
+        return sibling if sibling.is_file() and not path.exists() else path
 
-    def parse_row(self, row: Record, split: str, labels: tuple) -> Example:
-        """A row whose label is one of `labels`."""
-        found = tuple(row.get_text(column) for column in self.text_columns)
-        target = (
-            self.placeholder_label
-            if split.startswith("test")
-            else self.parse_label(row.location, row[self.label_column], labels)
-        )
-        return Example(row.location, found, target, {"index": row.values.get("index", row.values.get("id"))})
+    def parse_row(self, row: Record, split: str, label_values: tuple) -> Example:
+        """Return the example of a row; rows of test splits get a placeholder label. Raises `RowError`."""
+        texts = tuple(row.get_text(column) for column in self.text_columns)
+        if split.startswith("test"):
+            target = self.placeholder_label
+        else:
+            target = self.parse_label(row.location, row[self.label_column], label_values)
+        return Example(row.location, texts, target, {"index": row.values.get("index", row.values.get("id"))})
 
     @property
     def placeholder_label(self) -> int | float:
-        """The label of a row whose label is not known."""
+        """Label of rows without one."""
         return 0 if self.labels else 0.0
 
-    def parse_label(self, location: str, label, labels: tuple | None = None) -> int | float:
-        """The number that a row's label stands for."""
+    def parse_label(self, location: str, label, label_values: tuple | None = None) -> int | float:
+        """Return the index of a label in `label_values`, by default `labels`, or its number. Raises `RowError`."""
         if not self.labels:
             try:
                 number = float(label)
@@ -93,7 +91,7 @@ class TextTask:
             if not math.isfinite(number):
                 raise RowError(location, f"{self.label_column}={label!r} is not a number")
             return number
-        names = [str(name) for name in (self.labels if labels is None else labels)]
+        names = [str(name) for name in (self.labels if label_values is None else label_values)]
         if str(label) not in names:
             raise RowError(location, f"{self.label_column}={label!r} is not one of {', '.join(names)}")
         return names.index(str(label))
@@ -109,28 +107,32 @@ class TextTask:
         return objective, TextRows(self.symmetric and both_orders, conventions.num_separators)
 
     def build_submission(self, predictor, root: str) -> Iterator[tuple[str, str | None]]:
-        """GLUE's files: a head, then the number of each row and its label, or the number that was said of it. None in
-        the place of a file whose rows are not there."""
-        for split in (each for each in SUBMISSION_FILES if each in dict(self.files)):
-            name = SUBMISSION_FILES[split].format(self.name)
+        """Yield name and content of each file that GLUE's server accepts; the content is None where rows are missing.
+
+        A file has a header, and for each row its index and the predicted label or number.
+        """
+        for split, name_pattern in SUBMISSION_FILES.items():
+            if split not in dict(self.files):
+                continue
+            name = name_pattern.format(self.name)
             if not root.startswith("tfds:") and not self.find_split_file(root, split).is_file():
                 yield name, None
-            else:
-                rows = self.read_examples(root, split, RowReader())
-                said = predictor.classify(row.texts if len(row.texts) == 2 else row.texts[0] for row in rows)
-                lines = [f"{i}\t{self.format_prediction(each)}" for i, each in enumerate(said)]
-                yield name, "\n".join(["index\tprediction", *lines]) + "\n"
+                continue
+            rows = self.read_examples(root, split, RowReader())
+            predictions = predictor.classify(row.texts if len(row.texts) == 2 else row.texts[0] for row in rows)
+            lines = [f"{i}\t{self.format_prediction(scores)}" for i, scores in enumerate(predictions)]
+            yield name, "\n".join(["index\tprediction", *lines]) + "\n"
 
     def format_prediction(self, label_scores: dict[str, float]) -> str:
+        """Return the likeliest label, or the number with three decimals."""
         return max(label_scores, key=label_scores.get) if self.labels else f"{next(iter(label_scores.values())):.3f}"
 
 
 @dataclass(frozen=True)
 class TextRows:
-    """`[CLS] text [SEP]` or `[CLS] text 1 [SEP] text 2 [SEP]`, the longer text shortened at its end to fit.
+    """Format `[CLS] text [SEP]` or `[CLS] text 1 [SEP] text 2 [SEP]`; the longer text is cut at its end to fit.
 
-    With `symmetric` training sees every pair in both orders (ELECTRA's `double_unordered`). RoBERTa has two separators
-    `between` the texts.
+    `both_orders` trains on every pair in both orders (ELECTRA's `double_unordered`).
     """
 
     both_orders: bool = False
@@ -152,7 +154,7 @@ class TextRows:
         is_pair = ends - first == 2
         rows["b_start"][is_pair] = split.sentence_offsets[first[is_pair] + 1]
         rows["b_end"][is_pair] = split.sentence_offsets[ends[is_pair]]
-        rows["a_end"] -= ~is_pair  # the separator that ends a document
+        rows["a_end"] -= ~is_pair  # drop the separator that ends a document
         rows["b_end"] -= is_pair
         rows["document"] = documents
         if self.both_orders and split.name == "train":
@@ -167,9 +169,10 @@ class TextRows:
 
 
 def truncate_pairs(example_table: np.ndarray, max_length: int, num_separators: int) -> None:
-    """Cut texts at their ends until rows have at most `length` tokens, one token at a time from the longer text.
+    """Cut texts at their ends, in place, until rows have at most `max_length` tokens with [CLS] and separators.
 
-    Of two that are equally long the second is cut, as `_truncate_seq_pair` of google-research/bert does.
+    The longer text loses one token at a time, and of equally long ones the second, as in `_truncate_seq_pair` of
+    google-research/bert.
     """
     a, b = measure_segments(example_table)
     room = max_length - np.where(b > 0, 2 + num_separators, 2)

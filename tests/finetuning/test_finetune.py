@@ -17,7 +17,7 @@ from encoders.experiment import Experiment, RunSpec
 from encoders.families import albert, bert, electra, roberta
 from encoders.finetuning import grids
 from encoders.finetuning.grids import Recipe, build_finetuning, build_finetuning_grid
-from encoders.finetuning.recipes import family_recipes
+from encoders.finetuning.recipes import build_recipes
 from encoders.inference.predictor import load_predictor
 from encoders.objectives.masked_lm import MaskedLM
 from encoders.objectives.sentence_pair import NextSentencePrediction
@@ -335,22 +335,22 @@ def test_a_grid_has_every_recipe_with_every_seed(words):
 
 def test_rates_batches_and_epochs_span_a_grid_in_the_place_of_a_recipes_own():
     parts = lambda *given, **axes: [
-        (r.learning_rate, r.batch_size, r.num_steps or r.num_epochs) for r in family_recipes(*given, MODEL, **axes)
+        (r.learning_rate, r.batch_size, r.num_steps or r.num_epochs) for r in build_recipes(*given, MODEL, **axes)
     ]
     assert parts("bert", "RTE") == [(rate, 32, 3) for rate in (5e-5, 4e-5, 3e-5, 2e-5)]
     assert parts("bert", "RTE", batch_sizes=(16,), epoch_counts=(4,)) == [(r, 16, 4) for r in (5e-5, 4e-5, 3e-5, 2e-5)]
     ten = parts("roberta", "RTE", learning_rates=(1e-5, 2e-5), batch_sizes=(16, 32), epoch_counts=(10,))
     assert ten == [(1e-5, 16, 10), (1e-5, 32, 10), (2e-5, 16, 10), (2e-5, 32, 10)]
-    (twice,) = family_recipes("roberta", "RTE", MODEL, batch_sizes=(32,))  # fairseq has 2,036 updates of 16 rows
+    (twice,) = build_recipes("roberta", "RTE", MODEL, batch_sizes=(32,))  # fairseq has 2,036 updates of 16 rows
     assert (twice.num_steps, twice.batch_size, twice.warmup) == (1018, 32, pytest.approx(122 / 2036))
-    (longer,) = family_recipes("roberta", "RTE", MODEL, epoch_counts=(10,))
+    (longer,) = build_recipes("roberta", "RTE", MODEL, epoch_counts=(10,))
     assert (longer.num_steps, longer.num_epochs, longer.batch_size, longer.warmup) == (
         None,
         10,
         16,
         pytest.approx(122 / 2036),
     )
-    assert family_recipes("roberta", "RTE", MODEL, learning_rates=(2e-5,)) == family_recipes("roberta", "RTE", MODEL)
+    assert build_recipes("roberta", "RTE", MODEL, learning_rates=(2e-5,)) == build_recipes("roberta", "RTE", MODEL)
 
 
 @pytest.mark.parametrize("name, said", [("SST2", "there are CoLA, SST-2"), ("AX", "no training rows")])
