@@ -41,7 +41,7 @@ class QAPrediction:
 
 
 def find_max_context_window(windows: np.ndarray, position: int) -> int:
-    """Return the index of the window `[n 5]` that shows a token with the most context.
+    """Return the index of the window, of `[n]`, that shows a token with the most context.
 
     Context is the number of tokens on the shorter side plus a hundredth of the window's size; the first of equal
     windows counts, as in the released code of BERT.

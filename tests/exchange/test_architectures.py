@@ -9,7 +9,7 @@ SIZES = {"bert": bert.SIZES, "roberta": roberta.SIZES, "albert": albert.SIZES, "
 
 
 @pytest.mark.parametrize("family", ARCHITECTURES)
-def test_every_place_of_ours_is_one_of_theirs_and_leads_back(family):
+def test_every_module_has_a_name_in_transformers_that_maps_back(family):
     architecture, seen = ARCHITECTURES[family], set()
     for ours, _ in architecture.module_names:
         for leaf in LEAF_NAMES:
@@ -21,7 +21,7 @@ def test_every_place_of_ours_is_one_of_theirs_and_leads_back(family):
 
 
 @pytest.mark.parametrize("family", ARCHITECTURES)
-def test_every_published_size_is_what_its_configuration_says(family):
+def test_every_published_size_survives_a_round_trip_through_config_json(family):
     architecture = ARCHITECTURES[family]
     for name, model in SIZES[family].items():
         again = architecture.read_encoder_config(
@@ -34,7 +34,7 @@ def test_every_published_size_is_what_its_configuration_says(family):
 
 
 @pytest.mark.parametrize("family", ARCHITECTURES)
-def test_every_class_is_made_of_parts_of_the_table(family):
+def test_every_model_class_has_heads_of_the_table(family):
     architecture = ARCHITECTURES[family]
     known = {ours.partition("/")[0] for ours, _ in architecture.module_names}
     assert all(known.issuperset(heads) for heads, _ in architecture.model_classes)
@@ -42,7 +42,7 @@ def test_every_class_is_made_of_parts_of_the_table(family):
 
 
 @pytest.mark.parametrize("name", REQUIRED_VALUES)
-def test_what_no_model_here_does_is_refused_by_name(name):
+def test_a_config_value_that_is_not_supported_is_named(name):
     with pytest.raises(ValueError, match=f"{name}='other'"):
         BERT.read_encoder_config({name: "other"})
 
@@ -61,12 +61,12 @@ def test_the_published_roberta_is_not_the_default_of_its_configuration():
     assert ROBERTA.read_encoder_config({}).collect_computation_fields() != roberta.BASE.collect_computation_fields()
 
 
-def test_albert_without_values_is_the_xxlarge_one_with_its_tanh():
+def test_an_empty_albert_config_is_xxlarge_with_tanh_gelu():
     model = ALBERT.read_encoder_config({})
     assert (model.hidden_size, model.num_heads, model.embedding_size, model.activation) == (4096, 64, 128, "gelu_tanh")
 
 
-def test_roberta_counts_its_positions_from_its_padding_on():
+def test_roberta_positions_start_after_the_padding_id():
     model = roberta.BASE
     assert (
         ROBERTA.build_hf_config(model)["max_position_embeddings"] == 514
@@ -78,20 +78,20 @@ def test_roberta_counts_its_positions_from_its_padding_on():
 
 
 @pytest.mark.parametrize("pad", [None, -1, True, 1.0, "1", [1]], ids=str)
-def test_a_padding_that_is_no_token_is_refused(pad):
+def test_a_padding_id_that_is_not_a_token_id_is_refused(pad):
     with pytest.raises(ValueError, match="pad_token_id="):
         ROBERTA.read_encoder_config({"pad_token_id": pad})
 
 
 @pytest.mark.parametrize("name, value", [("type_vocab_size", 0), ("layer_norm_eps", -1e-5), ("hidden_size", 0)])
-def test_a_number_below_what_it_can_be_is_refused_by_name(name, value):
+def test_a_config_number_out_of_range_is_named(name, value):
     with pytest.raises(ValueError, match=f"{name}={value} "):
         BERT.read_encoder_config({name: value})
     with pytest.raises(ValueError, match=f"{name}=inf"):
         BERT.read_encoder_config({name: float("inf")})
 
 
-def test_no_tensor_has_two_places():
+def test_no_tensor_has_two_rows_in_a_table():
     for architecture in ARCHITECTURES.values():
         theirs = [place for _, place in architecture.module_names]
         assert len(set(theirs)) == len(theirs) == len({ours for ours, _ in architecture.module_names})
@@ -101,7 +101,7 @@ def test_no_tensor_has_two_places():
         }
 
 
-def test_what_is_in_no_table_has_no_place():
+def test_a_name_in_no_table_is_not_mapped():
     for architecture in ARCHITECTURES.values():
         assert (
             architecture.find_hf_leaf("encoder/embed/other/bias") is None

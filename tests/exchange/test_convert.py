@@ -95,7 +95,7 @@ def test_an_export_comes_back_as_it_was_to_the_bit(name, tmp_path):
     assert before.vocab == after.vocab and before.tokenizer.has_same_ids(after.tokenizer)
 
 
-def test_published_tensors_leave_under_the_names_they_came_with(tmp_path):
+def test_exported_tensors_have_their_published_names(tmp_path):
     brought_in("bert-pretraining", tmp_path / "run")
     export_run(tmp_path / "run", tmp_path / "out")
     before, after = read_weights(HOME / "bert-pretraining")[0], read_weights(tmp_path / "out")[0]
@@ -103,7 +103,7 @@ def test_published_tensors_leave_under_the_names_they_came_with(tmp_path):
     assert all(np.array_equal(before[name].read(), after[name].read()) for name in before)
 
 
-def test_a_projection_that_google_does_not_have_leaves_as_the_identity(tmp_path):
+def test_a_projection_that_google_does_not_have_is_exported_as_the_identity(tmp_path):
     """Hugging Face's ALBERT projects from e to d also where they are equal; papers' code does not."""
     folder = copied("albert-masked", tmp_path / "theirs")
     name = "albert.encoder.embedding_hidden_mapping_in"
@@ -118,13 +118,13 @@ def test_a_projection_that_google_does_not_have_leaves_as_the_identity(tmp_path)
     assert same(params_of(run), params_of(tmp_path / "again"))
 
 
-def test_the_generator_of_a_pair_has_the_embeddings_it_shares_only_once(tmp_path):
+def test_embeddings_shared_by_a_pair_are_stored_once(tmp_path):
     params = params_of(brought_in("electra-pair", tmp_path / "run"))
     assert "embed" in params["discriminator"] and "embed" not in params["generator"]
     assert Run.open(tmp_path / "run").spec.objective.tie == "embeddings"
 
 
-def test_a_generator_that_shares_nothing_is_kept_apart(tmp_path):
+def test_a_generator_that_shares_nothing_has_its_own_embeddings(tmp_path):
     folder = copied("electra-pair", tmp_path / "theirs")
     rewrite(folder, lambda tensors: {name: value + 1 for name, value in tensors.items()})
     run = brought_in("electra-pair", tmp_path / "run", folder)
@@ -134,7 +134,7 @@ def test_a_generator_that_shares_nothing_is_kept_apart(tmp_path):
     assert same(params_of(run), params_of(tmp_path / "again"))
 
 
-def test_an_export_can_be_loaded_by_its_folder_and_both_verbs_name_what_they_made(tmp_path, capsys):
+def test_import_and_export_report_the_network_and_the_model_class(tmp_path, capsys):
     theirs = copied("bert-classes", tmp_path / "theirs")
     shutil.copy(HOME / "vocabularies" / "bert" / "vocab.txt", theirs)
     assert launch.main(["import", str(theirs), str(tmp_path / "run")]) == 0
@@ -145,7 +145,7 @@ def test_an_export_can_be_loaded_by_its_folder_and_both_verbs_name_what_they_mad
     assert config["id2label"] == {"0": "no", "1": "perhaps", "2": "yes"}
 
 
-def test_a_pooler_that_comes_along_without_its_task_is_kept_until_a_class_has_none(tmp_path):
+def test_a_pooler_without_a_sentence_task_is_imported_and_left_out_of_the_export(tmp_path):
     """As in the published files of RoBERTa and of ALBERT's masked words; transformers would call it unexpected."""
     folder = copied("bert-pretraining", tmp_path / "theirs")
     rewrite(folder, lambda tensors: {name: x for name, x in tensors.items() if "seq_relationship" not in name})
@@ -159,7 +159,7 @@ def test_a_pooler_that_comes_along_without_its_task_is_kept_until_a_class_has_no
     assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"] == ["BertForMaskedLM"]
 
 
-def test_only_a_run_with_a_masked_token_head_fills_in(tmp_path):
+def test_only_a_run_with_a_masked_token_head_fills_masks(tmp_path):
     run = load_predictor(brought_in("bert-classes", tmp_path / "run"))
     with pytest.raises(RunError, match="masked-token head .*classes, encoder, pooler"):
         next(run.fill_masks(["tan [MASK]"]))
@@ -216,7 +216,7 @@ def test_every_device_reads_its_share_of_the_parameters(tmp_path):
         ({"position_offset": 3}, "position_offset=3"),
     ],
 )
-def test_a_network_that_transformers_has_not_is_refused_with_the_reasons(setting, said, tmp_path):
+def test_a_network_that_no_architecture_represents_is_refused_with_reasons(setting, said, tmp_path):
     run = brought_in("bert-masked", tmp_path / "like")
     like = Run.open(run)
     network = RunSpec(name="own", model=replace(bert.TINY, **setting), objective=MaskedLM())
@@ -304,7 +304,7 @@ def test_a_generator_of_another_discriminator_is_refused(tmp_path):
     assert "layer_norm_eps=0.001 must be 1e-12" in refused("electra-pair", folder, tmp_path / "run")
 
 
-def test_problems_of_a_generator_are_told_from_those_of_its_discriminator(tmp_path):
+def test_problems_of_a_generator_have_a_prefix(tmp_path):
     folder = copied("electra-pair", tmp_path / "theirs")
     lost = "electra.encoder.layer.0.output.dense.bias"
     for part in (folder, folder / "generator"):

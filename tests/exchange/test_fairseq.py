@@ -33,7 +33,7 @@ def shapeless(tensor: pickle_reader.TorchTensor) -> pickle_reader.TorchTensor:
     return pickle_reader.TorchTensor(tensor.storage, 0, (), ())
 
 
-def test_query_key_and_value_in_one_are_those_apart():
+def test_a_joint_query_key_value_tensor_is_split():
     for shape in [(12, 4), (12,)]:
         whole = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
         leaf = "weight" if len(shape) == 2 else "bias"
@@ -61,7 +61,7 @@ def test_old_and_new_names_of_fairseq_are_those_of_transformers(theirs, ours):
     assert list(rename_tensor(theirs, of(np.zeros(1)))) == [ours]
 
 
-def test_a_checkpoint_says_its_sizes_by_its_shapes_and_the_rest_by_its_options():
+def test_sizes_come_from_tensor_shapes_and_the_rest_from_options():
     model = fairseq.read_fairseq_checkpoint(PATH).config
     assert (model.vocab_size, model.hidden_size, model.num_layers, model.num_heads, model.intermediate_size) == (
         291,
@@ -113,13 +113,13 @@ def test_options_are_a_namespace_or_a_dictionary_within_one(content):
     ],
     ids=lambda wrong: f"{next(iter(wrong))}-{type(next(iter(wrong.values()))).__name__}",
 )
-def test_options_that_describe_no_model_are_refused(wrong, content):
+def test_options_that_do_not_describe_a_model_are_refused(wrong, content):
     vars(content["args"]).update(wrong)
     with pytest.raises(CheckpointError, match="config.json: "):
         fairseq.read_fairseq_checkpoint(PATH)
 
 
-def test_an_option_nested_without_end_is_printed_in_short(content):
+def test_a_deeply_nested_option_is_abbreviated(content):
     """Each pair holds the one before it twice, which a few bytes of a pickle can say."""
     option = ()
     for _ in range(60):
@@ -159,7 +159,7 @@ def test_a_file_of_something_else_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", [WORDS, "decoder.sentence_encoder.embed_positions.weight"])
-def test_a_table_that_is_missing_or_no_table_is_refused(name, content):
+def test_a_missing_or_scalar_embedding_table_is_refused(name, content):
     whole = content["model"][name]
     for wrong in ({name: shapeless(whole)}, {}):
         del content["model"][name]
@@ -168,7 +168,7 @@ def test_a_table_that_is_missing_or_no_table_is_refused(name, content):
             fairseq.read_fairseq_checkpoint(PATH)
 
 
-def test_tensors_of_no_layer_or_without_axes_are_refused(content):
+def test_missing_layers_and_scalar_layer_tensors_are_refused(content):
     tensors = content["model"]
     layer = {name: tensor for name, tensor in tensors.items() if ".layers.0.fc1." in name}
     tensors.update({name: shapeless(tensor) for name, tensor in layer.items()})
@@ -181,7 +181,7 @@ def test_tensors_of_no_layer_or_without_axes_are_refused(content):
 
 
 @pytest.mark.parametrize("shape, strides", [((), ()), ((37, 12), (12, 1)), ((35, 12), (12, 1))])
-def test_rows_that_are_no_three_equal_parts_are_not_cut(shape, strides, content):
+def test_a_joint_tensor_that_does_not_divide_by_three_is_not_split(shape, strides, content):
     whole = content["model"][f"{PLACE}in_proj_weight"]
     content["model"][f"{PLACE}in_proj_weight"] = pickle_reader.TorchTensor(whole.storage, 0, shape, strides)
     found = fairseq.read_fairseq_checkpoint(PATH)
@@ -189,7 +189,7 @@ def test_rows_that_are_no_three_equal_parts_are_not_cut(shape, strides, content)
     assert f"missing: {THEIRS}query.weight" in said and "unexpected: " in said
 
 
-def test_two_heads_of_classes_are_one_too_many(content):
+def test_two_classification_heads_are_refused(content):
     draw = content["model"]["decoder.lm_head.dense.weight"]
     for head in ("mnli", "rte"):
         content["model"][f"classification_heads.{head}.dense.weight"] = draw
@@ -197,14 +197,14 @@ def test_two_heads_of_classes_are_one_too_many(content):
         fairseq.read_fairseq_checkpoint(PATH)
 
 
-def test_names_that_are_no_text_and_what_is_no_tensor_are_left_aside(content):
+def test_entries_that_are_not_named_tensors_are_ignored(content):
     before = set(fairseq.read_fairseq_checkpoint(PATH).tensors)
     content["model"].update({7: content["model"][WORDS], "decoder.sentence_encoder.step": 3})
     content["model"]["decoder.sentence_encoder.version"] = content["model"][WORDS]
     assert set(fairseq.read_fairseq_checkpoint(PATH).tensors) == before
 
 
-def test_a_folder_stands_for_its_only_pt_file_unless_it_is_one_of_transformers(tmp_path):
+def test_a_folder_without_config_json_is_read_by_its_only_pt_file(tmp_path):
     assert find_fairseq_file(PATH) == find_fairseq_file(PATH.parent) == PATH
     assert find_fairseq_file(HOME / "bert-masked") is None and find_fairseq_file(tmp_path) is None
     assert find_fairseq_file(tmp_path / "nothing") is None and find_fairseq_file(tmp_path / "nothing.pt") is None

@@ -247,7 +247,7 @@ def test_a_storage_that_is_not_there_in_full_is_refused_without_making_room_for_
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_tensor_that_repeats_its_numbers_is_refused_without_making_room_for_it(layout, tmp_path):
+def test_a_tensor_that_repeats_its_values_is_refused_without_allocating_it(layout, tmp_path):
     _, read = load_torch_file(
         path := layout(tmp_path / "x.bin", {"a": tensor(shape=(10**13,), strides=(0,)), "b": tensor()})
     )

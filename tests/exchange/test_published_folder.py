@@ -48,7 +48,7 @@ def test_an_encoder_alone_may_leave_the_family_out_of_its_names():
     assert "roberta.embeddings.word_embeddings.weight" in found.tensors and found.heads == {"pooler"}
 
 
-def test_names_of_tensorflow_are_those_of_today():
+def test_tensorflow_names_are_converted():
     config, entries = of("bert-masked")
     assert any(name.endswith(".gamma") for name in entries)
     found = read(config, entries).tensors
@@ -62,13 +62,13 @@ def test_two_tensors_of_one_name_are_refused():
         read(config, entries)
 
 
-def test_a_tied_tensor_may_have_its_second_name_only():
+def test_a_tied_tensor_may_be_stored_under_its_copy_only():
     config, entries = of("bert-pretraining")
     entries["cls.predictions.decoder.weight"] = entries.pop("bert.embeddings.word_embeddings.weight")
     assert read(config, entries).tensors["bert.embeddings.word_embeddings.weight"].shape == (61, 12)
 
 
-def test_positions_that_count_up_are_no_parameters():
+def test_position_id_buffers_are_ignored():
     config, entries = of("bert-pretraining")
     buffer = {"bert.embeddings.position_ids": LazyTensor((1, 19), "int64", lambda: np.arange(19)[None])}
     assert read(config, entries | buffer).tensors.keys() == read(config, entries).tensors.keys()
@@ -82,7 +82,7 @@ def test_a_head_whose_gelu_is_fixed_cannot_have_another_activation():
     assert read(config | {"hidden_act": "gelu_new"}, entries).config.activation == "gelu_tanh"
 
 
-def test_parts_say_what_a_checkpoint_was_trained_for():
+def test_heads_determine_the_objective():
     model = lambda family: ARCHITECTURES[family].read_encoder_config({})
     of_parts = lambda family, *found: infer_objective(ARCHITECTURES[family], {}, model(family), frozenset(found))
     assert of_parts("bert", "tokens", "pooler", "pair").sentence_task == NextSentencePrediction()
@@ -122,13 +122,13 @@ def test_classes_in_a_configuration_read_back(family, names):
         {"id2label": {}},
     ],
 )
-def test_classes_that_are_not_numbered_are_refused(config):
+def test_labels_that_are_not_numbered_are_refused(config):
     with pytest.raises(CheckpointError, match="num_labels=|id2label must name"):
         read_label_names(config)
 
 
 @pytest.mark.parametrize("change", [{"classifier_dropout": "x"}, {"id2label": {"0": "a", "1": "a"}, "num_labels": 2}])
-def test_a_classifier_that_cannot_be_is_refused(change):
+def test_an_invalid_classifier_config_is_refused(change):
     config, entries = of("bert-classes")
     with pytest.raises(CheckpointError, match="config.json: "):
         read(config | change, entries)
@@ -191,7 +191,7 @@ def test_another_type_of_model_is_refused(given):
         identify_architecture({"model_type": given}, {})
 
 
-def test_what_is_wrong_with_classes_is_said_once():
+def test_an_error_of_labels_is_prefixed_once():
     config, entries = of("bert-classes")
     with pytest.raises(CheckpointError, match="^config.json: id2label .* 0 to 0$"):
         read(config | {"id2label": {"0": 1}}, entries)
@@ -231,7 +231,7 @@ def test_a_class_with_another_task_is_refused(names):
         ("bert-number", 7),
     ],
 )
-def test_a_kind_of_problem_that_no_head_here_learns_is_refused(name, kind):
+def test_a_problem_type_that_is_not_supported_is_refused(name, kind):
     config, entries = of(name)
     with pytest.raises(CheckpointError, match="problem_type=.*'(regression|single_label_classification)'"):
         read(config | {"problem_type": kind}, entries)
@@ -268,7 +268,7 @@ SIZES = st.sampled_from([1, 2**31 - 1, 2**31, 3 * 2**29, 3 * 2**40, 10**40, 1e9,
 
 @settings(derandomize=True, max_examples=60, deadline=None)
 @given(st.dictionaries(st.sampled_from(sorted(NUMBERS)), SIZES | VALUES, min_size=1, max_size=3))
-def test_an_import_is_a_run_or_leaves_nothing(copy, change):
+def test_an_import_makes_a_run_or_leaves_nothing(copy, change):
     config, run = json.loads((HOME / "bert-encoder" / "config.json").read_text()), copy.with_name("run")
     (copy / "config.json").write_text(json.dumps(config | change))
     try:

@@ -28,7 +28,7 @@ def test_published_files_give_the_ids_of_transformers(family):
 
 
 @pytest.mark.parametrize("family", VOCABULARY)
-def test_what_is_written_reads_back_the_same(family, tmp_path):
+def test_a_written_tokenizer_reads_back_equal(family, tmp_path):
     before = read_tokenizer(VOCABULARIES / family)
     write_tokenizer(before, tmp_path, ARCHITECTURES[family].read_encoder_config({}))
     after = read_tokenizer(tmp_path)
@@ -82,7 +82,7 @@ def test_rules_that_two_files_give_differently_are_refused(tmp_path):
             read_tokenizer(folder)
 
 
-def test_a_space_may_go_before_a_text_of_bytes(tmp_path):
+def test_a_byte_level_tokenizer_may_prefix_a_space(tmp_path):
     folder = shutil.copytree(VOCABULARIES / "roberta", tmp_path / "roberta")
     (folder / "tokenizer_config.json").write_text('{"add_prefix_space": true, "do_lower_case": true}')
     assert read_tokenizer(folder).get_transformers_options() == {"add_prefix_space": True}
@@ -92,7 +92,7 @@ def test_a_space_may_go_before_a_text_of_bytes(tmp_path):
         read_tokenizer(folder)
 
 
-def test_what_a_file_says_of_its_special_tokens_is_kept(tmp_path):
+def test_settings_of_special_tokens_are_preserved(tmp_path):
     from tokenizers import Tokenizer
 
     read_tokenizer(VOCABULARIES / "roberta").save(tmp_path)
@@ -123,7 +123,7 @@ def test_what_a_file_says_of_its_special_tokens_is_kept(tmp_path):
         ("[]", "tokenizer_config.json .*list"),
     ],
 )
-def test_rules_that_are_not_read_are_refused(settings, said, folder):
+def test_tokenizer_settings_that_are_not_supported_are_refused(settings, said, folder):
     (folder / "tokenizer_config.json").write_text(settings)
     with pytest.raises(CheckpointError, match=said):
         read_tokenizer(folder)
@@ -149,14 +149,14 @@ def test_a_damaged_vocabulary_is_refused(name, content, tmp_path):
     ids=lambda content: content[:15],
 )
 @pytest.mark.parametrize("name", ["vocab.json", "tokenizer.json"])
-def test_json_that_is_no_vocabulary_is_refused(name, content, tmp_path):
+def test_json_that_is_not_a_vocabulary_is_refused(name, content, tmp_path):
     (tmp_path / name).write_text(content)
     (tmp_path / "merges.txt").write_text("")
     with pytest.raises(CheckpointError, match="--vocabulary"):
         read_tokenizer(tmp_path)
 
 
-def test_room_is_made_for_no_more_ids_than_a_vocabulary_has(tmp_path):
+def test_a_huge_token_id_allocates_nothing(tmp_path):
     ids = {"<s>": 2**24, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4}
     (tmp_path / "merges.txt").write_text("")
     (tmp_path / "vocab.json").write_text(json.dumps(ids))

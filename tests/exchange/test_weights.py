@@ -40,7 +40,7 @@ def test_numbers_beyond_float32_are_infinite(tmp_path):
     assert whole(tmp_path)["a"].tolist() == [np.inf, -np.inf, 0]
 
 
-def test_what_is_written_is_read_by_the_library_of_the_format(tmp_path):
+def test_written_tensors_are_read_by_the_safetensors_library(tmp_path):
     path = tmp_path / "model.safetensors"
     write_safetensors(path, {name: (array.shape, lambda array=array: array) for name, array in TENSORS.items()})
     assert all(np.array_equal(array, TENSORS[name]) for name, array in load_file(path).items())
@@ -92,13 +92,13 @@ def test_a_link_beside_the_index_is_a_file_beside_it(tmp_path):
 
 
 @pytest.mark.parametrize("places", [None, [], "model.safetensors", {"b": 1}, {"b": None}, {"b": ["x.safetensors"]}])
-def test_an_index_that_is_no_map_of_names_is_refused(places, tmp_path):
+def test_an_index_that_is_not_a_map_of_names_is_refused(places, tmp_path):
     index(tmp_path, places)
     with pytest.raises(CheckpointError, match="weight_map"):
         read_weights(tmp_path)
 
 
-def test_an_index_of_a_file_without_the_tensor_or_of_no_file_is_refused(tmp_path):
+def test_an_index_of_a_missing_tensor_or_file_is_refused(tmp_path):
     save_file(TENSORS, tmp_path / "model-1.safetensors")
     index(tmp_path, {"c": "model-1.safetensors"})
     with pytest.raises(CheckpointError, match="model.safetensors.index.json places c "):
@@ -108,7 +108,7 @@ def test_an_index_of_a_file_without_the_tensor_or_of_no_file_is_refused(tmp_path
         read_weights(tmp_path)
 
 
-def test_a_folder_without_weights_names_what_could_be_there(tmp_path):
+def test_a_folder_without_weights_is_refused_with_the_accepted_names(tmp_path):
     with pytest.raises(CheckpointError, match="model.safetensors, .*pytorch_model.bin"):
         read_weights(tmp_path)
 
@@ -126,7 +126,7 @@ def test_malformed_json_is_refused(content, tmp_path):
         read_json(path)
 
 
-def test_a_byte_order_mark_is_no_error(tmp_path):
+def test_a_byte_order_mark_is_accepted(tmp_path):
     path = tmp_path / "config.json"
     path.write_bytes(b'\xef\xbb\xbf{"a": 1}')
     assert read_json(path) == {"a": 1}
@@ -198,7 +198,7 @@ def test_a_header_of_any_declared_size_is_an_error(folder, size):
 
 
 @pytest.mark.parametrize("shape", [[2**62, 4], [2**40], [-1], [1.5], "x", [2**64], [[2]]])
-def test_a_shape_of_absurd_size_is_refused_without_making_room_for_it(shape, folder):
+def test_a_shape_of_absurd_size_is_refused_without_allocating_it(shape, folder):
     header = json.dumps({"a": {"dtype": "F32", "shape": shape, "data_offsets": [0, 16]}}).encode()
     (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))
     with pytest.raises(CheckpointError):
@@ -206,7 +206,7 @@ def test_a_shape_of_absurd_size_is_refused_without_making_room_for_it(shape, fol
 
 
 @pytest.mark.parametrize("dtype", ["I64", "BOOL", "U8", "C64", "F8_E4M3", "F8_E5M2"])
-def test_numbers_that_are_no_weights_have_a_name_and_are_not_read(dtype, folder):
+def test_tensors_that_are_not_floating_point_are_listed_and_not_read(dtype, folder):
     size = {"I64": 8, "C64": 8}.get(dtype, 1)
     header = json.dumps({"a": {"dtype": dtype, "shape": [2], "data_offsets": [0, 2 * size]}}).encode()
     (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(2 * size))

@@ -35,7 +35,7 @@ STEPS = 12
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_losses_of_fine_tuning_are_those_of_torch(family, tmp_path):
+def test_fine_tuning_losses_equal_those_of_torch(family, tmp_path):
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     embedding = 16 if family in ("albert", "electra") else 32
     model = replace(FAMILIES[family].SIZES[f"{family}-base"], **TINY, embedding_size=embedding, attention_dropout=0.0)

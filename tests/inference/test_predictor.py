@@ -73,7 +73,7 @@ def alone(predictor, text):
     return np.asarray(Encoder(predictor.config).apply(params, batch, output_hidden_states=True))[:, 0]
 
 
-def test_many_texts_get_the_vectors_they_have_alone_in_their_order(features, monkeypatch):
+def test_batched_texts_have_the_vectors_of_single_texts_in_order(features, monkeypatch):
     monkeypatch.setattr(predictor, "CHUNK_SIZE", 4)  # the texts in two chunks
     for pool, of in (("mean", lambda x: x.mean(0)), ("cls", lambda x: x[0])):
         found = list(features.embed(TEXTS, pool))
@@ -82,7 +82,7 @@ def test_many_texts_get_the_vectors_they_have_alone_in_their_order(features, mon
             np.testing.assert_allclose(vector, of(alone(features, text)[-1]), atol=2e-5)
 
 
-def test_a_vector_has_one_size_whatever_the_text(features):
+def test_every_vector_has_the_same_size(features):
     assert {vector.shape for vector in features.embed(["tan", " ".join(TEXTS)], "cls")} == {(16,)}
 
 
@@ -101,11 +101,11 @@ def test_every_layer_can_be_read(features):
     for layer in (0, 1, 2, -1):
         (tokens,) = features.embed_tokens([TEXTS[0]], layer)
         np.testing.assert_allclose(np.stack([vector for _, vector in tokens]), states[layer], atol=2e-5)
-    with pytest.raises(RunError, match="layer=3 is not from 0"):
+    with pytest.raises(RunError, match="layer=3 .* 2, "):
         next(features.embed(TEXTS, layer=3))
 
 
-def test_similarity_is_the_cosine_of_two_texts_read_apart(features):
+def test_similarity_is_the_cosine_of_separately_encoded_texts(features):
     first, second = (alone(features, text)[-1].mean(0) for text in TEXTS[:2])
     cosine = first @ second / np.linalg.norm(first) / np.linalg.norm(second)
     assert list(features.compare_pairs([(TEXTS[0], TEXTS[1])])) == [pytest.approx(cosine, abs=1e-5)]
@@ -150,7 +150,7 @@ def test_one_label_is_a_number(run):
 
 
 @pytest.mark.parametrize("objective", [SpanPrediction(), SpanWithClassifier()], ids=lambda x: type(x).__name__)
-def test_an_answer_is_a_part_of_the_text_at_its_place(objective, run):
+def test_an_answer_is_a_substring_at_its_offsets(objective, run):
     answering = run(type(objective).__name__, objective)
     asked = [("what here", TEXTS[0]), ("who", " ".join(TEXTS))]  # the second is several windows
     for (_, text), said in zip(asked, answering.answer_questions(asked), strict=True):
@@ -159,7 +159,7 @@ def test_an_answer_is_a_part_of_the_text_at_its_place(objective, run):
     assert [said["answer"] for said in nothing] == ["", ""] and "start" not in nothing[0]
 
 
-def test_masks_are_filled_by_what_the_head_finds_likeliest(run):
+def test_masks_are_filled_with_the_likeliest_tokens(run):
     filling = run("masked", MaskedLM())
     one, two = filling.fill_masks([f"{TEXTS[0]} [MASK] tan", "[MASK] here <mask>"], top_k=3)
     assert [len(one), len(two)] == [1, 2] and all(len(words) == 3 for words in (*one, *two))
@@ -167,11 +167,11 @@ def test_masks_are_filled_by_what_the_head_finds_likeliest(run):
     for words, others in zip(two, again, strict=True):
         assert [word for word, _ in words] == [word for word, _ in others]
         np.testing.assert_allclose([p for _, p in words], [p for _, p in others], rtol=1e-4)
-    with pytest.raises(RunError, match="has no .MASK."):
+    with pytest.raises(RunError, match="nothing here.*MASK"):
         next(filling.fill_masks(["nothing here"]))
 
 
-def test_electra_marks_each_token(run):
+def test_electra_scores_each_token(run):
     model = replace(electra.BASE, **TINY, embedding_size=16)
     (said,) = run("pair", ReplacedTokenDetection(generator_width=1 / 2), model).detect_replaced(["tan here"])
     assert [token for token, _ in said] == ["[CLS]", "tan", "here", "[SEP]"]
@@ -179,17 +179,17 @@ def test_electra_marks_each_token(run):
 
 
 @pytest.mark.parametrize(
-    "ask, said",
+    "ask, named",
     [
-        (lambda run: run.classify(["tan"]), "no classification head"),
-        (lambda run: run.answer_questions([("who", "tan")]), "answers no questions"),
-        (lambda run: run.fill_masks(["[MASK]"]), "no masked-token head"),
-        (lambda run: run.detect_replaced(["tan"]), "no replaced-token head"),
-        (lambda run: run.embed(["tan", " "]), "' ' has no tokens"),
+        (lambda run: run.classify(["tan"]), "classification head.*encoder, pooler"),
+        (lambda run: run.answer_questions([("who", "tan")]), "question answering.*EncoderOnly"),
+        (lambda run: run.fill_masks(["[MASK]"]), "masked-token head.*encoder, pooler"),
+        (lambda run: run.detect_replaced(["tan"]), "replaced-token head.*encoder, pooler"),
+        (lambda run: run.embed(["tan", " "]), "' ' .*token"),
     ],
 )
-def test_what_a_run_cannot_say_is_refused(ask, said, features):
-    with pytest.raises(RunError, match=said):
+def test_a_missing_head_and_an_empty_text_are_named(ask, named, features):
+    with pytest.raises(RunError, match=named):
         list(ask(features))
 
 
@@ -201,7 +201,7 @@ def asked(capsys, *command) -> list[str]:
     return capsys.readouterr().out.splitlines()
 
 
-def test_lines_of_a_file_are_answered_as_json_lines(features, home, capsys):
+def test_predictions_for_lines_of_a_file_are_json_lines(features, home, capsys):
     path = home / "pairs.txt"
     path.write_text('tan here\ttan\n{"text": "what", "second": "who"}\n', encoding="utf-8")
     lines = [json.loads(line) for line in asked(capsys, features.run.folder, "similarity", "--file", path, "--json")]
@@ -232,7 +232,7 @@ def test_a_bad_line_is_named(content, said, features, home, capsys):
     assert f"pairs.txt{said}" in capsys.readouterr().err
 
 
-def test_a_second_text_is_asked_for_where_one_is_needed(features, capsys):
+def test_a_wrong_number_of_second_texts_is_named(features, capsys):
     arguments = ["predict", str(features.run.folder), "similarity", "a tan", "b", "--second", "c", "d", "e"]
     assert launch.main(arguments) == 1
     assert "--second has 3 texts for 2" in capsys.readouterr().err

@@ -66,7 +66,7 @@ def verdict(text: str, null: float) -> QAPrediction:
     return QAPrediction((Answer(text, 0, len(text), 1.0),) if text else (), null)
 
 
-def test_answerable_questions_are_scored_in_percent_whatever_their_nulls():
+def test_answerable_questions_are_scored_in_percent_regardless_of_null_scores():
     found = {4: verdict("red fox", 9.0), 0: verdict("fox", -9.0), 2: verdict("hen", 0.0)}
     notes = [{"answers": each} for each in (["the fox"], [], ["cat", "dog"], [], ["fox"])]  # rows 1 and 3 are not asked
     scores = score_questions(found, notes)
@@ -118,7 +118,7 @@ def outcome(found: dict[int, QAPrediction], notes: list[dict], threshold: float)
 
 @given(questions.filter(lambda rows: not all(gold for _, gold, _ in rows)))
 @several(150)
-def test_no_threshold_is_better_than_the_one_that_is_found(rows):
+def test_no_threshold_has_a_better_f1(rows):
     found = {n: verdict(text, null) for n, (text, _, null) in enumerate(rows)}
     notes = [{"answers": gold} for _, gold, _ in rows]
     scores = score_questions(found, notes)
@@ -129,7 +129,7 @@ def test_no_threshold_is_better_than_the_one_that_is_found(rows):
     assert {name: scores[name] for name in there} == pytest.approx(there)
 
 
-def test_a_question_without_candidates_is_answered_by_nothing_at_any_threshold():
+def test_a_question_without_candidates_counts_as_unanswered_at_any_threshold():
     """The official script loses nothing by answering such a question where there is no answer."""
     found, notes = {0: verdict("", -1), 1: verdict("fox", 0)}, [{"answers": []}, {"answers": ["fox"]}]
     scores = score_questions(found, notes)
@@ -139,7 +139,7 @@ def test_a_question_without_candidates_is_answered_by_nothing_at_any_threshold()
     assert score_questions(found, notes)["no_answer_accuracy"] == 1 / 2  # "hen" is not found at any threshold
 
 
-def test_an_answer_is_given_up_above_the_threshold_alone():
+def test_an_answer_is_dropped_only_above_the_threshold():
     assert [verdict("fox", 1.5).best_text(threshold) for threshold in (None, 2.0, 1.5, 1.25)] == [
         "fox",
         "fox",
@@ -149,7 +149,7 @@ def test_an_answer_is_given_up_above_the_threshold_alone():
     assert verdict("", -9.0).best_text(None) == verdict("", -9.0).best_text(0.0) == ""
 
 
-def test_the_relative_null_is_the_score_of_none_less_that_of_the_best_answer():
+def test_the_relative_null_score_subtracts_the_best_answers():
     answers = (Answer("fox", 0, 3, 2.5), Answer("hen", 4, 7, 1.0))
     assert subtract_best_score(QAPrediction(answers, 4.0)) == QAPrediction(answers, 1.5)
     assert subtract_best_score(QAPrediction((), 4.0)) == QAPrediction((), np.inf)
@@ -179,7 +179,7 @@ def is_max_context(doc_spans: list[tuple[int, int]], cur_span_index: int, positi
 
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(1, 40)), min_size=1, max_size=6), st.data())
 @several(150)
-def test_the_widest_context_is_the_released_codes(windows, data):
+def test_the_max_context_window_is_the_released_codes(windows, data):
     start, length = data.draw(st.sampled_from(windows))
     position = data.draw(st.integers(start, start + length - 1))
     spans = rows_to_table([(0, 3, start, start + length, 0, 7) for start, length in windows])
@@ -218,7 +218,7 @@ def texts(verdict: QAPrediction) -> list[str]:
     return [answer.text for answer in verdict.answers]
 
 
-def test_answers_are_parts_of_the_text_the_best_first():
+def test_answers_are_substrings_of_the_context_best_first():
     found = made((0, 9), candidates=[[(1, 2, 1.5), (0, 2, 3.0), (6, 8, -2.0), (8, 8, 2.0)]])
     assert found.answers == (
         Answer("The  red fox", 0, 12, 3.0),
@@ -228,28 +228,28 @@ def test_answers_are_parts_of_the_text_the_best_first():
     )
 
 
-def test_equal_texts_are_one_answer_where_it_is_likeliest():
+def test_equal_texts_are_one_answer_at_its_likeliest_position():
     assert made((0, 9), candidates=[[(2, 2, 1.0), (6, 6, 2.0), (1, 1, 1.5)]]).answers == (
         Answer("fox", 22, 25, 2.0),
         Answer("red", 5, 8, 1.5),
     )
 
 
-def test_candidates_that_are_no_parts_of_the_window_are_left_out():
+def test_candidates_outside_the_window_are_ignored():
     wrong = [(3, 2, 9.0), (8, 9, 8.0), (-1, 2, 7.0), (9, 9, 6.0), (0, 1, -np.inf)]
     assert texts(made((0, 9), candidates=[[*wrong, (2, 3, 1.0)]])) == ["fox,"]
     assert made((0, 9), candidates=[wrong], nulls=[-3.0]) == QAPrediction((), -3.0)
     assert texts(made((0, 3), candidates=[[(1, 2, 1.0), (2, 3, 2.0)]])) == ["red fox"]  # the fourth is not shown
 
 
-def test_an_answer_has_no_more_tokens_than_the_longest():
+def test_an_answer_has_at_most_max_answer_length_tokens():
     candidates = [[(2, 6, 3.0), (2, 5, 2.0), (2, 4, 1.0)]]
     assert texts(made((0, 9), candidates=candidates, longest=4)) == ["fox, the old", "fox, the"]
     assert len(made((0, 9), candidates=[[(0, 8, 1.0)]], longest=9).answers) == 1
     assert len(made((0, 9), candidates=[[(0, 8, 1.0)]], longest=8).answers) == 0
 
 
-def test_an_answer_begins_where_its_window_shows_the_most_of_its_context():
+def test_an_answer_counts_in_the_window_with_the_most_context():
     """Of tokens 0-5 and 3-8 the fifth has (4, 1) and (1, 4) beside it, the fourth (3, 2) and (0, 5), the sixth the
     mirror image."""
     first = [(3, 3, 1.0), (4, 4, 2.0), (5, 5, 3.0)]

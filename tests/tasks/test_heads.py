@@ -57,7 +57,7 @@ def made(objective, model=MODEL):
 
 
 @pytest.mark.parametrize("head", ["pooled", "linear", "tanh", "gelu"])
-def test_every_example_of_a_row_gets_the_classes_it_has_alone(head):
+def test_every_example_of_a_packed_row_gets_its_own_logits(head):
     module, variables = made(Classification(("a", "b", "c"), head))
     batch = packed()
     together = module.apply(variables, batch, method="compute_logits")
@@ -68,7 +68,7 @@ def test_every_example_of_a_row_gets_the_classes_it_has_alone(head):
 
 
 @pytest.mark.parametrize("head", ["pooled", "linear"])
-def test_from_left_to_right_an_example_is_judged_by_its_last_token_which_sees_all_of_it(head):
+def test_causal_attention_classifies_by_the_last_token(head):
     module, variables = made(Classification(("a", "b", "c"), head), replace(MODEL, attention=CausalSelfAttention))
     logits = jax.jit(lambda batch: module.apply(variables, batch, method="compute_logits"))
     batch = packed()
@@ -79,7 +79,7 @@ def test_from_left_to_right_an_example_is_judged_by_its_last_token_which_sees_al
         assert not np.isclose(after[0, 1], before[0, 1], rtol=1e-6, atol=0).any()
 
 
-def test_the_loss_of_classes_is_their_cross_entropy_over_real_examples():
+def test_the_classification_loss_is_the_cross_entropy_over_examples():
     module, variables = made(Classification(("a", "b", "c")))
     batch = packed(label=jnp.array([[2, 0], [1, 1]]))
     logits = np.asarray(module.apply(variables, batch, method="compute_logits"), float)
@@ -92,7 +92,7 @@ def test_the_loss_of_classes_is_their_cross_entropy_over_real_examples():
     assert mean_value(metrics["label_accuracy"]) == pytest.approx(right)
 
 
-def test_one_label_is_a_number_and_its_loss_the_squared_error():
+def test_the_regression_loss_is_the_squared_error():
     module, variables = made(Classification(("score",)))
     batch = packed(label=jnp.array([[2.5, 0.0], [1.0, 9.0]]))
     said = np.asarray(module.apply(variables, batch, method="compute_logits"))[..., 0]
@@ -142,9 +142,14 @@ def test_a_loss_may_be_summed_over_micro_batches():
 
 
 @pytest.mark.parametrize(
-    "wrong, said",
-    [({"labels": ()}, "one or more"), ({"labels": ("a", "a")}, "each once"), ({"head_dropout": 1.0}, "below 1")],
+    "wrong, named",
+    [
+        ({"labels": ()}, r"objective.labels=\(\)"),
+        ({"labels": ("a", "a")}, r"objective.labels=\('a', 'a'\)"),
+        ({"head_dropout": 1.0}, "objective.head_dropout=1.0"),
+        ({"score_names": ("f1",)}, "objective.score_names=.*pearson, spearman"),
+    ],
 )
-def test_a_classification_that_cannot_be_is_refused(wrong, said):
-    with pytest.raises(ValueError, match=said):
+def test_invalid_fields_of_a_classification_are_named(wrong, named):
+    with pytest.raises(ValueError, match=named):
         Classification(**{"labels": ("a",)} | wrong)

@@ -130,14 +130,14 @@ def test_the_score_of_a_span_is_the_sum_of_its_two_logits(objective):
         assert candidates(said, row, slot) == near(pairs)
 
 
-def test_the_null_of_spans_is_the_sum_of_both_logits_of_cls():
+def test_the_null_score_of_spans_is_the_sum_of_both_logits_of_cls():
     params, hidden, _, said = ran(SpanPrediction())
     logits = layer(params, "spans", hidden)
     null = [logits[row, tokens[0]].sum() for (row, _), tokens, *_ in EXAMPLES]
     assert [float(said["null"][place]) for place, *_ in EXAMPLES] == near(null)
 
 
-def test_a_judge_reads_cls_and_its_loss_is_the_binary_cross_entropy():
+def test_the_answerability_classifier_reads_cls_with_a_binary_cross_entropy():
     params, hidden, metrics, said = ran(SpanWithClassifier())
     judged = layer(params, "answerable", hidden)[..., 0]
     null = [judged[row, tokens[0]] for (row, _), tokens, *_ in EXAMPLES]
@@ -215,7 +215,7 @@ def test_only_a_conditioned_end_depends_on_the_true_start_in_training(objective)
 
 
 @DESIGNS
-def test_the_question_and_padding_hold_no_answer_however_likely(objective):
+def test_question_and_padding_tokens_are_never_answers(objective):
     module, params = made(objective)
     inside = np.zeros((2, 15), bool)
     for (row, _), _, text, _ in EXAMPLES:
@@ -232,7 +232,7 @@ def test_the_question_and_padding_hold_no_answer_however_likely(objective):
 
 
 @pytest.mark.parametrize("objective, tried", [*zip(ALL, (20, 20, 5, 3), strict=True)], ids=NAMES)
-def test_so_many_starts_and_ends_are_combined(objective, tried):
+def test_the_n_best_starts_and_ends_are_combined(objective, tried):
     """The `n_best_size` of BERT's code, and the beam of the others, in a text of 24 tokens."""
     module, params = made(objective)
     tokens = np.array([[CLS, 5, SEP, *range(5, 20), *range(5, 14), SEP]])
@@ -242,7 +242,7 @@ def test_so_many_starts_and_ends_are_combined(objective, tried):
 
 
 @DESIGNS
-def test_only_spans_weigh_that_there_is_no_answer_against_the_best_one(objective):
+def test_only_plain_spans_subtract_the_best_score_from_the_null_score(objective):
     notes = ({"context": "old fox", "answers": ["fox"]},)
     split = Split(
         "dev", *np.zeros((3, 1)), {"places": np.array([(0, 3), (0, 3), (4, 7), (0, 0)])}, in_memory_metadata=notes

@@ -60,7 +60,7 @@ def test_a_row_has_one_text_or_two_behind_cls():
     assert rows.example_ids.tolist() == [[1] * 5 + [0] * 5, [1] * 9 + [0]]
 
 
-def test_two_separators_stand_between_the_texts_of_roberta():
+def test_roberta_has_two_separators_between_two_texts():
     rows = rows_of([TWO, ONE], 10, TextRows(num_separators=2))
     one = [CLS, 11, 12, 13, SEP, PAD, PAD, PAD, PAD, PAD]
     assert rows.input_ids.tolist() == [[CLS, 21, 22, SEP, SEP, 31, 32, 33, 34, SEP], one]
@@ -115,7 +115,7 @@ BOTH = [(YES, ["yes", "no"], np.int32([[1], [0]])), (SCORE, [2.5, 4], np.float32
 
 
 @pytest.mark.parametrize("task, found, numbers", BOTH)
-def test_labels_are_whole_numbers_of_classes_and_fractions_of_numbers(task, found, numbers):
+def test_labels_are_integers_for_classes_and_floats_for_numbers(task, found, numbers):
     columns = [
         task.encode_labels(Example("", ("a",), task.parse_label("", each)), EncodedExample([], []))["label"]
         for each in found
@@ -145,17 +145,17 @@ def test_a_task_takes_its_form_from_the_conventions_of_the_family():
 # Labels
 
 
-def test_a_label_that_is_not_known_is_named_with_those_that_are():
+def test_an_unknown_label_is_named_with_the_known_ones():
     assert [YES.parse_label("f:2", label) for label in ("no", "yes")] == [0, 1]
     for label in ("maybe", "Yes", "", "0", -1, 2, None):
-        with pytest.raises(RowError, match=f"^f:2: label={label!r} is not one of no, yes$"):
+        with pytest.raises(RowError, match=f"^f:2: label={label!r} .*no, yes$"):
             YES.parse_label("f:2", label)
 
 
 @pytest.mark.parametrize("label", ["high", "", "nan", "inf", float("nan"), None, "1,5"])
 def test_a_label_that_is_not_a_finite_number_is_named(label):
     assert SCORE.parse_label("f:2", "-1.5") == -1.5 and SCORE.parse_label("f:2", 3) == 3
-    with pytest.raises(RowError, match=f"^f:2: score={label!r} is not a number$"):
+    with pytest.raises(RowError, match=f"^f:2: score={label!r} "):
         SCORE.parse_label("f:2", label)
 
 
@@ -164,18 +164,18 @@ def test_tfds_numbers_the_classes_and_names_the_columns(monkeypatch):
     held = {"tfds:glue/mnli@validation_mismatched": rows, "tfds:glue/mnli@train": rows}
     monkeypatch.setattr(text_tasks, "read_tfds_records", held.__getitem__)
     assert read(GLUE_TASKS["MNLI"], "tfds:glue/mnli", "dev_mismatched") == [(("a", "b2"), 2), (("a", "b0"), 0)]
-    with pytest.raises(RowError, match="tfds:glue/mnli@train:0: label=2 is not one of 0, 1"):
+    with pytest.raises(RowError, match="tfds:glue/mnli@train:0: label=2 .*0, 1"):
         read(TextTask("two", ("premise",), labels=("0", "1")), "tfds:glue/mnli")
 
 
-def test_the_number_of_a_tfds_class_is_never_taken_for_a_name(monkeypatch):
+def test_a_tfds_label_is_an_index_and_not_a_name(monkeypatch):
     rows = [{"text": "bad", "label": 0}, {"text": "good", "label": 1}]  # its classes are called "1" and "2"
     monkeypatch.setattr(text_tasks, "read_tfds_records", lambda source: rows)
     task = TextTask("yelp", ("text",), labels=("1", "2"))
     assert read(task, "tfds:yelp_polarity_reviews") == [(("bad",), 0), (("good",), 1)]
 
 
-def test_a_number_in_a_file_is_a_name_and_not_the_number_of_a_class(tmp_path):
+def test_a_label_in_a_file_is_a_name_and_not_an_index(tmp_path):
     task = TextTask("stars", ("text",), labels=("1", "2", "3"), files=(("train", "train.jsonl"),))
     rows = [{"text": f"t{label}", "label": label} for label in (3, "1", 0)]
     (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -183,7 +183,7 @@ def test_a_number_in_a_file_is_a_name_and_not_the_number_of_a_class(tmp_path):
 
 
 def test_a_task_of_three_texts_is_refused():
-    with pytest.raises(ValueError, match=r"three: text_columns=\('a', 'b', 'c'\) must name one column or two"):
+    with pytest.raises(ValueError, match=r"three: text_columns=\('a', 'b', 'c'\) "):
         TextTask("three", ("a", "b", "c"))
 
 
@@ -241,7 +241,7 @@ class Stub:
         return iter(self.said[: len(found)])
 
 
-def test_the_answers_to_mnli_and_ax_are_three_files(tmp_path):
+def test_the_submission_of_mnli_has_three_files(tmp_path):
     matched, mismatched, ax = [(P, Q), (Q, P)], [(Q, Q)], [(P, P), (Q, P)]
     released(tmp_path / "test_matched.tsv", NLI, *(PARSED.format(*pair) for pair in matched))
     released(tmp_path / "test_mismatched.tsv", NLI, *(PARSED.format(*pair) for pair in mismatched))
@@ -258,7 +258,7 @@ def test_the_answers_to_mnli_and_ax_are_three_files(tmp_path):
     assert (last, rows) == ("AX.tsv", None)
 
 
-def test_ax_may_lie_in_a_folder_of_its_own_beside_mnli(tmp_path, monkeypatch):
+def test_ax_may_have_a_folder_beside_mnli(tmp_path, monkeypatch):
     (tmp_path / "MNLI").mkdir()
     (tmp_path / "diagnostic").mkdir()
     released(tmp_path / "diagnostic" / "diagnostic.tsv", PAIR, f"7|{P}|{Q}")
@@ -273,7 +273,7 @@ SAID = {"STS-B": ({"number": 3.14159}, "3.142"), "QNLI": TWO_WAYS, "RTE": TWO_WA
 
 
 @pytest.mark.parametrize("name", sorted(GLUE_TASKS.keys() - {"MNLI"}))
-def test_the_answers_to_a_task_of_glue_are_a_file_of_its_name(tmp_path, name):
+def test_the_submission_of_a_glue_task_is_a_file_of_its_name(tmp_path, name):
     *_, head, row = RELEASED[name]
     said, answer = SAID.get(name, ({"0": 0.4, "1": 0.6}, "1"))
     stub = Stub(said)

@@ -58,7 +58,7 @@ def home(tmp_path_factory):
         return folder
 
 
-def test_a_data_set_of_pairs_gives_texts_by_their_columns_there_and_classes_by_number(home):
+def test_a_tfds_data_set_of_pairs_is_read_by_columns_and_label_indices(home):
     task = TextTask("pairs", ("sentence1", "sentence2"), labels=("x", "y"), tfds_columns=("premise", "hypothesis"))
     words = TokenizerSpec(path=task_examples.vocabulary(home))
     data = LabelledData(task, f"tfds:{home}/pairs/1.0.0", words, store_dir=str(home / "stores"))
@@ -79,13 +79,13 @@ def test_a_data_set_of_pairs_gives_texts_by_their_columns_there_and_classes_by_n
     assert data.describe_content()["files"] == {"train": "pairs/1.0.0@train", "dev": "pairs/1.0.0@validation"}
 
 
-def test_questions_have_their_answers(home):
+def test_tfds_questions_have_their_answers(home):
     rows = {row.metadata["id"]: row for row in QATask().read_examples(f"tfds:{home}/asked/1.0.0", "dev", RowReader())}
     assert rows["q1"].texts == ("who?", "who is tan here") and rows["q1"].target == (7, 10)
     assert rows["q1"].metadata["answers"] == ["tan", "tan here"] and rows["q2"].target is None
 
 
-def test_a_data_set_that_is_not_there_is_refused_before_any_work(home):
+def test_a_missing_data_set_is_refused_before_any_work(home):
     task = TextTask("pairs", ("sentence1", "sentence2"), labels=("x", "y"))
     data = LabelledData(task, "tfds:no_such_set", TokenizerSpec(path="v"), store_dir=str(home / "none"))
     with pytest.raises(CorpusError, match="no_such_set"):
