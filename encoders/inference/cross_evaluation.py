@@ -1,7 +1,7 @@
-"""A pre-trained run scored on what it was not trained for: ALBERT's table 5 scores every model on both sentence tasks.
+"""Scores of a pre-trained run under another experiment's settings, as in ALBERT's table 5 and for `evaluate --set`.
 
-`evaluate --set` asks the same of any run. Where the run lacks the head, as one without a sentence task does, a logistic
-regression on its [CLS] vectors takes the head's place: fitted to `FITTED` training examples and scored held out.
+A run without the head of a sentence task is scored by a logistic regression on its [CLS] vectors, fitted to
+`NUM_PROBE_EXAMPLES` training examples and scored on held-out ones.
 """
 
 from __future__ import annotations
@@ -33,87 +33,100 @@ SCORES_FOLDER = "scores"
 
 
 def score_path(folder: Path, settings: Iterable[str]) -> Path:
-    """Where a run's scores under other settings are kept."""
-    mark = hashlib.sha256(json.dumps(sorted(settings)).encode()).hexdigest()[:8]
-    return folder / SCORES_FOLDER / f"{mark}.json"
+    """Return the file of a run's scores under other settings."""
+    digest = hashlib.sha256(json.dumps(sorted(settings)).encode()).hexdigest()[:8]
+    return folder / SCORES_FOLDER / f"{digest}.json"
 
 
 def cached_scores(folder: Path, settings: Iterable[str]) -> dict[str, float] | None:
-    """A run's scores under other settings, if they have been computed."""
+    """Return a run's scores under other settings, or None before they are computed."""
     path = score_path(folder, settings)
     return json.loads(path.read_text(encoding="utf-8"))["scores"] if path.exists() else None
 
 
 def load_or_compute_scores(folder: Path, settings: tuple[str, ...], store: str | None = None) -> dict[str, float]:
-    """The same, computed now if they are not there."""
-    with lock_dir(folder / SCORES_FOLDER, lambda: None) if not distributed.is_multi_process() else nullcontext():
-        if (found := cached_scores(folder, settings)) is None:
-            run = Run.open(folder, store)
-            step, params = run.load_params("latest")
-            found = evaluate_with_overrides(run, params, settings)
-            if distributed.is_primary():
-                score_path(folder, settings).parent.mkdir(exist_ok=True)
-                write_json(score_path(folder, settings), {"settings": sorted(settings), "step": step, "scores": found})
-    return found
+    """Return a run's scores under other settings; compute and store them the first time."""
+    # Processes of one run compute together, so they cannot exclude each other.
+    lock = nullcontext() if distributed.is_multi_process() else lock_dir(folder / SCORES_FOLDER, lambda: None)
+    with lock:
+        scores = cached_scores(folder, settings)
+        if scores is not None:
+            return scores
+        run = Run.open(folder, store)
+        step, params = run.load_params("latest")
+        scores = evaluate_with_overrides(run, params, settings)
+        if distributed.is_primary():
+            path = score_path(folder, settings)
+            path.parent.mkdir(exist_ok=True)
+            write_json(path, {"settings": sorted(settings), "step": step, "scores": scores})
+        return scores
 
 
 def evaluate_with_overrides(
     run: Run, params: dict, settings: Iterable[str], eval_batches: int | None = None
 ) -> dict[str, float]:
-    """Held-out scores of a run's parameters as if its experiment had `settings`.
+    """Return held-out scores of a run's parameters under its experiment with `settings`.
 
-    Raises `RunError` where these need parameters that the run lacks, other than the heads of a sentence task.
+    Raises `RunError` for settings that need parameters that the run lacks, other than the heads of a sentence task.
     """
     other = Run(apply_settings(run.experiment, settings), run.folder, run.vocab, run.open_store)
     wanted = jax.eval_shape(other.init_fn, 0).params
-    get_shapes = lambda tree: jax.tree.map(lambda x: x.shape, tree)
-    missing = [name for name in wanted if name not in params or get_shapes(params[name]) != get_shapes(wanted[name])]
+    missing = [name for name in wanted if name not in params or not have_equal_shapes(params[name], wanted[name])]
     if not missing:
         return evaluate_run(other, {name: params[name] for name in wanted}, num_batches=eval_batches)
-    sentences = getattr(other.experiment.objective, "sentence_task", None)
-    if sentences is None or not set(missing) <= set(SENTENCE_TASK_HEADS):
-        raise RunError(f"{run.folder} has no {', '.join(missing)} that fits {', '.join(settings)}")
+    sentence_task = getattr(other.experiment.objective, "sentence_task", None)
+    if sentence_task is None or not set(missing) <= set(SENTENCE_TASK_HEADS):
+        raise RunError(f"{run.folder} lacks parameters {', '.join(missing)} of the shapes for {', '.join(settings)}")
     if distributed.is_multi_process():
-        raise RunError(f"{run.folder} has no {', '.join(missing)}, and one process alone fits what takes its place")
-    return score_linear_probe(other, params[find_encoder_name(params)], sentences)
+        raise RunError(
+            f"{run.folder} lacks parameters {', '.join(missing)}; a regression in their place needs a single process"
+        )
+    return score_linear_probe(other, params[find_encoder_name(params)], sentence_task)
+
+
+def have_equal_shapes(params, other_params) -> bool:
+    """Return whether two parameter trees have the same leaves of the same shapes."""
+    shapes, other_shapes = (jax.tree.map(lambda leaf: leaf.shape, tree) for tree in (params, other_params))
+    return shapes == other_shapes
 
 
 def score_linear_probe(run: Run, params: dict, sentence_task) -> dict[str, float]:
-    """The held-out accuracy of a logistic regression on frozen [CLS] vectors."""
+    """Return the held-out accuracy of a logistic regression on frozen [CLS] vectors."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     experiment, tables = run.experiment, run.store.path / "tables"
     phase = experiment.phases[-1]
-    copies = experiment.objective.num_distinct_passes
-    training = BatchStream(run.store.train_split, run.vocab, (phase,), experiment.seed, copies, tables)
-    seen = training.iter_batches(0, max(min(phase.until_step, NUM_PROBE_EXAMPLES // phase.batch_size), 1))
-    limit = experiment.intervals.eval_batches
-    heldout = iter_eval_batches(run.store.eval_splits[0], run.vocab, phase, phase.batch_size, limit, tables)
-    x, y = collect_cls_vectors(run, params, seen, sentence_task)
-    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(x, y)
-    x, y = collect_cls_vectors(run, params, heldout, sentence_task)
-    accuracy, share = float(model.score(x, y)), float(y.mean())
-    name = sentence_task.metric_prefix
+    num_passes = experiment.objective.num_distinct_passes
+    stream = BatchStream(run.store.train_split, run.vocab, (phase,), experiment.seed, num_passes, tables)
+    train_batches = stream.iter_batches(0, max(min(phase.until_step, NUM_PROBE_EXAMPLES // phase.batch_size), 1))
+    eval_batches = iter_eval_batches(
+        run.store.eval_splits[0], run.vocab, phase, phase.batch_size, experiment.intervals.eval_batches, tables
+    )
+    x, y = collect_cls_vectors(run, params, train_batches, sentence_task)
+    regression = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(x, y)
+    x, y = collect_cls_vectors(run, params, eval_batches, sentence_task)
+    accuracy, positive_share = float(regression.score(x, y)), float(y.mean())
+    prefix = sentence_task.metric_prefix
     return {
-        f"{name}_accuracy": accuracy,
-        f"{name}_accuracy_error": float((accuracy * (1 - accuracy) / len(y)) ** 0.5),
-        f"{name}_baseline": max(share, 1 - share),
+        f"{prefix}_accuracy": accuracy,
+        f"{prefix}_accuracy_error": float((accuracy * (1 - accuracy) / len(y)) ** 0.5),
+        f"{prefix}_baseline": max(positive_share, 1 - positive_share),
     }
 
 
 @partial(jax.jit, static_argnames="config")
 def compute_cls_vectors(params: dict, batch: Batch, config) -> jax.Array:
-    """The vector of [CLS] of every example, `[b s d]`."""
+    """Return the vector of [CLS] of every example, `[b s d]`."""
     return gather_hidden_states(Encoder(config).apply({"params": params}, batch), batch.cls_positions)
 
 
 def collect_cls_vectors(run: Run, params: dict, batches, sentence_task) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors and labels of the examples of some batches."""
-    found, labels = [], []
+    """Return [CLS] vectors `[n d]` and labels `[n]` of the examples in batches."""
+    vectors, labels = [], []
     for batch in batches:
-        real = batch.example_mask == 1
-        found.append(np.asarray(compute_cls_vectors(params, batch, run.experiment.model))[real])
-        labels.append(batch.labels[sentence_task.label_field][real])
-    return np.concatenate(found), np.concatenate(labels)
+        is_example = batch.example_mask == 1
+        vectors.append(np.asarray(compute_cls_vectors(params, batch, run.experiment.model))[is_example])
+        labels.append(batch.labels[sentence_task.label_field][is_example])
+    return np.concatenate(vectors), np.concatenate(labels)

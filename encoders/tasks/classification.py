@@ -1,4 +1,4 @@
-"""Classification and regression of one text or two, from [CLS] (BERT §4.1; RoBERTa §5.1; ELECTRA appendix A)."""
+"""Classification and regression of one or two texts, from [CLS] (BERT §4.1; RoBERTa §5.1; ELECTRA appendix A)."""
 
 from __future__ import annotations
 
@@ -24,31 +24,35 @@ from encoders.utils.metrics import Mean
 
 @dataclass(frozen=True)
 class Classification(SupervisedObjective):
-    """One of `labels` for each example, or a number where there is one label only, judged by `scores`.
+    """Prediction of one of `labels` for each example, or of a number where there is only one label.
 
-    `head`: a linear layer on the pooled [CLS] (BERT, ALBERT), on [CLS] itself ("linear", Google's ELECTRA), or after a
-    dense layer of its own and tanh (RoBERTa) or gelu (Hugging Face's ELECTRA).
+    `head`: a linear layer on the pooled [CLS] ("pooled": BERT, ALBERT), on [CLS] itself ("linear": Google's ELECTRA),
+    or after a dense layer and an activation ("tanh": RoBERTa, "gelu": Hugging Face's ELECTRA). `score_names` are
+    accuracy, f1, matthews, or of numbers pearson, spearman, by default all. The first selects the best checkpoint.
     """
 
     labels: tuple[str, ...]
     head: Literal["pooled", "linear", "tanh", "gelu"] = "pooled"
     head_dropout: float = 0.1
-    score_names: tuple[str, ...] = ()  # of accuracy, f1, matthews; of numbers pearson, spearman; the first is the goal
+    score_names: tuple[str, ...] = ()
 
     required_fields: ClassVar[frozenset[str]] = frozenset({"label"})
     loss_weights: ClassVar[dict[str, float]] = {"label_loss": 1.0}
 
     def __post_init__(self):
         if not self.labels or len(set(self.labels)) < len(self.labels):
-            raise ValueError(f"objective.labels={self.labels} must be one or more names, each once")
+            raise ValueError(f"objective.labels={self.labels} must be one or more different names")
         if not 0 <= self.head_dropout < 1:
             raise ValueError(f"objective.head_dropout={self.head_dropout} must be at least 0 and below 1")
         if unknown := set(self.score_names) - set(self.score_functions):
-            raise ValueError(f"objective.score_names={sorted(unknown)} is none of {', '.join(self.score_functions)}")
+            raise ValueError(
+                f"objective.score_names={self.score_names}: {sorted(unknown)} must be among "
+                f"{', '.join(self.score_functions)}"
+            )
 
     @property
     def score_functions(self) -> dict:
-        """The scores that there are."""
+        """Score functions for classes or for numbers, by name."""
         return CLASSIFICATION_SCORES if len(self.labels) > 1 else REGRESSION_SCORES
 
     @property
@@ -62,9 +66,10 @@ class Classification(SupervisedObjective):
     def score_outputs(
         self, outputs: dict[str, np.ndarray], example_table: np.ndarray, split: Split
     ) -> dict[str, float]:
-        numbers, labels = outputs["logits"][:, 0], split.label_columns["label"][example_table["document"][:, 0]]
-        numbers = numbers.argmax(-1) if len(self.labels) > 1 else numbers[:, 0]
-        return {name: self.score_functions[name](numbers, labels) for name in self.score_names or self.score_functions}
+        logits, labels = outputs["logits"][:, 0], split.label_columns["label"][example_table["document"][:, 0]]
+        predictions = logits.argmax(-1) if len(self.labels) > 1 else logits[:, 0]
+        score_names = self.score_names or self.score_functions
+        return {name: self.score_functions[name](predictions, labels) for name in score_names}
 
     def module(self, config: EncoderConfig, vocab: VocabInfo) -> nn.Module:
         return ClassificationModule(config, self, vocab)
@@ -74,7 +79,7 @@ class Classification(SupervisedObjective):
 
 
 class ClassificationModule(TaskModule):
-    """An encoder, a pooler where the head reads it, and the head."""
+    """Module of an encoder, a pooler for the head "pooled", and the classification head."""
 
     config: EncoderConfig
     objective: Classification
@@ -90,17 +95,17 @@ class ClassificationModule(TaskModule):
 
     def compute_metrics(self, logits: Float[Array, "b s c"], batch: Batch) -> Metrics:
         labels = batch.labels["label"]
-        valid = batch.example_mask.astype(jnp.float32)
-        count = valid.sum()
+        example_mask = batch.example_mask.astype(jnp.float32)
+        count = example_mask.sum()
         if len(self.objective.labels) == 1:
-            return {"label_loss": Mean((jnp.square(logits[..., 0] - labels) * valid).sum(), count)}
+            return {"label_loss": Mean((jnp.square(logits[..., 0] - labels) * example_mask).sum(), count)}
         return {
-            "label_loss": Mean((cross_entropy(logits, labels) * valid).sum(), count),
-            "label_accuracy": Mean(((logits.argmax(-1) == labels) * valid).sum(), count),
+            "label_loss": Mean((cross_entropy(logits, labels) * example_mask).sum(), count),
+            "label_accuracy": Mean(((logits.argmax(-1) == labels) * example_mask).sum(), count),
         }
 
     def compute_logits(self, batch: Batch, train: bool = False) -> Float[Array, "b s c"]:
-        """A number for each label of each example."""
+        """Return a logit for each label of each example."""
         hidden = self.encoder(batch, train=train)
         vector = summarize_examples(self.config, hidden, batch)
         return self.classes(self.pooler(vector) if self.objective.head == "pooled" else vector, train)

@@ -1,4 +1,4 @@
-"""An encoder as it is: vectors to use, nothing to train. What a published checkpoint without heads becomes."""
+"""Encoder without a training objective, for its vectors: imported checkpoints without heads have it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from encoders.text.tokenization import VocabInfo
 
 @dataclass(frozen=True)
 class EncoderOnly(Objective):
-    """No loss: the encoder, and its pooler where it has one."""
+    """Objective without a loss: an encoder, optionally with its pooler."""
 
     has_pooler: bool = False
 
@@ -32,7 +32,7 @@ class EncoderOnly(Objective):
 
 
 class EncoderOnlyModule(nn.Module):
-    """An encoder and perhaps a pooler."""
+    """Module of an encoder and an optional pooler."""
 
     config: EncoderConfig
     objective: EncoderOnly
@@ -48,8 +48,8 @@ class EncoderOnlyModule(nn.Module):
         return {}
 
     def encode_batch(self, batch: Batch) -> tuple[Float[Array, "b l d"], Float[Array, "b s d"] | None]:
-        """The hidden states, and the pooled [CLS] of each example where there is a pooler."""
+        """Return the hidden states, and with a pooler the pooled [CLS] of each example."""
         hidden = self.encoder(batch)
-        return hidden, self.pooler(
-            summarize_examples(self.config, hidden, batch)
-        ) if self.objective.has_pooler else None
+        if not self.objective.has_pooler:
+            return hidden, None
+        return hidden, self.pooler(summarize_examples(self.config, hidden, batch))

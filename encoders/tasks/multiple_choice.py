@@ -1,4 +1,4 @@
-"""Multiple choice: which of several answers to a question fits a text (RACE; RoBERTa §5.3, ALBERT appendix A.4)."""
+"""Multiple choice: several options answer a question about a text (RACE; RoBERTa §5.3, ALBERT appendix A.4)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from encoders.utils.metrics import Mean
 
 @dataclass(frozen=True)
 class MultipleChoiceTask:
-    """Rows of .jsonl files: a text, a question, `count` options, and the answer, a letter (RACE) or a number from 0."""
+    """Rows of .jsonl files: a text, a question, `num_choices` options, and the answer, a letter or an index from 0."""
 
     num_choices: int = 4
     text_column: str = "article"
@@ -51,27 +51,28 @@ class MultipleChoiceTask:
         return objective, MultipleChoiceRows(self.num_choices, conventions.num_separators)
 
     def read_examples(self, root: str, split: str, reader: RowReader) -> Iterator[Example]:
-        yield from reader.convert_rows(read_records(Path(root).expanduser() / dict(self.files)[split]), self.parse_row)
+        path = Path(root).expanduser() / dict(self.files)[split]
+        yield from reader.convert_rows(read_records(path), self.parse_row)
 
     def parse_row(self, row: Record) -> Example:
+        """Return the example of a row; an option fills the question's "_" or follows it. Raises `RowError`."""
         text, question = row.get_text(self.text_column), row.get_text(self.question_column)
         options, answer = row[self.options_column], row[self.answer_column]
-        if (
-            not isinstance(options, list)
-            or len(options) != self.num_choices
-            or not all(isinstance(x, str) for x in options)
-        ):
-            raise RowError(row.location, f"{self.options_column}={options!r} must be {self.num_choices} texts")
+        is_valid = isinstance(options, list) and len(options) == self.num_choices
+        if not is_valid or not all(isinstance(option, str) for option in options):
+            raise RowError(
+                row.location, f"{self.options_column}={options!r} must be a list of {self.num_choices} texts"
+            )
         if any(map(has_lone_surrogate, options)):
             raise RowError(row.location, f"{self.options_column}={options!r} is not UTF-8")
         letters = [chr(ord("A") + i) for i in range(self.num_choices)]
-        known = {letter: i for i, letter in enumerate(letters)} | {i: i for i in range(self.num_choices)}
-        if not isinstance(answer, str | int) or answer not in known:
-            raise RowError(
-                row.location, f"{self.answer_column}={answer!r} is not one of {', '.join(letters)} or a number from 0"
-            )
-        filled = [question.replace("_", option, 1) if "_" in question else f"{question} {option}" for option in options]
-        return Example(row.location, (text, *filled), known[answer])
+        indices = {letter: i for i, letter in enumerate(letters)} | {i: i for i in range(self.num_choices)}
+        if not isinstance(answer, str | int) or answer not in indices:
+            accepted = f"{', '.join(letters)} or a number from 0 to {self.num_choices - 1}"
+            raise RowError(row.location, f"{self.answer_column}={answer!r} is not one of {accepted}")
+        pattern = question if "_" in question else f"{question} _"
+        questions = [pattern.replace("_", option, 1) for option in options]
+        return Example(row.location, (text, *questions), indices[answer])
 
     def encode_labels(self, example: Example, encoded: EncodedExample) -> dict[str, np.ndarray]:
         return {"label": np.array([example.target], np.int32)}
@@ -79,7 +80,7 @@ class MultipleChoiceTask:
 
 @dataclass(frozen=True)
 class MultipleChoiceRows:
-    """`count` examples in a row, `[CLS] text [SEP] question with option [SEP]`, each of up to its share of the row."""
+    """Format of `num_choices` examples a row, `[CLS] text [SEP] question with option [SEP]`, of equal maximal length."""
 
     num_choices: int = 4
     num_separators: int = 1
@@ -95,7 +96,7 @@ class MultipleChoiceRows:
     ) -> np.ndarray:
         first = split.document_offsets[documents.start : documents.stop, None] + np.arange(self.num_choices + 2)
         edges = split.sentence_offsets[first]
-        edges[:, -1] -= 1  # the separator that ends a document
+        edges[:, -1] -= 1  # drop the separator that ends a document
         rows = build_empty_table(len(documents), self.num_choices)
         rows["a_start"], rows["a_end"] = edges[:, :1], edges[:, 1:2]
         rows["b_start"], rows["b_end"] = edges[:, 1:-1], edges[:, 2:]
@@ -111,7 +112,7 @@ class MultipleChoiceRows:
 
 @dataclass(frozen=True)
 class MultipleChoiceObjective(SupervisedObjective):
-    """A number for each option, and the cross-entropy of their softmax over the options of a row."""
+    """Cross-entropy over the options of a row, each with one logit."""
 
     head: Literal["pooled", "linear", "tanh", "gelu"] = "pooled"
     head_dropout: float = 0.1
@@ -129,15 +130,12 @@ class MultipleChoiceObjective(SupervisedObjective):
     def score_outputs(
         self, outputs: dict[str, np.ndarray], example_table: np.ndarray, split: Split
     ) -> dict[str, float]:
-        return {
-            "accuracy": score_accuracy(
-                outputs["logits"].argmax(-1), split.label_columns["label"][example_table["document"][:, 0]]
-            )
-        }
+        labels = split.label_columns["label"][example_table["document"][:, 0]]
+        return {"accuracy": score_accuracy(outputs["logits"].argmax(-1), labels)}
 
 
 class MultipleChoiceModule(TaskModule):
-    """An encoder, a pooler where the head reads it, and the head to one number."""
+    """Module of an encoder, a pooler for the head "pooled", and a head with one logit."""
 
     config: EncoderConfig
     objective: MultipleChoiceObjective
@@ -157,10 +155,10 @@ class MultipleChoiceModule(TaskModule):
         return self.choice(self.pooler(vector) if self.objective.head == "pooled" else vector, train)[..., 0]
 
     def compute_metrics(self, logits: Float[Array, "b s"], batch: Batch) -> Metrics:
-        valid, label = batch.example_mask[:, 0].astype(jnp.float32), batch.labels["label"][:, 0]
+        row_mask, labels = batch.example_mask[:, 0].astype(jnp.float32), batch.labels["label"][:, 0]
         return {
-            "label_loss": Mean((cross_entropy(logits, label) * valid).sum(), valid.sum()),
-            "label_accuracy": Mean(((logits.argmax(-1) == label) * valid).sum(), valid.sum()),
+            "label_loss": Mean((cross_entropy(logits, labels) * row_mask).sum(), row_mask.sum()),
+            "label_accuracy": Mean(((logits.argmax(-1) == labels) * row_mask).sum(), row_mask.sum()),
         }
 
     def compute_outputs(self, logits: Float[Array, "b s"], batch: Batch) -> dict[str, Array]:

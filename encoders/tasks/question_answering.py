@@ -1,12 +1,11 @@
-"""Question answering: where in the text an answer starts and ends, and whether there is one (BERT §4.2 and §4.3).
+"""Question answering: start and end of an answer in the context, and answerability (BERT §4.2 and §4.3).
 
-Three designs of answerability behind one interface. `SpanPrediction` is BERT's: [CLS] as start and end is the answer
-"none". `SpanWithClassifier` is RoBERTa's (§5.2): a classifier on [CLS], its loss added. `ConditionedSpanPrediction` is
-XLNet's, which ALBERT and ELECTRA have: the end depends on the start, and a classifier reads [CLS] and the expected
-start.
+Three objectives have one interface. `SpanPrediction` is BERT's: [CLS] as start and end means no answer.
+`SpanWithClassifier` is RoBERTa's (§5.2): a classifier on [CLS], with its own loss. `ConditionedSpanPrediction` is
+XLNet's, used by ALBERT and ELECTRA: the end depends on the start, and a classifier reads [CLS] and the expected start.
 
-Each says of a window: candidates `first` and `last`, counted from the window's first token of text, with a `score`; and
-`null`, which is larger the less likely the window has an answer.
+Their outputs for a window are candidates `first` and `last`, counted from the window's first context token, with a
+`score`; and `null`, larger for a window that is less likely to hold an answer.
 """
 
 from __future__ import annotations
@@ -34,11 +33,11 @@ from encoders.text.tokenization import VocabInfo
 from encoders.utils.metrics import Mean
 
 MASKED_LOGIT = -1e30
-N_BEST_SIZE = 20  # starts, and ends, that are combined: n_best_size of the released code
+N_BEST_SIZE = 20  # number of starts and of ends that are combined, as in the released code
 
 
 class QAObjective(SupervisedObjective):
-    """What the three designs have in common."""
+    """Base of the three objectives."""
 
     best_metric: ClassVar[str] = "f1"
 
@@ -48,7 +47,7 @@ class QAObjective(SupervisedObjective):
     def decode_predictions(
         self, outputs: dict[str, np.ndarray], example_table: np.ndarray, split: Split
     ) -> dict[int, QAPrediction]:
-        """A verdict for each question, by its document."""
+        """Return the prediction for each question, by its document."""
         return decode_predictions(outputs, example_table, split)
 
     def score_outputs(
@@ -59,9 +58,9 @@ class QAObjective(SupervisedObjective):
 
 @dataclass(frozen=True)
 class SpanPrediction(QAObjective):
-    """The mean of two cross-entropies, of the first and of the last token of the answer, over the example's tokens.
+    """Mean of the cross-entropies of the answer's first and last token, over the example's tokens.
 
-    A window without the answer has [CLS] as both, as in the released code.
+    Both are [CLS] in a window without the answer, as in the released code.
     """
 
     required_fields: ClassVar[frozenset[str]] = frozenset({"first", "last"})
@@ -73,15 +72,13 @@ class SpanPrediction(QAObjective):
     def decode_predictions(
         self, outputs: dict[str, np.ndarray], example_table: np.ndarray, split: Split
     ) -> dict[int, QAPrediction]:
-        return {
-            document: subtract_best_score(each)
-            for document, each in decode_predictions(outputs, example_table, split).items()
-        }
+        predictions = decode_predictions(outputs, example_table, split)
+        return {document: subtract_best_score(prediction) for document, prediction in predictions.items()}
 
 
 @dataclass(frozen=True)
 class SpanWithClassifier(QAObjective):
-    """`SpanPrediction`, and whether there is an answer from [CLS] by a linear layer, its loss added with weight 1."""
+    """`SpanPrediction` plus a linear classifier of answerability on [CLS], whose loss has weight 1."""
 
     required_fields: ClassVar[frozenset[str]] = frozenset({"first", "last", "answerable"})
     loss_weights: ClassVar[dict[str, float]] = {"first_loss": 0.5, "last_loss": 0.5, "answerable_loss": 1.0}
@@ -92,10 +89,10 @@ class SpanWithClassifier(QAObjective):
 
 @dataclass(frozen=True)
 class ConditionedSpanPrediction(QAObjective):
-    """An end that depends on the start, the true one in training; `beam` starts and for each as many ends are tried.
+    """Span prediction whose end depends on the start, the true one in training.
 
-    ALBERT's by default: the model's width, tanh, a layer norm. ELECTRA's has a width of 512, gelu, no norm, no dropout,
-    and a beam of 20.
+    Prediction combines the `beam_size` likeliest starts with as many ends each. The defaults are ALBERT's: the
+    encoder's hidden size, tanh, a layer norm.
     """
 
     head_hidden_size: int | None = None
@@ -111,7 +108,7 @@ class ConditionedSpanPrediction(QAObjective):
         return ConditionedSpanModule(config, self, vocab)
 
 
-# By the value of `FamilyConventions.answerability`; ELECTRA's differs from ALBERT's in its sizes.
+# By the value of `FamilyConventions.answerability`; ELECTRA's head differs from ALBERT's in size.
 ANSWERABILITY_OBJECTIVES = {
     "null_span": SpanPrediction(),
     "classifier": SpanWithClassifier(),
@@ -123,7 +120,7 @@ ANSWERABILITY_OBJECTIVES = {
 
 
 def build_context_mask(batch: Batch, vocab: VocabInfo) -> Bool[Array, "b s l"]:
-    """Which tokens are text that may hold the answer to the n-th question of the row."""
+    """Return the mask of context tokens, which may hold the answer, for each question of the row."""
     return make_membership_mask(batch) & ((batch.token_type_ids == 1) & (batch.input_ids != vocab.sep_id))[:, None]
 
 
@@ -131,47 +128,46 @@ def mask_logits(logits: Float[Array, "b *s l"], allowed: Bool[Array, "b s l"]) -
     return jnp.where(allowed, logits if logits.ndim == 3 else logits[:, None], MASKED_LOGIT)
 
 
-def answerable_loss(null_logits: Float[Array, "b s"], batch: Batch) -> Float[Array, "b s"]:
-    """The binary cross-entropy of the logit that there is no answer."""
+def compute_answerable_loss(null_logits: Float[Array, "b s"], batch: Batch) -> Float[Array, "b s"]:
+    """Return the binary cross-entropy of the logits of being unanswerable."""
     return binary_cross_entropy(null_logits, 1 - batch.labels["answerable"])
 
 
 def compute_span_metrics(
     start_logits: Float[Array, "b s l"], end_logits: Float[Array, "b s l"], null_logits, batch: Batch
 ) -> Metrics:
-    """Losses, and the share of examples whose first and last token are both right."""
-    valid = batch.example_mask.astype(jnp.float32)
-    count = valid.sum()
-    right = (start_logits.argmax(-1) == batch.labels["first"]) & (end_logits.argmax(-1) == batch.labels["last"])
+    """Return losses, and accuracies of complete spans and of answerability."""
+    example_mask = batch.example_mask.astype(jnp.float32)
+    count = example_mask.sum()
+    is_correct = (start_logits.argmax(-1) == batch.labels["first"]) & (end_logits.argmax(-1) == batch.labels["last"])
     metrics = {
-        "first_loss": Mean((cross_entropy(start_logits, batch.labels["first"]) * valid).sum(), count),
-        "last_loss": Mean((cross_entropy(end_logits, batch.labels["last"]) * valid).sum(), count),
-        "span_accuracy": Mean((right * valid).sum(), count),
+        "first_loss": Mean((cross_entropy(start_logits, batch.labels["first"]) * example_mask).sum(), count),
+        "last_loss": Mean((cross_entropy(end_logits, batch.labels["last"]) * example_mask).sum(), count),
+        "span_accuracy": Mean((is_correct * example_mask).sum(), count),
     }
     if null_logits is None:
         return metrics
-    said = (null_logits < 0) == (batch.labels["answerable"] == 1)
+    is_correct = (null_logits < 0) == (batch.labels["answerable"] == 1)
     return metrics | {
-        "answerable_loss": Mean((answerable_loss(null_logits, batch) * valid).sum(), count),
-        "answerable_accuracy": Mean((said * valid).sum(), count),
+        "answerable_loss": Mean((compute_answerable_loss(null_logits, batch) * example_mask).sum(), count),
+        "answerable_accuracy": Mean((is_correct * example_mask).sum(), count),
     }
 
 
 def build_span_candidates(starts, ends, scores, null_logits, context_mask: Bool[Array, "b s l"]) -> dict[str, Array]:
-    """What is said of each window, `[b s n]`, with places counted from its first token of text."""
-    flatten_beams = lambda x: x.reshape(*x.shape[:2], -1)
-    origin = context_mask.argmax(-1)[..., None]
-    scores = jnp.where(scores > MASKED_LOGIT / 2, scores, -jnp.inf)
+    """Return the candidates of each window, `[b s n]`, with positions counted from its first context token."""
+    context_start = context_mask.argmax(-1)[..., None]
+    starts, ends, scores = (beams.reshape(*beams.shape[:2], -1) for beams in (starts, ends, scores))
     return {
-        "first": flatten_beams(starts) - origin,
-        "last": flatten_beams(ends) - origin,
-        "score": flatten_beams(scores),
+        "first": starts - context_start,
+        "last": ends - context_start,
+        "score": jnp.where(scores > MASKED_LOGIT / 2, scores, -jnp.inf),
         "null": null_logits,
     }
 
 
 class SpanPredictionModule(TaskModule):
-    """An encoder, a linear layer to two numbers a token, and for `SpanWithClassifier` one from [CLS] to one."""
+    """Module of an encoder, start and end logits of every token, and for `SpanWithClassifier` a null logit of [CLS]."""
 
     config: EncoderConfig
     objective: SpanPrediction | SpanWithClassifier
@@ -186,7 +182,7 @@ class SpanPredictionModule(TaskModule):
     def compute_logits(
         self, batch: Batch, train: bool = False
     ) -> tuple[Float[Array, "b l 2"], Float[Array, "b s"] | None]:
-        """For every token, how likely an answer starts and how likely it ends there; and that there is none."""
+        """Return start and end logits of every token, and null logits of every example."""
         hidden = self.encoder(batch, train=train)
         spans = self.spans(hidden).astype(jnp.float32)
         if not isinstance(self.objective, SpanWithClassifier):
@@ -195,66 +191,69 @@ class SpanPredictionModule(TaskModule):
 
     def compute_metrics(self, logits, batch: Batch) -> Metrics:
         spans, null = logits
-        mine = make_membership_mask(batch)
-        return compute_span_metrics(mask_logits(spans[..., 0], mine), mask_logits(spans[..., 1], mine), null, batch)
+        mask = make_membership_mask(batch)
+        return compute_span_metrics(mask_logits(spans[..., 0], mask), mask_logits(spans[..., 1], mask), null, batch)
 
     def compute_outputs(self, logits, batch: Batch) -> dict[str, Array]:
         spans, null = logits
-        text = build_context_mask(batch, self.vocab)
-        count = min(N_BEST_SIZE, text.shape[-1])
-        (starts, first), (ends, last) = (jax.lax.top_k(mask_logits(spans[..., i], text), count) for i in (0, 1))
+        context = build_context_mask(batch, self.vocab)
+        count = min(N_BEST_SIZE, context.shape[-1])
+        starts, first = jax.lax.top_k(mask_logits(spans[..., 0], context), count)
+        ends, last = jax.lax.top_k(mask_logits(spans[..., 1], context), count)
         if null is None:
             null = gather_hidden_states(spans, batch.cls_positions).sum(-1)
         pairs = jnp.broadcast_arrays(first[..., None], last[..., None, :], starts[..., None] + ends[..., None, :])
-        return build_span_candidates(*pairs, null, text)
+        return build_span_candidates(*pairs, null, context)
 
 
 class ConditionedSpanModule(TaskModule):
-    """An encoder and three heads: start, end given a start, and whether there is an answer."""
+    """Module of an encoder and three heads: start, end given a start, and answerability."""
 
     config: EncoderConfig
     objective: ConditionedSpanPrediction
     vocab: VocabInfo
 
     def setup(self):
-        model, objective = self.config, self.objective
-        width = objective.head_hidden_size or model.hidden_size
-        self.encoder = Encoder(model)
-        self.start = make_dense(model, 1)
-        # One dense layer on a token and the start beside each other, as two.
-        self.end_token, self.end_start = make_dense(model, width), make_dense(model, width, use_bias=False)
-        self.end_norm = make_layer_norm(model) if objective.use_layer_norm else lambda x: x
-        self.end = make_dense(model, 1)
-        self.answer = make_dense(model, width)
-        self.answerable = make_dense(model, 1, use_bias=not objective.use_layer_norm)  # ALBERT's has none
+        config, objective = self.config, self.objective
+        width = objective.head_hidden_size or config.hidden_size
+        self.encoder = Encoder(config)
+        self.start = make_dense(config, 1)
+        # Together one dense layer on the concatenation of a token and the start.
+        self.end_token = make_dense(config, width)
+        self.end_start = make_dense(config, width, use_bias=False)
+        self.end_norm = make_layer_norm(config) if objective.use_layer_norm else lambda x: x
+        self.end = make_dense(config, 1)
+        self.answer = make_dense(config, width)
+        self.answerable = make_dense(config, 1, use_bias=not objective.use_layer_norm)  # ALBERT's lacks a bias
         self.drop = Dropout(objective.head_dropout)
 
     def apply_activation(self, x):
         return jnp.tanh(x) if self.objective.activation == "tanh" else ACTIVATIONS["gelu"](x)
 
     def compute_logits(self, batch: Batch, train: bool = False):
-        """The hidden states, the logit of every start, and the one that there is no answer."""
+        """Return the hidden states, masked start logits `[b s l]`, and null logits `[b s]`."""
         hidden = self.encoder(batch, train=train)
         starts = self.start(hidden)[..., 0].astype(jnp.float32)
         first = mask_logits(starts, self.build_answer_mask(batch))
-        expected = jnp.einsum("bsl,bld->bsd", jax.nn.softmax(first).astype(hidden.dtype), hidden)
-        both = jnp.concatenate([expected, summarize_examples(self.config, hidden, batch)], axis=-1)
-        null = self.answerable(self.drop(self.apply_activation(self.answer(both)), train))[..., 0].astype(jnp.float32)
+        expected_start = jnp.einsum("bsl,bld->bsd", jax.nn.softmax(first).astype(hidden.dtype), hidden)
+        x = jnp.concatenate([expected_start, summarize_examples(self.config, hidden, batch)], axis=-1)
+        x = self.drop(self.apply_activation(self.answer(x)), train)
+        null = self.answerable(x)[..., 0].astype(jnp.float32)
         if self.is_initializing():
             self.compute_end_logits(hidden, batch.cls_positions, batch)
         return hidden, first, null
 
     def build_answer_mask(self, batch: Batch) -> Bool[Array, "b s l"]:
-        """Where an answer may start and end: in the text, or at [CLS] for none."""
+        """Return the mask of tokens where an answer may start and end: the context, and [CLS] for none."""
         cls = jnp.arange(batch.input_ids.shape[1]) == batch.cls_positions[..., None]
         return build_context_mask(batch, self.vocab) | cls
 
     def compute_end_logits(
         self, hidden: Float[Array, "b l d"], start_positions: Int[Array, "b n"], batch: Batch
     ) -> Float[Array, "b n l"]:
-        """The logit of every end given each of n starts, before those that cannot be are left out."""
-        given = self.end_start(gather_hidden_states(hidden, start_positions))[:, :, None]
-        x = self.end_norm(self.apply_activation(self.end_token(hidden)[:, None] + given))
+        """Return the unmasked logit of every end given each of n starts."""
+        starts = self.end_start(gather_hidden_states(hidden, start_positions))[:, :, None]
+        x = self.end_norm(self.apply_activation(self.end_token(hidden)[:, None] + starts))
         return self.end(x)[..., 0].astype(jnp.float32)
 
     def compute_metrics(self, logits, batch: Batch) -> Metrics:
@@ -264,12 +263,11 @@ class ConditionedSpanModule(TaskModule):
 
     def compute_outputs(self, logits, batch: Batch) -> dict[str, Array]:
         hidden, first, null = logits
-        text, (b, s, _) = build_context_mask(batch, self.vocab), first.shape
-        count = min(self.objective.beam_size, text.shape[-1])
-        chance = jnp.where(text, jax.nn.log_softmax(first), MASKED_LOGIT)
-        starts, where = jax.lax.top_k(chance, count)
-        ends = self.compute_end_logits(hidden, where.reshape(b, -1), batch).reshape(b, s, count, -1)
+        context, (b, s, _) = build_context_mask(batch, self.vocab), first.shape
+        count = min(self.objective.beam_size, context.shape[-1])
+        start_scores, starts = jax.lax.top_k(jnp.where(context, jax.nn.log_softmax(first), MASKED_LOGIT), count)
+        ends = self.compute_end_logits(hidden, starts.reshape(b, -1), batch).reshape(b, s, count, -1)
         ends = jax.nn.log_softmax(jnp.where(self.build_answer_mask(batch)[:, :, None], ends, MASKED_LOGIT))
-        stops, last = jax.lax.top_k(jnp.where(text[:, :, None], ends, MASKED_LOGIT), count)
-        pairs = jnp.broadcast_arrays(where[..., None], last, starts[..., None] + stops)
-        return build_span_candidates(*pairs, null, text)
+        end_scores, last = jax.lax.top_k(jnp.where(context[:, :, None], ends, MASKED_LOGIT), count)
+        pairs = jnp.broadcast_arrays(starts[..., None], last, start_scores[..., None] + end_scores)
+        return build_span_candidates(*pairs, null, context)

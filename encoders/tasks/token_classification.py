@@ -1,4 +1,4 @@
-"""Token classification, such as named entities: a tag for every word, said at its first token (BERT §5.3)."""
+"""Token classification such as named entities: a tag for every word, predicted at its first token (BERT §5.3)."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from encoders.objectives.losses import cross_entropy
 from encoders.text.tokenization import VocabInfo
 from encoders.utils.metrics import Mean
 
-IGNORED_TAG = -1  # the tag of tokens that are not the first of a word
+IGNORED_TAG = -1  # of tokens that are not the first of a word
 
 
 @dataclass(frozen=True)
 class TokenTask:
-    """Rows of `words` and their `tags`, each one of `labels`.
+    """Rows of words and their tags, each one of `labels`.
 
-    A .jsonl file has the lists "words" and "tags"; any other has a word and, last, its tag on a line, and a blank line
-    between sentences (CoNLL).
+    A .jsonl file has the lists "words" and "tags". Any other file is in CoNLL format: a line has a word and, last, its
+    tag; a blank line ends a sentence.
     """
 
     labels: tuple[str, ...]
@@ -54,49 +54,56 @@ class TokenTask:
         yield from reader.convert_rows(rows, self.parse_row)
 
     def parse_row(self, row: Record) -> Example:
+        """Return the words as one text; the target is each word's first character and tag. Raises `RowError`."""
         words, tags = row["words"], row["tags"]
         if not isinstance(words, list) or not isinstance(tags, list) or len(words) != len(tags) or not words:
-            raise RowError(row.location, f"words and tags must be two lists of one length, not {words!r} and {tags!r}")
-        if empty := [word for word in words if not isinstance(word, str) or not word.strip()]:
-            raise RowError(row.location, f"{empty[0]!r} is not a word")
-        if bad := [word for word in words if has_lone_surrogate(word)]:
-            raise RowError(row.location, f"the word {bad[0]!r} is not UTF-8")
-        if unknown := [tag for tag in tags if tag not in self.labels]:
-            raise RowError(row.location, f"the tag {unknown[0]!r} is not one of {', '.join(self.labels)}")
+            raise RowError(
+                row.location, f"words and tags must be two lists of equal length, not {words!r} and {tags!r}"
+            )
+        for word, tag in zip(words, tags, strict=True):
+            if not isinstance(word, str) or not word.strip():
+                raise RowError(row.location, f"the word {word!r} is not a text or is empty")
+            if has_lone_surrogate(word):
+                raise RowError(row.location, f"the word {word!r} is not UTF-8")
+            if tag not in self.labels:
+                raise RowError(row.location, f"the tag {tag!r} is not one of {', '.join(self.labels)}")
         ends = np.cumsum([len(word) + 1 for word in words])
         starts = [int(end) - len(word) - 1 for end, word in zip(ends, words, strict=True)]
         return Example(row.location, (" ".join(words),), (starts, [self.labels.index(tag) for tag in tags]))
 
     def encode_labels(self, example: Example, encoded: EncodedExample) -> dict[str, np.ndarray]:
-        (places,), (starts, tags) = encoded.offsets, example.target
-        row = np.full(len(places) + 1, IGNORED_TAG, np.int32)
-        words, first = np.unique(np.searchsorted(starts, [a for a, _ in places], side="right") - 1, return_index=True)
-        row[first] = np.array(tags)[words]
-        return {"tags": row}
+        (offsets,), (word_starts, tags) = encoded.offsets, example.target
+        token_tags = np.full(len(offsets) + 1, IGNORED_TAG, np.int32)
+        token_words = np.searchsorted(word_starts, [start for start, _ in offsets], side="right") - 1
+        words, first_tokens = np.unique(token_words, return_index=True)
+        token_tags[first_tokens] = np.array(tags)[words]
+        return {"tags": token_tags}
 
 
 def read_conll_sentences(path: Path) -> Iterator[Record | RowError]:
-    """The sentences of a file with a word and its tag on a line."""
-    words, tags, began, empty = [], [], 1, True
+    """Yield the sentences of a file in CoNLL format; a line without a tag is a bad row."""
+    words, tags = [], []
+    first_line, is_empty = 1, True
     with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
         for number, line in enumerate([*file, "\n"], 1):
             fields = line.split()
             if not fields and words:
-                yield Record(f"{path}:{began}", {"words": words, "tags": tags})
-                words, tags, empty = [], [], False
+                yield Record(f"{path}:{first_line}", {"words": words, "tags": tags})
+                words, tags, is_empty = [], [], False
             elif len(fields) == 1:
-                yield RowError(f"{path}:{number}", f"{fields[0]!r} has no tag beside it")
+                yield RowError(f"{path}:{number}", f"the word {fields[0]!r} lacks a tag")
             elif fields and fields[0] != "-DOCSTART-":
-                began = began if words else number
+                if not words:
+                    first_line = number
                 words.append(fields[0])
                 tags.append(fields[-1])
-    if empty:
-        raise RowError(str(path), "there are no rows")
+    if is_empty:
+        raise RowError(str(path), "it holds no sentences")
 
 
 @dataclass(frozen=True)
 class TaggedRows:
-    """`[CLS] text [SEP]`, cut at its end, with the tag of each token that is the first of a word."""
+    """Format `[CLS] text [SEP]`, cut at its end, with the tag of each token that is the first of a word."""
 
     num_separators: ClassVar[int] = 1
     label_fields: ClassVar[tuple[str, ...]] = ("tags",)
@@ -126,7 +133,7 @@ class TaggedRows:
 
 @dataclass(frozen=True)
 class TokenClassification(SupervisedObjective):
-    """One of `labels` for the first token of each word; judged by whole entities where tags begin with B- and I-."""
+    """Prediction of one of `labels` for the first token of each word; the score is the F1 of entities."""
 
     labels: tuple[str, ...]
     head_dropout: float = 0.1
@@ -148,39 +155,42 @@ class TokenClassification(SupervisedObjective):
     def score_outputs(
         self, outputs: dict[str, np.ndarray], example_table: np.ndarray, split: Split
     ) -> dict[str, float]:
-        right = told = there = 0
-        for tags, span in zip(outputs["tags"], example_table[:, 0], strict=True):
-            true = split.label_columns["tags"][span["a_start"] : span["a_end"]]
-            words = true >= 0
-            gold, guess = (
-                extract_entities([self.labels[t] for t in x[words]]) for x in (true, tags[1 : 1 + len(true)])
-            )
-            right, told, there = right + len(gold & guess), told + len(guess), there + len(gold)
-        return {"f1": 2 * right / (told + there) if told + there else 0.0}
+        num_correct = num_predicted_and_gold = 0
+        for row_tags, span in zip(outputs["tags"], example_table[:, 0], strict=True):
+            gold_tags = split.label_columns["tags"][span["a_start"] : span["a_end"]]
+            is_word = gold_tags >= 0
+            predicted_tags = row_tags[1 : 1 + len(gold_tags)]
+            gold = extract_entities([self.labels[tag] for tag in gold_tags[is_word]])
+            predicted = extract_entities([self.labels[tag] for tag in predicted_tags[is_word]])
+            num_correct += len(gold & predicted)
+            num_predicted_and_gold += len(gold) + len(predicted)
+        return {"f1": 2 * num_correct / num_predicted_and_gold if num_predicted_and_gold else 0.0}
 
 
 def extract_entities(tags: list[str]) -> set[tuple[int, int, str]]:
-    """First word, end and kind of each entity in B-, I- and O tags; an I- without its B- begins one (conlleval).
+    """Return first word, end and type of each entity in B-, I- and O tags; an I- without its B- starts one (conlleval).
 
-    Without such marks every tag but O is an entity of one word.
+    Without such prefixes every tag but O is an entity of one word.
 
     >>> sorted(extract_entities(["B-PER", "I-PER", "O", "I-LOC"]))
     [(0, 2, 'PER'), (3, 4, 'LOC')]
     """
-    found, start, kind = set(), 0, None
-    for place, tag in enumerate([*tags, "O"]):
-        mark, dash, name = tag.partition("-")
-        name = name if dash else tag
-        if kind is not None and not (mark == "I" and dash and name == kind):
-            found.add((start, place, kind))
-            kind = None
-        if tag != "O" and kind is None:
-            start, kind = place, name
-    return found
+    entities, start, entity_type = set(), 0, None
+    for i, tag in enumerate([*tags, "O"]):
+        prefix, dash, name = tag.partition("-")
+        if not dash:
+            name = tag
+        continues = prefix == "I" and dash and name == entity_type
+        if entity_type is not None and not continues:
+            entities.add((start, i, entity_type))
+            entity_type = None
+        if tag != "O" and entity_type is None:
+            start, entity_type = i, name
+    return entities
 
 
 class TokenClassificationModule(TaskModule):
-    """An encoder and a linear layer on every token."""
+    """Module of an encoder and a linear layer on every token."""
 
     config: EncoderConfig
     objective: TokenClassification
@@ -197,11 +207,11 @@ class TokenClassificationModule(TaskModule):
 
     def compute_metrics(self, logits: Float[Array, "b l c"], batch: Batch) -> Metrics:
         tags = jnp.broadcast_to(batch.labels["tags"], logits.shape[:2])
-        real = (tags >= 0).astype(jnp.float32)
-        wanted = jnp.maximum(tags, 0)
+        word_mask = (tags >= 0).astype(jnp.float32)
+        labels = jnp.maximum(tags, 0)
         return {
-            "tag_loss": Mean((cross_entropy(logits, wanted) * real).sum(), real.sum()),
-            "tag_accuracy": Mean(((logits.argmax(-1) == wanted) * real).sum(), real.sum()),
+            "tag_loss": Mean((cross_entropy(logits, labels) * word_mask).sum(), word_mask.sum()),
+            "tag_accuracy": Mean(((logits.argmax(-1) == labels) * word_mask).sum(), word_mask.sum()),
         }
 
     def compute_outputs(self, logits: Float[Array, "b l c"], batch: Batch) -> dict[str, Array]:
