@@ -207,9 +207,9 @@ def test_the_score_of_a_conditioned_span_is_the_log_probability_of_its_start_and
 @DESIGNS
 def test_only_a_conditioned_end_depends_on_the_true_start_in_training(objective):
     module, params = made(objective)
-    metrics, _ = apply(
-        params, packed() | {"first": jnp.array([[4, 8], [4, 0]])}, module=module, method="evaluate_batch"
-    )
+    batch = packed()
+    batch = batch.replace(labels=batch.labels | {"first": jnp.array([[4, 8], [4, 0]])})
+    metrics, _ = apply(params, batch, module=module, method="evaluate_batch")
     unchanged = float(metrics["last_loss"].total) == float(ran(objective)[2]["last_loss"].total)
     assert unchanged != isinstance(objective, ConditionedSpanPrediction)
 
