@@ -6,7 +6,7 @@ Cost and score: not measured here; `python launch.py show albert` prints paramet
 
 15 % of the tokens are predicted, as in the paper; the released code's default limit of 20 at length 512 is 3.9 %.
 Sentence order has the corrected format; the released code gives a chunk of one sentence a random second segment,
-which is next-sentence prediction. LAMB is the released code's. Version 2 has no dropout and trains longer.
+which is next-sentence prediction. LAMB is the released code's. Version 2 trains longer, without dropout.
 """
 
 from encoders.data.formats import SegmentPairs

@@ -5,8 +5,8 @@
 Cost and score of a whole run: not measured here. A step of BERT-base with 8 rows of 128 takes 7.0 s on one core of an
 AMD EPYC (Zen 3) in float32 (`speed.py`). `python launch.py show bert` prints parameters, FLOPs and memory.
 
-Where paper and released code differ, this is the code: Adam without bias correction, warm-up multiplied with the
-decaying line, random second segments that fill the row, ten masks an example. Two differences are known. The whole
+This is the released code in the points where the paper differs: Adam without bias correction, warm-up multiplied with
+the decaying line, random second segments that fill the row, ten masks an example. Two differences are known. The whole
 batch is clipped, not each replica's share; and the vocabulary is trained here unless `data.tokenizer.path` names the
 published vocab.txt. The books of the paper are not in TFDS: name text files of your own with `data.corpus`.
 """

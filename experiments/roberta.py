@@ -4,10 +4,10 @@
 
 Cost and score: not measured here; `python launch.py show roberta` prints parameters, FLOPs and memory of both sizes.
 
-Where the paper is silent, this is fairseq: <s> and </s> may be masked, the number of predictions is rounded at random,
-a random token is never a special one, every parameter decays. The 160 GB of the paper are five corpora, of which TFDS
-has Wikipedia; name the others as text files with `data.corpus`. Few machines fit 8,192 rows at once:
-`grad_accum_steps` splits them without changing the loss.
+This is fairseq in the points that the paper leaves open: <s> and </s> may be masked, the number of predictions is
+rounded at random, a random token is never a special one, every parameter decays. The 160 GB of the paper are five
+corpora, of which TFDS has Wikipedia; name the others as text files with `data.corpus`. Few machines fit 8,192 rows at
+once: `grad_accum_steps` splits them without changing the loss.
 """
 
 from encoders.data.formats import FullSentences

@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from encoders.costs.ledger import count_params, eval_param_shapes
 from encoders.experiment import Experiment
 from encoders.families import albert, bert, electra, roberta
+from encoders.tasks.classification import Classification
 
 # tests/sweeps/test_paper_tables.py tests the tables.
 HOME = Path(__file__).parents[1] / "experiments"
@@ -45,6 +47,22 @@ def test_the_names_of_a_files_experiments_differ(path):
 def test_an_experiment_initialises_at_its_full_size(name):
     experiment = EXPERIMENTS[name]
     assert count_params(eval_param_shapes(experiment.model, experiment.objective)) > 100_000
+
+
+def test_the_overrides_of_the_measured_results_name_existing_fields():
+    text = (HOME / "README.md").read_text(encoding="utf-8")
+    commands = "\n".join(line for line in text.splitlines() if line.startswith("    "))
+    paths = set(re.findall(r"([a-z_]+(?:\.\w+)+)=", commands))
+    pretraining = EXPERIMENTS["first"]
+    assert len(paths) > 10
+    for path in paths:
+        objective = Classification(("no", "yes")) if path.startswith("objective.head") else pretraining.objective
+        value = pretraining
+        for name in path.split("."):
+            if name == "objective":
+                value = objective
+            else:
+                value = value[int(name)] if name.isdigit() else getattr(value, name)
 
 
 def test_every_published_size_has_an_experiment():

@@ -14,7 +14,7 @@ from encoders.reporting.table_formats import ReportTable
 
 
 def build_page(folder: Path, report_tables: Sequence[ReportTable], title: str = "Runs") -> str:
-    """Return one HTML page about all runs in `folder`, which begins with the given tables.
+    """Return one HTML page: the given tables, then the curves and details of all runs in `folder`.
 
     Raises `RunError` for a folder without runs, and `ValueError` if matplotlib or jinja2 is not installed.
     """

@@ -45,7 +45,7 @@ def format_finetuned(finished_runs: Sequence[tuple[Experiment, dict]]) -> str:
     runs_by_name: dict[str, list[tuple[Experiment, dict]]] = {}
     for experiment, result in finished_runs:
         runs_by_name.setdefault(strip_seeds(experiment.name), []).append((experiment, result))
-    rows = [["run", "seeds", "goal", "median", "lowest", "highest", "steps", "other medians"]]
+    rows = [["run", "seeds", "metric", "median", "lowest", "highest", "steps", "other medians"]]
     for name, runs in runs_by_name.items():
         experiment = runs[0][0]
         metric = experiment.objective.best_metric

@@ -7,9 +7,9 @@ Score: SST-2 68.7, 67.4 and 68.1, medians of three seeds within the spread; sent
 (experiments/README.md, "The papers' tables at small scale").
 
 Every model is scored on both sentence tasks with the head it was trained with: a pair that is not the continuation has
-label 1 in both. The model without a sentence objective is scored by a logistic regression on its [CLS] vectors
-(encoders/inference/cross_evaluation.py), since the paper does not describe its head, and reads the pairs of sentence
-order. The MNLI of the last row is 82.0 here and 81.6 in tables 2 and 3.
+label 1 in both. The model without a sentence objective reads the pairs of sentence order. It is scored by a
+logistic regression on its [CLS] vectors (encoders/inference/cross_evaluation.py), since the paper does not describe its
+head. The MNLI of the last row is 82.0 here and 81.6 in tables 2 and 3.
 """
 
 from dataclasses import replace

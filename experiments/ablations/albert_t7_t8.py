@@ -18,8 +18,8 @@ from encoders.sweeps.paper_table import ALBERT_COLUMNS, MLM_AT_MASK, PaperTable,
 
 COLUMNS = (*ALBERT_COLUMNS, MLM_AT_MASK)
 CAVEAT = (
-    "the paper removes the dropout from a model trained with it for a million steps, and here two are trained, one with "
-    "it and one without, from the start"
+    "the paper removes the dropout from a model trained with it for a million steps, and here two are trained, one "
+    "with it and one without, from the start"
 )
 NO_TASK_SCORES = (None,) * (len(ALBERT_COLUMNS) - 1)
 DROPOUT = {"hidden_dropout": 0.1, "attention_dropout": 0.1}

@@ -62,7 +62,7 @@ def table(study: Study) -> PaperTable:
 
 
 def build_base_experiment():
-    """Return RoBERTa's base model and optimiser at BERT's rate, warm-up, batch and steps, rows of 512 (§3.1, §4.1)."""
+    """Return RoBERTa-base at BERT's learning rate, warm-up, batch and steps, with rows of 512 (§3.1, §4.1)."""
     base = experiments[0]
     phases = tuple(replace(phase, until_step=1_000_000, batch_size=256) for phase in base.phases)
     optimizer = replace(base.optimizer, learning_rate=1e-4, warmup_steps=10_000)
