@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from encoders.data.beam_runner import UnfinishedWork
+from encoders.data.row_files import RowError
 from encoders.exchange.weights import CheckpointError
 from encoders.run.folder import RunError
 from encoders.text.source import CorpusError
@@ -12,7 +13,7 @@ from encoders.training import distributed
 from encoders.utils.serialization import ExperimentError
 
 EXPECTED_ERRORS = (
-    ExperimentError, CorpusError, RunError, CheckpointError, UnfinishedWork, distributed.DistributedError,
+    ExperimentError, CorpusError, RowError, RunError, CheckpointError, UnfinishedWork, distributed.DistributedError,
 )  # fmt: skip
 
 
