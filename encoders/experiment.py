@@ -161,7 +161,10 @@ def check_phase_formats(experiment: Experiment) -> Iterator[str]:
             )
         weights, num_corpora = find_corpus_weights(row_format), len(getattr(experiment.data, "corpus", ()))
         if weights is not None and len(weights) != num_corpora:
-            yield f"phases.format.corpus_weights={weights} must have one for each of the {num_corpora} items of data.corpus"
+            yield (
+                f"phases.format.corpus_weights={weights} must have one for each of the {num_corpora} items of "
+                f"data.corpus"
+            )
         if missing := sorted(experiment.objective.required_fields - provided):
             yield (
                 f"the objective needs {', '.join(missing)}, and the format {type(row_format).__name__} provides "

@@ -1,4 +1,5 @@
-"""An objective, a format, a task and a part of the model in a user's file: they take part as those of the package do."""
+"""An objective, a format, a task and a part of the model in a user's file: they take part as those of the package
+do."""
 
 import json
 import subprocess

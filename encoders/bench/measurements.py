@@ -100,7 +100,8 @@ class BenchInput:
 
 @contextmanager
 def prepare_bench_input(experiment: Experiment, options: BenchOptions) -> Iterator[BenchInput]:
-    """Yield an experiment with its batches: of its text where they are packed or `options.use_text`, else random ids."""
+    """Yield an experiment with its batches: of its text where they are packed or `options.use_text`, else random
+    ids."""
     phase = experiment.phases[0]
     if options.use_text or isinstance(phase.format, PackedFormat):
         vocab, batches = inputs.read_text_batches(experiment, phase, NUM_BATCHES)
@@ -136,7 +137,8 @@ def make_timing_row(label: str, timing: Timing, num_tokens: float) -> ResultRow:
 
 
 def measure_step(experiments: Sequence[Experiment], options: BenchOptions) -> Iterator[ResultRow]:
-    """Yield a training step of each experiment beside the device's peak rate, and its compilation with and without a cache."""
+    """Yield a training step of each experiment beside the device's peak rate, and its compilation with and without a
+    cache."""
     for experiment in experiments:
         name, dtype = experiment.name, experiment.model.dtype
         with prepare_bench_input(experiment, options) as bench_input, tempfile.TemporaryDirectory() as cache:

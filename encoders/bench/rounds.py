@@ -1,7 +1,7 @@
 """Timing of variants in alternating rounds, each in a pinned process of its own.
 
-On a shared machine wall time is unreliable, so the processor time of one pinned core counts. A speed-up is reported only
-where wall time shows that the core was free. On an accelerator the wall time of many steps in a row counts.
+On a shared machine wall time is unreliable, so the processor time of one pinned core counts. A speed-up is reported
+only where wall time shows that the core was free. On an accelerator the wall time of many steps in a row counts.
 """
 
 from __future__ import annotations

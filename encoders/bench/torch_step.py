@@ -90,7 +90,8 @@ def build_torch_matmul(spec: dict) -> tuple[Callable, dict]:
 
 
 def load_torch_batches(spec: dict) -> list[dict]:
-    """Return the saved batches on the device; the mask, which costs time, is an input only where a batch has padding."""
+    """Return the saved batches on the device; the mask, which costs time, is an input only where a batch has
+    padding."""
     import torch
 
     with np.load(spec["inputs"]) as stored:
@@ -179,7 +180,8 @@ def build_torch_training(spec: dict, batches: list[dict]) -> tuple[Callable, dic
 
 
 def build_torch_masked_lm(spec: dict) -> tuple[list, Callable]:
-    """Return transformers' model in a list, and its own loss: masked tokens, and sentence pairs where they have a label."""
+    """Return transformers' model in a list, and its own loss: masked tokens, and sentence pairs where they have a
+    label."""
     import transformers
 
     pair_label = PAIR_LABELS[spec["family"]] if spec["pair"] else None

@@ -89,8 +89,8 @@ def prepare_stores(
     for experiment in load_experiment_file(choice).experiments:
         if isinstance(experiment.data, LabelledData) and not Path(experiment.data.tokenizer.path).exists():
             log_to_stderr(
-                f"skipped {experiment.name}: {experiment.init_from} is not trained yet, and its vocabulary is missing; train it "
-                "first"
+                f"skipped {experiment.name}: {experiment.init_from} is not trained yet, and its vocabulary is "
+                "missing; train it first"
             )
             continue
         store = prepare_store(experiment.data, log_to_stderr, work_runner)

@@ -143,7 +143,8 @@ def list_experiments(module: ModuleType, path: Path, choice: ExperimentChoice) -
 
 
 def parse_with_settings(function: Callable, choice: ExperimentChoice) -> dict:
-    """Return the `--with` arguments of a file's function, each read by its declared type; `runs` comes from `--runs`."""
+    """Return the `--with` arguments of a file's function, each read by its declared type; `runs` comes from
+    `--runs`."""
     parameters = dict(inspect.signature(function, eval_str=True).parameters)
     arguments = {"runs": choice.runs} if parameters.pop("runs", None) else {}
     for setting in choice.with_settings:
@@ -178,7 +179,8 @@ def load_paper_table(module: ModuleType, choice: ExperimentChoice) -> PaperTable
 
 
 def refresh_table(table: PaperTable, module: ModuleType | None = None) -> PaperTable:
-    """Return a saved table with its file's rows of today and the saved experiments; unchanged where the file is gone."""
+    """Return a saved table with its file's rows of today and the saved experiments; unchanged where the file is
+    gone."""
     try:
         module = module or import_experiment_file(find_experiment_file(table.source_file))
     except ExperimentError:

@@ -39,7 +39,8 @@ class RowSettings:
 
 
 def describe_store(store: Store, settings: RowSettings, num_rows: int, use_colour: bool) -> Iterator[str]:
-    """Yield lines: the counts of a store, then `num_rows` rows of each phase of running text, or of each labelled split."""
+    """Yield lines: the counts of a store, then `num_rows` rows of each phase of running text, or of each labelled
+    split."""
     yield from describe_splits(store)
     if "task" in store.metadata["content"]:
         yield from format_labelled_rows(store, num_rows)

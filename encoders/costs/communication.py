@@ -124,6 +124,7 @@ def compute_step_seconds(sent_bytes: float, gradient_bytes: float, num_devices: 
 
 
 def compute_gradient_share(num_devices: int) -> float:
-    """Return the bytes that each of n nodes sends to add up gradients, (n - 1) / n in a ring, over those of 8 devices."""
+    """Return the bytes that each of n nodes sends to add up gradients, (n - 1) / n in a ring, over those of 8
+    devices."""
     num_nodes = num_devices / DEVICES_PER_NODE
     return (num_nodes - 1) / num_nodes / ((DEVICES_PER_NODE - 1) / DEVICES_PER_NODE)

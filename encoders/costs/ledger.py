@@ -158,7 +158,8 @@ def format_ledger(experiment: Experiment) -> str:
         training = step_flops(experiment, row)
         per_token = [flops.item() / phase.seq_length / 1e6 for flops in (training, forward)]
         lines.append(
-            f"FLOPs per token at length {phase.seq_length}: {per_token[0]:,.1f} M in training, {per_token[1]:,.1f} M forward"
+            f"FLOPs per token at length {phase.seq_length}: {per_token[0]:,.1f} M in training, "
+            f"{per_token[1]:,.1f} M forward"
         )
     lines.append(f"memory, estimated, on one device: {format_gibibytes(estimate_memory(experiment))}")
     if (mesh := experiment.mesh.build_abstract(jax.device_count())).size > 1:

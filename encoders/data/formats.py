@@ -261,7 +261,8 @@ class SegmentPairs(PairFormat):
 
 
 def draw_span_elsewhere(split: Split, document: int, num_tokens: int, rng: Random) -> tuple[int, int]:
-    """Draw sentences of another document, from a random one on, until they have `num_tokens` (ten tries, as released)."""
+    """Draw sentences of another document, from a random one on, until they have `num_tokens` (ten tries, as
+    released)."""
     other = document
     for _ in range(10):
         other = rng.randrange(split.num_documents)

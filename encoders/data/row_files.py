@@ -55,7 +55,8 @@ class RowReader:
         self.on_bad_row, self.skipped_rows = on_bad_row, []
 
     def convert_rows(self, rows: Iterator, convert: Callable[[Any], Any]) -> Iterator:
-        """Yield `convert(row)` of each row. A row that is a `RowError`, or raises it, stops the reader or is skipped."""
+        """Yield `convert(row)` of each row. A row that is a `RowError`, or raises it, stops the reader or is
+        skipped."""
         try:
             for row in rows:
                 try:

@@ -191,7 +191,8 @@ def check_number_or_text(hf_name: str, value: Any, declared_type: str) -> None:
 
 
 def has_different_groups(config: EncoderConfig) -> bool:
-    """Return whether transformers puts a layer into another group than the encoder here: it divides in floating point."""
+    """Return whether transformers puts a layer into another group than the encoder here: it divides in floating
+    point."""
     num_layers, num_groups = config.num_layers, config.num_groups
     if num_groups == 1:
         return False

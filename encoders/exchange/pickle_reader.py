@@ -60,14 +60,16 @@ class TorchTensor:
         values = (self.offset, *self.shape, *self.strides)
         if not all(type(n) is int and 0 <= n < 2**63 for n in values) or len(self.shape) != len(self.strides):
             raise ValueError(
-                f"offset, shape and strides {reprlib.repr((self.offset, self.shape, self.strides))} do not make a tensor"
+                f"offset, shape and strides {reprlib.repr((self.offset, self.shape, self.strides))} do not make a "
+                "tensor"
             )
         last = self.offset + sum((n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True))
         if all(self.shape) and last >= num_elements:
             raise ValueError(f"a tensor of shape {self.shape} reaches beyond its storage of {num_elements}")
 
     def view_storage(self, storage_values: np.ndarray) -> np.ndarray:
-        """Return the tensor as a view of its storage's values, which may be fewer than declared. Raises `ValueError`."""
+        """Return the tensor as a view of its storage's values, which may be fewer than declared. Raises
+        `ValueError`."""
         self.check_bounds(len(storage_values))
         if math.prod(self.shape) > len(storage_values):
             raise ValueError(f"a tensor of shape {self.shape} repeats the {len(storage_values)} values of its storage")
@@ -202,7 +204,8 @@ def load_torch_file(path: Path) -> tuple[Any, Callable[[TorchTensor], np.ndarray
 
 @contextmanager
 def wrap_read_errors(path: Path) -> Iterator[None]:
-    """Turn any exception into a `ValueError` that names the file: damaged pickles and archives raise almost anything."""
+    """Turn any exception into a `ValueError` that names the file: damaged pickles and archives raise almost
+    anything."""
     try:
         yield
     except Exception as error:

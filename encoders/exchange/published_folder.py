@@ -23,7 +23,8 @@ from encoders.tasks.question_answering import SpanPrediction
 
 @dataclass(frozen=True, eq=False)
 class PublishedCheckpoint:
-    """A checkpoint whose tensors have the names of `architecture`; `heads` are its top-level modules but the encoder."""
+    """A checkpoint whose tensors have the names of `architecture`; `heads` are its top-level modules but the
+    encoder."""
 
     architecture: Architecture
     config: EncoderConfig

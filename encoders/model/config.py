@@ -23,9 +23,9 @@ LAYER_PARTS = {"attention": "attend", "feed_forward": "transform"}
 class FamilyConventions:
     """Fine-tuning conventions of a model family; the defaults are BERT's.
 
-    `num_separators` is their number between two texts. `classifier_head` is the head on [CLS]: linear after the pooler ("pooled"),
-    linear alone ("linear"), or linear after a dense layer and tanh ("tanh"). `answerability` is the span head for
-    questions that may have no answer (`encoders/tasks/question_answering.py`).
+    `num_separators` is their number between two texts. `classifier_head` is the head on [CLS]: linear after the
+    pooler ("pooled"), linear alone ("linear"), or linear after a dense layer and tanh ("tanh"). `answerability` is
+    the span head for questions that may have no answer (`encoders/tasks/question_answering.py`).
     """
 
     name: str = "bert"
@@ -74,8 +74,8 @@ class EncoderConfig:
 
     def __post_init__(self):
         for name in (
-            "vocab_size", "hidden_size", "num_layers", "num_heads", "intermediate_size", "embedding_size", "max_positions",
-            "num_groups",
+            "vocab_size", "hidden_size", "num_layers", "num_heads", "intermediate_size", "embedding_size",
+            "max_positions", "num_groups",
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"model.{name}={getattr(self, name)} must be at least 1")
@@ -137,6 +137,6 @@ def derive_generator_config(
         return replace(config, **sizes, shared_parts=(), num_groups=1)
     except ValueError as error:
         raise ValueError(
-            f"objective.generator_width={generator_width:.4g} and objective.generator_depth={generator_depth:.4g} make no "
-            f"generator: {error}"
+            f"objective.generator_width={generator_width:.4g} and objective.generator_depth={generator_depth:.4g} "
+            f"make no generator: {error}"
         ) from None

@@ -1,8 +1,8 @@
 """Masking of tokens: a pure function of (seed, pass, example index, position).
 
 Every token has two random words, hashed from these four numbers. An example so gets the same mask in any batch, at any
-padding and in a packed row. The pass is `pass_index` modulo `dupe_factor`, or with `dupe_factor=None` (RoBERTa's dynamic
-masking) `pass_index` itself.
+padding and in a packed row. The pass is `pass_index` modulo `dupe_factor`, or with `dupe_factor=None` (RoBERTa's
+dynamic masking) `pass_index` itself.
 
 Axes: b rows, s examples of a row, l length, k slots for chosen positions.
 """

@@ -51,12 +51,13 @@ class ReplacedTokenDetection(GeneratorObjective):
             raise ValueError(f"objective.rtd_weight={self.rtd_weight} must be at least 0")
         if self.generator_training != "joint" and self.generator_width is None:
             raise ValueError(
-                f"objective.generator_training={self.generator_training} needs a generator, and objective.generator_width is None"
+                f"objective.generator_training={self.generator_training} needs a generator, and "
+                "objective.generator_width is None"
             )
         if self.generator_training == "two_stage" and self.tie != "none":
             raise ValueError(
-                f"objective.generator_training=two_stage keeps the generator as it is, and with objective.tie={self.tie} it "
-                "would change with the discriminator; set objective.tie=none"
+                f"objective.generator_training=two_stage keeps the generator as it is, and with "
+                f"objective.tie={self.tie} it would change with the discriminator; set objective.tie=none"
             )
 
     @property
@@ -74,8 +75,9 @@ class ReplacedTokenDetection(GeneratorObjective):
             pairs = [(name, value, getattr(generator, name)) for name, value in vars(config).items()]
             differ = ", ".join(f"model.{name} is {mine} and {theirs}" for name, mine, theirs in pairs if mine != theirs)
             raise ValueError(
-                "objective.generator_training=two_stage begins both networks with the same weights, so they must be of one size "
-                f"(objective.generator_width=1, objective.generator_depth=1); of discriminator and generator {differ}"
+                "objective.generator_training=two_stage begins both networks with the same weights, so they must "
+                f"be of one size (objective.generator_width=1, objective.generator_depth=1); of discriminator and "
+                f"generator {differ}"
             )
 
     def module(self, config: EncoderConfig, vocab: VocabInfo) -> nn.Module:

@@ -1,4 +1,5 @@
-"""Replace MLM and All-Tokens MLM: ELECTRA with a network that predicts the original token (Clark et al., 2020, §3.5)."""
+"""Replace MLM and All-Tokens MLM: ELECTRA with a network that predicts the original token (Clark et al., 2020,
+§3.5)."""
 
 from __future__ import annotations
 

@@ -63,21 +63,22 @@ def _(objective: ReplacedTokenDetection, scores: dict[str, float]) -> list[str]:
     if scores["rtd_replaced"] < MIN_REPLACED_SHARE:
         problems.append(
             f"only {scores['rtd_replaced']:.1%} of the tokens are replaced, too few to learn from: a lower "
-            "objective.generator_width or objective.generator_depth, a higher objective.temperature or mask rate may help"
+            "objective.generator_width or objective.generator_depth, a higher objective.temperature or mask rate "
+            "may help"
         )
     if scores["rtd_accuracy"] <= scores["rtd_baseline"]:
         verdict = "original" if scores["rtd_replaced"] <= 0.5 else "replaced"
         problems.append(
             f"the discriminator is right for {scores['rtd_accuracy']:.2%} of the tokens, and always answering "
-            f"'{verdict}' would be for {scores['rtd_baseline']:.2%}: more steps, another optimizer.learning_rate, a longer "
-            "optimizer.warmup_steps or a smaller generator (objective.generator_width) may help"
+            f"'{verdict}' would be for {scores['rtd_baseline']:.2%}: more steps, another optimizer.learning_rate, "
+            "a longer optimizer.warmup_steps or a smaller generator (objective.generator_width) may help"
         )
     trains_generator = "generator_loss" in objective.loss_weights and "generator_mask_accuracy" in scores
     if trains_generator and scores["generator_mask_accuracy"] <= scores["generator_mask_baseline"]:
         problems.append(
             f"the generator finds {scores['generator_mask_accuracy']:.2%} of the masked tokens, and the most frequent "
-            f"token alone would be {scores['generator_mask_baseline']:.2%}: a higher optimizer.learning_rate, or a lower "
-            "objective.rtd_weight of the discriminator, may help"
+            f"token alone would be {scores['generator_mask_baseline']:.2%}: a higher optimizer.learning_rate, or "
+            "a lower objective.rtd_weight of the discriminator, may help"
         )
     return problems
 

@@ -47,6 +47,7 @@ def explain_error(experiment: Experiment, folder: Path, error: BaseException) ->
         return RunError(diagnostics.describe_out_of_memory(experiment, error))
     if is_disk_full(error):
         return RunError(
-            f"no space is left in {folder}; earlier checkpoints are intact, and the same command resumes from the newest"
+            f"no space is left in {folder}; earlier checkpoints are intact, and the same command resumes from the "
+            "newest"
         )
     return error

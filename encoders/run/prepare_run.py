@@ -38,8 +38,9 @@ class PreparedRun:
 def prepare_run(experiment: Experiment, folder: Path, log: Callable[[str], None]) -> Iterator[PreparedRun]:
     """Prepare the store of a run, and hold the lock of its folder, which records the experiment.
 
-    Raises `RunError`, `RunInUse`, or the `ValueError` of a store, mesh or corpus. The store is prepared after all checks that do not need it.
-    Of several processes the primary one locks and records, and the caller agrees on the outcome.
+    Raises `RunError`, `RunInUse`, or the `ValueError` of a store, mesh or corpus. The store is prepared after all
+    checks that do not need it. Of several processes the primary one locks and records, and the caller agrees on the
+    outcome.
     """
     check_batch_sizes(experiment, experiment.mesh.build())
     if differences := differing_fields(experiment, folder):

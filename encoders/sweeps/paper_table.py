@@ -116,8 +116,8 @@ class PaperRow:
 class PaperTable:
     """A table of a paper, as `Study.build_table` makes it.
 
-    `equal_in` names what all its experiments have in common, such as "tokens". `caveats` say why our numbers differ from
-    the paper's. `source_file` is the file of experiments/ablations/ that made it of `study`.
+    `equal_in` names what all its experiments have in common, such as "tokens". `caveats` say why our numbers differ
+    from the paper's. `source_file` is the file of experiments/ablations/ that made it of `study`.
     """
 
     name: str

@@ -35,7 +35,8 @@ FAILURE_FILE = "failed.txt"  # the error of a run, until the run is started agai
 
 @dataclass
 class Sweep:
-    """Experiments whose runs are in `runs_dir`; `other_experiments` are not trained now, but others may start from them.
+    """Experiments whose runs are in `runs_dir`; `other_experiments` are not trained now, but others may start from
+    them.
 
     `is_expected` tells errors that need no traceback; `on_finished` is called with every finished experiment; other
     processes are polled every `poll_seconds`. Failures before `started_at` are tried again.

@@ -80,7 +80,8 @@ class MultipleChoiceTask:
 
 @dataclass(frozen=True)
 class MultipleChoiceRows:
-    """Format of `num_choices` examples a row, `[CLS] text [SEP] question with option [SEP]`, of equal maximal length."""
+    """Format of `num_choices` examples a row, `[CLS] text [SEP] question with option [SEP]`, of equal maximal
+    length."""
 
     num_choices: int = 4
     num_separators: int = 1

@@ -1,9 +1,9 @@
 """Corpora: files, prepared TFDS data sets, and the docstrings of the installed packages.
 
 An item is `"embedded"`, `"tfds:NAME@SPLIT"` (NAME may be the folder of a prepared data set), or a path or glob. The
-files of a path are UTF-8, plain or compressed as .gz, .bz2, .xz or .zst. Files named .jsonl, .json and .ndjson hold an object a line; .parquet
-a row a document. Every other file is text: a paragraph or sentence a line, a blank line between documents.
-`text_field` names the field of an object, row or record that holds its text.
+files of a path are UTF-8, plain or compressed as .gz, .bz2, .xz or .zst. Files named .jsonl, .json and .ndjson hold
+an object a line; .parquet a row a document. Every other file is text: a paragraph or sentence a line, a blank line
+between documents. `text_field` names the field of an object, row or record that holds its text.
 """
 
 from __future__ import annotations

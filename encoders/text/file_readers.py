@@ -67,7 +67,8 @@ class FileSource:
 
 
 class LineFileSource(FileSource):
-    """Base of files read line by line. Plain files are divided at ends of documents, compressed ones are not divided."""
+    """Base of files read line by line. Plain files are divided at ends of documents, compressed ones are not
+    divided."""
 
     def split_file(self, path: Path, target_bytes: int) -> Iterator[ByteRange]:
         file_bytes = path.stat().st_size

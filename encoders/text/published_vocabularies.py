@@ -84,7 +84,8 @@ def build_byte_level_bpe(tokens: dict[str, int], merges: list[tuple[str, str]], 
 def build_unigram(
     pieces: list[tuple[str, float]], lowercase: bool, symbols: Iterable[str], precompiled_charsmap: bytes | None = None
 ):
-    """Build ALBERT's rules (https://github.com/google-research/albert, tokenization.py) with SentencePiece's charsmap."""
+    """Build ALBERT's rules (https://github.com/google-research/albert, tokenization.py) with SentencePiece's
+    charsmap."""
     from tokenizers import Tokenizer, decoders, models
 
     # encode_pieces of the released code splits "2000," again, into the number and the comma.

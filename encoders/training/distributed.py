@@ -1,6 +1,7 @@
 """Several processes, on one machine or on many, as one run: how they join, agree and end.
 
-All processes refuse what one of them refuses. A fault of one ends all of them, since the others would wait for it forever.
+All processes refuse what one of them refuses. A fault of one ends all of them, since the others would wait for it
+forever.
 """
 
 from __future__ import annotations

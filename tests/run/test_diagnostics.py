@@ -89,7 +89,9 @@ MASKED = {"generator_mask_accuracy": 0.3, "generator_mask_baseline": 0.05}
 def test_the_diagnosis_of_an_electra_that_learns_nothing_names_a_field(scores, beginnings):
     lines = diagnostics.diagnose_scores(ReplacedTokenDetection(), WELL | MASKED | scores)
     assert len(lines) == len(beginnings)
-    assert diagnostics.diagnose_scores(ReplacedTokenDetection(), WELL) == []  # without [MASK] the generator is not diagnosed
+    assert (
+        diagnostics.diagnose_scores(ReplacedTokenDetection(), WELL) == []
+    )  # without [MASK] the generator is not diagnosed
     for line, start in zip(lines, beginnings, strict=True):
         assert line.startswith(start)
         assert "objective." in line
