@@ -234,7 +234,7 @@ def make_peer_variants(bench_input: BenchInput, engines: dict[str, dict], option
     """Return the variants of other libraries for an experiment's batches."""
     experiment = bench_input.experiment
     model, objective = experiment.model, experiment.objective
-    architecture = find_architecture(experiment)
+    architecture = find_published_architecture(experiment)
     path = Path(bench_input.spec["inputs"]).with_name("peers.npz")
     vocab = VocabInfo.from_json_value(bench_input.spec["vocab"])
     inputs.save_peer_batches(path, experiment, vocab, inputs.load_batches(bench_input.spec["inputs"]))
@@ -256,7 +256,7 @@ def make_peer_variants(bench_input: BenchInput, engines: dict[str, dict], option
     ]
 
 
-def find_architecture(experiment: Experiment) -> Architecture:
+def find_published_architecture(experiment: Experiment) -> Architecture:
     """Return the architecture of transformers that computes the same as an experiment's model.
 
     Raises `ValueError` where none does.
