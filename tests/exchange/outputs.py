@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from encoders.data.batch import build_single_example_batch
@@ -45,7 +47,8 @@ def ours(run: Path, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The outputs of the run in a folder."""
     opened = Run.open(run)
     _, params = opened.load_params()
-    out = opened.module.apply({"params": params}, batch_of(inputs), method=everything)
+    batch = jax.tree.map(jnp.asarray, batch_of(inputs))
+    out = opened.module.apply({"params": params}, batch, method=everything)
     return {name: np.asarray(array) for name, array in out.items()}
 
 
