@@ -7,9 +7,9 @@
 - roberta: GLUE per task (fairseq, examples/roberta/config/finetuning), weight decay 0.1 on everything; SQuAD 1.5e-5,
   48 rows, 2 epochs, warm-up 6 %, decay 0.01; RACE 1e-5, 16 rows, 4 epochs, decay 0.1 (table 10).
 - albert: per task (Lan et al., 2020, table 14); the dropout is ALBERT's own, in the hidden states alone.
-- electra: GLUE 3 epochs, 10 of RTE and STS-B, 32 rows, layer-wise decay (Clark et al., 2020, table 7), with the
-  released code's weight decay 0.01 (0 in the paper), its decay of the top layer twice, and MRPC and STS-B in both
-  orders; SQuAD 32 rows, 2 epochs, rows of 512. RACE is not in the paper: as GLUE.
+- electra: GLUE 3 epochs, 10 of RTE and STS-B, 32 rows, layer-wise decay (Clark et al., 2020, table 7). As in the
+  released code, weight decay 0.01 (0 in the paper), the decay of the top layer twice, MRPC and STS-B in both orders.
+  SQuAD 32 rows, 2 epochs, rows of 512. RACE is not in the paper: as GLUE.
 """
 
 from __future__ import annotations
