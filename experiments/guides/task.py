@@ -14,7 +14,7 @@ import encoders
 from encoders.data.labelled import Example
 from encoders.data.row_files import Record, RowError, RowReader
 from encoders.finetuning.grids import build_finetuning_grid, load_run_spec
-from encoders.finetuning.recipes import family_recipes
+from encoders.finetuning.recipes import build_recipes
 from encoders.tasks.text_tasks import TextTask
 
 PREFIX = "__label__"
@@ -47,7 +47,7 @@ def experiments(
     init_from: str, root: str, labels: tuple[str, ...], name: str = "fasttext", rows: int = 10_000, seeds: int = 1
 ):
     config = load_run_spec(init_from).model
-    recipes = family_recipes("bert", name, config, (3e-5,), (), ())
+    recipes = build_recipes("bert", name, config, learning_rates=(3e-5,))
     task = FastTextTask(name, labels=labels)
     return build_finetuning_grid(
         f"{Path(init_from).name}-{name}", task, root, recipes, rows, num_seeds=seeds, init_from=init_from
