@@ -147,7 +147,7 @@ def test_an_objective_may_leave_a_label_unread():
             {"optimizer": AdamW(learning_rate=1e-3, warmup_steps=101)},
             "optimizer.warmup_steps=101 .*100 steps.*phases.until_step",
         ),
-        ({"objective": CausalLM()}, "model.attention=CausalSelfAttention.* SelfAttention"),
+        ({"objective": CausalLM()}, "model.attention=SelfAttention .*model.attention=CausalSelfAttention"),
         (
             {"objective": ReplacedTokenDetection(generator_width=0.01)},
             "objective.generator_width=0.01 .*objective.generator_depth=1",

@@ -32,8 +32,9 @@ EXPERIMENTS = {experiment.name: experiment for path in FILES for experiment in l
 @pytest.mark.parametrize("path", sorted(HOME.rglob("*.py")), ids=lambda path: path.stem)
 def test_a_file_documents_its_command_cost_and_score(path):
     text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
-    verb = "bench peers" if path.stem.startswith("speed") else f"train {path.stem}"
-    assert f"    python launch.py {verb}" in text
+    name = f"experiments/guides/{path.name}" if path.parent.name == "guides" else path.stem
+    command = "bench peers" if path.stem.startswith("speed") else f"train {name}"
+    assert f"    python launch.py {command}" in text
     assert "not measured here" in text or "easured on" in text or ("Cost" in text and "Score" in text)
 
 

@@ -64,6 +64,7 @@ def list_saved_classes() -> set[type]:
             importlib.import_module(name)
     defined = {cls for module in list(sys.modules.values()) for cls in vars(module).values() if isinstance(cls, type)}
     defined = {cls for cls in defined if str(cls.__module__).startswith("encoders.") and is_dataclass(cls)}
+    defined = {cls for cls in defined if not cls.__module__.startswith("encoders.library.")}  # registered by their file
 
     def list_accepted(declared) -> set[type]:
         inner = [cls for argument in typing.get_args(declared) for cls in list_accepted(argument)]

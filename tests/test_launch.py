@@ -142,7 +142,7 @@ def test_a_named_experiment_is_found_from_any_folder(capsys, tmp_path, monkeypat
         (b"", "empty"),
         (b"\n\n  \n", "blank"),
         (b"caf\xe9 is not UTF-8\n", "UTF-8"),
-        (b"one document only.\n", "separated by blank lines"),
+        (b"one document only.\n", "blank lines"),
     ],
 )
 def test_a_bad_text_file_is_refused_and_named(content, said, capsys, tmp_path):

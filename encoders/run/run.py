@@ -22,10 +22,10 @@ from encoders.training.checkpoint import CheckpointDamaged, Checkpoints, build_a
 class Run:
     """A model and its vocabulary in a folder; `open_store` opens the store of its text or rows.
 
-    Raises `RunError` for a vocabulary that the model's embeddings cannot hold.
+    Raises `RunError` for a vocabulary that the model's embeddings cannot hold. For example:
 
-    >>> run = Run.open("runs/bert-base")                                      # doctest: +SKIP
-    >>> step, params = run.load_params("best")                                # doctest: +SKIP
+        run = Run.open("runs/bert-base")
+        step, params = run.load_params("best")
     """
 
     spec: RunSpec

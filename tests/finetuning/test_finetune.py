@@ -187,7 +187,7 @@ def test_other_kinds_can_be_learned(kind, least, home, words, capsys):
     experiment = made(f"learn-{kind}", task, root, home, words, recipe, count=64)
     result = loop.train(experiment, home / "runs" / experiment.name, quiet)
     assert result["best"][experiment.objective.best_metric] > least
-    assert f"{task.name}: GLUE's tasks and SQuAD" in refusal_to_submit(home / "runs" / experiment.name, capsys)
+    assert f"{task.name} does not define files to submit" in refusal_to_submit(home / "runs" / experiment.name, capsys)
 
 
 def test_a_task_with_two_development_sets_is_scored_on_both(home, words, sentiment):
@@ -212,7 +212,7 @@ def refusal_to_submit(folder, capsys, *options) -> str:
 
 
 def test_submit_needs_a_task_with_test_rows(learned, pretrained, tmp_path, capsys):
-    assert "trained on no task" in refusal_to_submit(pretrained, capsys)
+    assert "submit needs a run of a task" in refusal_to_submit(pretrained, capsys)
     said = refusal_to_submit(learned[1], capsys, "--root", str(tmp_path))
     assert f"{tmp_path} has no test rows of SST-2" in said
 
@@ -244,7 +244,7 @@ def begun(start, task, root, home, name):
     experiment = build_finetuning(name, task, root, replace(QUICK, num_steps=1), 96, init_from=start)
     experiment = replace(experiment, data=replace(experiment.data, store_dir=str(home / "stores")))
     loop.train(experiment, home / "runs" / name, said.append)
-    return next(line for line in said if line.startswith("begins with")), experiment
+    return next(line for line in said if line.startswith("initialised from")), experiment
 
 
 def test_model_and_vocabulary_are_those_of_init_from(pretrained, sentiment, home):
@@ -271,7 +271,7 @@ def test_without_init_from_a_config_and_a_tokenizer_are_required(sentiment):
 
 def test_labels_of_objective_and_rows_must_agree(home, words, sentiment):
     experiment = made("x", GLUE_TASKS["SST-2"], sentiment, home, words)
-    with pytest.raises(ExperimentError, match="the rows' are"):
+    with pytest.raises(ExperimentError, match="label_names=.*no.*yes.* rows"):
         replace(experiment, objective=Classification(("no", "yes")))
 
 

@@ -176,8 +176,8 @@ def test_noise_belongs_to_seed_epoch_example_and_position():
 def test_noise_is_new_in_every_epoch_also_where_masks_repeat():
     objective = replace(APART, masking=replace(ELECTRA_MASKING, dupe_factor=1))
     one, two = (corrupted(batch(22, 9, epoch=epoch), objective=objective) for epoch in (0, 1))
-    np.testing.assert_array_equal(one["picked"], two["picked"])
-    assert not np.array_equal(one["noise"], two["noise"])
+    np.testing.assert_array_equal(one.masked_positions, two.masked_positions)
+    assert not np.array_equal(one.sampling_bits, two.sampling_bits)
 
 
 # Labels and loss ------------------------------------------------------------------------------------------------------
@@ -290,7 +290,7 @@ def judged(params, seen, *, objective):
     module = objective.module(MODEL, FACTS)
     filled = module.apply({"params": params}, seen, method="fill_masks")
     return filled, module.apply(
-        {"params": params}, seen | {"tokens": filled.filled_ids}, method="compute_replaced_logits"
+        {"params": params}, seen.replace(input_ids=filled.filled_ids), method="compute_replaced_logits"
     )
 
 

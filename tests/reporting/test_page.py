@@ -184,7 +184,7 @@ def test_a_run_shows_its_scores_its_speed_and_its_experiment(html):
     shown = "\n".join(ParsedPage(html).texts)
     assert "0.3 ± 0.012" in shown  # 0.25 and 0.01 at step 20 of the run that is not finished
     assert "1,234,567" in shown and "1,234" in shown
-    assert "optimizer.learning_rate = 0.001" in shown and '"class": "encoders.experiment.Experiment"' in shown
+    assert "optimizer.learning_rate = 0.001" in shown and '"class": "Experiment"' in shown
 
 
 def test_columns_of_numbers_and_of_words_have_classes_of_their_own(html):

@@ -83,7 +83,7 @@ MASKED = {"generator_mask_accuracy": 0.3, "generator_mask_baseline": 0.05}
             {"rtd_accuracy": 0.9},
             ["the discriminator is right for 90.00% of the tokens, and always answering 'original'"],
         ),
-        ({"generator_mask_accuracy": 0.05}, ["the generator finds 5.00% of the masked tokens, and the commonest"]),
+        ({"generator_mask_accuracy": 0.05}, ["the generator finds 5.00% of the masked tokens, and the most frequent"]),
     ],
 )
 def test_the_diagnosis_of_an_electra_that_learns_nothing_names_a_field(scores, beginnings):
