@@ -29,7 +29,7 @@ from encoders.run.run import Run
 from encoders.run.warm_start import init_sharded_state
 from encoders.run.watchdog import Watchdog
 from encoders.training import distributed, sharding, step
-from encoders.training.checkpoint import Checkpoints
+from encoders.training.checkpoint import Checkpoints, quiet_orbax
 from encoders.training.metric_log import MetricLog
 from encoders.utils.files import write_json
 
@@ -53,7 +53,7 @@ def train(
     trains the run; and `RunError` for what cannot be trained.
     """
     folder = Path(folder)
-    with explain_failures(experiment, folder) as resources:
+    with quiet_orbax(), explain_failures(experiment, folder) as resources:
         prepared = distributed.raise_on_all(lambda: resources.enter_context(prepare_run(experiment, folder, log)))
         if (result := read_result(folder)) is not None:
             return result

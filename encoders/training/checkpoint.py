@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import secrets
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, suppress
 from pathlib import Path
@@ -143,16 +144,37 @@ def build_abstract_state(shapes, shardings):
 
 @contextmanager
 def quiet_orbax() -> Iterator[None]:
-    """Log nothing of Orbax: its warnings concern options that are meant so, and its errors are raised as well."""
+    """Log nothing of Orbax: its warnings concern options that are meant so, and its errors are raised as well.
+
+    After a failure the loggers stay quiet, since Orbax's threads report it once more when they end.
+    """
     loggers = [logging.getLogger("absl"), logging.getLogger("asyncio")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
+
+
+@contextmanager
+def hide_closed_event_loops() -> Iterator[None]:
+    """Hide what follows a failed write or read of Orbax: reports of its closed event loop and of coroutines it drops.
+
+    Python can only print them, and the failure itself is raised. After a failure they stay hidden, since the threads
+    of TensorStore may end later.
+    """
+    print_unraisable = sys.unraisablehook
+
+    def print_others(unraisable) -> None:
+        coroutine_code = getattr(unraisable.object, "cr_code", None)
+        is_dropped = coroutine_code is not None and "orbax" in coroutine_code.co_filename
+        if not is_dropped and "Event loop is closed" not in str(unraisable.exc_value):
+            print_unraisable(unraisable)
+
+    sys.unraisablehook = print_others
+    yield
+    sys.unraisablehook = print_unraisable
 
 
 def read_or_raise(step: int, read: Callable[[], T]) -> T:

@@ -58,7 +58,7 @@ def command(home: Path, runs: Path, verb: str, *more: str) -> list[str]:
 def table(home: Path, runs: Path) -> list[dict]:
     """The cells of the table, without the hours that they took."""
     shown = subprocess.run(command(home, runs, "table", "--format", "csv"), cwd=ROOT, check=True, capture_output=True)
-    return [row for row in csv.DictReader(io.StringIO(shown.stdout.decode())) if row["column"] != "hours"]
+    return [row for row in csv.DictReader(io.StringIO(shown.stdout.decode())) if row["column"] != "device_hours"]
 
 
 def rows(runs: Path) -> int:
@@ -100,7 +100,7 @@ def test_status_says_what_is_running_and_what_waits(home, tmp_path):
         while " running " not in shown and time.monotonic() < until:
             shown = subprocess.run(command(home, tmp_path, "status"), cwd=ROOT, check=True, capture_output=True).stdout
             shown = shown.decode()
-        assert " running " in shown and " waiting " in shown and "6 members: " in shown
+        assert " running " in shown and " waiting " in shown and "6 experiments: " in shown
     finally:
         os.kill(process.pid, 9)
         process.wait()
