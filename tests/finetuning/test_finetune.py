@@ -214,7 +214,7 @@ def refusal_to_submit(folder, capsys, *options) -> str:
 def test_submit_needs_a_task_with_test_rows(learned, pretrained, tmp_path, capsys):
     assert "submit needs a run of a task" in refusal_to_submit(pretrained, capsys)
     said = refusal_to_submit(learned[1], capsys, "--root", str(tmp_path))
-    assert f"{tmp_path} has no test rows of SST-2" in said
+    assert "test rows of SST-2" in said and str(tmp_path) in said and "--root" in said
 
 
 # Beginnings -----------------------------------------------------------------------------------------------------------
