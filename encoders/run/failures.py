@@ -11,7 +11,6 @@ from encoders.run import diagnostics
 from encoders.run.folder import RunError
 from encoders.run.preemption import RunStopped
 from encoders.training import distributed
-from encoders.training.checkpoint import hide_closed_event_loops
 from encoders.utils.files import is_disk_full
 
 
@@ -24,12 +23,11 @@ def explain_failures(experiment: Experiment, folder: Path) -> Iterator[ExitStack
     """
     resources, stopped = ExitStack(), None
     try:
-        with hide_closed_event_loops():
-            try:
-                yield resources
-            except RunStopped as reason:
-                stopped = reason
-            resources.close()
+        try:
+            yield resources
+        except RunStopped as reason:
+            stopped = reason
+        resources.close()
     except BaseException as error:
         explained = explain_error(experiment, folder, error)
         if distributed.is_multi_process() and not isinstance(error, distributed.DistributedError):

@@ -146,24 +146,11 @@ def build_abstract_state(shapes, shardings):
 def quiet_orbax() -> Iterator[None]:
     """Log nothing of Orbax: its warnings concern options that are meant so, and its errors are raised as well.
 
-    After a failure the loggers stay quiet, since Orbax's threads report it once more when they end.
+    After a failure it stays quiet, since threads of Orbax and TensorStore end later. They log the error once more, and
+    Python prints what they cannot raise: reports of a closed event loop, and coroutines that Orbax drops.
     """
     loggers = [logging.getLogger("absl"), logging.getLogger("asyncio")]
     levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    yield
-    for logger, level in zip(loggers, levels, strict=True):
-        logger.setLevel(level)
-
-
-@contextmanager
-def hide_closed_event_loops() -> Iterator[None]:
-    """Hide what follows a failed write or read of Orbax: reports of its closed event loop and of coroutines it drops.
-
-    Python can only print them, and the failure itself is raised. After a failure they stay hidden, since the threads
-    of TensorStore may end later.
-    """
     print_unraisable = sys.unraisablehook
 
     def print_others(unraisable) -> None:
@@ -172,9 +159,13 @@ def hide_closed_event_loops() -> Iterator[None]:
         if not is_dropped and "Event loop is closed" not in str(unraisable.exc_value):
             print_unraisable(unraisable)
 
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     sys.unraisablehook = print_others
     yield
     sys.unraisablehook = print_unraisable
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 def read_or_raise(step: int, read: Callable[[], T]) -> T:

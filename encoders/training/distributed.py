@@ -97,12 +97,6 @@ def raise_on_all(work: Callable[[], T]) -> T:
     return result
 
 
-def primary_first(work: Callable[[], T]) -> T:
-    """Return `work()`, done by the primary process before the others, which find its files; errors reach all."""
-    result = raise_on_all(lambda: work() if is_primary() else None)
-    return raise_on_all(lambda: result if is_primary() else work())
-
-
 def gather_from_processes(array: np.ndarray) -> np.ndarray:
     """Return the arrays of all processes along a new first axis."""
     from jax.experimental.multihost_utils import process_allgather
