@@ -44,10 +44,8 @@ class RunSpec:
     def __post_init__(self):
         has_bad_character = not self.name.isprintable() or set(self.name) & set("/\\ ")
         if not self.name or self.name[0] == "." or has_bad_character or len(self.name.encode()) > MAX_NAME_BYTES:
-            raise ExperimentError(
-                f"name={self.name!r} cannot be the name of a folder; take 1 to {MAX_NAME_BYTES} bytes without spaces "
-                "and slashes, the first of them not a dot"
-            )
+            accepted = f"1 to {MAX_NAME_BYTES} bytes without spaces and slashes, the first of them not a dot"
+            raise ExperimentError(f"name={self.name!r} cannot be the name of a folder; take {accepted}")
         check_choices(self)
 
 
@@ -72,9 +70,8 @@ class Experiment(RunSpec):
 
     def __post_init__(self):
         super().__post_init__()
-        for find_problems in EXPERIMENT_CHECKS:
-            for problem in find_problems(self):
-                raise ExperimentError(f"{self.name}: {problem}")
+        for problem in find_problems(self):
+            raise ExperimentError(f"{self.name}: {problem}")
 
     @property
     def num_steps(self) -> int:
@@ -84,47 +81,38 @@ class Experiment(RunSpec):
 # Checks: each yields what does not fit together, with the fields and their values ------------------------------------
 
 
-def check_numbers(experiment: Experiment) -> Iterator[str]:
+def find_problems(experiment: Experiment) -> Iterator[str]:
+    """Yield what does not fit together, with the fields and their values."""
+    model, objective, optimizer, phases = (
+        experiment.model,
+        experiment.objective,
+        experiment.optimizer,
+        experiment.phases,
+    )
+    if not phases:
+        yield "phases is empty; a run needs at least one"
+    until_steps = [phase.until_step for phase in phases]
+    if until_steps != sorted(set(until_steps)):
+        yield f"phases.until_step={until_steps} must rise from phase to phase"
     if not 0 <= experiment.seed < 2**31:
         yield f"seed={experiment.seed} must be from 0 to 2147483647"
     if experiment.grad_accum_steps < 1:
         yield f"grad_accum_steps={experiment.grad_accum_steps} must be at least 1"
     if experiment.early_stopping is not None and experiment.early_stopping < 1:
         yield f"early_stopping={experiment.early_stopping} must be at least 1, or None"
-
-
-def check_phase_order(experiment: Experiment) -> Iterator[str]:
-    if not experiment.phases:
-        yield "phases is empty; a run needs at least one"
-    until_steps = [phase.until_step for phase in experiment.phases]
-    if until_steps != sorted(set(until_steps)):
-        yield f"phases.until_step={until_steps} must rise from phase to phase"
-
-
-def check_vocab_size(experiment: Experiment) -> Iterator[str]:
-    tokenizer, vocab_size = experiment.data.tokenizer, experiment.model.vocab_size
+    tokenizer, vocab_size = experiment.data.tokenizer, model.vocab_size
     if not tokenizer.path and tokenizer.vocab_size != vocab_size:
         yield f"data.tokenizer.vocab_size={tokenizer.vocab_size} and model.vocab_size={vocab_size} differ; set both"
-
-
-def check_optimizer(experiment: Experiment) -> Iterator[str]:
-    warmup_steps, num_steps = experiment.optimizer.warmup_steps, experiment.num_steps
-    if warmup_steps > num_steps:
-        yield (
-            f"optimizer.warmup_steps={warmup_steps} exceeds the run's {num_steps} steps; lower it or raise "
-            "phases.until_step"
-        )
-    decay, shared = experiment.optimizer.layer_lr_decay, experiment.model.shared_parts
+    if optimizer.warmup_steps > experiment.num_steps:
+        steps = f"the run's {experiment.num_steps} steps; lower it or raise phases.until_step"
+        yield f"optimizer.warmup_steps={optimizer.warmup_steps} exceeds {steps}"
+    decay, shared = optimizer.layer_lr_decay, model.shared_parts
     if decay != 1 and shared:
         yield f"optimizer.layer_lr_decay={decay} needs layers that share nothing, and model.shared_parts={shared}"
-
-
-def check_objective(experiment: Experiment) -> Iterator[str]:
-    objective = experiment.objective
     if not objective.loss_weights:
         yield f"objective={type(objective).__name__} has no loss to train; choose one that has"
     try:
-        objective.check(experiment.model)
+        objective.check(model)
     except ValueError as error:
         yield str(error)
     if objective.frozen_params and not experiment.init_from:
@@ -134,56 +122,30 @@ def check_objective(experiment: Experiment) -> Iterator[str]:
     provided = experiment.data.label_names
     if expected and provided and expected != provided:
         yield f"objective.label_names={expected} differ from the labels of the rows, {provided}"
+    for phase in phases:
+        yield from find_phase_problems(experiment, phase)
 
 
-def check_phase_lengths(experiment: Experiment) -> Iterator[str]:
-    max_positions = experiment.model.max_positions
-    for phase in experiment.phases:
-        if phase.format.max_example_length(phase.seq_length) > max_positions:
-            yield (
-                f"phases.seq_length={phase.seq_length} exceeds model.max_positions={max_positions}; lower it or raise "
-                "model.max_positions"
-            )
-        if phase.batch_size % experiment.grad_accum_steps:
-            yield (
-                f"phases.batch_size={phase.batch_size} is not a multiple of "
-                f"grad_accum_steps={experiment.grad_accum_steps}"
-            )
-
-
-def check_phase_formats(experiment: Experiment) -> Iterator[str]:
-    for phase in experiment.phases:
-        row_format, provided = phase.format, set(phase.format.label_fields)
-        if isinstance(row_format, PackedFormat) and experiment.model.attention_impl == "cudnn":
-            yield (
-                "model.attention_impl='cudnn' is for rows of one example, and phases.format is PackedFormat; take "
-                "'cudnn_packed'"
-            )
-        weights, num_corpora = find_corpus_weights(row_format), len(getattr(experiment.data, "corpus", ()))
-        if weights is not None and len(weights) != num_corpora:
-            yield (
-                f"phases.format.corpus_weights={weights} must have one for each of the {num_corpora} items of "
-                f"data.corpus"
-            )
-        if missing := sorted(experiment.objective.required_fields - provided):
-            yield (
-                f"the objective needs {', '.join(missing)}, and the format {type(row_format).__name__} provides "
-                f"{', '.join(sorted(provided)) or 'no label'}"
-            )
-
-
-EXPERIMENT_CHECKS = (
-    check_phase_order,
-    check_numbers,
-    check_vocab_size,
-    check_optimizer,
-    check_objective,
-    check_phase_lengths,
-    check_phase_formats,
-)
-
-
-# Functions of experiments ---------------------------------------------------------------------------------------------
+def find_phase_problems(experiment: Experiment, phase: Phase) -> Iterator[str]:
+    row_format, num_micro_steps, max_positions = (
+        phase.format,
+        experiment.grad_accum_steps,
+        experiment.model.max_positions,
+    )
+    if row_format.max_example_length(phase.seq_length) > max_positions:
+        limit = f"model.max_positions={max_positions}; lower it or raise model.max_positions"
+        yield f"phases.seq_length={phase.seq_length} exceeds {limit}"
+    if phase.batch_size % num_micro_steps:
+        yield f"phases.batch_size={phase.batch_size} is not a multiple of grad_accum_steps={num_micro_steps}"
+    if isinstance(row_format, PackedFormat) and experiment.model.attention_impl == "cudnn":
+        yield "model.attention_impl='cudnn' is for rows of one example; for phases.format=PackedFormat take 'cudnn_packed'"
+    weights, num_corpora = find_corpus_weights(row_format), len(getattr(experiment.data, "corpus", ()))
+    if weights is not None and len(weights) != num_corpora:
+        yield f"phases.format.corpus_weights={weights} must have one for each of the {num_corpora} items of data.corpus"
+    provided = set(row_format.label_fields)
+    if missing := sorted(experiment.objective.required_fields - provided):
+        provision = f"the format {type(row_format).__name__} provides {', '.join(sorted(provided)) or 'no label'}"
+        yield f"the objective needs {', '.join(missing)}, and {provision}"
 
 
 def apply_settings(experiment: Experiment, settings: Iterable[str]) -> Experiment:
@@ -226,13 +188,13 @@ def fingerprint_experiment(experiment: Experiment, store_key: str, init_key: str
 
 def describe_differences(old: Experiment, new: Experiment) -> list[str]:
     """Return the fields that differ between two experiments, as "model.num_layers is 4 there and 6 here"."""
-    old_fields, new_fields = flatten_fields(old), flatten_fields(new)
-    absent = object()
-    return [
-        f"{path} is {old_fields.get(path, 'absent')} there and {new_fields.get(path, 'absent')} here"
-        for path in sorted(old_fields.keys() | new_fields.keys())
-        if old_fields.get(path, absent) != new_fields.get(path, absent)
-    ]
+    return list_differences(flatten_fields(old), flatten_fields(new))
+
+
+def list_differences(old: dict, new: dict) -> list[str]:
+    """Return the entries that differ between two dictionaries, as `describe_differences` does."""
+    pairs = [(path, old.get(path, "absent"), new.get(path, "absent")) for path in sorted(old.keys() | new.keys())]
+    return [f"{path} is {there} there and {here} here" for path, there, here in pairs if there != here]
 
 
 def describe_experiment(experiment: Experiment) -> str:

@@ -1,4 +1,4 @@
-"""The verbs of the command line, as functions with plain arguments that return the status of the process."""
+"""The verbs of the command line, as functions with plain arguments; None, if returned, is the status 0."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 
-from encoders.cli.experiment_files import (
-    ExperimentChoice,
-    load_experiment_file,
-    refresh_table,
-)
+import jax
+
+from encoders.bench.results_table import run_measurement
+from encoders.cli.experiment_files import ExperimentChoice, ExperimentFile, load_experiment_file, refresh_table
 from encoders.cli.inspect_store import RowSettings, describe_pass, describe_store
-from encoders.cli.messages import is_expected, log_to_stderr
-from encoders.cli.train_command import train_experiments
+from encoders.cli.predict_lines import predict_lines
 from encoders.costs.ledger import format_ledger
 from encoders.data.beam_runner import BeamRunner, LocalRunner, Runner
 from encoders.data.labelled import LabelledData
@@ -25,47 +24,56 @@ from encoders.data.repair import find_damaged_units, repair_store
 from encoders.data.spec import PretrainingData
 from encoders.data.store import Store
 from encoders.exchange import convert
-from encoders.experiment import describe_experiment
+from encoders.experiment import Experiment, describe_experiment
 from encoders.inference.cross_evaluation import evaluate_with_overrides
+from encoders.inference.predictor import load_predictor
 from encoders.reporting import summaries, table_results
 from encoders.reporting.page import build_page
 from encoders.reporting.table_formats import format_grid
 from encoders.run.evaluate import evaluate_run
-from encoders.run.preemption import format_duration
+from encoders.run.folder import differing_fields, read_result, wrong_experiment
+from encoders.run.preemption import STOPPED_STATUS, StopRequest, format_duration, parse_duration
 from encoders.run.run import Run
-from encoders.sweeps.paper_table import load_saved_tables
+from encoders.sweeps.local_workers import launch_processes, launch_workers
+from encoders.sweeps.paper_table import load_saved_tables, save_table
 from encoders.sweeps.progress import RunProgress, measure_progress
-from encoders.sweeps.sweep import Sweep
+from encoders.sweeps.sweep import WORKER_VARIABLE, Sweep
+from encoders.training import distributed
 from encoders.utils.code_files import import_file
 from encoders.utils.files import check_local_paths, write_file_atomically
 from encoders.utils.serialization import ExperimentError
 
 ALL_BATCHES = 10**9
 FOLDER_ARGUMENTS = ("runs", "run", "folder", "store", "out", "root")
+WORKER_COMMAND = [sys.executable, "-m", "encoders"]
 
 
 def run_verb(verb: str, code: Sequence[str] = (), **arguments) -> int:
-    """Call the function of a verb; the arguments that choose experiments become an `ExperimentChoice`.
-
-    `code` lists Python files to import first.
-    """
+    """Import the Python files `code`, and call the function of a verb, with an `ExperimentChoice` of its arguments."""
     check_local_paths(*(arguments.get(name) for name in FOLDER_ARGUMENTS))
     for path in code:
         import_file(path)
     if "experiment" in arguments:
         names = [f.name for f in fields(ExperimentChoice) if f.name in arguments]
-        choice = ExperimentChoice(**{name: arguments.pop(name) for name in names})
-        arguments["choice"] = choice
-    return VERBS[verb](**arguments)
+        arguments["choice"] = ExperimentChoice(**{name: arguments.pop(name) for name in names})
+    return VERB_FUNCTIONS[verb](**arguments) or 0
 
 
-# Experiments and stores -----------------------------------------------------------------------------------------------
+def is_expected(error: Exception) -> bool:
+    """Return whether the message of an error says all, so that no traceback is shown."""
+    is_own = any(cls.__module__.startswith("encoders.") for cls in type(error).__mro__)
+    return type(error) is ValueError or (isinstance(error, ValueError) and is_own)
 
 
-def show_experiments(choice: ExperimentChoice) -> int:
+def log_to_stderr(line: str) -> None:
+    if distributed.is_primary():
+        print(line, file=sys.stderr)
+
+
+def show_experiments(choice: ExperimentChoice) -> None:
     if choice.experiment == "table-2.1":
         print(summaries.format_table_2_1())
-        return 0
+        return
     experiments = load_experiment_file(choice).experiments
     if len(experiments) > 1:
         print(f"{len(experiments)} experiments: {', '.join(experiment.name for experiment in experiments)}\n")
@@ -74,7 +82,6 @@ def show_experiments(choice: ExperimentChoice) -> int:
         if len(experiments) == 1:
             print(describe_experiment(experiment))
         print(format_ledger(experiment), end="\n\n")
-    return 0
 
 
 def prepare_stores(
@@ -83,15 +90,12 @@ def prepare_stores(
     runner: str | None = None,
     repair: bool = False,
     pipeline_options: Sequence[str] = (),
-) -> int:
+) -> None:
     work_runner = build_runner(num_workers, runner, pipeline_options)
     printed = set()
     for experiment in load_experiment_file(choice).experiments:
         if isinstance(experiment.data, LabelledData) and not Path(experiment.data.tokenizer.path).exists():
-            log_to_stderr(
-                f"skipped {experiment.name}: {experiment.init_from} is not trained yet, and its vocabulary is "
-                "missing; train it first"
-            )
+            log_to_stderr(f"skipped {experiment.name}: its vocabulary is missing; train {experiment.init_from} first")
             continue
         store = prepare_store(experiment.data, log_to_stderr, work_runner)
         if store.key not in printed:
@@ -105,7 +109,17 @@ def prepare_stores(
             if rows not in printed:
                 printed.add(rows)
                 print("\n".join(describe_pass(phase, store.train_split, experiment.seed)))
-    return 0
+
+
+def build_runner(num_workers: int | None, runner: str | None, pipeline_options: Sequence[str]) -> Runner:
+    """Return the runner that prepares a store: processes of this machine, or Beam's. Raises `ExperimentError`."""
+    if runner and num_workers is not None:
+        raise ExperimentError(f"--workers {num_workers} is for this machine; --runner {runner} takes options after --")
+    if pipeline_options and not runner:
+        raise ExperimentError(f"{' '.join(pipeline_options)}: pipeline options need --runner NAME")
+    if runner:
+        return BeamRunner(runner, tuple(pipeline_options))
+    return LocalRunner(len(os.sched_getaffinity(0)) if num_workers is None else num_workers)
 
 
 def summarize_preparation(metadata: dict) -> dict:
@@ -113,33 +127,17 @@ def summarize_preparation(metadata: dict) -> dict:
     keys = ("splits", "skipped", "filtered", "unknown_rate", "characters", "seconds", "peak_memory_mb")
     summary = {key: metadata[key] for key in keys if key in metadata}
     if "seconds" in metadata:
+        counts = {"characters": metadata["characters"], "tokens": sum(s["tokens"] for s in metadata["splits"].values())}
         seconds = max(metadata["seconds"]["tokens"], 0.01)
-        tokens = sum(split["tokens"] for split in metadata["splits"].values())
-        summary["speed"] = {"characters": round(metadata["characters"] / seconds), "tokens": round(tokens / seconds)}
+        summary["speed"] = {name: round(count / seconds) for name, count in counts.items()}
     return summary
-
-
-def build_runner(num_workers: int | None, runner: str | None, pipeline_options: Sequence[str]) -> Runner:
-    """Return the runner that prepares a store: processes of this machine, or Beam's. Raises `ExperimentError`."""
-    if runner:
-        if num_workers is not None:
-            raise ExperimentError(
-                f"--workers {num_workers} is for this machine; --runner {runner} takes its own options after --"
-            )
-        return BeamRunner(runner, tuple(pipeline_options))
-    if pipeline_options:
-        raise ExperimentError(f"{' '.join(pipeline_options)}: pipeline options need --runner NAME")
-    return LocalRunner(len(os.sched_getaffinity(0)) if num_workers is None else num_workers)
 
 
 def repair_damaged_units(store: Store, data: PretrainingData | LabelledData, runner: Runner) -> None:
     if "units" not in store.metadata:
-        log_to_stderr(
-            f"{store.path} is without checksums (labelled rows, or an earlier version) and cannot be repaired"
-        )
+        log_to_stderr(f"{store.path} has no checksums (labelled rows, or an earlier version) and cannot be repaired")
         return
-    damaged = list_damaged_units(store)
-    if damaged:
+    if damaged := list_damaged_units(store):
         repair_store(store, data, damaged, log_to_stderr, runner)
     log_to_stderr(f"{store.path}: {len(damaged)} damaged unit(s) repaired" if damaged else f"{store.path}: no damage")
 
@@ -174,18 +172,114 @@ def inspect_store(
     return 0
 
 
-# Progress and tables --------------------------------------------------------------------------------------------------
+def train_experiments(
+    choice: ExperimentChoice,
+    stop_after: str | None = None,
+    num_jobs: int | None = None,
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    wait: str = "5m",
+    watchdog: str = "30m",
+    profile: bool = False,
+    command_line: Sequence[str] = (),
+) -> int:
+    """Train here, in several processes of one run, or in `num_jobs` side by side, which `command_line` starts."""
+    time_limit = stop_after and parse_duration(stop_after)
+    wait_seconds, hang_timeout = parse_duration(wait), parse_duration(watchdog)
+    if num_processes is not None and num_processes < 1:
+        raise distributed.DistributedError(f"--processes {num_processes} must be at least 1")
+    if num_processes and coordinator is None and process_id is None:
+        return launch_processes(WORKER_COMMAND, command_line, num_processes, log_to_stderr)
+    if num_jobs is not None:
+        if num_jobs < 1 or num_processes or coordinator or process_id is not None:
+            others = "--processes, --process and --coordinator"
+            raise distributed.DistributedError(f"--jobs {num_jobs} must be at least 1, without {others}")
+        return train_in_parallel(choice, num_jobs, command_line)
+    distributed.initialize_distributed(coordinator, num_processes, process_id, wait_seconds)
+    enable_compilation_cache()
+    with StopRequest(time_limit) as stop:
+        experiment_file = distributed.raise_on_all(lambda: load_experiment_file(choice))
+        return run_sweep(experiment_file, Path(choice.runs), profile, stop, hang_timeout)
 
 
-def show_status(choice: ExperimentChoice) -> int:
-    experiment_file = load_experiment_file(replace(choice, reuse_saved_table=True))
+def enable_compilation_cache() -> None:
+    """Keep compiled steps on disk: in `JAX_COMPILATION_CACHE_DIR` where that is set, else in the user's cache."""
+    if not jax.config.jax_compilation_cache_dir:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(home / "encoders" / "compiled"))
+
+
+def train_in_parallel(choice: ExperimentChoice, num_jobs: int, command_line: Sequence[str]) -> int:
+    """Train experiments side by side, in processes that share them; stores of text are prepared before."""
+    experiment_file, runs_dir = load_experiment_file(choice), Path(choice.runs)
+    check_and_save_table(experiment_file, runs_dir)
+    for data in dict.fromkeys(experiment.data for experiment in experiment_file.experiments):
+        if isinstance(data, PretrainingData):
+            prepare_store(data, log_to_stderr)
+    words = [  # without --jobs N and --jobs=N
+        word
+        for previous, word in zip(("", *command_line), command_line, strict=False)
+        if "--jobs" not in (previous, word) and not word.startswith("--jobs=")
+    ]
+    status = launch_workers(WORKER_COMMAND, words, num_jobs, WORKER_VARIABLE, log_to_stderr)
+    if status != STOPPED_STATUS:
+        print_results(experiment_file, read_results(experiment_file.experiments, runs_dir), runs_dir)
+    return status
+
+
+def read_results(experiments: Sequence[Experiment], runs_dir: Path) -> dict[str, dict]:
+    """Return the results of finished experiments by name."""
+    results = {experiment.name: read_result(runs_dir / experiment.name) for experiment in experiments}
+    return {name: result for name, result in results.items() if result}
+
+
+def check_and_save_table(experiment_file: ExperimentFile, runs_dir: Path) -> None:
+    """Refuse folders of other experiments, and missing texts or rows, before any work; then save the file's table."""
+    for experiment in experiment_file.experiments:
+        if changes := differing_fields(experiment, runs_dir / experiment.name):
+            raise wrong_experiment(runs_dir / experiment.name, changes)
+    datasets = dict.fromkeys(experiment.data for experiment in experiment_file.experiments)
+    # Labelled rows first: the check of a corpus reads it.
+    for data in sorted(datasets, key=lambda data: isinstance(data, PretrainingData)):
+        data.check_readable()
+    if experiment_file.table and distributed.is_primary():
+        save_table(experiment_file.table, runs_dir)
+
+
+def run_sweep(
+    experiment_file: ExperimentFile, runs_dir: Path, profile: bool, stop: StopRequest, hang_timeout: float
+) -> int:
+    """Train one experiment after the other and return the status of the process."""
+    distributed.raise_on_all(lambda: check_and_save_table(experiment_file, runs_dir))
+    experiments, table = experiment_file.experiments, experiment_file.table
+    sweep = Sweep(experiments, runs_dir, log_to_stderr, is_expected, experiment_file.other_experiments)
+    if table:
+        sweep.on_finished = lambda experiment: table_results.compute_extra_scores(table, experiment, runs_dir)
+    finished = read_results(experiments, runs_dir)
+    status = sweep.train(profile, stop, hang_timeout)
+    if finished:
+        log_to_stderr(f"already finished: {', '.join(finished)}. To start one over, remove its folder in {runs_dir}/")
+    if status != STOPPED_STATUS and distributed.is_primary():
+        print_results(experiment_file, sweep.results, runs_dir)
+    return status
+
+
+def print_results(experiment_file: ExperimentFile, results: dict[str, dict], runs_dir: Path) -> None:
+    """Print finished experiments as one table, and the paper's table of the file."""
+    if not results:
+        return
+    finished = [(e, results[e.name]) for e in experiment_file.experiments if e.name in results]
+    print(summaries.summarize_results(finished))
+    if experiment_file.table:
+        comparison = table_results.collect_table_results(experiment_file.table, runs_dir)
+        print(f"\n{table_results.format_results(comparison)}")
+
+
+def show_status(choice: ExperimentChoice) -> None:
+    chosen = load_experiment_file(replace(choice, reuse_saved_table=True))
     sweep = Sweep(
-        experiment_file.experiments,
-        Path(choice.runs),
-        log_to_stderr,
-        is_expected,
-        experiment_file.other_experiments,
-        started_at=0.0,
+        chosen.experiments, Path(choice.runs), log_to_stderr, is_expected, chosen.other_experiments, started_at=0.0
     )
     runs = measure_progress(sweep)
     print(format_grid([["experiment", "state", "steps", "left", ""], *map(format_progress, runs)]))
@@ -196,39 +290,31 @@ def show_status(choice: ExperimentChoice) -> int:
     if num_unknown := len(runs) - len(seconds_left):
         total += f" and {num_unknown} of unknown length"
     print(f"{len(runs)} experiments: {counts}; left, one after the other: {total}")
-    return 0
 
 
 def format_progress(run: RunProgress) -> list[str]:
     """Return the cells of a run: name, state, steps, time left, note."""
     time_left = "unknown" if run.seconds_left is None else format_duration(run.seconds_left)
-    if run.state == "done":
-        time_left = ""
-    return [run.experiment.name, run.state, f"{run.step:,} of {run.experiment.num_steps:,}", time_left, run.note]
+    steps = f"{run.step:,} of {run.experiment.num_steps:,}"
+    return [run.experiment.name, run.state, steps, "" if run.state == "done" else time_left, run.note]
 
 
-def show_table(choice: ExperimentChoice, table_format: str = "text") -> int:
+def show_table(choice: ExperimentChoice, table_format: str = "text") -> None:
     table = load_experiment_file(replace(choice, reuse_saved_table=True)).table
     if table is None:
         raise ExperimentError(f"{choice.experiment} defines no `table`, as the files of experiments/ablations/ do")
     results = table_results.collect_table_results(table, Path(choice.runs))
     print(table_results.format_results(results, table_format))
-    return 0
 
 
-def write_report(folder: str, out: str | None = None, title: str = "Runs") -> int:
+def write_report(folder: str, out: str | None = None, title: str = "Runs") -> None:
     runs_dir = Path(folder)
-    report_tables = []
-    for table in load_saved_tables(runs_dir):
-        results = table_results.collect_table_results(refresh_table(table), runs_dir)
-        report_tables.extend(results.build_report_tables())
+    tables = [refresh_table(table) for table in load_saved_tables(runs_dir)]
+    results = [table_results.collect_table_results(table, runs_dir) for table in tables]
     path = Path(out) if out else runs_dir / "report.html"
+    report_tables = [table for result in results for table in result.build_report_tables()]
     write_file_atomically(path, build_page(runs_dir, report_tables, title).encode())
     print(path)
-    return 0
-
-
-# Runs -----------------------------------------------------------------------------------------------------------------
 
 
 def print_scores(
@@ -237,27 +323,17 @@ def print_scores(
     store: str | None = None,
     num_batches: int | None = None,
     settings: Sequence[str] = (),
-) -> int:
-    opened = Run.open(Path(run), store)
+) -> None:
+    opened, num_batches = Run.open(Path(run), store), num_batches or ALL_BATCHES
     step_number, params = opened.load_params(step)
-    num_batches = num_batches or ALL_BATCHES
     if settings:
         scores = evaluate_with_overrides(opened, params, settings, num_batches)
     else:
         scores = evaluate_run(opened, params, num_batches=num_batches)
     print(json.dumps({"run": opened.experiment.name, "step": step_number} | scores, indent=1))
-    return 0
 
 
-def predict_texts(**arguments) -> int:
-    from encoders.cli.predict_lines import predict_lines
-
-    return predict_lines(log=log_to_stderr, **arguments)
-
-
-def write_submission(run: str, folder: str, root: str | None = None, step: str = "best") -> int:
-    from encoders.inference.predictor import load_predictor
-
+def write_submission(run: str, folder: str, root: str | None = None, step: str = "best") -> None:
     predictor = load_predictor(run, step)
     data = predictor.run.experiment.data
     if not isinstance(data, LabelledData):
@@ -276,27 +352,14 @@ def write_submission(run: str, folder: str, root: str | None = None, step: str =
             path = Path(folder) / name
             path.write_text(text, encoding="utf-8")
             print(path)
-    return 0
-
-
-def import_to_run(folder: str, run: str, generator: str | None = None, tokenizer_files: str | None = None) -> int:
-    convert.import_checkpoint(folder, run, generator=generator, tokenizer_files=tokenizer_files, log=print)
-    return 0
-
-
-def export_to_folder(run: str, folder: str, step: str = "latest") -> int:
-    convert.export_run(run, folder, step=step, log=print)
-    return 0
 
 
 def measure_speed(choice: ExperimentChoice, measurement: str, **bench_options) -> int:
-    from encoders.bench.results_table import run_measurement
-
     experiments = load_experiment_file(choice).experiments
     return run_measurement(measurement, experiments, log=log_to_stderr, **bench_options)
 
 
-VERBS = {
+VERB_FUNCTIONS = {
     "bench": measure_speed,
     "show": show_experiments,
     "status": show_status,
@@ -306,8 +369,8 @@ VERBS = {
     "inspect": inspect_store,
     "train": train_experiments,
     "evaluate": print_scores,
-    "predict": predict_texts,
+    "predict": partial(predict_lines, log=log_to_stderr),
     "submit": write_submission,
-    "import": import_to_run,
-    "export": export_to_folder,
+    "import": partial(convert.import_checkpoint, log=print),
+    "export": partial(convert.export_run, log=print),
 }

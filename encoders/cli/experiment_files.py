@@ -45,14 +45,8 @@ class ExperimentFile:
     table: PaperTable | None
 
 
-# Files ----------------------------------------------------------------------------------------------------------------
-
-
 def find_experiment_file(name: str) -> Path:
-    """Return the file that `name` is the path of, or that has this name in the library, without its suffix.
-
-    Raises `ExperimentError` with the nearest name.
-    """
+    """Return the file of a path or of a name in the library. Raises `ExperimentError` with the nearest name."""
     library = LIBRARY_FOLDER
     for path in (Path(name), library / f"{name}.py", library / name, library / "ablations" / f"{name}.py"):
         if path.is_file():
@@ -74,9 +68,6 @@ def import_experiment_file(path: Path) -> ModuleType:
     return import_file(path)
 
 
-# Experiments of a file ------------------------------------------------------------------------------------------------
-
-
 def load_experiments(name: str, only: Sequence[str] = (), **arguments) -> dict[str, Experiment]:
     """Return the experiments of a file, or of a name of the library, by their names.
 
@@ -96,9 +87,14 @@ def load_experiment_file(choice: ExperimentChoice) -> ExperimentFile:
     module = import_experiment_file(path)
     table = load_paper_table(module, choice) if hasattr(module, "table") else None
     experiments = table.experiments if table else list_experiments(module, path, choice)
-    saved = load_saved_experiments(table, choice.runs) if table and choice.only else {}
     chosen = match_names([experiment.name for experiment in experiments], choice.only, path)
-    check_name_setting(choice.settings, chosen, is_table=bool(table))
+    if any(setting.startswith("name=") for setting in choice.settings) and (table or len(chosen) > 1):
+        hint = "a table finds its experiments by name" if table else "choose one with --only"
+        raise ExperimentError(f"--set name=... would rename {len(chosen)} experiments: {hint}")
+    saved = {}
+    if table and choice.only:  # what is not chosen stays as it was trained
+        saved_tables = load_saved_tables(Path(choice.runs))
+        saved = next((other.experiments_by_name for other in saved_tables if other.name == table.name), {})
 
     def resolve_experiment(experiment: Experiment) -> Experiment:
         if experiment.name not in chosen:
@@ -121,30 +117,20 @@ def match_names(names: Sequence[str], patterns: Sequence[str], path: Path) -> li
     return [name for name in names if not patterns or any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
 
 
-def check_name_setting(settings: Sequence[str], chosen: Sequence[str], *, is_table: bool) -> None:
-    """Raise `ExperimentError` for `--set name=...` where it would give several experiments, or a table's, one name."""
-    if any(setting.startswith("name=") for setting in settings) and (is_table or len(chosen) > 1):
-        hint = "a table finds its experiments by name" if is_table else "choose one with --only"
-        raise ExperimentError(f"--set name=... would rename {len(chosen)} experiments: {hint}")
-
-
 def list_experiments(module: ModuleType, path: Path, choice: ExperimentChoice) -> Sequence[Experiment]:
     """Return the `experiments` that a file defines, as a list or as a function of the `--with` arguments."""
     experiments = getattr(module, "experiments", None)
     if callable(experiments):
         experiments = experiments(**parse_with_settings(experiments, choice))
     elif choice.with_settings:
-        raise ExperimentError(
-            f"--with {' '.join(choice.with_settings)}: {path} lists its experiments, without arguments"
-        )
+        raise ExperimentError(f"--with {' '.join(choice.with_settings)}: {path} lists experiments without arguments")
     if not experiments or not all(isinstance(experiment, Experiment) for experiment in experiments):
         raise ExperimentError(f"{path} must define `experiments`, a list of Experiment values, or `table`")
     return experiments
 
 
 def parse_with_settings(function: Callable, choice: ExperimentChoice) -> dict:
-    """Return the `--with` arguments of a file's function, each read by its declared type; `runs` comes from
-    `--runs`."""
+    """Return the `--with` arguments of a file's function, each read by its declared type, with `runs` from `--runs`."""
     parameters = dict(inspect.signature(function, eval_str=True).parameters)
     arguments = {"runs": choice.runs} if parameters.pop("runs", None) else {}
     for setting in choice.with_settings:
@@ -156,9 +142,6 @@ def parse_with_settings(function: Callable, choice: ExperimentChoice) -> dict:
     if missing := [name for name in required if name not in arguments]:
         raise ExperimentError(f"{choice.experiment} needs --with {' '.join(f'{name}=...' for name in missing)}")
     return arguments
-
-
-# Tables ---------------------------------------------------------------------------------------------------------------
 
 
 def load_paper_table(module: ModuleType, choice: ExperimentChoice) -> PaperTable:
@@ -179,8 +162,7 @@ def load_paper_table(module: ModuleType, choice: ExperimentChoice) -> PaperTable
 
 
 def refresh_table(table: PaperTable, module: ModuleType | None = None) -> PaperTable:
-    """Return a saved table with its file's rows of today and the saved experiments; unchanged where the file is
-    gone."""
+    """Return a saved table with its file's rows of today and the saved experiments; unchanged if the file is gone."""
     try:
         module = module or import_experiment_file(find_experiment_file(table.source_file))
     except ExperimentError:
@@ -190,11 +172,3 @@ def refresh_table(table: PaperTable, module: ModuleType | None = None) -> PaperT
     refreshed = replace(module.table(table.study), source_file=table.source_file)
     saved = table.experiments_by_name
     return refreshed.map_experiments(lambda experiment: saved.get(experiment.name, experiment))
-
-
-def load_saved_experiments(table: PaperTable, runs_dir: str) -> dict[str, Experiment]:
-    """Return the experiments of a table by name, as saved beside its runs; none where it was not trained there."""
-    for saved in load_saved_tables(Path(runs_dir)):
-        if saved.name == table.name:
-            return saved.experiments_by_name
-    return {}

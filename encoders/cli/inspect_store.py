@@ -25,7 +25,14 @@ LABEL_MEANINGS = {
     "next_sentence": ("B follows A", "B is random"),
     "sentence_order": ("A precedes B", "A and B are swapped"),
 }
-ANSI_COLOURS = {"special": "2", "second": "34", "mask": "1;33", "random": "1;31", "kept": "4;32"}
+COLOURED_TOKENS = {
+    "special": "\033[2m{}\033[0m",
+    "second": "\033[34m{}\033[0m",
+    "mask": "\033[1;33m{}\033[0m",
+    "random": "\033[1;31m{}\033[0m",
+    "kept": "\033[4;32m{}\033[0m",
+}
+PLAIN_TOKENS = {"special": "{}", "second": "{}", "mask": "{}", "random": "{}!", "kept": "{}="}
 LEGEND = "{second} segment B   {mask} a mask and its token   {random} a random token   {kept} selected, unchanged"
 
 
@@ -45,9 +52,9 @@ def describe_store(store: Store, settings: RowSettings, num_rows: int, use_colou
     if "task" in store.metadata["content"]:
         yield from format_labelled_rows(store, num_rows)
         return
-    colourize = colour_text if use_colour else mark_plain_text
+    marks = COLOURED_TOKENS if use_colour else PLAIN_TOKENS
     yield ""
-    yield LEGEND.format(**{kind: colourize(kind, "word") for kind in ANSI_COLOURS})
+    yield LEGEND.format(**{kind: mark.format("word") for kind, mark in marks.items()})
     start = 0
     stream = BatchStream(
         store.train_split,
@@ -62,27 +69,16 @@ def describe_store(store: Store, settings: RowSettings, num_rows: int, use_colou
         yield from describe_pass(phase, store.train_split, settings.seed)
         if num_rows:
             batch = jax.tree.map(lambda array: array[:num_rows], stream.build_batch(start))
-            yield from format_rows(batch, settings, phase, store, colourize)
+            yield from format_rows(batch, settings, phase, store, marks)
         start = phase.until_step
-
-
-def colour_text(kind: str, text: str) -> str:
-    return f"\033[{ANSI_COLOURS[kind]}m{text}\033[0m"
-
-
-def mark_plain_text(kind: str, text: str) -> str:
-    marks = {"mask": "{}", "random": "{}!", "kept": "{}=", "second": "{}", "special": "{}"}
-    return marks[kind].format(text)
 
 
 def describe_splits(store: Store) -> Iterator[str]:
     meta = store.metadata
-    kind = store.tokenizer.kind
-    yield f"{store.path}: {kind} vocabulary of {store.vocab.vocab_size:,}, tokens as {meta['dtype']}"
-    header = ["split", "documents", "sentences", "tokens", "tokens per document", "tokens per sentence"]
-    rows = [header]
+    yield f"{store.path}: {store.tokenizer.kind} vocabulary of {store.vocab.vocab_size:,}, tokens as {meta['dtype']}"
+    rows = [["split", "documents", "sentences", "tokens", "tokens per document", "tokens per sentence"]]
     for name, split in meta["splits"].items():
-        counts = [split[column] for column in header[1:4]]
+        counts = [split[column] for column in ("documents", "sentences", "tokens")]
         means = [split["tokens"] / max(split[column], 1) for column in ("documents", "sentences")]
         rows.append([name, *(f"{count:,}" for count in counts), *(f"{mean:,.1f}" for mean in means)])
     yield format_grid(rows)
@@ -117,7 +113,9 @@ def describe_pass(phase: Phase, split: Split, seed: int) -> Iterator[str]:
             yield f"  {meaning}: {counts[value] / counts['examples']:.1%}"
 
 
-def format_rows(batch: Batch, settings: RowSettings, phase: Phase, store: Store, colourize) -> Iterator[str]:
+def format_rows(
+    batch: Batch, settings: RowSettings, phase: Phase, store: Store, marks: dict[str, str]
+) -> Iterator[str]:
     """Yield corrupted rows as the model reads them, each with its counts and its labels."""
     corrupted = settings.objective.corrupt(jax.tree.map(jnp.asarray, batch), store.vocab, settings.seed)
     corrupted = jax.tree.map(np.asarray, corrupted)
@@ -127,32 +125,32 @@ def format_rows(batch: Batch, settings: RowSettings, phase: Phase, store: Store,
     for row, example_ids in enumerate(corrupted.example_ids):
         positions = np.flatnonzero(example_ids)
         yield ""
-        yield " ".join(
-            format_token(corrupted, row, position, is_selected[row, position], store, colourize)
-            for position in positions
+        tokens = [format_token(corrupted, row, i, is_selected[row, i], store, marks) for i in positions]
+        yield " ".join(tokens)
+        counts = (
+            f"{len(tokens)} tokens, {phase.seq_length - len(tokens)} of padding, {is_selected[row].sum()} to predict"
         )
-        num_padding = phase.seq_length - len(positions)
-        summary = f"{len(positions)} tokens, {num_padding} of padding, {int(is_selected[row].sum())} to predict"
-        for slot in np.flatnonzero(corrupted.example_mask[row]):
-            for name in phase.format.label_fields:
-                if name in LABEL_MEANINGS:
-                    summary += f"; {LABEL_MEANINGS[name][int(batch.labels[name][row, slot])]}"
-        yield f"  {summary}"
+        labels = [
+            LABEL_MEANINGS[name][int(batch.labels[name][row, slot])]
+            for slot in np.flatnonzero(corrupted.example_mask[row])
+            for name in phase.format.label_fields
+            if name in LABEL_MEANINGS
+        ]
+        yield f"  {'; '.join([counts, *labels])}"
 
 
-def format_token(corrupted: Batch, row: int, position: int, is_selected: bool, store: Store, colourize) -> str:
+def format_token(
+    corrupted: Batch, row: int, position: int, is_selected: bool, store: Store, marks: dict[str, str]
+) -> str:
     """Return a token as the model reads it; where it is to be predicted, with the original after an arrow."""
     token, original = int(corrupted.input_ids[row, position]), int(corrupted.clean_ids[row, position])
     text = store.tokenizer.id_to_token(token)
     if is_selected:
-        if token == store.vocab.mask_id:
-            return colourize("mask", f"{text}←{store.tokenizer.id_to_token(original)}")
-        if token == original:
-            return colourize("kept", text)
-        return colourize("random", f"{text}←{store.tokenizer.id_to_token(original)}")
+        kind = "mask" if token == store.vocab.mask_id else "kept" if token == original else "random"
+        return marks[kind].format(text if kind == "kept" else f"{text}←{store.tokenizer.id_to_token(original)}")
     if token in store.vocab.special_ids:
-        return colourize("special", text)
-    return colourize("second", text) if corrupted.token_type_ids[row, position] else text
+        return marks["special"].format(text)
+    return marks["second"].format(text) if corrupted.token_type_ids[row, position] else text
 
 
 def format_labelled_rows(store: Store, num_rows: int) -> Iterator[str]:

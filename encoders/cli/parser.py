@@ -36,213 +36,161 @@ def get_command_name() -> str:
     return "encoders" if Path(sys.argv[0]).stem == "encoders" else "python launch.py"
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of every verb; the name of an option is that of its argument in `commands.py`."""
-    parser = argparse.ArgumentParser(
-        prog=get_command_name(),
-        description=HELP.format(command=get_command_name()),
-        formatter_class=argparse.RawTextHelpFormatter,
-    )
-    without_abbreviations = partial(argparse.ArgumentParser, allow_abbrev=False)
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB", parser_class=without_abbreviations)
-    for name, (description, add_arguments) in VERB_ARGUMENTS.items():
-        verb = verbs.add_parser(name, help=description, description=description)
-        add_arguments(verb)
-        verb.add_argument(
-            "--code", action="append", default=[], metavar="FILE",
-            help="import a Python file first, which registers classes of its own",
-        )  # fmt: skip
-    return parser
+def option(usage: str, description: str | None, **settings) -> tuple[str, dict]:
+    """Return the name and the settings of an argument, as `ArgumentParser.add_argument` takes them."""
+    name, _, metavar = usage.partition(" ")
+    return name, {"metavar": metavar or None, "help": description} | settings
 
 
-def add_experiment(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("experiment", metavar="EXPERIMENT", help="a Python file, or a name such as quickstart")
-    add_choice(verb)
+def number_option(usage: str, description: str, dest: str | None = None) -> tuple[str, dict]:
+    return option(usage, description, type=int, **({"dest": dest} if dest else {}))
 
 
-def add_choice(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument(
-        "--with", nargs="+", action="extend", default=[], metavar="NAME=VALUE", dest="with_settings",
-        help="arguments of a file whose experiments are a function, such as init_from=runs/NAME",
-    )  # fmt: skip
-    add_settings(verb, "change a field")
-    verb.add_argument(
-        "--only", action="append", default=[], metavar="NAME", help="only experiments of this name (globs)"
-    )
+def list_option(usage: str, description: str, dest: str) -> tuple[str, dict]:
+    return option(usage, description, nargs="+", action="extend", dest=dest)
 
 
-def add_settings(verb: argparse.ArgumentParser, description: str) -> None:
-    verb.add_argument(
-        "--set", nargs="+", action="extend", default=[], metavar="A.B=C", dest="settings", help=description
-    )
+def flag(name: str, description: str, **settings) -> tuple[str, dict]:
+    return name, {"action": "store_true", "help": description} | settings
 
 
-def add_runs(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--runs", default="runs", metavar="DIR", help="the folder of runs (runs)")
+def step_option(default: str) -> tuple[str, dict]:
+    return option("--step N", f"best, latest, or a step ({default})")
 
 
-def add_step(verb: argparse.ArgumentParser, default: str) -> None:
-    verb.add_argument("--step", default=default, metavar="N", help=f"best, latest, or a step ({default})")
-
-
-def add_status(verb: argparse.ArgumentParser) -> None:
-    add_experiment(verb)
-    add_runs(verb)
-
-
-def add_table(verb: argparse.ArgumentParser) -> None:
-    add_status(verb)
-    verb.add_argument("--format", choices=("text", "markdown", "latex", "csv"), default="text", dest="table_format")
-
-
-def add_train(verb: argparse.ArgumentParser) -> None:
-    add_status(verb)
-    verb.add_argument("--stop-after", metavar="3h55m", help="save and end after this time, with status 75")
-    verb.add_argument("--jobs", type=int, metavar="N", dest="num_jobs", help="experiments at once, on this machine (1)")
-    verb.add_argument(
-        "--coordinator", metavar="HOST:PORT",
-        help="address of process 0 of a run of several; auto: as jax.distributed finds it, such as on a TPU pod",
-    )  # fmt: skip
-    verb.add_argument(
-        "--processes", type=int, metavar="N", dest="num_processes",
-        help="processes of a run; without --coordinator they start on this machine",
-    )  # fmt: skip
-    verb.add_argument("--process", type=int, metavar="I", dest="process_id", help="the index of this process")
-    verb.add_argument("--wait", default="5m", metavar="5m", help="time for the processes to find each other (5m)")
-    verb.add_argument(
-        "--watchdog", default="30m", metavar="30m",
-        help="after this time without a step print all stacks and end (30m; 0s: never)",
-    )  # fmt: skip
-    verb.add_argument("--profile", action="store_true", help="trace the first steps and print where time is spent")
-
-
-def add_prepare(verb: argparse.ArgumentParser) -> None:
-    add_experiment(verb)
-    verb.add_argument(
-        "--workers", type=int, metavar="N", dest="num_workers", help="processes of this machine (its cores)"
-    )
-    verb.add_argument(
-        "--runner", metavar="NAME",
-        help="an Apache Beam runner instead, such as DirectRunner, FlinkRunner, SparkRunner or DataflowRunner, with "
-        "its pipeline options after --",
-    )  # fmt: skip
-    verb.add_argument("--repair", action="store_true", help="compare a finished store with its checksums and mend it")
-
-
-def add_inspect(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("store", metavar="STORE", help="the folder of a store, as prepare prints it")
-    verb.add_argument(
-        "experiment", metavar="EXPERIMENT", nargs="?",
-        help="the experiment whose formats and objective make the rows; without one BERT's",
-    )  # fmt: skip
-    add_choice(verb)
-    verb.add_argument("--rows", type=int, default=3, metavar="N", dest="num_rows", help="rows of each phase (3)")
-    verb.add_argument("--plain", action="store_true", help="no colours, as in a file")
-    verb.add_argument("--verify", action="store_true", help="compare the store with its checksums")
-
-
-def add_report(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("folder", metavar="DIR", help="the folder of runs")
-    verb.add_argument("--out", metavar="FILE", help="the page to write (DIR/report.html)")
-    verb.add_argument("--title", default="Runs", metavar="TEXT", help="its title (Runs)")
-
-
-def add_evaluate(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("run", metavar="RUN", help="the folder of a run")
-    add_step(verb, "latest")
-    verb.add_argument("--store", metavar="DIR", help="the run's store, if it has moved")
-    verb.add_argument("--batches", type=int, metavar="N", dest="num_batches", help="held-out batches to read (all)")
-    add_settings(
-        verb, "evaluate as if the experiment had this field, such as objective.sentence_task=SentenceOrderPrediction"
-    )
-
-
-def add_predict(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("run", metavar="RUN", help="the folder of a run")
-    verb.add_argument(
-        "kind", choices=("fill", "classify", "answer", "similarity", "embed", "tokens", "replaced"),
-        help="fill [MASK], classify one text or two, answer a question, similarity of two texts or of all, vectors of "
-        "texts or of tokens, mark replaced tokens (ELECTRA)",
-    )  # fmt: skip
-    verb.add_argument(
-        "texts", nargs="*", metavar="TEXT", help="texts; without any, the lines of --file or of standard input"
-    )
-    verb.add_argument(
-        "--second", nargs="+", default=[], metavar="TEXT", dest="second_texts",
-        help="the second text of each, or the context of a question",
-    )  # fmt: skip
-    verb.add_argument(
-        "--file", metavar="FILE",
-        help='lines of a text, of two with a tab between, or of {"text": ..., "second": ...}; - is standard input',
-    )  # fmt: skip
-    add_step(verb, "best")
-    verb.add_argument("--json", action="store_true", dest="as_json", help="print JSON lines")
-    verb.add_argument("--top", type=int, default=5, metavar="N", dest="top_k", help="tokens for each mask (5)")
-    verb.add_argument(
-        "--pool", choices=("cls", "mean", "pooled"), default="mean", dest="pooling", help="the vector of a text (mean)"
-    )
-    verb.add_argument("--layer", type=int, default=-1, metavar="N", help="0 is the embedding, -1 the last layer (-1)")
-    verb.add_argument(
-        "--threshold", type=float, metavar="X", help="no answer where its score is above this (tuned on dev)"
-    )
-    verb.add_argument("--batch", type=int, default=32, metavar="N", dest="batch_size", help="texts at a time (32)")
-
-
-def add_submit(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("run", metavar="RUN", help="the folder of a fine-tuned run")
-    verb.add_argument("folder", metavar="DIR", help="the folder to write the files in")
-    verb.add_argument("--root", metavar="DIR", help="the folder of the task's files, if they have moved")
-    add_step(verb, "best")
-
-
-def add_import(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("folder", metavar="DIR", help="config.json, weights and tokenizer; or fairseq's .pt and dict.txt")
-    verb.add_argument("run", metavar="RUN", help="the folder of the run to make")
-    verb.add_argument("--generator", metavar="DIR", help="ELECTRA's generator (DIR/generator, if it exists)")
-    verb.add_argument(
-        "--vocabulary", metavar="PATH", dest="tokenizer_files", help="tokenizer files, if they are not in DIR"
-    )
-
-
-def add_export(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("run", metavar="RUN", help="the folder of a run")
-    verb.add_argument("folder", metavar="DIR", help="the folder to make")
-    add_step(verb, "latest")
-
-
-def add_bench(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument(
-        "measurement", metavar="PART", help="step, infer, data, peers, ceiling, roofline, links or ablate"
-    )
-    verb.add_argument(
-        "experiment", metavar="EXPERIMENT", nargs="?", default="speed", help="the experiments to measure (speed)"
-    )
-    add_choice(verb)
-    verb.add_argument("--rounds", type=int, default=7, metavar="N", help="measurements of each variant, in turn (7)")
-    verb.add_argument("--units", type=int, default=1, metavar="N", help="steps of a measurement (1)")
-    verb.add_argument("--device", choices=("cpu", "gpu", "tpu"), default="cpu", help="one core, on a CPU (cpu)")
-    verb.add_argument("--core", type=int, metavar="N", help="the core to pin processes to (the last one)")
-    verb.add_argument("--task", choices=("train", "infer"), default="train", help="the work of peers (train)")
-    verb.add_argument("--text", action="store_true", dest="use_text", help="batches of text instead of random ids")
-    verb.add_argument("--as-installed", action="store_true", help="do not let glibc keep freed memory, on either side")
-    verb.add_argument("--out", default="bench", metavar="DIR", help="the folder of PART.json (bench)")
-
-
-VERB_ARGUMENTS = {
-    "show": ("the experiment, its parameters by part, FLOPs per token, memory; or table-2.1", add_experiment),
-    "prepare": ("turn the corpus of an experiment into a store of tokens", add_prepare),
-    "train": ("train every experiment of a file; interrupted ones resume", add_train),
-    "status": ("list which experiments are done, running or failed, and the time left", add_status),
-    "table": ("print the paper's table beside the runs, of a file of experiments/ablations/", add_table),
-    "report": ("write one page about all runs of a folder: tables, curves, costs, experiments", add_report),
-    "inspect": ("print what a store holds, and rows as the model reads them", add_inspect),
-    "evaluate": ("print held-out scores of a run's checkpoint, without its experiment file", add_evaluate),
-    "predict": ("print what a run predicts for new texts", add_predict),
-    "submit": ("write a task's test predictions in the format that is handed in", add_submit),
-    "import": ("make a published checkpoint (a folder, as transformers has it) a run", add_import),
-    "export": ("write a run as a folder that transformers loads", add_export),
-    "bench": ("measure: step, infer, data, peers, ceiling, roofline, links or ablate", add_bench),
+SET_EXAMPLE = "this field, such as objective.sentence_task=SentenceOrderPrediction"
+WITH_TEXT = "arguments of a file whose experiments are a function, such as init_from=runs/NAME"
+CHOICE = (
+    list_option("--with NAME=VALUE", WITH_TEXT, "with_settings"),
+    list_option("--set A.B=C", "change a field", "settings"),
+    option("--only NAME", "only experiments of this name (globs)", action="append"),
+)
+EXPERIMENTS = (option("experiment EXPERIMENT", "a Python file, or a name such as quickstart"), *CHOICE)
+RUNS = option("--runs DIR", "the folder of runs (runs)")
+RUN = option("run RUN", "the folder of a run")
+BENCH_PARTS = "step, infer, data, peers, ceiling, roofline, links or ablate"
+# The description of each verb, and its arguments: those of its function in `commands.py`, which has their defaults.
+VERBS = {
+    "show": ("the experiment, its parameters by part, FLOPs per token, memory; or table-2.1", *EXPERIMENTS),
+    "prepare": (
+        "turn the corpus of an experiment into a store of tokens",
+        *EXPERIMENTS,
+        number_option("--workers N", "processes of this machine (its cores)", "num_workers"),
+        option("--runner NAME", "an Apache Beam runner instead, such as DirectRunner; its pipeline options follow --"),
+        flag("--repair", "compare a finished store with its checksums and mend it"),
+    ),
+    "train": (
+        "train every experiment of a file; interrupted ones resume",
+        *EXPERIMENTS,
+        RUNS,
+        option("--stop-after 3h55m", "save and end after this time, with status 75"),
+        number_option("--jobs N", "experiments at once, on this machine (1)", "num_jobs"),
+        option("--coordinator HOST:PORT", "address of process 0 of several; auto: as jax.distributed finds it (TPU)"),
+        number_option("--processes N", "processes of a run; on this machine without --coordinator", "num_processes"),
+        number_option("--process I", "the index of this process", "process_id"),
+        option("--wait 5m", "time for the processes to find each other (5m)"),
+        option("--watchdog 30m", "after this time without a step print all stacks and end (30m; 0s: never)"),
+        flag("--profile", "trace the first steps and print where time is spent"),
+    ),
+    "status": ("list which experiments are done, running or failed, and the time left", *EXPERIMENTS, RUNS),
+    "table": (
+        "print the paper's table beside the runs, of a file of experiments/ablations/",
+        *EXPERIMENTS,
+        RUNS,
+        option("--format", None, choices=("text", "markdown", "latex", "csv"), dest="table_format"),
+    ),
+    "report": (
+        "write one page about all runs of a folder: tables, curves, costs, experiments",
+        option("folder DIR", "the folder of runs"),
+        option("--out FILE", "the page to write (DIR/report.html)"),
+        option("--title TEXT", "its title (Runs)"),
+    ),
+    "inspect": (
+        "print what a store holds, and rows as the model reads them",
+        option("store STORE", "the folder of a store, as prepare prints it"),
+        option("experiment EXPERIMENT", "whose formats and objective make the rows (BERT's)", nargs="?", default=None),
+        *CHOICE,
+        number_option("--rows N", "rows of each phase (3)", "num_rows"),
+        flag("--plain", "no colours, as in a file"),
+        flag("--verify", "compare the store with its checksums"),
+    ),
+    "evaluate": (
+        "print held-out scores of a run's checkpoint, without its experiment file",
+        RUN,
+        step_option("latest"),
+        option("--store DIR", "the run's store, if it has moved"),
+        number_option("--batches N", "held-out batches to read (all)", "num_batches"),
+        list_option("--set A.B=C", f"evaluate as if the experiment had {SET_EXAMPLE}", "settings"),
+    ),
+    "predict": (
+        "print what a run predicts for new texts",
+        RUN,
+        option(
+            "kind",
+            "fill [MASK], classify one text or two, answer a question, similarity of two texts or of all, vectors of "
+            "texts or of tokens, mark replaced tokens (ELECTRA)",
+            choices=("fill", "classify", "answer", "similarity", "embed", "tokens", "replaced"),
+        ),
+        option("texts TEXT", "texts; without any, the lines of --file or of standard input", nargs="*"),
+        list_option("--second TEXT", "the second text of each, or the context of a question", "second_texts"),
+        option("--file FILE", 'lines of TEXT, TEXT<tab>TEXT or {"text": ..., "second": ...}; - is standard input'),
+        step_option("best"),
+        flag("--json", "print JSON lines", dest="as_json"),
+        number_option("--top N", "tokens for each mask (5)", "top_k"),
+        option("--pool", "the vector of a text (mean)", choices=("cls", "mean", "pooled"), dest="pooling"),
+        number_option("--layer N", "0 is the embedding, -1 the last layer (-1)"),
+        option("--threshold X", "no answer where its score is above this (tuned on dev)", type=float),
+        number_option("--batch N", "texts at a time (32)", "batch_size"),
+    ),
+    "submit": (
+        "write a task's test predictions in the format that is handed in",
+        option("run RUN", "the folder of a fine-tuned run"),
+        option("folder DIR", "the folder to write the files in"),
+        option("--root DIR", "the folder of the task's files, if they have moved"),
+        step_option("best"),
+    ),
+    "import": (
+        "make a published checkpoint (a folder, as transformers has it) a run",
+        option("folder DIR", "config.json, weights and tokenizer; or fairseq's .pt and dict.txt"),
+        option("run RUN", "the folder of the run to make"),
+        option("--generator DIR", "ELECTRA's generator (DIR/generator, if it exists)"),
+        option("--vocabulary PATH", "tokenizer files, if they are not in DIR", dest="tokenizer_files"),
+    ),
+    "export": (
+        "write a run as a folder that transformers loads",
+        RUN,
+        option("folder DIR", "the folder to make"),
+        step_option("latest"),
+    ),
+    "bench": (
+        f"measure: {BENCH_PARTS}",
+        option("measurement PART", BENCH_PARTS),
+        option("experiment EXPERIMENT", "the experiments to measure (speed)", nargs="?", default="speed"),
+        *CHOICE,
+        number_option("--rounds N", "measurements of each variant, in turn (7)"),
+        number_option("--units N", "steps of a measurement (1)"),
+        option("--device", "one core, on a CPU (cpu)", choices=("cpu", "gpu", "tpu")),
+        number_option("--core N", "the core to pin processes to (the last one)"),
+        option("--task", "the work of peers (train)", choices=("train", "infer")),
+        flag("--text", "batches of text instead of random ids", dest="use_text"),
+        flag("--as-installed", "do not let glibc keep freed memory, on either side"),
+        option("--out DIR", "the folder of PART.json (bench)"),
+    ),
 }
+CODE = option("--code FILE", "import a Python file first, which registers classes of its own", action="append")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    command = get_command_name()
+    formatter = argparse.RawTextHelpFormatter
+    parser = argparse.ArgumentParser(command, description=HELP.format(command=command), formatter_class=formatter)
+    without_abbreviations = partial(argparse.ArgumentParser, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", parser_class=without_abbreviations)
+    for verb, (description, *arguments) in VERBS.items():
+        verb_parser = verbs.add_parser(verb, help=description, description=description)
+        for name, settings in (*arguments, CODE):
+            verb_parser.add_argument(name, **settings)
+    return parser
 
 
 def parse_arguments(words: list[str]) -> tuple[str | None, dict]:
@@ -267,12 +215,12 @@ def main(words: list[str] | None = None) -> int:
     if verb is None:
         print(HELP.format(command=get_command_name()), end="")
         return 0
-    from encoders.cli import commands, messages  # import jax, which the help does not need
+    from encoders.cli.commands import is_expected, run_verb  # import jax, which the help does not need
 
     try:
-        return commands.run_verb(verb, **arguments)
+        return run_verb(verb, **arguments)
     except (ValueError, OSError) as error:
-        if not messages.is_expected(error):
+        if not is_expected(error):
             raise
         print(f"encoders: {error}", file=sys.stderr)
         return 1

@@ -5,25 +5,13 @@ from __future__ import annotations
 import itertools
 import json
 import sys
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 
 import numpy as np
 
 from encoders.inference.predictor import Predictor, TextOrPair, load_predictor
 from encoders.utils.serialization import ExperimentError
-
-
-@dataclass(frozen=True)
-class PredictionSettings:
-    """Options of single kinds of prediction: tokens per mask, pooling and layer of vectors, threshold of no answer."""
-
-    top_k: int = 5
-    pooling: str = "mean"
-    layer: int = -1
-    threshold: float | None = None
 
 
 def predict_lines(
@@ -37,37 +25,31 @@ def predict_lines(
     batch_size: int = 32,
     log: Callable[[str], None] = print,
     **settings,
-) -> int:
-    """Print a run's predictions for the texts as they come, and return the status of the process.
-
-    `settings` are the fields of `PredictionSettings`.
-    """
+) -> None:
+    """Print a run's predictions for the texts as they come; `settings` are arguments of `iter_predictions`."""
     predictor = load_predictor(run, step, batch_size)
-    predict, format_prediction = PREDICTION_KINDS[kind]
-    inputs = pair_texts(texts, second_texts) if texts else read_texts(file or "-")
-    for text, prediction in predict(predictor, inputs, PredictionSettings(**settings)):
+    # Predictions come first in the pairs, so that texts are read only as they need them.
+    read, printed = itertools.tee(pair_texts(texts, second_texts) if texts else read_texts(file or "-"))
+    for prediction, text in zip(iter_predictions(predictor, kind, read, **settings), printed, strict=False):
         if as_json:
             print(json.dumps({"text": text} | prediction, ensure_ascii=False))
         else:
-            print(text if isinstance(text, str) else "  |  ".join(text), *format_prediction(prediction), sep="\n   ")
+            shown = text if isinstance(text, str) else "  |  ".join(text)
+            print(shown, *format_prediction(kind, prediction), sep="\n   ")
     if predictor.num_truncated:
-        log(
-            f"truncated {predictor.num_truncated} of the texts at their end: they exceed "
-            f"model.max_positions={predictor.config.max_positions} tokens"
-        )
-    return 0
+        max_positions = predictor.config.max_positions
+        log(f"truncated {predictor.num_truncated} texts that exceed model.max_positions={max_positions} tokens")
 
 
-def pair_texts(texts: Sequence[str], second_texts: Sequence[str]) -> Iterator[TextOrPair]:
-    """Yield each text with its second text, or with the only one. Raises `ExperimentError` for other numbers."""
+def pair_texts(texts: Sequence[str], second_texts: Sequence[str]) -> Iterable[TextOrPair]:
+    """Return each text with its second text, or with the only one. Raises `ExperimentError` for other numbers."""
     if not second_texts:
-        yield from texts
-    elif len(second_texts) == 1:
-        yield from zip(texts, itertools.repeat(second_texts[0]), strict=False)
-    elif len(second_texts) == len(texts):
-        yield from zip(texts, second_texts, strict=True)
-    else:
+        return texts
+    if len(second_texts) == 1:
+        return zip(texts, itertools.repeat(second_texts[0]), strict=False)
+    if len(second_texts) != len(texts):
         raise ExperimentError(f"--second has {len(second_texts)} texts for {len(texts)}; give one, or as many")
+    return zip(texts, second_texts, strict=True)
 
 
 def read_texts(name: str) -> Iterator[TextOrPair]:
@@ -89,9 +71,8 @@ def parse_line(line: bytes, location: str) -> TextOrPair:
         raise ExperimentError(f"{location}: the line starts with {{ and is not JSON: {error}") from None
     fields = text.split("\t") if row is None else [row[key] for key in ("text", "second") if key in row]
     if not 1 <= len(fields) <= 2 or not all(isinstance(value, str) and value.strip() for value in fields):
-        raise ExperimentError(
-            f'{location}: a line is a text, two with a tab between, or {{"text": ..., "second": ...}}'
-        )
+        accepted = 'a text, two with a tab between, or {"text": ..., "second": ...}'
+        raise ExperimentError(f"{location}: a line is {accepted}")
     return fields[0] if len(fields) == 1 else tuple(fields)
 
 
@@ -103,126 +84,83 @@ def require_pairs(texts: Iterable[TextOrPair]) -> Iterator[tuple[str, str]]:
         yield text
 
 
-def zip_with_texts(
-    texts: Iterable[TextOrPair], predict: Callable[[Iterable[TextOrPair]], Iterator]
-) -> Iterator[tuple[TextOrPair, object]]:
-    """Yield each text with its prediction; texts are read only as the predictions need them."""
-    read_ahead: deque[TextOrPair] = deque()
+def iter_predictions(
+    predictor: Predictor,
+    kind: str,
+    texts: Iterator[TextOrPair],
+    top_k: int = 5,
+    pooling: str = "mean",
+    layer: int = -1,
+    threshold: float | None = None,
+) -> Iterator[dict]:
+    """Yield the prediction of a kind for each text, as a JSON value; the other arguments are those of `Predictor`."""
+    match kind:
+        case "fill":
+            for masks in predictor.fill_masks(texts, top_k):
+                yield {"masks": [[{"token": word, "probability": p} for word, p in words] for words in masks]}
+        case "classify":
+            for scores in predictor.classify(texts):
+                is_number = len(scores) == 1  # as of STS-B
+                yield scores if is_number else {"label": max(scores, key=scores.get), "probabilities": scores}
+        case "answer":
+            yield from predictor.answer_questions(require_pairs(texts), threshold)
+        case "similarity":
+            for similarity in iter_similarities(predictor, texts, pooling, layer):
+                yield {"similarity": similarity}
+        case "embed":
+            for vector in predictor.embed(texts, pooling, layer):
+                yield {"vector": round_vector(vector)}
+        case "tokens":
+            for tokens in predictor.embed_tokens(texts, layer):
+                yield {"tokens": [{"token": token, "vector": round_vector(vector)} for token, vector in tokens]}
+        case "replaced":
+            for tokens in predictor.detect_replaced(texts):
+                yield {"tokens": [{"token": token, "replaced": round(p, 4)} for token, p in tokens]}
 
-    def record_texts() -> Iterator[TextOrPair]:
-        for text in texts:
-            read_ahead.append(text)
-            yield text
 
-    for prediction in predict(record_texts()):
-        yield read_ahead.popleft(), prediction
+def round_vector(vector) -> list[float]:
+    return np.asarray(vector, float).round(6).tolist()
 
 
-# Kinds of prediction: JSON values for each text -----------------------------------------------------------------------
-
-
-def predict_masks(predictor: Predictor, texts: Iterable[str], settings: PredictionSettings):
-    for text, masks in zip_with_texts(texts, lambda t: predictor.fill_masks(t, settings.top_k)):
-        yield text, {"masks": [[{"token": word, "probability": p} for word, p in words] for words in masks]}
-
-
-def predict_labels(predictor: Predictor, texts: Iterable[TextOrPair], settings: PredictionSettings):
-    for text, scores in zip_with_texts(texts, predictor.classify):
-        if len(scores) == 1:  # a number, as of STS-B
-            yield text, scores
-        else:
-            yield text, {"label": max(scores, key=scores.get), "probabilities": scores}
-
-
-def predict_answers(predictor: Predictor, texts: Iterable[TextOrPair], settings: PredictionSettings):
-    yield from zip_with_texts(texts, lambda t: predictor.answer_questions(require_pairs(t), settings.threshold))
-
-
-def predict_similarity(predictor: Predictor, texts: Iterator[TextOrPair], settings: PredictionSettings):
-    """Yield the cosine of each pair, or, for texts alone, of each text with all texts."""
+def iter_similarities(
+    predictor: Predictor, texts: Iterator[TextOrPair], pooling: str, layer: int
+) -> Iterator[float | list[float]]:
+    """Yield the cosine of each pair, or, for texts alone, those of each text with all texts."""
     first = next(texts, None)
     texts = itertools.chain([first] if first else [], texts)
-    if isinstance(first, str):
-        texts = list(texts)
-        if pairs := [text for text in texts if not isinstance(text, str)]:
-            raise ExperimentError(
-                f"{pairs[0]!r} has a second text, and {first!r} has none; give all texts one, or none"
-            )
-        matrix = predictor.similarity_matrix(texts, settings.pooling, settings.layer)
-        for text, row in zip(texts, matrix, strict=True):
-            yield text, {"similarity": row.round(4).tolist()}
+    if not isinstance(first, str):
+        similarities = predictor.compare_pairs(require_pairs(texts), pooling, layer)
+        yield from (round(similarity, 4) for similarity in similarities)
         return
-    compare = lambda pairs: predictor.compare_pairs(require_pairs(pairs), settings.pooling, settings.layer)
-    for text, similarity in zip_with_texts(texts, compare):
-        yield text, {"similarity": round(similarity, 4)}
+    texts = list(texts)
+    if pairs := [text for text in texts if not isinstance(text, str)]:
+        raise ExperimentError(f"{pairs[0]!r} has a second text, and {first!r} has none; give all texts one, or none")
+    yield from predictor.similarity_matrix(texts, pooling, layer).round(4).tolist()
 
 
-def predict_vectors(predictor: Predictor, texts: Iterable[TextOrPair], settings: PredictionSettings):
-    for text, vector in zip_with_texts(texts, lambda t: predictor.embed(t, settings.pooling, settings.layer)):
-        yield text, {"vector": np.asarray(vector, float).round(6).tolist()}
-
-
-def predict_token_vectors(predictor: Predictor, texts: Iterable[TextOrPair], settings: PredictionSettings):
-    for text, tokens in zip_with_texts(texts, lambda t: predictor.embed_tokens(t, settings.layer)):
-        rows = [{"token": token, "vector": np.asarray(vector, float).round(6).tolist()} for token, vector in tokens]
-        yield text, {"tokens": rows}
-
-
-def predict_replaced(predictor: Predictor, texts: Iterable[TextOrPair], settings: PredictionSettings):
-    for text, tokens in zip_with_texts(texts, predictor.detect_replaced):
-        yield text, {"tokens": [{"token": token, "replaced": round(p, 4)} for token, p in tokens]}
-
-
-# Predictions as lines -------------------------------------------------------------------------------------------------
-
-
-def format_masks(prediction: dict) -> list[str]:
-    return ["   ".join(f"{word['token']} {word['probability']:.1%}" for word in words) for words in prediction["masks"]]
-
-
-def format_labels(prediction: dict) -> list[str]:
-    if "probabilities" in prediction:
-        return ["   ".join(f"{label} {p:.1%}" for label, p in prediction["probabilities"].items())]
-    return [f"{value:.3f}" for value in prediction.values()]
-
-
-def format_answer(prediction: dict) -> list[str]:
-    if not prediction["answer"]:
-        return ["no answer"]
-    return ["{answer} (characters {start} to {end}, score {score:.2f})".format(**prediction)]
-
-
-def format_similarity(prediction: dict) -> list[str]:
-    similarity = prediction["similarity"]
-    return ["  ".join(f"{x:.3f}" for x in (similarity if isinstance(similarity, list) else [similarity]))]
-
-
-def format_text_vector(prediction: dict) -> list[str]:
-    return [format_vector(prediction["vector"])]
-
-
-def format_token_vectors(prediction: dict) -> list[str]:
-    return [f"{token['token']:12} {format_vector(token['vector'])}" for token in prediction["tokens"]]
-
-
-def format_replaced(prediction: dict) -> list[str]:
-    words = [
-        f"[{token['token']} {token['replaced']:.0%}]" if token["replaced"] > 0.5 else token["token"]
-        for token in prediction["tokens"]
-    ]
-    return [" ".join(words)]
+def format_prediction(kind: str, prediction: dict) -> list[str]:
+    """Return the lines that show a prediction."""
+    match kind:
+        case "fill":
+            masks = prediction["masks"]
+            return ["   ".join(f"{word['token']} {word['probability']:.1%}" for word in words) for words in masks]
+        case "classify" if "probabilities" in prediction:
+            return ["   ".join(f"{label} {p:.1%}" for label, p in prediction["probabilities"].items())]
+        case "classify":
+            return [f"{value:.3f}" for value in prediction.values()]
+        case "answer" if prediction["answer"]:
+            return ["{answer} (characters {start} to {end}, score {score:.2f})".format(**prediction)]
+        case "answer":
+            return ["no answer"]
+        case "similarity":
+            return ["  ".join(f"{x:.3f}" for x in np.atleast_1d(prediction["similarity"]))]
+        case "embed":
+            return [format_vector(prediction["vector"])]
+        case "tokens":
+            return [f"{token['token']:12} {format_vector(token['vector'])}" for token in prediction["tokens"]]
+    shares = [(token["token"], token["replaced"]) for token in prediction["tokens"]]
+    return [" ".join(f"[{token} {share:.0%}]" if share > 0.5 else token for token, share in shares)]
 
 
 def format_vector(vector: list[float]) -> str:
     return "  ".join(f"{x:.3f}" for x in vector[:6]) + f"  ... ({len(vector)} numbers; --json prints all)"
-
-
-PREDICTION_KINDS = {
-    "fill": (predict_masks, format_masks),
-    "classify": (predict_labels, format_labels),
-    "answer": (predict_answers, format_answer),
-    "similarity": (predict_similarity, format_similarity),
-    "embed": (predict_vectors, format_text_vector),
-    "tokens": (predict_token_vectors, format_token_vectors),
-    "replaced": (predict_replaced, format_replaced),
-}

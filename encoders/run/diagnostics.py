@@ -37,18 +37,15 @@ def check_finite(params: dict, batch: Batch, seed, step_index, *, module, grad_a
 
 
 def describe_nonfinite_update(run: Run, state: step.TrainState, batch: Batch, step_index: int) -> str:
-    """Return the loss terms, or else the gradient leaves, that were not finite in a skipped update.
-
-    A skipped update leaves `state` unchanged, so the update of step `step_index` (from 0) can be computed again.
-    """
-    static_args = {"module": run.module, "grad_accum_steps": run.experiment.grad_accum_steps}
-    terms, grads = jax.device_get(check_finite(state.params, batch, run.experiment.seed, step_index, **static_args))
+    """Return the loss terms, else the gradient leaves, that were not finite in the skipped update of `step_index`."""
+    # A skipped update leaves the state unchanged, so it can be computed again.
+    seed, grad_accum_steps = run.experiment.seed, run.experiment.grad_accum_steps
+    finite = check_finite(state.params, batch, seed, step_index, module=run.module, grad_accum_steps=grad_accum_steps)
+    terms, grads = jax.device_get(finite)
     names = [name for name, is_finite in terms.items() if not is_finite]
     names = names or [f"the gradient of {path}" for path, is_finite in flatten_with_paths(grads) if not is_finite]
-    if not names:
-        return "nothing: its gradient is a spike, or its norm overflows"
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
+    return ", ".join(names[:3]) + more if names else "nothing: its gradient is a spike, or its norm overflows"
 
 
 @singledispatch
@@ -91,10 +88,8 @@ def describe_loss_spike(losses: list[float]) -> str | None:
     mean, deviation = statistics.fmean(before), statistics.pstdev(before)
     if last <= mean + SPIKE_DEVIATIONS * max(deviation, 1e-3 * abs(mean)):
         return None
-    return (
-        f"the loss is {last:.3f}, after {mean:.3f} with a deviation of {deviation:.3f}; if this recurs, lower "
-        "optimizer.learning_rate or optimizer.clip_norm, or raise optimizer.warmup_steps"
-    )
+    remedy = "lower optimizer.learning_rate or optimizer.clip_norm, or raise optimizer.warmup_steps"
+    return f"the loss is {last:.3f}, after {mean:.3f} with a deviation of {deviation:.3f}; if this recurs, {remedy}"
 
 
 def describe_slowest_process(busy_seconds: float, interval_seconds: float) -> str | None:
@@ -103,10 +98,8 @@ def describe_slowest_process(busy_seconds: float, interval_seconds: float) -> st
     slowest, median = int(times.argmax()), float(np.median(np.delete(times, times.argmax())))
     if times[slowest] < max(SLOW_PROCESS_RATIO * median, 0.1 * interval_seconds):
         return None
-    return (
-        f"process {slowest} was busy on its host for {times[slowest]:.1f} of {interval_seconds:.1f} s, the others for "
-        f"{median:.1f} s: they wait for its batches, its disk or its processor"
-    )
+    seconds = f"{times[slowest]:.1f} of {interval_seconds:.1f} s, the others for {median:.1f} s"
+    return f"process {slowest} was busy on its host for {seconds}: they wait for its batches, its disk or its processor"
 
 
 def describe_disk_shortage(run: Run) -> str | None:
@@ -117,14 +110,15 @@ def describe_disk_shortage(run: Run) -> str | None:
     free = shutil.disk_usage(run.folder).free
     if needed <= free:
         return None
-    return (
-        f"{run.folder}: checkpoints may take {needed / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free; lower "
-        "intervals.keep_checkpoints"
-    )
+    sizes = f"checkpoints may take {needed / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free"
+    return f"{run.folder}: {sizes}; lower intervals.keep_checkpoints"
 
 
-def describe_out_of_memory(experiment: Experiment, error: BaseException) -> str:
-    """Return the fields that need less device memory, with their values and an estimate of the sizes."""
+def describe_out_of_memory(experiment: Experiment, error: BaseException) -> str | None:
+    """Return what to change where an error says that a device or the host is out of memory, with estimated sizes."""
+    is_named = any(words in str(error).lower() for words in ("resource_exhausted", "out of memory"))
+    if not isinstance(error, MemoryError) and not (is_named and isinstance(error, jax.errors.JaxRuntimeError)):
+        return None
     mesh = experiment.mesh.build()
     estimate = format_gibibytes(estimate_memory(experiment, mesh))
     line = next((line for line in str(error).splitlines() if "memory" in line.lower()), str(error))
@@ -134,13 +128,4 @@ def describe_out_of_memory(experiment: Experiment, error: BaseException) -> str:
         f"grad_accum_steps={experiment.grad_accum_steps}, set model.remat={experiment.model.remat} to dots or full, or "
         f"raise mesh.fsdp={mesh.shape['fsdp']} on more devices. With other numbers: lower "
         f"phases.batch_size={batch_size} or phases.seq_length"
-    )
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that a device or the host is out of memory."""
-    text = str(error).lower()
-    is_device_error = isinstance(error, jax.errors.JaxRuntimeError)
-    return isinstance(error, MemoryError) or (
-        is_device_error and ("resource_exhausted" in text or "out of memory" in text)
     )

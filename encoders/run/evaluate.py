@@ -31,12 +31,11 @@ def evaluate_run(
     check_batch_sizes(run.experiment, run.mesh)
     phase = phase or run.experiment.phases[-1]
     max_batches = num_batches or run.experiment.intervals.eval_batches
-    first_split, *other_splits = run.store.eval_splits
-    scores = evaluate_split(run, params, first_split, phase, max_batches, on_batch)
-    for split in other_splits:
-        prefix = split.name.removeprefix("dev_")
+    scores = {}
+    for i, split in enumerate(run.store.eval_splits):
+        prefix = split.name.removeprefix("dev_") + "_" if i else ""
         split_scores = evaluate_split(run, params, split, phase, max_batches, on_batch)
-        scores |= {f"{prefix}_{name}": score for name, score in split_scores.items()}
+        scores |= {prefix + name: score for name, score in split_scores.items()}
     return scores
 
 
@@ -83,9 +82,6 @@ def concatenate_padded(batches: list[dict[str, np.ndarray]], is_selected: np.nda
     for name in batches[0]:
         arrays = [batch[name] for batch in batches]
         row_shape = np.max([array.shape[1:] for array in arrays], axis=0, initial=0).astype(int)
-        padded = []
-        for array in arrays:
-            missing = row_shape - array.shape[1:]
-            padded.append(np.pad(array, [(0, 0), *((0, count) for count in missing)]))
-        fields[name] = np.concatenate(padded)[is_selected]
+        padding = [[(0, 0), *((0, size) for size in row_shape - array.shape[1:])] for array in arrays]
+        fields[name] = np.concatenate(list(map(np.pad, arrays, padding)))[is_selected]
     return fields

@@ -65,12 +65,16 @@ def build_run_record(spec: RunSpec, fingerprint: str, vocab: VocabInfo) -> dict:
 def read_run_record(folder: Path) -> dict:
     """Return the content of a run's `experiment.json`. Raises `RunError` if it is missing or damaged."""
     path = Path(folder) / RECORD_FILE
+    if not path.exists():
+        raise RunError(f"{folder} holds no run (no {RECORD_FILE})")
+    return read_json(path)
+
+
+def read_json(path: Path, remedy: str = "") -> dict:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except OSError:
-        raise RunError(f"{folder} holds no run (no {RECORD_FILE})") from None
     except ValueError as error:
-        raise RunError(f"{path} is damaged: {error}") from None
+        raise RunError(f"{path} is damaged: {error}{remedy}") from None
 
 
 def parse_run_spec(record: dict) -> RunSpec:
@@ -84,17 +88,11 @@ def parse_run_spec(record: dict) -> RunSpec:
 def read_result(folder: Path) -> dict | None:
     """Return the result of a finished run, else None. Raises `RunError` if it is damaged."""
     path = Path(folder) / RESULT_FILE
-    try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    except ValueError as error:
-        raise RunError(f"{path} is damaged: {error}; remove it to resume the run from its last checkpoint") from None
+    return read_json(path, "; remove it to resume the run from its last checkpoint") if path.exists() else None
 
 
 def differing_fields(experiment: Experiment, folder: Path) -> list[str]:
-    """Return the differences of an experiment from the one recorded in `folder`, if there is one.
-
-    Paths of texts, rows and vocabularies are left out, since the fingerprint compares their contents.
-    """
+    """Return how an experiment differs from one recorded in `folder`, paths aside: the fingerprint covers contents."""
     if not (Path(folder) / RECORD_FILE).exists():
         return []
     recorded = parse_run_spec(read_run_record(folder))
@@ -103,10 +101,8 @@ def differing_fields(experiment: Experiment, folder: Path) -> list[str]:
 
 def wrong_experiment(folder: Path, differences: list[str]) -> RunError:
     """Return the error for a folder that holds another experiment."""
-    return RunError(
-        f"{folder} belongs to another experiment: {'; '.join(differences)}. Give this one a name of its own "
-        "(--set name=...) or another folder (--runs ...), or remove that folder"
-    )
+    remedy = "Give this one its own name (--set name=...) or folder (--runs ...), or remove that folder"
+    return RunError(f"{folder} belongs to another experiment: {'; '.join(differences)}. {remedy}")
 
 
 def wait_for_file(path: Path, timeout: float = 60.0) -> bool:

@@ -29,13 +29,12 @@ class IntervalMetrics:
     def from_notes(cls, notes: dict) -> IntervalMetrics:
         """Return the metrics that a checkpoint's notes hold."""
         sums = {name: metrics.Mean(*map(np.float64, pair)) for name, pair in notes.get("pending", {}).items()}
-        num_tokens = notes.get("tokens", 0)
-        return cls(sums, num_tokens, tokens_at_start=num_tokens)
+        return cls(sums, notes.get("tokens", 0), tokens_at_start=notes.get("tokens", 0))
 
     def to_notes(self) -> dict:
         """Return the metrics as a JSON value for a checkpoint's notes."""
         self.fetch_pending()
-        pending = {name: [float(mean.total), float(mean.count)] for name, mean in self.sums.items()}
+        pending = {name: [float(x) for x in mean] for name, mean in self.sums.items()}
         return {"pending": pending, "tokens": self.num_tokens}
 
     def add_step(self, step_metrics: dict) -> None:
@@ -71,7 +70,6 @@ class IntervalMetrics:
             "tokens_per_second": round((self.num_tokens - self.tokens_at_start) / seconds, 1),
             "waiting": round(self.seconds_waited, 3),
         }
-        sums, self.sums = self.sums, {}
+        sums, self.sums, self.seconds_waited = self.sums, {}, 0.0
         self.start_time, self.tokens_at_start = time.monotonic(), self.num_tokens
-        self.seconds_waited = 0.0
         return sums, timing

@@ -2,36 +2,36 @@
 
 from __future__ import annotations
 
-import math
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import jax
 
+from encoders.costs.ledger import count_params
 from encoders.data.batch import Batch
 from encoders.data.stream import BatchStream, Phase
 from encoders.experiment import Experiment
 from encoders.objectives.base import Objective, total_loss
 from encoders.run import diagnostics
 from encoders.run.evaluate import evaluate_run, to_host
-from encoders.run.failures import explain_failures
 from encoders.run.folder import RECORD_FILE, RESULT_FILE, RunError, read_result, wait_for_file
 from encoders.run.interval_metrics import IntervalMetrics
 from encoders.run.preemption import RunStopped, StopRequest
-from encoders.run.prepare_run import PreparedRun, prepare_run
-from encoders.run.profiling import StepProfiler, build_step_profiler
+from encoders.run.prepare_run import prepare_run
+from encoders.run.profiling import StepProfiler
 from encoders.run.run import Run
-from encoders.run.warm_start import init_sharded_state
+from encoders.run.warm_start import WarmStart, init_sharded_state
 from encoders.run.watchdog import Watchdog
 from encoders.training import distributed, sharding, step
 from encoders.training.checkpoint import Checkpoints, quiet_orbax
 from encoders.training.metric_log import MetricLog
-from encoders.utils.files import write_json
+from encoders.utils.files import is_disk_full, write_json
 
 HANG_SECONDS = 1800.0  # without progress; the first step includes its compilation
 
@@ -54,15 +54,49 @@ def train(
     """
     folder = Path(folder)
     with quiet_orbax(), explain_failures(experiment, folder) as resources:
-        prepared = distributed.raise_on_all(lambda: resources.enter_context(prepare_run(experiment, folder, log)))
+        run, warm_start, fingerprint = distributed.raise_on_all(
+            lambda: resources.enter_context(prepare_run(experiment, folder, log))
+        )
         if (result := read_result(folder)) is not None:
             return result
         watchdog = resources.enter_context(Watchdog(hang_timeout, distributed.log_from_host))
         outputs = resources.enter_context(ExitStack())
-        state, session = start_session(prepared, outputs, watchdog, stop or StopRequest(), log, profile)
+        state, session = start_session(run, warm_start, outputs, watchdog, stop or StopRequest(), log, profile)
         scores = run_train_steps(session, state)
         outputs.close()  # checkpoints are on disk before the result is
-        return write_result(session, prepared.fingerprint, scores)
+        return write_result(session, fingerprint, scores)
+
+
+@contextmanager
+def explain_failures(experiment: Experiment, folder: Path) -> Iterator[ExitStack]:
+    """Yield a stack for what the run opens, close it at the end, and say what to change for lack of memory or disk.
+
+    If one of several processes fails alone, it ends at once: closing checkpoints would wait for the others. An error
+    that all processes have agreed on is raised as it is.
+    """
+    resources, stopped = ExitStack(), None
+    try:
+        try:
+            yield resources
+        except RunStopped as reason:
+            stopped = reason
+        resources.close()
+    except BaseException as error:
+        advice = diagnostics.describe_out_of_memory(experiment, error)
+        if is_disk_full(error):
+            advice = (
+                f"no space is left in {folder}; the same command resumes from the newest checkpoint, which is intact"
+            )
+        explained = RunError(advice) if advice else error
+        if distributed.is_multi_process() and not isinstance(error, distributed.DistributedError):
+            distributed.abort_all(explained)
+        with suppress(Exception):  # the first error is the reason
+            resources.close()
+        if explained is error:
+            raise
+        raise explained from error
+    if stopped:
+        raise stopped
 
 
 @dataclass(frozen=True)
@@ -88,33 +122,29 @@ class TrainSession:
 
 
 def start_session(
-    prepared: PreparedRun,
+    run: Run,
+    warm_start: WarmStart | None,
     outputs: ExitStack,
     watchdog: Watchdog,
     stop: StopRequest,
-    log: Callable[[str], None],
+    log,
     profile: bool,
 ) -> tuple[step.TrainState, TrainSession]:
     """Restore or initialise the state, and open checkpoints and metrics, which `outputs` closes."""
-    run, experiment = prepared.run, prepared.run.experiment
+    experiment, is_primary = run.experiment, distributed.is_primary()
     if not wait_for_file(run.folder / RECORD_FILE):
         raise RunError(f"{run.folder} was made by process 0 and is missing here: all processes must see the same files")
-    if distributed.is_primary() and (shortage := diagnostics.describe_disk_shortage(run)):
+    if is_primary and (shortage := diagnostics.describe_disk_shortage(run)):
         log(shortage)
-    checkpoints = run.open_checkpoints(experiment.intervals.keep_checkpoints)
-    outputs.callback(checkpoints.close)
+    checkpoints = outputs.enter_context(closing(run.open_checkpoints(experiment.intervals.keep_checkpoints)))
     start_step, state, notes = run.restore_latest(checkpoints, log)
     if state is not None:
         log(f"{experiment.name}: resumes from step {start_step}")
-    elif prepared.warm_start:
-        state = prepared.warm_start.build_state(run, log)
     else:
-        state = init_sharded_state(run)
-    profiler = build_step_profiler(run, start_step, log) if profile else None
-    metric_log = MetricLog(
-        run.folder, start_step, experiment.num_steps, experiment.name, is_writer=distributed.is_primary()
-    )
-    outputs.callback(metric_log.close)
+        state = warm_start.build_state(run, log) if warm_start else init_sharded_state(run)
+    profiler = StepProfiler(run, start_step, log) if profile else None
+    metric_log = MetricLog(run.folder, start_step, experiment.num_steps, experiment.name, is_writer=is_primary)
+    outputs.enter_context(closing(metric_log))
     interval_metrics = IntervalMetrics.from_notes(notes)
     return state, TrainSession(run, start_step, checkpoints, metric_log, interval_metrics, watchdog, stop, profiler)
 
@@ -163,26 +193,17 @@ def run_train_steps(session: TrainSession, state: step.TrainState) -> dict[str, 
 
 def build_stream(run: Run) -> BatchStream:
     """Return the batches of a run, of which this process reads the rows of its devices."""
-    experiment = run.experiment
-    return BatchStream(
-        run.store.train_split,
-        run.vocab,
-        experiment.phases,
-        experiment.seed,
-        experiment.objective.num_distinct_passes,
-        run.store.path / "tables",
-        partial(sharding.find_local_rows, run.mesh),
-    )
+    experiment, store = run.experiment, run.store
+    num_passes, tables_dir = experiment.objective.num_distinct_passes, store.path / "tables"
+    find_local_rows = partial(sharding.find_local_rows, run.mesh)
+    phases, seed = experiment.phases, experiment.seed
+    return BatchStream(store.train_split, run.vocab, phases, seed, num_passes, tables_dir, find_local_rows)
 
 
 def prefetch_to_device(batches: Iterator[Batch], mesh) -> Iterator[Batch]:
     """Yield batches on the devices, where the next one is put before the step of the current one begins."""
-    current = None
-    for batch in batches:
-        current, ready = sharding.shard_batch(batch, mesh), current
-        if ready is not None:
-            yield ready
-    if current is not None:
+    on_devices = (sharding.shard_batch(batch, mesh) for batch in batches)
+    for current, _ in itertools.pairwise(itertools.chain(on_devices, [None])):
         yield current
 
 
@@ -263,10 +284,8 @@ def write_result(session: TrainSession, fingerprint: str, scores: dict[str, floa
         "name": experiment.name,
         "fingerprint": fingerprint,
         "steps": rows[-1]["step"],
-        "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(run.state_shapes.params)),
-        "tokens_per_second": statistics.median(
-            row["time"]["tokens_per_second"] for row in rows if row["split"] == "train"
-        ),
+        "parameters": count_params(run.state_shapes.params),
+        "tokens_per_second": statistics.median(r["time"]["tokens_per_second"] for r in rows if r["split"] == "train"),
         "heldout": scores,
         "best": find_best_evaluation(session.metric_log, experiment.objective)[1],
     }

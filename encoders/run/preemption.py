@@ -21,8 +21,8 @@ class RunStopped(Exception):
 class StopRequest:
     """Context in which SIGTERM, SIGINT and a time limit in seconds request a stop; a second signal ends the process.
 
-    Signals reach the main thread alone; in other threads only the time limit counts. With several processes JAX handles
-    SIGTERM: it informs the others, and finds a step after which all of them end.
+    Signals reach the main thread alone. With several processes JAX handles SIGTERM: it informs the others, and finds a
+    step after which all of them end.
     """
 
     def __init__(self, time_limit: float | None = None):
@@ -67,9 +67,7 @@ class StopRequest:
             self.was_broadcast = True
             distributed.broadcast_stop()
         self.is_agreed = self.is_agreed or distributed.stop_requested_at(self.num_polls)
-        if not self.is_agreed:
-            return None
-        return reason or "a signal to one of its processes"
+        return (reason or "a signal to one of its processes") if self.is_agreed else None
 
 
 def parse_duration(text: str) -> float:
@@ -91,11 +89,9 @@ def format_duration(seconds: float) -> str:
     >>> format_duration(14_100), format_duration(59.6), format_duration(100_000)
     ('3h55m', '1m', '1d3h')
     """
-    remainder, units = round(seconds), []
+    remainder, counts = round(seconds), {}
     for unit, size in SECONDS_PER_UNIT.items():
-        if remainder >= size or (unit == "s" and not units):
-            units.append(f"{remainder // size}{unit}")
-            remainder %= size
-        elif units:
-            break
-    return "".join(units[:2])
+        counts[unit], remainder = divmod(remainder, size)
+    first = next((i for i, count in enumerate(counts.values()) if count), len(counts) - 1)
+    largest = list(counts.items())[first : first + 2]
+    return "".join(f"{count}{unit}" for unit, count in largest if count or len(largest) == 1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 
 from encoders.data.prepare import prepare_store
@@ -25,22 +24,14 @@ from encoders.training import distributed
 from encoders.utils.files import write_json
 
 
-@dataclass(frozen=True)
-class PreparedRun:
-    """A run that nothing refuses, the parameters that it starts from, and its fingerprint."""
-
-    run: Run
-    warm_start: WarmStart | None
-    fingerprint: str
-
-
 @contextmanager
-def prepare_run(experiment: Experiment, folder: Path, log: Callable[[str], None]) -> Iterator[PreparedRun]:
-    """Prepare the store of a run, and hold the lock of its folder, which records the experiment.
+def prepare_run(
+    experiment: Experiment, folder: Path, log: Callable[[str], None]
+) -> Iterator[tuple[Run, WarmStart | None, str]]:
+    """Yield a run that nothing refuses, the run that it starts from and its fingerprint, and hold its folder's lock.
 
     Raises `RunError`, `RunInUse`, or the `ValueError` of a store, mesh or corpus. The store is prepared after all
-    checks that do not need it. Of several processes the primary one locks and records, and the caller agrees on the
-    outcome.
+    checks that do not need it. Of several processes the primary one locks and records.
     """
     check_batch_sizes(experiment, experiment.mesh.build())
     if differences := differing_fields(experiment, folder):
@@ -57,7 +48,7 @@ def prepare_run(experiment: Experiment, folder: Path, log: Callable[[str], None]
     with lock_run(run.folder) if distributed.is_primary() else nullcontext():
         if distributed.is_primary():
             register_run(run, fingerprint)
-        yield PreparedRun(run, warm_start, fingerprint)
+        yield run, warm_start, fingerprint
 
 
 def register_run(run: Run, fingerprint: str) -> None:

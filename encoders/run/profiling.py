@@ -22,57 +22,49 @@ CONTROL_FLOW_OPS = r"^(while|call|conditional|async|tuple)\b"  # their time is t
 
 
 class StepProfiler:
-    """Trace of `PROFILED_STEPS` steps in `folder`, from the third step of this process; its summary is logged."""
+    """Trace of `PROFILED_STEPS` steps of a run in its folder, from its third step in this process on, and a summary.
 
-    def __init__(self, folder: Path, get_program_text: Callable[..., str], log: Callable[[str], None]):
-        self.folder, self.get_program_text, self.log = folder, get_program_text, log
-        self.num_steps_seen = 0
+    Raises `RunError` if too few steps are left, or for several processes.
+    """
+
+    def __init__(self, run: Run, start_step: int, log: Callable[[str], None]):
+        if distributed.is_multi_process():
+            raise RunError("--profile traces one process, and this run has several; profile it with one")
+        num_steps_left, needed = run.experiment.num_steps - start_step, 2 + PROFILED_STEPS
+        if num_steps_left < needed:
+            raise RunError(f"--profile needs {needed} steps, and {num_steps_left} of phases.until_step are left")
+        self.run, self.log, self.num_steps_seen = run, log, 0
 
     def record_step(self, state, batch, step_metrics) -> None:
-        """Start or end the trace after a step; `get_program_text(state, batch)` is the text of the compiled step."""
+        """Start or end the trace after a step."""
         self.num_steps_seen += 1
-        if self.num_steps_seen in (2, 2 + PROFILED_STEPS):
-            jax.block_until_ready(step_metrics)
+        if self.num_steps_seen not in (2, 2 + PROFILED_STEPS):
+            return
+        jax.block_until_ready(step_metrics)
+        run, folder = self.run, self.run.folder / "profile"
         if self.num_steps_seen == 2:
-            jax.profiler.start_trace(self.folder)
-        elif self.num_steps_seen == 2 + PROFILED_STEPS:
-            jax.profiler.stop_trace()
-            summary = summarize_trace(self.folder, self.get_program_text(state, batch), PROFILED_STEPS)
-            self.log(f"a trace of {PROFILED_STEPS} steps is in {self.folder}\n{summary}")
-
-
-def build_step_profiler(run: Run, start_step: int, log: Callable[[str], None]) -> StepProfiler:
-    """Return the profiler of a run. Raises `RunError` if too few steps are left, or for several processes."""
-    if distributed.is_multi_process():
-        raise RunError("--profile traces one process, and this run has several; profile it with one")
-    num_steps_left, num_steps_needed = run.experiment.num_steps - start_step, 2 + PROFILED_STEPS
-    if num_steps_left < num_steps_needed:
-        raise RunError(f"--profile needs {num_steps_needed} steps, and {num_steps_left} of phases.until_step are left")
-
-    def get_program_text(state, batch) -> str:
+            jax.profiler.start_trace(folder)
+            return
+        jax.profiler.stop_trace()
         static_args = step.build_static_args(run.experiment, run.module)
-        return step.train_step.lower(state, batch, run.experiment.seed, **static_args).compile().as_text()
-
-    return StepProfiler(run.folder / "profile", get_program_text, log)
+        compiled = step.train_step.lower(state, batch, run.experiment.seed, **static_args).compile()
+        summary = summarize_trace(folder, compiled.as_text(), PROFILED_STEPS)
+        self.log(f"a trace of {PROFILED_STEPS} steps is in {folder}\n{summary}")
 
 
 def summarize_trace(folder: Path, program_text: str, num_steps: int, max_lines: int = 16) -> str:
     """Return the largest parts of the newest trace in `folder`, by the operation names of the compiled program."""
     op_paths = dict(re.findall(r"%?([\w.\-]+) = [^\n]*?op_name=\"([^\"]*)\"", program_text))
+    newest_trace = max(folder.rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)
     part_seconds: Counter = Counter()
-    for op_name, seconds in read_operation_seconds(find_newest_trace(folder)).items():
+    for op_name, seconds in read_operation_seconds(newest_trace).items():
         part_seconds[classify_operation(op_paths.get(op_name, ""), op_name)] += seconds / num_steps
     total = part_seconds.total()
     if not total:
         return "the trace holds no operation of a step"
-    lines = [f"{1e3 * total:10.2f} ms a step, all operations"]
-    for part, seconds in part_seconds.most_common(max_lines):
-        lines.append(f"{1e3 * seconds:10.2f} ms {seconds / total:6.1%}  {part}")
-    return "\n".join(lines)
-
-
-def find_newest_trace(folder: Path) -> Path:
-    return max(Path(folder).rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)
+    largest = part_seconds.most_common(max_lines)
+    lines = [f"{1e3 * seconds:10.2f} ms {seconds / total:6.1%}  {part}" for part, seconds in largest]
+    return "\n".join([f"{1e3 * total:10.2f} ms a step, all operations", *lines])
 
 
 def read_operation_seconds(trace_path: Path) -> Counter:
@@ -104,8 +96,6 @@ def classify_operation(op_path: str, op_name: str) -> str:
     scopes = [name for name in scopes if name not in SKIPPED_SCOPES]
     depth = 3 if scopes[1:2] == ["layers"] else 1
     part, direction = "/".join(scopes[:depth]) or "loss", "backward" if "transpose(" in op_path else "forward"
-    if re.search(r"[Dd]rop", op_path):
-        kind = "dropout"
-    else:
-        kind = "products" if "dot_general" in op_path else "the rest"
+    kinds = {r"[Dd]rop": "dropout", "dot_general": "products"}
+    kind = next((kind for pattern, kind in kinds.items() if re.search(pattern, op_path)), "the rest")
     return f"{part} {direction}, {kind}"

@@ -13,7 +13,7 @@ import jax
 from encoders.data.store import Store
 from encoders.experiment import Experiment, RunSpec
 from encoders.run.folder import CHECKPOINTS_FOLDER, TOKENIZER_FILE, RunError, parse_run_spec, read_run_record
-from encoders.text.tokenization import VocabInfo
+from encoders.text.tokenization import VocabInfo, load_tokenizer
 from encoders.training import distributed, sharding, step
 from encoders.training.checkpoint import CheckpointDamaged, Checkpoints, build_abstract_state
 
@@ -35,10 +35,8 @@ class Run:
 
     def __post_init__(self):
         if self.vocab.vocab_size > self.spec.model.vocab_size:
-            raise RunError(
-                f"the vocabulary has {self.vocab.vocab_size} entries, more than model.vocab_size="
-                f"{self.spec.model.vocab_size}; raise it"
-            )
+            size = self.spec.model.vocab_size
+            raise RunError(f"the vocabulary of {self.vocab.vocab_size} exceeds model.vocab_size={size}; raise it")
 
     @classmethod
     def open(cls, folder: Path, store_path: str | None = None) -> Run:
@@ -51,10 +49,8 @@ class Run:
     def experiment(self) -> Experiment:
         """The experiment. Raises `RunError` for an imported run, which has none."""
         if not isinstance(self.spec, Experiment):
-            raise RunError(
-                f"{self.folder} was imported and has neither text nor training; an experiment can start from its "
-                f"parameters: --set init_from={self.folder}"
-            )
+            hint = f"an experiment can start from its parameters: --set init_from={self.folder}"
+            raise RunError(f"{self.folder} was imported and has neither text nor training; {hint}")
         return self.spec
 
     @cached_property
@@ -72,8 +68,6 @@ class Run:
     @cached_property
     def tokenizer(self):
         """The tokenizer. Raises `RunError` if its file is missing."""
-        from encoders.text.tokenization import load_tokenizer
-
         path = self.folder / TOKENIZER_FILE
         if not path.exists():
             raise RunError(f"{path} is missing")
@@ -92,7 +86,6 @@ class Run:
         return self.infer_shardings(self.state_shapes)
 
     def infer_shardings(self, tree):
-        """Return the sharding of every leaf of parameters or of a state on this run's mesh."""
         return sharding.infer_shardings(tree, self.mesh)
 
     def open_checkpoints(self, keep_checkpoints: int | None = None) -> Checkpoints:
@@ -112,45 +105,37 @@ class Run:
             except CheckpointDamaged as error:
                 damaged[saved_step] = str(error)
                 if distributed.is_multi_process() and len(checkpoints.all_steps()) > 1:
-                    moved_to = checkpoints.move_damaged([saved_step])
+                    text = f"{error}; it was moved to {checkpoints.move_damaged([saved_step])}"
                     raise RunError(
-                        f"{self.folder}: {error}; it was moved to {moved_to}, and the same command resumes from the "
-                        "checkpoint before"
+                        f"{self.folder}: {text}, and the same command resumes from the one before"
                     ) from error
                 log(f"{self.folder}: {error}")
-                continue
-            if damaged:
-                moved_to = checkpoints.move_damaged([*damaged])
-                log(f"{self.folder}: resumes from step {saved_step}; damaged checkpoints were moved to {moved_to}")
-            return saved_step, state, notes
+            else:
+                if damaged:
+                    moved_to = checkpoints.move_damaged([*damaged])
+                    log(f"{self.folder}: resumes from step {saved_step}; damaged checkpoints were moved to {moved_to}")
+                return saved_step, state, notes
         if damaged:
-            raise RunError(
-                f"{self.folder} lost all its checkpoints ({'; '.join(damaged.values())}); to start over, remove it"
-            )
+            reasons = "; ".join(damaged.values())
+            raise RunError(f"{self.folder} lost all its checkpoints ({reasons}); to start over, remove it")
         return 0, None, {}
 
     def load_params(self, step_name: str = "latest", infer_shardings: Callable | None = None) -> tuple[int, dict]:
-        """Return a step (latest, best, or its number) and its parameters.
-
-        They are placed on this run's mesh, or as `infer_shardings` of their shapes says.
-        """
+        """Return a step (latest, best, or its number) and its parameters, on the mesh or by `infer_shardings`."""
         checkpoints = self.open_checkpoints()
-        steps = checkpoints.all_steps()
-        if not steps:
+        if not (steps := {str(saved_step): saved_step for saved_step in checkpoints.all_steps()}):
             raise RunError(f"{self.folder} holds no checkpoint yet")
-        steps_by_name = {"latest": checkpoints.latest_step(), "best": checkpoints.best_step()}
-        steps_by_name |= {str(saved_step): saved_step for saved_step in steps}
-        if step_name not in steps_by_name:
-            raise RunError(f"--step {step_name}: {self.folder} has latest, best, {', '.join(map(str, steps))}")
-        chosen_step = steps_by_name[step_name]
+        names = {"latest": checkpoints.latest_step(), "best": checkpoints.best_step()} | steps
+        if step_name not in names:
+            raise RunError(f"--step {step_name}: {self.folder} has {', '.join(names)}")
+        chosen = names[step_name]
         try:
-            params = checkpoints.restore_params(chosen_step, infer_shardings or self.infer_shardings)
+            return chosen, checkpoints.restore_params(chosen, infer_shardings or self.infer_shardings)
         except CheckpointDamaged as error:
-            others = ", ".join(str(saved_step) for saved_step in steps if saved_step != chosen_step) or "none"
+            others = ", ".join(name for name, saved_step in steps.items() if saved_step != chosen) or "none"
             raise RunError(f"{self.folder}: {error}; other steps, for --step: {others}") from error
         finally:
             checkpoints.close()
-        return chosen_step, params
 
 
 def open_recorded_store(folder: Path, record: dict, moved_to: str | None) -> Store:
@@ -167,9 +152,7 @@ def open_recorded_store(folder: Path, record: dict, moved_to: str | None) -> Sto
 def check_batch_sizes(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
     """Raise `RunError` for batches that the devices and the micro-steps do not divide."""
     divisor = sharding.count_batch_shards(mesh) * experiment.grad_accum_steps
+    product = f"{divisor}: mesh.data x mesh.fsdp x grad_accum_steps"
     for phase in experiment.phases:
         if phase.batch_size % divisor:
-            raise RunError(
-                f"phases.batch_size={phase.batch_size} is not a multiple of {divisor}: mesh.data x mesh.fsdp x "
-                "grad_accum_steps"
-            )
+            raise RunError(f"phases.batch_size={phase.batch_size} is not a multiple of {product}")

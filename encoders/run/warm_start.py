@@ -8,10 +8,9 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from encoders.experiment import Experiment
-from encoders.model.config import EncoderConfig
+from encoders.experiment import Experiment, list_differences
 from encoders.model.encoder import find_encoder_name
-from encoders.objectives.base import Objective, SupervisedObjective
+from encoders.objectives.base import Objective
 from encoders.objectives.generator import GeneratorObjective
 from encoders.run.folder import TOKENIZER_FILE, RunError, read_run_record
 from encoders.run.run import Run
@@ -22,11 +21,6 @@ from encoders.training.optimizer import flatten_with_paths
 def init_sharded_state(run: Run):
     """Return the state before the first step, initialised on the devices that hold it."""
     return jax.jit(run.init_fn, out_shardings=run.state_shardings)(run.experiment.seed)
-
-
-def is_fully_shared(config: EncoderConfig) -> bool:
-    """Return whether one set of parameters serves all layers, so that the depth may differ (ALBERT, table 11)."""
-    return len(config.shared_parts) == 2 and config.num_groups == 1
 
 
 class WarmStart:
@@ -49,25 +43,25 @@ class WarmStart:
 
     def check_model(self, experiment: Experiment) -> None:
         """Raise `RunError` if the model of the source run computes something else."""
-        new_fields = experiment.model.collect_computation_fields()
-        differences = [
-            f"model.{name} is {value} there and {new_fields[name]} here"
-            for name, value in self.run.spec.model.collect_computation_fields().items()
-            if value != new_fields[name] and (name != "num_layers" or not is_fully_shared(experiment.model))
-        ]
-        if differences:
+        fields, new_fields = (
+            {f"model.{name}": value for name, value in model.collect_computation_fields().items()}
+            for model in (self.run.spec.model, experiment.model)
+        )
+        if len(experiment.model.shared_parts) == 2 and experiment.model.num_groups == 1:
+            # One set of parameters serves all layers, so the depth may differ (ALBERT, table 11).
+            fields["model.num_layers"] = new_fields["model.num_layers"]
+        if differences := list_differences(fields, new_fields):
             raise RunError(f"init_from={experiment.init_from} has another model: {'; '.join(differences)}")
 
     def check_tokenizer(self, tokenizer) -> None:
         """Raise `RunError` unless `tokenizer` gives every token the id that it has in the source run."""
         if not tokenizer.has_same_ids(self.run.tokenizer):
-            raise RunError(
-                f"the vocabulary differs from that of init_from={self.run.folder}, whose parameters would mean other "
-                f"tokens; set data.tokenizer.path={self.run.folder / TOKENIZER_FILE}"
-            )
+            folder = self.run.folder
+            hint = f"whose parameters would mean other tokens; set data.tokenizer.path={folder / TOKENIZER_FILE}"
+            raise RunError(f"the vocabulary differs from that of init_from={folder}, {hint}")
 
     def build_state(self, run: Run, log: Callable[[str], None]):
-        """Return the state before the first step of `run`: parts of equal shapes from the source run, others fresh.
+        """Return the state before the first step: parts of equal shapes from the source run, others fresh.
 
         Raises `RunError` for an encoder of other shapes, and for frozen parts that the source run lacks.
         """
@@ -81,32 +75,20 @@ class WarmStart:
             if part in source_params and collect_shapes(source_params[part]) == collect_shapes(shapes)
         }
         if (encoder := find_encoder_name(new_shapes)) not in transferred:
-            raise self.wrong_shapes(source_params[encoder], new_shapes[encoder])
+            differences = list_differences(*map(collect_shapes, (source_params[encoder], new_shapes[encoder])))
+            raise RunError(f"init_from={self.run.folder} has an encoder of other shapes: {'; '.join(differences)}")
         if missing := [part for part in objective.frozen_params if part not in transferred]:
-            raise RunError(
-                f"init_from={self.run.folder} lacks {', '.join(missing)}, which the objective keeps as init_from has it"
-            )
+            raise RunError(f"init_from={self.run.folder} lacks {', '.join(missing)}, which the objective never updates")
 
-        def init_missing_params(seed):
-            state = run.init_fn(seed)
+        def select_missing(state):
             return state.replace(params={part: tree for part, tree in state.params.items() if part not in transferred})
 
-        missing_shardings = {part: tree for part, tree in run.state_shardings.params.items() if part not in transferred}
-        out_shardings = run.state_shardings.replace(params=missing_shardings)
-        state = jax.jit(init_missing_params, out_shardings=out_shardings)(run.experiment.seed)
-        fresh = f"; fresh: {', '.join(missing_shardings)}" if missing_shardings else ""
+        out_shardings = select_missing(run.state_shardings)
+        init_missing = jax.jit(lambda seed: select_missing(run.init_fn(seed)), out_shardings=out_shardings)
+        state = init_missing(run.experiment.seed)
+        fresh = f"; fresh: {', '.join(out_shardings.params)}" if out_shardings.params else ""
         log(f"initialised from {self.run.folder} (step {self.step}): {', '.join(transferred)}{fresh}")
         return state.replace(params={part: transferred.get(part, state.params.get(part)) for part in new_shapes})
-
-    def wrong_shapes(self, source_encoder: dict, new_encoder: dict) -> RunError:
-        """Return the error for an encoder whose shapes differ from those of the experiment."""
-        source_shapes, new_shapes = collect_shapes(source_encoder), collect_shapes(new_encoder)
-        differences = [
-            f"{path} is {source_shapes.get(path)} there and {new_shapes.get(path)} here"
-            for path in sorted(source_shapes.keys() | new_shapes.keys())
-            if source_shapes.get(path) != new_shapes.get(path)
-        ]
-        return RunError(f"init_from={self.run.folder} has an encoder of other shapes: {'; '.join(differences)}")
 
 
 def transfer_params(source_params: dict, source_objective: Objective, objective: Objective) -> dict:
@@ -117,7 +99,7 @@ def transfer_params(source_params: dict, source_objective: Objective, objective:
     """
     source_name = find_encoder_name(source_params)
     name = "discriminator" if isinstance(objective, GeneratorObjective) else "encoder"
-    source_labels, labels = get_label_names(source_objective), get_label_names(objective)
+    source_labels, labels = (getattr(value, "label_names", ()) for value in (source_objective, objective))
     if source_name == name and (not source_labels or source_labels == labels):
         return source_params
     params = {name: source_params[source_name]}
@@ -129,11 +111,6 @@ def transfer_params(source_params: dict, source_objective: Objective, objective:
         if "tokens" in source_params:
             params["tokens"] = source_params["tokens"]
     return params
-
-
-def get_label_names(objective: Objective) -> tuple[str, ...]:
-    """Return the classes of a classifier, none for any other objective."""
-    return objective.label_names if isinstance(objective, SupervisedObjective) else ()
 
 
 def collect_shapes(params: dict) -> dict[str, tuple[int, ...]]:

@@ -45,11 +45,10 @@ class Watchdog:
                 continue
             if has_warned:
                 self.log(
-                    f"still no progress after step {self.last_step:,}: the process ends, and the same command resumes"
+                    f"still no progress after step {self.last_step:,}: this process ends; the same command resumes"
                 )
                 os._exit(1)
             has_warned = True
-            self.log(
-                f"no progress for {self.timeout_seconds:.0f} s after step {self.last_step:,}; the stack of each thread:"
-            )
+            seconds = f"{self.timeout_seconds:.0f} s"
+            self.log(f"no progress for {seconds} after step {self.last_step:,}; the stack of each thread:")
             faulthandler.dump_traceback(sys.__stderr__, all_threads=True)

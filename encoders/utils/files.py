@@ -22,9 +22,8 @@ LOCK_GRACE_SECONDS = 0.3  # longer than another process's look at the lock takes
 
 def is_disk_full(error: BaseException) -> bool:
     """Return whether an error of Python, Orbax or TensorStore says that a disk or a quota is full."""
-    return isinstance(error, (OSError, ValueError)) and any(
-        os.strerror(code) in str(error) for code in DISK_FULL_ERRNOS
-    )
+    is_named = any(os.strerror(code) in str(error) for code in DISK_FULL_ERRNOS)
+    return is_named and isinstance(error, (OSError, ValueError))
 
 
 def check_local_paths(*paths: str | None) -> None:
@@ -32,13 +31,11 @@ def check_local_paths(*paths: str | None) -> None:
     for path in paths:
         if path and "://" in path:
             raise ValueError(
-                f"{path} is not a folder of this machine; runs, stores and texts lie in folders: mount the bucket or "
-                "copy it"
+                f"{path} is not a folder of this machine, as runs, stores and texts need; mount or copy it"
             )
 
 
 def write_json(path: Path, value: dict) -> None:
-    """Write a JSON file as a whole, or leave the old one."""
     write_file_atomically(path, json.dumps(value, indent=1).encode())
 
 
@@ -54,10 +51,7 @@ def write_file_atomically(path: Path, content: bytes) -> None:
 
 @contextmanager
 def atomic_dir(folder: Path) -> Iterator[Path]:
-    """Yield a folder to fill, which gets its name at the end; a failure removes it and the parents made for it.
-
-    Raises `OSError` if another process has made a folder of this name meanwhile.
-    """
+    """Yield a folder to fill, which gets its name at the end; a failure removes it and the parents made for it."""
     partial = folder.with_name(f".{folder.name}.partial-{secrets.token_hex(4)}")  # hosts may share process numbers
     new_parents = [parent for parent in folder.parents if not parent.exists()]
     partial.mkdir(parents=True)
@@ -76,8 +70,7 @@ def atomic_dir(folder: Path) -> Iterator[Path]:
 def lock_dir(folder: Path, on_wait: Callable[[], None]) -> Iterator[None]:
     """Hold the lock of `folder`, which is made if needed; `on_wait` is called once if another process holds it.
 
-    The lock ends with its process. Its file names the process, its host and the time, for `lock_owner`. The holder may
-    remove the folder.
+    The lock ends with its process, and its file names the owner. The holder may remove the folder.
     """
     lock = FileLock(folder / LOCK_FILE, on_acquired=write_lock_owner)
     while not lock.is_locked:

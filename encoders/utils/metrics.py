@@ -24,10 +24,8 @@ def sum_means(means: Iterable[dict[str, Mean]]) -> dict[str, Mean]:
     sums: dict[str, Mean] = {}
     for batch_means in means:
         for name, mean in batch_means.items():
-            total, count = sums.get(name, Mean(np.float64(0), np.float64(0)))
-            total = np.asarray(total + np.asarray(mean.total, np.float64))
-            count = np.asarray(count + np.asarray(mean.count, np.float64))
-            sums[name] = Mean(total, count)
+            pairs = zip(sums.get(name, (0, 0)), mean, strict=True)
+            sums[name] = Mean(*(np.asarray(old + np.asarray(new, np.float64)) for old, new in pairs))
     return sums
 
 

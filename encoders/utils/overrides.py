@@ -9,6 +9,7 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass, replace
+from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from encoders.utils.serialization import REGISTERED_CLASSES, ExperimentError, find_class
@@ -36,18 +37,15 @@ def check_choices(value: Any, path: str = "") -> None:
             check_choices(field_value, field_path)
 
 
-def check_choice(value: Any, choices: tuple, path: str) -> None:
-    """Raise `ExperimentError` for a value that is not among the choices."""
+def check_choice(value: Any, choices: tuple, path: str) -> Any:
+    """Return the value. Raises `ExperimentError` if it is not among the choices."""
     if value not in choices:
         raise ExperimentError(f"{path}={value!r} is not one of {', '.join(map(str, choices))}")
+    return value
 
 
 def join_path(path: str, name: str) -> str:
-    """Return the path of a field of the value at `path`."""
     return f"{path}.{name}" if path else name
-
-
-# Changes -------------------------------------------------------------------------------------------------------------
 
 
 def parse_settings(settings: Iterable[str]) -> dict:
@@ -64,36 +62,32 @@ def parse_settings(settings: Iterable[str]) -> dict:
         node = changes
         *parents, leaf = path.strip().split(".")
         for name in parents:
-            node = node.setdefault(name, {})
-            if not isinstance(node, dict):
-                raise ExperimentError(f"--set {path}: {name} is set as a whole and in part; set one of the two")
-        if isinstance(node.get(leaf), dict):
-            raise ExperimentError(f"--set {path}: {leaf} is set as a whole and in part; set one of the two")
+            node = node.setdefault(name, {}) if isinstance(node, dict) else node
+        if not isinstance(node, dict) or isinstance(node.get(leaf), dict):
+            raise ExperimentError(f"--set {path} is set as a whole and in part; set one of the two")
         node[leaf] = text.strip()
     return changes
 
 
 def apply_changes(value: Any, changes: Mapping[str, Any], path: str = "") -> Any:
-    """Return a dataclass, or a tuple of them, with nested changes; texts are read by the field's declared type.
-
-    Raises `ExperimentError` for a field that does not exist and for a value that it cannot have.
-    """
+    """Return a dataclass, or a tuple of them, with nested changes; texts are read by the field's declared type."""
     if not isinstance(changes, Mapping):
         raise ExperimentError(f"{path} cannot be set as a whole; set its fields or write an experiment file")
     if isinstance(value, tuple) and any(map(is_dataclass, value)):
         return change_items(value, changes, path)
     if not is_dataclass(value) or isinstance(value, type):
         raise ExperimentError(f"{path}={value!r} cannot be set field by field; it is not a dataclass")
-    hints = typing.get_type_hints(type(value))
-    changed = {}
+    hints, changed = typing.get_type_hints(type(value)), {}
     for name, change in changes.items():
-        check_field_name(value, name, path)
+        field_path, names = join_path(path, name), sorted(f.name for f in fields(value))
+        if name not in names:
+            similar = difflib.get_close_matches(name, names, 1)
+            hint = f" (did you mean {similar[0]!r}?)" if similar else ""
+            owner = path or "an experiment"
+            raise ExperimentError(f"{name!r} is not a field of {owner}{hint}; it has {', '.join(names)}")
         if isinstance(change, Mapping):
-            changed[name] = apply_changes(getattr(value, name), change, join_path(path, name))
-        elif isinstance(change, str):
-            changed[name] = parse_value(change, hints[name], join_path(path, name))
-        else:
-            changed[name] = change
+            change = apply_changes(getattr(value, name), change, field_path)
+        changed[name] = parse_value(change, hints[name], field_path) if isinstance(change, str) else change
     try:
         return replace(value, **changed)
     except ExperimentError:
@@ -104,27 +98,13 @@ def apply_changes(value: Any, changes: Mapping[str, Any], path: str = "") -> Any
 
 def change_items(items: tuple, changes: Mapping[str, Any], path: str) -> tuple:
     """Return a tuple of dataclasses with changes by index, or for all items under `*`."""
-    indices = [str(i) for i in range(len(items))]
+    changed = {str(i): item for i, item in enumerate(items)}
     for name, change in changes.items():
-        if name not in (*indices, "*"):
-            raise ExperimentError(f"{name!r} is not an index of {path}; it takes {', '.join(indices)} and * for all")
-        items = tuple(
-            apply_changes(item, change, f"{path}.{i}") if name in ("*", str(i)) else item
-            for i, item in enumerate(items)
-        )
-    return items
-
-
-def check_field_name(value: Any, name: str, path: str) -> None:
-    """Raise `ExperimentError`, with the nearest name, for a field that a dataclass does not have."""
-    names = sorted(f.name for f in fields(value))
-    if name not in names:
-        similar = difflib.get_close_matches(name, names, 1)
-        hint = f" (did you mean {similar[0]!r}?)" if similar else ""
-        raise ExperimentError(f"{name!r} is not a field of {path or 'an experiment'}{hint}; it has {', '.join(names)}")
-
-
-# Texts as values -----------------------------------------------------------------------------------------------------
+        if name not in (*changed, "*"):
+            raise ExperimentError(f"{name!r} is not an index of {path}; it takes {', '.join(changed)} and * for all")
+        for index in changed if name == "*" else (name,):
+            changed[index] = apply_changes(changed[index], change, f"{path}.{index}")
+    return tuple(changed.values())
 
 
 def parse_value(text: str, declared_type: Any, path: str) -> Any:
@@ -133,17 +113,15 @@ def parse_value(text: str, declared_type: Any, path: str) -> Any:
     >>> parse_value("1e3", int, "seed"), parse_value("0.9,0.98", tuple[float, float], "optimizer.betas")
     (1000, (0.9, 0.98))
     """
-    origin = typing.get_origin(declared_type)
+    origin, options = typing.get_origin(declared_type), typing.get_args(declared_type)
     if origin is typing.Literal:
-        check_choice(text, typing.get_args(declared_type), path)
-        return text
+        return check_choice(text, options, path)
     if origin in (typing.Union, types.UnionType):
-        return parse_union(text, typing.get_args(declared_type), path)
+        return parse_union(text, options, path)
     if origin is tuple:
-        return parse_tuple(text, typing.get_args(declared_type), path)
+        return parse_tuple(text, options, path)
     if declared_type is bool:
-        check_choice(text.lower(), ("true", "false"), path)
-        return text.lower() == "true"
+        return check_choice(text.lower(), ("true", "false"), path) == "true"
     if declared_type in (int, float):
         return parse_number(text, declared_type, path)
     if declared_type is str:
@@ -154,23 +132,18 @@ def parse_value(text: str, declared_type: Any, path: str) -> Any:
 
 
 def parse_union(text: str, options: tuple, path: str) -> Any:
-    """Return the value of a text by the first of several types that can read it.
-
-    A class is chosen by its name: one of the union, or one that has a base class in common with all of them.
-    """
+    """Return the value of a text by the first of several types that can read it; a class is chosen by its name."""
     declared_types = tuple(option for option in options if option is not type(None))
     if type(None) in options and text.lower() in ("none", "null", ""):
         return None
     if cls := find_subclass(text, declared_types):
         return parse_dataclass(text, cls, path)
-    failures = []
     for declared_type in declared_types:
         try:
             return parse_value(text, declared_type, path)
-        except ExperimentError as error:
-            failures.append(error)
-    if len(failures) == 1:
-        raise failures[0]
+        except ExperimentError:
+            if len(declared_types) == 1:
+                raise
     names = [option.__name__ for option in declared_types]
     names += [name for name, cls in REGISTERED_CLASSES.items() if is_accepted(cls, declared_types)]
     raise ExperimentError(f"{path}={text!r} is not one of {', '.join(names)}")
@@ -190,21 +163,16 @@ def parse_tuple(text: str, item_types: tuple, path: str) -> tuple:
 
 def parse_number(text: str, declared_type: type, path: str) -> int | float:
     """Return a finite number; a whole one may be written as 1e3 or 1_000."""
-    expected = "a whole number" if declared_type is int else "a number"
+    is_whole = declared_type is int
     try:
-        number = float(text.replace("_", ""))
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number) or (declared_type is int and number != int(number)):
-        raise ExperimentError(f"{path}={text!r} is not {expected}")
-    if declared_type is float:
-        return number
-    if abs(number) >= 2**63:
+        number = Decimal(text)
+    except InvalidOperation:
+        number = Decimal("nan")
+    if not number.is_finite() or math.isinf(number) or (is_whole and number != number.to_integral_value()):
+        raise ExperimentError(f"{path}={text!r} is not {'a whole number' if is_whole else 'a number'}")
+    if is_whole and abs(number) >= 2**63:
         raise ExperimentError(f"{path}={text[:30]} must be below 2 to the 63")
-    try:
-        return int(text)
-    except ValueError:
-        return int(number)
+    return declared_type(number)
 
 
 def parse_dataclass(text: str, cls: type, path: str) -> Any:

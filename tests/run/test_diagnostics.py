@@ -30,8 +30,8 @@ ROOT = Path(__file__).parents[2]
 
 
 def prepare(made: Experiment, folder: Path) -> Run:
-    with prepare_run(made, folder, quiet) as prepared:
-        return prepared.run
+    with prepare_run(made, folder, quiet) as (run, _, _):
+        return run
 
 
 @pytest.fixture(scope="module")

@@ -149,9 +149,9 @@ import os, signal, sys, time
 sys.path.insert(0, {root!r})
 from pathlib import Path
 import jax, launch
-from encoders.cli import train_command
+from encoders.cli import commands
 from encoders.training.metric_log import MetricLog
-train_command.WORKER_COMMAND = [sys.executable, __file__]
+commands.WORKER_COMMAND = [sys.executable, __file__]
 advance, act = MetricLog.advance_progress, os.environ.get("ACT", "")
 def watched(self, index, text=""):
     advance(self, index, text)
