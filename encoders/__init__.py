@@ -34,30 +34,8 @@ A corpus is a text file, and an experiment a frozen value:
 ...     pass
 
 Every class that an experiment can hold is here too: `encoders.Experiment`, `encoders.MaskedLM`, `encoders.AdamW` and so
-on. All are imported at their first use. The packages, lowest first, each importing only those before it:
-
-    utils        values as JSON, changes by path, files, metrics.
-    model        the encoder: configuration, layers, heads, FLOPs.
-    text         corpora and tokenizers.
-    families     sizes and parts of BERT, RoBERTa, ALBERT, ELECTRA.
-    data         stores of tokens, formats of rows, batches by step.
-    objectives   masked LM, sentence pairs, replaced tokens, causal LM.
-    tasks        GLUE, SQuAD and other downstream tasks.
-    training     step, optimisers, schedules, sharding, checkpoints.
-    experiment   the value that determines a run.
-    costs        parameters, FLOPs and memory of an experiment.
-    run          one run: its folder, its loop, its evaluation.
-    finetuning   recipes and grids of the papers.
-    inference    predictions of a run.
-    exchange     published checkpoints in and out.
-    sweeps       many runs: the papers' tables.
-    reporting    results as text, Markdown, LaTeX, plots, HTML.
-    bench        measurements of speed.
-    library      the named experiments, files of `experiments/`.
-    cli          the command line.
+on. All are imported at their first use. `encoders/README.md` lists the packages and their order.
 """
-
-from __future__ import annotations
 
 import importlib
 from typing import Any

@@ -1,7 +1,5 @@
 """The experiment: a frozen value with everything that determines the numbers of a run."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
@@ -31,10 +29,7 @@ MAX_NAME_BYTES = 200  # a file name has 255 bytes at most, and suffixes are adde
 
 @dataclass(frozen=True, kw_only=True)
 class RunSpec:
-    """A model under an objective: all that is known of an imported run.
-
-    Raises `ExperimentError` for a name that no folder can have and for a field that is not one of its choices.
-    """
+    """A model under an objective: all that is known of an imported run. Raises `ExperimentError` for bad values."""
 
     name: str = not_fingerprinted()
     model: EncoderConfig
@@ -138,7 +133,7 @@ def find_phase_problems(experiment: Experiment, phase: Phase) -> Iterator[str]:
     if phase.batch_size % num_micro_steps:
         yield f"phases.batch_size={phase.batch_size} is not a multiple of grad_accum_steps={num_micro_steps}"
     if isinstance(row_format, PackedFormat) and experiment.model.attention_impl == "cudnn":
-        yield "model.attention_impl='cudnn' is for rows of one example; for phases.format=PackedFormat take 'cudnn_packed'"
+        yield "model.attention_impl='cudnn' is not for phases.format=PackedFormat; take 'cudnn_packed'"
     weights, num_corpora = find_corpus_weights(row_format), len(getattr(experiment.data, "corpus", ()))
     if weights is not None and len(weights) != num_corpora:
         yield f"phases.format.corpus_weights={weights} must have one for each of the {num_corpora} items of data.corpus"
@@ -151,9 +146,8 @@ def find_phase_problems(experiment: Experiment, phase: Phase) -> Iterator[str]:
 def apply_settings(experiment: Experiment, settings: Iterable[str]) -> Experiment:
     """Return an experiment with settings such as "model.num_layers=4", each read by the declared type of its field.
 
-    A phase is named by its index, or `*` for all: "phases.*.batch_size=8". A field that holds a class's value takes the
-    name of the class: "objective.sentence_task=SentenceOrderPrediction". All settings apply at once, so fields that
-    depend on each other can change together. Raises `ExperimentError` with a suggestion.
+    A phase is named by its index, or `*` for all. A field that holds a class's value takes the name of the class:
+    "objective.sentence_task=SentenceOrderPrediction". All settings apply at once. Raises `ExperimentError`.
 
     >>> import encoders
     >>> quickstart = encoders.load_experiments("quickstart")["quickstart-bert"]

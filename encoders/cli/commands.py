@@ -1,7 +1,5 @@
 """The verbs of the command line, as functions with plain arguments; None, if returned, is the status 0."""
 
-from __future__ import annotations
-
 import json
 import os
 import sys
@@ -36,14 +34,13 @@ from encoders.run.preemption import STOPPED_STATUS, StopRequest, format_duration
 from encoders.run.run import Run
 from encoders.sweeps.local_workers import launch_processes, launch_workers
 from encoders.sweeps.paper_table import load_saved_tables, save_table
-from encoders.sweeps.progress import RunProgress, measure_progress
+from encoders.sweeps.progress import measure_progress
 from encoders.sweeps.sweep import WORKER_VARIABLE, Sweep
 from encoders.training import distributed
 from encoders.utils.code_files import import_file
 from encoders.utils.files import check_local_paths, write_file_atomically
 from encoders.utils.serialization import ExperimentError
 
-ALL_BATCHES = 10**9
 FOLDER_ARGUMENTS = ("runs", "run", "folder", "store", "out", "root")
 WORKER_COMMAND = [sys.executable, "-m", "encoders"]
 
@@ -115,10 +112,10 @@ def build_runner(num_workers: int | None, runner: str | None, pipeline_options: 
     """Return the runner that prepares a store: processes of this machine, or Beam's. Raises `ExperimentError`."""
     if runner and num_workers is not None:
         raise ExperimentError(f"--workers {num_workers} is for this machine; --runner {runner} takes options after --")
-    if pipeline_options and not runner:
-        raise ExperimentError(f"{' '.join(pipeline_options)}: pipeline options need --runner NAME")
     if runner:
         return BeamRunner(runner, tuple(pipeline_options))
+    if pipeline_options:
+        raise ExperimentError(f"{' '.join(pipeline_options)}: pipeline options need --runner NAME")
     return LocalRunner(len(os.sched_getaffinity(0)) if num_workers is None else num_workers)
 
 
@@ -282,7 +279,12 @@ def show_status(choice: ExperimentChoice) -> None:
         chosen.experiments, Path(choice.runs), log_to_stderr, is_expected, chosen.other_experiments, started_at=0.0
     )
     runs = measure_progress(sweep)
-    print(format_grid([["experiment", "state", "steps", "left", ""], *map(format_progress, runs)]))
+    rows = [["experiment", "state", "steps", "left", ""]]
+    for run in runs:
+        time_left = "unknown" if run.seconds_left is None else format_duration(run.seconds_left)
+        steps = f"{run.step:,} of {run.experiment.num_steps:,}"
+        rows.append([run.experiment.name, run.state, steps, "" if run.state == "done" else time_left, run.note])
+    print(format_grid(rows))
     states = [run.state for run in runs]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     seconds_left = [run.seconds_left for run in runs if run.seconds_left is not None]
@@ -290,13 +292,6 @@ def show_status(choice: ExperimentChoice) -> None:
     if num_unknown := len(runs) - len(seconds_left):
         total += f" and {num_unknown} of unknown length"
     print(f"{len(runs)} experiments: {counts}; left, one after the other: {total}")
-
-
-def format_progress(run: RunProgress) -> list[str]:
-    """Return the cells of a run: name, state, steps, time left, note."""
-    time_left = "unknown" if run.seconds_left is None else format_duration(run.seconds_left)
-    steps = f"{run.step:,} of {run.experiment.num_steps:,}"
-    return [run.experiment.name, run.state, steps, "" if run.state == "done" else time_left, run.note]
 
 
 def show_table(choice: ExperimentChoice, table_format: str = "text") -> None:
@@ -308,11 +303,11 @@ def show_table(choice: ExperimentChoice, table_format: str = "text") -> None:
 
 
 def write_report(folder: str, out: str | None = None, title: str = "Runs") -> None:
-    runs_dir = Path(folder)
-    tables = [refresh_table(table) for table in load_saved_tables(runs_dir)]
-    results = [table_results.collect_table_results(table, runs_dir) for table in tables]
+    runs_dir, report_tables = Path(folder), []
+    for table in load_saved_tables(runs_dir):
+        results = table_results.collect_table_results(refresh_table(table), runs_dir)
+        report_tables += results.build_report_tables()
     path = Path(out) if out else runs_dir / "report.html"
-    report_tables = [table for result in results for table in result.build_report_tables()]
     write_file_atomically(path, build_page(runs_dir, report_tables, title).encode())
     print(path)
 
@@ -324,7 +319,7 @@ def print_scores(
     num_batches: int | None = None,
     settings: Sequence[str] = (),
 ) -> None:
-    opened, num_batches = Run.open(Path(run), store), num_batches or ALL_BATCHES
+    opened, num_batches = Run.open(Path(run), store), num_batches or 10**9  # all
     step_number, params = opened.load_params(step)
     if settings:
         scores = evaluate_with_overrides(opened, params, settings, num_batches)
@@ -349,9 +344,8 @@ def write_submission(run: str, folder: str, root: str | None = None, step: str =
         if text is None:
             log_to_stderr(f"skipped {name}: its rows are not in {root}")
         else:
-            path = Path(folder) / name
-            path.write_text(text, encoding="utf-8")
-            print(path)
+            (Path(folder) / name).write_text(text, encoding="utf-8")
+            print(Path(folder) / name)
 
 
 def measure_speed(choice: ExperimentChoice, measurement: str, **bench_options) -> int:

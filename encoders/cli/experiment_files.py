@@ -1,7 +1,5 @@
 """Experiment files: where they are, and the experiments that `--with`, `--set` and `--only` choose in them."""
 
-from __future__ import annotations
-
 import difflib
 import fnmatch
 import importlib
@@ -21,11 +19,9 @@ from encoders.utils.serialization import ExperimentError
 
 @dataclass(frozen=True)
 class ExperimentChoice:
-    """The arguments of a command that choose experiments.
+    """The arguments of a command that choose experiments: a file or a name of the library, and options.
 
-    `experiment` is a file or a name of the library. `with_settings` are arguments of the file's function, `settings`
-    changes of fields, `only` names or globs, and `runs` the folder of runs. With `reuse_saved_table` a table without
-    arguments is the one that was trained in `runs`.
+    With `reuse_saved_table` a table without arguments is the one that was trained in `runs`.
     """
 
     experiment: str
@@ -87,14 +83,18 @@ def load_experiment_file(choice: ExperimentChoice) -> ExperimentFile:
     module = import_experiment_file(path)
     table = load_paper_table(module, choice) if hasattr(module, "table") else None
     experiments = table.experiments if table else list_experiments(module, path, choice)
-    chosen = match_names([experiment.name for experiment in experiments], choice.only, path)
+    names, patterns = [experiment.name for experiment in experiments], choice.only or ["*"]
+    if len(set(names)) < len(names):
+        raise ExperimentError(f"{path}: two experiments have the same name; give each its own")
+    if missing := [pattern for pattern in choice.only if not fnmatch.filter(names, pattern)]:
+        raise ExperimentError(shorten_text(f"--only {missing[0]} matches no experiment; there are {', '.join(names)}"))
+    chosen = [name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
     if any(setting.startswith("name=") for setting in choice.settings) and (table or len(chosen) > 1):
         hint = "a table finds its experiments by name" if table else "choose one with --only"
         raise ExperimentError(f"--set name=... would rename {len(chosen)} experiments: {hint}")
-    saved = {}
-    if table and choice.only:  # what is not chosen stays as it was trained
-        saved_tables = load_saved_tables(Path(choice.runs))
-        saved = next((other.experiments_by_name for other in saved_tables if other.name == table.name), {})
+    # What is not chosen stays as it was trained.
+    saved_tables = load_saved_tables(Path(choice.runs)) if table and choice.only else []
+    saved = next((other.experiments_by_name for other in saved_tables if other.name == table.name), {})
 
     def resolve_experiment(experiment: Experiment) -> Experiment:
         if experiment.name not in chosen:
@@ -104,17 +104,6 @@ def load_experiment_file(choice: ExperimentChoice) -> ExperimentFile:
     selected = [resolve_experiment(experiment) for experiment in experiments if experiment.name in chosen]
     others = [resolve_experiment(experiment) for experiment in experiments if experiment.name not in chosen]
     return ExperimentFile(selected, others, table and table.map_experiments(resolve_experiment))
-
-
-def match_names(names: Sequence[str], patterns: Sequence[str], path: Path) -> list[str]:
-    """Return the names that match one of the globs, or all names without globs."""
-    if len(set(names)) < len(names):
-        raise ExperimentError(f"{path}: two experiments have the same name; give each its own")
-    for pattern in patterns:
-        if not fnmatch.filter(names, pattern):
-            listed = ", ".join(names)
-            raise ExperimentError(shorten_text(f"--only {pattern} matches no experiment; there are {listed}"))
-    return [name for name in names if not patterns or any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
 
 
 def list_experiments(module: ModuleType, path: Path, choice: ExperimentChoice) -> Sequence[Experiment]:

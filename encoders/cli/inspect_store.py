@@ -1,7 +1,6 @@
 """The verb `inspect`: the counts of a store, and its rows as the model reads them."""
 
-from __future__ import annotations
-
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -25,13 +24,8 @@ LABEL_MEANINGS = {
     "next_sentence": ("B follows A", "B is random"),
     "sentence_order": ("A precedes B", "A and B are swapped"),
 }
-COLOURED_TOKENS = {
-    "special": "\033[2m{}\033[0m",
-    "second": "\033[34m{}\033[0m",
-    "mask": "\033[1;33m{}\033[0m",
-    "random": "\033[1;31m{}\033[0m",
-    "kept": "\033[4;32m{}\033[0m",
-}
+ANSI_COLOURS = {"special": "2", "second": "34", "mask": "1;33", "random": "1;31", "kept": "4;32"}
+COLOURED_TOKENS = {kind: f"\033[{colour}m{{}}\033[0m" for kind, colour in ANSI_COLOURS.items()}
 PLAIN_TOKENS = {"special": "{}", "second": "{}", "mask": "{}", "random": "{}!", "kept": "{}="}
 LEGEND = "{second} segment B   {mask} a mask and its token   {random} a random token   {kept} selected, unchanged"
 
@@ -46,24 +40,16 @@ class RowSettings:
 
 
 def describe_store(store: Store, settings: RowSettings, num_rows: int, use_colour: bool) -> Iterator[str]:
-    """Yield lines: the counts of a store, then `num_rows` rows of each phase of running text, or of each labelled
-    split."""
+    """Yield the counts of a store, then `num_rows` rows of each phase, or of each split of labelled rows."""
     yield from describe_splits(store)
     if "task" in store.metadata["content"]:
         yield from format_labelled_rows(store, num_rows)
         return
     marks = COLOURED_TOKENS if use_colour else PLAIN_TOKENS
-    yield ""
-    yield LEGEND.format(**{kind: mark.format("word") for kind, mark in marks.items()})
+    yield "\n" + LEGEND.format(**{kind: mark.format("word") for kind, mark in marks.items()})
     start = 0
-    stream = BatchStream(
-        store.train_split,
-        store.vocab,
-        settings.phases,
-        settings.seed,
-        settings.objective.num_distinct_passes,
-        store.path / "tables",
-    )
+    num_passes, tables_dir = settings.objective.num_distinct_passes, store.path / "tables"
+    stream = BatchStream(store.train_split, store.vocab, settings.phases, settings.seed, num_passes, tables_dir)
     for phase in settings.phases:
         yield ""
         yield from describe_pass(phase, store.train_split, settings.seed)
@@ -104,10 +90,8 @@ def describe_pass(phase: Phase, split: Split, seed: int) -> Iterator[str]:
         yield "  too little text for a row"
         return
     padding, shorter = 1 - counts["tokens"] / (counts["rows"] * phase.seq_length), counts["shorter"] / counts["rows"]
-    yield (
-        f"  a pass has {counts['rows']:,} rows and {counts['tokens']:,} tokens; {padding:.1%} of their positions are "
-        f"padding, {shorter:.1%} of the rows are shorter"
-    )
+    shares = f"{padding:.1%} of their positions are padding, {shorter:.1%} of the rows are shorter"
+    yield f"  a pass has {counts['rows']:,} rows and {counts['tokens']:,} tokens; {shares}"
     for label in row_format.label_fields:
         for value, meaning in enumerate(LABEL_MEANINGS.get(label, ())):
             yield f"  {meaning}: {counts[value] / counts['examples']:.1%}"
@@ -139,9 +123,7 @@ def format_rows(
         yield f"  {'; '.join([counts, *labels])}"
 
 
-def format_token(
-    corrupted: Batch, row: int, position: int, is_selected: bool, store: Store, marks: dict[str, str]
-) -> str:
+def format_token(corrupted: Batch, row: int, position: int, is_selected: bool, store: Store, marks: dict) -> str:
     """Return a token as the model reads it; where it is to be predicted, with the original after an arrow."""
     token, original = int(corrupted.input_ids[row, position]), int(corrupted.clean_ids[row, position])
     text = store.tokenizer.id_to_token(token)
@@ -160,15 +142,11 @@ def format_labelled_rows(store: Store, num_rows: int) -> Iterator[str]:
         yield f"\n{name}"
         for row in range(min(num_rows, split.num_documents)):
             offsets = split.get_sentence_offsets(row)
-            pairs = zip(offsets, offsets[1:], strict=False)
-            texts = [store.tokenizer.decode(np.asarray(split.tokens[a:b])) for a, b in pairs]
-            labels = {column: select_label(values, row, split) for column, values in split.label_columns.items()}
+            texts = [store.tokenizer.decode(np.asarray(split.tokens[a:b])) for a, b in itertools.pairwise(offsets)]
+            # A column has a label for each row, or for each token.
+            tokens = slice(*split.sentences[split.documents[[row, row + 1]]])
+            labels = {
+                column: values[row if len(values) == split.size else tokens].tolist()
+                for column, values in split.label_columns.items()
+            }
             yield f"  {' | '.join(texts)}\n    {json.dumps(labels | split.row_metadata[row])}"
-
-
-def select_label(values: np.ndarray, row: int, split):
-    """Return the entry of a row, or those of its tokens, in a column of labels."""
-    if len(values) == split.size:
-        return values[row].tolist()
-    first, last = split.sentences[split.documents[[row, row + 1]]]
-    return values[first:last].tolist()

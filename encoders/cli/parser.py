@@ -1,7 +1,5 @@
 """The command line: verbs and their options, as plain arguments of the functions in `commands.py`."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from functools import partial
@@ -193,32 +191,25 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def parse_arguments(words: list[str]) -> tuple[str | None, dict]:
-    """Return the verb of a command line, None without one, and the arguments of its function."""
-    end = words.index("--") if words[:1] == ["prepare"] and "--" in words else len(words)
-    arguments = vars(build_parser().parse_args(words[:end]))
-    verb = arguments.pop("verb")
-    if verb == "prepare":
-        arguments["pipeline_options"] = words[end + 1 :]
-    if verb == "train":
-        arguments["command_line"] = words
-    return verb, arguments
-
-
 def main(words: list[str] | None = None) -> int:
     """Run the command line and return the status of the process."""
     if words is None:
         words = sys.argv[1:]
         for stream in (sys.stdout, sys.stderr):
             stream.reconfigure(errors="replace")  # ± and the like, where the locale is C
-    verb, arguments = parse_arguments(words)
-    if verb is None:
+    end = words.index("--") if words[:1] == ["prepare"] and "--" in words else len(words)
+    arguments = vars(build_parser().parse_args(words[:end]))
+    if arguments["verb"] is None:
         print(HELP.format(command=get_command_name()), end="")
         return 0
+    if arguments["verb"] == "prepare":
+        arguments["pipeline_options"] = words[end + 1 :]
+    if arguments["verb"] == "train":
+        arguments["command_line"] = words
     from encoders.cli.commands import is_expected, run_verb  # import jax, which the help does not need
 
     try:
-        return run_verb(verb, **arguments)
+        return run_verb(**arguments)
     except (ValueError, OSError) as error:
         if not is_expected(error):
             raise

@@ -1,7 +1,5 @@
 """The verb `predict`: texts read from the command, a file or standard input, and their predictions printed."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import sys
@@ -122,9 +120,7 @@ def round_vector(vector) -> list[float]:
     return np.asarray(vector, float).round(6).tolist()
 
 
-def iter_similarities(
-    predictor: Predictor, texts: Iterator[TextOrPair], pooling: str, layer: int
-) -> Iterator[float | list[float]]:
+def iter_similarities(predictor: Predictor, texts: Iterator[TextOrPair], pooling: str, layer: int) -> Iterator:
     """Yield the cosine of each pair, or, for texts alone, those of each text with all texts."""
     first = next(texts, None)
     texts = itertools.chain([first] if first else [], texts)
@@ -139,7 +135,6 @@ def iter_similarities(
 
 
 def format_prediction(kind: str, prediction: dict) -> list[str]:
-    """Return the lines that show a prediction."""
     match kind:
         case "fill":
             masks = prediction["masks"]

@@ -6,7 +6,6 @@ A file imports another one as `from encoders.library.albert import experiments`.
 from pathlib import Path
 
 INSTALLED_FOLDER = Path(__file__).parent
-LIBRARY_FOLDER = INSTALLED_FOLDER
-if not (INSTALLED_FOLDER / "quickstart.py").exists():
-    LIBRARY_FOLDER = INSTALLED_FOLDER.parents[1] / "experiments"
+IS_INSTALLED = (INSTALLED_FOLDER / "quickstart.py").exists()
+LIBRARY_FOLDER = INSTALLED_FOLDER if IS_INSTALLED else INSTALLED_FOLDER.parents[1] / "experiments"
 __path__ = [str(LIBRARY_FOLDER)]

@@ -1,10 +1,8 @@
 """Diagnostics of a run: what is wrong, with numbers, and which field to change."""
 
-from __future__ import annotations
-
 import shutil
 import statistics
-from functools import partial, singledispatch
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -48,34 +46,30 @@ def describe_nonfinite_update(run: Run, state: step.TrainState, batch: Batch, st
     return ", ".join(names[:3]) + more if names else "nothing: its gradient is a spike, or its norm overflows"
 
 
-@singledispatch
 def diagnose_scores(objective: Objective, scores: dict[str, float]) -> list[str]:
-    """Return what is wrong with the held-out scores of a run past its first steps, each with a field to change."""
-    return []
-
-
-@diagnose_scores.register
-def _(objective: ReplacedTokenDetection, scores: dict[str, float]) -> list[str]:
+    """Return what is wrong with the held-out scores of an ELECTRA past its first steps, each with a field to change."""
     problems = []
-    if scores["rtd_replaced"] < MIN_REPLACED_SHARE:
+    if not isinstance(objective, ReplacedTokenDetection):
+        return problems
+    share, accuracy, baseline = (scores[f"rtd_{name}"] for name in ("replaced", "accuracy", "baseline"))
+    if share < MIN_REPLACED_SHARE:
         problems.append(
-            f"only {scores['rtd_replaced']:.1%} of the tokens are replaced, too few to learn from: a lower "
-            "objective.generator_width or objective.generator_depth, a higher objective.temperature or mask rate "
+            f"only {share:.1%} of the tokens are replaced, too few to learn from: a lower objective.generator_width or "
+            "objective.generator_depth, a higher objective.temperature or mask rate may help"
+        )
+    if accuracy <= baseline:
+        answer = "original" if share <= 0.5 else "replaced"
+        problems.append(
+            f"the discriminator is right for {accuracy:.2%} of the tokens, and always answering '{answer}' for "
+            f"{baseline:.2%}: more steps, another optimizer.learning_rate, a longer optimizer.warmup_steps or a "
+            "smaller generator (objective.generator_width) may help"
+        )
+    accuracy, baseline = (scores.get(f"generator_mask_{name}") for name in ("accuracy", "baseline"))
+    if "generator_loss" in objective.loss_weights and accuracy is not None and accuracy <= baseline:
+        problems.append(
+            f"the generator finds {accuracy:.2%} of the masked tokens, and the most frequent token alone would be "
+            f"{baseline:.2%}: a higher optimizer.learning_rate, or a lower objective.rtd_weight of the discriminator, "
             "may help"
-        )
-    if scores["rtd_accuracy"] <= scores["rtd_baseline"]:
-        verdict = "original" if scores["rtd_replaced"] <= 0.5 else "replaced"
-        problems.append(
-            f"the discriminator is right for {scores['rtd_accuracy']:.2%} of the tokens, and always answering "
-            f"'{verdict}' would be for {scores['rtd_baseline']:.2%}: more steps, another optimizer.learning_rate, "
-            "a longer optimizer.warmup_steps or a smaller generator (objective.generator_width) may help"
-        )
-    trains_generator = "generator_loss" in objective.loss_weights and "generator_mask_accuracy" in scores
-    if trains_generator and scores["generator_mask_accuracy"] <= scores["generator_mask_baseline"]:
-        problems.append(
-            f"the generator finds {scores['generator_mask_accuracy']:.2%} of the masked tokens, and the most frequent "
-            f"token alone would be {scores['generator_mask_baseline']:.2%}: a higher optimizer.learning_rate, or "
-            "a lower objective.rtd_weight of the discriminator, may help"
         )
     return problems
 

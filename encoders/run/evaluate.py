@@ -1,7 +1,5 @@
 """Held-out evaluation of a run's parameters."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import jax
@@ -25,8 +23,8 @@ def evaluate_run(
 ) -> dict[str, float]:
     """Return the held-out scores of `params` in the format of a phase, by default the last one.
 
-    At most `num_batches` batches of each split are read, by default `intervals.eval_batches`. `on_batch` is called
-    after each. Scores of the second and later splits are prefixed: `dev_mismatched` gives `mismatched_accuracy`.
+    At most `num_batches` batches of each split are read, by default `intervals.eval_batches`. Scores of the second and
+    later splits are prefixed: `dev_mismatched` gives `mismatched_accuracy`.
     """
     check_batch_sizes(run.experiment, run.mesh)
     phase = phase or run.experiment.phases[-1]

@@ -12,8 +12,6 @@
 The record of an imported run holds a model and an objective instead of an experiment, and lacks a store.
 """
 
-from __future__ import annotations
-
 import json
 import time
 from contextlib import AbstractContextManager
@@ -23,10 +21,11 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from encoders.data.store import Store
 from encoders.experiment import Experiment, RunSpec, describe_differences
 from encoders.families.conventions import infer_conventions
 from encoders.text.tokenization import VocabInfo
-from encoders.utils.files import lock_dir, lock_owner
+from encoders.utils.files import lock_dir, lock_owner, write_json
 from encoders.utils.serialization import from_json_value, to_json_value
 
 RECORD_FILE, RESULT_FILE, TOKENIZER_FILE = "experiment.json", "result.json", "tokenizer.json"
@@ -60,6 +59,20 @@ def build_run_record(spec: RunSpec, fingerprint: str, vocab: VocabInfo) -> dict:
         "facts": vocab.to_json_value(),
         "experiment": to_json_value(spec),
     }
+
+
+def register_run(folder: Path, experiment: Experiment, store: Store, fingerprint: str) -> None:
+    """Record an experiment in its folder, with its tokenizer. Raises `RunError` if the folder has another one."""
+    if (folder / RECORD_FILE).exists():
+        record = read_run_record(folder)
+        if record["fingerprint"] != fingerprint:
+            differences = describe_differences(parse_run_spec(record), experiment)
+            raise wrong_experiment(folder, differences or ["the content of data.corpus or of init_from"])
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    store.tokenizer.save(folder)
+    record = build_run_record(experiment, fingerprint, store.vocab)
+    write_json(folder / RECORD_FILE, record | {"store": str(store.path.resolve()), "store_key": store.key})
 
 
 def read_run_record(folder: Path) -> dict:

@@ -1,17 +1,17 @@
 """The training loop: update, log, evaluate, save."""
 
-from __future__ import annotations
-
 import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Self
 
 import jax
+import numpy as np
 
 from encoders.costs.ledger import count_params
 from encoders.data.batch import Batch
@@ -21,17 +21,17 @@ from encoders.objectives.base import Objective, total_loss
 from encoders.run import diagnostics
 from encoders.run.evaluate import evaluate_run, to_host
 from encoders.run.folder import RECORD_FILE, RESULT_FILE, RunError, read_result, wait_for_file
-from encoders.run.interval_metrics import IntervalMetrics
 from encoders.run.preemption import RunStopped, StopRequest
 from encoders.run.prepare_run import prepare_run
 from encoders.run.profiling import StepProfiler
 from encoders.run.run import Run
-from encoders.run.warm_start import WarmStart, init_sharded_state
+from encoders.run.warm_start import init_sharded_state
 from encoders.run.watchdog import Watchdog
 from encoders.training import distributed, sharding, step
 from encoders.training.checkpoint import Checkpoints, quiet_orbax
 from encoders.training.metric_log import MetricLog
 from encoders.utils.files import is_disk_full, write_json
+from encoders.utils.metrics import Mean, sum_means
 
 HANG_SECONDS = 1800.0  # without progress; the first step includes its compilation
 
@@ -52,16 +52,29 @@ def train(
     Raises `RunStopped` after the step in which `stop` requests it, which is saved; `RunInUse` while another process
     trains the run; and `RunError` for what cannot be trained.
     """
-    folder = Path(folder)
+    folder, is_primary = Path(folder), distributed.is_primary()
     with quiet_orbax(), explain_failures(experiment, folder) as resources:
-        run, warm_start, fingerprint = distributed.raise_on_all(
-            lambda: resources.enter_context(prepare_run(experiment, folder, log))
-        )
+        preparation = prepare_run(experiment, folder, log)
+        run, warm_start, fingerprint = distributed.raise_on_all(lambda: resources.enter_context(preparation))
         if (result := read_result(folder)) is not None:
             return result
+        if not wait_for_file(folder / RECORD_FILE):
+            raise RunError(f"{folder} was made by process 0 and is missing here: all processes must see the same files")
+        if is_primary and (shortage := diagnostics.describe_disk_shortage(run)):
+            log(shortage)
         watchdog = resources.enter_context(Watchdog(hang_timeout, distributed.log_from_host))
         outputs = resources.enter_context(ExitStack())
-        state, session = start_session(run, warm_start, outputs, watchdog, stop or StopRequest(), log, profile)
+        checkpoints = outputs.enter_context(closing(run.open_checkpoints(experiment.intervals.keep_checkpoints)))
+        start_step, state, notes = run.restore_latest(checkpoints, log)
+        if state is not None:
+            log(f"{experiment.name}: resumes from step {start_step}")
+        else:
+            state = warm_start.build_state(run, log) if warm_start else init_sharded_state(run)
+        profiler = StepProfiler(run, start_step, log) if profile else None
+        metric_log = MetricLog(run.folder, start_step, experiment.num_steps, experiment.name, is_writer=is_primary)
+        outputs.enter_context(closing(metric_log))
+        interval_metrics, stop = IntervalMetrics.from_notes(notes), stop or StopRequest()
+        session = TrainSession(run, start_step, checkpoints, metric_log, interval_metrics, watchdog, stop, profiler)
         scores = run_train_steps(session, state)
         outputs.close()  # checkpoints are on disk before the result is
         return write_result(session, fingerprint, scores)
@@ -84,9 +97,7 @@ def explain_failures(experiment: Experiment, folder: Path) -> Iterator[ExitStack
     except BaseException as error:
         advice = diagnostics.describe_out_of_memory(experiment, error)
         if is_disk_full(error):
-            advice = (
-                f"no space is left in {folder}; the same command resumes from the newest checkpoint, which is intact"
-            )
+            advice = f"no space is left in {folder}; checkpoints are intact, and the same command resumes"
         explained = RunError(advice) if advice else error
         if distributed.is_multi_process() and not isinstance(error, distributed.DistributedError):
             distributed.abort_all(explained)
@@ -97,6 +108,63 @@ def explain_failures(experiment: Experiment, folder: Path) -> Iterator[ExitStack
         raise explained from error
     if stopped:
         raise stopped
+
+
+@dataclass
+class IntervalMetrics:
+    """Metrics of the steps since the last row of the log; they stay on the device until the row is written."""
+
+    sums: dict[str, Mean] = field(default_factory=dict)
+    num_tokens: int = 0  # since the first step of the run
+    pending_metrics: list[dict] = field(default_factory=list)
+    start_time: float = field(default_factory=time.monotonic)
+    tokens_at_start: int = 0
+    seconds_waited: float = 0.0  # for devices and other processes, since the last row
+
+    @classmethod
+    def from_notes(cls, notes: dict) -> Self:
+        sums = {name: Mean(*map(np.float64, pair)) for name, pair in notes.get("pending", {}).items()}
+        return cls(sums, notes.get("tokens", 0), tokens_at_start=notes.get("tokens", 0))
+
+    def to_notes(self) -> dict:
+        self.fetch_pending()
+        pending = {name: [float(x) for x in mean] for name, mean in self.sums.items()}
+        return {"pending": pending, "tokens": self.num_tokens}
+
+    def add_step(self, step_metrics: dict) -> None:
+        """Add the metrics of a step, and wait until at most two steps are in flight."""
+        # Several processes on CPUs have none in flight, since JAX below 0.12 hangs there.
+        jax.tree.map(lambda x: x.copy_to_host_async(), step_metrics)
+        self.pending_metrics.append(step_metrics)
+        in_flight = 0 if distributed.is_multi_process() and jax.default_backend() == "cpu" else 2
+        if len(self.pending_metrics) > in_flight:
+            with self.time_waiting():
+                jax.block_until_ready(self.pending_metrics[-1 - in_flight])
+
+    @contextmanager
+    def time_waiting(self) -> Iterator[None]:
+        started_at = time.monotonic()
+        yield
+        self.seconds_waited += time.monotonic() - started_at
+
+    def fetch_pending(self) -> None:
+        with self.time_waiting():
+            fetched = jax.device_get(self.pending_metrics)
+        self.num_tokens += sum(int(step_metrics.pop("tokens").total) for step_metrics in fetched)
+        self.sums, self.pending_metrics = sum_means([self.sums, *fetched]), []
+
+    def finish_interval(self) -> tuple[dict[str, Mean], dict[str, float]]:
+        """Return the sums of the interval and its timing, and begin the next one."""
+        self.fetch_pending()
+        seconds = time.monotonic() - self.start_time
+        timing = {
+            "seconds": round(seconds, 3),
+            "tokens_per_second": round((self.num_tokens - self.tokens_at_start) / seconds, 1),
+            "waiting": round(self.seconds_waited, 3),
+        }
+        sums, self.sums, self.seconds_waited = self.sums, {}, 0.0
+        self.start_time, self.tokens_at_start = time.monotonic(), self.num_tokens
+        return sums, timing
 
 
 @dataclass(frozen=True)
@@ -121,39 +189,8 @@ class TrainSession:
         return limit is not None and find_best_evaluation(self.metric_log, self.run.experiment.objective)[0] >= limit
 
 
-def start_session(
-    run: Run,
-    warm_start: WarmStart | None,
-    outputs: ExitStack,
-    watchdog: Watchdog,
-    stop: StopRequest,
-    log,
-    profile: bool,
-) -> tuple[step.TrainState, TrainSession]:
-    """Restore or initialise the state, and open checkpoints and metrics, which `outputs` closes."""
-    experiment, is_primary = run.experiment, distributed.is_primary()
-    if not wait_for_file(run.folder / RECORD_FILE):
-        raise RunError(f"{run.folder} was made by process 0 and is missing here: all processes must see the same files")
-    if is_primary and (shortage := diagnostics.describe_disk_shortage(run)):
-        log(shortage)
-    checkpoints = outputs.enter_context(closing(run.open_checkpoints(experiment.intervals.keep_checkpoints)))
-    start_step, state, notes = run.restore_latest(checkpoints, log)
-    if state is not None:
-        log(f"{experiment.name}: resumes from step {start_step}")
-    else:
-        state = warm_start.build_state(run, log) if warm_start else init_sharded_state(run)
-    profiler = StepProfiler(run, start_step, log) if profile else None
-    metric_log = MetricLog(run.folder, start_step, experiment.num_steps, experiment.name, is_writer=is_primary)
-    outputs.enter_context(closing(metric_log))
-    interval_metrics = IntervalMetrics.from_notes(notes)
-    return state, TrainSession(run, start_step, checkpoints, metric_log, interval_metrics, watchdog, stop, profiler)
-
-
 def run_train_steps(session: TrainSession, state: step.TrainState) -> dict[str, float]:
-    """Update `state` to the end of the run, and return the held-out scores of the last step.
-
-    Raises `RunStopped` where the run is stopped, and `RunError` where too many updates in a row are skipped.
-    """
+    """Update `state` to the end of the run, and return the held-out scores of the last step."""
     run, experiment, intervals = session.run, session.run.experiment, session.run.experiment.intervals
     num_steps, interval_metrics = experiment.num_steps, session.interval_metrics
     if session.start_step == num_steps or session.is_converged():  # stopped between the last checkpoint and the result
@@ -182,9 +219,7 @@ def run_train_steps(session: TrainSession, state: step.TrainState) -> dict[str, 
         if is_last or is_converged or stop_reason or current_step % intervals.save_every == 0:
             session.checkpoints.save(current_step, state, interval_metrics.to_notes(), cost)
         if is_converged:
-            session.log_line(
-                current_step, f"stops early, {experiment.early_stopping} evaluations after the best: early_stopping"
-            )
+            session.log_line(current_step, f"stops early: early_stopping={experiment.early_stopping} evaluations")
             break
         if stop_reason:
             raise RunStopped(f"{experiment.name}: stopped by {stop_reason}; saved checkpoint at step {current_step}")
@@ -195,8 +230,7 @@ def build_stream(run: Run) -> BatchStream:
     """Return the batches of a run, of which this process reads the rows of its devices."""
     experiment, store = run.experiment, run.store
     num_passes, tables_dir = experiment.objective.num_distinct_passes, store.path / "tables"
-    find_local_rows = partial(sharding.find_local_rows, run.mesh)
-    phases, seed = experiment.phases, experiment.seed
+    phases, seed, find_local_rows = experiment.phases, experiment.seed, partial(sharding.find_local_rows, run.mesh)
     return BatchStream(store.train_split, run.vocab, phases, seed, num_passes, tables_dir, find_local_rows)
 
 
@@ -239,7 +273,9 @@ def evaluate_step(session: TrainSession, current_step: int, state: step.TrainSta
     seconds = time.monotonic() - started_at
     session.interval_metrics.start_time += seconds  # the interval's speed is that of training
     metric_log.write_row(current_step, "heldout", scores, {"seconds": round(seconds, 3)})
-    session.log_line(current_step, f"held-out {format_scores(scores)}")
+    shown = {name: score for name, score in scores.items() if not name.endswith(("_error", "_baseline"))}
+    line = ", ".join(f"{name.replace('_', ' ')} {score:.4g}" for name, score in shown.items())
+    session.log_line(current_step, f"held-out {line}")
     if 10 * current_step >= experiment.num_steps:  # before, no model has learned enough
         for line in diagnostics.diagnose_scores(experiment.objective, scores):
             session.log_line(current_step, line)
@@ -247,7 +283,6 @@ def evaluate_step(session: TrainSession, current_step: int, state: step.TrainSta
 
 
 def raise_if_diverged(session: TrainSession, current_step: int, state: step.TrainState, batch: Batch) -> None:
-    """Raise `RunError` after too many skipped updates in a row."""
     run, num_bad_updates = session.run, int(state.update_guard["consecutive_skips"])
     if num_bad_updates < run.experiment.intervals.max_bad_updates:
         return
@@ -278,7 +313,6 @@ def find_best_evaluation(metric_log: MetricLog, objective) -> tuple[int, dict[st
 
 
 def write_result(session: TrainSession, fingerprint: str, scores: dict[str, float]) -> dict:
-    """Write result.json, and return its content."""
     run, experiment, rows = session.run, session.run.experiment, session.metric_log.rows
     result = {
         "name": experiment.name,
@@ -292,9 +326,3 @@ def write_result(session: TrainSession, fingerprint: str, scores: dict[str, floa
     if distributed.is_primary():
         write_json(run.folder / RESULT_FILE, result)
     return result
-
-
-def format_scores(scores: dict[str, float]) -> str:
-    """Return the scores in one line, without errors and baselines."""
-    shown = {name: score for name, score in scores.items() if not name.endswith(("_error", "_baseline"))}
-    return ", ".join(f"{name.replace('_', ' ')} {score:.4g}" for name, score in shown.items())

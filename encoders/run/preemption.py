@@ -1,12 +1,11 @@
 """Stop requests: after a signal or at a time limit a run finishes its step, saves a checkpoint and ends."""
 
-from __future__ import annotations
-
 import re
 import signal
 import threading
 import time
 from types import FrameType
+from typing import Self
 
 from encoders.training import distributed
 
@@ -32,7 +31,7 @@ class StopRequest:
         self.was_broadcast = self.is_agreed = False
         self.num_polls = 0
 
-    def __enter__(self) -> StopRequest:
+    def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             handled = (signal.SIGINT,) if distributed.is_multi_process() else (signal.SIGTERM, signal.SIGINT)
             for number in handled:

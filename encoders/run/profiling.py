@@ -1,7 +1,5 @@
 """Profile of a step: a trace of a few steps for TensorBoard or Perfetto, and its operations summed by part."""
 
-from __future__ import annotations
-
 import re
 import warnings
 from collections import Counter
@@ -15,17 +13,12 @@ from encoders.run.run import Run
 from encoders.training import distributed, step
 
 PROFILED_STEPS = 3
-SKIPPED_SCOPES = frozenset(
-    ("while", "body", "cond", "closed_call", "checkpoint", "remat", "rematted_computation", "transpose", "jvp")
-)
+SKIPPED_SCOPES = "while body cond closed_call checkpoint remat rematted_computation transpose jvp".split()
 CONTROL_FLOW_OPS = r"^(while|call|conditional|async|tuple)\b"  # their time is that of the operations inside them
 
 
 class StepProfiler:
-    """Trace of `PROFILED_STEPS` steps of a run in its folder, from its third step in this process on, and a summary.
-
-    Raises `RunError` if too few steps are left, or for several processes.
-    """
+    """Trace of `PROFILED_STEPS` steps of a run in its folder, from the third step of this process, and its summary."""
 
     def __init__(self, run: Run, start_step: int, log: Callable[[str], None]):
         if distributed.is_multi_process():
@@ -36,7 +29,6 @@ class StepProfiler:
         self.run, self.log, self.num_steps_seen = run, log, 0
 
     def record_step(self, state, batch, step_metrics) -> None:
-        """Start or end the trace after a step."""
         self.num_steps_seen += 1
         if self.num_steps_seen not in (2, 2 + PROFILED_STEPS):
             return
@@ -76,9 +68,8 @@ def read_operation_seconds(trace_path: Path) -> Counter:
         for plane in jax.profiler.ProfileData.from_file(str(trace_path)).planes:
             for event in (event for line in plane.lines for event in line.events):
                 stats = dict(event.stats)
-                op_name, module_name = stats.get("hlo_op"), str(stats.get("hlo_module"))
-                is_counted = op_name and not re.match(CONTROL_FLOW_OPS, op_name)
-                if is_counted and module_name.startswith("jit_train_step"):
+                op_name, is_step = stats.get("hlo_op"), str(stats.get("hlo_module")).startswith("jit_train_step")
+                if op_name and is_step and not re.match(CONTROL_FLOW_OPS, op_name):
                     op_seconds[op_name] += event.duration_ns / 1e9
     return op_seconds
 
@@ -92,8 +83,8 @@ def classify_operation(op_path: str, op_name: str) -> str:
     """
     if "jvp(" not in op_path:
         return "update, masks, counts" if op_path else f"other: {re.sub(r'[.0-9]+$', '', op_name)}"
-    scopes = [name for name in op_path.split(";")[0].split("/") if re.fullmatch(r"[A-Za-z_]\w*", name)]
-    scopes = [name for name in scopes if name not in SKIPPED_SCOPES]
+    names = op_path.split(";")[0].split("/")
+    scopes = [name for name in names if re.fullmatch(r"[A-Za-z_]\w*", name) and name not in SKIPPED_SCOPES]
     depth = 3 if scopes[1:2] == ["layers"] else 1
     part, direction = "/".join(scopes[:depth]) or "loss", "backward" if "transpose(" in op_path else "forward"
     kinds = {r"[Dd]rop": "dropout", "dot_general": "products"}

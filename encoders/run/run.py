@@ -1,12 +1,10 @@
 """A run as a value: the model that is trained or was imported, its vocabulary, its folder and its checkpoints."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import jax
 
@@ -22,10 +20,7 @@ from encoders.training.checkpoint import CheckpointDamaged, Checkpoints, build_a
 class Run:
     """A model and its vocabulary in a folder; `open_store` opens the store of its text or rows.
 
-    Raises `RunError` for a vocabulary that the model's embeddings cannot hold. For example:
-
-        run = Run.open("runs/bert-base")
-        step, params = run.load_params("best")
+    Raises `RunError` for a vocabulary that the model's embeddings cannot hold.
     """
 
     spec: RunSpec
@@ -39,7 +34,7 @@ class Run:
             raise RunError(f"the vocabulary of {self.vocab.vocab_size} exceeds model.vocab_size={size}; raise it")
 
     @classmethod
-    def open(cls, folder: Path, store_path: str | None = None) -> Run:
+    def open(cls, folder: Path, store_path: str | None = None) -> Self:
         """Return the run recorded in a folder; `store_path` is the new path of a store that was moved."""
         folder, record = Path(folder), read_run_record(folder)
         open_store = partial(open_recorded_store, folder, record, store_path)

@@ -1,8 +1,7 @@
 """Initial states: fresh parameters, or those of another run, trained or imported."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import jax
@@ -24,25 +23,15 @@ def init_sharded_state(run: Run):
 
 
 class WarmStart:
-    """The source run that `init_from` names, and the transfer of its newest parameters.
-
-    Raises `RunError` if its model or its vocabulary does not fit the experiment.
-    """
+    """The source run that `init_from` names. Raises `RunError` if its model or its vocabulary does not fit."""
 
     def __init__(self, experiment: Experiment):
         self.run = Run.open(Path(experiment.init_from))
-        checkpoints = self.run.open_checkpoints()
-        self.step = checkpoints.latest_step()
-        checkpoints.close()
+        with closing(self.run.open_checkpoints()) as checkpoints:
+            self.step = checkpoints.latest_step()
         if self.step is None:
             raise RunError(f"init_from={experiment.init_from} holds no checkpoint yet")
         self.init_key = f"{read_run_record(self.run.folder)['fingerprint']}@{self.step}"
-        self.check_model(experiment)
-        if (path := experiment.data.tokenizer.path) is not None:
-            self.check_tokenizer(load_tokenizer(path, experiment.data.tokenizer.lowercase))
-
-    def check_model(self, experiment: Experiment) -> None:
-        """Raise `RunError` if the model of the source run computes something else."""
         fields, new_fields = (
             {f"model.{name}": value for name, value in model.collect_computation_fields().items()}
             for model in (self.run.spec.model, experiment.model)
@@ -52,6 +41,8 @@ class WarmStart:
             fields["model.num_layers"] = new_fields["model.num_layers"]
         if differences := list_differences(fields, new_fields):
             raise RunError(f"init_from={experiment.init_from} has another model: {'; '.join(differences)}")
+        if (path := experiment.data.tokenizer.path) is not None:
+            self.check_tokenizer(load_tokenizer(path, experiment.data.tokenizer.lowercase))
 
     def check_tokenizer(self, tokenizer) -> None:
         """Raise `RunError` unless `tokenizer` gives every token the id that it has in the source run."""
@@ -61,14 +52,10 @@ class WarmStart:
             raise RunError(f"the vocabulary differs from that of init_from={folder}, {hint}")
 
     def build_state(self, run: Run, log: Callable[[str], None]):
-        """Return the state before the first step: parts of equal shapes from the source run, others fresh.
-
-        Raises `RunError` for an encoder of other shapes, and for frozen parts that the source run lacks.
-        """
-        objective = run.spec.objective
+        """Return the state before the first step: parts of equal shapes from the source run, others fresh."""
+        objective, new_shapes = run.spec.objective, run.state_shapes.params
         source_params = self.run.load_params(str(self.step), run.infer_shardings)[1]
         source_params = transfer_params(source_params, self.run.spec.objective, objective)
-        new_shapes = run.state_shapes.params
         transferred = {
             part: source_params[part]
             for part, shapes in new_shapes.items()
@@ -102,17 +89,13 @@ def transfer_params(source_params: dict, source_objective: Objective, objective:
     source_labels, labels = (getattr(value, "label_names", ()) for value in (source_objective, objective))
     if source_name == name and (not source_labels or source_labels == labels):
         return source_params
-    params = {name: source_params[source_name]}
-    if "pooler" in source_params:
-        params["pooler"] = source_params["pooler"]
+    params, kept = {name: source_params[source_name]}, ["pooler"]
     if source_name != name and "generator" in objective.frozen_params:
         # A copy: a donated buffer may occur once.
         params["generator"] = jax.tree.map(jnp.copy, source_params[source_name])
-        if "tokens" in source_params:
-            params["tokens"] = source_params["tokens"]
-    return params
+        kept.append("tokens")
+    return params | {part: source_params[part] for part in kept if part in source_params}
 
 
 def collect_shapes(params: dict) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every leaf by its path."""
     return {path: leaf.shape for path, leaf in flatten_with_paths(params)}

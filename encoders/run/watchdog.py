@@ -1,19 +1,17 @@
 """Watchdog: a run that hangs logs the stack of every thread, and ends."""
 
-from __future__ import annotations
-
 import faulthandler
 import os
 import sys
 import threading
 from collections.abc import Callable
+from typing import Self
 
 
 class Watchdog:
-    """Context that logs the stacks of all threads after `timeout_seconds` without progress.
+    """Context that logs the stacks of all threads after `timeout_seconds` without progress; a timeout of 0 never ends.
 
-    After as many seconds again it ends the process with status 1: a hang in a device or in the network cannot be
-    interrupted. A timeout of 0 never ends.
+    After as many seconds again it ends the process with status 1: a hang in a device or a network is not interruptible.
     """
 
     def __init__(self, timeout_seconds: float, log: Callable[[str], None]):
@@ -21,7 +19,7 @@ class Watchdog:
         self.progress_event, self.is_closed, self.last_step = threading.Event(), False, 0
         self.thread = threading.Thread(target=self.watch_progress, name="watchdog", daemon=True)
 
-    def __enter__(self) -> Watchdog:
+    def __enter__(self) -> Self:
         self.thread.start()
         return self
 
@@ -42,13 +40,13 @@ class Watchdog:
             if self.progress_event.wait(self.timeout_seconds or None):
                 self.progress_event.clear()
                 has_warned = False
-                continue
-            if has_warned:
+            elif has_warned:
                 self.log(
                     f"still no progress after step {self.last_step:,}: this process ends; the same command resumes"
                 )
                 os._exit(1)
-            has_warned = True
-            seconds = f"{self.timeout_seconds:.0f} s"
-            self.log(f"no progress for {seconds} after step {self.last_step:,}; the stack of each thread:")
-            faulthandler.dump_traceback(sys.__stderr__, all_threads=True)
+            else:
+                has_warned = True
+                wait = f"{self.timeout_seconds:.0f} s"
+                self.log(f"no progress for {wait} after step {self.last_step:,}; the stack of each thread:")
+                faulthandler.dump_traceback(sys.__stderr__, all_threads=True)

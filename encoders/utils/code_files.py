@@ -1,7 +1,5 @@
 """Python files outside the package: imported from anywhere on disk, here and in child processes."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib.util
 import os
@@ -28,27 +26,20 @@ def import_file(path: str | Path) -> ModuleType:
         return module
     if str(path.parent) not in sys.path:
         sys.path.insert(0, str(path.parent))
-    imported = sys.modules.get(path.stem)
+    name, imported = path.stem, sys.modules.get(path.stem)
     if time_imported is None and imported and Path(getattr(imported, "__file__", None) or "").resolve() == path:
         module = imported  # by another file beside it
     else:
-        name = path.stem
         if imported or not name.isidentifier():
             name = f"file_{hashlib.sha256(str(path).encode()).hexdigest()[:16]}"
-        module = execute_file(path, name)
+        spec = importlib.util.spec_from_file_location(name, path)
+        module = sys.modules[name] = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
     IMPORTED_FILES[path] = modified, module
-    return module
-
-
-def execute_file(path: Path, module_name: str) -> ModuleType:
-    """Execute a file as a module of this name, which `sys.modules` has unless an error is raised."""
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    module = sys.modules[module_name] = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[module_name]
-        raise
     return module
 
 

@@ -1,7 +1,5 @@
 """Whole files, whole folders and locks on a file system that several processes share."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os
@@ -30,9 +28,7 @@ def check_local_paths(*paths: str | None) -> None:
     """Raise `ValueError` for a path in an object store, which lacks locks, renames and memory maps."""
     for path in paths:
         if path and "://" in path:
-            raise ValueError(
-                f"{path} is not a folder of this machine, as runs, stores and texts need; mount or copy it"
-            )
+            raise ValueError(f"{path} is not a folder of this machine; mount the bucket or copy what it holds")
 
 
 def write_json(path: Path, value: dict) -> None:

@@ -1,7 +1,5 @@
 """Sums on the device, means on the host."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -16,11 +14,7 @@ class Mean(NamedTuple):
 
 
 def sum_means(means: Iterable[dict[str, Mean]]) -> dict[str, Mean]:
-    """Return the sums of all `means` by name, in float64.
-
-    >>> sum_means([{"loss": Mean(6.0, 2)}, {"loss": Mean(0.0, 1)}])["loss"]
-    Mean(total=array(6.), count=array(3.))
-    """
+    """Return the sums of all `means` by name, in float64."""
     sums: dict[str, Mean] = {}
     for batch_means in means:
         for name, mean in batch_means.items():
@@ -35,7 +29,6 @@ def mean_value(mean: Mean) -> float:
 
 
 def binomial_standard_error(mean: Mean) -> float:
-    """Return the binomial standard error of a proportion."""
     p, n = mean_value(mean), float(mean.count)
     return (p * (1 - p) / n) ** 0.5 if n else 0.0
 
@@ -45,9 +38,6 @@ def roc_auc(histogram: np.ndarray) -> tuple[float, float]:
 
     `histogram[0, i]` negatives and `histogram[1, i]` positives have a score in the i-th bin, lowest first; a tie
     counts half. 0.5 ± 0 where one class is empty.
-
-    >>> roc_auc(np.array([[1, 1, 0], [0, 1, 1]]))[0]
-    0.875
     """
     negative, positive = (np.asarray(row, np.float64) for row in histogram)
     n, m = negative.sum(), positive.sum()

@@ -1,14 +1,11 @@
 """Frozen dataclasses changed by path, with texts read by the declared types of their fields."""
 
-from __future__ import annotations
-
-import dataclasses
 import difflib
 import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import MISSING, fields, is_dataclass, replace
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
@@ -16,11 +13,7 @@ from encoders.utils.serialization import REGISTERED_CLASSES, ExperimentError, fi
 
 
 def shorten_text(text: str, max_chars: int = 400) -> str:
-    """Return the text, without its middle where it is longer than `max_chars` characters.
-
-    >>> shorten_text("0123456789" * 9, 20)
-    '0123456789 ... 56789'
-    """
+    """Return the text, without its middle where it is longer than `max_chars` characters."""
     return text if len(text) <= max_chars else f"{text[: max_chars // 2]} ... {text[len(text) - max_chars // 2 + 5 :]}"
 
 
@@ -49,11 +42,7 @@ def join_path(path: str, name: str) -> str:
 
 
 def parse_settings(settings: Iterable[str]) -> dict:
-    """Return settings such as "model.num_layers=4" as nested changes, with a text for each field.
-
-    >>> parse_settings(["seed=1", "model.num_layers=4"])
-    {'seed': '1', 'model': {'num_layers': '4'}}
-    """
+    """Return settings such as "model.num_layers=4" as nested changes, {"model": {"num_layers": "4"}}."""
     changes: dict = {}
     for setting in settings:
         path, equals, text = setting.partition("=")
@@ -78,8 +67,9 @@ def apply_changes(value: Any, changes: Mapping[str, Any], path: str = "") -> Any
     if not is_dataclass(value) or isinstance(value, type):
         raise ExperimentError(f"{path}={value!r} cannot be set field by field; it is not a dataclass")
     hints, changed = typing.get_type_hints(type(value)), {}
+    names = sorted(f.name for f in fields(value))
     for name, change in changes.items():
-        field_path, names = join_path(path, name), sorted(f.name for f in fields(value))
+        field_path = join_path(path, name)
         if name not in names:
             similar = difflib.get_close_matches(name, names, 1)
             hint = f" (did you mean {similar[0]!r}?)" if similar else ""
@@ -108,11 +98,7 @@ def change_items(items: tuple, changes: Mapping[str, Any], path: str) -> tuple:
 
 
 def parse_value(text: str, declared_type: Any, path: str) -> Any:
-    """Return the value that a text has in a field of the declared type. Raises `ExperimentError` with the path.
-
-    >>> parse_value("1e3", int, "seed"), parse_value("0.9,0.98", tuple[float, float], "optimizer.betas")
-    (1000, (0.9, 0.98))
-    """
+    """Return the value that a text has in a field of the declared type. Raises `ExperimentError` with the path."""
     origin, options = typing.get_origin(declared_type), typing.get_args(declared_type)
     if origin is typing.Literal:
         return check_choice(text, options, path)
@@ -177,8 +163,7 @@ def parse_number(text: str, declared_type: type, path: str) -> int | float:
 
 def parse_dataclass(text: str, cls: type, path: str) -> Any:
     """Return a dataclass with its default values, chosen by the name of its class."""
-    required = [f.name for f in fields(cls) if f.default is dataclasses.MISSING]
-    if find_class(text) is cls and not required:
+    if find_class(text) is cls and all(f.default is not MISSING for f in fields(cls)):
         return cls()
     hint = f"; set its fields, such as {path}.{fields(cls)[0].name}=" if fields(cls) else ""
     raise ExperimentError(f"{path}={text!r} is not {cls.__name__}{hint}")
@@ -192,9 +177,6 @@ def find_subclass(name: str, declared_types: tuple) -> type | None:
 
 def is_accepted(cls: type, declared_types: tuple) -> bool:
     """Return whether a class is one of the types, a subclass, or has a base class in common with all of them."""
-    declared_types = tuple(declared for declared in declared_types if isinstance(declared, type))
-    if not declared_types:
-        return False
-    shared_bases = set.intersection(*(set(declared.__mro__) for declared in declared_types))
-    accepted = [*declared_types, *(shared_bases - {object, typing.Protocol, typing.Generic})]
-    return any(base in cls.__mro__ for base in accepted)
+    classes = [declared for declared in declared_types if isinstance(declared, type)]
+    shared_bases = set.intersection(*(set(declared.__mro__) for declared in classes)) if classes else set()
+    return not ({*classes, *shared_bases} - {object, typing.Protocol, typing.Generic}).isdisjoint(cls.__mro__)

@@ -1,7 +1,5 @@
 """Values as JSON by stable class names, and the content that fingerprints cover."""
 
-from __future__ import annotations
-
 import importlib
 import sys
 from collections.abc import Iterator
@@ -55,16 +53,6 @@ def register_class(cls: Any = None, /, name: str | None = None, *, formerly: tup
 
     `name` defaults to the name of the class; `formerly` lists its names in older files. Raises `ExperimentError` for a
     name that another class has.
-
-    >>> from dataclasses import dataclass
-    >>> @register_class(name="HalfMasking", formerly=("Halves",))
-    ... @dataclass(frozen=True)
-    ... class HalvedMasking:
-    ...     mask_rate: float = 0.5
-    >>> to_json_value(HalvedMasking())
-    {'class': 'HalfMasking', 'mask_rate': 0.5}
-    >>> from_json_value({"class": "Halves", "mask_rate": 0.25})
-    HalvedMasking(mask_rate=0.25)
     """
     if cls is None:
         return lambda decorated: register_class(decorated, name, formerly=formerly)
@@ -87,12 +75,10 @@ def describe_origin(cls: type) -> str:
 def get_class_name(cls: type) -> str:
     """Return the name that saved experiments have for a class. Raises `ExperimentError` where it has none."""
     address = f"{cls.__module__}:{cls.__qualname__}"
-    for name, known in CLASS_ADDRESSES.items():
-        if known == address:
-            return name
-    for name, registered in REGISTERED_CLASSES.items():
-        if describe_origin(registered) == describe_origin(cls):
-            return name
+    names = [name for name, known in CLASS_ADDRESSES.items() if known == address]
+    names += [name for name, known in REGISTERED_CLASSES.items() if describe_origin(known) == describe_origin(cls)]
+    if names:
+        return names[0]
     hint = "a run with it could not be opened again; decorate the class with @encoders.register"
     raise ExperimentError(f"{cls.__module__}.{cls.__qualname__} is not registered, so {hint}")
 

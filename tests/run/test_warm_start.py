@@ -20,8 +20,7 @@ from encoders.objectives.replaced_tokens import ReplacedTokenDetection
 from encoders.objectives.sentence_pair import NextSentencePrediction
 from encoders.run import loop
 from encoders.run.evaluate import evaluate_run
-from encoders.run.folder import RunError
-from encoders.run.prepare_run import register_run
+from encoders.run.folder import RunError, register_run
 from encoders.run.run import Run
 from encoders.run.warm_start import WarmStart, init_sharded_state
 from encoders.tasks.classification import Classification
@@ -160,7 +159,7 @@ def second_stage(home, tmp_path_factory):
     model = replace(Run.open(home / "bert-pretraining").spec.model, num_heads=1, intermediate_size=4 * 12)
     alone = experiment(home, "bert-pretraining", MaskedLM(), FullSentences(), model=model)
     run = run_of(alone, folder)
-    register_run(run, "0" * 16)
+    register_run(run.folder, run.experiment, run.store, "0" * 16)
     with closing(run.open_checkpoints(1)) as checkpoints:
         checkpoints.save(1, init_sharded_state(run), {}, None)
     objective = ReplacedTokenDetection(generator_width=1.0, tie="none", generator_training="two_stage")
