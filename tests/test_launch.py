@@ -10,8 +10,8 @@ import jax
 import pytest
 
 import launch
-from encoders.cli.experiment_files import ExperimentChoice, load_experiment_file
 from encoders.cli.commands import enable_compilation_cache
+from encoders.cli.experiment_files import ExperimentChoice, load_experiment_file
 from encoders.data import stream
 from tests import task_examples, texts
 from tests.exchange.references import HOME

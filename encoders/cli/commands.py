@@ -132,7 +132,7 @@ def summarize_preparation(metadata: dict) -> dict:
 
 def repair_damaged_units(store: Store, data: PretrainingData | LabelledData, runner: Runner) -> None:
     if "units" not in store.metadata:
-        log_to_stderr(f"{store.path} has no checksums (labelled rows, or an earlier version) and cannot be repaired")
+        log_to_stderr(f"{store.path} lacks checksums (labelled rows, or an earlier version) and cannot be repaired")
         return
     if damaged := list_damaged_units(store):
         repair_store(store, data, damaged, log_to_stderr, runner)

@@ -92,7 +92,7 @@ def load_experiment_file(choice: ExperimentChoice) -> ExperimentFile:
     if any(setting.startswith("name=") for setting in choice.settings) and (table or len(chosen) > 1):
         hint = "a table finds its experiments by name" if table else "choose one with --only"
         raise ExperimentError(f"--set name=... would rename {len(chosen)} experiments: {hint}")
-    # What is not chosen stays as it was trained.
+    # Experiments that are not chosen stay as they were trained.
     saved_tables = load_saved_tables(Path(choice.runs)) if table and choice.only else []
     saved = next((other.experiments_by_name for other in saved_tables if other.name == table.name), {})
 

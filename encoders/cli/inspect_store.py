@@ -97,9 +97,7 @@ def describe_pass(phase: Phase, split: Split, seed: int) -> Iterator[str]:
             yield f"  {meaning}: {counts[value] / counts['examples']:.1%}"
 
 
-def format_rows(
-    batch: Batch, settings: RowSettings, phase: Phase, store: Store, marks: dict[str, str]
-) -> Iterator[str]:
+def format_rows(batch: Batch, settings: RowSettings, phase: Phase, store: Store, marks: dict) -> Iterator[str]:
     """Yield corrupted rows as the model reads them, each with its counts and its labels."""
     corrupted = settings.objective.corrupt(jax.tree.map(jnp.asarray, batch), store.vocab, settings.seed)
     corrupted = jax.tree.map(np.asarray, corrupted)
@@ -111,9 +109,8 @@ def format_rows(
         yield ""
         tokens = [format_token(corrupted, row, i, is_selected[row, i], store, marks) for i in positions]
         yield " ".join(tokens)
-        counts = (
-            f"{len(tokens)} tokens, {phase.seq_length - len(tokens)} of padding, {is_selected[row].sum()} to predict"
-        )
+        num_padding, num_selected = phase.seq_length - len(tokens), is_selected[row].sum()
+        counts = f"{len(tokens)} tokens, {num_padding} of padding, {num_selected} to predict"
         labels = [
             LABEL_MEANINGS[name][int(batch.labels[name][row, slot])]
             for slot in np.flatnonzero(corrupted.example_mask[row])

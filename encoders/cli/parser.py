@@ -34,26 +34,26 @@ def get_command_name() -> str:
     return "encoders" if Path(sys.argv[0]).stem == "encoders" else "python launch.py"
 
 
-def option(usage: str, description: str | None, **settings) -> tuple[str, dict]:
+def make_option(usage: str, description: str | None, **settings) -> tuple[str, dict]:
     """Return the name and the settings of an argument, as `ArgumentParser.add_argument` takes them."""
     name, _, metavar = usage.partition(" ")
     return name, {"metavar": metavar or None, "help": description} | settings
 
 
 def number_option(usage: str, description: str, dest: str | None = None) -> tuple[str, dict]:
-    return option(usage, description, type=int, **({"dest": dest} if dest else {}))
+    return make_option(usage, description, type=int, **({"dest": dest} if dest else {}))
 
 
 def list_option(usage: str, description: str, dest: str) -> tuple[str, dict]:
-    return option(usage, description, nargs="+", action="extend", dest=dest)
+    return make_option(usage, description, nargs="+", action="extend", dest=dest)
 
 
-def flag(name: str, description: str, **settings) -> tuple[str, dict]:
+def make_flag(name: str, description: str, **settings) -> tuple[str, dict]:
     return name, {"action": "store_true", "help": description} | settings
 
 
 def step_option(default: str) -> tuple[str, dict]:
-    return option("--step N", f"best, latest, or a step ({default})")
+    return make_option("--step N", f"best, latest, or a step ({default})")
 
 
 SET_EXAMPLE = "this field, such as objective.sentence_task=SentenceOrderPrediction"
@@ -61,11 +61,11 @@ WITH_TEXT = "arguments of a file whose experiments are a function, such as init_
 CHOICE = (
     list_option("--with NAME=VALUE", WITH_TEXT, "with_settings"),
     list_option("--set A.B=C", "change a field", "settings"),
-    option("--only NAME", "only experiments of this name (globs)", action="append"),
+    make_option("--only NAME", "only experiments of this name (globs)", action="append"),
 )
-EXPERIMENTS = (option("experiment EXPERIMENT", "a Python file, or a name such as quickstart"), *CHOICE)
-RUNS = option("--runs DIR", "the folder of runs (runs)")
-RUN = option("run RUN", "the folder of a run")
+EXPERIMENTS = (make_option("experiment EXPERIMENT", "a Python file, or a name such as quickstart"), *CHOICE)
+RUNS = make_option("--runs DIR", "the folder of runs (runs)")
+RUN = make_option("run RUN", "the folder of a run")
 BENCH_PARTS = "step, infer, data, peers, ceiling, roofline, links or ablate"
 # The description of each verb, and its arguments: those of its function in `commands.py`, which has their defaults.
 VERBS = {
@@ -74,108 +74,108 @@ VERBS = {
         "turn the corpus of an experiment into a store of tokens",
         *EXPERIMENTS,
         number_option("--workers N", "processes of this machine (its cores)", "num_workers"),
-        option("--runner NAME", "an Apache Beam runner instead, such as DirectRunner; its pipeline options follow --"),
-        flag("--repair", "compare a finished store with its checksums and mend it"),
+        make_option("--runner NAME", "an Apache Beam runner, such as DirectRunner; its pipeline options follow --"),
+        make_flag("--repair", "compare a finished store with its checksums and mend it"),
     ),
     "train": (
         "train every experiment of a file; interrupted ones resume",
         *EXPERIMENTS,
         RUNS,
-        option("--stop-after 3h55m", "save and end after this time, with status 75"),
+        make_option("--stop-after 3h55m", "save and end after this time, with status 75"),
         number_option("--jobs N", "experiments at once, on this machine (1)", "num_jobs"),
-        option("--coordinator HOST:PORT", "address of process 0 of several; auto: as jax.distributed finds it (TPU)"),
+        make_option("--coordinator HOST:PORT", "address of process 0; auto: as jax.distributed finds it, on a TPU pod"),
         number_option("--processes N", "processes of a run; on this machine without --coordinator", "num_processes"),
         number_option("--process I", "the index of this process", "process_id"),
-        option("--wait 5m", "time for the processes to find each other (5m)"),
-        option("--watchdog 30m", "after this time without a step print all stacks and end (30m; 0s: never)"),
-        flag("--profile", "trace the first steps and print where time is spent"),
+        make_option("--wait 5m", "time for the processes to find each other (5m)"),
+        make_option("--watchdog 30m", "after this time without a step print all stacks and end (30m; 0s: never)"),
+        make_flag("--profile", "trace the first steps and print where time is spent"),
     ),
     "status": ("list which experiments are done, running or failed, and the time left", *EXPERIMENTS, RUNS),
     "table": (
         "print the paper's table beside the runs, of a file of experiments/ablations/",
         *EXPERIMENTS,
         RUNS,
-        option("--format", None, choices=("text", "markdown", "latex", "csv"), dest="table_format"),
+        make_option("--format", None, choices=("text", "markdown", "latex", "csv"), dest="table_format"),
     ),
     "report": (
         "write one page about all runs of a folder: tables, curves, costs, experiments",
-        option("folder DIR", "the folder of runs"),
-        option("--out FILE", "the page to write (DIR/report.html)"),
-        option("--title TEXT", "its title (Runs)"),
+        make_option("folder DIR", "the folder of runs"),
+        make_option("--out FILE", "the page to write (DIR/report.html)"),
+        make_option("--title TEXT", "its title (Runs)"),
     ),
     "inspect": (
         "print what a store holds, and rows as the model reads them",
-        option("store STORE", "the folder of a store, as prepare prints it"),
-        option("experiment EXPERIMENT", "whose formats and objective make the rows (BERT's)", nargs="?", default=None),
+        make_option("store STORE", "the folder of a store, as prepare prints it"),
+        make_option("experiment EXPERIMENT", "whose settings make the rows (BERT's)", nargs="?", default=None),
         *CHOICE,
         number_option("--rows N", "rows of each phase (3)", "num_rows"),
-        flag("--plain", "no colours, as in a file"),
-        flag("--verify", "compare the store with its checksums"),
+        make_flag("--plain", "no colours, as in a file"),
+        make_flag("--verify", "compare the store with its checksums"),
     ),
     "evaluate": (
         "print held-out scores of a run's checkpoint, without its experiment file",
         RUN,
         step_option("latest"),
-        option("--store DIR", "the run's store, if it has moved"),
+        make_option("--store DIR", "the run's store, if it has moved"),
         number_option("--batches N", "held-out batches to read (all)", "num_batches"),
         list_option("--set A.B=C", f"evaluate as if the experiment had {SET_EXAMPLE}", "settings"),
     ),
     "predict": (
         "print what a run predicts for new texts",
         RUN,
-        option(
+        make_option(
             "kind",
             "fill [MASK], classify one text or two, answer a question, similarity of two texts or of all, vectors of "
             "texts or of tokens, mark replaced tokens (ELECTRA)",
             choices=("fill", "classify", "answer", "similarity", "embed", "tokens", "replaced"),
         ),
-        option("texts TEXT", "texts; without any, the lines of --file or of standard input", nargs="*"),
+        make_option("texts TEXT", "texts; without any, the lines of --file or of standard input", nargs="*"),
         list_option("--second TEXT", "the second text of each, or the context of a question", "second_texts"),
-        option("--file FILE", 'lines of TEXT, TEXT<tab>TEXT or {"text": ..., "second": ...}; - is standard input'),
+        make_option("--file FILE", 'lines of TEXT, TEXT<tab>TEXT or {"text": ..., "second": ...}; - is standard input'),
         step_option("best"),
-        flag("--json", "print JSON lines", dest="as_json"),
+        make_flag("--json", "print JSON lines", dest="as_json"),
         number_option("--top N", "tokens for each mask (5)", "top_k"),
-        option("--pool", "the vector of a text (mean)", choices=("cls", "mean", "pooled"), dest="pooling"),
+        make_option("--pool", "the vector of a text (mean)", choices=("cls", "mean", "pooled"), dest="pooling"),
         number_option("--layer N", "0 is the embedding, -1 the last layer (-1)"),
-        option("--threshold X", "no answer where its score is above this (tuned on dev)", type=float),
+        make_option("--threshold X", "no answer where its score is above this (tuned on dev)", type=float),
         number_option("--batch N", "texts at a time (32)", "batch_size"),
     ),
     "submit": (
         "write a task's test predictions in the format that is handed in",
-        option("run RUN", "the folder of a fine-tuned run"),
-        option("folder DIR", "the folder to write the files in"),
-        option("--root DIR", "the folder of the task's files, if they have moved"),
+        make_option("run RUN", "the folder of a fine-tuned run"),
+        make_option("folder DIR", "the folder to write the files in"),
+        make_option("--root DIR", "the folder of the task's files, if they have moved"),
         step_option("best"),
     ),
     "import": (
         "make a published checkpoint (a folder, as transformers has it) a run",
-        option("folder DIR", "config.json, weights and tokenizer; or fairseq's .pt and dict.txt"),
-        option("run RUN", "the folder of the run to make"),
-        option("--generator DIR", "ELECTRA's generator (DIR/generator, if it exists)"),
-        option("--vocabulary PATH", "tokenizer files, if they are not in DIR", dest="tokenizer_files"),
+        make_option("folder DIR", "config.json, weights and tokenizer; or fairseq's .pt and dict.txt"),
+        make_option("run RUN", "the folder of the run to make"),
+        make_option("--generator DIR", "ELECTRA's generator (DIR/generator, if it exists)"),
+        make_option("--vocabulary PATH", "tokenizer files, if they are not in DIR", dest="tokenizer_files"),
     ),
     "export": (
         "write a run as a folder that transformers loads",
         RUN,
-        option("folder DIR", "the folder to make"),
+        make_option("folder DIR", "the folder to make"),
         step_option("latest"),
     ),
     "bench": (
         f"measure: {BENCH_PARTS}",
-        option("measurement PART", BENCH_PARTS),
-        option("experiment EXPERIMENT", "the experiments to measure (speed)", nargs="?", default="speed"),
+        make_option("measurement PART", BENCH_PARTS),
+        make_option("experiment EXPERIMENT", "the experiments to measure (speed)", nargs="?", default="speed"),
         *CHOICE,
         number_option("--rounds N", "measurements of each variant, in turn (7)"),
         number_option("--units N", "steps of a measurement (1)"),
-        option("--device", "one core, on a CPU (cpu)", choices=("cpu", "gpu", "tpu")),
+        make_option("--device", "one core, on a CPU (cpu)", choices=("cpu", "gpu", "tpu")),
         number_option("--core N", "the core to pin processes to (the last one)"),
-        option("--task", "the work of peers (train)", choices=("train", "infer")),
-        flag("--text", "batches of text instead of random ids", dest="use_text"),
-        flag("--as-installed", "do not let glibc keep freed memory, on either side"),
-        option("--out DIR", "the folder of PART.json (bench)"),
+        make_option("--task", "the work of peers (train)", choices=("train", "infer")),
+        make_flag("--text", "batches of text instead of random ids", dest="use_text"),
+        make_flag("--as-installed", "do not let glibc keep freed memory, on either side"),
+        make_option("--out DIR", "the folder of PART.json (bench)"),
     ),
 }
-CODE = option("--code FILE", "import a Python file first, which registers classes of its own", action="append")
+CODE = make_option("--code FILE", "import a Python file first, which registers classes of its own", action="append")
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -80,10 +80,10 @@ def read_run_record(folder: Path) -> dict:
     path = Path(folder) / RECORD_FILE
     if not path.exists():
         raise RunError(f"{folder} holds no run (no {RECORD_FILE})")
-    return read_json(path)
+    return read_run_file(path)
 
 
-def read_json(path: Path, remedy: str = "") -> dict:
+def read_run_file(path: Path, remedy: str = "") -> dict:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -101,7 +101,7 @@ def parse_run_spec(record: dict) -> RunSpec:
 def read_result(folder: Path) -> dict | None:
     """Return the result of a finished run, else None. Raises `RunError` if it is damaged."""
     path = Path(folder) / RESULT_FILE
-    return read_json(path, "; remove it to resume the run from its last checkpoint") if path.exists() else None
+    return read_run_file(path, "; remove it to resume the run from its last checkpoint") if path.exists() else None
 
 
 def differing_fields(experiment: Experiment, folder: Path) -> list[str]:

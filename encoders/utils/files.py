@@ -28,7 +28,7 @@ def check_local_paths(*paths: str | None) -> None:
     """Raise `ValueError` for a path in an object store, which lacks locks, renames and memory maps."""
     for path in paths:
         if path and "://" in path:
-            raise ValueError(f"{path} is not a folder of this machine; mount the bucket or copy what it holds")
+            raise ValueError(f"{path} is not a folder of this machine; mount the bucket or copy it")
 
 
 def write_json(path: Path, value: dict) -> None:
