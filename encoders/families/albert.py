@@ -2,18 +2,18 @@
 
 from dataclasses import replace
 
-from encoders.model.config import EncoderConfig, FamilyConventions
+from encoders.families import bert
+from encoders.model.config import FamilyConventions
 
 ALL_PARTS = ("attention", "feed_forward")
 CONVENTIONS = FamilyConventions("albert", answerability="conditioned_span")
+NO_DROPOUT = dict(hidden_dropout=0.0, attention_dropout=0.0)
 
-BASE = EncoderConfig(
+# Hidden size, layers, heads and intermediate size of BERT-base.
+BASE = replace(
+    bert.BASE,
     vocab_size=30_000,
     embedding_size=128,
-    hidden_size=768,
-    num_layers=12,
-    num_heads=12,
-    intermediate_size=3072,
     activation="gelu_tanh",
     shared_parts=ALL_PARTS,
     conventions=CONVENTIONS,
@@ -21,26 +21,7 @@ BASE = EncoderConfig(
 LARGE = replace(BASE, hidden_size=1024, num_layers=24, num_heads=16, intermediate_size=4096)
 XLARGE = replace(BASE, hidden_size=2048, num_layers=24, num_heads=16, intermediate_size=8192)
 # Without dropout from the start; version 2 drops it from all sizes (§4.9 and the README).
-XXLARGE = replace(
-    BASE,
-    hidden_size=4096,
-    num_layers=12,
-    num_heads=64,
-    intermediate_size=16_384,
-    hidden_dropout=0.0,
-    attention_dropout=0.0,
-)
+XXLARGE = replace(BASE, hidden_size=4096, num_heads=64, intermediate_size=16_384, **NO_DROPOUT)
 
-NO_DROPOUT = dict(hidden_dropout=0.0, attention_dropout=0.0)
-BASE_V2, LARGE_V2, XLARGE_V2, XXLARGE_V2 = (replace(m, **NO_DROPOUT) for m in (BASE, LARGE, XLARGE, XXLARGE))
-
-SIZES = {
-    "albert-base": BASE,
-    "albert-large": LARGE,
-    "albert-xlarge": XLARGE,
-    "albert-xxlarge": XXLARGE,
-    "albert-base-v2": BASE_V2,
-    "albert-large-v2": LARGE_V2,
-    "albert-xlarge-v2": XLARGE_V2,
-    "albert-xxlarge-v2": XXLARGE_V2,
-}
+VERSION_1 = {"albert-base": BASE, "albert-large": LARGE, "albert-xlarge": XLARGE, "albert-xxlarge": XXLARGE}
+SIZES = VERSION_1 | {f"{name}-v2": replace(config, **NO_DROPOUT) for name, config in VERSION_1.items()}

@@ -7,21 +7,12 @@ from dataclasses import replace
 
 from encoders.model.config import EncoderConfig, FamilyConventions
 
-CONVENTIONS = FamilyConventions()
+CONVENTIONS = FamilyConventions()  # which is also the default of a config
 
 BASE = EncoderConfig(
-    vocab_size=30_522,
-    embedding_size=768,
-    hidden_size=768,
-    num_layers=12,
-    num_heads=12,
-    intermediate_size=3072,
-    conventions=CONVENTIONS,
+    vocab_size=30_522, embedding_size=768, hidden_size=768, num_layers=12, num_heads=12, intermediate_size=3072
 )
 LARGE = replace(BASE, embedding_size=1024, hidden_size=1024, num_layers=24, num_heads=16, intermediate_size=4096)
-
-BASE_CASED = replace(BASE, vocab_size=28_996)
-LARGE_CASED = replace(LARGE, vocab_size=28_996)
 
 # The miniatures (Turc et al., 2019, https://arxiv.org/abs/1908.08962): heads of 64, 4x intermediate layers.
 TINY = replace(BASE, embedding_size=128, hidden_size=128, num_layers=2, num_heads=2, intermediate_size=512)
@@ -36,6 +27,6 @@ SIZES = {
     "bert-medium": MEDIUM,
     "bert-base": BASE,
     "bert-large": LARGE,
-    "bert-base-cased": BASE_CASED,
-    "bert-large-cased": LARGE_CASED,
+    "bert-base-cased": replace(BASE, vocab_size=28_996),
+    "bert-large-cased": replace(LARGE, vocab_size=28_996),
 }

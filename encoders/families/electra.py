@@ -1,6 +1,6 @@
 """ELECTRA (Clark et al., 2020, https://arxiv.org/abs/2003.10555), table 6, and the released configurations.
 
-Each size is its discriminator; `WIDTHS` holds the width of its generator as a fraction of its own.
+Each size is its discriminator; `GENERATOR_WIDTHS` has the width of its generator as a fraction of its own.
 The released small checkpoint is small++, whose generator is as wide as its discriminator.
 """
 
@@ -10,7 +10,7 @@ import flax.linen as nn
 
 from encoders.families import bert
 from encoders.model import layers
-from encoders.model.config import EncoderConfig, FamilyConventions, derive_generator_config
+from encoders.model.config import EncoderConfig, FamilyConventions
 
 CONVENTIONS = FamilyConventions("electra", "linear", answerability="electra_conditioned_span")
 
@@ -31,4 +31,3 @@ BASE, LARGE = to_electra_config(bert.BASE), to_electra_config(bert.LARGE)
 
 SIZES = {"electra-small": SMALL, "electra-small++": SMALL, "electra-base": BASE, "electra-large": LARGE}
 GENERATOR_WIDTHS = {"electra-small": 1 / 4, "electra-small++": 1.0, "electra-base": 1 / 3, "electra-large": 1 / 4}
-GENERATOR_CONFIGS = {name: derive_generator_config(SIZES[name], width) for name, width in GENERATOR_WIDTHS.items()}

@@ -9,19 +9,12 @@ from encoders.families import bert
 from encoders.model.config import EncoderConfig, FamilyConventions
 
 CONVENTIONS = FamilyConventions("roberta", "tanh", num_separators=2, answerability="classifier")
-ROBERTA_FIELDS = dict(
-    vocab_size=50_265,
-    position_offset=2,
-    num_token_types=1,
-    layer_norm_eps=1e-5,
-    truncated_init=False,
-    conventions=CONVENTIONS,
-)
 
 
 def to_roberta_config(config: EncoderConfig) -> EncoderConfig:
     """Return `config` with RoBERTa's vocabulary, positions, token types, epsilon, initialiser and conventions."""
-    return replace(config, **ROBERTA_FIELDS)
+    fields = dict(vocab_size=50_265, position_offset=2, num_token_types=1, layer_norm_eps=1e-5, truncated_init=False)
+    return replace(config, **fields, conventions=CONVENTIONS)
 
 
 BASE, LARGE = to_roberta_config(bert.BASE), to_roberta_config(bert.LARGE)

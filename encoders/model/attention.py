@@ -3,8 +3,6 @@
 Axes: b rows, l queries, m keys, h heads, k size of a head.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import jax
@@ -21,10 +19,9 @@ def dot_product_attention(
     implementation: str = "xla",
     is_causal: bool = False,
 ) -> Float[Array, "b l h k"]:
-    """Return softmax attention with float32 scores over the tokens of the query's example.
+    """Return softmax attention with float32 scores over the query's example; undefined on padding (example 0).
 
-    With `is_causal` no token attends to later ones. `implementation` is a key of `ATTENTION_IMPLS`. The result on
-    padding (example 0) is undefined.
+    With `is_causal` no token attends to later ones. `implementation` is a key of `ATTENTION_IMPLS`.
     """
     return ATTENTION_IMPLS[implementation](query, key, value, example_ids, dropout_fn, is_causal)
 
@@ -38,9 +35,8 @@ def make_attention_mask(example_ids: Int[Array, "b l"], is_causal: bool) -> Bool
 def unfused_attention(query, key, value, example_ids, dropout_fn, is_causal):
     """Compute attention with the weights as an array, on which `dropout_fn` acts."""
     scores = jnp.einsum("blhk,bmhk->bhlm", query, key, preferred_element_type=jnp.float32) / query.shape[-1] ** 0.5
-    weights = jax.nn.softmax(
-        jnp.where(make_attention_mask(example_ids, is_causal), scores, jnp.finfo(jnp.float32).min)
-    ).astype(query.dtype)
+    mask = make_attention_mask(example_ids, is_causal)
+    weights = jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(jnp.float32).min)).astype(query.dtype)
     return jnp.einsum("bhlm,bmhk->blhk", dropout_fn(weights), value)
 
 

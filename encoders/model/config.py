@@ -7,30 +7,26 @@ from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from encoders.model.layers import Embeddings, FeedForward, SelfAttention
+from encoders.utils.field_checks import check_fields
 from encoders.utils.serialization import not_fingerprinted
 
+SIZE_FIELDS = "vocab_size hidden_size num_layers num_heads intermediate_size embedding_size max_positions num_groups"
 # Fields that may differ between a run and the run that its parameters come from.
 PARAM_COMPATIBLE_FIELDS = (
-    "vocab_size", "hidden_dropout", "attention_dropout", "init_std", "truncated_init", "dtype", "always_project",
-)  # fmt: skip
-
-
+    "vocab_size hidden_dropout attention_dropout init_std truncated_init dtype always_project".split()
+)
 # Parts of a layer in their order, with the names of their parameters. Initial values depend on the names.
 LAYER_PARTS = {"attention": "attend", "feed_forward": "transform"}
 
 
 @dataclass(frozen=True)
 class FamilyConventions:
-    """Fine-tuning conventions of a model family; the defaults are BERT's.
-
-    `num_separators` is their number between two texts. `classifier_head` is the head on [CLS]: linear after the
-    pooler ("pooled"), linear alone ("linear"), or linear after a dense layer and tanh ("tanh"). `answerability` is
-    the span head for questions that may have no answer (`encoders/tasks/question_answering.py`).
-    """
+    """Fine-tuning conventions of a model family; the defaults are BERT's."""
 
     name: str = "bert"
-    classifier_head: Literal["pooled", "linear", "tanh"] = "pooled"
-    num_separators: int = 1
+    classifier_head: Literal["pooled", "linear", "tanh"] = "pooled"  # after the pooler, alone, after a dense and a tanh
+    num_separators: int = 1  # between two texts
+    # The span head for questions that may have no answer (`encoders/tasks/question_answering.py`).
     answerability: Literal["null_span", "classifier", "conditioned_span", "electra_conditioned_span"] = "null_span"
 
 
@@ -73,23 +69,19 @@ class EncoderConfig:
     remat: Literal["none", "dots", "full"] = not_fingerprinted("none")
 
     def __post_init__(self):
-        for name in (
-            "vocab_size", "hidden_size", "num_layers", "num_heads", "intermediate_size", "embedding_size",
-            "max_positions", "num_groups",
-        ):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ValueError(f"model.{name}={getattr(self, name)} must be at least 1")
-            if getattr(self, name) >= 2**31:
-                raise ValueError(f"model.{name}={getattr(self, name)} must be below 2147483648")
-        for name in ("num_token_types", "position_offset"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"model.{name}={getattr(self, name)} must be at least 0")
+        checks = (
+            (SIZE_FIELDS, lambda size: size >= 1, "at least 1"),
+            (SIZE_FIELDS, lambda size: size < 2**31, "below 2147483648"),
+            ("num_token_types position_offset", lambda count: count >= 0, "at least 0"),
+            ("hidden_dropout attention_dropout", lambda rate: 0 <= rate < 1, "at least 0 and below 1"),
+            ("init_std layer_norm_eps", lambda value: 0 < value < math.inf, "above 0"),
+        )
+        check_fields(self, "model.", checks)
         if self.hidden_size % self.num_heads:
             raise ValueError(
                 f"model.hidden_size={self.hidden_size} is not a multiple of model.num_heads={self.num_heads}"
             )
-        unknown = set(self.shared_parts) - set(LAYER_PARTS)
-        if unknown or len(set(self.shared_parts)) != len(self.shared_parts):
+        if len({*self.shared_parts} & {*LAYER_PARTS}) < len(self.shared_parts):
             raise ValueError(
                 f"model.shared_parts={self.shared_parts} may hold 'attention' and 'feed_forward', each once"
             )
@@ -97,26 +89,18 @@ class EncoderConfig:
             raise ValueError(f"model.num_groups={self.num_groups} needs something shared; model.shared_parts is empty")
         if self.num_groups > self.num_layers:
             raise ValueError(f"model.num_groups={self.num_groups} is more than model.num_layers={self.num_layers}")
-        for name in ("hidden_dropout", "attention_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"model.{name}={getattr(self, name)} must be at least 0 and below 1")
         if self.attention_impl != "xla" and (self.attention_dropout or self.dtype != "bfloat16"):
             raise ValueError(
                 f"model.attention_impl={self.attention_impl!r} supports model.attention_dropout=0 and "
                 f"model.dtype=bfloat16 only, not {self.attention_dropout} and {self.dtype}"
             )
-        for name in ("init_std", "layer_norm_eps"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"model.{name}={getattr(self, name)} must be above 0")
 
     def collect_computation_fields(self) -> dict[str, object]:
         """Return the fields that change the output of given parameters, except for speed and memory."""
-        names = (
-            f.name
-            for f in fields(self)
-            if f.name not in PARAM_COMPATIBLE_FIELDS and not f.metadata.get("not_fingerprinted")
-        )
-        return {name: getattr(self, name) for name in names}
+        selected = (field for field in fields(self) if not field.metadata.get("not_fingerprinted"))
+        return {
+            field.name: getattr(self, field.name) for field in selected if field.name not in PARAM_COMPATIBLE_FIELDS
+        }
 
     @property
     def has_embedding_projection(self) -> bool:
@@ -124,13 +108,8 @@ class EncoderConfig:
         return self.always_project or self.embedding_size != self.hidden_size
 
 
-def derive_generator_config(
-    config: EncoderConfig, generator_width: float, generator_depth: float = 1.0
-) -> EncoderConfig:
-    """Return ELECTRA's generator for `config`: a fraction of its width and depth, the embedding kept.
-
-    Heads of 64 and 4x intermediate layers, as `get_generator_config` of the released code.
-    """
+def derive_generator_config(config: EncoderConfig, generator_width: float, generator_depth=1.0) -> EncoderConfig:
+    """Return ELECTRA's generator for `config`: a fraction of its width and depth, heads of 64, 4x intermediate."""
     hidden, layers = round(config.hidden_size * generator_width), max(1, round(config.num_layers * generator_depth))
     sizes = dict(hidden_size=hidden, num_layers=layers, num_heads=max(1, hidden // 64), intermediate_size=4 * hidden)
     try:

@@ -4,8 +4,6 @@ Layers run in one scan. A part in `config.shared_parts` has `num_groups` stacked
 every layer reads; any other part has one set a layer, stacked under `layers/`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import flax.linen as nn
@@ -26,28 +24,21 @@ def find_encoder_name(params: Mapping) -> str:
 
 
 class EncoderLayer(nn.Module):
-    """One layer: attention, then feed-forward, each with its own or with shared parameters."""
+    """One layer on hidden states `[b l d]`: attention, then feed-forward, with its own or with shared parameters."""
 
     config: EncoderConfig
 
     @nn.compact
     def __call__(
-        self,
-        x: Float[Array, "b l d"],
-        context: LayerContext,
-        shared_params: Mapping,
-        train: bool,
-        output_hidden_states: bool,
-        layer_index,
+        self, x, context: LayerContext, shared_params: Mapping, train: bool, output_hidden_states: bool, layer_index
     ):
         context = context.replace(layer_index=layer_index)
         group_index = layer_index * self.config.num_groups // self.config.num_layers
         for field, name in LAYER_PARTS.items():
             part = getattr(self.config, field)
             if name in shared_params:
-                params = jax.tree.map(
-                    lambda stack: stack[group_index] if len(stack) > 1 else stack[0], shared_params[name]
-                )
+                select_group = lambda stack: stack[group_index] if len(stack) > 1 else stack[0]
+                params = jax.tree.map(select_group, shared_params[name])
                 rngs = {"dropout": self.make_rng("dropout")} if self.has_rng("dropout") else {}
                 x = part(self.config, parent=None).apply({"params": params}, x, context, train, rngs=rngs)
             else:
@@ -57,15 +48,11 @@ class EncoderLayer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Transformer encoder: a batch to hidden states `[b l d]`.
-
-    `tied_embeddings` is the embedding block, `tied_word_embedding` the word table of another network (ELECTRA). The
-    projection from the embedding to the hidden width is never tied.
-    """
+    """Transformer encoder: a batch to hidden states `[b l d]`. The projection to the hidden width is never tied."""
 
     config: EncoderConfig
-    tied_embeddings: Embeddings | None = None
-    tied_word_embedding: nn.Embed | None = None
+    tied_embeddings: Embeddings | None = None  # the embedding block of another network (ELECTRA)
+    tied_word_embedding: nn.Embed | None = None  # its word table alone
 
     def setup(self):
         config = self.config
@@ -76,33 +63,26 @@ class Encoder(nn.Module):
         self.shared = self.param("shared", self.init_shared_params) if config.shared_parts else {}
         body = EncoderLayer
         if config.remat != "none":
-            body = nn.remat(EncoderLayer, policy=REMAT_POLICIES[config.remat], prevent_cse=False, static_argnums=(4, 5))
+            body = nn.remat(body, policy=REMAT_POLICIES[config.remat], prevent_cse=False, static_argnums=(4, 5))
         self.layers = nn.scan(
             body,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast, 0),
+            in_axes=(*[nn.broadcast] * 4, 0),
             length=config.num_layers,
             unroll=config.num_layers if config.unroll_layers else 1,
         )(config)
 
     def init_shared_params(self, key) -> dict:
         """Return the parameters of the shared parts by name, each a stack of `num_groups` sets."""
-        config, one = self.config, jnp.ones((1, 1), int)
-        context = LayerContext(one, one, one, 0)
-        x = jnp.zeros((1, 1, config.hidden_size), config.dtype)
-
-        def init_param_stack(field, key):
-            part = getattr(config, field)(config, parent=None)
-            return jax.vmap(lambda k: part.init(k, x, context, False)["params"])(
-                jax.random.split(key, config.num_groups)
-            )
-
-        return {
-            name: init_param_stack(field, jax.random.fold_in(key, i))
-            for i, (field, name) in enumerate(LAYER_PARTS.items())
-            if field in config.shared_parts
-        }
+        config, ones, stacks = self.config, jnp.ones((1, 1), int), {}
+        x, context = jnp.zeros((1, 1, config.hidden_size), config.dtype), LayerContext(ones, ones, ones, 0)
+        for i, (field, name) in enumerate(LAYER_PARTS.items()):
+            if field in config.shared_parts:
+                part = getattr(config, field)(config, parent=None)
+                init_set = lambda key, part=part: part.init(key, x, context, False)["params"]
+                stacks[name] = jax.vmap(init_set)(jax.random.split(jax.random.fold_in(key, i), config.num_groups))
+        return stacks
 
     @property
     def active_embeddings(self) -> Embeddings:
@@ -110,11 +90,7 @@ class Encoder(nn.Module):
         return self.embed if self.tied_embeddings is None else self.tied_embeddings
 
     def __call__(
-        self,
-        batch: EncoderInputs,
-        *,
-        train: bool = False,
-        output_hidden_states: bool = False,
+        self, batch: EncoderInputs, *, train: bool = False, output_hidden_states: bool = False
     ) -> Float[Array, "b l d"] | Float[Array, "n b l d"]:
         """Return the last layer's hidden states, or with `output_hidden_states` the embedding's and every layer's."""
         config = self.config
@@ -122,6 +98,6 @@ class Encoder(nn.Module):
         if config.has_embedding_projection:
             x = self.project(x)
         context = LayerContext(*map(jnp.asarray, (batch.example_ids, batch.token_type_ids, batch.position_ids)), 0)
-        layer_index = jnp.arange(config.num_layers)
-        last, layer_outputs = self.layers(x, context, self.shared, train, output_hidden_states, layer_index)
-        return jnp.concatenate([x[None], layer_outputs]) if output_hidden_states else last
+        layer_indices = jnp.arange(config.num_layers)
+        last, outputs = self.layers(x, context, self.shared, train, output_hidden_states, layer_indices)
+        return jnp.concatenate([x[None], outputs]) if output_hidden_states else last

@@ -1,7 +1,5 @@
 """Matrix-product FLOPs of the forward pass, two for each multiply-add."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from encoders.model.config import EncoderConfig

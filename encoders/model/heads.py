@@ -3,8 +3,6 @@
 Axes: b batch, s examples of a row, k chosen positions, l length, d hidden, e embedding, v vocabulary, c classes.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import flax.linen as nn
@@ -17,22 +15,17 @@ from encoders.model.ops import ACTIVATIONS, Dropout, make_dense, make_layer_norm
 
 
 def gather_hidden_states(hidden: Float[Array, "b l d"], positions: Int[Array, "b k"]) -> Float[Array, "b k d"]:
-    """Return the hidden states at `positions`."""
     return jnp.take_along_axis(hidden, positions[..., None], axis=1)
 
 
 def summarize_examples(
     config: EncoderConfig, hidden: Float[Array, "b l d"], batch: EncoderInputs
 ) -> Float[Array, "b s d"]:
-    """Return one hidden state for each example: of [CLS], or of its last token if attention is causal.
-
-    With causal attention only the last token attends to the whole example.
-    """
+    """Return one hidden state for each example: of [CLS], or with causal attention of its last token."""
     start = batch.cls_positions
     if not config.attention.is_causal:
         return gather_hidden_states(hidden, start)
-    numbers = jnp.arange(1, start.shape[1] + 1)[:, None]
-    sizes = (batch.example_ids[:, None] == numbers).sum(-1)
+    sizes = (batch.example_ids[:, None] == jnp.arange(1, start.shape[1] + 1)[:, None]).sum(-1)
     return gather_hidden_states(hidden, jnp.maximum(start + sizes - 1, 0))
 
 
@@ -47,10 +40,8 @@ class MaskedTokenHead(nn.Module):
         x = ACTIVATIONS[config.activation](make_dense(config, config.embedding_size, "dense")(hidden))
         x = make_layer_norm(config, "norm")(x)
         bias = self.param("bias", nn.initializers.zeros, (embedding_table.shape[0],))
-        flat = x.reshape(-1, x.shape[-1])
-        logits = (
-            jnp.einsum("ne,ve->nv", flat, embedding_table.astype(flat.dtype), preferred_element_type=jnp.float32) + bias
-        )
+        flat, table = x.reshape(-1, x.shape[-1]), embedding_table.astype(x.dtype)
+        logits = jnp.einsum("ne,ve->nv", flat, table, preferred_element_type=jnp.float32) + bias
         return logits.reshape(*x.shape[:-1], -1)
 
 

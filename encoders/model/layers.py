@@ -3,8 +3,6 @@
 Axes: b rows, l tokens of a row, d hidden, e embedding.
 """
 
-from __future__ import annotations
-
 from typing import Any, Protocol, runtime_checkable
 
 import flax.linen as nn
@@ -13,14 +11,7 @@ from flax import struct
 from jaxtyping import Array, Float
 
 from encoders.model.attention import dot_product_attention
-from encoders.model.ops import (
-    ACTIVATIONS,
-    Dropout,
-    make_dense,
-    make_embedding_table,
-    make_layer_norm,
-    shard_rows,
-)
+from encoders.model.ops import ACTIVATIONS, Dropout, make_dense, make_embedding_table, make_layer_norm, shard_rows
 
 
 @runtime_checkable
@@ -35,25 +26,19 @@ class EncoderInputs(Protocol):
 
 
 class LayerContext(struct.PyTreeNode):
-    """The rows, apart from their hidden states, as the parts of a layer see them.
-
-    `example_ids`, `token_type_ids` and `position_ids` are int32 `[b l]` as in `Batch`; `layer_index` counts from 0.
-    """
+    """The rows, apart from their hidden states, as the parts of a layer see them: int32 `[b l]` as in `Batch`."""
 
     example_ids: Any
     token_type_ids: Any
     position_ids: Any
-    layer_index: Any
+    layer_index: Any  # from 0
 
 
 class Embeddings(nn.Module):
-    """Sum of word, position and token-type embeddings, layer norm and dropout (BERT §3.2), `[b l e]`.
-
-    `tied_word_embedding` is the word table of another network (ELECTRA's tied token embeddings).
-    """
+    """Sum of word, position and token-type embeddings, layer norm and dropout (BERT §3.2), `[b l e]`."""
 
     config: object
-    tied_word_embedding: nn.Embed | None = None
+    tied_word_embedding: nn.Embed | None = None  # the word table of another network (ELECTRA's tied token embeddings)
     projection_init = None  # of the encoder's projection e → d; None selects that of the config
 
     def setup(self):
@@ -89,15 +74,11 @@ class SelfAttention(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b l d"], context: LayerContext, train: bool) -> Float[Array, "b l d"]:
         config = self.config
-        project_heads = lambda name: make_dense(config, config.hidden_size, name)(x).reshape(
-            *x.shape[:2], config.num_heads, -1
-        )
-        query, key, value = project_heads("query"), project_heads("key"), project_heads("value")
+        project = lambda name: make_dense(config, config.hidden_size, name)(x)
+        qkv = [project(name).reshape(*x.shape[:2], config.num_heads, -1) for name in ("query", "key", "value")]
         drop = Dropout(config.attention_dropout)
         drop_weights = lambda weights: drop(weights, train)
-        mixed = dot_product_attention(
-            query, key, value, context.example_ids, drop_weights, config.attention_impl, self.is_causal
-        )
+        mixed = dot_product_attention(*qkv, context.example_ids, drop_weights, config.attention_impl, self.is_causal)
         out = make_dense(config, config.hidden_size, "out")(mixed.reshape(x.shape))
         return make_layer_norm(config, "norm")(x + Dropout(config.hidden_dropout)(out, train))
 
@@ -116,9 +97,6 @@ class FeedForward(nn.Module):
 
 
 class CausalSelfAttention(SelfAttention):
-    """`SelfAttention` over a token and the earlier tokens of its example, with the same parameters.
-
-    Source: BERT's "LTR & No NSP" (Devlin et al., 2019, §5.1).
-    """
+    """`SelfAttention` over a token and the earlier ones of its example: BERT's "LTR & No NSP" (§5.1)."""
 
     is_causal = True

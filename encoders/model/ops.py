@@ -3,8 +3,6 @@
 Parameters are float32; `config` gives the initialiser, the compute dtype and the epsilon of norms.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -23,9 +21,8 @@ ACTIVATIONS: dict[str, Callable] = {
 
 def make_initializer(config):
     """Return the weight initialiser of `config`: a normal of `init_std`, cut at two deviations if `truncated_init`."""
-    if config.truncated_init:
-        return nn.initializers.truncated_normal(config.init_std)
-    return nn.initializers.normal(config.init_std)
+    draw = nn.initializers.truncated_normal if config.truncated_init else nn.initializers.normal
+    return draw(config.init_std)
 
 
 def dense_dot_general(x: Float[Array, "n i"], w: Float[Array, "i o"], *_, **__) -> Float[Array, "n o"]:
@@ -35,15 +32,12 @@ def dense_dot_general(x: Float[Array, "n i"], w: Float[Array, "i o"], *_, **__) 
 
 @jax.custom_vjp
 def transposed_grad_matmul(x: Float[Array, "n i"], w: Float[Array, "i o"]) -> Float[Array, "n o"]:
-    """Return `x w`, with a gradient that reads a transposed copy: on a view XLA's CPU code has half the speed.
-
-    The narrower of x and dy is transposed: the gradient of w is xᵀ dy or (dyᵀ x)ᵀ.
-    """
+    """Return `x w`, with a gradient that reads a transposed copy: on a view XLA's CPU code has half the speed."""
     return x @ w
 
 
 def transposed_grad_matmul_bwd(residuals, dy):
-    x, w = residuals
+    x, w = residuals  # the narrower of x and dy is transposed: the gradient of w is xᵀ dy or (dyᵀ x)ᵀ
     apart = jax.lax.optimization_barrier  # without it XLA folds the transpose into the product
     transposed_matmul = lambda a, b: apart(apart(a.T) @ b)
     return dy @ w.T, transposed_matmul(x, dy) if x.shape[1] <= dy.shape[1] else transposed_matmul(dy, x).T
@@ -101,9 +95,8 @@ class Dropout(nn.Module):
     def __call__(self, x: Float[Array, "..."], train: bool) -> Float[Array, "..."]:
         if not train or self.rate == 0.0:
             return x
-        threshold = round(self.rate * 65536)
-        keep = 1 - threshold / 65536
-        key, size = self.make_rng("dropout"), x.shape[-1]
+        threshold, size = round(self.rate * 65536), x.shape[-1]
+        key, keep = self.make_rng("dropout"), 1 - threshold / 65536
         # Two elements share a 32-bit word: the generator works in 32-bit words whatever is asked of it.
         words = jax.random.bits(key, (*x.shape[:-1], (size + 1) // 2), jnp.uint32)
         bits = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(*x.shape[:-1], -1)[..., :size]
