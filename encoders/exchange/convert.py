@@ -23,7 +23,7 @@ from encoders.exchange.weights import CheckpointError, list_names, write_safeten
 from encoders.experiment import RunSpec
 from encoders.model.config import EncoderConfig
 from encoders.objectives.replaced_tokens import ReplacedTokenDetection
-from encoders.run.folder import build_run_record
+from encoders.run.folder import CHECKPOINTS_FOLDER, build_run_record, write_run_record
 from encoders.run.run import Run
 from encoders.training import sharding, step
 from encoders.training.checkpoint import save_params
@@ -77,9 +77,10 @@ def import_checkpoint(
     shardings = sharding.infer_shardings(shapes, spec.mesh.build())
     with atomic_dir(run) as partial_run:
         tokenizer.save(partial_run)
-        record = build_run_record(spec, sources.fingerprint_files(), tokenizer.vocab)
-        write_json(partial_run / "experiment.json", record)
-        save_params(partial_run / "checkpoints", jax.tree.map(sources.load_leaf, tree_paths(shapes), shapes, shardings))
+        fingerprint = sources.fingerprint_files()
+        write_run_record(partial_run, build_run_record(spec, fingerprint, tokenizer.vocab))
+        params = jax.tree.map(sources.load_leaf, tree_paths(shapes), shapes, shardings)
+        save_params(partial_run / CHECKPOINTS_FOLDER, params, fingerprint)
     log(f"{run}: {sources.config.num_layers} layers, {type(sources.objective).__name__}, {', '.join(shapes)}")
 
 

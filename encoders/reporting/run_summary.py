@@ -9,9 +9,8 @@ from pathlib import Path
 
 from encoders.experiment import Experiment, RunSpec
 from encoders.reporting.table_formats import ReportTable
-from encoders.run.folder import RunError, read_result, read_run_record
+from encoders.run.folder import RunError, read_result, read_run_record, read_run_rows
 from encoders.run.preemption import format_duration
-from encoders.training import metric_log
 from encoders.utils.serialization import from_json_value
 
 
@@ -29,7 +28,7 @@ class RunSummary:
     def read_folder(cls, folder: Path) -> RunSummary:
         """Read a run's files. Raises `ValueError` or `KeyError` for a damaged file or one of an unknown version."""
         record = read_run_record(folder)
-        rows = tuple(metric_log.read_metric_rows(folder / "metrics.jsonl"))
+        rows = tuple(read_run_rows(folder))
         return cls(folder, record, from_json_value(record["experiment"]), rows, read_result(folder))
 
     @property

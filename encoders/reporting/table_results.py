@@ -17,9 +17,8 @@ from encoders.inference import cross_evaluation
 from encoders.objectives.base import SupervisedObjective
 from encoders.reporting.run_summary import parse_device_kind
 from encoders.reporting.table_formats import ReportTable, format_as_latex, format_as_markdown, format_as_text
-from encoders.run.folder import differing_fields, read_result, read_run_record
+from encoders.run.folder import differing_fields, read_result, read_run_record, read_run_rows
 from encoders.sweeps.paper_table import NUM_PARAMS, PaperRow, PaperTable, ScoreColumn
-from encoders.training import metric_log
 from encoders.utils.overrides import shorten_text
 
 
@@ -134,7 +133,7 @@ def sum_row_cost(table: PaperTable, row: PaperRow, runs_dir: Path, excluded: Col
     for name, experiment in experiments.items():
         if name in excluded:
             continue
-        rows = list(metric_log.read_metric_rows(runs_dir / name / "metrics.jsonl"))
+        rows = read_run_rows(runs_dir / name)
         seen = max((row["tokens"] for row in rows if "tokens" in row), default=0)
         planned = sum(count * length for count, length in count_phase_rows(experiment))
         tokens += seen

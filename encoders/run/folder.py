@@ -4,15 +4,15 @@
       experiment.json     the experiment, its fingerprint, the sizes of its vocabulary, and the path of its store.
       tokenizer.json.
       checkpoints/        the newest ones and the best one.
-      damaged/            checkpoints that could not be read.
-      metrics.jsonl       a row for each log and each evaluation.
+      damaged/            checkpoints and metrics that were damaged.
+      last_checkpoint.json  the newest step that was ever saved.
+      metrics.jsonl       a row for each log and each evaluation, numbered and with a checksum.
       result.json         the result of a finished run.
       .lock               locked by the process that trains the run, which it names.
 
 The record of an imported run holds a model and an objective instead of an experiment, and lacks a store.
 """
 
-import json
 import time
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -25,11 +25,14 @@ from encoders.data.store import Store
 from encoders.experiment import Experiment, RunSpec, describe_differences
 from encoders.families.conventions import infer_conventions
 from encoders.text.tokenization import VocabInfo
-from encoders.utils.files import lock_dir, lock_owner, write_json
+from encoders.training.checkpoint import LAST_CHECKPOINT_FILE
+from encoders.training.metric_log import METRICS_FILE, read_metric_rows
+from encoders.utils.files import DamagedFile, hash_file, lock_dir, lock_owner, read_signed_json, sign_json, write_json
 from encoders.utils.serialization import from_json_value, to_json_value
 
 RECORD_FILE, RESULT_FILE, TOKENIZER_FILE = "experiment.json", "result.json", "tokenizer.json"
 CHECKPOINTS_FOLDER = "checkpoints"
+TRAINED_FILES = (CHECKPOINTS_FOLDER, LAST_CHECKPOINT_FILE, METRICS_FILE, RESULT_FILE)
 PATH_FIELD_PREFIXES = ("data.corpus is ", "data.root is ", "data.tokenizer.path is ")
 
 
@@ -69,10 +72,29 @@ def register_run(folder: Path, experiment: Experiment, store: Store, fingerprint
             differences = describe_differences(parse_run_spec(record), experiment)
             raise wrong_experiment(folder, differences or ["the content of data.corpus or of init_from"])
         return
+    if found := [name for name in TRAINED_FILES if (folder / name).exists()]:
+        remedy = "restore that file; to start over, remove the folder"
+        raise RunError(f"{folder} was trained, for it has {', '.join(found)}, but {RECORD_FILE} is missing: {remedy}")
     folder.mkdir(parents=True, exist_ok=True)
     store.tokenizer.save(folder)
     record = build_run_record(experiment, fingerprint, store.vocab)
-    write_json(folder / RECORD_FILE, record | {"store": str(store.path.resolve()), "store_key": store.key})
+    write_run_record(folder, record | {"store": str(store.path.resolve()), "store_key": store.key})
+
+
+def write_run_record(folder: Path, record: dict) -> None:
+    """Write `experiment.json` beside the tokenizer, whose digest it holds."""
+    files = {TOKENIZER_FILE: hash_file(folder / TOKENIZER_FILE)}
+    write_json(folder / RECORD_FILE, sign_json(record | {"files": files}))
+
+
+def check_recorded_file(folder: Path, name: str) -> Path:
+    """Return the path of a file whose digest the record of a run holds. Raises `RunError` if it has changed."""
+    path, record = folder / name, read_run_record(folder)
+    if not path.exists():
+        raise RunError(f"{path} is missing")
+    if "files" in record and hash_file(path) != record["files"].get(name):
+        raise RunError(f"{path} is damaged: its content differs from what was written")
+    return path
 
 
 def read_run_record(folder: Path) -> dict:
@@ -85,9 +107,9 @@ def read_run_record(folder: Path) -> dict:
 
 def read_run_file(path: Path, remedy: str = "") -> dict:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RunError(f"{path} is damaged: {error}{remedy}") from None
+        return read_signed_json(path)
+    except DamagedFile as error:
+        raise RunError(f"{error}{remedy}") from None
 
 
 def parse_run_spec(record: dict) -> RunSpec:
@@ -101,7 +123,22 @@ def parse_run_spec(record: dict) -> RunSpec:
 def read_result(folder: Path) -> dict | None:
     """Return the result of a finished run, else None. Raises `RunError` if it is damaged."""
     path = Path(folder) / RESULT_FILE
-    return read_run_file(path, "; remove it to resume the run from its last checkpoint") if path.exists() else None
+    if not path.exists():
+        return None
+    result = read_run_file(path, "; remove it to resume the run from its last checkpoint")
+    return {name: value for name, value in result.items() if name not in ("format", "digest")}
+
+
+def read_run_rows(folder: Path) -> list[dict]:
+    """Return the rows of a run's metrics. Raises `RunError` where a line has changed, or rows of a result are lost."""
+    try:
+        rows = read_metric_rows(folder / METRICS_FILE)
+    except DamagedFile as error:
+        raise RunError(str(error)) from None
+    num_rows = (read_result(folder) or {}).get("metric_rows", len(rows))
+    if len(rows) != num_rows:
+        raise RunError(f"{folder / METRICS_FILE} is damaged: it holds {len(rows)} of {num_rows} rows")
+    return rows
 
 
 def differing_fields(experiment: Experiment, folder: Path) -> list[str]:

@@ -30,7 +30,7 @@ from encoders.run.watchdog import Watchdog
 from encoders.training import distributed, sharding, step
 from encoders.training.checkpoint import Checkpoints, quiet_orbax
 from encoders.training.metric_log import MetricLog
-from encoders.utils.files import is_disk_full, write_json
+from encoders.utils.files import is_disk_full, sign_json, write_json
 from encoders.utils.metrics import Mean, sum_means
 
 HANG_SECONDS = 1800.0  # without progress; the first step includes its compilation
@@ -71,7 +71,8 @@ def train(
         else:
             state = warm_start.build_state(run, log) if warm_start else init_sharded_state(run)
         profiler = StepProfiler(run, start_step, log) if profile else None
-        metric_log = MetricLog(run.folder, start_step, experiment.num_steps, experiment.name, is_writer=is_primary)
+        expected_rows, num_steps = notes.get("metric_rows"), experiment.num_steps
+        metric_log = MetricLog(run.folder, start_step, num_steps, experiment.name, is_primary, expected_rows, log)
         outputs.enter_context(closing(metric_log))
         interval_metrics, stop = IntervalMetrics.from_notes(notes), stop or StopRequest()
         session = TrainSession(run, start_step, checkpoints, metric_log, interval_metrics, watchdog, stop, profiler)
@@ -217,7 +218,8 @@ def run_train_steps(session: TrainSession, state: step.TrainState) -> dict[str, 
         is_converged = cost is not None and session.is_converged()
         stop_reason = None if is_last else session.stop.poll_reason()
         if is_last or is_converged or stop_reason or current_step % intervals.save_every == 0:
-            session.checkpoints.save(current_step, state, interval_metrics.to_notes(), cost)
+            notes = interval_metrics.to_notes() | {"metric_rows": len(session.metric_log.rows)}
+            session.checkpoints.save(current_step, state, notes, cost)
         if is_converged:
             session.log_line(current_step, f"stops early: early_stopping={experiment.early_stopping} evaluations")
             break
@@ -318,11 +320,12 @@ def write_result(session: TrainSession, fingerprint: str, scores: dict[str, floa
         "name": experiment.name,
         "fingerprint": fingerprint,
         "steps": rows[-1]["step"],
+        "metric_rows": len(rows),
         "parameters": count_params(run.state_shapes.params),
         "tokens_per_second": statistics.median(r["time"]["tokens_per_second"] for r in rows if r["split"] == "train"),
         "heldout": scores,
         "best": find_best_evaluation(session.metric_log, experiment.objective)[1],
     }
     if distributed.is_primary():
-        write_json(run.folder / RESULT_FILE, result)
+        write_json(run.folder / RESULT_FILE, sign_json(result))
     return result

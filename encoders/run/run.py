@@ -10,10 +10,18 @@ import jax
 
 from encoders.data.store import Store
 from encoders.experiment import Experiment, RunSpec
-from encoders.run.folder import CHECKPOINTS_FOLDER, TOKENIZER_FILE, RunError, parse_run_spec, read_run_record
+from encoders.run.folder import (
+    CHECKPOINTS_FOLDER,
+    TOKENIZER_FILE,
+    RunError,
+    check_recorded_file,
+    parse_run_spec,
+    read_run_record,
+)
 from encoders.text.tokenization import VocabInfo, load_tokenizer
 from encoders.training import distributed, sharding, step
 from encoders.training.checkpoint import CheckpointDamaged, Checkpoints, build_abstract_state
+from encoders.utils.files import DamagedFile
 
 
 @dataclass(frozen=True)
@@ -62,11 +70,8 @@ class Run:
 
     @cached_property
     def tokenizer(self):
-        """The tokenizer. Raises `RunError` if its file is missing."""
-        path = self.folder / TOKENIZER_FILE
-        if not path.exists():
-            raise RunError(f"{path} is missing")
-        return load_tokenizer(path)
+        """The tokenizer. Raises `RunError` if its file is missing or has changed."""
+        return load_tokenizer(check_recorded_file(self.folder, TOKENIZER_FILE))
 
     @cached_property
     def init_fn(self) -> Callable:
@@ -85,7 +90,9 @@ class Run:
 
     def open_checkpoints(self, keep_checkpoints: int | None = None) -> Checkpoints:
         """Open the run's checkpoints: to read, or to write and keep the newest `keep_checkpoints`."""
-        return Checkpoints(self.folder / CHECKPOINTS_FOLDER, keep_checkpoints)
+        record = read_run_record(self.folder)
+        owner = record["fingerprint"] if "format" in record else None
+        return Checkpoints(self.folder / CHECKPOINTS_FOLDER, keep_checkpoints, owner)
 
     def restore_latest(self, checkpoints: Checkpoints, log: Callable[[str], None]) -> tuple[int, Any, dict]:
         """Return step, state and notes of the newest intact checkpoint, or step 0 and no state if there is none yet.
@@ -94,9 +101,14 @@ class Run:
         of several processes finds damage, since the others may not.
         """
         abstract_state, damaged = build_abstract_state(self.state_shapes, self.state_shardings), {}
+        newest = self.find_newest_step(checkpoints, log)
+        start_step, state, notes = 0, None, {}
         for saved_step in reversed(checkpoints.all_steps()):
             try:
-                state, notes = checkpoints.restore(saved_step, abstract_state)
+                if state is None:
+                    start_step, (state, notes) = saved_step, checkpoints.restore(saved_step, abstract_state)
+                else:  # an older one may be the best
+                    checkpoints.read_notes(saved_step)
             except CheckpointDamaged as error:
                 damaged[saved_step] = str(error)
                 if distributed.is_multi_process() and len(checkpoints.all_steps()) > 1:
@@ -105,15 +117,24 @@ class Run:
                         f"{self.folder}: {text}, and the same command resumes from the one before"
                     ) from error
                 log(f"{self.folder}: {error}")
-            else:
-                if damaged:
-                    moved_to = checkpoints.move_damaged([*damaged])
-                    log(f"{self.folder}: resumes from step {saved_step}; damaged checkpoints were moved to {moved_to}")
-                return saved_step, state, notes
-        if damaged:
-            reasons = "; ".join(damaged.values())
+        if state is None and (damaged or newest is not None):
+            reasons = "; ".join(damaged.values()) or f"checkpoint {newest} is missing"
             raise RunError(f"{self.folder} lost all its checkpoints ({reasons}); to start over, remove it")
-        return 0, None, {}
+        if damaged:
+            moved_to = checkpoints.move_damaged([*damaged])
+            log(f"{self.folder}: resumes from step {start_step}; damaged checkpoints were moved to {moved_to}")
+        return start_step, state, notes
+
+    def find_newest_step(self, checkpoints: Checkpoints, log: Callable[[str], None]) -> int | None:
+        """Return the newest step that was ever saved, and log where its checkpoint is missing."""
+        try:
+            newest = checkpoints.read_saved_step()
+        except DamagedFile as error:
+            log(f"{error}; the next checkpoint writes it again")
+            return None
+        if newest is not None and newest not in checkpoints.all_steps():
+            log(f"{self.folder}: checkpoint {newest} is missing")
+        return newest
 
     def load_params(self, step_name: str = "latest", infer_shardings: Callable | None = None) -> tuple[int, dict]:
         """Return a step (latest, best, or its number) and its parameters, on the mesh or by `infer_shardings`."""
@@ -125,6 +146,9 @@ class Run:
             raise RunError(f"--step {step_name}: {self.folder} has {', '.join(names)}")
         chosen = names[step_name]
         try:
+            if step_name == "best":  # the notes have the costs
+                for saved_step in steps.values():
+                    checkpoints.read_notes(saved_step)
             return chosen, checkpoints.restore_params(chosen, infer_shardings or self.infer_shardings)
         except CheckpointDamaged as error:
             others = ", ".join(name for name, saved_step in steps.items() if saved_step != chosen) or "none"

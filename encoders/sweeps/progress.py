@@ -8,9 +8,8 @@ from pathlib import Path
 
 from encoders.costs.ledger import run_flops
 from encoders.experiment import Experiment
-from encoders.run.folder import differing_fields
+from encoders.run.folder import differing_fields, read_run_rows
 from encoders.sweeps.sweep import FAILURE_FILE, Sweep
-from encoders.training import metric_log
 from encoders.utils.files import lock_owner
 
 
@@ -69,5 +68,5 @@ def describe_state(sweep: Sweep, experiment: Experiment, differences: list[str],
 
 def read_step_and_seconds(folder: Path) -> tuple[int, float]:
     """Return the last logged step of a run, and the seconds of all its rows."""
-    rows = list(metric_log.read_metric_rows(folder / "metrics.jsonl"))
+    rows = read_run_rows(folder)
     return max((row["step"] for row in rows), default=0), sum(row["time"]["seconds"] for row in rows)

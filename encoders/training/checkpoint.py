@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import io
-import json
 import logging
 import secrets
 import sys
@@ -19,9 +18,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from encoders.training import distributed
+from encoders.training.metric_log import DAMAGED_FOLDER
 from encoders.training.optimizer import flatten_with_paths
+from encoders.utils.files import read_signed_json, sign_json, write_json
 
 T = TypeVar("T")
+LAST_CHECKPOINT_FILE = "last_checkpoint.json"  # beside the folder of checkpoints: the newest step on the disk
 CHUNK_BYTES = 64 << 20  # compressed and written at a time; by default whole arrays, in files of 2 GB
 BLOCK_ELEMENTS = 1 << 20  # summed at a time for a checksum
 UNSIGNED_DTYPES = {1: "uint8", 2: "uint16", 4: "uint32"}
@@ -36,15 +39,19 @@ class Checkpoints:
 
     Each holds the parameters, which can be read alone; the rest of the state; and `notes`, a small JSON value with the
     sums that are not logged yet. With `keep_checkpoints=None` nothing is written or removed.
+
+    The notes are signed and hold the step, the cost, the checksums of all arrays and `owner`, the fingerprint of the
+    run. Checkpoints of earlier versions have no `owner`, and what their notes lack is not verified.
     """
 
-    def __init__(self, folder: Path, keep_checkpoints: int | None = None):
+    def __init__(self, folder: Path, keep_checkpoints: int | None = None, owner: str | None = None):
         handlers = {
             "params": ocp.StandardCheckpointHandler(),
             "rest": ocp.StandardCheckpointHandler(),
             "notes": ocp.JsonCheckpointHandler(),
         }
-        self.folder = folder.resolve()
+        self.folder, self.owner, self.saving_step = folder.resolve(), owner, None
+        is_writer = keep_checkpoints is not None
         with quiet_orbax():
             best = policies.BestN(
                 get_metric_fn=lambda metrics: metrics["cost"], reverse=True, n=1, keep_checkpoints_without_metrics=False
@@ -53,8 +60,9 @@ class Checkpoints:
                 preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep_checkpoints), best]),
                 best_fn=lambda metrics: metrics["cost"],
                 best_mode="min",
-                cleanup_tmp_directories=keep_checkpoints is not None,
-                read_only=keep_checkpoints is None,
+                cleanup_tmp_directories=is_writer,
+                read_only=not is_writer,
+                async_options=ocp.AsyncOptions(post_finalization_callback=self.record_saved_step),
             )
             self.manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
 
@@ -62,13 +70,25 @@ class Checkpoints:
         """Write in the background; `cost` is lowest at the best step, and None where it was not measured."""
         rest = get_rest(state)
         checksums = {"params": compute_checksums(state.params), "rest": compute_checksums(rest)}
+        notes = notes | {"step": step, "owner": self.owner, "cost": cost, "checksums": checksums}
         args = ocp.args.Composite(
             params=ocp.args.StandardSave(state.params),
             rest=ocp.args.StandardSave(rest),
-            notes=ocp.args.JsonSave(notes | {"checksums": checksums}),
+            notes=ocp.args.JsonSave(sign_json(notes)),
         )
         with quiet_orbax():
+            self.manager.wait_until_finished()
+            self.saving_step = step
             self.manager.save(step, args=args, metrics=None if cost is None else {"cost": cost})
+
+    def record_saved_step(self) -> None:
+        if distributed.is_primary():
+            write_json(self.folder.with_name(LAST_CHECKPOINT_FILE), sign_json({"step": self.saving_step}))
+
+    def read_saved_step(self) -> int | None:
+        """Return the newest step that was ever on the disk, or None. Raises `DamagedFile`."""
+        path = self.folder.with_name(LAST_CHECKPOINT_FILE)
+        return read_signed_json(path)["step"] if path.exists() else None
 
     def latest_step(self) -> int | None:
         return self.manager.latest_step()
@@ -91,30 +111,44 @@ class Checkpoints:
             rest=ocp.args.StandardRestore(get_rest(abstract_state)),
             notes=ocp.args.JsonRestore(),
         )
+        self.read_notes(step)
         saved = read_or_raise(step, lambda: self.manager.restore(step, args=args))
         for item, checksums in saved["notes"].get("checksums", {}).items():
             verify_checksums(step, saved[item], checksums)
         return abstract_state.replace(params=saved["params"], **saved["rest"]), saved["notes"]
 
+    def read_notes(self, step: int) -> dict:
+        """Return the notes of `step`. Raises `CheckpointDamaged` where they are not those of this step and run."""
+        path = self.folder / str(step) / "notes" / "metadata"  # Orbax's name
+        if self.owner is None and not path.exists():  # imported by an earlier version
+            return {}
+        notes = read_or_raise(step, lambda: read_signed_json(path))
+        if self.owner is not None:
+            found = {"step": notes.get("step"), "owner": notes.get("owner"), "cost": notes.get("cost")}
+            cost = (read_or_raise(step, lambda: self.manager.metrics(step)) or {}).get("cost")
+            expected = {"step": step, "owner": self.owner, "cost": cost}
+            if changed := [f"{name} {found[name]}" for name in found if str(found[name]) != str(expected[name])]:
+                wanted = ", ".join(f"{name} {value}" for name, value in expected.items())
+                raise CheckpointDamaged(f"checkpoint {step} holds {', '.join(changed)}, and should hold {wanted}")
+        return notes
+
     def restore_params(self, step: int, infer_shardings: Callable) -> dict:
         """Return the parameters of `step` alone, placed by `infer_shardings(shapes)`. Raises `CheckpointDamaged`."""
 
-        def read_params() -> tuple[dict, dict]:
+        def read_params() -> dict:
             shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self.read_param_shapes(step))
             args = ocp.args.StandardRestore(build_abstract_state(shapes, infer_shardings(shapes)))
             with open_low_memory_checkpointer(shapes) as checkpointer:
-                params = checkpointer.restore(get_params_path(self.folder, step), args=args)
-            notes = self.folder / str(step) / "notes" / "metadata"  # Orbax's name; an imported run has none
-            checksums = json.loads(notes.read_text(encoding="utf-8")).get("checksums", {}) if notes.exists() else {}
-            return params, checksums.get("params", {})
+                return checkpointer.restore(get_params_path(self.folder, step), args=args)
 
-        params, checksums = read_or_raise(step, read_params)
-        verify_checksums(step, params, checksums)
+        notes = self.read_notes(step)
+        params = read_or_raise(step, read_params)
+        verify_checksums(step, params, notes.get("checksums", {}).get("params", {}))
         return params
 
     def move_damaged(self, steps: list[int]) -> Path:
         """Move damaged steps away, so that they can be written again, and return their new folder."""
-        folder = self.folder.with_name("damaged")
+        folder = self.folder.with_name(DAMAGED_FOLDER)
         folder.mkdir(exist_ok=True)
         for step in steps:
             with suppress(FileNotFoundError):  # another process has moved it
@@ -187,13 +221,20 @@ def read_or_raise(step: int, read: Callable[[], T]) -> T:
 # Parameters alone -----------------------------------------------------------------------------------------------------
 
 
-def save_params(folder: Path, params) -> None:
-    """Write step 0 of a run that has parameters only, into its folder of checkpoints."""
+def save_params(folder: Path, params, owner: str) -> None:
+    """Write step 0 of a run that has parameters only, into its folder of checkpoints.
+
+    `owner` is the fingerprint of the run.
+    """
     save_args = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), params)
     args = ocp.args.PyTreeSave(params, save_args, ocdbt_target_data_file_size=CHUNK_BYTES)
     handler = ocp.PyTreeCheckpointHandler(save_concurrent_gb=compute_largest_array_gb(params))
     with ocp.Checkpointer(handler) as checkpointer:
         checkpointer.save(get_params_path(folder.resolve(), 0), args=args)
+    notes = {"step": 0, "owner": owner, "checksums": {"params": compute_checksums(params)}}
+    path = folder / "0" / "notes" / "metadata"
+    path.parent.mkdir()
+    write_json(path, sign_json(notes))
 
 
 def get_params_path(folder: Path, step: int) -> Path:
@@ -259,9 +300,11 @@ def checksum_on_devices(leaves: dict[str, jax.Array]) -> dict[str, tuple[jax.Arr
 
 
 def find_changed_leaves(tree, saved_checksums: dict[str, list[int]]) -> list[str]:
-    """Return the paths of leaves whose checksums differ; a leaf without a saved one counts as unchanged."""
+    """Return the paths of leaves whose checksums differ or are missing; without any saved one, none."""
+    if not saved_checksums:  # of an earlier version
+        return []
     checksums = compute_checksums(tree)
-    return [path for path, sums in checksums.items() if saved_checksums.get(path, sums) != sums]
+    return [p for p in checksums.keys() | saved_checksums.keys() if checksums.get(p) != saved_checksums.get(p)]
 
 
 def verify_checksums(step: int, tree, saved_checksums: dict[str, list[int]]) -> None:

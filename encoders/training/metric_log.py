@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import secrets
+import shutil
 import sys
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from encoders.utils.files import write_file_atomically
+from encoders.utils.files import DamagedFile, write_file_atomically
+
+METRICS_FILE, DAMAGED_FOLDER = "metrics.jsonl", "damaged"
 
 
 @dataclass(frozen=True)
@@ -32,15 +37,55 @@ class Intervals:
                 raise ValueError(f"intervals.{name}={value} must be at least 1")
 
 
-def read_metric_rows(path: Path) -> Iterator[dict]:
-    """Yield the rows of a metrics file, up to a last line that a crash left incomplete."""
-    if path.exists():
-        with open(path, encoding="utf-8") as file:
-            for line in file:
-                try:
-                    yield json.loads(line)
-                except ValueError:
-                    return
+def format_row(number: int, row: dict) -> str:
+    """Return a row as a line of the metrics file: JSON with its number and a checksum of both."""
+    checksum = zlib.crc32(f"{number} {json.dumps(row)}".encode())
+    return json.dumps(row | {"check": f"{number}-{checksum:08x}"}) + "\n"
+
+
+def parse_row(line: bytes) -> tuple[int | None, dict]:
+    """Return the number and the content of a row; rows of earlier versions have no number.
+
+    Raises `ValueError` for a line that has changed.
+    """
+    row = json.loads(line)
+    check = row.pop("check", None)
+    number = None if check is None else int(check.partition("-")[0])
+    if "step" not in row or (number is not None and format_row(number, row).encode() != line + b"\n"):
+        raise ValueError(line)
+    return number, row
+
+
+def scan_metric_rows(path: Path) -> tuple[list[dict], list[str]]:
+    """Return the intact rows of a metrics file in their order, and a description of each damage.
+
+    A last line without its end is what a crash leaves, and no damage.
+    """
+    rows, problems = {}, []
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    for line_number, line in enumerate(lines, 1):
+        try:
+            number, row = parse_row(line)
+        except (ValueError, TypeError, AttributeError, RecursionError):
+            problems.append(f"line {line_number} is damaged")
+            continue
+        number = line_number if number is None else number
+        if number in rows:
+            problems.append(f"line {line_number} repeats another")
+        elif rows and number < max(rows):
+            problems.append(f"line {line_number} is out of order")
+        rows[number] = row
+    if missing := sorted(set(range(1, max(rows, default=0) + 1)) - set(rows)):
+        problems.append(f"of {max(rows)} rows {len(missing)} are lost, the first is row {missing[0]}")
+    return [rows[number] for number in sorted(rows)], problems
+
+
+def read_metric_rows(path: Path) -> list[dict]:
+    """Return the rows of a metrics file. Raises `DamagedFile` where a line has changed or is missing."""
+    rows, problems = scan_metric_rows(path)
+    if problems:
+        raise DamagedFile(f"{path} is damaged: {'; '.join(problems)}")
+    return rows
 
 
 class MetricLog:
@@ -49,12 +94,31 @@ class MetricLog:
     Of several processes only the `is_writer` writes; all hold the same rows in memory.
     """
 
-    def __init__(self, folder: Path, resumed_step: int, total_steps: int, run_name: str, is_writer: bool = True):
-        path = folder / "metrics.jsonl"
-        self.rows = [row for row in read_metric_rows(path) if row["step"] <= resumed_step]
+    def __init__(
+        self,
+        folder: Path,
+        resumed_step: int,
+        total_steps: int,
+        run_name: str,
+        is_writer: bool = True,
+        expected_rows: int | None = None,
+        log: Callable[[str], None] = print,
+    ):
+        """Keep the rows up to `resumed_step`, of which the checkpoint knows `expected_rows`.
+
+        A damaged file is copied into the folder of damaged files, and `log` says what is wrong with it.
+        """
+        path = folder / METRICS_FILE
+        rows, problems = scan_metric_rows(path)
+        self.rows = [row for row in rows if row["step"] <= resumed_step]
+        if expected_rows is not None and len(self.rows) != expected_rows:
+            problems.append(f"up to step {resumed_step} it holds {len(self.rows)} of {expected_rows} rows")
         self.file = self.event_writer = None
+        if is_writer and problems:
+            log(f"{path} is damaged: {'; '.join(problems)}; the intact rows are kept{copy_damaged(path)}")
         if is_writer:
-            write_file_atomically(path, "".join(json.dumps(row) + "\n" for row in self.rows).encode())
+            lines = (format_row(number, row) for number, row in enumerate(self.rows, 1))
+            write_file_atomically(path, "".join(lines).encode())
             self.file = open(path, "a", encoding="utf-8")
             self.event_writer = open_event_writer(folder / "tensorboard")
         self.progress_bar = make_progress_bar(total_steps, resumed_step, run_name, is_writer)
@@ -63,7 +127,7 @@ class MetricLog:
         row = {"step": step, "split": split} | scores | {"time": timing}
         self.rows.append(row)
         if self.file:
-            self.file.write(json.dumps(row) + "\n")
+            self.file.write(format_row(len(self.rows), row))
             self.file.flush()
         if self.event_writer:
             for name, value in (scores | timing).items():
@@ -84,6 +148,16 @@ class MetricLog:
             self.file.close()
         if self.event_writer:
             self.event_writer.close()
+
+
+def copy_damaged(path: Path) -> str:
+    """Copy a damaged file, if there is one, to the folder of damaged files, and return where as a clause."""
+    if not path.exists():
+        return ""
+    copy = path.parent / DAMAGED_FOLDER / f"{path.name}-{secrets.token_hex(4)}"
+    copy.parent.mkdir(exist_ok=True)
+    shutil.copy(path, copy)
+    return f", and the file as it was in {copy}"
 
 
 def make_progress_bar(total_steps: int, start_step: int, run_name: str, is_shown: bool):

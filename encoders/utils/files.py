@@ -1,6 +1,7 @@
 """Whole files, whole folders and locks on a file system that several processes share."""
 
 import errno
+import hashlib
 import json
 import os
 import secrets
@@ -13,9 +14,14 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout, lock_descriptor
 
+FORMAT = 2  # of signed JSON files; those of earlier versions have neither format nor digest
 DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 LOCK_FILE = ".lock"
 LOCK_GRACE_SECONDS = 0.3  # longer than another process's look at the lock takes
+
+
+class DamagedFile(ValueError):
+    """A file whose content is not what was written."""
 
 
 def is_disk_full(error: BaseException) -> bool:
@@ -33,6 +39,41 @@ def check_local_paths(*paths: str | None) -> None:
 
 def write_json(path: Path, value: dict) -> None:
     write_file_atomically(path, json.dumps(value, indent=1).encode())
+
+
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sign_json(value: dict) -> dict:
+    """Return a JSON object with its format and a digest of its content."""
+    value = value | {"format": FORMAT}
+    return value | {"digest": compute_json_digest(value)}
+
+
+def compute_json_digest(value: dict) -> str:
+    content = {key: item for key, item in value.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def read_signed_json(path: Path) -> dict:
+    """Return a JSON object that `sign_json` made. Raises `DamagedFile` if its content has changed."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DamagedFile(f"{path} is damaged: {error}") from None
+    check_signature(value, path)
+    return value
+
+
+def check_signature(value: object, path: Path) -> None:
+    """Raise `DamagedFile` for JSON whose digest is not that of its content; an earlier version wrote no digest."""
+    if not isinstance(value, dict):
+        raise DamagedFile(f"{path} is damaged: it must hold a JSON object")
+    if ("format" in value or "digest" in value) and value.get("digest") != compute_json_digest(value):
+        raise DamagedFile(f"{path} is damaged: its content differs from what was written")
 
 
 def write_file_atomically(path: Path, content: bytes) -> None:
