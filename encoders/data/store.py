@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from encoders.text.tokenization import VocabInfo
+from encoders.text.tokenization import Tokenizer, VocabInfo, load_tokenizer
 
 SHARD_TOKENS = 1 << 24  # of a shard; example tables are built for one shard of documents at a time
 
@@ -42,13 +42,6 @@ class Split:
     folder: Path | None = None
     in_memory_metadata: tuple[dict, ...] | None = None  # instead of notes.jsonl
     corpus_ranges: tuple[range, ...] = ()  # the documents of each item of the corpus
-
-    @classmethod
-    def open(cls, folder: Path, dtype: np.dtype, corpus_ranges: tuple[range, ...] = ()) -> Split:
-        columns = {path.stem: np.load(path) for path in sorted(folder.glob("*.npy"))}
-        tokens = np.memmap(folder / "tokens.bin", dtype, mode="r")
-        offsets = (np.memmap(folder / f"{name}.bin", np.int64, mode="r") for name in OFFSET_FILES)
-        return cls(folder.name, tokens, *offsets, columns, folder, corpus_ranges=corpus_ranges)
 
     @cached_property
     def row_metadata(self) -> list[dict]:
@@ -103,26 +96,26 @@ class Store:
         return VocabInfo.from_json_value(self.metadata["vocab"])
 
     @cached_property
-    def tokenizer(self):
-        from encoders.text.tokenization import load_tokenizer
-
+    def tokenizer(self) -> Tokenizer:
         return load_tokenizer(self.path / "tokenizer.json")
 
     def open_split(self, name: str) -> Split:
         """Open a split by name. Raises `ValueError` for an unknown one."""
         if name not in self.metadata["splits"]:
             raise ValueError(f"{self.path} lacks the split {name!r}; it has {', '.join(self.metadata['splits'])}")
-        return Split.open(self.path / name, np.dtype(self.metadata["dtype"]), self.find_corpus_ranges(name))
-
-    def find_corpus_ranges(self, name: str) -> tuple[range, ...]:
-        """Return the documents of each item of the corpus in a split."""
-        ranges: list[range] = []
+        folder, ranges = self.path / name, []
         for unit in self.metadata.get("units", ()):
             start = ranges[-1].stop if ranges else 0
-            while len(ranges) <= unit["item_index"]:
-                ranges.append(range(start, start))
+            ranges += [range(start, start)] * (unit["item_index"] + 1 - len(ranges))
             ranges[-1] = range(ranges[-1].start, start + unit["splits"][name]["documents"])
-        return tuple(ranges)
+        return Split(
+            name,
+            np.memmap(folder / "tokens.bin", np.dtype(self.metadata["dtype"]), mode="r"),
+            *(np.memmap(folder / f"{offsets}.bin", np.int64, mode="r") for offsets in OFFSET_FILES),
+            {path.stem: np.load(path) for path in sorted(folder.glob("*.npy"))},
+            folder,
+            corpus_ranges=tuple(ranges),
+        )
 
     @cached_property
     def train_split(self) -> Split:
@@ -132,7 +125,3 @@ class Store:
     def eval_splits(self) -> list[Split]:
         """Return the splits that are evaluated: one of running text, every development set of labelled rows."""
         return [self.open_split(name) for name in self.metadata["splits"] if name.startswith(("heldout", "dev"))]
-
-    @property
-    def eval_split(self) -> Split:
-        return self.eval_splits[0]

@@ -10,14 +10,13 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,6 +26,7 @@ from encoders.utils.files import write_file_atomically
 
 READ_BLOCK_NUMBERS = 1 << 20  # numbers of a file that are read at a time
 TEXT_SPLITS = ("train", "heldout")
+COUNT_NAMES = ("documents", "sentences", "tokens")
 
 
 @dataclass(frozen=True)
@@ -42,61 +42,59 @@ class FinishedUnit:
     seconds: float
     peak_memory_mb: int
 
-    def write_record(self, folder: Path) -> None:
-        (folder / "unit.json").write_text(json.dumps(asdict(self)), encoding="utf-8")
-
     @classmethod
     def read_intact(cls, folder: Path) -> FinishedUnit | None:
         """Return the record of a folder, or None where the bytes of its files are not those that were written."""
         try:
             unit = cls(**json.loads((folder / "unit.json").read_text(encoding="utf-8")))
-            if hashlib.sha256((folder / "counts.npy").read_bytes()).hexdigest() != unit.counts_sha256:
-                return None
-            intact = all(hash_split_files(folder / split) == unit.splits[split]["sha256"] for split in TEXT_SPLITS)
+            intact = hashlib.sha256((folder / "counts.npy").read_bytes()).hexdigest() == unit.counts_sha256
+            intact &= all(hash_split_files(folder / split) == unit.splits[split]["sha256"] for split in TEXT_SPLITS)
             return unit if intact else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def describe_in_store(self) -> dict:
-        """Return the fields that the store's own record keeps."""
-        return {"name": self.name, "item_index": self.item_index, "splits": self.splits}
-
 
 class SplitWriter:
-    """Writer that appends documents to the three files of a split."""
+    """Writer that appends documents to the three files of a split, and counts what it wrote."""
 
-    def __init__(self, stack: ExitStack, folder: Path, dtype, sep_id: int):
+    def __init__(self, stack: ExitStack, folder: Path, vocab: VocabInfo):
         folder.mkdir()
         self.files = {n: stack.enter_context(open(folder / f"{n}.bin", "wb")) for n in ("tokens", *OFFSET_FILES)}
-        self.dtype, self.sep_id = dtype, sep_id
-        self.tokens = self.sentences = self.documents = 0
+        self.dtype, self.sep_id = choose_token_dtype(vocab), vocab.sep_id
+        self.counts = Counter(dict.fromkeys(COUNT_NAMES, 0))
+        self.token_counts = np.zeros(vocab.vocab_size, np.int64)  # separators aside
         for name in OFFSET_FILES:
             self.write_numbers(name, np.zeros(1))
 
-    def add_document(self, sentences: list[list[int]]) -> np.ndarray | None:
-        """Write one document and return its tokens; leave out a document without any."""
+    def add_document(self, sentences: list[list[int]]) -> bool:
+        """Write a document; leave out a document without any token, and return False."""
         if not any(sentences):
-            return None
+            return False
         sizes = np.array([len(ids) for ids in sentences])
         sizes[-1] += 1
         tokens = np.fromiter(chain.from_iterable(sentences), self.dtype, sizes.sum() - 1)
         self.write_numbers("tokens", np.append(tokens, np.array([self.sep_id], self.dtype)))
-        self.write_numbers("sentences", self.tokens + np.cumsum(sizes))
-        self.tokens, self.sentences = self.tokens + int(sizes.sum()), self.sentences + len(sizes)
-        self.documents += 1
-        self.write_numbers("documents", np.array([self.sentences]))
-        return tokens
+        self.write_numbers("sentences", self.counts["tokens"] + np.cumsum(sizes))
+        self.counts.update(documents=1, sentences=len(sizes), tokens=int(sizes.sum()))
+        self.write_numbers("documents", np.array([self.counts["sentences"]]))
+        self.token_counts += np.bincount(tokens, minlength=len(self.token_counts))
+        return True
 
     def write_numbers(self, name: str, numbers: np.ndarray) -> None:
         # Not `tofile`, whose error does not name a full disk.
         self.files[name].write(numbers.astype(self.dtype if name == "tokens" else np.int64).tobytes())
 
-    def get_counts(self) -> dict[str, int]:
-        return {name: getattr(self, name) for name in ("documents", "sentences", "tokens")}
-
 
 def choose_token_dtype(vocab: VocabInfo) -> type:
     return np.uint16 if vocab.vocab_size <= 1 << 16 else np.uint32
+
+
+def describe_vocab(vocab: VocabInfo, token_counts: np.ndarray) -> dict:
+    """Return the fields of `store.json` on a vocabulary that occurs `token_counts` times in the training split."""
+    ordinary_counts = token_counts.copy()
+    ordinary_counts[list(vocab.special_ids)] = 0
+    counted = replace(vocab, most_frequent_id=int(ordinary_counts.argmax()))
+    return {"dtype": np.dtype(choose_token_dtype(vocab)).name, "vocab": counted.to_json_value()}
 
 
 def save_array(path: Path, array: np.ndarray) -> None:
@@ -112,18 +110,35 @@ def encode_npy(array: np.ndarray) -> memoryview:
 
 
 def hash_split_files(folder: Path) -> str:
-    """Return the SHA-256 of the three files of a unit's split."""
     digest = hashlib.sha256()
     for name in ("tokens", *OFFSET_FILES):
         with open(folder / f"{name}.bin", "rb") as file:
-            for block in iter(partial(file.read, 1 << 20), b""):
-                digest.update(block)
+            hashlib.file_digest(file, lambda: digest)
     return digest.hexdigest()
 
 
-def read_number_blocks(path: Path, dtype, start: int, stop: int | None = None) -> Iterator[np.ndarray]:
+class UnitSpan(NamedTuple):
+    """Position of a unit's numbers in one file of a split, and the offset that is added to them there."""
+
+    file_name: str
+    dtype: np.dtype
+    start: int
+    stop: int
+    base_offset: int
+
+
+def locate_unit(end_counts: Counter, counts: Mapping[str, int], dtype) -> list[UnitSpan]:
+    """Return the spans of a unit behind the `end_counts` of the units before it, to which its own counts are added."""
+    spans = [UnitSpan("tokens.bin", np.dtype(dtype), end_counts["tokens"], end_counts["tokens"] + counts["tokens"], 0)]
+    for name, counted in (("sentences", "tokens"), ("documents", "sentences")):
+        start = end_counts[name] + 1  # behind the first offset, 0
+        spans.append(UnitSpan(f"{name}.bin", np.dtype(np.int64), start, start + counts[name], end_counts[counted]))
+    end_counts.update({name: counts[name] for name in COUNT_NAMES})
+    return spans
+
+
+def read_number_blocks(path: Path, dtype: np.dtype, start: int, stop: int | None = None) -> Iterator[np.ndarray]:
     """Yield the numbers of a file from `start` to `stop`, or to its end, in blocks."""
-    dtype = np.dtype(dtype)
     with open(path, "rb") as file:
         file.seek(start * dtype.itemsize)
         while size := READ_BLOCK_NUMBERS if stop is None else min(READ_BLOCK_NUMBERS, stop - start):
@@ -133,11 +148,11 @@ def read_number_blocks(path: Path, dtype, start: int, stop: int | None = None) -
             start += len(block)
 
 
-def append_unit_split(unit_split_dir: Path, store_split_dir: Path, base_offsets: Counter) -> None:
-    """Append the files of a unit's split to those of the store, its offsets shifted by `base_offsets`."""
-    with open(unit_split_dir / "tokens.bin", "rb") as source, open(store_split_dir / "tokens.bin", "ab") as target:
-        shutil.copyfileobj(source, target, 1 << 22)
-    for name, start in zip(OFFSET_FILES, (base_offsets["tokens"], base_offsets["sentences"]), strict=True):
-        with open(store_split_dir / f"{name}.bin", "ab") as target:
-            for block in read_number_blocks(unit_split_dir / f"{name}.bin", np.int64, 1):
-                target.write((block + start).tobytes())
+def write_unit_split(unit_split_dir: Path, store_split_dir: Path, spans: Iterable[UnitSpan]) -> None:
+    """Write the numbers of a unit's files to their positions in the store, offsets shifted."""
+    for span in spans:
+        with open(store_split_dir / span.file_name, "r+b") as target:
+            target.seek(span.start * span.dtype.itemsize)
+            num_skipped = 0 if span.file_name == "tokens.bin" else 1  # the unit's own first offset
+            for block in read_number_blocks(unit_split_dir / span.file_name, span.dtype, num_skipped):
+                target.write((block + span.dtype.type(span.base_offset)).tobytes())

@@ -16,15 +16,12 @@ GPT2_WORD_PATTERN = re.compile(r"'(?:s|t|re|ve|m|ll|d)| ?[a-zA-Z]+| ?[0-9]+| ?[^
 
 
 def is_printable_ascii(text: str) -> bool:
-    """Return whether a text is printable ASCII."""
     return text.isascii() and text.isprintable()
 
 
 def split_bert_words(text: str) -> list[str] | None:
-    """Return the words of a text under BERT's rules, or the chunks between spaces that are not plain ASCII.
-
-    Returns None where a chunk is too long to cache.
-    """
+    """Return the words of a text under BERT's rules, or the chunks between spaces that are not plain ASCII. Returns
+    None where a chunk is too long to cache."""
     if is_printable_ascii(text):
         return BERT_WORD_PATTERN.findall(text)
     chunks = text.split(" ")  # no rule looks across a space
@@ -52,15 +49,12 @@ class WordCache:
         words = [self.split_words(text) for text in texts]
         unsplit_texts = [text for text, text_words in zip(texts, words, strict=True) if text_words is None]
         unsplit_ids = iter(self.encode_texts(unsplit_texts))
-        self.cache_words(set(chain.from_iterable(filter(None, words))))
+        if len(self.cached_ids) > MAX_CACHED_WORDS:
+            self.cached_ids = {}
+        new_words = sorted(set(chain.from_iterable(filter(None, words))) - self.cached_ids.keys())
+        self.cached_ids |= zip(new_words, self.encode_texts(new_words), strict=True)
         ids = self.cached_ids.__getitem__
         return [
             next(unsplit_ids) if text_words is None else list(chain.from_iterable(map(ids, text_words)))
             for text_words in words
         ]
-
-    def cache_words(self, words: set[str]) -> None:
-        if len(self.cached_ids) > MAX_CACHED_WORDS:
-            self.cached_ids = {}
-        new = sorted(words - self.cached_ids.keys())
-        self.cached_ids |= zip(new, self.encode_texts(new), strict=True)

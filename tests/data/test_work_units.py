@@ -57,7 +57,9 @@ def sentences(store):
         store.tokenizer.decode(split.tokens[a:b])
         for a, b in zip(split.get_sentence_offsets(j), split.get_sentence_offsets(j)[1:], strict=False)
     )
-    return sorted(say(split, j) for split in (store.train_split, store.eval_split) for j in range(split.num_documents))
+    return sorted(
+        say(split, j) for split in (store.train_split, store.eval_splits[0]) for j in range(split.num_documents)
+    )
 
 
 def test_the_store_is_the_same_whatever_the_number_of_processes(data):
@@ -303,7 +305,9 @@ def test_a_glob_of_small_files_is_few_units_and_reads_in_the_order_of_names(tmp_
         (str(tmp_path / "*.txt"),), TokenizerSpec(vocab_size=300), heldout_fraction=0.2, store_dir=str(tmp_path / "s")
     )
     store = prepare_store(made)
-    assert len(store.metadata["units"]) == 1 and store.train_split.num_documents + store.eval_split.num_documents == 30
+    assert (
+        len(store.metadata["units"]) == 1 and store.train_split.num_documents + store.eval_splits[0].num_documents == 30
+    )
     assert store.metadata["units"][0]["name"].endswith(
         "29.txt from 0 to " + f"{(tmp_path / '29.txt').stat().st_size:,}"
     )
