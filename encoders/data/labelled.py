@@ -16,7 +16,7 @@ from encoders.data.beam_runner import LogFunction, Runner
 from encoders.data.prepare import write_store
 from encoders.data.row_files import OnBadRow, RowError, RowReader
 from encoders.data.spec import hash_path
-from encoders.data.unit_files import SplitWriter, describe_vocab
+from encoders.data.store import SplitWriter, describe_vocab
 from encoders.model.config import FamilyConventions
 from encoders.text import tokenization
 from encoders.text.tfds_reader import describe_tfds_version

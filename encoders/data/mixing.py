@@ -43,16 +43,12 @@ class MixedFormat(FormatWrapper):
     def build_example_table(self, split: Split, documents: range, seq_length: int, seed: int, pass_index: int) -> Table:
         """Raise `ValueError` where the number of corpora differs from the number of weights."""
         if not split.corpus_ranges:
-            raise ValueError(
-                f"{split.folder} does not record the documents of each corpus: remove the store and prepare it anew"
-            )
-        if len(split.corpus_ranges) != len(self.corpus_weights):
-            raise ValueError(
-                f"corpus_weights={self.corpus_weights} has {len(self.corpus_weights)} weights for "
-                f"{len(split.corpus_ranges)} corpora"
-            )
+            raise ValueError(f"{split.folder} does not record each corpus: remove the store and prepare it anew")
+        weights, num_corpora = self.corpus_weights, len(split.corpus_ranges)
+        if num_corpora != len(weights):
+            raise ValueError(f"corpus_weights={weights} has {len(weights)} weights for {num_corpora} corpora")
         tables = [build_empty_table(0)]
-        for corpus, weight in zip(split.corpus_ranges, self.corpus_weights, strict=True):
+        for corpus, weight in zip(split.corpus_ranges, weights, strict=True):
             shared = range(max(corpus.start, documents.start), min(corpus.stop, documents.stop))
             for repeat, subset in iter_weighted_documents(shared, weight, pass_index):
                 key = pass_index + REPEAT_STRIDE * repeat

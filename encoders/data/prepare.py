@@ -6,6 +6,7 @@ the number of processes, and an interrupted preparation resumes with the unfinis
 
 from __future__ import annotations
 
+import hashlib
 import json
 import resource
 import shutil
@@ -17,11 +18,11 @@ from pathlib import Path
 
 import numpy as np
 
-from encoders.data import unit_files, work_units
+from encoders.data import store as store_files
+from encoders.data import work_units
 from encoders.data.beam_runner import DEFAULT_RUNNER, LogFunction, Runner, UnfinishedWork
-from encoders.data.spec import PretrainingData, StoreSpec, WorkUnit, hash_content, hash_path
-from encoders.data.store import OFFSET_FILES, Store
-from encoders.data.unit_files import COUNT_NAMES, TEXT_SPLITS, FinishedUnit
+from encoders.data.spec import PretrainingData, StoreSpec, WorkUnit, compute_store_key, hash_content, hash_path
+from encoders.data.store import OFFSET_FILES, TEXT_SPLITS, Store, UnitSpan
 from encoders.data.work_units import PreparationJob
 from encoders.text import tokenization
 from encoders.utils.files import atomic_dir, check_local_paths, is_disk_full, lock_dir
@@ -77,9 +78,8 @@ def prepare_store(
 def write_store(data: StoreSpec, path: Path, work_dir: Path, runner: Runner, log: LogFunction) -> dict:
     """Fill the folder `path`, and return the fields of `store.json` beside its key and content. Intermediate results in
     `work_dir` survive an interruption. Each class of data registers its own function."""
-    raise TypeError(
-        f"{type(data).__name__} is not registered with write_store; decorate a function by write_store.register"
-    )
+    name = type(data).__name__
+    raise TypeError(f"{name} is not registered with write_store; decorate a function by write_store.register")
 
 
 @write_store.register
@@ -99,11 +99,8 @@ def write_text_store(data: PretrainingData, path: Path, work_dir: Path, runner: 
     record_seconds("vocabulary")
     run_stage("tokens", partial(work_units.tokenize_unit, job), all_units, runner, log)
     record_seconds("tokens")
-    units, counts = join_finished_units(job, all_units, path, log)
+    units, counts, splits = join_finished_units(job, all_units, path, log)
     record_seconds("joined")
-    splits = {
-        split: {name: sum(unit.splits[split][name] for unit in units) for name in COUNT_NAMES} for split in TEXT_SPLITS
-    }
     num_documents = sum(split["documents"] for split in splits.values())
     for split, split_counts in splits.items():
         if not split_counts["documents"]:
@@ -112,15 +109,15 @@ def write_text_store(data: PretrainingData, path: Path, work_dir: Path, runner: 
                 f"documents of a text file by blank lines; about {data.heldout_fraction:.0%} of them are held out"
             )
     own_memory_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    return unit_files.describe_vocab(tokenizer.vocab, counts) | {
+    return store_files.describe_vocab(tokenizer.vocab, counts) | {
         "tokenizer": hash_path(path / "tokenizer.json"),
         "splits": splits,
-        "filtered": dict(sum((Counter(unit.filtered) for unit in units), Counter())),
+        "filtered": dict(sum((Counter(unit["filtered"]) for unit in units), Counter())),
         "unknown_rate": float(counts[tokenizer.vocab.unk_id] / max(counts.sum(), 1)),
-        "characters": sum(unit.characters for unit in units),
+        "characters": sum(unit["characters"] for unit in units),
         "seconds": seconds,
-        "peak_memory_mb": max(own_memory_mb, *(unit.peak_memory_mb for unit in units)),
-        "units": [{"name": unit.name, "item_index": unit.item_index, "splits": unit.splits} for unit in units],
+        "peak_memory_mb": max(own_memory_mb, *(unit["peak_memory_mb"] for unit in units)),
+        "units": [{name: unit[name] for name in ("name", "item_index", "splits")} for unit in units],
     }
 
 
@@ -163,26 +160,112 @@ def load_or_train_tokenizer(job: PreparationJob, all_units: list[WorkUnit], log:
 
 def join_finished_units(
     job: PreparationJob, all_units: list[WorkUnit], path: Path, log: LogFunction
-) -> tuple[list[FinishedUnit], np.ndarray]:
-    """Concatenate the files of all units into those of the store; return the units' records and token counts. A unit
-    whose bytes have changed since they were written is made again."""
+) -> tuple[list[dict], np.ndarray, dict[str, Counter]]:
+    """Concatenate the files of all units into those of the store; return the units' records, the counts of each token,
+    and the counts of each split. A unit whose bytes have changed since they were written is made again."""
     for split in TEXT_SPLITS:
         (path / split).mkdir()
         (path / split / "tokens.bin").touch()
         for name in OFFSET_FILES:
             (path / split / f"{name}.bin").write_bytes(bytes(8))
-    finished_units, token_counts, dtype = [], 0, unit_files.choose_token_dtype(job.get_tokenizer().vocab)
+    finished_units, token_counts, dtype = [], 0, store_files.choose_token_dtype(job.get_tokenizer().vocab)
     end_counts = {split: Counter() for split in TEXT_SPLITS}
     for unit in all_units:
         unit_dir = job.get_unit_dir(unit.unit_index)
-        if (finished := FinishedUnit.read_intact(unit_dir)) is None:
+        if (finished := store_files.read_intact_unit(unit_dir)) is None:
             log(f"unit {unit.unit_index} ({unit}) is damaged; making it again")
             shutil.rmtree(unit_dir, ignore_errors=True)
             work_units.tokenize_unit(job, unit, log)
-            finished = FinishedUnit.read_intact(unit_dir)
+            finished = store_files.read_intact_unit(unit_dir)
         finished_units.append(finished)
         token_counts += np.load(unit_dir / "counts.npy")
         for split in TEXT_SPLITS:
-            spans = unit_files.locate_unit(end_counts[split], finished.splits[split], dtype)
-            unit_files.write_unit_split(unit_dir / split, path / split, spans)
-    return finished_units, token_counts
+            spans = store_files.locate_unit(end_counts[split], finished["splits"][split], dtype)
+            store_files.write_unit_split(unit_dir / split, path / split, spans)
+    return finished_units, token_counts, end_counts
+
+
+# Verification against the checksums of the units, and repair of those that differ
+
+
+def locate_all_units(store: Store, split: str) -> list[list[UnitSpan]]:
+    end_counts, dtype = Counter(), store.metadata["dtype"]
+    return [store_files.locate_unit(end_counts, unit["splits"][split], dtype) for unit in store.metadata["units"]]
+
+
+def find_damaged_units(store: Store) -> list[int]:
+    """Return the indices of the units whose bytes differ from those that were written. All units are returned where a
+    file is too long or its first offset is not 0. Raises `ValueError` for a store without checksums, and for one whose
+    tokenizer.json has changed."""
+    if "units" not in store.metadata:
+        raise ValueError(f"{store.path} holds no checksums, as every store of labelled rows: prepare it anew")
+    if hash_path(store.path / "tokenizer.json") != store.metadata["tokenizer"]:
+        raise ValueError(f"tokenizer.json of {store.path} has changed: remove the store, and prepare it anew")
+    units, damaged = store.metadata["units"], set()
+    for split in TEXT_SPLITS:
+        folder, unit_spans = store.path / split, locate_all_units(store, split)
+        if not all(has_valid_ends(folder, last_span) for last_span in unit_spans[-1]):
+            damaged.update(range(len(units)))
+        for unit_index, (unit, spans) in enumerate(zip(units, unit_spans, strict=True)):
+            digest = hashlib.sha256()
+            for file_name, dtype, start, stop, base_offset in spans:
+                if file_name != "tokens.bin":
+                    digest.update(bytes(8))  # the first offset of a unit's file is 0
+                if (folder / file_name).exists():
+                    for block in store_files.read_number_blocks(folder / file_name, dtype, start, stop):
+                        digest.update((block - dtype.type(base_offset)).tobytes())
+            if digest.hexdigest() != unit["splits"][split]["sha256"]:
+                damaged.add(unit_index)
+    return sorted(damaged)
+
+
+def has_valid_ends(folder: Path, last_span: UnitSpan) -> bool:
+    """Return whether a file exists, does not exceed the last unit's span and, if it holds offsets, starts at 0."""
+    path = folder / last_span.file_name
+    if not path.exists() or path.stat().st_size > last_span.stop * last_span.dtype.itemsize:
+        return False
+    with open(path, "rb") as file:
+        return path.name == "tokens.bin" or file.read(8) == bytes(8)
+
+
+def repair_store(
+    store: Store,
+    data: PretrainingData,
+    unit_indices: list[int],
+    log: LogFunction = work_units.ignore_log_line,
+    runner: Runner = DEFAULT_RUNNER,
+) -> None:
+    """Make units again from the corpus and write them to their positions; remove the store's example tables. Raises
+    `ValueError`, and leaves the store as it is, where `data` differs from the store's origin."""
+    if compute_store_key(data) != store.key:
+        raise ValueError(f"{store.path} was made of another corpus or vocabulary than {data.corpus}: it stays as it is")
+    folder = store.path.with_name(f".{store.key}.repair").resolve()
+    with lock_dir(folder, lambda: log(f"{store.path}: another process repairs it; waiting")):
+        try:
+            rebuild_units(store, PreparationJob.in_folder(data, folder), unit_indices, log, runner)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def rebuild_units(store: Store, job: PreparationJob, unit_indices: list[int], log: LogFunction, runner: Runner) -> None:
+    shutil.copy(store.path / "tokenizer.json", job.work_dir / "tokenizer.json")
+    all_units = job.data.list_units()
+    find_corpus_repeats(job, all_units, runner, log)
+    damaged_units = [all_units[index] for index in unit_indices]
+    runner.run_items(partial(work_units.tokenize_unit, job), damaged_units, lambda num_done: None, log)
+    for split in TEXT_SPLITS:
+        for index in unit_indices:
+            recorded = store.metadata["units"][index]["splits"][split]["sha256"]
+            if store_files.hash_split_files(job.get_unit_dir(index) / split) != recorded:
+                raise ValueError(f"unit {index} of {store.path} comes out otherwise than it was: prepare it anew")
+    shutil.rmtree(store.path / "tables", ignore_errors=True)  # built of damaged tokens, possibly
+    for split in TEXT_SPLITS:
+        spans = locate_all_units(store, split)
+        for file_name, dtype, _, stop, _ in spans[-1]:
+            (store.path / split / file_name).touch()
+            with open(store.path / split / file_name, "r+b") as file:
+                file.truncate(stop * dtype.itemsize)
+                if file_name != "tokens.bin":
+                    file.write(bytes(8))
+        for index in unit_indices:
+            store_files.write_unit_split(job.get_unit_dir(index) / split, store.path / split, spans[index])

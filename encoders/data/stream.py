@@ -11,7 +11,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -20,8 +19,7 @@ from encoders.data.batch import Batch
 from encoders.data.example_table import Table, add_example_axis, count_row_tokens, measure_segments
 from encoders.data.formats import TABLE_VERSION, Format
 from encoders.data.mixing import find_corpus_weights, remove_mixing
-from encoders.data.store import Split
-from encoders.data.unit_files import save_array
+from encoders.data.store import Split, save_array
 from encoders.text.tokenization import VocabInfo
 
 SHUFFLE_BLOCK_ROWS = 1 << 14  # rows whose permuted indices are computed at a time
@@ -186,17 +184,6 @@ def assemble_rows(
     )
 
 
-class TableRows(NamedTuple):
-    """Rows of example tables, their indices in their table, and their pass over the data, all `[rows]`."""
-
-    table: np.ndarray
-    row_ids: np.ndarray
-    pass_indices: np.ndarray
-
-    def select_rows(self, indices: np.ndarray) -> TableRows:
-        return TableRows(*(column.take(indices, axis=0) for column in self))
-
-
 @dataclass(eq=False)
 class BatchStream:
     """Batches of a run. `select_local_rows(batch_size)` names the rows that this process builds, by default all."""
@@ -211,8 +198,8 @@ class BatchStream:
 
     def __post_init__(self):
         self.tables = ExampleTables(self.folder, self.split, self.seed, self.num_distinct_passes)
-        # Rows of the steps from the first number on, their lengths, and the rows of each batch, `[steps, batch_size]`.
-        self.bucketing_window: tuple[int, TableRows, np.ndarray, np.ndarray] | None = None
+        # The first step, and for the steps from it on: rows, their lengths, rows of each batch `[steps, batch_size]`.
+        self.bucketing_window: tuple[int, list[np.ndarray], np.ndarray, np.ndarray] | None = None
         self.cumulative_rows: dict[tuple, list[int]] = {}  # of all passes up to each one, by format and length
 
     def find_phase(self, step: int) -> Phase:
@@ -227,8 +214,8 @@ class BatchStream:
             if (phase.format, phase.seq_length) == (current.format, current.seq_length)
         )
 
-    def draw_rows(self, phase: Phase, first: int, count: int) -> TableRows:
-        """Return `count` rows from the `first` on, in the order of training."""
+    def draw_rows(self, phase: Phase, first: int, count: int) -> list[np.ndarray]:
+        """Return `count` rows from the `first` on in the order of training, their indices in the table, and passes."""
         edges = self.cumulative_rows.setdefault((phase.format, phase.seq_length), [0])
         while edges[-1] < first + count:
             edges.append(edges[-1] + len(self.tables.get_table(phase.format, phase.seq_length, len(edges) - 1)))
@@ -241,9 +228,9 @@ class BatchStream:
             drawn.append((table.take(ids, axis=0), ids, np.full(len(ids), pass_index)))
         if phase.format.varies_by_pass:
             self.tables.request_table(phase.format, phase.seq_length, int(pass_indices[-1]) + 1)
-        return TableRows(*map(np.concatenate, zip(*drawn, strict=True)))
+        return [np.concatenate(columns) for columns in zip(*drawn, strict=True)]
 
-    def draw_similar_length_rows(self, step: int) -> tuple[TableRows, int]:
+    def draw_similar_length_rows(self, step: int) -> tuple[list[np.ndarray], int]:
         """Return rows of similar length, and the length of their batch. The rows of `BUCKETING_WINDOW_STEPS` steps are
         sorted by length and divided into batches, which are shuffled."""
         phase = self.find_phase(step)
@@ -253,14 +240,14 @@ class BatchStream:
         if self.bucketing_window is None or self.bucketing_window[0] != start:
             count = min(BUCKETING_WINDOW_STEPS, phase.until_step - start)
             rows = self.draw_rows(phase, self.count_consumed_rows(start), count * phase.batch_size)
-            lengths = count_row_tokens(rows.table, phase.format.num_separators)
+            lengths = count_row_tokens(rows[0], phase.format.num_separators)
             batches = np.argsort(lengths, kind="stable").reshape(count, -1)
             order = permute_indices(np.arange(count), count, (self.seed, start))
             self.bucketing_window = start, rows, lengths, batches[order]
         _, rows, lengths, batches = self.bucketing_window
         selected = batches[step_in_window]
         length = round_up_to_bucket(int(lengths[selected].max()), phase.seq_length, phase.num_length_buckets)
-        return rows.select_rows(selected), length
+        return [column.take(selected, axis=0) for column in rows], length
 
     def build_batch(self, step: int) -> Batch:
         """Return the rows of `step`, from 0, that this process holds."""
@@ -269,8 +256,9 @@ class BatchStream:
             rows, length = self.draw_rows(phase, self.count_consumed_rows(step), phase.batch_size), phase.seq_length
         else:
             rows, length = self.draw_similar_length_rows(step)
-        rows = rows.select_rows(self.select_local_rows(phase.batch_size))
-        return assemble_rows(self.split, rows.table, length, self.vocab, phase.format, rows.row_ids, rows.pass_indices)
+        local_rows = self.select_local_rows(phase.batch_size)
+        table, row_ids, pass_indices = (column.take(local_rows, axis=0) for column in rows)
+        return assemble_rows(self.split, table, length, self.vocab, phase.format, row_ids, pass_indices)
 
     def iter_batches(self, start: int, stop: int) -> Iterator[Batch]:
         """Yield the batches of steps `start` to `stop`; a thread builds two ahead."""

@@ -3,7 +3,7 @@
     work/
       tokenizer.json
       documents/ paragraphs/       hashes of texts and the repeats among them, where duplicates are dropped;
-      units/000012/                a finished unit (encoders.data.unit_files).
+      units/000012/                a finished unit (encoders.data.store).
 
 The files of a unit depend on the corpus and the unit's number alone. A folder or file under its final name is complete
 and is not made again.
@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
@@ -28,7 +28,7 @@ import numpy as np
 from encoders.data import filters
 from encoders.data.beam_runner import LogFunction
 from encoders.data.spec import PretrainingData, WorkUnit
-from encoders.data.unit_files import TEXT_SPLITS, FinishedUnit, SplitWriter, encode_npy, hash_split_files, save_array
+from encoders.data.store import TEXT_SPLITS, SplitWriter, encode_npy, hash_split_files, save_array
 from encoders.text import corpus, tokenization
 from encoders.text.source import Document
 from encoders.utils.files import atomic_dir
@@ -167,17 +167,17 @@ def write_finished_unit(job: PreparationJob, unit: WorkUnit, path: Path, log: Lo
             log(f"tokens: {num_documents:,} documents, {characters / 1e6:,.0f} M characters, {speed:.1f} M/s")
     counts = encode_npy(writers["train"].token_counts)
     (path / "counts.npy").write_bytes(counts)
-    finished = FinishedUnit(
-        name=str(unit),
-        item_index=unit.item_index,
-        splits={s: {**writers[s].counts, "sha256": hash_split_files(path / s)} for s in TEXT_SPLITS},
-        counts_sha256=hashlib.sha256(counts).hexdigest(),
-        characters=characters,
-        filtered=dict(filtered),
-        seconds=round(time.monotonic() - started, 2),
-        peak_memory_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-    )
-    (path / "unit.json").write_text(json.dumps(asdict(finished)), encoding="utf-8")
+    unit_record = {
+        "name": str(unit),
+        "item_index": unit.item_index,
+        "splits": {s: {**writers[s].counts, "sha256": hash_split_files(path / s)} for s in TEXT_SPLITS},
+        "counts_sha256": hashlib.sha256(counts).hexdigest(),
+        "characters": characters,
+        "filtered": filtered,
+        "seconds": round(time.monotonic() - started, 2),
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+    }
+    (path / "unit.json").write_text(json.dumps(unit_record), encoding="utf-8")
 
 
 def is_held_out(unit_index: int, document_index: int, heldout_fraction: float) -> bool:

@@ -50,7 +50,6 @@ def make_source(item: str, text_field: str | None) -> CorpusSource:
 
 
 def make_sentence_splitter(sentence_splitting: str, language: str) -> Callable[[str], list[str]]:
-    """Return the function that divides a line into sentences."""
     if sentence_splitting == "lines":
         return lambda line: [line]
     if sentence_splitting != "split":

@@ -147,9 +147,8 @@ class ParquetSource(FileSource):
             types = {column.name: str(column.type) for column in file.schema_arrow}
             if types.get(self.text_field) not in ("string", "large_string", "string_view"):
                 columns = ", ".join(f"{name} ({type_name})" for name, type_name in types.items())
-                raise CorpusError(
-                    f"{path}: no text column {self.text_field!r} (data.text_field names it); it has {columns}"
-                )
+                problem = f"no text column {self.text_field!r} (data.text_field names it); it has {columns}"
+                raise CorpusError(f"{path}: {problem}")
             groups = range(byte_range.start, file.num_row_groups if byte_range.stop is None else byte_range.stop)
             for batch in file.iter_batches(256, list(groups), [self.text_field]):
                 for text in batch.column(0).to_pylist():
@@ -181,7 +180,6 @@ def make_file_source(item: str, text_field: str | None) -> FileSource:
 
 
 def expand_paths(item: str) -> list[Path]:
-    """Return the files that a path or a glob names."""
     path = Path(item).expanduser()
     if path.is_dir():
         raise CorpusError(f"corpus {item!r} is a folder; name its files, as in {str(Path(item) / '*.txt')!r}")

@@ -91,8 +91,7 @@ def build_wordpiece(tokens: dict[str, int], lowercase: bool):
 
 
 def build_byte_level_bpe(tokens: dict[str, int], merges: list[tuple[str, str]], add_prefix_space: bool = False):
-    """Build GPT-2's and RoBERTa's rules: bytes, and a space belongs to the word after it. `add_prefix_space` puts a
-    space before a text."""
+    """Build GPT-2's and RoBERTa's rules: bytes, and a space belongs to the word after it."""
     backend = Tokenizer(models.BPE(tokens, merges))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
     backend.decoder = decoders.ByteLevel()
@@ -271,9 +270,8 @@ def _parse_protobuf_fields(content: bytes) -> list[tuple[int, int | bytes]]:
 
 def train_backend(kind: str, texts: list[str], vocab_size: int, lowercase: bool):
     """Train a vocabulary of at most `vocab_size` tokens; the same texts give the same ids in every process."""
-    if kind == "bpe":
-        return _train_bpe(texts, vocab_size)
-    return (_train_wordpiece if kind == "wordpiece" else _train_unigram)(texts, vocab_size, lowercase)
+    train = {"wordpiece": _train_wordpiece, "bpe": _train_bpe, "unigram": _train_unigram}[kind]
+    return train(texts, vocab_size, lowercase)
 
 
 def _train_wordpiece(texts: list[str], vocab_size: int, lowercase: bool):
@@ -293,7 +291,7 @@ def _train_wordpiece(texts: list[str], vocab_size: int, lowercase: bool):
     return build_wordpiece(train_vocab(vocab_size, names + letters), lowercase)
 
 
-def _train_bpe(texts: list[str], vocab_size: int):
+def _train_bpe(texts: list[str], vocab_size: int, lowercase: bool):  # keeps case
     *first, mask = SPECIAL_TOKEN_NAMES["bpe"].values()
     options = {"vocab_size": vocab_size - 1, "special_tokens": first, "min_frequency": 2}
     options["initial_alphabet"] = sorted(pre_tokenizers.ByteLevel.alphabet())

@@ -16,8 +16,7 @@ import encoders
 from encoders.data import work_units
 from encoders.data.beam_runner import BeamRunner, LocalRunner, UnfinishedWork
 from encoders.data.filters import CorpusFilters
-from encoders.data.prepare import prepare_store
-from encoders.data.repair import find_damaged_units, repair_store
+from encoders.data.prepare import find_damaged_units, prepare_store, repair_store
 from encoders.data.spec import PretrainingData, compute_store_key
 from encoders.data.work_units import PreparationJob
 from encoders.text import corpus
@@ -243,7 +242,7 @@ def test_a_store_is_not_repaired_with_another_corpus(data):
 
 KILLED = """
 import sys
-from encoders.data.prepare import prepare_store
+from encoders.data.prepare import find_damaged_units, prepare_store, repair_store
 from encoders.data.spec import PretrainingData
 from encoders.text import corpus
 from encoders.text.tokenization import TokenizerSpec
@@ -275,7 +274,7 @@ def test_preparation_that_is_killed_at_random_moments_ends_with_the_same_bytes(d
 
 FULL = """
 import resource, signal, sys
-from encoders.data.prepare import prepare_store
+from encoders.data.prepare import find_damaged_units, prepare_store, repair_store
 from encoders.data.spec import PretrainingData
 from encoders.text.tokenization import TokenizerSpec
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
