@@ -174,7 +174,7 @@ def read_parameters(folder: Path) -> dict:
 def read_store(data) -> tuple[str, list[int], dict[str, np.ndarray]]:
     """Return the key of the store of `data`, its vocabulary's size and special ids, and its arrays."""
     store, arrays = prepare_store(data), {}
-    for side, split in (("train", store.train_split), ("held-out", store.eval_split)):
+    for side, split in (("train", store.train_split), ("held-out", store.eval_splits[0])):
         parts = {"tokens": split.tokens, "sentences": split.sentence_offsets, "documents": split.document_offsets}
         arrays |= {f"{side}/{name}": array for name, array in parts.items()}
     return (

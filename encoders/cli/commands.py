@@ -17,8 +17,7 @@ from encoders.cli.predict_lines import predict_lines
 from encoders.costs.ledger import format_ledger
 from encoders.data.beam_runner import BeamRunner, LocalRunner, Runner
 from encoders.data.labelled import LabelledData
-from encoders.data.prepare import prepare_store
-from encoders.data.repair import find_damaged_units, repair_store
+from encoders.data.prepare import find_damaged_units, prepare_store, repair_store
 from encoders.data.spec import PretrainingData
 from encoders.data.store import Store
 from encoders.exchange import convert

@@ -31,22 +31,12 @@ class Batch(struct.PyTreeNode, kw_only=True):
 
     A row of three slots with two examples, "a b" before "c", and "d" alone:
 
-    >>> CLS, SEP, PAD = 2, 3, 0
-    >>> row = Batch(
-    ...     input_ids=np.array([[CLS, 10, 11, SEP, 12, SEP, CLS, 13, SEP, PAD]]),
-    ...     example_ids=np.array([[1, 1, 1, 1, 1, 1, 2, 2, 2, 0]]),
-    ...     token_type_ids=np.array([[0, 0, 0, 0, 1, 1, 0, 0, 0, 0]]),
-    ...     position_ids=np.array([[0, 1, 2, 3, 4, 5, 0, 1, 2, 0]]),
-    ...     cls_positions=np.array([[0, 6, 0]]),
-    ...     example_index=np.array([[21, 22, 23]]),  # row 7 of the table
-    ...     pass_index=np.array([[0, 0, 0]]),
-    ...     example_mask=np.array([[1, 1, 0]]),
-    ...     labels={"next_sentence": np.array([[1, 0, 0]])},
-    ... )
-    >>> row.input_ids[0, row.cls_positions[0, :2]].tolist() == [CLS, CLS]
-    True
-    >>> int(row.num_tokens)
-    9
+        input_ids:      [CLS]  a  b  [SEP]  c  [SEP]  [CLS]  d  [SEP]  [PAD]
+        example_ids:      1    1  1    1    1    1      2    2    2      0
+        token_type_ids:   0    0  0    0    1    1      0    0    0      0
+        position_ids:     0    1  2    3    4    5      0    1    2      0
+        cls_positions:    0    6  0
+        example_mask:     1    1  0
     """
 
     input_ids: Int[HostOrDeviceArray, "b l"]
@@ -61,11 +51,9 @@ class Batch(struct.PyTreeNode, kw_only=True):
 
     @property
     def num_tokens(self):
-        """Number of tokens that are not padding."""
         return (self.example_ids > 0).sum()
 
     def get_arrays(self) -> dict[str, Any]:
-        """Return the fields by name, without copying them."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 

@@ -13,13 +13,12 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from encoders.text.source import CorpusError, import_optional
 
 PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 
-Item = TypeVar("Item")
 LogFunction = Callable[[str], None]
 
 
@@ -31,17 +30,9 @@ class Runner(Protocol):
     def check_available(self) -> None:
         """Raise `ValueError` for missing packages, before any work."""
 
-    def run_items(
-        self,
-        function: Callable[[Item, LogFunction], None],
-        items: list[Item],
-        on_done: Callable[[int], None],
-        log: LogFunction,
-    ):
+    def run_items(self, function: Callable, items: list, on_done: Callable[[int], None], log: LogFunction) -> None:
         """Call `function(item, log)` for every item, in any order, and `on_done` with the number of finished items.
-
-        Raises the first error.
-        """
+        Raises the first error."""
 
 
 @dataclass(frozen=True)
@@ -92,10 +83,8 @@ def setup_worker() -> None:
 
 @dataclass(frozen=True)
 class BeamRunner:
-    """Apache Beam runner by its name, with pipeline options in the form of Beam's command line.
-
-    Its workers need this package, and the corpus and the folder of stores under the same paths.
-    """
+    """Apache Beam runner by its name, with pipeline options in the form of Beam's command line. Its workers need this
+    package, and the corpus and the folder of stores under the same paths."""
 
     runner_name: str
     pipeline_options: tuple[str, ...] = ()

@@ -12,35 +12,35 @@ import numpy as np
 # label of the pair, and the document that A begins in. All fields are int64, so that a table is built from one array.
 SPAN_FIELDS = ("a_start", "a_end", "b_start", "b_end", "label", "document")
 SPAN_DTYPE = np.dtype([(name, np.int64) for name in SPAN_FIELDS])
+Table = np.ndarray  # of SPAN_DTYPE
 
 
-def build_empty_table(*shape: int) -> np.ndarray:
-    """Return a table of zeros, to be filled by field."""
+def build_empty_table(*shape: int) -> Table:
     return np.zeros(shape, SPAN_DTYPE)
 
 
-def rows_to_table(rows: list[tuple[int, ...]]) -> np.ndarray:
+def rows_to_table(rows: list[tuple[int, ...]]) -> Table:
     """Return the table of rows that hold the fields in the order of `SPAN_FIELDS`."""
     return np.array(rows, np.int64).reshape(-1, len(SPAN_FIELDS)).view(SPAN_DTYPE)[:, 0]
 
 
-def add_example_axis(table: np.ndarray) -> np.ndarray:
+def add_example_axis(table: Table) -> Table:
     """Return a table as `[rows, examples]`, also where each row holds one example."""
     return table if table.ndim == 2 else table[:, None]
 
 
-def measure_segments(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def measure_segments(table: Table) -> tuple[np.ndarray, np.ndarray]:
     """Return the number of tokens of A and of B."""
     return table["a_end"] - table["a_start"], table["b_end"] - table["b_start"]
 
 
-def count_row_tokens(table: np.ndarray, num_separators: int = 1) -> np.ndarray:
+def count_row_tokens(table: Table, num_separators: int = 1) -> np.ndarray:
     """Return the number of tokens of each row, `[rows]`, special tokens included."""
     size_a, size_b = measure_segments(add_example_axis(table))
     return ((size_a + 2) * (size_a > 0) + (size_b + num_separators) * (size_b > 0)).sum(axis=1)
 
 
-def swap_segments(table: np.ndarray) -> np.ndarray:
+def swap_segments(table: Table) -> Table:
     """Return a copy of a table in which A and B have changed places."""
     swapped = table.copy()
     swapped["a_start"], swapped["a_end"] = table["b_start"], table["b_end"]

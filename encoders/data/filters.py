@@ -36,29 +36,21 @@ class CorpusFilters:
     min_letter_fraction: float = 0.0
 
     def __post_init__(self):
-        if self.deduplicate not in ("kept", *DEDUPLICATION_LEVELS):
-            raise ValueError(f"filters.deduplicate={self.deduplicate!r} must be 'kept', 'documents' or 'paragraphs'")
-        if self.max_paragraph_repeats is not None and self.max_paragraph_repeats < 1:
-            raise ValueError(
-                f"filters.max_paragraph_repeats={self.max_paragraph_repeats} must be at least 1 occurrence, or None"
-            )
-        if self.min_characters < 0:
-            raise ValueError(f"filters.min_characters={self.min_characters} must be at least 0")
-        if not 0 <= self.min_letter_fraction <= 1:
-            raise ValueError(f"filters.min_letter_fraction={self.min_letter_fraction} must be a share from 0 to 1")
+        repeats = self.max_paragraph_repeats
+        for name, is_valid, accepted in (
+            ("deduplicate", self.deduplicate in ("kept", *DEDUPLICATION_LEVELS), "'kept', 'documents' or 'paragraphs'"),
+            ("max_paragraph_repeats", repeats is None or repeats >= 1, "at least 1 occurrence, or None"),
+            ("min_characters", self.min_characters >= 0, "at least 0"),
+            ("min_letter_fraction", 0 <= self.min_letter_fraction <= 1, "a share from 0 to 1"),
+        ):
+            if not is_valid:
+                raise ValueError(f"filters.{name}={getattr(self, name)!r} must be {accepted}")
 
     @property
     def compared_levels(self) -> tuple[str, ...]:
         """Return the levels whose texts are compared over the whole corpus."""
         used = {self.deduplicate, "paragraphs" if self.max_paragraph_repeats else "kept"}
         return tuple(level for level in DEDUPLICATION_LEVELS if level in used)
-
-    def classify_repeats(self, is_first: np.ndarray, num_occurrences: np.ndarray) -> np.ndarray:
-        """Return the reason to drop each of some equal paragraphs: `DUPLICATE`, `BOILERPLATE`, or -1 to keep it."""
-        reasons = np.where(is_first | (self.deduplicate != "paragraphs"), -1, DUPLICATE)
-        if self.max_paragraph_repeats is None:
-            return reasons
-        return np.where(num_occurrences > self.max_paragraph_repeats, BOILERPLATE, reasons)
 
     def filter_documents(self, documents: Iterable[Document], counts: Counter) -> Iterator[Document]:
         """Yield the documents that pass the filters of single documents; count the others in `counts`."""
@@ -71,16 +63,13 @@ class CorpusFilters:
             else:
                 yield document
 
-    def drop_repeats(
-        self, documents: Iterable[Document], dropped: dict[str, np.ndarray], counts: Counter
-    ) -> Iterator[Document]:
-        """Yield the documents of one unit of work without repeats, which are counted in `counts`.
-
-        `dropped` holds for each compared level the repeats: indices in the unit and reasons, `[n, 2]`.
-        """
-        reasons_by_level = {level: dict(repeats.tolist()) for level, repeats in dropped.items()}
-        dropped_documents = reasons_by_level.get("documents", {})
-        dropped_paragraphs, num_paragraphs = reasons_by_level.get("paragraphs", {}), 0
+    def drop_repeats(self, documents: Iterable[Document], dropped: dict, counts: Counter) -> Iterator[Document]:
+        """Yield the documents of one unit of work without repeats, which are counted in `counts`. `dropped` holds for
+        each compared level the repeats: indices in the unit and reasons, `[n, 2]`."""
+        dropped_documents, dropped_paragraphs = (
+            dict(dropped[level].tolist()) if level in dropped else {} for level in DEDUPLICATION_LEVELS
+        )
+        num_paragraphs = 0
         for number, document in enumerate(documents):
             if dropped_paragraphs:
                 reasons = [dropped_paragraphs.get(num_paragraphs + i) for i in range(len(document))]
@@ -97,54 +86,39 @@ class CorpusFilters:
 
 
 def compute_letter_fraction(document: Document) -> float:
-    """Return the share of letters among the characters of a document, white space not counted.
-
-    Accents and vowel signs count as letters.
-    """
-    num_characters = num_letters = 0
-    for line in document:
-        num_characters += len(line) - line.count(" ")
-        num_letters += sum(map(str.isalpha, line))
-        if not line.isascii():
-            num_letters += sum(unicodedata.category(letter)[0] == "M" for letter in line)
-    return num_letters / max(num_characters, 1)
+    """Return the share of letters, accents and vowel signs among the characters other than white space."""
+    text = "".join(document).replace(" ", "")
+    num_letters = sum(map(str.isalpha, text))
+    if not text.isascii():
+        num_letters += sum(unicodedata.category(letter)[0] == "M" for letter in text)
+    return num_letters / max(len(text), 1)
 
 
 def hash_texts(documents: Iterable[Document], levels: tuple[str, ...]) -> dict[str, np.ndarray]:
     """Return 128 hash bits and the index of each document or paragraph, uint64 `[n, 3]`, sorted by the hash."""
-    hashes: dict[str, list[bytes]] = {level: [] for level in levels}
-    hash_text = lambda text: hashlib.blake2b(text.encode(), digest_size=16).digest()
+    digests, tables = {level: bytearray() for level in levels}, {}
     for document in documents:
-        if "documents" in hashes:
-            hashes["documents"].append(hash_text("\n".join(document)))
-        if "paragraphs" in hashes:
-            hashes["paragraphs"] += map(hash_text, document)
-    return {level: sort_hashes(np.frombuffer(b"".join(rows), ">u8").reshape(-1, 2)) for level, rows in hashes.items()}
-
-
-def sort_hashes(hashes: np.ndarray) -> np.ndarray:
-    rows = np.column_stack([hashes.astype(np.uint64), np.arange(len(hashes), dtype=np.uint64)])
-    return rows[np.lexsort(rows.T[::-1])]
+        for level in levels:
+            for text in ["\n".join(document)] if level == "documents" else document:
+                digests[level] += hashlib.blake2b(text.encode(), digest_size=16).digest()
+    for level in levels:
+        hashes = np.frombuffer(digests[level], ">u8").reshape(-1, 2).astype(np.uint64)
+        rows = np.column_stack([hashes, np.arange(len(hashes), dtype=np.uint64)])
+        tables[level] = rows[np.lexsort(rows.T[::-1])]
+    return tables
 
 
 def find_bucket_repeats(unit_hashes: list[np.ndarray], level: str, filters: CorpusFilters) -> np.ndarray:
-    """Return the repeats of a bucket: unit, index in the unit, reason, int64 `[m, 3]`.
-
-    `unit_hashes` holds the bucket's hashes of each unit.
-    """
-    units = np.repeat(np.arange(len(unit_hashes)), [len(hashes) for hashes in unit_hashes])
-    high, low, indices = (np.concatenate([hashes[:, i] for hashes in unit_hashes]) for i in range(3))
-    order = np.lexsort((indices, units, low, high))
-    high, low, units, indices = (column[order] for column in (high, low, units, indices))
-    first = np.ones(len(order), bool)
-    first[1:] = (high[1:] != high[:-1]) | (low[1:] != low[:-1])
-    group = np.cumsum(first) - 1
-    count = np.bincount(group, minlength=1)[group] if len(group) else group
-    reasons = filters.classify_repeats(first, count) if level == "paragraphs" else np.where(first, -1, DUPLICATE)
-    rows = np.column_stack([units, indices.astype(np.int64), reasons])[reasons >= 0]
-    return rows[np.lexsort((rows[:, 1], rows[:, 0]))]
-
-
-def sum_filter_counts(counts: Iterable[Counter]) -> dict[str, int]:
-    """Return the counts of all units, summed."""
-    return dict(sum(counts, Counter()))
+    """Return the repeats of a bucket: unit, index in the unit, reason, int64 `[m, 3]`. `unit_hashes` holds the bucket's
+    hashes of each unit, as `hash_texts` sorts them."""
+    units, rows = np.repeat(np.arange(len(unit_hashes)), [*map(len, unit_hashes)]), np.concatenate(unit_hashes)
+    order = np.lexsort((rows[:, 1], rows[:, 0]))  # is stable: equal hashes stay in the order of the corpus
+    units, rows = units[order], rows[order]
+    is_first = np.ones(len(rows), bool)
+    is_first[1:] = (rows[1:, :2] != rows[:-1, :2]).any(axis=1)
+    group = np.cumsum(is_first) - 1
+    reasons = np.where(is_first | (level != filters.deduplicate), -1, DUPLICATE)
+    if level == "paragraphs" and filters.max_paragraph_repeats is not None:
+        reasons[np.bincount(group)[group] > filters.max_paragraph_repeats] = BOILERPLATE
+    repeats = np.column_stack([units, rows[:, 2].astype(np.int64), reasons])[reasons >= 0]
+    return repeats[np.lexsort((repeats[:, 1], repeats[:, 0]))]

@@ -10,18 +10,13 @@ import hashlib
 from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 from random import Random
 from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 
-from encoders.data.example_table import (
-    SPAN_FIELDS,
-    build_empty_table,
-    measure_segments,
-    rows_to_table,
-    swap_segments,
-)
+from encoders.data.example_table import Table, build_empty_table, measure_segments, rows_to_table, swap_segments
 from encoders.data.store import Split
 
 TABLE_VERSION = 2  # raised by every change of the code that changes the tables
@@ -41,34 +36,25 @@ class Format(Protocol):
     def max_example_length(self, seq_length: int) -> int:
         """Return the largest number of tokens of an example in a row of `seq_length`."""
 
-    def build_example_table(
-        self, split: Split, documents: range, seq_length: int, seed: int, pass_index: int
-    ) -> np.ndarray:
-        """Return the examples of `documents` in rows of `seq_length` tokens: `SPAN_DTYPE`, `[rows]` or
-        `[rows, examples]`."""
+    def build_example_table(self, split: Split, documents: range, seq_length: int, seed: int, pass_index: int) -> Table:
+        """Return the examples of `documents` in rows of `seq_length` tokens, `[rows]` or `[rows, examples]`."""
 
     def build_label_fields(
-        self, split: Split, spans: np.ndarray, cls_positions: np.ndarray, seq_length: int
+        self, split: Split, spans: Table, cls_positions: np.ndarray, seq_length: int
     ) -> dict[str, np.ndarray]:
         """Return the `label_fields` of rows of a table; `spans` and `cls_positions` are `[rows, examples]`."""
 
 
 class RunningTextFormat:
-    """Base of the formats of running text: one separator, and one label field, which holds `label`, or none."""
+    """Base of the formats of running text: one separator, and at most one label field, which holds `label`."""
 
-    label_field: str | None
+    label_fields: ClassVar[tuple[str, ...]] = ()
     num_separators: ClassVar[int] = 1
-
-    @property
-    def label_fields(self) -> tuple[str, ...]:
-        return (self.label_field,) if self.label_field else ()
 
     def max_example_length(self, seq_length: int) -> int:
         return seq_length
 
-    def build_label_fields(
-        self, split: Split, spans: np.ndarray, cls_positions: np.ndarray, seq_length: int
-    ) -> dict[str, np.ndarray]:
+    def build_label_fields(self, split, spans, cls_positions, seq_length) -> dict[str, np.ndarray]:
         return {name: spans["label"].astype(np.int32) for name in self.label_fields}
 
 
@@ -77,25 +63,11 @@ class FormatWrapper:
 
     format: Format
 
-    @property
-    def label_fields(self) -> tuple[str, ...]:
-        return self.format.label_fields
-
-    @property
-    def num_separators(self) -> int:
-        return self.format.num_separators
-
-    @property
-    def varies_by_pass(self) -> bool:
-        return self.format.varies_by_pass
-
-    def max_example_length(self, seq_length: int) -> int:
-        return self.format.max_example_length(seq_length)
-
-    def build_label_fields(
-        self, split: Split, spans: np.ndarray, cls_positions: np.ndarray, seq_length: int
-    ) -> dict[str, np.ndarray]:
-        return self.format.build_label_fields(split, spans, cls_positions, seq_length)
+    label_fields = property(attrgetter("format.label_fields"))
+    num_separators = property(attrgetter("format.num_separators"))
+    varies_by_pass = property(attrgetter("format.varies_by_pass"))
+    max_example_length = property(attrgetter("format.max_example_length"))
+    build_label_fields = property(attrgetter("format.build_label_fields"))
 
 
 def make_keyed_rng(*key: int) -> Random:
@@ -115,23 +87,18 @@ def truncate_pair(a: tuple[int, int], b: tuple[int, int], max_tokens: int, rng: 
     size_a, size_b = a[1] - a[0], b[1] - b[0]
     excess = max(size_a + size_b - max_tokens, 0)
     num_until_equal = min(excess, abs(size_a - size_b))
-    num_shared = excess - num_until_equal
-    drop_a, drop_b = num_shared // 2, (num_shared + 1) // 2
-    if size_a > size_b:
-        drop_a += num_until_equal
-    else:
-        drop_b += num_until_equal
-    return *truncate_span(*a, drop_a, rng), *truncate_span(*b, drop_b, rng)
+    drop_a = (excess - num_until_equal) // 2 + (num_until_equal if size_a > size_b else 0)
+    return *truncate_span(*a, drop_a, rng), *truncate_span(*b, excess - drop_a, rng)
 
 
 class PairFormat(RunningTextFormat):
     """`[CLS] A [SEP] B [SEP]` of chunks of consecutive sentences, each split into A and B.
 
-    Half of the Bs are random (`negatives="random"`), or half of the pairs are swapped (`"swapped"`).
+    Half of the Bs are random (`negatives="random"`), or half of the pairs are swapped (`"swapped"`). `iter_chunks` of a
+    subclass yields the first sentence, the first sentence of B and the end of each chunk.
     """
 
     negatives: Literal["random", "swapped"]
-
     varies_by_pass: ClassVar[bool] = True
 
     def __post_init__(self):
@@ -139,16 +106,10 @@ class PairFormat(RunningTextFormat):
             raise ValueError(f"negatives={self.negatives!r} must be 'random' or 'swapped'")
 
     @property
-    def label_field(self) -> str:
-        return "next_sentence" if self.negatives == "random" else "sentence_order"
+    def label_fields(self) -> tuple[str, ...]:
+        return ("next_sentence" if self.negatives == "random" else "sentence_order",)
 
-    def iter_chunks(self, offsets: list[int], max_tokens: int, rng: Random) -> Iterator[tuple[int, int, int]]:
-        """Yield the first sentence, the first sentence of B and the end of each chunk."""
-        raise NotImplementedError
-
-    def build_example_table(
-        self, split: Split, documents: range, seq_length: int, seed: int, pass_index: int
-    ) -> np.ndarray:
+    def build_example_table(self, split: Split, documents: range, seq_length: int, seed: int, pass_index: int) -> Table:
         rows, rngs = [], []
         for document in documents:
             rng = make_keyed_rng(seed, pass_index, document)
@@ -164,15 +125,10 @@ class PairFormat(RunningTextFormat):
             exchange_second_segments(table, negative_rows)
         else:  # before truncation, which shortens the second of two equal segments, whichever it is
             table.put(negative_rows, swap_segments(table.take(negative_rows)))
-        long_rows = np.flatnonzero(sum(measure_segments(table)) > seq_length - 3)
-        truncated = [
-            truncate_pair((a_start, a_end), (b_start, b_end), seq_length - 3, rngs[row])
-            for row, (a_start, a_end, b_start, b_end, *_) in zip(
-                long_rows.tolist(), table.take(long_rows).tolist(), strict=True
-            )
-        ]
-        for name, values in zip(SPAN_FIELDS, np.array(truncated, np.int64).reshape(-1, 4).T, strict=False):
-            table[name][long_rows] = values
+        for row in np.flatnonzero(sum(measure_segments(table)) > seq_length - 3).tolist():
+            a_start, a_end, b_start, b_end, label, document = table[row].item()
+            spans = truncate_pair((a_start, a_end), (b_start, b_end), seq_length - 3, rngs[row])
+            table[row] = *spans, label, document
         return table
 
 
@@ -215,9 +171,7 @@ class SegmentPairs(PairFormat):
         if not 0 <= self.short_seq_prob <= 1:
             raise ValueError(f"short_seq_prob={self.short_seq_prob} must be from 0 to 1")
 
-    def build_example_table(
-        self, split: Split, documents: range, seq_length: int, seed: int, pass_index: int
-    ) -> np.ndarray:
+    def build_example_table(self, split: Split, documents: range, seq_length: int, seed: int, pass_index: int) -> Table:
         if not self.match_released_code:
             return super().build_example_table(split, documents, seq_length, seed, pass_index)
         rows = []
@@ -240,9 +194,7 @@ class SegmentPairs(PairFormat):
             yield (count - last, count - middle, count - first) if from_end else (first, middle, last)
             first = last
 
-    def iter_released_rows(
-        self, split: Split, document: int, max_tokens: int, rng: Random
-    ) -> Iterator[tuple[int, ...]]:
+    def iter_released_rows(self, split: Split, document: int, max_tokens: int, rng: Random) -> Iterator[tuple]:
         """Follow `create_instances_from_document` of google-research/bert and google-research/albert."""
         offsets, first = split.get_sentence_offsets(document), 0
         target, count = self.draw_target_length(max_tokens, rng), len(offsets) - 1
@@ -261,9 +213,7 @@ class SegmentPairs(PairFormat):
 
 
 def draw_span_elsewhere(split: Split, document: int, num_tokens: int, rng: Random) -> tuple[int, int]:
-    """Draw sentences of another document, from a random one on, until they have `num_tokens` (ten tries, as
-    released)."""
-    other = document
+    """Draw sentences of another document (ten tries, as released), from a random one on, up to `num_tokens`."""
     for _ in range(10):
         other = rng.randrange(split.num_documents)
         if other != document:
@@ -274,21 +224,15 @@ def draw_span_elsewhere(split: Split, document: int, num_tokens: int, rng: Rando
     return offsets[first], offsets[last]
 
 
-def exchange_second_segments(table: np.ndarray, negative_rows: np.ndarray) -> None:
-    """Give each negative row the B of the negative row next in length that comes from another document.
-
-    Bs of both labels are then drawn from the same spans, so that lengths do not betray the label. A row without such a
-    donor keeps its own B and gets the label of a true pair.
-    """
-    lengths = measure_segments(table)[1][negative_rows]
-    order = negative_rows[np.argsort(lengths, kind="stable")]
-    rows = table.take(order)
-    documents = rows["document"]
-    donor = np.arange(len(order))
-    missing = np.ones(len(order), bool)
+def exchange_second_segments(table: Table, negative_rows: np.ndarray) -> None:
+    """Give each negative row the B of the negative row next in length that comes from another document. Bs of both
+    labels are then drawn from the same spans, so that lengths do not betray the label. A row without such a donor keeps
+    its own B and gets the label of a true pair."""
+    order = negative_rows[np.argsort(measure_segments(table)[1][negative_rows], kind="stable")]
+    rows, donor, missing = table.take(order), np.arange(len(order)), np.ones(len(order), bool)
     for shift in range(1, min(len(order), 64)):
         candidate = (np.arange(len(order)) + shift) % len(order)
-        accepted = missing & (documents[candidate] != documents)
+        accepted = missing & (rows["document"][candidate] != rows["document"])
         donor[accepted] = candidate[accepted]
         missing &= ~accepted
         if not missing.any():
@@ -305,20 +249,17 @@ class ElectraPairs(RunningTextFormat):
     short sentence may also return to the first segment after the second has started; here segments are contiguous.
     """
 
-    label_field: ClassVar[None] = None
     varies_by_pass: ClassVar[bool] = True
 
-    def build_example_table(
-        self, split: Split, documents: range, seq_length: int, seed: int, pass_index: int
-    ) -> np.ndarray:
+    def build_example_table(self, split: Split, documents: range, seq_length: int, seed: int, pass_index: int) -> Table:
         rows = []
         for document in documents:
-            rng = make_keyed_rng(seed, pass_index, document)
-            rows += self.iter_rows(split.get_sentence_offsets(document), document, seq_length, rng)
+            rows += self.iter_rows(split, document, seq_length, make_keyed_rng(seed, pass_index, document))
         return rows_to_table(rows)
 
-    def iter_rows(self, offsets: list[int], document: int, seq_length: int, rng: Random) -> Iterator[tuple[int, ...]]:
-        first, count = 0, len(offsets) - 1
+    def iter_rows(self, split: Split, document: int, seq_length: int, rng: Random) -> Iterator[tuple[int, ...]]:
+        offsets, first = split.get_sentence_offsets(document), 0
+        count = len(offsets) - 1
         while first < count:
             target = rng.randint(5, seq_length) if rng.random() < 0.05 else seq_length
             last = min(bisect_left(offsets, offsets[first] + target, first + 1), count)
@@ -330,11 +271,8 @@ class ElectraPairs(RunningTextFormat):
             if straddles and rng.random() < 0.5:
                 middle -= 1
             a_end = min(offsets[middle], start + seq_length - 2)
-            room = max(0, seq_length - (a_end - start) - 3)
-            b_start, b_end = offsets[middle], min(end, offsets[middle] + room)
-            if b_end <= b_start:
-                b_start = b_end = 0
-            yield start, a_end, b_start, b_end, 0, document
+            b_end = min(end, offsets[middle] + max(0, seq_length - (a_end - start) - 3))
+            yield start, a_end, *((offsets[middle], b_end) if b_end > offsets[middle] else (0, 0)), 0, document
             first = last
 
 
@@ -350,19 +288,12 @@ class FullSentences(RunningTextFormat):
     """
 
     within_document: bool = False
-
-    label_field: ClassVar[None] = None
     varies_by_pass: ClassVar[bool] = False
 
-    def build_example_table(
-        self, split: Split, documents: range, seq_length: int, seed: int, pass_index: int
-    ) -> np.ndarray:
-        budget = seq_length - 2
-        first, last = split.document_offsets[documents.start], split.document_offsets[documents.stop]
-        units = np.asarray(split.sentence_offsets[first : last + 1])
-        document_ends = np.asarray(
-            split.sentence_offsets[split.document_offsets[documents.start + 1 : documents.stop + 1]]
-        )
+    def build_example_table(self, split: Split, documents: range, seq_length: int, seed: int, pass_index: int) -> Table:
+        budget, edges = seq_length - 2, split.document_offsets[documents.start : documents.stop + 1]
+        units = np.asarray(split.sentence_offsets[edges[0] : edges[-1] + 1])
+        document_ends = units[edges[1:] - edges[0]]
         text_ends = units - np.isin(units, document_ends)  # a separator that ends a row is the row's own [SEP]
         long_units = np.flatnonzero(text_ends[1:] - units[:-1] > budget)
         pieces = [np.arange(units[i] + budget, text_ends[i + 1], budget) for i in long_units]
@@ -370,9 +301,7 @@ class FullSentences(RunningTextFormat):
         text_ends = units - np.isin(units, document_ends)
         next_starts = np.searchsorted(text_ends, units + budget, side="right") - 1
         if self.within_document:
-            own_end = document_ends[
-                np.searchsorted(document_ends, units, side="right").clip(max=len(document_ends) - 1)
-            ]
+            own_end = np.append(document_ends, document_ends[-1])[np.searchsorted(document_ends, units, side="right")]
             next_starts = np.minimum(next_starts, np.searchsorted(units, own_end))
         row_starts, unit, next_starts = [0], 0, next_starts.tolist()
         while unit < len(units) - 1:

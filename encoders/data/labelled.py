@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
-from itertools import islice
+from dataclasses import dataclass, field
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,7 +16,7 @@ from encoders.data.beam_runner import LogFunction, Runner
 from encoders.data.prepare import write_store
 from encoders.data.row_files import OnBadRow, RowError, RowReader
 from encoders.data.spec import hash_path
-from encoders.data.unit_files import SplitWriter, choose_token_dtype
+from encoders.data.store import SplitWriter, describe_vocab
 from encoders.model.config import FamilyConventions
 from encoders.text import tokenization
 from encoders.text.tfds_reader import describe_tfds_version
@@ -65,23 +65,18 @@ class TaskSpec(Protocol):
         """Yield the rows of a split. Raises `RowError` for a bad row where the reader stops at it."""
 
     def encode_labels(self, example: Example, encoded: EncodedExample) -> dict[str, np.ndarray]:
-        """Return the labels of a row by name: one entry, or one for each token and for the separator at its end.
-
-        Raises `RowError` for a target that does not fit the tokens.
-        """
+        """Return the labels of a row by name: one entry, or one for each token and for the separator at its end. Raises
+        `RowError` for a target that does not fit the tokens."""
 
 
 def to_tfds_split(split: str) -> str:
-    """Return TFDS's name of a split."""
     return split.replace("dev", "validation")
 
 
 @dataclass(frozen=True)
 class LabelledData:
-    """Rows of `task` in the folder `root` (or "tfds:NAME"), under an existing vocabulary.
-
-    `on_bad_row` stops at a bad row, or skips and counts it. Training reads the first `max_train_examples` rows, or all.
-    """
+    """Rows of `task` in the folder `root` (or "tfds:NAME"), under an existing vocabulary. `on_bad_row` stops at a bad
+    row, or skips and counts it. Training reads the first `max_train_examples` rows, or all."""
 
     task: TaskSpec
     root: str
@@ -93,10 +88,8 @@ class LabelledData:
     def __post_init__(self):
         if self.tokenizer.path is None:
             raise ValueError("data.tokenizer.path is missing: labelled rows are read with a vocabulary that exists")
-        if self.max_train_examples is not None and self.max_train_examples < 1:
-            raise ValueError(
-                f"data.max_train_examples={self.max_train_examples} must be at least 1, or None for all rows"
-            )
+        if (limit := self.max_train_examples) is not None and limit < 1:
+            raise ValueError(f"data.max_train_examples={limit} must be at least 1, or None for all rows")
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -111,54 +104,48 @@ class LabelledData:
         return {split: path for split, path in paths.items() if path.is_file()}
 
     def check_readable(self) -> None:
-        found = self.find_split_sources()
-        for item in found.values():
-            if isinstance(item, str):
-                describe_tfds_version(item)
-        expected = ", ".join(name for _, name in self.task.files)
+        found, expected = self.find_split_sources(), ", ".join(name for _, name in self.task.files)
+        for source in found.values():
+            if isinstance(source, str):
+                describe_tfds_version(source)
         if not found:
             raise ValueError(f"{self.task.name}: {self.root} holds none of {expected}")
-        missing = [name for split, name in self.task.files if split == "train" and split not in found]
-        missing += [] if any(s.startswith("dev") for s in found) else [n for s, n in self.task.files if s[:3] == "dev"]
+        lacking = tuple(kind for kind in ("train", "dev") if not any(split.startswith(kind) for split in found))
+        missing = [name for split, name in self.task.files if split.startswith(lacking)]
         if missing:
             raise ValueError(f"{self.task.name}: {self.root} lacks {' and '.join(missing)}; it must hold {expected}")
 
     def describe_content(self) -> dict:
-        found = self.find_split_sources().items()
-        files = {
-            split: hash_path(item) if isinstance(item, Path) else describe_tfds_version(item) for split, item in found
+        content = {
+            "task": fingerprint_content(self.task),
+            "files": {
+                split: hash_path(source) if isinstance(source, Path) else describe_tfds_version(source)
+                for split, source in self.find_split_sources().items()
+            },
+            "tokenizer": fingerprint_content(self.tokenizer) | {"path": hash_path(Path(self.tokenizer.path))},
+            "on_bad_row": self.on_bad_row,
+            "version": LABELLED_STORE_VERSION,
         }
-        words = fingerprint_content(self.tokenizer) | {"path": hash_path(Path(self.tokenizer.path))}
-        how = {"on_bad_row": self.on_bad_row, "version": LABELLED_STORE_VERSION} | (
-            {"max_train_examples": self.max_train_examples} if self.max_train_examples else {}
-        )
-        return {"task": fingerprint_content(self.task), "files": files, "tokenizer": words} | how
+        return content | ({"max_train_examples": self.max_train_examples} if self.max_train_examples else {})
 
     def encode_split(self, split: str, reader: RowReader, tokenizer) -> Iterator[tuple[Example, list[list[int]], dict]]:
         """Yield the rows of a split, their tokens and their labels. Raises `RowError` for a text without tokens."""
-        examples = list(
-            islice(
-                self.task.read_examples(self.root, split, reader), self.max_train_examples if split == "train" else None
-            )
-        )
+        max_examples = self.max_train_examples if split == "train" else None
+        examples = list(islice(self.task.read_examples(self.root, split, reader), max_examples))
         texts = [text for example in examples for text in example.texts]
         if self.task.needs_offsets:
-            ids, places = tokenizer.encode_with_offsets(texts)
+            ids, offsets = map(iter, tokenizer.encode_with_offsets(texts))
         else:
-            ids, places = tokenizer.encode_batch(texts), [()] * len(texts)
-        rows, at = [], 0
-        for example in examples:
-            end = at + len(example.texts)
-            rows.append((example, EncodedExample(ids[at:end], places[at:end])))
-            at = end
+            ids, offsets = iter(tokenizer.encode_batch(texts)), repeat(())
 
-        def encode_row(row):
-            example, tokens = row
-            if not all(tokens.token_ids):
+        def encode_row(example):
+            size = len(example.texts)
+            encoded = EncodedExample(list(islice(ids, size)), list(islice(offsets, size)))
+            if not all(encoded.token_ids):
                 raise RowError(example.location, "a text gives no tokens")
-            return example, tokens.token_ids, self.task.encode_labels(example, tokens)
+            return example, encoded.token_ids, self.task.encode_labels(example, encoded)
 
-        yield from reader.convert_rows(iter(rows), encode_row)
+        yield from reader.convert_rows(iter(examples), encode_row)
 
 
 @write_store.register
@@ -166,18 +153,14 @@ def write_labelled_store(data: LabelledData, path: Path, work_dir: Path, runner:
     """Write a store of labelled rows, which are few enough for one process."""
     tokenizer = tokenization.load_tokenizer(data.tokenizer.path, data.tokenizer.lowercase)
     tokenizer.save(path / "tokenizer.json")
-    vocab = tokenizer.vocab
-    dtype = choose_token_dtype(vocab)
-    splits, skipped, counts = {}, {}, np.zeros(vocab.vocab_size, np.int64)
+    splits, skipped, token_counts = {}, {}, {}
     for split in data.find_split_sources():
         reader = RowReader(data.on_bad_row)
         columns, metadata_lines = {}, []
         with ExitStack() as stack:
-            writer = SplitWriter(stack, path / split, dtype, vocab.sep_id)
+            writer = SplitWriter(stack, path / split, tokenizer.vocab)
             for example, ids, labels in data.encode_split(split, reader, tokenizer):
-                tokens = writer.add_document(ids)
-                if split == "train":
-                    counts += np.bincount(tokens, minlength=vocab.vocab_size)
+                writer.add_document(ids)
                 metadata_lines.append(json.dumps(example.metadata) + "\n")
                 for column, values in labels.items():
                     columns.setdefault(column, []).append(values)
@@ -186,14 +169,9 @@ def write_labelled_store(data: LabelledData, path: Path, work_dir: Path, runner:
         for column, values in columns.items():
             np.save(path / split / f"{column}.npy", np.concatenate(values))
         (path / split / "notes.jsonl").write_text("".join(metadata_lines), encoding="utf-8")
-        splits[split], skipped[split] = writer.get_counts(), len(reader.skipped_rows)
+        splits[split], skipped[split] = writer.counts, len(reader.skipped_rows)
+        token_counts[split] = writer.token_counts
         for line in reader.skipped_rows[:5]:
             log(f"skipped: {line}")
         log(f"{data.task.name}, {split}: {len(metadata_lines):,} rows, {skipped[split]:,} skipped")
-    counts[list(vocab.special_ids)] = 0
-    return {
-        "dtype": np.dtype(dtype).name,
-        "vocab": replace(vocab, most_frequent_id=int(counts.argmax())).to_json_value(),
-        "splits": splits,
-        "skipped": skipped,
-    }
+    return describe_vocab(tokenizer.vocab, token_counts["train"]) | {"splits": splits, "skipped": skipped}

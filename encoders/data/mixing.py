@@ -8,7 +8,7 @@ from math import floor, inf
 
 import numpy as np
 
-from encoders.data.example_table import build_empty_table
+from encoders.data.example_table import Table, build_empty_table
 from encoders.data.formats import Format, FormatWrapper
 from encoders.data.packing import PackedFormat
 from encoders.data.store import Split
@@ -29,9 +29,9 @@ class MixedFormat(FormatWrapper):
 
     def __post_init__(self):
         if isinstance(self.format, PackedFormat | MixedFormat):
-            kind = type(self.format).__name__
             raise ValueError(
-                f"the format of MixedFormat is {kind}; put MixedFormat inside of PackedFormat, around a plain format"
+                f"the format of MixedFormat is {type(self.format).__name__}; put MixedFormat inside of PackedFormat, "
+                "around a plain format"
             )
         if not all(0 <= weight < inf for weight in self.corpus_weights) or not any(self.corpus_weights):
             raise ValueError(f"corpus_weights={self.corpus_weights} must each be at least 0, and one of them above 0")
@@ -40,29 +40,20 @@ class MixedFormat(FormatWrapper):
     def varies_by_pass(self) -> bool:
         return self.format.varies_by_pass or any(weight % 1 for weight in self.corpus_weights)
 
-    def build_example_table(
-        self, split: Split, documents: range, seq_length: int, seed: int, pass_index: int
-    ) -> np.ndarray:
+    def build_example_table(self, split: Split, documents: range, seq_length: int, seed: int, pass_index: int) -> Table:
         """Raise `ValueError` where the number of corpora differs from the number of weights."""
         if not split.corpus_ranges:
-            raise ValueError(
-                f"{split.folder} does not record the documents of each corpus: remove the store and prepare it anew"
-            )
-        if len(split.corpus_ranges) != len(self.corpus_weights):
-            raise ValueError(
-                f"corpus_weights={self.corpus_weights} has {len(self.corpus_weights)} weights for "
-                f"{len(split.corpus_ranges)} corpora"
-            )
-        tables = [
-            self.format.build_example_table(split, subset, seq_length, seed, pass_index + REPEAT_STRIDE * repeat)
-            for corpus, weight in zip(split.corpus_ranges, self.corpus_weights, strict=True)
-            for repeat, subset in iter_weighted_documents(intersect_ranges(corpus, documents), weight, pass_index)
-        ]
-        return np.concatenate([build_empty_table(0), *tables])
-
-
-def intersect_ranges(a: range, b: range) -> range:
-    return range(max(a.start, b.start), min(a.stop, b.stop))
+            raise ValueError(f"{split.folder} does not record each corpus: remove the store and prepare it anew")
+        weights, num_corpora = self.corpus_weights, len(split.corpus_ranges)
+        if num_corpora != len(weights):
+            raise ValueError(f"corpus_weights={weights} has {len(weights)} weights for {num_corpora} corpora")
+        tables = [build_empty_table(0)]
+        for corpus, weight in zip(split.corpus_ranges, weights, strict=True):
+            shared = range(max(corpus.start, documents.start), min(corpus.stop, documents.stop))
+            for repeat, subset in iter_weighted_documents(shared, weight, pass_index):
+                key = pass_index + REPEAT_STRIDE * repeat
+                tables.append(self.format.build_example_table(split, subset, seq_length, seed, key))
+        return np.concatenate(tables)
 
 
 def iter_weighted_documents(documents: range, weight: float, pass_index: int) -> Iterator[tuple[int, range]]:
@@ -75,9 +66,8 @@ def iter_weighted_documents(documents: range, weight: float, pass_index: int) ->
     >>> list(iter_weighted_documents(range(5), 1.4, pass_index=2))
     [(0, range(0, 5)), (1, range(4, 5)), (1, range(0, 1))]
     """
-    num_repeats, size = floor(weight), len(documents)
-    if not size:
-        return
+    size = len(documents)
+    num_repeats = floor(weight) if size else 0
     yield from ((repeat, documents) for repeat in range(num_repeats))
     start, stop = (floor((pass_index + i) * (weight - num_repeats) * size + 1e-9) for i in (0, 1))
     while start < stop:

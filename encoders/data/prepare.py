@@ -6,95 +6,80 @@ the number of processes, and an interrupted preparation resumes with the unfinis
 
 from __future__ import annotations
 
+import hashlib
 import json
 import resource
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Callable
 from functools import partial, singledispatch
 from pathlib import Path
 
 import numpy as np
 
-from encoders.data import filters, work_units
+from encoders.data import store as store_files
+from encoders.data import work_units
 from encoders.data.beam_runner import DEFAULT_RUNNER, LogFunction, Runner, UnfinishedWork
-from encoders.data.spec import PretrainingData, StoreSpec, WorkUnit, hash_content, hash_path
-from encoders.data.store import OFFSET_FILES, Store
-from encoders.data.unit_files import TEXT_SPLITS, FinishedUnit, append_unit_split, choose_token_dtype
+from encoders.data.spec import PretrainingData, StoreSpec, WorkUnit, compute_store_key, hash_content, hash_path
+from encoders.data.store import OFFSET_FILES, TEXT_SPLITS, Store, UnitSpan
 from encoders.data.work_units import PreparationJob
 from encoders.text import tokenization
-from encoders.text.tokenization import VocabInfo
 from encoders.utils.files import atomic_dir, check_local_paths, is_disk_full, lock_dir
 
 
 def prepare_store(
     data: StoreSpec, log: LogFunction = work_units.ignore_log_line, runner: Runner = DEFAULT_RUNNER
 ) -> Store:
-    """Return the store of `data`, and make it first if it does not exist.
-
-    Raises `CorpusError` or `ValueError` before any long work.
-    """
+    """Return the store of `data`, and make it first if it does not exist. Raises `CorpusError` or `ValueError` before
+    any long work."""
     check_local_paths(data.store_dir)
     data.check_readable()
     content = data.describe_content()
-    path = Path(data.store_dir) / hash_content(content)
-    if not path.exists():
-        runner.check_available()
-        build_store(data, content, path, runner, log)
-    elif (work_dir := get_work_dir(path)).exists():  # its process was killed at the very end
-        shutil.rmtree(work_dir, ignore_errors=True)
-    return Store.open(path)
-
-
-@singledispatch
-def write_store(data: StoreSpec, path: Path, work_dir: Path, runner: Runner, log: LogFunction) -> dict:
-    """Fill the folder `path`, and return the fields of `store.json` beside its key and content.
-
-    Intermediate results in `work_dir` survive an interruption. Each class of data registers its own function.
-    """
-    raise TypeError(
-        f"{type(data).__name__} is not registered with write_store; decorate a function by write_store.register"
-    )
-
-
-def get_work_dir(path: Path) -> Path:
-    """Return the folder of a store's finished units until the store is complete."""
-    return path.with_name(f".{path.name}.work")
-
-
-def build_store(data: StoreSpec, content: dict, path: Path, runner: Runner, log: LogFunction) -> None:
-    work_dir, folder = get_work_dir(path), path.parent
+    folder = Path(data.store_dir)
+    path = folder / hash_content(content)
+    work_dir = path.with_name(f".{path.name}.work")  # of the finished units, until the store is complete
+    if path.exists():
+        shutil.rmtree(work_dir, ignore_errors=True)  # its process was killed at the very end
+        return Store.open(path)
+    runner.check_available()
     new_parents = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     with lock_dir(work_dir, lambda: log(f"{path}: another process prepares it; waiting")):
         try:
             if path.exists():
-                return
+                return Store.open(path)
             for partial_dir in (*folder.glob(f".{path.name}.partial-*"), *work_dir.glob("units/.*.partial-*")):
                 shutil.rmtree(partial_dir, ignore_errors=True)  # of a killed process
             with atomic_dir(path) as partial_dir:
                 metadata = {"key": path.name, "content": content}
                 metadata |= write_store(data, partial_dir, work_dir, runner, log)
                 (partial_dir / "store.json").write_text(json.dumps(metadata, indent=1), encoding="utf-8")
-        except UnfinishedWork:
-            raise
-        except ValueError:  # the corpus must change, and no finished unit would be of use
-            shutil.rmtree(work_dir, ignore_errors=True)
+        except ValueError as error:
+            if not isinstance(error, UnfinishedWork):  # the corpus must change, and no finished unit would be of use
+                shutil.rmtree(work_dir, ignore_errors=True)
             raise
         except OSError as error:
-            if is_disk_full(error):
-                raise ValueError(
-                    f"no space is left in {folder} for the store; finished units are kept in {work_dir}: free some "
-                    "space and run the same command again"
-                ) from error
-            raise
+            if not is_disk_full(error):
+                raise
+            raise ValueError(
+                f"no space is left in {folder} for the store; finished units are kept in {work_dir}: free some space "
+                "and run the same command again"
+            ) from error
         finally:
             if path.exists():
                 shutil.rmtree(work_dir, ignore_errors=True)
             for parent in new_parents:
                 if parent.is_dir() and not any(parent.iterdir()):
                     parent.rmdir()
+    return Store.open(path)
+
+
+@singledispatch
+def write_store(data: StoreSpec, path: Path, work_dir: Path, runner: Runner, log: LogFunction) -> dict:
+    """Fill the folder `path`, and return the fields of `store.json` beside its key and content. Intermediate results in
+    `work_dir` survive an interruption. Each class of data registers its own function."""
+    name = type(data).__name__
+    raise TypeError(f"{name} is not registered with write_store; decorate a function by write_store.register")
 
 
 @write_store.register
@@ -112,12 +97,10 @@ def write_text_store(data: PretrainingData, path: Path, work_dir: Path, runner: 
     tokenizer = load_or_train_tokenizer(job, all_units, log)
     tokenizer.save(path / "tokenizer.json")
     record_seconds("vocabulary")
-    log_progress = make_progress_logger("tokens", len(all_units), log)
-    runner.run_items(partial(work_units.tokenize_unit, job), all_units, log_progress, log)
+    run_stage("tokens", partial(work_units.tokenize_unit, job), all_units, runner, log)
     record_seconds("tokens")
-    units, counts = join_finished_units(job, all_units, path, tokenizer.vocab, log)
+    units, counts, splits = join_finished_units(job, all_units, path, log)
     record_seconds("joined")
-    splits = {split: sum_split_counts(unit.splits[split] for unit in units) for split in TEXT_SPLITS}
     num_documents = sum(split["documents"] for split in splits.values())
     for split, split_counts in splits.items():
         if not split_counts["documents"]:
@@ -125,62 +108,49 @@ def write_text_store(data: PretrainingData, path: Path, work_dir: Path, runner: 
                 f"the {split} split is empty: {num_documents} document(s) in {', '.join(data.corpus)}; separate the "
                 f"documents of a text file by blank lines; about {data.heldout_fraction:.0%} of them are held out"
             )
-    vocab, ordinary_counts = tokenizer.vocab, counts.copy()
-    ordinary_counts[list(vocab.special_ids)] = 0
     own_memory_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    return {
-        "dtype": np.dtype(choose_token_dtype(vocab)).name,
-        "vocab": replace(vocab, most_frequent_id=int(ordinary_counts.argmax())).to_json_value(),
+    return store_files.describe_vocab(tokenizer.vocab, counts) | {
         "tokenizer": hash_path(path / "tokenizer.json"),
         "splits": splits,
-        "filtered": filters.sum_filter_counts(Counter(unit.filtered) for unit in units),
-        "unknown_rate": float(counts[vocab.unk_id] / max(counts.sum(), 1)),
-        "characters": sum(unit.characters for unit in units),
+        "filtered": dict(sum((Counter(unit["filtered"]) for unit in units), Counter())),
+        "unknown_rate": float(counts[tokenizer.vocab.unk_id] / max(counts.sum(), 1)),
+        "characters": sum(unit["characters"] for unit in units),
         "seconds": seconds,
-        "peak_memory_mb": max(own_memory_mb, *(unit.peak_memory_mb for unit in units)),
-        "units": [unit.describe_in_store() for unit in units],
+        "peak_memory_mb": max(own_memory_mb, *(unit["peak_memory_mb"] for unit in units)),
+        "units": [{name: unit[name] for name in ("name", "item_index", "splits")} for unit in units],
     }
 
 
 def find_corpus_repeats(job: PreparationJob, all_units: list[WorkUnit], runner: Runner, log: LogFunction) -> None:
     """Find equal documents or paragraphs over the whole corpus, if the filters drop them."""
     if job.data.filters.compared_levels:
-        log_progress = make_progress_logger("hashes", len(all_units), log)
-        runner.run_items(partial(work_units.hash_unit, job), all_units, log_progress, log)
+        run_stage("hashes", partial(work_units.hash_unit, job), all_units, runner, log)
         buckets = work_units.plan_hash_buckets(job, len(all_units))
-        log_progress = make_progress_logger("repeats", len(buckets), log)
-        runner.run_items(partial(work_units.find_repeats_in_bucket, job), buckets, log_progress, log)
+        run_stage("repeats", partial(work_units.find_repeats_in_bucket, job), buckets, runner, log)
 
 
-def make_progress_logger(stage: str, num_units: int, log: LogFunction) -> Callable[[int], None]:
-    """Return a callback that logs the finished units of a stage, at most once a second."""
+def run_stage(name: str, function: Callable, items: list, runner: Runner, log: LogFunction) -> None:
+    """Run a stage of the preparation, whose finished items are logged at most once a second."""
     started = last = time.monotonic()
 
     def log_progress(num_done: int) -> None:
         nonlocal last
-        if num_units > 1 and (num_done == num_units or time.monotonic() - last > 1):
+        if len(items) > 1 and (num_done == len(items) or time.monotonic() - last > 1):
             last = time.monotonic()
-            log(f"{stage}: {num_done:,} of {num_units:,} units, {last - started:,.0f} s")
+            log(f"{name}: {num_done:,} of {len(items):,} units, {last - started:,.0f} s")
 
-    return log_progress
-
-
-def sum_split_counts(counts: Iterable[dict]) -> dict[str, int]:
-    """Return the documents, sentences and tokens of several units, summed."""
-    total = Counter(documents=0, sentences=0, tokens=0)
-    for unit_counts in counts:
-        total.update({name: unit_counts[name] for name in total})
-    return dict(total)
+    runner.run_items(function, items, log_progress, log)
 
 
 def load_or_train_tokenizer(job: PreparationJob, all_units: list[WorkUnit], log: LogFunction):
     """Return the tokenizer, and save it in the work folder, from which every process reads it."""
     path, spec = job.work_dir / "tokenizer.json", job.data.tokenizer
     if not path.exists():
-        log(f"vocabulary: {'read from ' + spec.path if spec.path else f'training {spec.kind} of {spec.vocab_size:,}'}")
         if spec.path:
+            log(f"vocabulary: read from {spec.path}")
             tokenizer = tokenization.load_tokenizer(spec.path, spec.lowercase)
         else:
+            log(f"vocabulary: training {spec.kind} of {spec.vocab_size:,}")
             tokenizer = tokenization.train_tokenizer(spec, work_units.sample_documents(job, all_units))
         partial_file = path.with_suffix(".partial")
         tokenizer.save(partial_file)
@@ -189,28 +159,113 @@ def load_or_train_tokenizer(job: PreparationJob, all_units: list[WorkUnit], log:
 
 
 def join_finished_units(
-    job: PreparationJob, all_units: list[WorkUnit], path: Path, vocab: VocabInfo, log: LogFunction
-) -> tuple[list[FinishedUnit], np.ndarray]:
-    """Concatenate the files of all units into those of the store; return the units' records and token counts.
-
-    A unit whose bytes have changed since they were written is made again.
-    """
+    job: PreparationJob, all_units: list[WorkUnit], path: Path, log: LogFunction
+) -> tuple[list[dict], np.ndarray, dict[str, Counter]]:
+    """Concatenate the files of all units into those of the store; return the units' records, the counts of each token,
+    and the counts of each split. A unit whose bytes have changed since they were written is made again."""
     for split in TEXT_SPLITS:
         (path / split).mkdir()
+        (path / split / "tokens.bin").touch()
         for name in OFFSET_FILES:
             (path / split / f"{name}.bin").write_bytes(bytes(8))
-    finished_units, counts = [], np.zeros(vocab.vocab_size, np.int64)
-    end_offsets = {split: Counter() for split in TEXT_SPLITS}
+    finished_units, token_counts, dtype = [], 0, store_files.choose_token_dtype(job.get_tokenizer().vocab)
+    end_counts = {split: Counter() for split in TEXT_SPLITS}
     for unit in all_units:
         unit_dir = job.get_unit_dir(unit.unit_index)
-        if (finished := FinishedUnit.read_intact(unit_dir)) is None:
+        if (finished := store_files.read_intact_unit(unit_dir)) is None:
             log(f"unit {unit.unit_index} ({unit}) is damaged; making it again")
             shutil.rmtree(unit_dir, ignore_errors=True)
             work_units.tokenize_unit(job, unit, log)
-            finished = FinishedUnit.read_intact(unit_dir)
+            finished = store_files.read_intact_unit(unit_dir)
         finished_units.append(finished)
-        counts += np.load(unit_dir / "counts.npy")
+        token_counts += np.load(unit_dir / "counts.npy")
         for split in TEXT_SPLITS:
-            append_unit_split(unit_dir / split, path / split, end_offsets[split])
-            end_offsets[split].update(finished.splits[split] | {"sha256": 0})
-    return finished_units, counts
+            spans = store_files.locate_unit(end_counts[split], finished["splits"][split], dtype)
+            store_files.write_unit_split(unit_dir / split, path / split, spans)
+    return finished_units, token_counts, end_counts
+
+
+# Verification against the checksums of the units, and repair of those that differ
+
+
+def locate_all_units(store: Store, split: str) -> list[list[UnitSpan]]:
+    end_counts, dtype = Counter(), store.metadata["dtype"]
+    return [store_files.locate_unit(end_counts, unit["splits"][split], dtype) for unit in store.metadata["units"]]
+
+
+def find_damaged_units(store: Store) -> list[int]:
+    """Return the indices of the units whose bytes differ from those that were written. All units are returned where a
+    file is too long or its first offset is not 0. Raises `ValueError` for a store without checksums, and for one whose
+    tokenizer.json has changed."""
+    if "units" not in store.metadata:
+        raise ValueError(f"{store.path} holds no checksums, as every store of labelled rows: prepare it anew")
+    if hash_path(store.path / "tokenizer.json") != store.metadata["tokenizer"]:
+        raise ValueError(f"tokenizer.json of {store.path} has changed: remove the store, and prepare it anew")
+    units, damaged = store.metadata["units"], set()
+    for split in TEXT_SPLITS:
+        folder, unit_spans = store.path / split, locate_all_units(store, split)
+        if not all(has_valid_ends(folder, last_span) for last_span in unit_spans[-1]):
+            damaged.update(range(len(units)))
+        for unit_index, (unit, spans) in enumerate(zip(units, unit_spans, strict=True)):
+            digest = hashlib.sha256()
+            for file_name, dtype, start, stop, base_offset in spans:
+                if file_name != "tokens.bin":
+                    digest.update(bytes(8))  # the first offset of a unit's file is 0
+                if (folder / file_name).exists():
+                    for block in store_files.read_number_blocks(folder / file_name, dtype, start, stop):
+                        digest.update((block - dtype.type(base_offset)).tobytes())
+            if digest.hexdigest() != unit["splits"][split]["sha256"]:
+                damaged.add(unit_index)
+    return sorted(damaged)
+
+
+def has_valid_ends(folder: Path, last_span: UnitSpan) -> bool:
+    """Return whether a file exists, does not exceed the last unit's span and, if it holds offsets, starts at 0."""
+    path = folder / last_span.file_name
+    if not path.exists() or path.stat().st_size > last_span.stop * last_span.dtype.itemsize:
+        return False
+    with open(path, "rb") as file:
+        return path.name == "tokens.bin" or file.read(8) == bytes(8)
+
+
+def repair_store(
+    store: Store,
+    data: PretrainingData,
+    unit_indices: list[int],
+    log: LogFunction = work_units.ignore_log_line,
+    runner: Runner = DEFAULT_RUNNER,
+) -> None:
+    """Make units again from the corpus and write them to their positions; remove the store's example tables. Raises
+    `ValueError`, and leaves the store as it is, where `data` differs from the store's origin."""
+    if compute_store_key(data) != store.key:
+        raise ValueError(f"{store.path} was made of another corpus or vocabulary than {data.corpus}: it stays as it is")
+    folder = store.path.with_name(f".{store.key}.repair").resolve()
+    with lock_dir(folder, lambda: log(f"{store.path}: another process repairs it; waiting")):
+        try:
+            rebuild_units(store, PreparationJob.in_folder(data, folder), unit_indices, log, runner)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def rebuild_units(store: Store, job: PreparationJob, unit_indices: list[int], log: LogFunction, runner: Runner) -> None:
+    shutil.copy(store.path / "tokenizer.json", job.work_dir / "tokenizer.json")
+    all_units = job.data.list_units()
+    find_corpus_repeats(job, all_units, runner, log)
+    damaged_units = [all_units[index] for index in unit_indices]
+    runner.run_items(partial(work_units.tokenize_unit, job), damaged_units, lambda num_done: None, log)
+    for split in TEXT_SPLITS:
+        for index in unit_indices:
+            recorded = store.metadata["units"][index]["splits"][split]["sha256"]
+            if store_files.hash_split_files(job.get_unit_dir(index) / split) != recorded:
+                raise ValueError(f"unit {index} of {store.path} comes out otherwise than it was: prepare it anew")
+    shutil.rmtree(store.path / "tables", ignore_errors=True)  # built of damaged tokens, possibly
+    for split in TEXT_SPLITS:
+        spans = locate_all_units(store, split)
+        for file_name, dtype, _, stop, _ in spans[-1]:
+            (store.path / split / file_name).touch()
+            with open(store.path / split / file_name, "r+b") as file:
+                file.truncate(stop * dtype.itemsize)
+                if file_name != "tokens.bin":
+                    file.write(bytes(8))
+        for index in unit_indices:
+            store_files.write_unit_split(job.get_unit_dir(index) / split, store.path / split, spans[index])

@@ -20,7 +20,7 @@ class RowError(ValueError):
 
 
 def has_lone_surrogate(text: str) -> bool:
-    """Return whether a text holds half a surrogate pair: a byte that is not UTF-8, or an escape of JSON."""
+    """Return whether a text holds a byte that is not UTF-8, or half a surrogate pair of JSON."""
     return any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
@@ -73,63 +73,58 @@ class RowReader:
 
 
 def read_records(path: Path, columns: tuple[str, ...] = ()) -> Iterator[Record | RowError]:
-    """Yield the rows of a file by its suffix: .tsv (no quoting), .csv or .jsonl.
-
-    `columns` names the columns of a file without a header. A damaged row is yielded as a `RowError`. Raises `RowError`
-    for a file without rows.
-    """
-    readers = {".tsv": read_tsv, ".txt": read_tsv, ".csv": read_csv, ".jsonl": read_json_lines}
+    """Yield the rows of a file by its suffix: .tsv (no quoting), .csv or .jsonl. `columns` names the columns of a file
+    without a header. A damaged row is yielded as a `RowError`. Raises `RowError` for a file without rows."""
+    readers = {".tsv": split_tsv_lines, ".txt": split_tsv_lines, ".csv": split_csv_lines, ".jsonl": parse_json_lines}
     if path.suffix not in readers:
         raise RowError(str(path), f"the suffix {path.suffix!r} must be one of {', '.join(readers)}")
     empty = True
     with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
-        for record in readers[path.suffix](path, file, columns):
+        for number, row in readers[path.suffix](file):
+            location = f"{path}:{number}"
+            if isinstance(row, str):
+                row = RowError(location, row)
+            elif isinstance(row, dict):
+                row = Record(location, row)
+            elif not columns:
+                columns = tuple(row)
+                continue
+            elif len(row) == len(columns):
+                row = Record(location, dict(zip(columns, row, strict=True)))
+            else:
+                row = RowError(location, f"{len(row)} fields for {len(columns)} columns: {', '.join(columns)}")
             empty = False
-            yield record
+            yield row
     if empty:
         raise RowError(str(path), "the file holds no rows")
 
 
-def build_record(location: str, columns: list[str], values: list[str]) -> Record | RowError:
-    if len(values) != len(columns):
-        return RowError(location, f"{len(values)} fields for {len(columns)} columns: {', '.join(columns)}")
-    return Record(location, dict(zip(columns, values, strict=True)))
+# Readers yield the number of a line and its row: a dict, a list of fields, or the reason why it is damaged.
 
 
-def read_tsv(path: Path, file, columns: tuple[str, ...]) -> Iterator[Record | RowError]:
-    names = list(columns)
+def split_tsv_lines(file) -> Iterator[tuple[int, list[str]]]:
     for number, line in enumerate(file, 1):  # a lone \r belongs to its field
-        values = line.rstrip("\r\n").split("\t")
-        if not names:
-            names = values
-        elif values != [""]:
-            yield build_record(f"{path}:{number}", names, values)
+        if fields := line.rstrip("\r\n"):
+            yield number, fields.split("\t")
 
 
-def read_csv(path: Path, file, columns: tuple[str, ...]) -> Iterator[Record | RowError]:
-    rows, names = csv.reader(file, strict=True), list(columns)
+def split_csv_lines(file) -> Iterator[tuple[int, list[str] | str]]:
+    rows = csv.reader(file, strict=True)
     while True:
         try:
-            values = next(rows, None)
+            if fields := next(rows):
+                yield rows.line_num, fields
         except csv.Error as error:
-            yield RowError(f"{path}:{rows.line_num}", str(error))
-            continue
-        if values is None:
+            yield rows.line_num, str(error)
+        except StopIteration:
             return
-        if not names:
-            names = values
-        elif values:
-            yield build_record(f"{path}:{rows.line_num}", names, values)
 
 
-def read_json_lines(path: Path, file, columns: tuple[str, ...]) -> Iterator[Record | RowError]:
+def parse_json_lines(file) -> Iterator[tuple[int, dict | str]]:
     for number, line in enumerate(file, 1):
-        if not line.strip():
-            continue
-        location = f"{path}:{number}"
-        try:
-            values = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            yield RowError(location, f"not JSON: {error}")
-            continue
-        yield Record(location, values) if isinstance(values, dict) else RowError(location, "not a JSON object")
+        if line.strip():
+            try:
+                values = json.loads(line)
+                yield number, values if isinstance(values, dict) else "not a JSON object"
+            except (ValueError, RecursionError) as error:
+                yield number, f"not JSON: {error}"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from dataclasses import asdict, dataclass, field, replace
-from itertools import chain
+from dataclasses import asdict, dataclass, field
+from math import inf
 from pathlib import Path
 from typing import ClassVar, Literal, Protocol
 
@@ -84,12 +84,10 @@ class PretrainingData:
         # These keys are hashed: they keep their spelling when a field is renamed, so that stores stay valid.
         tokenizer = asdict(self.tokenizer)
         tokenizer["path"] = self.tokenizer.path and hash_path(Path(self.tokenizer.path))
-        content = {
+        content = {name: getattr(self, name) for name in ("sentence_splitting", "language", "heldout_fraction")}
+        content |= {
             "corpus": corpora.describe_corpus(self.corpus, self.text_field, Path(self.store_dir) / ".digests.json"),
             "tokenizer": tokenizer,
-            "sentence_splitting": self.sentence_splitting,
-            "language": self.language,
-            "heldout_fraction": self.heldout_fraction,
             "version": STORE_VERSION,
         }
         # Fields added after the first stores count only where they are used.
@@ -105,22 +103,16 @@ class PretrainingData:
 
     def list_units(self) -> list[WorkUnit]:
         """Divide the corpus into units of about `RANGE_BYTES`, none of which crosses two items."""
-        units: list[WorkUnit] = []
+        groups: list[tuple[int, list[ByteRange]]] = []
         for item, source in enumerate(corpora.make_sources(self.corpus, self.text_field)):
-            ranges: list[ByteRange] = []
-            num_bytes = 0
-            for byte_range in chain(source.split_ranges(corpora.RANGE_BYTES), [None]):
-                if ranges and (byte_range is None or num_bytes + byte_range.approx_bytes > corpora.RANGE_BYTES):
-                    units.append(WorkUnit(len(units), item, tuple(ranges)))
-                    ranges, num_bytes = [], 0
-                if byte_range:
-                    ranges.append(byte_range)
-                    num_bytes += byte_range.approx_bytes
-        return units
-
-    def with_absolute_paths(self) -> PretrainingData:
-        """Return the same data for processes with other working directories."""
-        return replace(self, corpus=tuple(corpora.resolve_item(item) for item in self.corpus))
+            num_bytes = inf  # of the last unit, so that a new item starts a new one
+            for byte_range in source.split_ranges(corpora.RANGE_BYTES):
+                if num_bytes + byte_range.approx_bytes > corpora.RANGE_BYTES:
+                    groups.append((item, []))
+                    num_bytes = 0
+                groups[-1][1].append(byte_range)
+                num_bytes += byte_range.approx_bytes
+        return [WorkUnit(index, item, tuple(ranges)) for index, (item, ranges) in enumerate(groups)]
 
 
 def hash_path(path: Path) -> str:
@@ -133,7 +125,6 @@ def hash_path(path: Path) -> str:
 
 
 def compute_store_key(data: StoreSpec) -> str:
-    """Return the content key of the store that `data` makes."""
     return hash_content(data.describe_content())
 
 

@@ -11,17 +11,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from encoders.data.batch import Batch
-from encoders.data.example_table import add_example_axis, count_row_tokens, measure_segments
+from encoders.data.example_table import Table, add_example_axis, count_row_tokens, measure_segments
 from encoders.data.formats import TABLE_VERSION, Format
 from encoders.data.mixing import find_corpus_weights, remove_mixing
-from encoders.data.store import Split
-from encoders.data.unit_files import save_array
+from encoders.data.store import Split, save_array
 from encoders.text.tokenization import VocabInfo
 
 SHUFFLE_BLOCK_ROWS = 1 << 14  # rows whose permuted indices are computed at a time
@@ -50,10 +48,8 @@ class Phase:
 
 
 def permute_indices(indices: np.ndarray, size: int, key: object) -> np.ndarray:
-    """Return the images of `indices` under a pseudo-random permutation of `size` numbers, without a list of all.
-
-    A four-round Feistel network on the least even number of bits is repeated until its output is below `size`.
-    """
+    """Return the images of `indices` under a pseudo-random permutation of `size` numbers, without a list of all. A
+    four-round Feistel network on the least even number of bits is repeated until its output is below `size`."""
     half = max(((size - 1).bit_length() + 1) // 2, 1)
     mask = np.uint64((1 << half) - 1)
     keys = np.frombuffer(hashlib.blake2b(repr((key, size)).encode(), digest_size=32).digest(), np.uint64)
@@ -74,7 +70,6 @@ def permute_indices(indices: np.ndarray, size: int, key: object) -> np.ndarray:
 
 @lru_cache(maxsize=4)
 def permute_block(block_index: int, size: int, key: object) -> np.ndarray:
-    """Return the images of one block of indices; a block costs little more than the indices of one batch."""
     start = block_index * SHUFFLE_BLOCK_ROWS
     return permute_indices(np.arange(start, min(start + SHUFFLE_BLOCK_ROWS, size)), size, key)
 
@@ -94,18 +89,15 @@ class ExampleTables:
         self.table_futures: dict[tuple, Future] = {}
         self.executor = ThreadPoolExecutor(1, thread_name_prefix="tables")
 
-    def compute_table_key(self, example_format: Format, seq_length: int, pass_index: int) -> tuple:
-        """Return the arguments that a pass's table depends on; passes that have the same table have the same key."""
+    def request_table(self, example_format: Format, seq_length: int, pass_index: int) -> Future:
+        """Return the future of the table of a pass, which equals that of other passes where nothing varies."""
         # A fractional weight takes another part of its corpus in each pass, so that no table is repeated.
         has_fractional_weights = any(weight % 1 for weight in find_corpus_weights(example_format) or ())
         if not example_format.varies_by_pass:
             pass_index = 0
         elif self.num_distinct_passes is not None and not has_fractional_weights:
             pass_index %= self.num_distinct_passes
-        return example_format, seq_length, pass_index
-
-    def request_table(self, example_format: Format, seq_length: int, pass_index: int) -> Future:
-        key = self.compute_table_key(example_format, seq_length, pass_index)
+        key = example_format, seq_length, pass_index
         if key not in self.table_futures:
             for old_key in list(self.table_futures)[:-3]:
                 del self.table_futures[old_key]
@@ -121,11 +113,9 @@ class ExampleTables:
         digest = hashlib.sha256(content.encode()).hexdigest()[:16]
         path = self.folder / f"{self.split.name}-{digest}.npy"
         if not path.exists():
-            shards = (
-                example_format.build_example_table(self.split, shard, seq_length, seed, pass_index)
-                for shard in self.split.split_shards()
-            )
-            save_array(path, np.concatenate(list(shards)))
+            build_table, shards = example_format.build_example_table, self.split.split_shards()
+            tables = [build_table(self.split, shard, seq_length, seed, pass_index) for shard in shards]
+            save_array(path, np.concatenate(tables))
         table = np.asarray(np.load(path, mmap_mode="r"))
         if not len(table):
             raise ValueError(
@@ -135,19 +125,17 @@ class ExampleTables:
         return table
 
 
-@lru_cache(maxsize=4)
-def cached_arange(count: int, dtype: type) -> np.ndarray:
-    """Return 0, 1, 2, ..., cached: a new range for each batch makes `assemble_rows` 20 % slower."""
-    return np.arange(count, dtype=dtype)
+cached_arange = lru_cache(maxsize=4)(np.arange)  # a new range for each batch makes `assemble_rows` 20 % slower
 
 
-def assemble_rows(split: Split, table: np.ndarray, seq_length: int, vocab: VocabInfo, example_format: Format) -> Batch:
-    """Return rows of an example table as a batch in which `example_index` and `pass_index` are 0.
-
-    A row is runs of tokens: `[CLS] A [SEP]` and `B [SEP]` of each example, then padding. A value that is constant over
-    a run is repeated over its tokens. The second of two separators (RoBERTa) is the first token of B's run.
-    """
+def assemble_rows(
+    split: Split, table: Table, seq_length: int, vocab: VocabInfo, example_format: Format, row_ids=None, pass_indices=0
+) -> Batch:
+    """Return rows of an example table as a batch; `row_ids` and `pass_indices`, `[rows]`, number its examples. A row is
+    runs of tokens: `[CLS] A [SEP]` and `B [SEP]` of each example, then padding. A value that is constant over a run is
+    repeated over its tokens. The second of two separators (RoBERTa) is the first token of B's run."""
     spans, more = add_example_axis(table), example_format.num_separators - 1
+    row_ids = np.arange(len(spans)) if row_ids is None else row_ids
     size_a, size_b = measure_segments(spans)
     slots, valid, pair = spans.shape[1], size_a > 0, size_b > 0
     runs = np.zeros((len(spans), 2 * slots + 1), np.int64)
@@ -160,7 +148,7 @@ def assemble_rows(split: Split, table: np.ndarray, seq_length: int, vocab: Vocab
     source = np.zeros_like(runs)
     source[first], source[last] = spans["a_start"] - 1, spans["b_start"] - more
     sources = repeat_over_runs(source - cells, np.int64)
-    sources += cached_arange(len(sources), np.int64)
+    sources += cached_arange(len(sources), dtype=np.int64)
     tokens = np.asarray(split.tokens).take(sources, mode="clip").astype(np.int32)  # special tokens and padding follow
     tokens[cells[first][valid]] = vocab.cls_id
     tokens[(cells[first] + size_a + 1)[valid]] = vocab.sep_id
@@ -173,7 +161,7 @@ def assemble_rows(split: Split, table: np.ndarray, seq_length: int, vocab: Vocab
     segments[last] = 1
     starts[first] = starts[last] = cells[first]
     example, positions = repeat_over_runs(numbers, np.int32), repeat_over_runs(starts, np.int32)
-    np.subtract(cached_arange(len(sources), np.int32), positions, out=positions)
+    np.subtract(cached_arange(len(sources), dtype=np.int32), positions, out=positions)
     padding_tokens = np.flatnonzero(example == 0)
     tokens[padding_tokens], positions[padding_tokens] = vocab.pad_id, 0
     if (largest := tokens.max(initial=0)) >= vocab.vocab_size:  # JAX would clip it silently
@@ -182,143 +170,105 @@ def assemble_rows(split: Split, table: np.ndarray, seq_length: int, vocab: Vocab
             "`inspect STORE --verify` names the damaged units"
         )
     shape = len(spans), seq_length
-    row_starts = seq_length * np.arange(len(spans))[:, None]
-    cls_positions = ((cells[first] - row_starts) * valid).astype(np.int32)
+    cls_positions = ((cells[first] - seq_length * np.arange(len(spans))[:, None]) * valid).astype(np.int32)
     return Batch(
         input_ids=tokens.reshape(shape),
         example_ids=example.reshape(shape),
         token_type_ids=repeat_over_runs(segments, np.int32).reshape(shape),
         position_ids=positions.reshape(shape),
         cls_positions=cls_positions,
-        example_index=np.zeros_like(cls_positions),
-        pass_index=np.zeros_like(cls_positions),
+        example_index=(row_ids[:, None] * slots + np.arange(slots)).astype(np.int32),
+        pass_index=(np.zeros_like(cls_positions) + np.reshape(pass_indices, (-1, 1))).astype(np.int32),
         example_mask=valid.astype(np.int32),
         labels=example_format.build_label_fields(split, spans, cls_positions, seq_length),
     )
 
 
-def add_example_ids(batch: Batch, row_ids: np.ndarray, pass_indices: np.ndarray) -> Batch:
-    """Return `batch` with the indices of its rows in the example table, `row_ids [b]`, and their pass over the data."""
-    slots = batch.example_mask.shape[1]
-    example_index = row_ids[:, None] * slots + np.arange(slots)
-    pass_index = np.repeat(pass_indices[:, None], slots, axis=1)
-    return batch.replace(example_index=example_index.astype(np.int32), pass_index=pass_index.astype(np.int32))
-
-
-class TableRows(NamedTuple):
-    """Rows of example tables, their indices in their table, and their pass over the data, all `[rows]`."""
-
-    table: np.ndarray
-    row_ids: np.ndarray
-    pass_indices: np.ndarray
-
-    def select(self, indices: np.ndarray) -> TableRows:
-        return TableRows(*(column.take(indices, axis=0) for column in self))
-
-
-class BucketingWindow(NamedTuple):
-    """Rows of the steps from `start` on, their lengths, and the rows of each batch, `[steps, batch_size]`."""
-
-    start: int
-    rows: TableRows
-    lengths: np.ndarray
-    batches: np.ndarray
-
-
+@dataclass(eq=False)
 class BatchStream:
     """Batches of a run. `select_local_rows(batch_size)` names the rows that this process builds, by default all."""
 
-    def __init__(
-        self,
-        split: Split,
-        vocab: VocabInfo,
-        phases: tuple[Phase, ...],
-        seed: int,
-        num_distinct_passes: int | None,
-        folder: Path,
-        select_local_rows: Callable[[int], np.ndarray] = np.arange,
-    ):
-        self.split, self.vocab, self.phases, self.seed = split, vocab, phases, seed
-        self.select_local_rows = select_local_rows
-        self.tables = ExampleTables(folder, split, seed, num_distinct_passes)
-        self.bucketing_window: BucketingWindow | None = None
-        # By format and length: the number of rows of all passes up to each one.
-        self.cumulative_rows: dict[tuple, list[int]] = {}
+    split: Split
+    vocab: VocabInfo
+    phases: tuple[Phase, ...]
+    seed: int
+    num_distinct_passes: int | None
+    folder: Path
+    select_local_rows: Callable[[int], np.ndarray] = np.arange
+
+    def __post_init__(self):
+        self.tables = ExampleTables(self.folder, self.split, self.seed, self.num_distinct_passes)
+        # The first step, and for the steps from it on: rows, their lengths, rows of each batch `[steps, batch_size]`.
+        self.bucketing_window: tuple[int, list[np.ndarray], np.ndarray, np.ndarray] | None = None
+        self.cumulative_rows: dict[tuple, list[int]] = {}  # of all passes up to each one, by format and length
 
     def find_phase(self, step: int) -> Phase:
-        """Return the phase of `step`, which counts from 0."""
         return next(phase for phase in self.phases if step < phase.until_step)
 
     def count_consumed_rows(self, step: int) -> int:
         """Return how many rows of this step's format and length earlier steps have read."""
-        current, start, total = self.find_phase(step), 0, 0
-        for phase in self.phases:
-            stop = min(phase.until_step, step)
-            if (phase.format, phase.seq_length) == (current.format, current.seq_length):
-                total += max(stop - start, 0) * phase.batch_size
-            start = phase.until_step
-        return total
+        current, starts = self.find_phase(step), [0, *(phase.until_step for phase in self.phases)]
+        return sum(
+            max(min(phase.until_step, step) - start, 0) * phase.batch_size
+            for start, phase in zip(starts, self.phases, strict=False)
+            if (phase.format, phase.seq_length) == (current.format, current.seq_length)
+        )
 
-    def locate_rows(self, phase: Phase, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the pass, and the index in it before the shuffle, of the index-th rows of a phase's format."""
+    def draw_rows(self, phase: Phase, first: int, count: int) -> list[np.ndarray]:
+        """Return `count` rows from the `first` on in the order of training, their indices in the table, and passes."""
         edges = self.cumulative_rows.setdefault((phase.format, phase.seq_length), [0])
-        while edges[-1] <= indices[-1]:
+        while edges[-1] < first + count:
             edges.append(edges[-1] + len(self.tables.get_table(phase.format, phase.seq_length, len(edges) - 1)))
+        indices, drawn = np.arange(first, first + count), []
         pass_indices = np.searchsorted(edges, indices, side="right") - 1
-        return pass_indices, indices - np.asarray(edges)[pass_indices]
-
-    def draw_rows(self, phase: Phase, first: int, count: int) -> TableRows:
-        """Return `count` rows from the `first` on, in the order of training."""
-        pass_indices, indices = self.locate_rows(phase, np.arange(first, first + count))
-        drawn = []
         for pass_index in range(pass_indices[0], pass_indices[-1] + 1):
             table = self.tables.get_table(phase.format, phase.seq_length, pass_index)
-            ids = permute_index_range(indices[pass_indices == pass_index], len(table), (self.seed, pass_index))
+            indices_in_pass = indices[pass_indices == pass_index] - edges[pass_index]
+            ids = permute_index_range(indices_in_pass, len(table), (self.seed, pass_index))
             drawn.append((table.take(ids, axis=0), ids, np.full(len(ids), pass_index)))
         if phase.format.varies_by_pass:
             self.tables.request_table(phase.format, phase.seq_length, int(pass_indices[-1]) + 1)
-        return TableRows(*map(np.concatenate, zip(*drawn, strict=True)))
+        return [np.concatenate(columns) for columns in zip(*drawn, strict=True)]
 
-    def draw_similar_length_rows(self, step: int) -> tuple[TableRows, int]:
-        """Return rows of similar length, and the length of their batch.
-
-        The rows of `BUCKETING_WINDOW_STEPS` steps are sorted by length and divided into batches, which are shuffled.
-        """
+    def draw_similar_length_rows(self, step: int) -> tuple[list[np.ndarray], int]:
+        """Return rows of similar length, and the length of their batch. The rows of `BUCKETING_WINDOW_STEPS` steps are
+        sorted by length and divided into batches, which are shuffled."""
         phase = self.find_phase(step)
         phase_start = max((other.until_step for other in self.phases if other.until_step <= step), default=0)
         step_in_window = (step - phase_start) % BUCKETING_WINDOW_STEPS
         start = step - step_in_window
-        if self.bucketing_window is None or self.bucketing_window.start != start:
+        if self.bucketing_window is None or self.bucketing_window[0] != start:
             count = min(BUCKETING_WINDOW_STEPS, phase.until_step - start)
             rows = self.draw_rows(phase, self.count_consumed_rows(start), count * phase.batch_size)
-            lengths = count_row_tokens(rows.table, phase.format.num_separators)
+            lengths = count_row_tokens(rows[0], phase.format.num_separators)
             batches = np.argsort(lengths, kind="stable").reshape(count, -1)
             order = permute_indices(np.arange(count), count, (self.seed, start))
-            self.bucketing_window = BucketingWindow(start, rows, lengths, batches[order])
-        window = self.bucketing_window
-        selected = window.batches[step_in_window]
-        max_length = int(window.lengths[selected].max())
-        return window.rows.select(selected), round_up_to_bucket(max_length, phase.seq_length, phase.num_length_buckets)
+            self.bucketing_window = start, rows, lengths, batches[order]
+        _, rows, lengths, batches = self.bucketing_window
+        selected = batches[step_in_window]
+        length = round_up_to_bucket(int(lengths[selected].max()), phase.seq_length, phase.num_length_buckets)
+        return [column.take(selected, axis=0) for column in rows], length
 
     def build_batch(self, step: int) -> Batch:
-        """Return the rows of `step` that this process holds."""
+        """Return the rows of `step`, from 0, that this process holds."""
         phase = self.find_phase(step)
         if phase.num_length_buckets == 1:
             rows, length = self.draw_rows(phase, self.count_consumed_rows(step), phase.batch_size), phase.seq_length
         else:
             rows, length = self.draw_similar_length_rows(step)
-        rows = rows.select(self.select_local_rows(phase.batch_size))
-        batch = assemble_rows(self.split, rows.table, length, self.vocab, phase.format)
-        return add_example_ids(batch, rows.row_ids, rows.pass_indices)
+        local_rows = self.select_local_rows(phase.batch_size)
+        table, row_ids, pass_indices = (column.take(local_rows, axis=0) for column in rows)
+        return assemble_rows(self.split, table, length, self.vocab, phase.format, row_ids, pass_indices)
 
     def iter_batches(self, start: int, stop: int) -> Iterator[Batch]:
         """Yield the batches of steps `start` to `stop`; a thread builds two ahead."""
         with ThreadPoolExecutor(1, thread_name_prefix="batches") as worker:
-            ahead = [worker.submit(self.build_batch, step) for step in range(start, min(start + 2, stop))]
-            for step in range(start, stop):
-                if step + 2 < stop:
-                    ahead.append(worker.submit(self.build_batch, step + 2))
-                yield ahead.pop(0).result()
+            ahead = []
+            for step in range(start, stop + 2):
+                if step < stop:
+                    ahead.append(worker.submit(self.build_batch, step))
+                if start + 2 <= step:
+                    yield ahead.pop(0).result()
 
 
 def round_up_to_bucket(num_tokens: int, seq_length: int, num_length_buckets: int) -> int:
@@ -338,26 +288,16 @@ def iter_eval_batches(
 
 
 def iter_batches_longest_first(
-    split: Split,
-    vocab: VocabInfo,
-    table: np.ndarray,
-    row_ids: np.ndarray,
-    phase: Phase,
-    batch_size: int,
-    num_length_buckets: int,
+    split: Split, vocab: VocabInfo, table: Table, row_ids: np.ndarray, phase: Phase, batch_size: int, num_buckets: int
 ) -> Iterator[Batch]:
-    """Yield batches of the rows `row_ids` of a table, the longest rows first.
-
-    A batch has the smallest of `num_length_buckets` lengths that holds its rows. Rows of padding, which count nowhere,
-    fill the last batch.
-    """
+    """Yield batches of the rows `row_ids` of a table, the longest rows first. A batch has the smallest of `num_buckets`
+    lengths that holds its rows. Padding fills the last batch."""
     sizes = count_row_tokens(table.take(row_ids, axis=0), phase.format.num_separators)
     order = np.argsort(-sizes, kind="stable")
     for start in range(0, len(row_ids), batch_size):
-        selected = order[start : start + batch_size]
-        length = round_up_to_bucket(int(sizes[selected[0]]), phase.seq_length, num_length_buckets)
-        rows = assemble_rows(split, table.take(row_ids[selected], axis=0), length, vocab, phase.format)
-        rows = add_example_ids(rows, row_ids[selected], np.zeros(len(selected)))
+        selected = row_ids[order[start : start + batch_size]]
+        length = round_up_to_bucket(int(sizes[order[start]]), phase.seq_length, num_buckets)
+        rows = assemble_rows(split, table.take(selected, axis=0), length, vocab, phase.format, selected)
         missing = batch_size - len(selected)
         pad_rows = lambda x, missing=missing: np.pad(x, ((0, missing), *((0, 0),) * (x.ndim - 1)))
         yield jax.tree.map(pad_rows, rows) if missing else rows

@@ -3,7 +3,7 @@
     work/
       tokenizer.json
       documents/ paragraphs/       hashes of texts and the repeats among them, where duplicates are dropped;
-      units/000012/                a finished unit (encoders.data.unit_files).
+      units/000012/                a finished unit (encoders.data.store).
 
 The files of a unit depend on the corpus and the unit's number alone. A folder or file under its final name is complete
 and is not made again.
@@ -12,14 +12,15 @@ and is not made again.
 from __future__ import annotations
 
 import hashlib
+import json
 import resource
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -27,15 +28,7 @@ import numpy as np
 from encoders.data import filters
 from encoders.data.beam_runner import LogFunction
 from encoders.data.spec import PretrainingData, WorkUnit
-from encoders.data.unit_files import (
-    TEXT_SPLITS,
-    FinishedUnit,
-    SplitWriter,
-    choose_token_dtype,
-    encode_npy,
-    hash_split_files,
-    save_array,
-)
+from encoders.data.store import TEXT_SPLITS, SplitWriter, encode_npy, hash_split_files, save_array
 from encoders.text import corpus, tokenization
 from encoders.text.source import Document
 from encoders.utils.files import atomic_dir
@@ -59,17 +52,15 @@ class PreparationJob:
     @classmethod
     def in_folder(cls, data: PretrainingData, work_dir: Path) -> PreparationJob:
         """Return a job with absolute paths, for processes with other working directories."""
-        return cls(data.with_absolute_paths(), work_dir.resolve())
-
-    def read_paragraphs(self, unit: WorkUnit) -> Iterator[Document]:
-        """Yield the documents of a unit as they are in the corpus."""
-        source = make_source_cached(self.data.corpus[unit.item_index], self.data.text_field)
-        for byte_range in unit.byte_ranges:
-            yield from source.read_documents(byte_range)
+        is_path = lambda item: item != "embedded" and not item.startswith("tfds:")
+        items = (str(Path(item).expanduser().absolute()) if is_path(item) else item for item in data.corpus)
+        return cls(replace(data, corpus=tuple(items)), work_dir.resolve())
 
     def read_filtered_documents(self, unit: WorkUnit, counts: Counter) -> Iterator[Document]:
         """Yield the documents of a unit that pass the filters of single documents."""
-        return self.data.filters.filter_documents(self.read_paragraphs(unit), counts)
+        source = make_source_cached(self.data.corpus[unit.item_index], self.data.text_field)
+        documents = chain.from_iterable(map(source.read_documents, unit.byte_ranges))
+        return self.data.filters.filter_documents(documents, counts)
 
     def read_sentences(self, unit: WorkUnit, counts: Counter) -> Iterator[Document]:
         """Yield the documents of a unit as sentences, after all filters."""
@@ -83,20 +74,22 @@ class PreparationJob:
 
     def load_repeats(self, level: str, unit: WorkUnit) -> np.ndarray:
         """Return the repeats of a unit: indices in the unit and reasons, `[n, 2]`."""
-        slices = []
-        for path in sorted((self.work_dir / level).glob("drop-*.npy")):
-            rows = np.load(path, mmap_mode="r")
-            first, last = np.searchsorted(rows[:, 0], [unit.unit_index, unit.unit_index + 1])
-            slices.append(np.array(rows[first:last, 1:]))  # a copy: a file that stays mapped stays open
-        return np.concatenate(slices)
+        paths = sorted((self.work_dir / level).glob("drop-*.npy"))
+        return np.concatenate([load_sorted_rows(path, unit.unit_index, unit.unit_index) for path in paths])[:, 1:]
 
     def get_unit_dir(self, unit_index: int) -> Path:
         return self.work_dir / "units" / f"{unit_index:06}"
 
-    @property
-    def tokenizer(self):
+    def get_tokenizer(self) -> tokenization.Tokenizer:
         path = self.work_dir / "tokenizer.json"
         return load_tokenizer_cached(path, path.stat().st_mtime_ns)
+
+
+def load_sorted_rows(path: Path, lowest: int | np.uint64, highest: int | np.uint64) -> np.ndarray:
+    """Return the rows of a sorted file whose first column is from `lowest` to `highest`."""
+    rows = np.load(path, mmap_mode="r")
+    first, last = np.searchsorted(rows[:, 0], lowest), np.searchsorted(rows[:, 0], highest, side="right")
+    return np.array(rows[first:last])  # a copy: a file that stays mapped stays open
 
 
 make_source_cached = lru_cache(maxsize=64)(corpus.make_source)  # a glob of many files is looked up once
@@ -119,9 +112,7 @@ def hash_unit(job: PreparationJob, unit: WorkUnit, log: LogFunction = ignore_log
             save_array(paths[level], rows)
 
 
-def find_repeats_in_bucket(
-    job: PreparationJob, bucket: tuple[str, int, int, int], log: LogFunction = ignore_log_line
-) -> None:
+def find_repeats_in_bucket(job: PreparationJob, bucket: tuple, log: LogFunction = ignore_log_line) -> None:
     """Write the repeats among the hashes of all units that fall into one bucket (level, index, buckets, units)."""
     level, bucket_index, num_buckets, num_units = bucket
     path = job.work_dir / level / f"drop-{bucket_index:06}.npy"
@@ -129,12 +120,9 @@ def find_repeats_in_bucket(
         return
     width = 2**64 // num_buckets
     low, high = np.uint64(bucket_index * width), np.uint64(min((bucket_index + 1) * width, 2**64) - 1)
-    slices = []
-    for unit in range(num_units):
-        rows = np.load(job.work_dir / level / f"hash-{unit:06}.npy", mmap_mode="r")
-        first, last = np.searchsorted(rows[:, 0], low), np.searchsorted(rows[:, 0], high, side="right")
-        slices.append(np.array(rows[first:last]))  # a copy: a file that stays mapped stays open
-    save_array(path, filters.find_bucket_repeats(slices, level, job.data.filters))
+    hash_files = [job.work_dir / level / f"hash-{unit:06}.npy" for unit in range(num_units)]
+    unit_hashes = [load_sorted_rows(hash_file, low, high) for hash_file in hash_files]
+    save_array(path, filters.find_bucket_repeats(unit_hashes, level, job.data.filters))
 
 
 def plan_hash_buckets(job: PreparationJob, num_units: int) -> list[tuple[str, int, int, int]]:
@@ -142,9 +130,7 @@ def plan_hash_buckets(job: PreparationJob, num_units: int) -> list[tuple[str, in
     buckets = []
     for level in job.data.filters.compared_levels:
         num_hashes = sum(len(np.load(path, mmap_mode="r")) for path in (job.work_dir / level).glob("hash-*.npy"))
-        num_buckets = 1
-        while num_hashes > num_buckets * MAX_BUCKET_HASHES:
-            num_buckets *= 2
+        num_buckets = 1 << ((num_hashes - 1) // MAX_BUCKET_HASHES).bit_length() if num_hashes else 1
         buckets += [(level, bucket_index, num_buckets, num_units) for bucket_index in range(num_buckets)]
     return buckets
 
@@ -163,44 +149,35 @@ def tokenize_unit(job: PreparationJob, unit: WorkUnit, log: LogFunction = ignore
 
 
 def write_finished_unit(job: PreparationJob, unit: WorkUnit, path: Path, log: LogFunction) -> None:
-    started, tokenizer = time.monotonic(), job.tokenizer
-    vocab, filtered = tokenizer.vocab, Counter()
-    counts, characters, num_documents = np.zeros(vocab.vocab_size, np.int64), 0, 0
+    started, tokenizer = time.monotonic(), job.get_tokenizer()
+    joiner, filtered, characters, num_documents = tokenizer.sentence_joiner, Counter(), 0, 0
     with ExitStack() as stack:
-        writers = {
-            split: SplitWriter(stack, path / split, choose_token_dtype(vocab), vocab.sep_id) for split in TEXT_SPLITS
-        }
+        writers = {split: SplitWriter(stack, path / split, tokenizer.vocab) for split in TEXT_SPLITS}
         for batch in batch_documents(job.read_sentences(unit, filtered)):
-            lines = [
-                (tokenizer.sentence_joiner if i else "") + line for document in batch for i, line in enumerate(document)
-            ]
+            lines = [(joiner if i else "") + line for document in batch for i, line in enumerate(document)]
             ids = iter(tokenizer.encode_batch(lines))
             for document in batch:
                 held_out = is_held_out(unit.unit_index, num_documents, job.data.heldout_fraction)
-                split = "heldout" if held_out else "train"
-                tokens = writers[split].add_document([row for row in islice(ids, len(document)) if row])
-                if tokens is None:
+                writer = writers["heldout" if held_out else "train"]
+                if not writer.add_document([row for row in islice(ids, len(document)) if row]):
                     filtered["documents without a token"] += 1
-                elif split == "train":
-                    counts += np.bincount(tokens, minlength=vocab.vocab_size)
                 num_documents += 1
             characters += sum(map(len, lines))
             speed = characters / 1e6 / (time.monotonic() - started)
             log(f"tokens: {num_documents:,} documents, {characters / 1e6:,.0f} M characters, {speed:.1f} M/s")
-    encoded_counts = encode_npy(counts)
-    (path / "counts.npy").write_bytes(encoded_counts)
-    FinishedUnit(
-        name=str(unit),
-        item_index=unit.item_index,
-        splits={
-            split: writer.get_counts() | {"sha256": hash_split_files(path / split)} for split, writer in writers.items()
-        },
-        counts_sha256=hashlib.sha256(encoded_counts).hexdigest(),
-        characters=characters,
-        filtered=dict(filtered),
-        seconds=round(time.monotonic() - started, 2),
-        peak_memory_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-    ).write_record(path)
+    counts = encode_npy(writers["train"].token_counts)
+    (path / "counts.npy").write_bytes(counts)
+    unit_record = {
+        "name": str(unit),
+        "item_index": unit.item_index,
+        "splits": {s: {**writers[s].counts, "sha256": hash_split_files(path / s)} for s in TEXT_SPLITS},
+        "counts_sha256": hashlib.sha256(counts).hexdigest(),
+        "characters": characters,
+        "filtered": filtered,
+        "seconds": round(time.monotonic() - started, 2),
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+    }
+    (path / "unit.json").write_text(json.dumps(unit_record), encoding="utf-8")
 
 
 def is_held_out(unit_index: int, document_index: int, heldout_fraction: float) -> bool:
@@ -211,10 +188,8 @@ def is_held_out(unit_index: int, document_index: int, heldout_fraction: float) -
 
 
 def sample_documents(job: PreparationJob, units: list[WorkUnit]) -> Iterator[Document]:
-    """Yield documents from all over the corpus, to train a vocabulary on.
-
-    The first characters of up to `MAX_SAMPLED_UNITS` units come one unit after the other, then the rest.
-    """
+    """Yield documents from all over the corpus, to train a vocabulary on. The first characters of up to
+    `MAX_SAMPLED_UNITS` units come one unit after the other, then the rest."""
     step = -(-len(units) // MAX_SAMPLED_UNITS)
     order = [unit for first in range(step) for unit in units[first::step]]
     share, num_read = job.data.tokenizer.train_chars // min(len(units), MAX_SAMPLED_UNITS), {}

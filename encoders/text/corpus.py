@@ -14,31 +14,25 @@ from pathlib import Path
 
 from encoders.text.embedded import EmbeddedSource
 from encoders.text.file_readers import make_file_source
-from encoders.text.source import CorpusError, CorpusSource, DigestCache, import_optional, normalize_spaces
+from encoders.text.source import CorpusError, CorpusSource, DigestCache, import_optional
 from encoders.text.tfds_reader import TfdsSource
 
 RANGE_BYTES = 64 << 20  # of text that is read in one go
 
 
-def check_corpus(
-    corpus: tuple[str, ...], sentence_splitting: str = "split", language: str = "en", text_field: str | None = None
-) -> None:
+def check_corpus(corpus, sentence_splitting: str = "split", language: str = "en", text_field=None) -> None:
     """Raise `CorpusError` for the errors of a corpus that show without reading it all."""
     make_sentence_splitter(sentence_splitting, language)
     for source in make_sources(corpus, text_field):
         source.check_readable()
 
 
-def describe_corpus(
-    corpus: tuple[str, ...], text_field: str | None = None, cache_path: Path | None = None
-) -> list[dict]:
+def describe_corpus(corpus: tuple[str, ...], text_field=None, cache_path: Path | None = None) -> list[dict]:
     """Return JSON-able values that determine the content of a corpus, in reading order and without its location.
-
-    `cache_path` is the file that caches the digests of a large corpus.
-    """
+    `cache_path` is the file that caches the digests of a large corpus."""
     digests = DigestCache(cache_path)
     content = [entry for source in make_sources(corpus, text_field) for entry in source.describe_content(digests)]
-    digests.save()
+    digests.save_cache()
     return content
 
 
@@ -49,13 +43,6 @@ def make_sources(corpus: tuple[str, ...], text_field: str | None = None) -> list
     return [make_source(item, text_field) for item in corpus]
 
 
-def resolve_item(item: str) -> str:
-    """Return an item with an absolute path, for processes with other working directories."""
-    if item == "embedded" or item.startswith("tfds:"):
-        return item
-    return str(Path(item).expanduser().absolute())
-
-
 def make_source(item: str, text_field: str | None) -> CorpusSource:
     if item == "embedded":
         return EmbeddedSource()
@@ -63,7 +50,6 @@ def make_source(item: str, text_field: str | None) -> CorpusSource:
 
 
 def make_sentence_splitter(sentence_splitting: str, language: str) -> Callable[[str], list[str]]:
-    """Return the function that divides a line into sentences."""
     if sentence_splitting == "lines":
         return lambda line: [line]
     if sentence_splitting != "split":
@@ -71,4 +57,4 @@ def make_sentence_splitter(sentence_splitting: str, language: str) -> Callable[[
     if not isinstance(language, str) or not re.fullmatch(r"[a-z]{2,3}([-_]\w+)*", language):
         raise CorpusError(f"language={language!r} must be a language code such as 'en', 'de' or 'zh'")
     segment = import_optional("sentencex", "sentence_splitting='split'").segment
-    return lambda line: [text for sentence in segment(language, line) if (text := normalize_spaces(sentence))]
+    return lambda line: [" ".join(words) for sentence in segment(language, line) if (words := sentence.split())]

@@ -10,6 +10,7 @@ import inspect
 import re
 import warnings
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 from encoders.text.source import ByteRange, CorpusError, DigestCache, Document
@@ -25,15 +26,14 @@ class EmbeddedSource:
             find_package_dir(package)
 
     def describe_content(self, digest_cache: DigestCache) -> list[dict]:
-        return [{"embedded": {package: get_package_version(package) for package in EMBEDDED_PACKAGES}}]
+        self.check_readable()
+        return [{"embedded": {package: importlib.metadata.version(package) for package in EMBEDDED_PACKAGES}}]
 
     def split_ranges(self, target_bytes: int) -> Iterator[ByteRange]:
         yield ByteRange("embedded")
 
     def read_documents(self, byte_range: ByteRange) -> Iterator[Document]:
-        for package in EMBEDDED_PACKAGES:
-            for document in read_module_docstrings(package):
-                yield list(document)
+        return map(list, chain.from_iterable(map(read_module_docstrings, EMBEDDED_PACKAGES)))
 
 
 def find_package_dir(package: str) -> Path:
@@ -41,11 +41,6 @@ def find_package_dir(package: str) -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise CorpusError(f"the embedded corpus needs {package}: pip install {package}")
     return Path(spec.submodule_search_locations[0])
-
-
-def get_package_version(package: str) -> str:
-    find_package_dir(package)
-    return importlib.metadata.version(package)
 
 
 @functools.cache  # 9 MB in all; parsing takes seconds, and a corpus is read more than once

@@ -2,35 +2,35 @@
 
 from __future__ import annotations
 
+import bz2
 import difflib
 import glob
+import gzip
 import json
+import lzma
 import os
 import sys
+import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
-from encoders.text.source import (
-    ByteRange,
-    CorpusError,
-    DigestCache,
-    Document,
-    import_optional,
-    normalize_spaces,
-    split_paragraphs,
-)
+from encoders.text.source import ByteRange, CorpusError, DigestCache, Document, import_optional, split_paragraphs
 
 MAX_CHECKED_CHARS = 1 << 16  # that `check_readable` reads of a file
 MAX_LINE_BYTES = 64 << 20
 COMPRESSED_SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
-DEFAULT_TEXT_FIELD = "text"  # of JSON lines and Parquet, unless another is named
 
 
 class FileSource:
-    """Base of the sources of files; `text_field` names the field or column of a record's text."""
+    """Base of the sources of files; `text_field` names the field or column of a record's text, by default "text".
+
+    Plain files are divided at the ends of documents that `find_document_start` returns, compressed ones are not.
+    """
 
     def __init__(self, item: str, paths: list[Path], text_field: str | None = None):
-        self.item, self.paths, self.text_field = item, paths, text_field or DEFAULT_TEXT_FIELD
+        self.item, self.paths, self.text_field = item, paths, text_field or "text"
 
     def check_readable(self) -> None:
         has_text = [self.has_text(path) for path in self.paths]  # every file is checked
@@ -41,8 +41,7 @@ class FileSource:
         return [{"file": p.name, "sha256": digest_cache.hash_file(p), "bytes": p.stat().st_size} for p in self.paths]
 
     def split_ranges(self, target_bytes: int) -> Iterator[ByteRange]:
-        for path in self.paths:
-            yield from self.split_file(path, target_bytes)
+        return chain.from_iterable(self.split_file(path, target_bytes) for path in self.paths)
 
     def has_text(self, path: Path) -> bool:
         num_chars, has_text = 0, False
@@ -55,44 +54,26 @@ class FileSource:
         return has_text
 
     def iter_lines(self, byte_range: ByteRange) -> Iterator[str]:
-        """Yield the lines of the documents of a range."""
-        for document in self.read_documents(byte_range):
-            yield from document
+        return chain.from_iterable(self.read_documents(byte_range))
 
     def split_file(self, path: Path, target_bytes: int) -> Iterator[ByteRange]:
-        raise NotImplementedError
-
-    def read_documents(self, byte_range: ByteRange) -> Iterator[Document]:
-        raise NotImplementedError
-
-
-class LineFileSource(FileSource):
-    """Base of files read line by line. Plain files are divided at ends of documents, compressed ones are not
-    divided."""
-
-    def split_file(self, path: Path, target_bytes: int) -> Iterator[ByteRange]:
-        file_bytes = path.stat().st_size
+        file_bytes, start = path.stat().st_size, 0
         if path.suffix in COMPRESSED_SUFFIXES:
             yield ByteRange(str(path), approx_bytes=4 * file_bytes)
             return
-        start = 0
         with open_decompressed(path) as file:
             while start < file_bytes:
-                stop = file_bytes
-                if start + target_bytes < file_bytes:
-                    stop = self.find_document_start(file, start + target_bytes)
+                target = start + target_bytes
+                stop = self.find_document_start(file, target) if target < file_bytes else file_bytes
                 yield ByteRange(str(path), start, stop, stop - start)
                 start = stop
 
-    def find_document_start(self, file, offset: int) -> int:
-        """Return the first offset from `offset` on at which a document starts."""
-        raise NotImplementedError
 
-
-class TextSource(LineFileSource):
+class TextSource(FileSource):
     """Source of UTF-8 text: a paragraph or a sentence a line, a blank line between documents."""
 
     def find_document_start(self, file, offset: int) -> int:
+        """Return the first offset from `offset` on at which a document starts."""
         file.seek(offset - 1)
         line = file.readline(MAX_LINE_BYTES)  # the rest of a line, or its end
         while line and (line := file.readline(MAX_LINE_BYTES)).strip():
@@ -100,19 +81,16 @@ class TextSource(LineFileSource):
         return file.tell()
 
     def iter_lines(self, byte_range: ByteRange) -> Iterator[str]:
-        for _, line in iter_numbered_lines(byte_range):
-            yield normalize_spaces(line)
+        return (" ".join(line.split()) for _, line in iter_numbered_lines(byte_range))
 
     def read_documents(self, byte_range: ByteRange) -> Iterator[Document]:
         document, size = [], 0
         for number, line in iter_numbered_lines(byte_range):
-            if line := normalize_spaces(line):
+            if line := " ".join(line.split()):
                 document.append(line)
                 if (size := size + len(line)) > MAX_LINE_BYTES:
-                    raise CorpusError(
-                        f"{format_line_location(byte_range, number)}: a document of more than {MAX_LINE_BYTES >> 20} M "
-                        "characters; separate documents by blank lines"
-                    )
+                    problem = f"a document of more than {MAX_LINE_BYTES >> 20} M characters"
+                    raise build_line_error(byte_range, number, f"{problem}; separate documents by blank lines")
             elif document:
                 yield document
                 document, size = [], 0
@@ -120,7 +98,7 @@ class TextSource(LineFileSource):
             yield document
 
 
-class JsonLinesSource(LineFileSource):
+class JsonLinesSource(FileSource):
     """Source of JSON lines: an object a line, whose text is a document."""
 
     def find_document_start(self, file, offset: int) -> int:
@@ -130,33 +108,31 @@ class JsonLinesSource(LineFileSource):
 
     def read_documents(self, byte_range: ByteRange) -> Iterator[Document]:
         for number, line in iter_numbered_lines(byte_range):
-            if not line.strip():
-                continue
-            try:
-                document = split_paragraphs(self.parse_text(line))
-            except CorpusError as error:
-                raise CorpusError(f"{format_line_location(byte_range, number)}: {error}") from error
-            if document:
-                yield document
+            if line.strip():
+                try:
+                    document = split_paragraphs(self.parse_text(line))
+                except CorpusError as error:
+                    raise build_line_error(byte_range, number, error) from error
+                if document:
+                    yield document
 
     def parse_text(self, line: str) -> str:
         try:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise CorpusError(f"not JSON: {str(error)[:200]}") from error
-        if not isinstance(record, dict) or not isinstance(record.get(self.text_field), str):
-            content = ", ".join(record) if isinstance(record, dict) else f"a {type(record).__name__}"
-            raise CorpusError(
-                f"no text {self.text_field!r} (data.text_field names it); the line has {content or 'nothing'}"
-            )
-        return record[self.text_field].encode(errors="replace").decode()  # replaces lone surrogates
+        fields = record if isinstance(record, dict) else {}
+        if not isinstance(fields.get(self.text_field), str):
+            content = ", ".join(record) or "nothing" if record is fields else f"a {type(record).__name__}"
+            raise CorpusError(f"no text {self.text_field!r} (data.text_field names it); the line has {content}")
+        return fields[self.text_field].encode(errors="replace").decode()  # replaces lone surrogates
 
 
 class ParquetSource(FileSource):
     """Source of Parquet files: every row of a text column is a document; ranges are row groups."""
 
     def split_file(self, path: Path, target_bytes: int) -> Iterator[ByteRange]:
-        with self.open_parquet(path) as file:
+        with open_parquet(path) as file:
             group_bytes = [file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups)]
         start, num_bytes = 0, 0
         for stop, size in enumerate(group_bytes, 1):
@@ -167,59 +143,51 @@ class ParquetSource(FileSource):
 
     def read_documents(self, byte_range: ByteRange) -> Iterator[Document]:
         path = Path(byte_range.name)
-        with self.open_parquet(path) as file:
+        with open_parquet(path) as file:
             types = {column.name: str(column.type) for column in file.schema_arrow}
             if types.get(self.text_field) not in ("string", "large_string", "string_view"):
                 columns = ", ".join(f"{name} ({type_name})" for name, type_name in types.items())
-                raise CorpusError(
-                    f"{path}: no text column {self.text_field!r} (data.text_field names it); it has {columns}"
-                )
+                problem = f"no text column {self.text_field!r} (data.text_field names it); it has {columns}"
+                raise CorpusError(f"{path}: {problem}")
             groups = range(byte_range.start, file.num_row_groups if byte_range.stop is None else byte_range.stop)
-            try:
-                for batch in file.iter_batches(256, list(groups), [self.text_field]):
-                    for text in batch.column(0).to_pylist():
-                        if document := split_paragraphs(text or ""):
-                            yield document
-            except (OSError, ValueError) as error:  # pyarrow's errors are subclasses of these
-                raise CorpusError(f"{path}: cannot be read as Parquet, damaged or cut off: {error}") from error
+            for batch in file.iter_batches(256, list(groups), [self.text_field]):
+                for text in batch.column(0).to_pylist():
+                    if document := split_paragraphs(text or ""):
+                        yield document
 
-    def open_parquet(self, path: Path):
-        parquet = import_optional("pyarrow.parquet", "a Parquet file")
-        try:
-            return parquet.ParquetFile(path)
-        except (OSError, ValueError) as error:
-            raise CorpusError(f"{path}: cannot be read as Parquet, damaged or cut off: {error}") from error
+
+@contextmanager
+def open_parquet(path: Path):
+    try:
+        with import_optional("pyarrow.parquet", "a Parquet file").ParquetFile(path) as file:
+            yield file
+    except CorpusError:
+        raise
+    except (OSError, ValueError) as error:  # pyarrow's errors are subclasses of these
+        raise CorpusError(f"{path}: cannot be read as Parquet, damaged or cut off: {error}") from error
 
 
 def make_file_source(item: str, text_field: str | None) -> FileSource:
     """Return the source of the files that `item` names, by their suffix."""
     paths = expand_paths(item)
-    names = [path.name for path in paths]
-    source_class, *others = {choose_file_source_class(name) for name in names}
+    plain_names = [path.with_suffix("").name if path.suffix in COMPRESSED_SUFFIXES else path.name for path in paths]
+    kinds = {".jsonl": JsonLinesSource, ".ndjson": JsonLinesSource, ".json": JsonLinesSource, ".parquet": ParquetSource}
+    source_class, *others = {kinds.get(Path(name).suffix.lower(), TextSource) for name in plain_names}
     if others:
-        raise CorpusError(f"corpus {item!r} names files of several kinds: {', '.join(names[:5])}; name each kind apart")
+        names = ", ".join(path.name for path in paths[:5])
+        raise CorpusError(f"corpus {item!r} names files of several kinds: {names}; name each kind apart")
     return source_class(item, paths, text_field)
 
 
-def choose_file_source_class(file_name: str) -> type[FileSource]:
-    for suffix in COMPRESSED_SUFFIXES:
-        file_name = file_name.removesuffix(suffix)
-    suffix = Path(file_name).suffix.lower()
-    if suffix in (".jsonl", ".ndjson", ".json"):
-        return JsonLinesSource
-    return ParquetSource if suffix == ".parquet" else TextSource
-
-
 def expand_paths(item: str) -> list[Path]:
-    """Return the files that a path or a glob names."""
     path = Path(item).expanduser()
     if path.is_dir():
         raise CorpusError(f"corpus {item!r} is a folder; name its files, as in {str(Path(item) / '*.txt')!r}")
     if path.exists():  # also a name that holds a bracket or a star
         return [path]
-    if glob.has_magic(item):
-        if names := sorted(Path(name) for name in glob.glob(str(path), recursive=True) if os.path.isfile(name)):
-            return names
+    matches = glob.glob(str(path), recursive=True) if glob.has_magic(item) else []
+    if files := sorted(Path(name) for name in matches if os.path.isfile(name)):
+        return files
     if not path.parent.is_dir() and not glob.has_magic(str(path.parent)):
         raise CorpusError(f"corpus {item!r}: the folder {str(path.parent)!r} does not exist")
     names = sorted(file.name for file in path.parent.iterdir()) if path.parent.is_dir() else []
@@ -228,10 +196,6 @@ def expand_paths(item: str) -> list[Path]:
 
 
 def open_decompressed(path: Path):
-    import bz2
-    import gzip
-    import lzma
-
     try:
         if path.suffix == ".zst":
             zstd = import_zstd()
@@ -249,9 +213,6 @@ def import_zstd():
 
 def iter_numbered_lines(byte_range: ByteRange) -> Iterator[tuple[int, str]]:
     """Yield the lines of a range of a file, without line ends, and their numbers in the range, from 1."""
-    import lzma
-    import zlib
-
     path, number, offset = Path(byte_range.name), 0, byte_range.start
     damage_errors = (OSError, EOFError, lzma.LZMAError, zlib.error)
     if path.suffix == ".zst":
@@ -263,32 +224,28 @@ def iter_numbered_lines(byte_range: ByteRange) -> Iterator[tuple[int, str]]:
             while (byte_range.stop is None or offset < byte_range.stop) and (line := file.readline(MAX_LINE_BYTES)):
                 number, offset = number + 1, offset + len(line)
                 if len(line) == MAX_LINE_BYTES and line[-1:] != b"\n":
-                    raise CorpusError(
-                        f"{format_line_location(byte_range, number)}: a line of more than {MAX_LINE_BYTES >> 20} MB; "
-                        "is it text?"
-                    )
+                    problem = f"a line of more than {MAX_LINE_BYTES >> 20} MB; is it text?"
+                    raise build_line_error(byte_range, number, problem)
                 yield number, line.decode("utf-8-sig" if offset == len(line) else "utf-8").rstrip("\n")
         except UnicodeDecodeError as error:
-            byte = f"byte {error.start + 1} is 0x{error.object[error.start]:02x}"
-            raise CorpusError(
-                f"{format_line_location(byte_range, number)}: the line is not UTF-8: {byte}{guess_binary_format(path)}"
-            ) from error
+            byte = f"byte {error.start + 1} is 0x{error.object[error.start]:02x}{guess_binary_format(path)}"
+            raise build_line_error(byte_range, number, f"the line is not UTF-8: {byte}") from error
         except damage_errors as error:
             if getattr(error, "errno", None):  # of the disk or the network, not of the file's content
                 raise
             kind = path.suffix if path.suffix in COMPRESSED_SUFFIXES else "text"
-            location = format_line_location(byte_range, number + 1)
-            raise CorpusError(f"{location}: cannot be read as {kind}, damaged or cut off: {error}") from error
+            problem = f"cannot be read as {kind}, damaged or cut off: {error}"
+            raise build_line_error(byte_range, number + 1, problem) from error
 
 
-def format_line_location(byte_range: ByteRange, line_number: int) -> str:
-    """Return file and line number of the n-th line of a range."""
+def build_line_error(byte_range: ByteRange, line_number: int, problem: object) -> CorpusError:
+    """Return an error that names the file and, counted from its start, the n-th line of a range."""
     lines_before = 0
     if byte_range.start:
         with open(byte_range.name, "rb") as file:
             while (bytes_left := byte_range.start - file.tell()) > 0:
                 lines_before += file.read(min(bytes_left, 1 << 20)).count(b"\n")
-    return f"{byte_range.name}:{lines_before + line_number}"
+    return CorpusError(f"{byte_range.name}:{lines_before + line_number}: {problem}")
 
 
 def guess_binary_format(path: Path) -> str:

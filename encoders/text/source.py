@@ -23,10 +23,8 @@ class CorpusError(ValueError):
 
 @dataclass(frozen=True)
 class ByteRange:
-    """Range that is read in one go, from `start` to `stop` (None: to the end).
-
-    The unit is bytes of a text file, row groups of a Parquet file, or records of a TFDS data set.
-    """
+    """Range that is read in one go, from `start` to `stop` (None: to the end). The unit is bytes of a text file, row
+    groups of a Parquet file, or records of a TFDS data set."""
 
     name: str
     start: int = 0
@@ -39,20 +37,16 @@ class ByteRange:
 
 
 class DigestCache:
-    """SHA-256 of files, cached in `cache_path` so that a corpus of 1 TB is not read again whenever a run starts.
-
-    A cached digest is valid as long as the size and the time of its file stay the same.
-    """
+    """SHA-256 of files, cached in `cache_path` so that a corpus of 1 TB is not read again whenever a run starts. A
+    cached digest is valid as long as the size and the time of its file stay the same."""
 
     MIN_CACHED_BYTES = 64 << 20  # a cache is written after so many bytes were hashed
 
     def __init__(self, cache_path: Path | None = None):
-        self.cache_path = cache_path
-        try:
-            self.cached_digests = json.loads(cache_path.read_text(encoding="utf-8")) if cache_path else {}
-        except (OSError, ValueError):
-            self.cached_digests = {}
-        self.bytes_hashed = 0
+        self.cache_path, self.cached_digests, self.bytes_hashed = cache_path, {}, 0
+        if cache_path:
+            with suppress(OSError, ValueError):
+                self.cached_digests = json.loads(cache_path.read_text(encoding="utf-8"))
 
     def hash_file(self, path: Path) -> str:
         try:
@@ -68,7 +62,7 @@ class DigestCache:
         self.bytes_hashed += status.st_size
         return digest
 
-    def save(self) -> None:
+    def save_cache(self) -> None:
         """Write the cache, if many bytes were hashed."""
         if self.cache_path and self.bytes_hashed >= self.MIN_CACHED_BYTES:
             with suppress(OSError):  # a read-only folder
@@ -92,14 +86,9 @@ class CorpusSource(Protocol):
         """Yield the documents of a range."""
 
 
-def normalize_spaces(text: str) -> str:
-    """Return a text with single spaces."""
-    return " ".join(text.split())
-
-
 def split_paragraphs(text: str) -> Document:
-    """Return the lines of a text that are not empty."""
-    return [normalized for line in text.split("\n") if (normalized := normalize_spaces(line))]
+    """Return the lines of a text that are not empty, with single spaces."""
+    return [" ".join(words) for line in text.split("\n") if (words := line.split())]
 
 
 def import_optional(module_name: str, purpose: str, requirement: str | None = None):

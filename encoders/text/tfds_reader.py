@@ -16,10 +16,8 @@ WIKI40B_MARKERS = re.compile(r"_START_(?:ARTICLE|SECTION|PARAGRAPH)_|_NEWLINE_")
 
 @dataclass(frozen=True)
 class TfdsSource:
-    """Source of a prepared data set; `item` is "tfds:NAME@SPLIT".
-
-    `text_field` names the text feature where it is neither one of `TEXT_FEATURES` nor the only one.
-    """
+    """Source of a prepared data set; `item` is "tfds:NAME@SPLIT". `text_field` names the text feature where it is
+    neither one of `TEXT_FEATURES` nor the only one."""
 
     item: str
     text_field: str | None = None
@@ -34,11 +32,11 @@ class TfdsSource:
 
     def split_ranges(self, target_bytes: int) -> Iterator[ByteRange]:
         builder, split, records = open_tfds_dataset(self.item)
-        split_info, num_records = builder.info.splits[split.partition("[")[0]], len(records)
+        split_info = builder.info.splits[split.partition("[")[0]]
         record_bytes = max(1, (split_info.num_bytes or 0) // max(split_info.num_examples, 1))
         range_records = max(1, target_bytes // record_bytes)
-        for start in range(0, num_records, range_records):
-            stop = min(start + range_records, num_records)
+        for start in range(0, len(records), range_records):
+            stop = min(start + range_records, len(records))
             yield ByteRange(self.item, start, stop, (stop - start) * record_bytes)
 
     def read_documents(self, byte_range: ByteRange) -> Iterator[Document]:
@@ -57,19 +55,16 @@ class TfdsSource:
         tfds = import_optional("tensorflow_datasets", f"corpus {self.item!r}")
         texts = [key for key, kind in builder.info.features.items() if isinstance(kind, tfds.features.Text)]
         candidates = (self.text_field,) if self.text_field else TEXT_FEATURES
-        for name in candidates:
-            if name in texts:
-                return name
-        if len(texts) == 1 and not self.text_field:
-            return texts[0]
+        matches = [name for name in candidates if name in texts]
+        if matches or (len(texts) == 1 and not self.text_field):
+            return [*matches, *texts][0]
         raise CorpusError(f"corpus {self.item!r} has the text features {texts}; one must be {', '.join(candidates)}")
 
 
 def read_tfds_records(item: str) -> Iterator[dict]:
     """Yield the records of a prepared data set "tfds:NAME@SPLIT", bytes as text. Raises `CorpusError`."""
     _, _, records = open_tfds_dataset(item)
-    for index in range(len(records)):
-        yield decode_tfds_value(records[index])
+    yield from (decode_tfds_value(records[index]) for index in range(len(records)))
 
 
 def describe_tfds_version(item: str) -> str:
@@ -94,21 +89,16 @@ def open_tfds_dataset(item: str):
     tfds = import_optional("tensorflow_datasets", f"corpus {item!r}")
     try:
         tfds.text.Glue  # noqa: B018 - registers the older text builders, which fails silently without h5py
-        if Path(name).expanduser().is_dir():
-            builder = tfds.builder_from_directory(Path(name).expanduser())
-        else:
-            builder = tfds.builder(name, try_gcs=False)
+        folder = Path(name).expanduser()
+        builder = tfds.builder_from_directory(folder) if folder.is_dir() else tfds.builder(name, try_gcs=False)
     except Exception as error:
         known = re.findall(r"^\s*- (\S+)$", str(error), re.MULTILINE)
         if near := difflib.get_close_matches(name, known, 3):
-            raise CorpusError(
-                f"corpus {item!r}: TFDS does not know {name!r}; similar names: {', '.join(near)}"
-            ) from error
-        first = (str(error).strip() or repr(error)).splitlines()[0]
-        raise CorpusError(
-            f"corpus {item!r}: neither a TFDS dataset nor a folder of a prepared one, which holds "
-            f"dataset_info.json: {first}"
-        ) from error
+            reason = f"TFDS does not know {name!r}; similar names: {', '.join(near)}"
+        else:
+            reason = "neither a TFDS dataset nor a folder of a prepared one, which holds dataset_info.json: "
+            reason += (str(error).strip() or repr(error)).splitlines()[0]
+        raise CorpusError(f"corpus {item!r}: {reason}") from error
     if not builder.is_prepared():
         raise CorpusError(
             f"corpus {item!r} is not prepared in {builder.data_dir} (TFDS_DATA_DIR sets where); nothing is downloaded "

@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from collections import Counter
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from encoders.text.published_vocabularies import (
-    ALBERT_SYMBOLS,
-    SPECIAL_TOKEN_NAMES,
-    build_albert_normalizer,
-    build_albert_pre_tokenizer,
-    build_byte_level_bpe,
-    build_unigram,
-    build_wordpiece,
-    detect_tokenizer_kind,
-    find_special_token_names,
-    read_published_tokenizer,
-)
-from encoders.text.word_splitting import WordCache, split_bert_words, split_gpt2_words
-
-CHARACTER_COVERAGE = 0.99995  # of a unigram vocabulary's training characters, as ALBERT's spm_train flags
-MAX_ALPHABET_SIZE = 1000  # distinct characters of a WordPiece vocabulary
-ASCII_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz")
-ALBERT_PUNCTUATION = frozenset('!"#$%&()*+,-./:;?@[\\]^_`{|}~£€')  # of ALBERT's _is_start_piece_sp
+MAX_CACHED_WORDS = 1 << 18  # about 60 MB; then the cache is cleared
+MAX_CHUNK_CHARS = 64  # longer words are not cached
+BERT_WORD_PATTERN = re.compile(r"[a-zA-Z0-9]+|[^a-zA-Z0-9 ]")
+GPT2_WORD_PATTERN = re.compile(r"'(?:s|t|re|ve|m|ll|d)| ?[a-zA-Z]+| ?[0-9]+| ?[^a-zA-Z0-9 ]+| +(?![^ ])| +")
 
 
 @dataclass(frozen=True)
@@ -74,9 +60,9 @@ class TokenizerSpec:
     train_chars: int = 20_000_000  # characters of the corpus to train on
 
     def __post_init__(self):
-        if self.kind not in SPECIAL_TOKEN_NAMES:
-            raise ValueError(f"tokenizer.kind={self.kind!r} must be one of {', '.join(SPECIAL_TOKEN_NAMES)}")
         fixed = {"wordpiece": (16, "letters"), "bpe": (256, "bytes"), "unigram": (24, "symbols and letters")}
+        if self.kind not in fixed:
+            raise ValueError(f"tokenizer.kind={self.kind!r} must be one of {', '.join(fixed)}")
         num_fixed, fixed_kind = fixed[self.kind]
         if self.path is None and self.vocab_size < 5 + num_fixed:
             raise ValueError(
@@ -90,15 +76,15 @@ class TokenizerSpec:
 class Tokenizer:
     """Vocabulary and its rules, over `tokenizers.Tokenizer`.
 
-    `sentence_joiner` precedes each sentence but the first of a text, so that byte-level BPE sees the space of running
-    text.
+    `sentence_joiner` precedes each sentence of a text but the first: byte-level BPE sees the space of running text.
     """
 
     def __init__(self, backend):
-        self.kind = detect_tokenizer_kind(backend)
-        self.vocab = build_vocab_info(backend, self.kind)
-        self.sentence_joiner = " " if self.kind == "bpe" else ""
-        self._backend = backend
+        from encoders.text import tokenizer_backends
+
+        self.kind = tokenizer_backends.detect_tokenizer_kind(backend)
+        self.vocab = VocabInfo(**tokenizer_backends.describe_vocabulary(backend, self.kind))
+        self.sentence_joiner, self._backend = " " if self.kind == "bpe" else "", backend
         literal = type(backend).from_str(backend.to_str())
         literal.encode_special_tokens = True
         encode_texts = lambda texts: [row.ids for row in literal.encode_batch_fast(texts, add_special_tokens=False)]
@@ -110,10 +96,8 @@ class Tokenizer:
 
     def encode_with_offsets(self, texts: list[str]) -> tuple[list[list[int]], list[list[tuple[int, int]]]]:
         """Return the ids of each text as `encode_batch` does, and the span of each token: first character and end.
-
         White space around a token is not part of its span. A character that the rules drop, such as a combining accent,
-        belongs to the token before it, or to the one after it at the start of a word.
-        """
+        belongs to the token before it, or to the one after it at the start of a word."""
         rows = self._literal_backend.encode_batch(texts, add_special_tokens=False)
         offsets = [
             widen_offsets(text, [trim_span(text, *span) for span in row.offsets])
@@ -142,7 +126,6 @@ class Tokenizer:
         return {"do_lower_case": normalizer is not None and normalizer.normalize_str("A") == "a"}
 
     def has_same_ids(self, other: Tokenizer) -> bool:
-        """Return whether every token has the same id in both."""
         return self._backend.get_vocab() == other._backend.get_vocab()
 
     def save(self, path) -> None:
@@ -153,11 +136,7 @@ class Tokenizer:
 
 
 def trim_span(text: str, start: int, end: int) -> tuple[int, int]:
-    """Return a span without the white space at its ends.
-
-    >>> trim_span("a  bc ", 1, 6)
-    (3, 5)
-    """
+    """Return a span without the white space at its ends."""
     token_text = text[start:end]
     first = start + len(token_text) - len(token_text.lstrip())
     return first, max(first, start + len(token_text.rstrip()))
@@ -185,165 +164,83 @@ def widen_offsets(text: str, offsets: list[tuple[int, int]]) -> list[tuple[int, 
 def find_word_splitter(backend) -> Callable[[str], list[str] | None]:
     """Return the function that splits a text into words as the backend does, or one that returns None for all texts."""
     if all(token.special for token in backend.get_added_tokens_decoder().values()):
-        rules = type(backend.normalizer).__name__, type(backend.pre_tokenizer).__name__
+        words, rules = backend.pre_tokenizer, (type(backend.normalizer).__name__, type(backend.pre_tokenizer).__name__)
         if rules == ("BertNormalizer", "BertPreTokenizer"):
             return split_bert_words
-        if (
-            rules == ("NoneType", "ByteLevel")
-            and backend.pre_tokenizer.use_regex
-            and not backend.pre_tokenizer.add_prefix_space
-        ):
+        if rules == ("NoneType", "ByteLevel") and words.use_regex and not words.add_prefix_space:
             return split_gpt2_words
     return lambda text: None
 
 
 def load_tokenizer(path, lowercase: bool = True, add_prefix_space: bool = False) -> Tokenizer:
     """Load a published vocabulary in any of the forms of `TokenizerSpec.path`; special tokens are found by name.
-
     `add_prefix_space` lets byte-level BPE see a space before a text, as in transformers. Raises `ValueError` for a path
-    in no such form and for missing special tokens.
-    """
+    in no such form and for missing special tokens."""
+    from encoders.text.tokenizer_backends import read_published_tokenizer
+
     return Tokenizer(read_published_tokenizer(Path(path).expanduser(), lowercase, add_prefix_space))
 
 
 def train_tokenizer(spec: TokenizerSpec, documents: Iterable[list[str]]) -> Tokenizer:
     """Train a vocabulary of at most `spec.vocab_size` tokens on the first `spec.train_chars` characters of `documents`.
+    The same texts give the same ids in every process."""
+    from encoders.text.tokenizer_backends import train_backend
 
-    The same texts give the same ids in every process.
-    """
-    makers = {"wordpiece": _train_wordpiece, "bpe": _train_bpe, "unigram": _train_unigram}
-    texts = _sample_texts(documents, spec.train_chars, " " if spec.kind == "bpe" else "")
+    texts, num_left, sentence_joiner = [], spec.train_chars, " " if spec.kind == "bpe" else ""
+    for index, sentence in ((i, sentence) for document in documents for i, sentence in enumerate(document)):
+        texts.append((sentence_joiner if index else "") + sentence[:num_left])
+        num_left -= len(sentence)
+        if num_left <= 0:
+            break
     if not any(text.strip() for text in texts):
         raise ValueError(f"the corpus is empty or blank; a {spec.kind} vocabulary needs text to train on")
-    return Tokenizer(makers[spec.kind](spec, texts))
+    return Tokenizer(train_backend(spec.kind, texts, spec.vocab_size, spec.lowercase))
 
 
-def _sample_texts(documents: Iterable[list[str]], max_chars: int, sentence_joiner: str) -> list[str]:
-    texts: list[str] = []
-    for document in documents:
-        for index, sentence in enumerate(document):
-            texts.append((sentence_joiner if index else "") + sentence[:max_chars])
-            max_chars -= len(sentence)
-            if max_chars <= 0:
-                return texts
-    return texts
+# Word by word: a cached word is looked up, not split again. The rules of BERT and of byte-level BPE are implemented
+# here for plain ASCII; all other text goes through the backend.
 
 
-def build_vocab_info(backend, kind: str) -> VocabInfo:
-    vocabulary = backend.get_vocab()
-    roles = {f"{role}_id": vocabulary[name] for role, name in find_special_token_names(vocabulary, kind).items()}
-    added = {id for id, token in backend.get_added_tokens_decoder().items() if token.special}
-    special = tuple(sorted(added | set(roles.values())))
-    size = max(vocabulary.values()) + 1
-    bits = np.zeros(size, np.uint8)
-    bits[[id for token, id in vocabulary.items() if is_continuation(token, kind)]] = 1
-    bits[list(special)] = 0
-    return VocabInfo(vocab_size=size, special_ids=special, continuation_bits=np.packbits(bits).tobytes(), **roles)
+def is_printable_ascii(text: str) -> bool:
+    return text.isascii() and text.isprintable()
 
 
-def is_continuation(token: str, kind: str) -> bool:
-    """Return whether an ordinary token continues a word, as in the released code of each family's whole-word masks."""
-    if kind == "wordpiece":
-        return token.startswith("##")
-    if kind == "bpe":
-        return not token.startswith(("Ġ", "madeupword"))
-    # ALBERT: digits, letters beyond a-z and single punctuation marks are separate units.
-    return (
-        not token.startswith(("▁", "<"))
-        and token not in ALBERT_PUNCTUATION
-        and set(token.lower()) <= ASCII_LETTERS | ALBERT_PUNCTUATION
-    )
+def split_bert_words(text: str) -> list[str] | None:
+    """Return the words of a text under BERT's rules, or the chunks between spaces that are not plain ASCII. Returns
+    None where a chunk is too long to cache."""
+    if is_printable_ascii(text):
+        return BERT_WORD_PATTERN.findall(text)
+    chunks = text.split(" ")  # no rule looks across a space
+    if any(len(chunk) > MAX_CHUNK_CHARS for chunk in chunks):
+        return None
+    words = (BERT_WORD_PATTERN.findall(chunk) if is_printable_ascii(chunk) else [chunk] for chunk in chunks)
+    return list(chain.from_iterable(words))
 
 
-# Training
+def split_gpt2_words(text: str) -> list[str] | None:
+    """Return the words of a plain text under GPT-2's rules, each with the space before it, or None for other text."""
+    return GPT2_WORD_PATTERN.findall(text) if is_printable_ascii(text) else None
 
 
-def _train_wordpiece(spec: TokenizerSpec, texts: list[str]):
-    from tokenizers import models, pre_tokenizers, trainers
+class WordCache:
+    """Cache of the ids of words; `encode_texts` encodes new words, and texts for which `split_words` returns None."""
 
-    names = list(SPECIAL_TOKEN_NAMES["wordpiece"].values())
-    rules = build_wordpiece({name: id for id, name in enumerate(names)}, spec.lowercase)
-    # A letter may need two tokens, "a" and "##a".
-    texts = _normalize_texts(texts, rules.normalizer, 1.0, min(MAX_ALPHABET_SIZE, (spec.vocab_size - len(names)) // 2))
+    def __init__(
+        self, encode_texts: Callable[[list[str]], list[list[int]]], split_words: Callable[[str], list[str] | None]
+    ):
+        self.encode_texts, self.split_words = encode_texts, split_words
+        self.cached_ids: dict[str, list[int]] = {}
 
-    def train_vocab(vocab_size: int, special_tokens: list[str]) -> dict[str, int]:
-        trainer = trainers.WordPieceTrainer(
-            vocab_size=vocab_size,
-            special_tokens=special_tokens,
-            min_frequency=2,
-            limit_alphabet=MAX_ALPHABET_SIZE,
-            show_progress=False,
-        )
-        return _train_model(models.WordPiece(unk_token="[UNK]"), pre_tokenizers.BertPreTokenizer(), trainer, texts)[
-            "vocab"
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        words = [self.split_words(text) for text in texts]
+        unsplit_texts = [text for text, text_words in zip(texts, words, strict=True) if text_words is None]
+        unsplit_ids = iter(self.encode_texts(unsplit_texts))
+        if len(self.cached_ids) > MAX_CACHED_WORDS:
+            self.cached_ids = {}
+        new_words = sorted(set(chain.from_iterable(filter(None, words))) - self.cached_ids.keys())
+        self.cached_ids |= zip(new_words, self.encode_texts(new_words), strict=True)
+        ids = self.cached_ids.__getitem__
+        return [
+            next(unsplit_ids) if text_words is None else list(chain.from_iterable(map(ids, text_words)))
+            for text_words in words
         ]
-
-    # The trainer numbers the letters in the order of a hash table, which differs between processes and decides ties.
-    # A first pass finds the letters; a second one gets them in order.
-    letters = sorted(set(train_vocab(len(names), names)) - set(names))
-    return build_wordpiece(train_vocab(spec.vocab_size, names + letters), spec.lowercase)
-
-
-def _train_bpe(spec: TokenizerSpec, texts: list[str]):
-    from tokenizers import models, pre_tokenizers, trainers
-
-    *first, mask = SPECIAL_TOKEN_NAMES["bpe"].values()
-    trainer = trainers.BpeTrainer(
-        vocab_size=spec.vocab_size - 1,
-        min_frequency=2,
-        special_tokens=first,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    model = _train_model(models.BPE(), pre_tokenizers.ByteLevel(add_prefix_space=False), trainer, texts)
-    return build_byte_level_bpe(model["vocab"] | {mask: len(model["vocab"])}, [tuple(pair) for pair in model["merges"]])
-
-
-def _train_unigram(spec: TokenizerSpec, texts: list[str]):
-    from tokenizers import models, trainers
-
-    fixed = [*SPECIAL_TOKEN_NAMES["unigram"].values(), *ALBERT_SYMBOLS]
-    texts = _normalize_texts(
-        texts, build_albert_normalizer(spec.lowercase), CHARACTER_COVERAGE, spec.vocab_size - len(fixed) - 1
-    )
-    trainer = trainers.UnigramTrainer(
-        vocab_size=spec.vocab_size, special_tokens=fixed[:2], unk_token="<unk>", show_progress=False
-    )
-    pieces = _train_model(models.Unigram(), build_albert_pre_tokenizer(ALBERT_SYMBOLS), trainer, texts)["vocab"]
-    # Two things differ between processes: the last digits of sums in the order of a hash table, and the order of the
-    # letters without a score, which the trainer sets 0.0001 apart above the lowest one.
-    scores = {piece: round(score, 3) for piece, score in pieces if piece not in fixed}
-    lowest = min(scores.values(), default=0.0)
-    letters = [piece for piece in scores if len(piece) == 1]
-    scores |= {piece: lowest for piece in letters if scores[piece] < lowest + 1e-4 * len(letters) + 1e-3}
-    ranked = sorted(scores, key=lambda piece: (len(piece) > 1, -scores[piece], piece))  # no letter is dropped
-    chosen = sorted(ranked[: spec.vocab_size - len(fixed)], key=lambda piece: (-scores[piece], piece))
-    return build_unigram(
-        [(piece, 0.0) for piece in fixed] + [(piece, scores[piece]) for piece in chosen], spec.lowercase, ALBERT_SYMBOLS
-    )
-
-
-def _normalize_texts(texts: list[str], normalizer, coverage: float, max_letters: int) -> list[str]:
-    """Return normalised texts, with a space for each character that is too rare to get a token."""
-    texts = [normalizer.normalize_str(text) for text in texts]
-    counts = Counter()
-    for text in texts:
-        counts.update(text)
-    counts.pop(" ", None)
-    num_left, letters = coverage * counts.total(), set()
-    for letter, count in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])):
-        if num_left <= 0 or len(letters) >= max_letters:
-            break
-        letters.add(letter)
-        num_left -= count
-    rare = str.maketrans({letter: " " for letter in set(counts) - letters})
-    return [text.translate(rare) for text in texts] if rare else texts
-
-
-def _train_model(model, pre_tokenizer, trainer, texts: list[str]) -> dict:
-    from tokenizers import Tokenizer
-
-    backend = Tokenizer(model)
-    backend.pre_tokenizer = pre_tokenizer
-    backend.train_from_iterator(iter(texts), trainer)
-    return json.loads(backend.to_str())["model"]

@@ -8,8 +8,7 @@ from encoders.cli.inspect_store import RowSettings, describe_store
 from encoders.data.beam_runner import BeamRunner
 from encoders.data.formats import ElectraPairs, SegmentPairs
 from encoders.data.packing import PackedFormat
-from encoders.data.prepare import prepare_store
-from encoders.data.repair import find_damaged_units
+from encoders.data.prepare import find_damaged_units, prepare_store
 from encoders.data.spec import PretrainingData
 from encoders.data.stream import Phase
 from encoders.objectives.masked_lm import MaskedLM

@@ -73,7 +73,7 @@ def refused(data, error=ValueError):
 
 def test_a_row_is_a_document_of_its_texts_as_the_tokenizer_has_them(folder, tokenizer):
     store = prepare_store(labelled(whole(folder)))
-    for split, rows in ((store.train_split, TRAIN), (store.eval_split, DEV)):
+    for split, rows in ((store.train_split, TRAIN), (store.eval_splits[0], DEV)):
         assert split.num_documents == len(rows)
         for document, (first, second, _) in enumerate(rows):
             start, middle, end = split.get_sentence_offsets(document)
@@ -94,7 +94,7 @@ def test_the_label_of_a_row_is_the_number_of_its_name(folder):
         store.train_split.label_columns["label"].tolist() == [0, 1, 1, 0]
         and store.train_split.label_columns["label"].dtype == np.int32
     )
-    assert store.eval_split.label_columns["label"].tolist() == [1, 0, 1]
+    assert store.eval_splits[0].label_columns["label"].tolist() == [1, 0, 1]
 
 
 def test_without_names_a_label_is_a_number(folder):
@@ -113,7 +113,7 @@ def test_the_number_of_a_row_is_noted(folder):
     write(folder / "train.tsv", [("7", "red", "no"), ("é", "dog", "yes")], head)
     write(folder / "dev.tsv", [("3", "red", "no")], head)
     store = prepare_store(labelled(folder, SINGLE))
-    assert store.train_split.row_metadata == [{"index": "7"}, {"index": "é"}] and store.eval_split.row_metadata == [
+    assert store.train_split.row_metadata == [{"index": "7"}, {"index": "é"}] and store.eval_splits[0].row_metadata == [
         {"index": "3"}
     ]
 
@@ -247,7 +247,7 @@ def test_bad_rows_are_skipped_and_counted_where_one_asks_for_it(folder, tokenize
     lines = []
     store = prepare_store(labelled(folder, SINGLE, on_bad_row="skip"), lines.append)
     assert store.metadata["skipped"] == {"train": 2, "dev": 1}
-    assert store.train_split.label_columns["label"].tolist() == [0, 1] and store.eval_split.label_columns[
+    assert store.train_split.label_columns["label"].tolist() == [0, 1] and store.eval_splits[0].label_columns[
         "label"
     ].tolist() == [0]
     dog, cat = tokenizer.encode_batch(["dog", "cat"])

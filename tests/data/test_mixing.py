@@ -40,7 +40,7 @@ def test_the_documents_of_each_corpus_follow_one_another(store):
     corpora = store.train_split.corpus_ranges
     assert [corpus.start for corpus in corpora[1:]] == [corpus.stop for corpus in corpora[:-1]]
     assert sum(map(len, corpora)) == store.train_split.num_documents
-    held = [len(corpus) for corpus in store.eval_split.corpus_ranges]
+    held = [len(corpus) for corpus in store.eval_splits[0].corpus_ranges]
     assert [len(corpus) for corpus in corpora] == [30 - held[0], 20 - held[1], 10 - held[2]]
 
 
@@ -97,7 +97,9 @@ def test_what_is_held_out_is_read_whole(store, tmp_path):
         9, 32, 4, PackedFormat(MixedFormat(FullSentences(within_document=True), (0.1, 0, 0.1)), max_examples_per_row=3)
     )
     plain = Phase(9, 32, 4, PackedFormat(FullSentences(within_document=True), max_examples_per_row=3))
-    batches = [list(iter_eval_batches(store.eval_split, store.vocab, each, 4, 99, tmp_path)) for each in (phase, plain)]
+    batches = [
+        list(iter_eval_batches(store.eval_splits[0], store.vocab, each, 4, 99, tmp_path)) for each in (phase, plain)
+    ]
     assert len(batches[0]) == len(batches[1]) > 0
     assert all(np.array_equal(a.input_ids, b.input_ids) for a, b in zip(*batches, strict=True))
 

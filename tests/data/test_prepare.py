@@ -206,7 +206,7 @@ def test_one_document_is_too_little(tmp_path, data):
 def test_two_documents_are_enough(tmp_path, data):
     text = written(tmp_path / "two.txt", [["Tan man."], ["Man ran."]])
     store = prepare_store(replace(data, corpus=(str(text),)))
-    assert store.train_split.num_documents == store.eval_split.num_documents == 1
+    assert store.train_split.num_documents == store.eval_splits[0].num_documents == 1
 
 
 def test_a_document_without_tokens_is_left_out(tmp_path, data):

@@ -45,9 +45,9 @@ def test_a_split_is_flat_tokens_with_sentence_and_document_offsets(small):
     assert small.train_split.tokens.tolist() == [RED, CAT, CAT, CAT, RUNS, SEP, DOG, CAT, RED, SEP]
     assert small.train_split.sentence_offsets.tolist() == [0, 2, 6, 7, 8, 10]
     assert small.train_split.document_offsets.tolist() == [0, 2, 5]
-    assert small.eval_split.tokens.tolist() == [DOG, RED, DOG, SEP, RUNS, SEP]
-    assert small.eval_split.sentence_offsets.tolist() == [0, 1, 4, 6]
-    assert small.eval_split.document_offsets.tolist() == [0, 2, 3]
+    assert small.eval_splits[0].tokens.tolist() == [DOG, RED, DOG, SEP, RUNS, SEP]
+    assert small.eval_splits[0].sentence_offsets.tolist() == [0, 1, 4, 6]
+    assert small.eval_splits[0].document_offsets.tolist() == [0, 2, 3]
 
 
 def test_the_offsets_of_a_document_leave_its_separator_out(small):
@@ -61,8 +61,8 @@ def test_every_document_ends_with_one_separator(tmp_path):
         corpus=(str(text),), tokenizer=TokenizerSpec(vocab_size=400), heldout_fraction=0.3, store_dir=str(tmp_path)
     )
     opened = prepare_store(data)
-    assert opened.train_split.num_documents + opened.eval_split.num_documents == 60
-    for split in (opened.train_split, opened.eval_split):
+    assert opened.train_split.num_documents + opened.eval_splits[0].num_documents == 60
+    for split in (opened.train_split, opened.eval_splits[0]):
         last = np.asarray(split.sentence_offsets[split.document_offsets[1:]]) - 1
         assert np.flatnonzero(split.tokens == opened.vocab.sep_id).tolist() == last.tolist()
         assert (np.diff(split.sentence_offsets) > 0).all() and split.sentence_offsets[-1] == len(split.tokens)
@@ -74,7 +74,7 @@ def test_every_document_ends_with_one_separator(tmp_path):
 def test_train_and_heldout_are_disjoint_and_hold_every_document(tmp_path):
     documents = [[f"w{n}", f"w{n} w{n}"] for n in range(50)]
     opened = stored(tmp_path, documents, [f"w{n}" for n in range(50)], heldout=0.2)
-    train, heldout = (set(np.asarray(s.tokens).tolist()) - {SEP} for s in (opened.train_split, opened.eval_split))
+    train, heldout = (set(np.asarray(s.tokens).tolist()) - {SEP} for s in (opened.train_split, opened.eval_splits[0]))
     assert not train & heldout
     assert train | heldout == set(range(5, 55))
     assert heldout == {5 + n for n in range(50) if n * 0.6180339887498949 % 1 < 0.2}

@@ -16,8 +16,7 @@ import encoders
 from encoders.data import work_units
 from encoders.data.beam_runner import BeamRunner, LocalRunner, UnfinishedWork
 from encoders.data.filters import CorpusFilters
-from encoders.data.prepare import prepare_store
-from encoders.data.repair import find_damaged_units, repair_store
+from encoders.data.prepare import find_damaged_units, prepare_store, repair_store
 from encoders.data.spec import PretrainingData, compute_store_key
 from encoders.data.work_units import PreparationJob
 from encoders.text import corpus
@@ -57,7 +56,9 @@ def sentences(store):
         store.tokenizer.decode(split.tokens[a:b])
         for a, b in zip(split.get_sentence_offsets(j), split.get_sentence_offsets(j)[1:], strict=False)
     )
-    return sorted(say(split, j) for split in (store.train_split, store.eval_split) for j in range(split.num_documents))
+    return sorted(
+        say(split, j) for split in (store.train_split, store.eval_splits[0]) for j in range(split.num_documents)
+    )
 
 
 def test_the_store_is_the_same_whatever_the_number_of_processes(data):
@@ -241,7 +242,7 @@ def test_a_store_is_not_repaired_with_another_corpus(data):
 
 KILLED = """
 import sys
-from encoders.data.prepare import prepare_store
+from encoders.data.prepare import find_damaged_units, prepare_store, repair_store
 from encoders.data.spec import PretrainingData
 from encoders.text import corpus
 from encoders.text.tokenization import TokenizerSpec
@@ -273,7 +274,7 @@ def test_preparation_that_is_killed_at_random_moments_ends_with_the_same_bytes(d
 
 FULL = """
 import resource, signal, sys
-from encoders.data.prepare import prepare_store
+from encoders.data.prepare import find_damaged_units, prepare_store, repair_store
 from encoders.data.spec import PretrainingData
 from encoders.text.tokenization import TokenizerSpec
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -303,7 +304,9 @@ def test_a_glob_of_small_files_is_few_units_and_reads_in_the_order_of_names(tmp_
         (str(tmp_path / "*.txt"),), TokenizerSpec(vocab_size=300), heldout_fraction=0.2, store_dir=str(tmp_path / "s")
     )
     store = prepare_store(made)
-    assert len(store.metadata["units"]) == 1 and store.train_split.num_documents + store.eval_split.num_documents == 30
+    assert (
+        len(store.metadata["units"]) == 1 and store.train_split.num_documents + store.eval_splits[0].num_documents == 30
+    )
     assert store.metadata["units"][0]["name"].endswith(
         "29.txt from 0 to " + f"{(tmp_path / '29.txt').stat().st_size:,}"
     )

@@ -66,7 +66,7 @@ def test_a_tfds_data_set_of_pairs_is_read_by_columns_and_label_indices(home):
     assert list(store.metadata["splits"]) == ["train", "dev"]
     said = {
         tuple(store.tokenizer.decode(split.tokens[a:b]) for a, b in zip(edges, edges[1:], strict=False)): label
-        for split in (store.train_split, store.eval_split)
+        for split in (store.train_split, store.eval_splits[0])
         for edges, label in (
             (
                 split.sentence_offsets[split.document_offsets[i] : split.document_offsets[i + 1] + 1],

@@ -302,7 +302,9 @@ def test_a_prepared_dataset_becomes_a_store_in_as_many_units_as_its_size_asks_fo
         ("tfds:my_books",), TokenizerSpec(vocab_size=100), "lines", heldout_fraction=0.01, store_dir=str(tmp_path)
     )
     whole = prepare_store(data)
-    assert len(whole.metadata["units"]) == 1 and whole.train_split.num_documents == whole.eval_split.num_documents == 1
+    assert (
+        len(whole.metadata["units"]) == 1 and whole.train_split.num_documents == whole.eval_splits[0].num_documents == 1
+    )
     monkeypatch.setattr(corpus, "RANGE_BYTES", 1)
     split = prepare_store(replace(data, store_dir=str(tmp_path / "again")))
     assert len(split.metadata["units"]) == 2 and split.metadata["characters"] == whole.metadata["characters"]

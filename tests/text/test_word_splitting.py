@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from encoders.text import word_splitting
+from encoders.text import tokenization
 from encoders.text.tokenization import TokenizerSpec, train_tokenizer
 from tests.texts import made_up
 
@@ -38,8 +38,8 @@ def test_words_are_split_once_and_forgotten_when_there_are_too_many(monkeypatch)
         asked.extend(texts)
         return [[len(text)] for text in texts]
 
-    monkeypatch.setattr(word_splitting, "MAX_CACHED_WORDS", 2)
-    cache = word_splitting.WordCache(encode, word_splitting.split_bert_words)
+    monkeypatch.setattr(tokenization, "MAX_CACHED_WORDS", 2)
+    cache = tokenization.WordCache(encode, tokenization.split_bert_words)
     assert cache.encode_batch(["ab c", "ab ab"]) == [[2, 1], [2, 2]] and asked == ["ab", "c"]
     assert cache.encode_batch(["ab def"]) == [[2, 3]] and asked == ["ab", "c", "def"]
     assert cache.encode_batch(["ab"]) == [[2]] and asked == ["ab", "c", "def", "ab"]
@@ -49,4 +49,4 @@ def test_words_are_split_once_and_forgotten_when_there_are_too_many(monkeypatch)
 def test_rules_that_are_not_known_see_the_whole_text():
     tokenizer = train_tokenizer(TokenizerSpec(kind="unigram", vocab_size=600), made_up(30))
     assert tokenizer._word_cache.split_words("plain text") is None
-    assert word_splitting.split_gpt2_words("é") is None and word_splitting.split_bert_words("é" * 65) is None
+    assert tokenization.split_gpt2_words("é") is None and tokenization.split_bert_words("é" * 65) is None
