@@ -7,7 +7,6 @@ the number of processes, and an interrupted preparation resumes with the unfinis
 from __future__ import annotations
 
 import hashlib
-import json
 import resource
 import shutil
 import time
@@ -22,10 +21,10 @@ from encoders.data import store as store_files
 from encoders.data import work_units
 from encoders.data.beam_runner import DEFAULT_RUNNER, LogFunction, Runner, UnfinishedWork
 from encoders.data.spec import PretrainingData, StoreSpec, WorkUnit, compute_store_key, hash_content, hash_path
-from encoders.data.store import OFFSET_FILES, TEXT_SPLITS, Store, UnitSpan
+from encoders.data.store import OFFSET_FILES, STORE_FILE, TEXT_SPLITS, Store, UnitSpan
 from encoders.data.work_units import PreparationJob
 from encoders.text import tokenization
-from encoders.utils.files import atomic_dir, check_local_paths, is_disk_full, lock_dir
+from encoders.utils.files import atomic_dir, check_local_paths, hash_file, is_disk_full, lock_dir, sign_json, write_json
 
 
 def prepare_store(
@@ -53,7 +52,9 @@ def prepare_store(
             with atomic_dir(path) as partial_dir:
                 metadata = {"key": path.name, "content": content}
                 metadata |= write_store(data, partial_dir, work_dir, runner, log)
-                (partial_dir / "store.json").write_text(json.dumps(metadata, indent=1), encoding="utf-8")
+                files = sorted(file for file in partial_dir.rglob("*") if file.is_file())
+                metadata["files"] = {str(file.relative_to(partial_dir)): hash_file(file) for file in files}
+                write_json(partial_dir / STORE_FILE, sign_json(metadata))
         except ValueError as error:
             if not isinstance(error, UnfinishedWork):  # the corpus must change, and no finished unit would be of use
                 shutil.rmtree(work_dir, ignore_errors=True)

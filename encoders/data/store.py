@@ -1,7 +1,7 @@
 """Prepared corpus on disk: flat tokens with sentence and document offsets, memory-mapped.
 
     store/
-      store.json             its content and key, vocabulary, counts;
+      store.json             its content and key, vocabulary, counts, and the SHA-256 of every other file;
       tokenizer.json
       train/ heldout/ ...    tokens.bin (uint16 or uint32), sentences.bin, documents.bin (int64 offsets);
       tables/                example tables, built when first needed.
@@ -18,6 +18,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -28,8 +29,9 @@ from typing import NamedTuple
 import numpy as np
 
 from encoders.text.tokenization import Tokenizer, VocabInfo, load_tokenizer
-from encoders.utils.files import write_file_atomically
+from encoders.utils.files import hash_file, read_signed_json, write_file_atomically
 
+STORE_FILE = "store.json"
 SHARD_TOKENS = 1 << 24  # of a shard; example tables are built for one shard of documents at a time
 READ_BLOCK_NUMBERS = 1 << 20  # numbers of a file that are read at a time
 TEXT_SPLITS = ("train", "heldout")
@@ -93,9 +95,24 @@ class Store:
     @classmethod
     def open(cls, path: Path) -> Store:
         try:
-            return cls(path, json.loads((path / "store.json").read_text(encoding="utf-8")))
+            return cls(path, read_signed_json(path / STORE_FILE))
         except (OSError, ValueError) as error:
             raise ValueError(f"{path} is not a prepared store (no readable store.json: {error})") from None
+
+    def verify(self) -> None:
+        """Raise `ValueError` that names the files whose bytes are not those that were written.
+
+        A store of an earlier version without checksums of its files passes.
+        """
+        recorded = self.metadata.get("files", {})
+        with ThreadPoolExecutor() as threads:
+            hashes = threads.map(hash_if_exists, [self.path / name for name in recorded])
+            changed = [name for name, found in zip(recorded, hashes, strict=True) if found != recorded[name]]
+        if changed:
+            remedy = "remove the store, and it is prepared anew"
+            if "units" in self.metadata:
+                remedy = f"`prepare EXPERIMENT --repair` makes the damaged units again, or {remedy}"
+            raise ValueError(f"{self.path} is damaged in {', '.join(changed)}: {remedy}")
 
     @property
     def key(self) -> str:
@@ -135,6 +152,10 @@ class Store:
     def eval_splits(self) -> list[Split]:
         """Return the splits that are evaluated: one of running text, every development set of labelled rows."""
         return [self.open_split(name) for name in self.metadata["splits"] if name.startswith(("heldout", "dev"))]
+
+
+def hash_if_exists(path: Path) -> str | None:
+    return hash_file(path) if path.exists() else None
 
 
 # Writing

@@ -21,6 +21,7 @@ from encoders.data.formats import TABLE_VERSION, Format
 from encoders.data.mixing import find_corpus_weights, remove_mixing
 from encoders.data.store import Split, save_array
 from encoders.text.tokenization import VocabInfo
+from encoders.utils.files import hash_file, write_file_atomically
 
 SHUFFLE_BLOCK_ROWS = 1 << 14  # rows whose permuted indices are computed at a time
 BUCKETING_WINDOW_STEPS = 64  # batches whose rows are sorted by length together
@@ -112,10 +113,12 @@ class ExampleTables:
         content = repr((TABLE_VERSION, example_format, seq_length, seed, pass_index))
         digest = hashlib.sha256(content.encode()).hexdigest()[:16]
         path = self.folder / f"{self.split.name}-{digest}.npy"
-        if not path.exists():
+        digest_path = path.with_suffix(".sha256")
+        if not (path.exists() and digest_path.exists() and digest_path.read_text() == hash_file(path)):
             build_table, shards = example_format.build_example_table, self.split.split_shards()
             tables = [build_table(self.split, shard, seq_length, seed, pass_index) for shard in shards]
             save_array(path, np.concatenate(tables))
+            write_file_atomically(digest_path, hash_file(path).encode())
         table = np.asarray(np.load(path, mmap_mode="r"))
         if not len(table):
             raise ValueError(

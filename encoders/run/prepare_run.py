@@ -27,6 +27,8 @@ def prepare_run(
         raise wrong_experiment(folder, differences)
     warm_start = WarmStart(experiment) if experiment.init_from else None
     store = prepare_store(experiment.data, log)
+    if distributed.is_primary():
+        store.verify()
     if warm_start:
         warm_start.check_tokenizer(store.tokenizer)
     run = Run(experiment, Path(folder), store.vocab, lambda: store)

@@ -163,6 +163,7 @@ def open_recorded_store(folder: Path, record: dict, moved_to: str | None) -> Sto
     if not (path / "store.json").exists():
         raise RunError(f"the store of {folder} is not at {path}; pass its new path with --store DIR")
     store = Store.open(path)
+    store.verify()
     if store.key != record["store_key"]:
         raise RunError(f"{path} has the key {store.key}, but the run was trained on the store {record['store_key']}")
     return store

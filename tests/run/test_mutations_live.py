@@ -12,8 +12,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-
 from encoders.cli.messages import is_expected
+
 from encoders.exchange.convert import import_checkpoint
 from encoders.inference.predictor import load_predictor
 from encoders.run import loop
