@@ -5,7 +5,7 @@
       tokenizer.json.
       checkpoints/        the newest ones and the best one.
       damaged/            checkpoints and metrics that were damaged.
-      last_checkpoint.json  the newest step that was ever saved.
+      saved_steps.json    the latest and the best step that were saved.
       metrics.jsonl       a row for each log and each evaluation, numbered and with a checksum.
       result.json         the result of a finished run.
       .lock               locked by the process that trains the run, which it names.
@@ -25,14 +25,14 @@ from encoders.data.store import Store
 from encoders.experiment import Experiment, RunSpec, describe_differences
 from encoders.families.conventions import infer_conventions
 from encoders.text.tokenization import VocabInfo
-from encoders.training.checkpoint import LAST_CHECKPOINT_FILE
+from encoders.training.checkpoint import SAVED_STEPS_FILE
 from encoders.training.metric_log import METRICS_FILE, read_metric_rows
 from encoders.utils.files import DamagedFile, hash_file, lock_dir, lock_owner, read_signed_json, sign_json, write_json
 from encoders.utils.serialization import from_json_value, to_json_value
 
 RECORD_FILE, RESULT_FILE, TOKENIZER_FILE = "experiment.json", "result.json", "tokenizer.json"
 CHECKPOINTS_FOLDER = "checkpoints"
-TRAINED_FILES = (CHECKPOINTS_FOLDER, LAST_CHECKPOINT_FILE, METRICS_FILE, RESULT_FILE)
+TRAINED_FILES = (CHECKPOINTS_FOLDER, SAVED_STEPS_FILE, METRICS_FILE, RESULT_FILE)
 PATH_FIELD_PREFIXES = ("data.corpus is ", "data.root is ", "data.tokenizer.path is ")
 
 

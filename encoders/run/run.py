@@ -128,7 +128,7 @@ class Run:
     def find_newest_step(self, checkpoints: Checkpoints, log: Callable[[str], None]) -> int | None:
         """Return the newest step that was ever saved, and log where its checkpoint is missing."""
         try:
-            newest = checkpoints.read_saved_step()
+            newest = checkpoints.read_saved_steps().get("latest")
         except DamagedFile as error:
             log(f"{error}; the next checkpoint writes it again")
             return None
@@ -146,11 +146,10 @@ class Run:
             raise RunError(f"--step {step_name}: {self.folder} has {', '.join(names)}")
         chosen = names[step_name]
         try:
-            if step_name == "best":  # the notes have the costs
-                for saved_step in steps.values():
-                    checkpoints.read_notes(saved_step)
+            if checkpoints.read_saved_steps().get(step_name, chosen) != chosen:
+                raise CheckpointDamaged(f"the {step_name} checkpoint is missing")
             return chosen, checkpoints.restore_params(chosen, infer_shardings or self.infer_shardings)
-        except CheckpointDamaged as error:
+        except (CheckpointDamaged, DamagedFile) as error:
             others = ", ".join(name for name, saved_step in steps.items() if saved_step != chosen) or "none"
             raise RunError(f"{self.folder}: {error}; other steps, for --step: {others}") from error
         finally:

@@ -24,7 +24,7 @@ from encoders.training.optimizer import flatten_with_paths
 from encoders.utils.files import read_signed_json, sign_json, write_json
 
 T = TypeVar("T")
-LAST_CHECKPOINT_FILE = "last_checkpoint.json"  # beside the folder of checkpoints: the newest step on the disk
+SAVED_STEPS_FILE = "saved_steps.json"  # beside the folder of checkpoints: the latest and the best step on the disk
 CHUNK_BYTES = 64 << 20  # compressed and written at a time; by default whole arrays, in files of 2 GB
 BLOCK_ELEMENTS = 1 << 20  # summed at a time for a checksum
 UNSIGNED_DTYPES = {1: "uint8", 2: "uint16", 4: "uint32"}
@@ -83,12 +83,13 @@ class Checkpoints:
 
     def record_saved_step(self) -> None:
         if distributed.is_primary():
-            write_json(self.folder.with_name(LAST_CHECKPOINT_FILE), sign_json({"step": self.saving_step}))
+            steps = {"latest": self.saving_step, "best": self.best_step()}
+            write_json(self.folder.with_name(SAVED_STEPS_FILE), sign_json(steps))
 
-    def read_saved_step(self) -> int | None:
-        """Return the newest step that was ever on the disk, or None. Raises `DamagedFile`."""
-        path = self.folder.with_name(LAST_CHECKPOINT_FILE)
-        return read_signed_json(path)["step"] if path.exists() else None
+    def read_saved_steps(self) -> dict[str, int]:
+        """Return the latest and the best step that were ever on the disk, {} before the first. Raises `DamagedFile`."""
+        path = self.folder.with_name(SAVED_STEPS_FILE)
+        return read_signed_json(path) if path.exists() else {}
 
     def latest_step(self) -> int | None:
         return self.manager.latest_step()

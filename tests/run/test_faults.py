@@ -53,7 +53,7 @@ def unfinished(finished, tmp_path):
     shutil.copytree(finished[1], folder)
     shutil.rmtree(folder / "checkpoints" / "12")
     (folder / "result.json").unlink()
-    write_json(folder / checkpoint.LAST_CHECKPOINT_FILE, sign_json({"step": 9}))
+    write_json(folder / checkpoint.SAVED_STEPS_FILE, sign_json({"latest": 9, "best": 9}))
     assert steps(folder) == ["3", "6", "9"]
     return folder
 
