@@ -12,12 +12,8 @@ from encoders.data.packing import PackedFormat
 from encoders.data.spec import PretrainingData
 from encoders.data.stream import Phase
 from encoders.model.config import EncoderConfig
-from encoders.objectives.base import SupervisedObjective
-from encoders.objectives.causal_lm import CausalLM
-from encoders.objectives.masked_lm import MaskedLM
-from encoders.objectives.replaced_tokens import ReplacedTokenDetection
-from encoders.objectives.restored_tokens import ReplaceMLM
-from encoders.tasks.encoder_only import EncoderOnly
+from encoders.objectives.base import Objective, SupervisedObjective
+from encoders.text.tokenization import make_blank_vocab
 from encoders.training.metric_log import Intervals
 from encoders.training.optimizer import AdamW, Lamb
 from encoders.training.sharding import Mesh
@@ -33,7 +29,7 @@ class RunSpec:
 
     name: str = not_fingerprinted()
     model: EncoderConfig
-    objective: MaskedLM | ReplacedTokenDetection | ReplaceMLM | CausalLM | SupervisedObjective | EncoderOnly
+    objective: Objective
     mesh: Mesh = not_fingerprinted(Mesh())
 
     def __post_init__(self):
@@ -107,7 +103,7 @@ def find_problems(experiment: Experiment) -> Iterator[str]:
     if not objective.loss_weights:
         yield f"objective={type(objective).__name__} has no loss to train; choose one that has"
     try:
-        objective.check(model)
+        objective.module(experiment.model, make_blank_vocab(experiment.model.vocab_size))
     except ValueError as error:
         yield str(error)
     if objective.frozen_params and not experiment.init_from:

@@ -10,7 +10,9 @@ import pytest
 import launch
 from encoders.experiment import apply_settings
 from encoders.run.preemption import STOPPED_STATUS
-from encoders.utils import code_files, serialization
+from encoders.run.run import Run
+from encoders.training.metric_log import read_metric_rows
+from encoders.utils import code_files, overrides, serialization
 from encoders.utils.code_files import build_child_environment, import_file
 from encoders.utils.serialization import ExperimentError
 from tests import task_examples, texts
@@ -19,12 +21,18 @@ from tests.test_experiment import BASE
 OWN_FILE = """
 from dataclasses import dataclass, replace
 
+import flax.linen as nn
+import optax
+
 import encoders
 from encoders.data.formats import FullSentences
 from encoders.finetuning.grids import Recipe, build_finetuning
+from encoders.model.encoder import Encoder
 from encoders.model.layers import FeedForward
+from encoders.objectives.base import Objective
 from encoders.objectives.masked_lm import MaskedLM
 from encoders.tasks.text_tasks import TextTask
+from encoders.utils.metrics import Mean
 from widths import HIDDEN_SIZE  # lies beside this file
 
 
@@ -36,6 +44,29 @@ class HalvedLM(MaskedLM):
     @property
     def loss_weights(self):
         return {name: 0.5 * weight for name, weight in super().loss_weights.items()}
+
+
+@encoders.register(name="TokenCopy")
+@dataclass(frozen=True)
+class CopyObjective(Objective):
+    rate: float = 1.0
+    loss_weights = {"copy_loss": 1.0}
+
+    def module(self, config, vocab):
+        return CopyModule(config, self, vocab)
+
+
+class CopyModule(nn.Module):
+    config: object
+    objective: object
+    vocab: object
+
+    @nn.compact
+    def __call__(self, batch, train=False):
+        hidden = Encoder(self.config, name="encoder")(batch, train=train)
+        logits, is_token = nn.Dense(self.config.vocab_size, name="copies")(hidden), batch.example_ids > 0
+        nll = optax.softmax_cross_entropy_with_integer_labels(logits, batch.input_ids)
+        return {"copy_loss": Mean((nll * is_token).sum(), is_token.sum())}
 
 
 @encoders.register(name="Paragraphs")
@@ -59,6 +90,7 @@ tiny = encoders.load_experiments("tiny", corpus="CORPUS")["tiny"]
 phases = tuple(replace(phase, format=ParagraphFormat()) for phase in tiny.phases)
 model = replace(tiny.model, hidden_size=HIDDEN_SIZE, embedding_size=HIDDEN_SIZE)
 own = replace(tiny, name="own", model=model, objective=HalvedLM(), phases=phases)
+copy = replace(own, name="copy", objective=CopyObjective(rate=0.5), grad_accum_steps=2)
 part = replace(own, name="part", model=replace(model, feed_forward=NarrowFeedForward))
 review = build_finetuning(
     "review",
@@ -67,13 +99,13 @@ review = build_finetuning(
     init_from="RUNS/own", config=model, tokenizer_path="RUNS/own/tokenizer.json",
 )
 review = replace(review, data=replace(review.data, store_dir=tiny.data.store_dir))
-experiments = [own, part, review]
+experiments = [own, copy, part, review]
 """
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A folder with a user's file, and its three experiments trained in `runs`; the first was stopped and resumed."""
+    """A folder with a user's file, and its four experiments trained in `runs`; the first was stopped and resumed."""
     home = tmp_path_factory.mktemp("home")
     corpus = texts.write(home / "text.txt", documents=60)
     rows = task_examples.classes(home / "rows")
@@ -81,7 +113,9 @@ def home(tmp_path_factory):
     (home / "own_classes.py").write_text(text)
     (home / "widths.py").write_text("HIDDEN_SIZE = 8\n")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(serialization, "REGISTERED_CLASSES", {})
+        registered = {}
+        patch.setattr(serialization, "REGISTERED_CLASSES", registered)
+        patch.setattr(overrides, "REGISTERED_CLASSES", registered)
         patch.setattr(code_files, "IMPORTED_FILES", {})
         patch.setattr(sys, "path", list(sys.path))
         command = ["train", str(home / "own_classes.py"), "--runs", str(home / "runs")]
@@ -93,10 +127,21 @@ def home(tmp_path_factory):
 
 
 def test_classes_outside_the_package_train_and_resume(home):
-    for name, steps in (("own", 4), ("part", 4), ("review", 2)):
+    for name, steps in (("own", 4), ("copy", 4), ("part", 4), ("review", 2)):
         assert json.loads((home / "runs" / name / "result.json").read_text())["steps"] == steps
     saved = json.loads((home / "runs/own/experiment.json").read_text())["experiment"]
     assert (saved["objective"]["class"], saved["phases"][0]["format"]["class"]) == ("HalvedLM", "Paragraphs")
+
+
+def test_an_objective_that_shares_the_base_class_alone_is_trained_saved_and_loaded(home):
+    saved = json.loads((home / "runs/copy/experiment.json").read_text())["experiment"]
+    assert saved["objective"] == {"class": "TokenCopy", "rate": 0.5}
+    opened = Run.open(home / "runs/copy")
+    assert opened.experiment.objective == import_file(home / "own_classes.py").CopyObjective(0.5)
+    step, params = opened.load_params()
+    assert step == 4 and set(params) == {"encoder", "copies"}
+    rows = [row for row in read_metric_rows(home / "runs/copy/metrics.jsonl") if row["split"] == "heldout"]
+    assert rows[-1]["loss"] == rows[-1]["copy_loss"] > 0
 
 
 def test_a_file_is_executed_once_until_it_changes(home, tmp_path):
@@ -112,6 +157,9 @@ def test_a_file_is_executed_once_until_it_changes(home, tmp_path):
 
 def test_a_setting_chooses_a_registered_class_by_its_base_class(home):
     assert apply_settings(BASE, ["objective=HalvedLM"]).objective.halved
+    assert apply_settings(BASE, ["objective=TokenCopy"]).objective.rate == 1.0
+    with pytest.raises(ExperimentError, match="objective='TokenCopies' .*MaskedLM.*EncoderOnly.*HalvedLM, TokenCopy"):
+        apply_settings(BASE, ["objective=TokenCopies"])
     with pytest.raises(ExperimentError, match="optimizer='HalvedLM' .*AdamW, Lamb"):
         apply_settings(BASE, ["optimizer=HalvedLM"])
 
@@ -129,6 +177,7 @@ assert main(["predict", f"{runs}/own", "fill", "a [MASK]", "--code", own_file]) 
 assert main(["predict", f"{runs}/part", "embed", "a text"]) == 0
 assert main(["predict", f"{runs}/review", "classify", "a text"]) == 0
 assert main(["evaluate", f"{runs}/own", "--batches", "1"]) == 0
+assert main(["evaluate", f"{runs}/copy", "--batches", "1"]) == 0
 assert main(["export", f"{runs}/own", out]) == 0
 """
 

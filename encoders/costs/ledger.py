@@ -13,24 +13,9 @@ from encoders.costs.objective_flops import compute_forward_flops, list_trained_c
 from encoders.experiment import Experiment
 from encoders.model.config import EncoderConfig
 from encoders.model.encoder import find_encoder_name
-from encoders.text.tokenization import VocabInfo
+from encoders.text.tokenization import make_blank_vocab
 from encoders.training import sharding, step
 from encoders.training.optimizer import flatten_with_paths, is_stacked
-
-
-def make_blank_vocab(vocab_size: int) -> VocabInfo:
-    """Return a vocabulary of `vocab_size` entries with BERT's order of special tokens, for shapes."""
-    return VocabInfo(
-        vocab_size=vocab_size,
-        pad_id=0,
-        unk_id=1,
-        cls_id=2,
-        sep_id=3,
-        mask_id=4,
-        special_ids=(0, 1, 2, 3, 4),
-        continuation_bits=b"",
-        most_frequent_id=5,
-    )
 
 
 def eval_param_shapes(config: EncoderConfig, objective) -> dict:

@@ -114,7 +114,7 @@ class ExampleTables:
         digest = hashlib.sha256(content.encode()).hexdigest()[:16]
         path = self.folder / f"{self.split.name}-{digest}.npy"
         digest_path = path.with_suffix(".sha256")
-        if not (path.exists() and digest_path.exists() and digest_path.read_text() == hash_file(path)):
+        if not (path.exists() and digest_path.exists() and digest_path.read_bytes() == hash_file(path).encode()):
             build_table, shards = example_format.build_example_table, self.split.split_shards()
             tables = [build_table(self.split, shard, seq_length, seed, pass_index) for shard in shards]
             save_array(path, np.concatenate(tables))

@@ -19,41 +19,31 @@ Metrics = dict[str, Mean]
 
 
 class Objective:
-    """Base class of objectives, which are frozen dataclasses.
+    """Base class of objectives, frozen dataclasses, which set `loss_weights` and implement at least `module`."""
 
-    An objective sets `loss_weights` and implements `module` and `counts`; the other members have defaults:
+    loss_weights: ClassVar[dict[str, float]]  # of each loss term, by the name of its metric
+    required_fields: ClassVar[frozenset[str]] = frozenset()  # labels that the format must provide
+    best_metric: ClassVar[str] = "loss"  # selects the best checkpoint: the lowest "loss", the highest of any other
+    num_distinct_passes: ClassVar[int | None] = None  # passes over the data that differ, None if all do
+    frozen_params: ClassVar[tuple[str, ...]] = ()  # top-level parameters that no update changes
 
-    - `required_fields`: labels that the format must provide.
-    - `loss_weights`: weight of each loss term, by the name of its metric.
-    - `best_metric`: score that selects the best checkpoint, the lowest "loss" or the highest of any other.
-    - `num_distinct_passes`: number of passes over the data that differ, None if all do.
-    - `frozen_params`: names of the top-level parameters that no update changes.
-    """
-
-    required_fields: ClassVar[frozenset[str]] = frozenset()
-    loss_weights: ClassVar[dict[str, float]]
-    best_metric: ClassVar[str] = "loss"
-    num_distinct_passes: ClassVar[int | None] = None
-    frozen_params: ClassVar[tuple[str, ...]] = ()
-
-    def check(self, config: EncoderConfig) -> None:
-        """Raise `ValueError` for an encoder that cannot learn this objective."""
-
-    def module(self, config: EncoderConfig, vocab: VocabInfo) -> nn.Module:
-        """Return the networks, whose `__call__(batch, train)` returns metrics with every loss term among them."""
+    def module(self, config: EncoderConfig, vocab: VocabInfo) -> ObjectiveModule:
+        """Return the networks. Raises `ValueError` for an encoder that cannot learn this objective."""
         raise NotImplementedError
 
     def corrupt(self, batch: Batch, vocab: VocabInfo, seed) -> Batch:
         """Return what the networks read and predict: a pure function of its arguments, called once an update."""
         return batch
 
-    def counts(self, batch: Batch) -> dict[str, Array]:
-        """Return the number of elements of each loss term in a corrupted batch."""
-        raise NotImplementedError
-
     def scores(self, sums: Metrics) -> dict[str, float]:
-        """Return the scores of summed metrics, with baselines and standard errors (`*_error`)."""
-        return compute_mean_scores(sums)
+        """Return the scores of summed metrics, with baselines and standard errors (`*_error`).
+
+        By default: the mean of each scalar metric and the error of each accuracy, without `*_mask_*` of no [MASK].
+        """
+        unseen = {name for name, mean in sums.items() if "_mask_" in name and not mean.count}
+        scores = {name: mean_value(mean) for name, mean in sums.items() if mean.total.ndim == 0 and name not in unseen}
+        errors = {f"{n}_error": binomial_standard_error(sums[n]) for n in scores if n.endswith("accuracy")}
+        return scores | errors
 
 
 class SupervisedObjective(Objective):
@@ -67,11 +57,22 @@ class SupervisedObjective(Objective):
         raise NotImplementedError
 
 
-class TaskModule(nn.Module):
+class ObjectiveModule(nn.Module):
+    """Base class of an objective's networks.
+
+    `__call__(batch, train)` returns metrics with every loss term among them. The count of a loss term is its number of
+    elements, which depends on the batch alone.
+    """
+
+    config: EncoderConfig
+    objective: Objective
+    vocab: VocabInfo
+
+
+class TaskModule(ObjectiveModule):
     """Base class of networks for labelled rows, which also return outputs for evaluation and prediction.
 
-    A subclass implements `compute_logits(batch, train)`, `compute_metrics(logits, batch)` and
-    `compute_outputs(logits, batch)`.
+    A subclass has `compute_logits(batch, train)`, `compute_metrics(logits, batch)`, `compute_outputs(logits, batch)`.
     """
 
     def __call__(self, batch: Batch, train: bool = False) -> Metrics:
@@ -84,14 +85,6 @@ class TaskModule(nn.Module):
     def evaluate_batch(self, batch: Batch) -> tuple[Metrics, dict[str, Array]]:
         logits = self.compute_logits(batch)
         return self.compute_metrics(logits, batch), self.compute_outputs(logits, batch)
-
-
-def compute_mean_scores(sums: Metrics) -> dict[str, float]:
-    """Return each scalar metric's mean and each accuracy's standard error, without `*_mask_*` metrics of no [MASK]."""
-    unseen = {name for name, mean in sums.items() if "_mask_" in name and not mean.count}
-    scores = {name: mean_value(mean) for name, mean in sums.items() if mean.total.ndim == 0 and name not in unseen}
-    errors = {f"{n}_error": binomial_standard_error(sums[n]) for n in scores if n.endswith("accuracy")}
-    return scores | errors
 
 
 def perplexity(loss: float) -> float:

@@ -1,20 +1,17 @@
 """Next-token prediction from left to right: BERT's "LTR & No NSP" (Devlin et al., 2019, §5.1 and table 5)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 
-import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from encoders.data.batch import Batch
 from encoders.model.config import EncoderConfig
 from encoders.model.encoder import Encoder
 from encoders.model.heads import MaskedTokenHead, gather_hidden_states
-from encoders.objectives.base import Metrics, Objective, compute_mean_scores, perplexity
-from encoders.objectives.losses import cross_entropy
+from encoders.objectives.base import Metrics, Objective, ObjectiveModule, perplexity
+from encoders.objectives.losses import compute_class_metrics
 from encoders.objectives.masking import MaskedBatch
 from encoders.text.tokenization import VocabInfo
 from encoders.utils.metrics import Mean
@@ -27,70 +24,46 @@ class CausalLM(Objective):
     loss_weights: ClassVar[dict[str, float]] = {"clm_loss": 1.0}
     num_distinct_passes: ClassVar[int | None] = 1
 
-    def check(self, config: EncoderConfig) -> None:
+    def module(self, config: EncoderConfig, vocab: VocabInfo) -> ObjectiveModule:
         if not config.attention.is_causal:
             raise ValueError(
                 f"model.attention={config.attention.__name__} lets CausalLM read the tokens that it predicts; set "
                 "model.attention=CausalSelfAttention"
             )
-
-    def module(self, config: EncoderConfig, vocab: VocabInfo) -> nn.Module:
         return CausalLMModule(config, self, vocab)
 
     def corrupt(self, batch: Batch, vocab: VocabInfo, seed) -> MaskedBatch:
         tokens, example = batch.input_ids, batch.example_ids
         follows = (example[:, 1:] > 0) & (example[:, 1:] == example[:, :-1])
-        places = jnp.broadcast_to(jnp.arange(1, tokens.shape[1]), follows.shape)
         return MaskedBatch(
             **batch.get_arrays(),
             clean_ids=tokens,
-            masked_positions=places,
+            masked_positions=jnp.broadcast_to(jnp.arange(1, tokens.shape[1]), follows.shape),
             masked_labels=tokens[:, 1:],
             masked_weights=follows.astype(jnp.float32),
         )
 
-    def counts(self, batch: MaskedBatch) -> dict:
-        return {"clm_loss": batch.masked_weights.sum()}
-
     def scores(self, sums: Metrics) -> dict[str, float]:
-        scores = compute_mean_scores(sums)
-        scores["clm_perplexity"] = perplexity(scores["clm_loss"])
-        return scores
+        scores = super().scores(sums)
+        return scores | {"clm_perplexity": perplexity(scores["clm_loss"])}
 
 
-class CausalLMModule(nn.Module):
+class CausalLMModule(ObjectiveModule):
     """An encoder and its masked-token head, which reads the position before the one that it predicts."""
-
-    config: EncoderConfig
-    objective: CausalLM
-    vocab: VocabInfo
 
     def setup(self):
         self.encoder = Encoder(self.config)
         self.tokens = MaskedTokenHead(self.config)
 
     def __call__(self, batch: MaskedBatch, train: bool = False) -> Metrics:
-        return compute_causal_lm_metrics(
-            self.compute_token_logits(batch, train), batch.masked_labels, batch.masked_weights, self.vocab
-        )
+        """Return loss, accuracy, and as `clm_baseline` the accuracy of always predicting the most frequent token."""
+        labels, weights = batch.masked_labels, batch.masked_weights
+        is_most_frequent = (labels == self.vocab.most_frequent_id) * weights
+        metrics = compute_class_metrics(self.compute_token_logits(batch, train), labels, weights, "clm")
+        return metrics | {"clm_baseline": Mean(is_most_frequent.sum(), weights.sum())}
 
     def compute_token_logits(self, batch: MaskedBatch, train: bool = False) -> Float[Array, "b k v"]:
         """Return vocabulary logits at the masked positions, each from the tokens before it."""
         hidden = self.encoder(batch, train=train)
         before = gather_hidden_states(hidden, jnp.maximum(batch.masked_positions - 1, 0))
         return self.tokens(before, self.encoder.active_embeddings.word_embedding.embedding)
-
-
-def compute_causal_lm_metrics(
-    logits: Float[Array, "b k v"],
-    masked_labels: Int[Array, "b k"],
-    masked_weights: Float[Array, "b k"],
-    vocab: VocabInfo,
-) -> Metrics:
-    """Return loss, accuracy, and as `clm_baseline` the accuracy of always predicting the most frequent token."""
-    count = masked_weights.sum()
-    return {
-        "clm_loss": Mean((cross_entropy(logits, masked_labels) * masked_weights).sum(), count),
-        "clm_accuracy": Mean(((logits.argmax(-1) == masked_labels) * masked_weights).sum(), count),
-        "clm_baseline": Mean(((masked_labels == vocab.most_frequent_id) * masked_weights).sum(), count),
-    }

@@ -2,13 +2,10 @@
 al., 2020, §2 and §3.5).
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, no_type_check
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,20 +15,12 @@ from encoders.data.batch import Batch, HostOrDeviceArray
 from encoders.model.config import EncoderConfig, derive_generator_config
 from encoders.model.encoder import Encoder
 from encoders.model.heads import MaskedTokenHead, gather_hidden_states
-from encoders.objectives.base import Metrics, Objective, compute_mean_scores, perplexity
+from encoders.objectives import masking as masks
+from encoders.objectives.base import Metrics, Objective, ObjectiveModule, perplexity
 from encoders.objectives.losses import compute_masked_lm_metrics
-from encoders.objectives.masking import (
-    SAMPLE_STREAM,
-    MaskedBatch,
-    Masking,
-    bits_to_uniform,
-    gather_keys,
-    make_example_keys,
-    make_token_keys,
-    mask_tokens,
-    scatter_tokens,
-)
+from encoders.objectives.masking import MaskedBatch, Masking
 from encoders.text.tokenization import VocabInfo
+from encoders.utils.field_checks import check_fields
 
 # 85 % [MASK], 15 % unchanged, none random, a new mask each pass, as in the released code. Positions are drawn without
 # replacement, as in the paper; the released code draws with replacement and so masks 13.8 % instead of 15 %.
@@ -47,23 +36,18 @@ class GeneratorBatch(MaskedBatch, kw_only=True):
 
 @dataclass(frozen=True)
 class GeneratorObjective(Objective):
-    """Base of objectives whose network reads a text in which a generator filled the masks.
+    """Base of objectives whose network reads a text in which a generator filled the masks, without a gradient."""
 
-    The generator is the network scaled by `generator_width` and `generator_depth`; with width None there is none, and
-    samples are uniform over all but special tokens. `tie` names the tables that it shares with the network: none, the
-    token embeddings, or all embeddings with their norm, as in the released code. Samples carry no gradient.
-    """
-
-    generator_width: float | None = 1 / 4
-    generator_depth: float = 1.0
+    generator_width: float | None = 1 / 4  # of the network's; None: uniform samples of all but special tokens
+    generator_depth: float = 1.0  # of the network's
     masking: Masking = ELECTRA_MASKING
     temperature: float = 1.0
+    # Shared with the network: the token embeddings, or all embeddings with their norm, as in the released code.
     tie: Literal["none", "tokens", "embeddings"] = "embeddings"
 
     def __post_init__(self):
-        for name in ("generator_width", "generator_depth", "temperature"):
-            if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"objective.{name}={getattr(self, name)} must be above 0")
+        is_positive = lambda value: value is None or 0 < value < math.inf
+        check_fields(self, "objective.", [("generator_width generator_depth temperature", is_positive, "above 0")])
         if self.masking.mask_special:
             raise ValueError("objective.masking.mask_special=True: a generator must not fill in [CLS] and [SEP]")
 
@@ -72,24 +56,19 @@ class GeneratorObjective(Objective):
         return self.masking.dupe_factor
 
     def get_generator_config(self, config: EncoderConfig) -> EncoderConfig | None:
-        """Return the generator's config for the network `config`, None without a generator."""
-        return (
-            None
-            if self.generator_width is None
-            else derive_generator_config(config, self.generator_width, self.generator_depth)
-        )
-
-    def check(self, config: EncoderConfig) -> None:
-        self.get_generator_config(config)
+        """Return the generator's config for the network `config`, None without a generator. Raises `ValueError`."""
+        if self.generator_width is None:
+            return None
+        return derive_generator_config(config, self.generator_width, self.generator_depth)
 
     def corrupt(self, batch: Batch, vocab: VocabInfo, seed) -> GeneratorBatch:
-        masked = mask_tokens(self.masking, batch, vocab, seed)
-        keys = make_token_keys(make_example_keys(seed, SAMPLE_STREAM, batch.pass_index, batch.example_index), batch)
-        sampling_bits = jax.random.key_data(gather_keys(keys, masked.masked_positions))
-        return GeneratorBatch(**masked.get_arrays(), sampling_bits=sampling_bits)
+        masked = masks.mask_tokens(self.masking, batch, vocab, seed)
+        example_keys = masks.make_example_keys(seed, masks.SAMPLE_STREAM, batch.pass_index, batch.example_index)
+        keys = masks.gather_keys(masks.make_token_keys(example_keys, batch), masked.masked_positions)
+        return GeneratorBatch(**masked.get_arrays(), sampling_bits=jax.random.key_data(keys))
 
     def scores(self, sums: Metrics) -> dict[str, float]:
-        scores = compute_mean_scores(sums)
+        scores = super().scores(sums)
         if self.generator_width is not None:
             scores["generator_perplexity"] = perplexity(scores["generator_loss"])
         return scores
@@ -105,12 +84,8 @@ class GeneratorOutput(NamedTuple):
     metrics: Metrics
 
 
-class GeneratorObjectiveModule(nn.Module):
+class GeneratorObjectiveModule(ObjectiveModule):
     """The network, which owns the tied tables, and its generator if there is one."""
-
-    config: EncoderConfig
-    objective: GeneratorObjective
-    vocab: VocabInfo
 
     def setup(self):
         tie, generator = self.objective.tie, self.objective.get_generator_config(self.config)
@@ -128,33 +103,23 @@ class GeneratorObjectiveModule(nn.Module):
     def fill_masks(self, batch: GeneratorBatch, train: bool = False) -> GeneratorOutput:
         """Return the text that the network reads, and the generator's metrics."""
         if self.objective.generator_width is None:
-            hidden, logits, metrics = None, jnp.asarray(build_uniform_logits(self.vocab)), {}
+            hidden, logits, metrics = None, np.zeros((1, 1, self.vocab.vocab_size), np.float32), {}
+            logits[..., list(self.vocab.special_ids)] = -np.inf
         else:
-            hidden = self.encode_masked_positions(batch, train)
-            logits = self.compute_generator_logits(hidden)
+            hidden, logits = self.predict_masked_tokens(batch, train)
             metrics = compute_masked_lm_metrics(logits, batch, self.vocab, prefix="generator")
-        logits = logits / self.objective.temperature
+        logits = jnp.asarray(logits) / self.objective.temperature
         samples = sample_tokens(logits, batch.sampling_bits)
-        tokens = scatter_tokens(batch.clean_ids, batch.masked_positions, samples, batch.masked_weights)
+        tokens = masks.scatter_tokens(batch.clean_ids, batch.masked_positions, samples, batch.masked_weights)
         return GeneratorOutput(tokens, samples, logits, hidden, metrics)
 
-    def encode_masked_positions(self, batch: MaskedBatch, train: bool = False) -> Float[Array, "b k d"]:
-        """Return the generator's hidden states at the masked positions."""
-        return gather_hidden_states(self.generator(batch, train=train), batch.masked_positions)
-
-    def compute_generator_logits(self, hidden: Float[Array, "b k d"]) -> Float[Array, "b k v"]:
-        return self.tokens(hidden, self.generator.active_embeddings.word_embedding.embedding)
+    def predict_masked_tokens(self, batch: MaskedBatch, train: bool) -> tuple[Array, Float[Array, "b k v"]]:
+        """Return the generator's hidden states and vocabulary logits at the masked positions."""
+        hidden = gather_hidden_states(self.generator(batch, train=train), batch.masked_positions)
+        return hidden, self.tokens(hidden, self.generator.active_embeddings.word_embedding.embedding)
 
     def compute_token_logits(self, batch: MaskedBatch, train: bool = False) -> Float[Array, "b k v"]:
-        """Return the generator's vocabulary logits at the masked positions."""
-        return self.compute_generator_logits(self.encode_masked_positions(batch, train))
-
-
-def build_uniform_logits(vocab: VocabInfo) -> np.ndarray:
-    """Return logits `[1 1 v]` of the uniform distribution over all but special tokens."""
-    logits = np.zeros((1, 1, vocab.vocab_size), np.float32)
-    logits[..., list(vocab.special_ids)] = -np.inf
-    return logits
+        return self.predict_masked_tokens(batch, train)[1]
 
 
 def sample_tokens(logits: Float[Array, "#b #k v"], noise: Array) -> Int[Array, "b k"]:
@@ -169,7 +134,7 @@ def sample_tokens(logits: Float[Array, "#b #k v"], noise: Array) -> Int[Array, "
     weights = jnp.pad(weights, ((0, 0), (0, 0), (0, size**2 - weights.shape[-1])))
     weights = jnp.broadcast_to(weights.reshape(*weights.shape[:2], size, size), (*noise.shape[:2], size, size))
     sums = weights.sum(-1)
-    block, left = find_interval(sums, bits_to_uniform(noise[..., 0]) * sums.sum(-1))
+    block, left = find_interval(sums, masks.bits_to_uniform(noise[..., 0]) * sums.sum(-1))
     inner, _ = find_interval(jnp.take_along_axis(weights, block[..., None, None], axis=2)[..., 0, :], left)
     return block * size + inner
 

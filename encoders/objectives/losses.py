@@ -1,11 +1,9 @@
-"""Losses: cross-entropies, and the metrics of predictions at masked positions (BERT §3.1)."""
-
-from __future__ import annotations
+"""Losses: cross-entropies, and the metrics of predicted classes and of predictions at masked positions (BERT §3.1)."""
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Float, Int, Num
 
 from encoders.objectives.base import Metrics
 from encoders.objectives.masking import MaskedBatch
@@ -20,6 +18,17 @@ def binary_cross_entropy(logits: Float[Array, "*axes"], labels: Num[Array, "*axe
     return jax.nn.softplus(logits) - logits * labels
 
 
+def compute_class_metrics(
+    logits: Float[Array, "*axes c"], labels: Int[Array, "*axes"], weights: Float[Array, "*axes"], prefix: str
+) -> Metrics:
+    """Return cross-entropy and accuracy as sums over the weights, which are 0 or 1."""
+    count = weights.sum()
+    return {
+        f"{prefix}_loss": Mean((cross_entropy(logits, labels) * weights).sum(), count),
+        f"{prefix}_accuracy": Mean(((logits.argmax(-1) == labels) * weights).sum(), count),
+    }
+
+
 def compute_masked_lm_metrics(
     logits: Float[Array, "b k v"], batch: MaskedBatch, vocab: VocabInfo, prefix: str = "mlm"
 ) -> Metrics:
@@ -28,14 +37,10 @@ def compute_masked_lm_metrics(
     `*_mask_accuracy` counts only positions that show [MASK], because a token that is shown is easy to predict.
     `*_mask_baseline` is the accuracy there of always predicting the most frequent token.
     """
-    targets, weights = batch.masked_labels, batch.masked_weights
+    labels, weights = batch.masked_labels, batch.masked_weights
     shown = jnp.take_along_axis(batch.input_ids, batch.masked_positions, axis=1)
-    masked = weights * (shown == vocab.mask_id)
-    right = logits.argmax(-1) == targets
-    count, hidden = weights.sum(), masked.sum()
-    return {
-        f"{prefix}_loss": Mean((cross_entropy(logits, targets) * weights).sum(), count),
-        f"{prefix}_accuracy": Mean((right * weights).sum(), count),
-        f"{prefix}_mask_accuracy": Mean((right * masked).sum(), hidden),
-        f"{prefix}_mask_baseline": Mean(((targets == vocab.most_frequent_id) * masked).sum(), hidden),
+    hidden = weights * (shown == vocab.mask_id)
+    return compute_class_metrics(logits, labels, weights, prefix) | {
+        f"{prefix}_mask_accuracy": Mean(((logits.argmax(-1) == labels) * hidden).sum(), hidden.sum()),
+        f"{prefix}_mask_baseline": Mean(((labels == vocab.most_frequent_id) * hidden).sum(), hidden.sum()),
     }

@@ -1,31 +1,20 @@
 """Masked language modelling with or without a sentence-pair task: the objective of BERT, RoBERTa and ALBERT."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
-import flax.linen as nn
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from encoders.data.batch import Batch
 from encoders.model.config import EncoderConfig
 from encoders.model.encoder import Encoder
-from encoders.model.heads import (
-    ClassificationHead,
-    MaskedTokenHead,
-    Pooler,
-    gather_hidden_states,
-    summarize_examples,
-)
-from encoders.objectives.base import Metrics, Objective, compute_mean_scores, perplexity
-from encoders.objectives.losses import compute_masked_lm_metrics
+from encoders.model.heads import ClassificationHead, MaskedTokenHead, Pooler, gather_hidden_states, summarize_examples
+from encoders.objectives.base import Metrics, Objective, ObjectiveModule, perplexity
+from encoders.objectives.losses import compute_class_metrics, compute_masked_lm_metrics
 from encoders.objectives.masking import MaskedBatch, Masking, mask_tokens
-from encoders.objectives.sentence_pair import (
-    NextSentencePrediction,
-    SentenceOrderPrediction,
-    compute_sentence_pair_metrics,
-)
+from encoders.objectives.sentence_pair import NextSentencePrediction, SentenceOrderPrediction
 from encoders.text.tokenization import VocabInfo
+from encoders.utils.metrics import Mean
 
 
 @dataclass(frozen=True)
@@ -47,20 +36,14 @@ class MaskedLM(Objective):
     def num_distinct_passes(self) -> int | None:
         return self.masking.dupe_factor
 
-    def module(self, config: EncoderConfig, vocab: VocabInfo) -> nn.Module:
+    def module(self, config: EncoderConfig, vocab: VocabInfo) -> ObjectiveModule:
         return MaskedLMModule(config, self, vocab)
 
     def corrupt(self, batch: Batch, vocab: VocabInfo, seed) -> MaskedBatch:
         return mask_tokens(self.masking, batch, vocab, seed)
 
-    def counts(self, batch: MaskedBatch) -> dict:
-        terms = {"mlm_loss": batch.masked_weights.sum()}
-        return terms | (
-            {f"{self.sentence_task.metric_prefix}_loss": batch.example_mask.sum()} if self.sentence_task else {}
-        )
-
     def scores(self, sums: Metrics) -> dict[str, float]:
-        scores = compute_mean_scores(sums)
+        scores = super().scores(sums)
         scores["mlm_perplexity"] = perplexity(scores["mlm_loss"])
         if self.sentence_task:
             name = self.sentence_task.metric_prefix
@@ -69,12 +52,8 @@ class MaskedLM(Objective):
         return scores
 
 
-class MaskedLMModule(nn.Module):
+class MaskedLMModule(ObjectiveModule):
     """An encoder and its masked-token head, with a pooler and a two-class head for a sentence task."""
-
-    config: EncoderConfig
-    objective: MaskedLM
-    vocab: VocabInfo
 
     def setup(self):
         self.encoder = Encoder(self.config)
@@ -85,20 +64,18 @@ class MaskedLMModule(nn.Module):
 
     def __call__(self, batch: MaskedBatch, train: bool = False) -> Metrics:
         hidden = self.encoder(batch, train=train)
-        logits = self.tokens(
-            gather_hidden_states(hidden, batch.masked_positions),
-            self.encoder.active_embeddings.word_embedding.embedding,
-        )
-        metrics = compute_masked_lm_metrics(logits, batch, self.vocab)
-        if self.objective.sentence_task:
+        metrics = compute_masked_lm_metrics(self.predict_tokens(hidden, batch), batch, self.vocab)
+        if task := self.objective.sentence_task:
             classes = self.pair(self.pooler(summarize_examples(self.config, hidden, batch)))
-            metrics |= compute_sentence_pair_metrics(classes, batch, self.objective.sentence_task)
+            labels, weights = batch.labels[task.label_field], batch.example_mask.astype(jnp.float32)
+            metrics |= compute_class_metrics(classes, labels, weights, task.metric_prefix)
+            metrics[f"{task.metric_prefix}_positives"] = Mean((labels * weights).sum(), weights.sum())
         return metrics
+
+    def predict_tokens(self, hidden: Float[Array, "b l d"], batch: MaskedBatch) -> Float[Array, "b k v"]:
+        masked = gather_hidden_states(hidden, batch.masked_positions)
+        return self.tokens(masked, self.encoder.active_embeddings.word_embedding.embedding)
 
     def compute_token_logits(self, batch: MaskedBatch) -> Float[Array, "b k v"]:
         """Return vocabulary logits at the masked positions."""
-        hidden = self.encoder(batch)
-        return self.tokens(
-            gather_hidden_states(hidden, batch.masked_positions),
-            self.encoder.active_embeddings.word_embedding.embedding,
-        )
+        return self.predict_tokens(self.encoder(batch), batch)

@@ -1,13 +1,10 @@
 """Masking of tokens: a pure function of (seed, pass, example index, position).
 
 Every token has two random words, hashed from these four numbers. An example so gets the same mask in any batch, at any
-padding and in a packed row. The pass is `pass_index` modulo `dupe_factor`, or with `dupe_factor=None` (RoBERTa's
-dynamic masking) `pass_index` itself.
+padding and in a packed row. The pass is counted modulo `dupe_factor`, unless it is None (RoBERTa's dynamic masking).
 
 Axes: b rows, s examples of a row, l length, k slots for chosen positions.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal, no_type_check
@@ -19,82 +16,60 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from encoders.data.batch import Batch, HostOrDeviceArray
 from encoders.text.tokenization import VocabInfo
+from encoders.utils.field_checks import check_fields
 
 MASK_STREAM, ROUNDING_STREAM, SAMPLE_STREAM = 0, 1, 2  # streams of random words
 
 
 @no_type_check  # jax builds it with leaves of other types
 class MaskedBatch(Batch, kw_only=True):
-    """A batch whose `input_ids` are corrupted, and the tokens to predict: k slots a row, int32, weights float32.
+    """A batch whose `input_ids` are corrupted, and the tokens to predict: k slots a row, int32, weights float32."""
 
-    `masked_positions [b k]` are positions in the row, `masked_labels [b k]` the tokens there before, `masked_weights
-    [b k]` 1 or, for an unused slot, 0; `clean_ids [b l]` are the `input_ids` before corruption.
-    """
-
-    masked_positions: Int[HostOrDeviceArray, "b k"]
-    masked_labels: Int[HostOrDeviceArray, "b k"]
-    masked_weights: Float[HostOrDeviceArray, "b k"]
-    clean_ids: Int[HostOrDeviceArray, "b l"]
+    masked_positions: Int[HostOrDeviceArray, "b k"]  # in the row
+    masked_labels: Int[HostOrDeviceArray, "b k"]  # the tokens there before corruption
+    masked_weights: Float[HostOrDeviceArray, "b k"]  # 1, or 0 for an unused slot
+    clean_ids: Int[HostOrDeviceArray, "b l"]  # all tokens before corruption
 
 
 @dataclass(frozen=True)
 class Masking:
-    """Masking scheme of a masked language model.
+    """Masking scheme of a masked language model. Raises `ValueError` for a value out of range."""
 
-    - `mask_rate`: share of an example's tokens that are chosen, special tokens counted.
-    - `split`: shares of chosen tokens that become [MASK], become a random token, and stay unchanged.
-    - `dupe_factor`: number of different masks of an example, 10 in BERT's code, 40 in ALBERT; None for a new one each
-      pass (RoBERTa).
-    - `max_predictions`: most chosen tokens of an example.
-    - `unit`, `max_ngram`: "word" chooses whole words in runs of up to `max_ngram`, drawn with p(n) ∝ 1/n (ALBERT §3.1).
-    - `mask_special`: True allows [CLS] and [SEP] to be chosen.
-    - `rounding`: of `mask_rate` times the length; "random" adds U[0, 1) first (fairseq).
-    - `replacements`: the random token is any entry ("all", BERT's code) or no special one ("words", fairseq).
-
-    Raises `ValueError` for a value out of range.
-    """
-
-    mask_rate: float = 0.15
-    split: tuple[float, float, float] = (0.8, 0.1, 0.1)
-    dupe_factor: int | None = 10
-    max_predictions: int | None = None
-    unit: Literal["token", "word"] = "token"
-    max_ngram: int = 1
-    mask_special: bool = False
-    rounding: Literal["nearest", "random"] = "nearest"
-    replacements: Literal["all", "words"] = "all"
+    mask_rate: float = 0.15  # share of an example's tokens that are chosen, special tokens counted
+    split: tuple[float, float, float] = (0.8, 0.1, 0.1)  # of chosen tokens: to [MASK], to a random token, unchanged
+    dupe_factor: int | None = 10  # different masks of an example: 10 in BERT's code, 40 in ALBERT; None: one each pass
+    max_predictions: int | None = None  # most chosen tokens of an example
+    unit: Literal["token", "word"] = "token"  # "word" chooses whole words, in runs of up to `max_ngram`
+    max_ngram: int = 1  # run lengths are drawn with p(n) ∝ 1/n (ALBERT §3.1)
+    mask_special: bool = False  # True allows [CLS] and [SEP] to be chosen
+    rounding: Literal["nearest", "random"] = "nearest"  # of the rate times the length; "random" adds U[0, 1) (fairseq)
+    replacements: Literal["all", "words"] = "all"  # random tokens: any (BERT's code), or no special ones (fairseq)
 
     def __post_init__(self):
-        if not 0 < self.mask_rate < 1:
-            raise ValueError(f"mask_rate={self.mask_rate} must be above 0 and below 1")
-        if len(self.split) != 3 or min(self.split) < 0 or not abs(sum(self.split) - 1) <= 1e-6:
-            raise ValueError(f"split={self.split} must be three shares (mask, random, keep) that sum to 1")
-        for name, least in (("dupe_factor", 1), ("max_predictions", 1), ("max_ngram", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(
-                    f"{name}={value} must be at least {least}" + ("" if name == "max_ngram" else " or None")
-                )
+        are_shares = lambda split: len(split) == 3 and min(split) >= 0 and abs(sum(split) - 1) <= 1e-6
+        checks = (
+            ("mask_rate", lambda rate: 0 < rate < 1, "above 0 and below 1"),
+            ("split", are_shares, "three shares (mask, random, keep) that sum to 1"),
+            ("dupe_factor max_predictions", lambda count: count is None or count >= 1, "at least 1 or None"),
+            ("max_ngram", lambda count: count >= 1, "at least 1"),
+        )
+        check_fields(self, "", checks)
         if self.max_ngram > 1 and self.unit != "word":
             raise ValueError(f"max_ngram={self.max_ngram} counts words: it needs unit='word', not {self.unit!r}")
 
-    def count_predictions_by_length(self, max_length: int) -> np.ndarray:
-        """Return the number of chosen tokens for every example length from 0 to `max_length`."""
-        exact = np.arange(max_length + 1) * self.mask_rate
-        rounded = np.floor(exact) if self.rounding == "random" else np.round(exact)
-        return np.minimum(np.maximum(rounded, 1), self.max_predictions or max_length).astype(np.int32)
-
     def count_predictions(self, sizes: np.ndarray) -> np.ndarray:
         """Return the number of chosen tokens in examples of `sizes` tokens."""
-        return self.count_predictions_by_length(int(sizes.max()))[sizes]
+        exact = sizes * self.mask_rate
+        rounded = np.floor(exact) if self.rounding == "random" else np.round(exact)
+        return np.minimum(np.maximum(rounded, 1), self.max_predictions or sizes.max()).astype(np.int32)
 
     def max_predictions_per_row(self, length: int, num_examples: int) -> int:
         """Return the most positions that can be chosen in a row of `length` tokens and `num_examples` examples."""
         extra = 1 if self.rounding == "random" else 0
-        one = min(int(self.count_predictions_by_length(length)[-1]) + extra, self.max_predictions or length, length)
-        return (
-            one if num_examples == 1 else min(int(length * self.mask_rate) + num_examples, num_examples * one, length)
-        )
+        most = min(self.count_predictions(np.array([length])).item() + extra, self.max_predictions or length, length)
+        if num_examples == 1:
+            return most
+        return min(int(length * self.mask_rate) + num_examples, num_examples * most, length)
 
 
 def make_example_keys(seed, stream: int, pass_indices: Int[Array, "b s"], ids: Int[Array, "b s"]) -> Array:
@@ -106,12 +81,14 @@ def make_example_keys(seed, stream: int, pass_indices: Int[Array, "b s"], ids: I
 
 def make_token_keys(example_keys: Array, batch: Batch) -> Array:
     """Return a key for every token, `[b l]`: the key of its example folded with its position there."""
-    owner = jnp.maximum(batch.example_ids - 1, 0)
-    token_example_keys = jax.random.wrap_key_data(
-        jnp.take_along_axis(jax.random.key_data(example_keys), owner[..., None], axis=1),
-        impl=jax.random.key_impl(example_keys),
-    )
+    token_example_keys = gather_keys(example_keys, jnp.maximum(batch.example_ids - 1, 0))
     return jax.vmap(jax.vmap(jax.random.fold_in))(token_example_keys, batch.position_ids)
+
+
+def gather_keys(keys: Array, positions: Int[Array, "b k"]) -> Array:
+    """Return the keys at `positions` of each row."""
+    data = jnp.take_along_axis(jax.random.key_data(keys), positions[..., None], axis=1)
+    return jax.random.wrap_key_data(data, impl=jax.random.key_impl(keys))
 
 
 def bits_to_uniform(random_bits: UInt32[Array, "..."]) -> Float[Array, "..."]:
@@ -123,14 +100,9 @@ def compute_mask_pass(masking: Masking, batch: Batch) -> Int[Array, "b s"]:
     return batch.pass_index if masking.dupe_factor is None else batch.pass_index % masking.dupe_factor
 
 
-def make_mask_keys(masking: Masking, batch: Batch, seed) -> Array:
-    return make_example_keys(seed, MASK_STREAM, compute_mask_pass(masking, batch), batch.example_index)
-
-
 def make_membership_mask(batch: Batch) -> Bool[Array, "b s l"]:
     """Return True at the tokens of the n-th example of a row."""
-    numbers = jnp.arange(1, batch.example_index.shape[1] + 1)
-    return batch.example_ids[:, None, :] == numbers[None, :, None]
+    return batch.example_ids[:, None, :] == jnp.arange(1, batch.example_index.shape[1] + 1)[:, None]
 
 
 def draw_ngram_lengths(random_bits: UInt32[Array, "..."], max_ngram: int) -> Int[Array, "..."]:
@@ -143,31 +115,29 @@ def draw_ngram_lengths(random_bits: UInt32[Array, "..."], max_ngram: int) -> Int
 def count_tokens_to_mask(masking: Masking, batch: Batch, sizes: Int[Array, "b s"], seed) -> Int[Array, "b s"]:
     """Return the number of tokens to choose in each example of `sizes` tokens; 0 for an empty one."""
     length = batch.input_ids.shape[1]
-    quota = jnp.asarray(masking.count_predictions_by_length(length))[sizes]
+    quota = jnp.asarray(masking.count_predictions(np.arange(length + 1)))[sizes]
     if masking.rounding == "random":
         keys = make_example_keys(seed, ROUNDING_STREAM, compute_mask_pass(masking, batch), batch.example_index)
         draw = bits_to_uniform(jax.random.key_data(keys)[..., 0].astype(jnp.uint32))
-        quota = jnp.clip(
-            jnp.floor(sizes * masking.mask_rate + draw).astype(jnp.int32), 1, masking.max_predictions or length
-        )
+        rounded = jnp.floor(sizes * masking.mask_rate + draw).astype(jnp.int32)
+        quota = jnp.clip(rounded, 1, masking.max_predictions or length)
     return jnp.where(sizes > 0, quota, 0)
 
 
 def choose_positions(
-    masking: Masking, batch: Batch, vocab: VocabInfo, seed
+    masking: Masking, batch: Batch, vocab: VocabInfo, token_keys: Array, seed
 ) -> tuple[Int[Array, "b k"], Float[Array, "b k"]]:
     """Return the chosen positions and their weights: 1, or 0 for an unused slot."""
-    example, length = batch.example_ids, batch.input_ids.shape[1]
-    keys = make_mask_keys(masking, batch, seed)
-    words = jax.random.key_data(make_token_keys(keys, batch)).astype(jnp.uint32)
+    length, words = batch.input_ids.shape[1], jax.random.key_data(token_keys).astype(jnp.uint32)
     never = () if masking.mask_special else (vocab.cls_id, vocab.sep_id, vocab.mask_id)
-    candidate = (example > 0) & ~jnp.isin(batch.input_ids, jnp.array((vocab.pad_id, *never)))
+    candidate = (batch.example_ids > 0) & ~jnp.isin(batch.input_ids, jnp.array((vocab.pad_id, *never)))
     membership = make_membership_mask(batch)
     quota = count_tokens_to_mask(masking, batch, membership.sum(-1), seed)
     slots = masking.max_predictions_per_row(length, membership.shape[1])
-    scores = jnp.where(membership & candidate[:, None], bits_to_uniform(words[..., 0])[:, None], -1.0)
+    scores = jnp.where(candidate, bits_to_uniform(words[..., 0]), -1.0)
     if masking.unit == "token":
-        best, where = jax.lax.top_k(scores, min(masking.max_predictions_per_row(length, 1), length))
+        example_scores = jnp.where(membership, scores[:, None], -1.0)
+        best, where = jax.lax.top_k(example_scores, min(masking.max_predictions_per_row(length, 1), length))
         weights = ((jnp.arange(best.shape[-1]) < quota[..., None]) & (best >= 0)).astype(jnp.float32)
         where, weights = (x.reshape(x.shape[0], -1) for x in (where, weights))
         if membership.shape[1] > 1:
@@ -175,10 +145,7 @@ def choose_positions(
             where = jnp.take_along_axis(where, order, axis=1)
         return where, weights
     starts = jnp.asarray(vocab.compute_word_starts())[batch.input_ids] | ~jnp.pad(candidate, ((0, 0), (1, 0)))[:, :-1]
-    scores, lengths = (
-        jnp.where(candidate, bits_to_uniform(words[..., 0]), -1.0),
-        draw_ngram_lengths(words[..., 1], masking.max_ngram),
-    )
+    lengths = draw_ngram_lengths(words[..., 1], masking.max_ngram)
     chosen = choose_whole_words(scores, starts, lengths, membership, quota, masking.max_ngram)
     weights, where = jax.lax.top_k(chosen.astype(jnp.float32), slots)
     return where, weights
@@ -223,24 +190,21 @@ def choose_whole_words(
         slot = jnp.arange(room.shape[1]) == example
         return t + 1, chosen | run, room - slot * run.sum(1, keepdims=True)
 
-    return jax.lax.while_loop(has_words_left, take_next_run, (jnp.int32(0), jnp.zeros_like(candidate), num_to_predict))[
-        1
-    ]
+    carry = (jnp.int32(0), jnp.zeros_like(candidate), num_to_predict)
+    return jax.lax.while_loop(has_words_left, take_next_run, carry)[1]
 
 
 def mask_tokens(masking: Masking, batch: Batch, vocab: VocabInfo, seed) -> MaskedBatch:
     """Return `batch` with the chosen tokens replaced, and their positions, labels and weights."""
-    where, weights = choose_positions(masking, batch, vocab, seed)
-    tokens = batch.input_ids
-    take_chosen = lambda x: jnp.take_along_axis(x, where, axis=1)
-    targets = take_chosen(tokens)
+    keys = make_example_keys(seed, MASK_STREAM, compute_mask_pass(masking, batch), batch.example_index)
+    token_keys, tokens = make_token_keys(keys, batch), batch.input_ids
+    where, weights = choose_positions(masking, batch, vocab, token_keys, seed)
+    targets = jnp.take_along_axis(tokens, where, axis=1)
     # A second hash, of the chosen tokens only: the replacement must not depend on the choice.
-    again = jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, 1)))(
-        gather_keys(make_token_keys(make_mask_keys(masking, batch, seed), batch), where)
-    )
-    words = jax.random.key_data(again).astype(jnp.uint32)
-    special = set(vocab.special_ids) if masking.replacements == "words" else set()
-    entries = jnp.asarray(np.array([i for i in range(vocab.vocab_size) if i not in special], np.int32))
+    hash_again = jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, 1)))
+    words = jax.random.key_data(hash_again(gather_keys(token_keys, where))).astype(jnp.uint32)
+    special = vocab.special_ids if masking.replacements == "words" else ()
+    entries = jnp.asarray(np.setdiff1d(np.arange(vocab.vocab_size, dtype=np.int32), special))
     fate = bits_to_uniform(words[..., 0])
     random = entries[words[..., 1] % len(entries)]
     as_mask, as_random = masking.split[0], masking.split[0] + masking.split[1]
@@ -249,12 +213,6 @@ def mask_tokens(masking: Masking, batch: Batch, vocab: VocabInfo, seed) -> Maske
     return MaskedBatch(
         **fields, clean_ids=tokens, masked_positions=where, masked_labels=targets, masked_weights=weights
     )
-
-
-def gather_keys(keys: Array, masked_positions: Int[Array, "b k"]) -> Array:
-    """Return the keys of the tokens at `masked_positions`."""
-    data = jnp.take_along_axis(jax.random.key_data(keys), masked_positions[..., None], axis=1)
-    return jax.random.wrap_key_data(data, impl=jax.random.key_impl(keys))
 
 
 def scatter_tokens(

@@ -2,13 +2,10 @@
 2020, §2), and the other ways of training them that the paper compares (§3.2, §3.5 and appendix F).
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Literal
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -17,11 +14,11 @@ from encoders.data.batch import Batch
 from encoders.model.config import EncoderConfig
 from encoders.model.heads import ReplacedTokenHead
 from encoders.model.ops import make_dense
-from encoders.objectives.base import Metrics
+from encoders.objectives.base import Metrics, ObjectiveModule
 from encoders.objectives.generator import GeneratorBatch, GeneratorObjective, GeneratorObjectiveModule, GeneratorOutput
 from encoders.objectives.losses import binary_cross_entropy, cross_entropy
-from encoders.objectives.masking import MaskedBatch
 from encoders.text.tokenization import VocabInfo
+from encoders.utils.field_checks import check_fields
 from encoders.utils.metrics import Mean, roc_auc
 
 NUM_HISTOGRAM_BINS = 1024  # of the discriminator's probability, for the ROC curve
@@ -47,8 +44,7 @@ class ReplacedTokenDetection(GeneratorObjective):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 <= self.rtd_weight < math.inf:
-            raise ValueError(f"objective.rtd_weight={self.rtd_weight} must be at least 0")
+        check_fields(self, "objective.", [("rtd_weight", lambda weight: 0 <= weight < math.inf, "at least 0")])
         if self.generator_training != "joint" and self.generator_width is None:
             raise ValueError(
                 f"objective.generator_training={self.generator_training} needs a generator, and "
@@ -69,9 +65,9 @@ class ReplacedTokenDetection(GeneratorObjective):
         terms = () if self.generator_width is None else GENERATOR_LOSS_TERMS[self.generator_training]
         return dict.fromkeys(terms, 1.0) | {"rtd_loss": self.rtd_weight}
 
-    def check(self, config: EncoderConfig) -> None:
-        super().check(config)
-        if self.generator_training == "two_stage" and (generator := self.get_generator_config(config)) != config:
+    def module(self, config: EncoderConfig, vocab: VocabInfo) -> ObjectiveModule:
+        generator = self.get_generator_config(config)
+        if self.generator_training == "two_stage" and generator != config:
             pairs = [(name, value, getattr(generator, name)) for name, value in vars(config).items()]
             differ = ", ".join(f"model.{name} is {mine} and {theirs}" for name, mine, theirs in pairs if mine != theirs)
             raise ValueError(
@@ -79,14 +75,7 @@ class ReplacedTokenDetection(GeneratorObjective):
                 f"be of one size (objective.generator_width=1, objective.generator_depth=1); of discriminator and "
                 f"generator {differ}"
             )
-
-    def module(self, config: EncoderConfig, vocab: VocabInfo) -> nn.Module:
         return ReplacedTokenDetectionModule(config, self, vocab)
-
-    def counts(self, batch: MaskedBatch) -> dict:
-        chosen = batch.masked_weights.sum()
-        judged = (batch.example_ids > 0).sum() if self.loss_over == "all" else chosen
-        return dict.fromkeys(self.loss_weights, chosen) | {"rtd_loss": judged}
 
     def scores(self, sums: Metrics) -> dict[str, float]:
         scores = super().scores(sums)
@@ -99,8 +88,6 @@ class ReplacedTokenDetection(GeneratorObjective):
 class ReplacedTokenDetectionModule(GeneratorObjectiveModule):
     """Discriminator and its head, a generator, and for adversarial training the generator's reward baseline."""
 
-    objective: ReplacedTokenDetection
-
     def setup(self):
         super().setup()
         self.replaced = ReplacedTokenHead(self.config)
@@ -111,18 +98,16 @@ class ReplacedTokenDetectionModule(GeneratorObjectiveModule):
         filled = self.fill_masks(batch, train)
         verdict = self.compute_replaced_logits(batch.replace(input_ids=filled.filled_ids), train)
         labels = (filled.filled_ids != batch.clean_ids).astype(jnp.int32)
-        at_chosen = [jnp.take_along_axis(x, batch.masked_positions, axis=1) for x in (verdict, labels)] + [
-            batch.masked_weights
-        ]
+        at_chosen = [jnp.take_along_axis(x, batch.masked_positions, axis=1) for x in (verdict, labels)]
         real = (batch.example_ids > 0).astype(jnp.float32)
-        judged = (verdict, labels, real) if self.objective.loss_over == "all" else at_chosen
+        judged = (verdict, labels, real) if self.objective.loss_over == "all" else (*at_chosen, batch.masked_weights)
         metrics = filled.metrics | compute_rtd_metrics(*judged)
         if not train:  # of every token, whatever the loss is over
             metrics["rtd_histogram"] = build_score_histogram(verdict, labels, real)
         if self.objective.generator_training == "adversarial":
             # Without gradient, so that the baseline's loss does not train the generator.
             guess = self.baseline(jax.lax.stop_gradient(filled.hidden))[..., 0].astype(jnp.float32)
-            metrics |= compute_policy_metrics(filled, binary_cross_entropy(*at_chosen[:2]), guess, batch.masked_weights)
+            metrics |= compute_policy_metrics(filled, binary_cross_entropy(*at_chosen), guess, batch.masked_weights)
         return metrics
 
     def compute_replaced_logits(self, batch: Batch, train: bool = False) -> Float[Array, "b l"]:
@@ -131,28 +116,24 @@ class ReplacedTokenDetectionModule(GeneratorObjectiveModule):
 
 
 def compute_policy_metrics(
-    generator_output: GeneratorOutput,
+    filled: GeneratorOutput,
     reward: Float[Array, "b k"],
     baseline_logits: Float[Array, "b k"],
-    masked_weights: Float[Array, "b k"],
+    weights: Float[Array, "b k"],
 ) -> Metrics:
     """Return the losses of REINFORCE with a learned baseline, rewarded by the discriminator's loss (appendix F).
 
     The policy loss is log p(sample) (R - b): R is the discriminator's loss of the sample, b = -log sigmoid(baseline
     logit). The baseline learns b = R by cross-entropy, sigmoid(baseline logit) = exp(-R).
     """
-    reward, count = jax.lax.stop_gradient(reward), masked_weights.sum()
+    reward = jax.lax.stop_gradient(reward)
     better = reward - jax.lax.stop_gradient(jax.nn.softplus(-baseline_logits))
-    return {
-        "policy_loss": Mean(
-            (cross_entropy(generator_output.logits, generator_output.sampled_ids) * better * masked_weights).sum(),
-            count,
-        ),
-        "policy_reward": Mean((reward * masked_weights).sum(), count),
-        "baseline_loss": Mean(
-            ((jax.nn.softplus(baseline_logits) - baseline_logits * jnp.exp(-reward)) * masked_weights).sum(), count
-        ),
+    terms = {
+        "policy_loss": cross_entropy(filled.logits, filled.sampled_ids) * better,
+        "policy_reward": reward,
+        "baseline_loss": binary_cross_entropy(baseline_logits, jnp.exp(-reward)),
     }
+    return {name: Mean((term * weights).sum(), weights.sum()) for name, term in terms.items()}
 
 
 def compute_rtd_metrics(

@@ -1,12 +1,10 @@
 """Replace MLM and All-Tokens MLM: ELECTRA with a network that predicts the original token (Clark et al., 2020,
 §3.5)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -14,10 +12,9 @@ from jaxtyping import Array, Float, Int
 from encoders.model.config import EncoderConfig
 from encoders.model.heads import MaskedTokenHead, gather_hidden_states
 from encoders.model.ops import make_dense
-from encoders.objectives.base import Metrics
+from encoders.objectives.base import Metrics, ObjectiveModule
 from encoders.objectives.generator import GeneratorBatch, GeneratorObjective, GeneratorObjectiveModule
 from encoders.objectives.losses import cross_entropy
-from encoders.objectives.masking import MaskedBatch
 from encoders.text.tokenization import VocabInfo
 from encoders.utils.metrics import Mean
 
@@ -37,19 +34,13 @@ class ReplaceMLM(GeneratorObjective):
     def loss_weights(self) -> dict[str, float]:
         return ({} if self.generator_width is None else {"generator_loss": 1.0}) | {"restored_loss": 1.0}
 
-    def module(self, config: EncoderConfig, vocab: VocabInfo) -> nn.Module:
+    def module(self, config: EncoderConfig, vocab: VocabInfo) -> ObjectiveModule:
+        self.get_generator_config(config)
         return ReplaceMLMModule(config, self, vocab)
-
-    def counts(self, batch: MaskedBatch) -> dict:
-        chosen = batch.masked_weights.sum()
-        restored = (batch.example_ids > 0).sum() if self.loss_over == "all" else chosen
-        return dict.fromkeys(self.loss_weights, chosen) | {"restored_loss": restored}
 
 
 class ReplaceMLMModule(GeneratorObjectiveModule):
     """An encoder with a masked-token head, the gate of its copy mechanism, and a generator."""
-
-    objective: ReplaceMLM
 
     def setup(self):
         super().setup()
@@ -71,24 +62,17 @@ class ReplaceMLMModule(GeneratorObjectiveModule):
             nll = -copy_log_probability(logits, gate, filled.filled_ids, batch.clean_ids)
             right = gather_masked(predict_likeliest_tokens(logits, gate, filled.filled_ids))
             copied = {"restored_copied": Mean((jax.nn.sigmoid(gate) * weights).sum(), weights.sum())}
-        shown = gather_masked(filled.filled_ids)
-        return (
-            filled.metrics
-            | copied
-            | {
-                "restored_loss": Mean((nll * weights).sum(), weights.sum()),
-                "restored_accuracy": Mean(((right == batch.masked_labels) * chosen).sum(), chosen.sum()),
-                # The accuracy of always predicting the token shown.
-                "restored_baseline": Mean(((shown == batch.masked_labels) * chosen).sum(), chosen.sum()),
-            }
-        )
+        count_right = lambda ids: Mean(((ids == batch.masked_labels) * chosen).sum(), chosen.sum())
+        restored = {
+            "restored_loss": Mean((nll * weights).sum(), weights.sum()),
+            "restored_accuracy": count_right(right),
+            "restored_baseline": count_right(gather_masked(filled.filled_ids)),  # of always predicting the token shown
+        }
+        return filled.metrics | copied | restored
 
 
 def copy_log_probability(
-    logits: Float[Array, "b l v"],
-    gate_logits: Float[Array, "b l"],
-    shown_ids: Int[Array, "b l"],
-    token_ids: Int[Array, "b l"],
+    logits: Float[Array, "b l v"], gate_logits: Float[Array, "b l"], shown_ids: Int[Array, "b l"], token_ids
 ) -> Float[Array, "b l"]:
     """Return the log-probability of `token_ids` under the copy mechanism."""
     copied = jnp.where(shown_ids == token_ids, jax.nn.log_sigmoid(gate_logits), -jnp.inf)
@@ -100,7 +84,5 @@ def predict_likeliest_tokens(
 ) -> Int[Array, "b l"]:
     """Return the likeliest tokens under the copy mechanism: the one shown or the softmax's."""
     best = logits.argmax(-1)
-    copies = copy_log_probability(logits, gate_logits, shown_ids, shown_ids) >= copy_log_probability(
-        logits, gate_logits, shown_ids, best
-    )
-    return jnp.where(copies, shown_ids, best)
+    log_probability = partial(copy_log_probability, logits, gate_logits, shown_ids)
+    return jnp.where(log_probability(shown_ids) >= log_probability(best), shown_ids, best)

@@ -74,9 +74,6 @@ class Classification(SupervisedObjective):
     def module(self, config: EncoderConfig, vocab: VocabInfo) -> nn.Module:
         return ClassificationModule(config, self, vocab)
 
-    def counts(self, batch: Batch) -> dict:
-        return {"label_loss": batch.example_mask.sum()}
-
 
 class ClassificationModule(TaskModule):
     """Module of an encoder, a pooler for the head "pooled", and the classification head."""

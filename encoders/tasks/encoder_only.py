@@ -27,9 +27,6 @@ class EncoderOnly(Objective):
     def module(self, config: EncoderConfig, vocab: VocabInfo) -> nn.Module:
         return EncoderOnlyModule(config, self, vocab)
 
-    def counts(self, batch: Batch) -> dict[str, Array]:
-        return {}
-
 
 class EncoderOnlyModule(nn.Module):
     """Module of an encoder and an optional pooler."""

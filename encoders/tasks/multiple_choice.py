@@ -125,9 +125,6 @@ class MultipleChoiceObjective(SupervisedObjective):
     def module(self, config: EncoderConfig, vocab: VocabInfo) -> nn.Module:
         return MultipleChoiceModule(config, self, vocab)
 
-    def counts(self, batch: Batch) -> dict:
-        return {"label_loss": batch.example_mask[:, 0].sum()}
-
     def score_outputs(
         self, outputs: dict[str, np.ndarray], example_table: np.ndarray, split: Split
     ) -> dict[str, float]:

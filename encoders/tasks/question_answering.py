@@ -41,9 +41,6 @@ class QAObjective(SupervisedObjective):
 
     best_metric: ClassVar[str] = "f1"
 
-    def counts(self, batch: Batch) -> dict:
-        return {name: batch.example_mask.sum() for name in self.loss_weights}
-
     def decode_predictions(
         self, outputs: dict[str, np.ndarray], example_table: np.ndarray, split: Split
     ) -> dict[int, QAPrediction]:

@@ -149,9 +149,6 @@ class TokenClassification(SupervisedObjective):
     def module(self, config: EncoderConfig, vocab: VocabInfo) -> nn.Module:
         return TokenClassificationModule(config, self, vocab)
 
-    def counts(self, batch: Batch) -> dict:
-        return {"tag_loss": (batch.labels["tags"] >= 0).sum()}
-
     def score_outputs(
         self, outputs: dict[str, np.ndarray], example_table: np.ndarray, split: Split
     ) -> dict[str, float]:

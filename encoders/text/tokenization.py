@@ -44,6 +44,12 @@ class VocabInfo:
         return cls(**values | {"special_ids": special_ids, "continuation_bits": bits})
 
 
+def make_blank_vocab(vocab_size: int) -> VocabInfo:
+    """Return a vocabulary of `vocab_size` entries with BERT's order of special tokens, for shapes and checks."""
+    special_ids = (0, 1, 2, 3, 4)
+    return VocabInfo(vocab_size, *special_ids, special_ids, continuation_bits=b"", most_frequent_id=5)
+
+
 @dataclass(frozen=True)
 class TokenizerSpec:
     """Specification of a tokenizer: a published vocabulary by its `path`, or one to train.

@@ -1,7 +1,5 @@
 """Checkpoints of a run: Orbax behind one class, and checksums of every array."""
 
-from __future__ import annotations
-
 import gc
 import io
 import logging
@@ -27,7 +25,6 @@ T = TypeVar("T")
 SAVED_STEPS_FILE = "saved_steps.json"  # beside the folder of checkpoints: the latest and the best step on the disk
 CHUNK_BYTES = 64 << 20  # compressed and written at a time; by default whole arrays, in files of 2 GB
 BLOCK_ELEMENTS = 1 << 20  # summed at a time for a checksum
-UNSIGNED_DTYPES = {1: "uint8", 2: "uint16", 4: "uint32"}
 
 
 class CheckpointDamaged(ValueError):
@@ -45,20 +42,15 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, keep_checkpoints: int | None = None, owner: str | None = None):
-        handlers = {
-            "params": ocp.StandardCheckpointHandler(),
-            "rest": ocp.StandardCheckpointHandler(),
-            "notes": ocp.JsonCheckpointHandler(),
-        }
+        handlers = {name: ocp.StandardCheckpointHandler() for name in ("params", "rest")}
+        handlers["notes"] = ocp.JsonCheckpointHandler()
         self.folder, self.owner, self.saving_step = folder.resolve(), owner, None
-        is_writer = keep_checkpoints is not None
+        is_writer, get_cost = keep_checkpoints is not None, lambda metrics: metrics["cost"]
         with quiet_orbax():
-            best = policies.BestN(
-                get_metric_fn=lambda metrics: metrics["cost"], reverse=True, n=1, keep_checkpoints_without_metrics=False
-            )
+            best = policies.BestN(get_metric_fn=get_cost, reverse=True, n=1, keep_checkpoints_without_metrics=False)
             options = ocp.CheckpointManagerOptions(
                 preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep_checkpoints), best]),
-                best_fn=lambda metrics: metrics["cost"],
+                best_fn=get_cost,
                 best_mode="min",
                 cleanup_tmp_directories=is_writer,
                 read_only=not is_writer,
@@ -68,14 +60,11 @@ class Checkpoints:
 
     def save(self, step: int, state, notes: dict, cost: float | None) -> None:
         """Write in the background; `cost` is lowest at the best step, and None where it was not measured."""
-        rest = get_rest(state)
-        checksums = {"params": compute_checksums(state.params), "rest": compute_checksums(rest)}
+        items = {"params": state.params, "rest": get_rest(state)}
+        checksums = {name: compute_checksums(item) for name, item in items.items()}
         notes = notes | {"step": step, "owner": self.owner, "cost": cost, "checksums": checksums}
-        args = ocp.args.Composite(
-            params=ocp.args.StandardSave(state.params),
-            rest=ocp.args.StandardSave(rest),
-            notes=ocp.args.JsonSave(sign_json(notes)),
-        )
+        saved = {name: ocp.args.StandardSave(item) for name, item in items.items()}
+        args = ocp.args.Composite(**saved, notes=ocp.args.JsonSave(sign_json(notes)))
         with quiet_orbax():
             self.manager.wait_until_finished()
             self.saving_step = step
@@ -103,10 +92,7 @@ class Checkpoints:
         return self.latest_step() if step is None else step
 
     def restore(self, step: int, abstract_state) -> tuple:
-        """Return state and notes of `step`, with the shapes and shardings of `abstract_state`.
-
-        Raises `CheckpointDamaged`.
-        """
+        """Return state and notes of `step`, placed as `abstract_state` says. Raises `CheckpointDamaged`."""
         args = ocp.args.Composite(
             params=ocp.args.StandardRestore(abstract_state.params),
             rest=ocp.args.StandardRestore(get_rest(abstract_state)),
@@ -137,10 +123,13 @@ class Checkpoints:
         """Return the parameters of `step` alone, placed by `infer_shardings(shapes)`. Raises `CheckpointDamaged`."""
 
         def read_params() -> dict:
-            shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self.read_param_shapes(step))
+            metadata = self.manager.item_metadata(step)["params"].tree
+            shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), metadata)
             args = ocp.args.StandardRestore(build_abstract_state(shapes, infer_shardings(shapes)))
-            with open_low_memory_checkpointer(shapes) as checkpointer:
-                return checkpointer.restore(get_params_path(self.folder, step), args=args)
+            # At most the largest of the arrays is in memory beside those that are placed.
+            handler = ocp.StandardCheckpointHandler(restore_concurrent_gb=compute_largest_array_gb(shapes))
+            with ocp.Checkpointer(handler) as checkpointer:
+                return checkpointer.restore(self.folder / str(step) / "params", args=args)
 
         notes = self.read_notes(step)
         params = read_or_raise(step, read_params)
@@ -157,10 +146,6 @@ class Checkpoints:
         self.manager.reload()
         return folder
 
-    def read_param_shapes(self, step: int):
-        """Return shape and dtype of every parameter of `step`, without reading the parameters."""
-        return self.manager.item_metadata(step)["params"].tree
-
     def close(self) -> None:
         """Wait until everything is on disk."""
         self.manager.wait_until_finished()
@@ -168,7 +153,6 @@ class Checkpoints:
 
 
 def get_rest(state) -> dict:
-    """Return the state without its parameters."""
     return {"step": state.step, "moments": state.moments, "update_guard": state.update_guard}
 
 
@@ -184,8 +168,7 @@ def quiet_orbax() -> Iterator[None]:
     After a failure it stays quiet, since threads of Orbax and TensorStore end later. They log the error once more, and
     Python prints what they cannot raise: reports of a closed event loop, and coroutines that Orbax drops.
     """
-    loggers = [logging.getLogger("absl"), logging.getLogger("asyncio")]
-    levels = [logger.level for logger in loggers]
+    levels = {logger: logger.level for logger in (logging.getLogger("absl"), logging.getLogger("asyncio"))}
     print_unraisable = sys.unraisablehook
 
     def print_others(unraisable) -> None:
@@ -194,12 +177,12 @@ def quiet_orbax() -> Iterator[None]:
         if not is_dropped and "Event loop is closed" not in str(unraisable.exc_value):
             print_unraisable(unraisable)
 
-    for logger in loggers:
+    for logger in levels:
         logger.setLevel(logging.CRITICAL)
     sys.unraisablehook = print_others
     yield
     sys.unraisablehook = print_unraisable
-    for logger, level in zip(loggers, levels, strict=True):
+    for logger, level in levels.items():
         logger.setLevel(level)
 
 
@@ -208,10 +191,8 @@ def read_or_raise(step: int, read: Callable[[], T]) -> T:
     with quiet_orbax(), redirect_stderr(io.StringIO()):
         try:
             return read()
-        except MemoryError:
-            raise
         except Exception as error:  # Orbax and TensorStore raise many types
-            if "RESOURCE_EXHAUSTED" in str(error):
+            if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
                 raise
             reason = next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
         # Orbax drops its other reads, and Python prints their errors when it frees them: here, where nothing is shown.
@@ -219,34 +200,17 @@ def read_or_raise(step: int, read: Callable[[], T]) -> T:
     raise CheckpointDamaged(f"checkpoint {step} cannot be read: {reason[:200]}")
 
 
-# Parameters alone -----------------------------------------------------------------------------------------------------
-
-
 def save_params(folder: Path, params, owner: str) -> None:
-    """Write step 0 of a run that has parameters only, into its folder of checkpoints.
-
-    `owner` is the fingerprint of the run.
-    """
+    """Write step 0 of a run that has parameters only, whose fingerprint is `owner`, into its folder of checkpoints."""
     save_args = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), params)
     args = ocp.args.PyTreeSave(params, save_args, ocdbt_target_data_file_size=CHUNK_BYTES)
     handler = ocp.PyTreeCheckpointHandler(save_concurrent_gb=compute_largest_array_gb(params))
     with ocp.Checkpointer(handler) as checkpointer:
-        checkpointer.save(get_params_path(folder.resolve(), 0), args=args)
+        checkpointer.save(folder.resolve() / "0" / "params", args=args)
     notes = {"step": 0, "owner": owner, "checksums": {"params": compute_checksums(params)}}
     path = folder / "0" / "notes" / "metadata"
     path.parent.mkdir()
     write_json(path, sign_json(notes))
-
-
-def get_params_path(folder: Path, step: int) -> Path:
-    return folder / str(step) / "params"
-
-
-def open_low_memory_checkpointer(abstract_params) -> ocp.Checkpointer:
-    """Return a reader that holds at most the largest of the arrays beside those it has placed."""
-    return ocp.Checkpointer(
-        ocp.StandardCheckpointHandler(restore_concurrent_gb=compute_largest_array_gb(abstract_params))
-    )
 
 
 def compute_largest_array_gb(tree) -> float:
@@ -254,14 +218,10 @@ def compute_largest_array_gb(tree) -> float:
     return 1.1 * max(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree)) / 1e9
 
 
-# Checksums ------------------------------------------------------------------------------------------------------------
-
-
 def compute_checksums(tree) -> dict[str, list[int]]:
-    """Return two sums of the bits of every leaf, by its path.
+    """Return two sums mod 2^32 of every leaf, by its path: of its bits u_i as unsigned numbers, and of u_i (2 i + 1).
 
-    The sums are those of the elements u_i, as unsigned numbers, and of u_i (2 i + 1), both mod 2^32. They change with
-    any bit and with the order of elements, and are the same on every layout and number of processes.
+    They change with any bit and with the order of elements, and are the same on every layout and number of processes.
     """
     leaves = dict(flatten_with_paths(tree))
     is_addressable = all(getattr(leaf, "is_fully_addressable", True) for leaf in leaves.values())
@@ -273,7 +233,7 @@ def compute_checksums(tree) -> dict[str, list[int]]:
 
 def checksum_array(array: np.ndarray) -> list[int]:
     """Return the two sums of an array on the host, block by block."""
-    bits = np.ascontiguousarray(array).reshape(-1).view(UNSIGNED_DTYPES[array.dtype.itemsize])
+    bits = np.ascontiguousarray(array).reshape(-1).view(f"uint{8 * array.dtype.itemsize}")
     plain = weighted = 0
     weights = 2 * np.arange(min(BLOCK_ELEMENTS, bits.size), dtype=np.uint32) + 1
     for start in range(0, bits.size, BLOCK_ELEMENTS):
@@ -289,8 +249,7 @@ def checksum_on_devices(leaves: dict[str, jax.Array]) -> dict[str, tuple[jax.Arr
     """Return the two sums of arrays on their devices."""
 
     def checksum_leaf(x):
-        is_bool = x.dtype == bool
-        bits = x if is_bool else jax.lax.bitcast_convert_type(x, UNSIGNED_DTYPES[x.dtype.itemsize])
+        bits = x if x.dtype == bool else jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
         bits, index, stride = bits.astype(jnp.uint32), jnp.zeros(x.shape, jnp.uint32), 1
         for axis in reversed(range(x.ndim)):
             index += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * np.uint32(stride % 2**32)

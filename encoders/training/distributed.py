@@ -1,10 +1,7 @@
 """Several processes, on one machine or on many, as one run: how they join, agree and end.
 
-All processes refuse what one of them refuses. A fault of one ends all of them, since the others would wait for it
-forever.
+All refuse what one of them refuses. A fault of one ends all, since the others would wait for it forever.
 """
-
-from __future__ import annotations
 
 import json
 import os
@@ -36,18 +33,17 @@ def initialize_distributed(
     """Join the processes of a run, before JAX is used; without arguments as the environment describes them.
 
     `coordinator` is HOST:PORT of process 0, or "auto" for what `jax.distributed` detects by itself, as on a TPU pod.
-    Raises `DistributedError` unless all processes join within `timeout` seconds. JAX itself would end the process with
-    a dump of its stack.
+    Raises `DistributedError` unless all processes join within `timeout` seconds, where JAX would end the process.
     """
     if coordinator in (None, "auto"):
         if process_id is not None:
             raise DistributedError(f"--process {process_id} needs --coordinator HOST:PORT, the address of process 0")
-        if coordinator == "auto" or count_launched_processes() > 1:
-            try:
-                jax.distributed.initialize(initialization_timeout=int(timeout))
-            except (ValueError, RuntimeError, OSError) as error:
-                raise DistributedError(f"jax.distributed finds no processes to join: {error}") from error
-        return
+        if coordinator is None and count_launched_processes() < 2:
+            return
+        try:
+            return jax.distributed.initialize(initialization_timeout=int(timeout))
+        except (ValueError, RuntimeError, OSError) as error:
+            raise DistributedError(f"jax.distributed finds no processes to join: {error}") from error
     if num_processes is None or process_id is None or not 0 <= process_id < num_processes:
         raise DistributedError(
             f"--coordinator {coordinator} needs --processes N and --process 0 to N - 1, and has --processes "
@@ -81,14 +77,13 @@ def raise_on_all(work: Callable[[], T]) -> T:
     """Return `work()`; if it fails in one process, raise `DistributedError` with the reason in all of them."""
     if not is_multi_process():
         return work()
-    result, failure = None, None
+    result, failure, message = None, None, ""
     try:
         result = work()
     except Exception as error:
-        failure = error
+        failure, message = error, str(error) or repr(error)
         if not isinstance(error, (ValueError, OSError)):
             traceback.print_exc()
-    message = "" if failure is None else str(failure) or repr(failure)
     encoded = np.frombuffer(message.encode()[:MAX_ERROR_BYTES].ljust(MAX_ERROR_BYTES, b"\0"), np.uint8)
     messages = [bytes(row).rstrip(b"\0").decode(errors="ignore") for row in gather_from_processes(encoded)]
     if failed := [process for process, message in enumerate(messages) if message]:
@@ -131,9 +126,6 @@ def abort_all(error: BaseException) -> NoReturn:
     os._exit(130 if isinstance(error, KeyboardInterrupt) else 1)
 
 
-# Rendezvous -----------------------------------------------------------------------------------------------------------
-
-
 def wait_for_all_processes(coordinator: str, num_processes: int, process_id: int, timeout: float) -> None:
     """Return in every process once all have joined. Raises `ValueError` or `OSError` within `timeout` s otherwise.
 
@@ -146,64 +138,59 @@ def wait_for_all_processes(coordinator: str, num_processes: int, process_id: int
         raise ValueError(f"--coordinator {coordinator!r} must be HOST:PORT")
     deadline = time.monotonic() + timeout
     if process_id == 0:
-        serve_rendezvous(int(port), num_processes, deadline, timeout)
+        problem = serve_rendezvous(int(port), num_processes, deadline, timeout)
     else:
-        join_rendezvous((host.strip("[]"), int(port)), num_processes, process_id, deadline, timeout)
+        with connect_to_primary((host.strip("[]"), int(port)), deadline, timeout) as peer:
+            # Process 0 reaches the deadline first, and reports who is missing.
+            peer.settimeout(max(deadline - time.monotonic(), 0.01) + REPLY_SECONDS)
+            send_line(peer, {"process": process_id, "processes": num_processes, "jax": jax.__version__})
+            if (reply := read_line(peer, "problem")) is None:
+                raise ValueError(f"{coordinator} is not answered by a process of this run")
+            problem = reply["problem"]
+    if problem:
+        raise ValueError(problem)
 
 
-def serve_rendezvous(port: int, num_processes: int, deadline: float, timeout: float) -> None:
-    """Wait, as process 0, for the others and send them an error or none."""
+def serve_rendezvous(port: int, num_processes: int, deadline: float, timeout: float) -> str | None:
+    """Wait, as process 0, for the others, send them an error or none, and return it."""
+    peers: dict[int, socket.socket] = {}
+    problem = None
     with ExitStack() as stack:
         try:
             server = stack.enter_context(socket.create_server(("", port)))
         except OSError as error:
             raise ValueError(f"port {port} cannot be opened: {error.strerror}; choose another one") from None
-        peers: dict[int, socket.socket] = {}
-        problem = None
         while len(peers) < num_processes - 1 and problem is None:
             server.settimeout(max(deadline - time.monotonic(), 0.01))
             try:
-                peer, _ = server.accept()
+                peer = stack.enter_context(server.accept()[0])
             except TimeoutError:
                 missing = ", ".join(str(process) for process in range(1, num_processes) if process not in peers)
                 problem = f"after {timeout:.0f} s process {missing} of {num_processes} has not joined at port {port}"
                 break
-            stack.enter_context(peer)
             peer.settimeout(REPLY_SECONDS)
-            try:
-                greeting = json.loads(peer.makefile().readline(1000))
-                process = int(greeting["process"])
-            except (OSError, ValueError, LookupError, TypeError):
+            greeting = read_line(peer, "process")
+            if greeting is None or type(process := greeting["process"]) is not int:
                 continue  # not a process of a run
-            problem = find_mismatch(process, greeting, num_processes)
+            for name, expected in {"processes": num_processes, "jax": jax.__version__}.items():
+                if problem is None and greeting.get(name) != expected:
+                    problem = f"process {process} has {name} {greeting.get(name)}, and process 0 has {name} {expected}"
             if process in peers:
                 problem = f"two processes joined as process {process}"
                 send_line(peer, {"problem": problem})
             peers.setdefault(process, peer)
         for peer in peers.values():
             send_line(peer, {"problem": problem})
-    if problem:
-        raise ValueError(problem)
+    return problem
 
 
-def find_mismatch(process: int, greeting: dict, num_processes: int) -> str | None:
-    """Return the first value of a greeting that differs from process 0's, as a message."""
-    for name, expected in {"processes": num_processes, "jax": jax.__version__}.items():
-        if greeting.get(name) != expected:
-            return f"process {process} has {name} {greeting.get(name)}, and process 0 has {name} {expected}"
-    return None
-
-
-def join_rendezvous(
-    address: tuple[str, int], num_processes: int, process_id: int, deadline: float, timeout: float
-) -> None:
-    """Connect to process 0, as any other process, and raise the error that it sends."""
+def connect_to_primary(address: tuple[str, int], deadline: float, timeout: float) -> socket.socket:
+    """Return a connection to process 0, once it listens."""
     host, port = address
     while True:
         seconds_left = deadline - time.monotonic()
         try:
-            peer = socket.create_connection(address, timeout=max(seconds_left, 0.01))
-            break
+            return socket.create_connection(address, timeout=max(seconds_left, 0.01))
         except socket.gaierror as error:
             raise ValueError(f"host {host!r} is unknown: {error.strerror}") from None
         except OSError as error:
@@ -213,17 +200,16 @@ def join_rendezvous(
                     f"after {timeout:.0f} s nobody answers at {host}:{port}, the address of process 0: {reason}"
                 ) from None
             time.sleep(RETRY_SECONDS)
-    with peer:
-        # Process 0 reaches the deadline first, and reports who is missing.
-        peer.settimeout(max(deadline - time.monotonic(), 0.01) + REPLY_SECONDS)
-        send_line(peer, {"process": process_id, "processes": num_processes, "jax": jax.__version__})
-        try:
-            problem = json.loads(peer.makefile().readline(10_000))["problem"]
-        except (OSError, ValueError, LookupError, TypeError):
-            raise ValueError(f"{host}:{port} is not answered by a process of this run") from None
-    if problem:
-        raise ValueError(problem)
 
 
 def send_line(peer: socket.socket, message: dict) -> None:
     peer.sendall((json.dumps(message) + "\n").encode())
+
+
+def read_line(peer: socket.socket, key: str) -> dict | None:
+    """Return the message that a peer sends, or None where it sends no JSON object with `key`."""
+    try:
+        message = json.loads(peer.makefile().readline(10_000))
+    except (OSError, ValueError):
+        return None
+    return message if isinstance(message, dict) and key in message else None

@@ -1,16 +1,16 @@
 """Intervals of logging; progress on the screen, metrics as JSON lines, and TensorBoard events where it is installed."""
 
-from __future__ import annotations
-
 import json
 import secrets
 import shutil
 import sys
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from encoders.utils.field_checks import check_fields
 from encoders.utils.files import DamagedFile, write_file_atomically
 
 METRICS_FILE, DAMAGED_FOLDER = "metrics.jsonl", "damaged"
@@ -18,23 +18,17 @@ METRICS_FILE, DAMAGED_FOLDER = "metrics.jsonl", "damaged"
 
 @dataclass(frozen=True)
 class Intervals:
-    """Intervals in steps at which a run logs, evaluates and saves, and limits beside them.
-
-    An evaluation takes `eval_batches` batches; the newest `keep_checkpoints` checkpoints are kept. A run stops after
-    `max_bad_updates` skipped updates in a row. Raises `ValueError` for a value below 1.
-    """
+    """Intervals in steps at which a run logs, evaluates and saves, and limits. Raises `ValueError` for one below 1."""
 
     log_every: int = 100
     eval_every: int = 1000
     save_every: int = 1000
     keep_checkpoints: int = 2
-    eval_batches: int = 50
-    max_bad_updates: int = 20
+    eval_batches: int = 50  # of an evaluation
+    max_bad_updates: int = 20  # skipped updates in a row that end a run
 
     def __post_init__(self):
-        for name, value in vars(self).items():
-            if value < 1:
-                raise ValueError(f"intervals.{name}={value} must be at least 1")
+        check_fields(self, "intervals.", [(" ".join(vars(self)), lambda value: value >= 1, "at least 1")])
 
 
 def format_row(number: int, row: dict) -> str:
@@ -108,6 +102,8 @@ class MetricLog:
 
         A damaged file is copied into the folder of damaged files, and `log` says what is wrong with it.
         """
+        from tqdm import tqdm
+
         path = folder / METRICS_FILE
         rows, problems = scan_metric_rows(path)
         self.rows = [row for row in rows if row["step"] <= resumed_step]
@@ -120,8 +116,15 @@ class MetricLog:
             lines = (format_row(number, row) for number, row in enumerate(self.rows, 1))
             write_file_atomically(path, "".join(lines).encode())
             self.file = open(path, "a", encoding="utf-8")
-            self.event_writer = open_event_writer(folder / "tensorboard")
-        self.progress_bar = make_progress_bar(total_steps, resumed_step, run_name, is_writer)
+            with suppress(ImportError):  # the extra `tensorboard` is not installed
+                from tensorboard.summary import Writer
+
+                self.event_writer = Writer(str(folder / "tensorboard"))
+        seconds = 0.5 if sys.stderr.isatty() else 30.0
+        steps = {"total": total_steps, "initial": resumed_step, "desc": run_name, "unit": "step"}
+        # The rate is the mean of all steps so far: a recent mean would extrapolate the pause of an evaluation.
+        pace = {"smoothing": 0, "mininterval": seconds, "maxinterval": seconds}
+        self.progress_bar = tqdm(**steps, **pace, file=sys.stderr, disable=not is_writer)
 
     def write_row(self, step: int, split: str, scores: dict[str, float], timing: dict[str, float]) -> None:
         row = {"step": step, "split": split} | scores | {"time": timing}
@@ -158,33 +161,3 @@ def copy_damaged(path: Path) -> str:
     copy.parent.mkdir(exist_ok=True)
     shutil.copy(path, copy)
     return f", and the file as it was in {copy}"
-
-
-def make_progress_bar(total_steps: int, start_step: int, run_name: str, is_shown: bool):
-    """Return a progress bar with steps, rate and time left; without a terminal a line every 30 s.
-
-    The rate is the mean of all steps so far: a recent mean would extrapolate the pause of an evaluation.
-    """
-    from tqdm import tqdm
-
-    interval = 0.5 if sys.stderr.isatty() else 30.0
-    return tqdm(
-        total=total_steps,
-        initial=start_step,
-        desc=run_name,
-        unit="step",
-        mininterval=interval,
-        maxinterval=interval,
-        smoothing=0,
-        file=sys.stderr,
-        disable=not is_shown,
-    )
-
-
-def open_event_writer(folder: Path):
-    """Return a TensorBoard writer, or None where the extra `tensorboard` is not installed."""
-    try:
-        from tensorboard.summary import Writer
-    except ImportError:
-        return None
-    return Writer(str(folder))

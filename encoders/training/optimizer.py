@@ -4,24 +4,21 @@ BERT and ELECTRA follow `optimization.py` of google-research/bert and google-res
 ALBERT follows `lamb_optimizer.py` of google-research/albert (You et al., 2019, https://arxiv.org/abs/1904.00962).
 """
 
-from __future__ import annotations
-
 import math
 import re
 from dataclasses import dataclass
-from typing import Any, NamedTuple, get_args
+from functools import partial
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from encoders.training.schedules import ScheduleName, build_schedule
+from encoders.utils.field_checks import check_fields
 
+ScheduleName = Literal["replace", "peak", "product", "constant"]
 ENCODER_PREFIXES = ("encoder/", "discriminator/")  # of parameters below the heads, for layer-wise rates
-
-
-# Paths of parameters --------------------------------------------------------------------------------------------------
 
 
 def tree_paths(tree):
@@ -30,22 +27,17 @@ def tree_paths(tree):
     >>> tree_paths({"layers": {"attend": {"bias": 0}}})
     {'layers': {'attend': {'bias': 'layers/attend/bias'}}}
     """
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: jax.tree_util.keystr(path, simple=True, separator="/"), tree
-    )
+    join_keys = partial(jax.tree_util.keystr, simple=True, separator="/")
+    return jax.tree.map_with_path(lambda path, _: join_keys(path), tree)
 
 
 def flatten_with_paths(tree) -> list[tuple[str, Any]]:
-    """Return `(path, leaf)` of every leaf."""
     return list(zip(jax.tree.leaves(tree_paths(tree)), jax.tree.leaves(tree), strict=True))
 
 
 def is_stacked(path: str) -> bool:
     """Return True where the first axis of the leaf at `path` counts layers, or groups that share parameters."""
     return re.search(r"(^|/)(layers|shared)/", path) is not None
-
-
-# Transforms -----------------------------------------------------------------------------------------------------------
 
 
 class Moments(NamedTuple):
@@ -56,23 +48,16 @@ class Moments(NamedTuple):
     v: dict
 
 
-def cast_to_float32() -> optax.GradientTransformation:
-    """Cast gradients to float32, the dtype of moments and updates."""
-    return optax.stateless(lambda updates, params: optax.tree.cast(updates, jnp.float32))
-
-
 def scale_by_adam(betas: tuple[float, float], eps: float, bias_correction: bool) -> optax.GradientTransformation:
     """Replace gradients by m / (√v + ε), with or without the bias correction of m and v.
 
-    `optax.scale_by_adam` always corrects. Epsilon is added to the corrected root, as in apex and PyTorch; fairseq's
-    fallback corrects epsilon too.
+    `optax.scale_by_adam` always corrects. Epsilon is added to the corrected root, as in apex and PyTorch.
     """
     beta1, beta2 = betas
 
     def init(params) -> Moments:
-        # Two trees of zeros, since a donated buffer may occur once.
-        m, v = (optax.tree.zeros_like(params, dtype=jnp.float32) for _ in range(2))
-        return Moments(jnp.zeros([], jnp.int32), m, v)
+        make_zeros = lambda: optax.tree.zeros_like(params, dtype=jnp.float32)  # a donated buffer may occur once
+        return Moments(jnp.zeros([], jnp.int32), make_zeros(), make_zeros())
 
     def update(gradients, state: Moments, params=None):
         count = optax.safe_increment(state.count)
@@ -92,18 +77,15 @@ def scale_by_layer_trust_ratio() -> optax.GradientTransformation:
 
     def scale_leaf(path: str, update, param):
         axes = tuple(range(int(is_stacked(path)), param.ndim))
-        weight_norm, update_norm = (
-            jnp.sqrt(jnp.sum(jnp.square(x), axis=axes, keepdims=True)) for x in (param.astype(update.dtype), update)
-        )
+        compute_norm = lambda x: jnp.sqrt(jnp.sum(jnp.square(x), axis=axes, keepdims=True))
+        weight_norm, update_norm = compute_norm(param.astype(update.dtype)), compute_norm(update)
         nonzero = (weight_norm > 0) & (update_norm > 0)
         return update * jnp.where(nonzero, weight_norm / jnp.where(nonzero, update_norm, 1.0), 1.0)
 
     return optax.stateless(lambda updates, params: jax.tree.map(scale_leaf, tree_paths(params), updates, params))
 
 
-def scale_by_layer_rates(
-    schedule: optax.Schedule, decay: float, decay_top_layer_twice: bool
-) -> optax.GradientTransformation:
+def scale_by_layer_rates(schedule: optax.Schedule, decay: float, decay_top_layer_twice: bool):
     """Scale by minus the learning rate, times `decay` to the power of a layer's distance from the heads.
 
     The top one of n layers has the power 1; embeddings and the projection after them have n + 1.
@@ -112,26 +94,44 @@ def scale_by_layer_rates(
 
     def compute_factor(path: str, param, num_layers: int):
         if not path.startswith(ENCODER_PREFIXES):
-            power = np.zeros(())
-        elif "/layers/" in path:
-            power = np.arange(num_layers, 0, -1).reshape(-1, *[1] * (param.ndim - 1)) + int(decay_top_layer_twice)
-        else:
-            power = np.full((), num_layers + 1 + int(decay_top_layer_twice))
-        return np.float32(decay) ** power
+            return np.float32(1)
+        power = np.asarray(num_layers + 1)
+        if "/layers/" in path:
+            power = np.arange(num_layers, 0, -1).reshape(-1, *[1] * (param.ndim - 1))
+        return np.float32(decay) ** (power + int(decay_top_layer_twice))
 
     def update(updates, state: optax.ScaleByScheduleState, params):
         rate = schedule(state.count)
         num_layers = max((len(leaf) for path, leaf in flatten_with_paths(params) if "/layers/" in path), default=0)
-        updates = jax.tree.map(
-            lambda path, update, param: -rate * compute_factor(path, param, num_layers) * update,
-            tree_paths(params), updates, params,
-        )  # fmt: skip
+        scale_leaf = lambda path, update, param: -rate * compute_factor(path, param, num_layers) * update
+        updates = jax.tree.map(scale_leaf, tree_paths(params), updates, params)
         return updates, optax.ScaleByScheduleState(optax.safe_increment(state.count))
 
     return optax.GradientTransformation(optax.scale_by_schedule(schedule).init, update)
 
 
-# Optimisers -----------------------------------------------------------------------------------------------------------
+def compute_rate_fraction(schedule: ScheduleName, step, warmup_steps: int, total_steps: int) -> jax.Array:
+    """Return the fraction after t of T steps, w of them warm-up, as float32 of the shape of `step`.
+
+    - "replace": t / w before w and max(0, 1 - t / T) from there, as in BERT and ALBERT: it drops by w / T at t = w.
+    - "peak": t / w before w and (T - t) / (T - w) from there, as in RoBERTa. fairseq builds its scheduler with the rate
+      of t = 1, but its trainer sets the rate of t = 0 before the first update.
+    - "product": min(1, t / w) max(0, 1 - t / T), as in ELECTRA: the largest fraction is below 1.
+    - "constant": min(1, t / w).
+
+    >>> [round(float(compute_rate_fraction("peak", step, warmup_steps=2, total_steps=6)), 3) for step in range(7)]
+    [0.0, 0.5, 1.0, 0.75, 0.5, 0.25, 0.0]
+    """
+    step = jnp.asarray(step, jnp.float32)
+    warmup = jnp.minimum(1.0, step / warmup_steps) if warmup_steps else jnp.ones_like(step)
+    decay = jnp.maximum(0.0, 1.0 - step / total_steps)
+    if schedule == "constant":
+        return warmup
+    if schedule == "product":
+        return warmup * decay
+    if schedule == "peak":
+        decay = decay * total_steps / max(total_steps - warmup_steps, 1)
+    return jnp.where(step < warmup_steps, warmup, decay)
 
 
 @dataclass(frozen=True)
@@ -169,25 +169,20 @@ class OptimizerConfig:
     skip_spikes_above: float | None = None  # skip updates whose gradient norm exceeds so many times the recent mean
 
     def __post_init__(self):
-        self.require("learning_rate", is_number(self.learning_rate) and self.learning_rate > 0, "a number above 0")
-        is_count = type(self.warmup_steps) is int and self.warmup_steps >= 0
-        self.require("warmup_steps", is_count, "a whole number of steps, 0 or more")
-        self.require("weight_decay", is_number(self.weight_decay) and self.weight_decay >= 0, "a number, 0 or more")
-        is_regexes = isinstance(self.no_decay, tuple) and all(map(is_regex, self.no_decay))
-        self.require("no_decay", is_regexes, "a tuple of regexes")
-        for name, lowest in (("clip_norm", 0), ("skip_spikes_above", 1)):
-            value = getattr(self, name)
-            is_valid = value is None or (is_number(value) and value > lowest)
-            self.require(name, is_valid, f"a number above {lowest}, or None")
-        is_share = is_number(self.layer_lr_decay) and 0 < self.layer_lr_decay <= 1
-        self.require("layer_lr_decay", is_share, "above 0 and at most 1")
+        is_regexes = lambda value: isinstance(value, tuple) and all(map(is_regex, value))
+        is_optional_number = lambda value, above: value is None or (is_number(value) and value > above)
         schedules = get_args(ScheduleName)
-        self.require("schedule", self.schedule in schedules, f"one of {', '.join(schedules)}")
-
-    def require(self, field: str, is_valid: bool, accepted: str) -> None:
-        """Raise `ValueError` with the field's value, and what is accepted, unless `is_valid`."""
-        if not is_valid:
-            raise ValueError(f"optimizer.{field}={getattr(self, field)!r} must be {accepted}")
+        checks = (
+            ("learning_rate", lambda rate: is_number(rate) and rate > 0, "a number above 0"),
+            ("warmup_steps", lambda steps: type(steps) is int and steps >= 0, "a whole number of steps, 0 or more"),
+            ("weight_decay", lambda decay: is_number(decay) and decay >= 0, "a number, 0 or more"),
+            ("no_decay", is_regexes, "a tuple of regexes"),
+            ("clip_norm", lambda norm: is_optional_number(norm, 0), "a number above 0, or None"),
+            ("skip_spikes_above", lambda ratio: is_optional_number(ratio, 1), "a number above 1, or None"),
+            ("layer_lr_decay", lambda decay: is_number(decay) and 0 < decay <= 1, "above 0 and at most 1"),
+            ("schedule", lambda name: name in schedules, f"one of {', '.join(schedules)}"),
+        )
+        check_fields(self, "optimizer.", checks)
 
     def build_transforms(self, total_steps: int) -> dict[str, optax.GradientTransformation]:
         """Return the transforms in their order, by name; the names are those of their states in checkpoints."""
@@ -208,7 +203,7 @@ class OptimizerConfig:
 
     def compute_learning_rate(self, step, total_steps: int) -> jax.Array:
         """Return the rate of the update that follows `step` updates, in a run of `total_steps`."""
-        return build_schedule(self.schedule, self.learning_rate, self.warmup_steps, total_steps)(step)
+        return self.learning_rate * compute_rate_fraction(self.schedule, step, self.warmup_steps, total_steps)
 
     def build_decay_mask(self, params) -> Any:
         """Return True for every leaf that decays: whose path matches no regex of `no_decay`."""
@@ -224,7 +219,7 @@ class OptimizerConfig:
 
     def scale_by_learning_rate(self, total_steps: int) -> optax.GradientTransformation:
         """Scale by minus the scheduled learning rate, of each layer where `layer_lr_decay` is not 1."""
-        schedule = build_schedule(self.schedule, self.learning_rate, self.warmup_steps, total_steps)
+        schedule = partial(self.compute_learning_rate, total_steps=total_steps)
         if self.layer_lr_decay == 1:
             return optax.scale_by_learning_rate(schedule)
         return scale_by_layer_rates(schedule, self.layer_lr_decay, self.decay_top_layer_twice)
@@ -244,15 +239,18 @@ class AdamW(OptimizerConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        is_pair = isinstance(self.betas, tuple) and len(self.betas) == 2
-        is_betas = is_pair and all(is_number(beta) and 0 <= beta < 1 for beta in self.betas)
-        self.require("betas", is_betas, "two numbers from 0 to below 1")
-        self.require("eps", is_number(self.eps) and self.eps > 0, "a number above 0")
-        self.require("bias_correction", isinstance(self.bias_correction, bool), "True or False")
+        is_beta = lambda beta: is_number(beta) and 0 <= beta < 1
+        is_pair = lambda betas: isinstance(betas, tuple) and len(betas) == 2 and all(map(is_beta, betas))
+        checks = (
+            ("betas", is_pair, "two numbers from 0 to below 1"),
+            ("eps", lambda eps: is_number(eps) and eps > 0, "a number above 0"),
+            ("bias_correction", lambda flag: isinstance(flag, bool), "True or False"),
+        )
+        check_fields(self, "optimizer.", checks)
 
     def build_transforms(self, total_steps: int) -> dict[str, optax.GradientTransformation]:
         return {
-            "float32": cast_to_float32(),
+            "float32": optax.stateless(lambda updates, params: optax.tree.cast(updates, jnp.float32)),
             "clip": self.clip_gradients(),
             "adam": scale_by_adam(self.betas, self.eps, self.bias_correction),
             "weight_decay": self.add_weight_decay(),
@@ -271,19 +269,16 @@ class Lamb(AdamW):
     warmup_steps: int = 3125
 
     def build_transforms(self, total_steps: int) -> dict[str, optax.GradientTransformation]:
-        transforms = super().build_transforms(total_steps)
-        learning_rate = transforms.pop("learning_rate")
+        *transforms, learning_rate = super().build_transforms(total_steps).items()
         trust_ratio = optax.masked(scale_by_layer_trust_ratio(), self.build_decay_mask)
-        return transforms | {"trust_ratio": trust_ratio, "learning_rate": learning_rate}
+        return dict([*transforms, ("trust_ratio", trust_ratio), learning_rate])
 
 
 def is_number(value) -> bool:
-    """Return True for a finite int or float."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def is_regex(pattern) -> bool:
-    """Return True for a text that is a regular expression."""
     try:
         return isinstance(pattern, str) and re.compile(pattern) is not None
     except re.error:

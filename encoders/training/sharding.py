@@ -5,11 +5,10 @@ attention by heads, feed-forward by inner features, the vocabulary by rows (Shoe
 https://arxiv.org/abs/1909.08053). Speed and memory depend on the mesh; numbers do not.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from dataclasses import astuple, dataclass
+from functools import partial
 
 import jax
 import numpy as np
@@ -18,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from encoders.model.ops import BATCH_AXES
 from encoders.training.optimizer import is_stacked, tree_paths
+from encoders.utils.field_checks import check_fields
 
 MESH_AXES = ("data", "fsdp", "model")
 
@@ -43,26 +43,28 @@ class Mesh:
     model: int = 1
 
     def __post_init__(self):
-        for name in MESH_AXES:
-            size = getattr(self, name)
-            if type(size) is not int or (size < 1 and size != -1):
-                raise ValueError(f"mesh.{name}={size!r} must be at least 1, or -1 for the rest of the devices")
+        is_size = lambda size: type(size) is int and (size >= 1 or size == -1)
+        check_fields(self, "mesh.", [("data fsdp model", is_size, "at least 1, or -1 for the rest of the devices")])
         if astuple(self).count(-1) > 1:
             raise ValueError(f"{self}: only one axis may be -1")
 
     def build(self, devices=None) -> jax.sharding.Mesh:
-        """Return the mesh over `devices`, by default all of them.
-
-        Raises `ValueError` where the axes do not use every device.
-        """
-        devices = list_devices() if devices is None else list(devices)
+        """Return the mesh over `devices`, by default all. Raises `ValueError` where it does not use every device."""
+        try:
+            devices = jax.devices() if devices is None else list(devices)
+        except (AssertionError, RuntimeError) as error:  # no device of the platform in JAX_PLATFORMS
+            reason = f" ({str(error).splitlines()[0][:200]})" if str(error) else ""
+            raise ValueError(
+                f"JAX_PLATFORMS={jax.config.jax_platforms} finds no device{reason}; unset it to use any device, or "
+                "install the extra gpu or tpu"
+            ) from None
         sizes = astuple(self)
         fixed = math.prod(size for size in sizes if size != -1)
         if len(devices) % fixed or (-1 not in sizes and fixed != len(devices)):
             axes = ", ".join(f"mesh.{name}={size}" for name, size in zip(MESH_AXES, sizes, strict=True))
             needed = f"a multiple of {fixed}" if -1 in sizes else f"exactly {fixed}"
             raise ValueError(f"{axes} needs {needed} devices and there are {len(devices)}; -1 takes the rest")
-        shape = tuple(len(devices) // fixed if size == -1 else size for size in sizes)
+        shape = self.build_abstract(len(devices)).axis_sizes
         return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices)
 
     def build_abstract(self, num_devices: int) -> AbstractMesh:
@@ -72,62 +74,37 @@ class Mesh:
         return AbstractMesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
-def list_devices() -> list:
-    """Return all devices. Raises `ValueError` where this machine has none of the platform in `JAX_PLATFORMS`."""
-    try:
-        return jax.devices()
-    except (AssertionError, RuntimeError) as error:
-        reason = f" ({str(error).splitlines()[0][:200]})" if str(error) else ""
-        raise ValueError(
-            f"JAX_PLATFORMS={jax.config.jax_platforms} finds no device{reason}; unset it to use any device, or install "
-            "the extra gpu or tpu"
-        ) from None
-
-
-def choose_partition_spec(path: str, shape: tuple[int, ...], mesh) -> tuple[P, list[str]]:
-    """Return how the leaf at `path` is split, and a note for every mesh axis that `PARTITION_RULES` place elsewhere.
+def choose_partition_spec(path: str, shape: tuple[int, ...], mesh) -> P:
+    """Return how `PARTITION_RULES` split the leaf at `path`.
 
     A mesh axis that does not divide its array axis moves to a later free axis, then to an earlier one.
     """
     first_axis = min(int(is_stacked(path)), len(shape))
-    num_axes = len(shape) - first_axis
-    rule = (
-        next(tuple(spec) for regex, spec in PARTITION_RULES if re.search(regex, path))[-num_axes:] if num_axes else ()
-    )
+    rule = next(tuple(spec) for regex, spec in PARTITION_RULES if re.search(regex, path))
+    rule = rule[max(len(rule) - len(shape) + first_axis, 0) :]
     wanted = [None] * (len(shape) - len(rule)) + [name if name and mesh.shape[name] > 1 else None for name in rule]
-    assigned, notes = [None] * len(shape), []
+    assigned = [None] * len(shape)
     for axis, name in enumerate(wanted):
-        if name is None:
-            continue
-        size = mesh.shape[name]
-        alternatives = (*range(axis + 1, len(shape)), *range(first_axis, axis))
-        free = [i for i in alternatives if wanted[i] is None and assigned[i] is None]
-        chosen = next((i for i in (axis, *free) if shape[i] % size == 0), None)
-        if chosen is not None:
-            assigned[chosen] = name
-        if chosen != axis:
-            outcome = "it stays whole" if chosen is None else f"axis {chosen} is split instead"
-            notes.append(f"{path} {list(shape)}: axis {axis} is not a multiple of mesh.{name}={size}; {outcome}")
+        if name is not None:
+            others = (*range(axis + 1, len(shape)), *range(first_axis, axis))
+            free = (axis, *(i for i in others if wanted[i] is None and assigned[i] is None))
+            chosen = next((i for i in free if shape[i] % mesh.shape[name] == 0), None)
+            if chosen is not None:
+                assigned[chosen] = name
     while assigned and assigned[-1] is None:
         assigned.pop()
-    return P(*assigned), notes
+    return P(*assigned)
 
 
 def infer_shardings(tree, mesh):
     """Return a `NamedSharding` for every leaf of a tree of arrays or shapes: parameters, moments or a state."""
-    infer_leaf_sharding = lambda path, leaf: NamedSharding(mesh, choose_partition_spec(path, leaf.shape, mesh)[0])
+    infer_leaf_sharding = lambda path, leaf: NamedSharding(mesh, choose_partition_spec(path, leaf.shape, mesh))
     return jax.tree.map(infer_leaf_sharding, tree_paths(tree), tree)
 
 
-def describe_unsplit_axes(tree, mesh) -> list[str]:
-    """Return a line for every axis that cannot be split as in `PARTITION_RULES`, with its replacement."""
-    notes = jax.tree.map(lambda path, leaf: choose_partition_spec(path, leaf.shape, mesh)[1], tree_paths(tree), tree)
-    return jax.tree.leaves(notes)
-
-
-def make_batch_sharding(mesh, num_leading_axes: int = 0) -> NamedSharding:
-    """Return the sharding of rows over `data` and `fsdp`, after leading axes that are not split."""
-    return NamedSharding(mesh, P(*[None] * num_leading_axes, BATCH_AXES))
+def make_batch_sharding(mesh) -> NamedSharding:
+    """Return the sharding of rows over `data` and `fsdp`."""
+    return NamedSharding(mesh, P(BATCH_AXES))
 
 
 def find_local_rows(mesh, batch_size: int) -> np.ndarray:
@@ -143,23 +120,7 @@ def count_batch_shards(mesh) -> int:
 
 def shard_batch(batch, mesh):
     """Return the global batch on the devices, from the rows of this process, which are those of `find_local_rows`."""
-    sharding, num_shards = make_batch_sharding(mesh), count_batch_shards(mesh)
-    num_local = len(jax.tree.leaves(batch)[0])
-    batch_size = num_local // len(find_local_rows(mesh, num_shards)) * num_shards
-    rows = find_local_rows(mesh, batch_size)
-
-    def make_global_array(host_array: np.ndarray) -> jax.Array:
-        def read_shard(shard_index) -> np.ndarray:
-            start, stop, _ = shard_index[0].indices(batch_size)
-            offset = int(np.searchsorted(rows, start))
-            return host_array[offset : offset + stop - start]
-
-        return jax.make_array_from_callback((batch_size, *host_array.shape[1:]), sharding, read_shard)
-
-    return jax.tree.map(make_global_array, batch)
-
-
-# Inside a jitted function ---------------------------------------------------------------------------------------------
+    return jax.tree.map(partial(jax.make_array_from_process_local_data, make_batch_sharding(mesh)), batch)
 
 
 def infer_mesh(tree):
@@ -181,7 +142,7 @@ def unshard_fsdp(params):
         return params
 
     def unshard_leaf(path, leaf):
-        spec = [None if name == "fsdp" else name for name in choose_partition_spec(path, leaf.shape, mesh)[0]]
+        spec = [None if name == "fsdp" else name for name in choose_partition_spec(path, leaf.shape, mesh)]
         return leaf if is_stacked(path) else jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, P(*spec)))
 
     return jax.tree.map(unshard_leaf, tree_paths(params), params)

@@ -1,7 +1,5 @@
 """Training state of a run, and its pure steps: a training step and an evaluation step."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from functools import partial
 
@@ -25,14 +23,13 @@ SPIKE_MEAN_UPDATES = 128  # updates that the mean gradient norm is taken over
 class TrainState(struct.PyTreeNode):
     """All that a checkpoint holds; random keys are folded from (seed, step) and never stored.
 
-    `moments` is the optimiser's state by the name of each of its transforms, for AdamW and LAMB `moments["adam"]`.
     `update_guard` counts the skipped updates: `skipped_updates` in all and `consecutive_skips`. An optimiser that skips
     spikes also has `mean_gradient_norm` and the number of updates in that mean, `measured_updates`.
     """
 
     step: jax.Array
     params: dict
-    moments: dict
+    moments: dict  # state of each transform of the optimiser, for AdamW and LAMB `moments["adam"]`
     update_guard: dict[str, jax.Array]
 
 
@@ -92,24 +89,28 @@ def compute_gradients(params: dict, batch: Batch, seed, step, *, module, grad_ac
     """
     objective = module.objective
     batch = map_rows(lambda rows: objective.corrupt(rows, module.vocab, seed), batch)
-    counts = objective.counts(batch)
-    scales = {name: objective.loss_weights[name] / jnp.maximum(count, 1) for name, count in counts.items()}
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), DROPOUT_STREAM), step)
+    get_counts = lambda metrics: {name: metrics[name].count for name in objective.loss_weights}
 
-    def loss_fn(params, micro_batch, index):
+    def loss_fn(params, micro_batch, index, counts=None):
         rngs = {"dropout": jax.random.fold_in(key, index)}
         metrics = module.apply({"params": unshard_fsdp(params)}, micro_batch, train=True, rngs=rngs)
+        counts = get_counts(metrics) if counts is None else counts
+        scales = {name: weight / jnp.maximum(counts[name], 1) for name, weight in objective.loss_weights.items()}
         return sum(metrics[name].total * scale for name, scale in scales.items()), metrics
 
     loss_and_gradients = jax.value_and_grad(loss_fn, has_aux=True)
     if grad_accum_steps == 1:
         return loss_and_gradients(params, batch, 0)
+    # The counts of the whole batch depend on no parameter: XLA removes the rest of this forward pass.
+    counts = get_counts(module.apply({"params": params}, batch))
     micro_batches = split_micro_batches(batch, grad_accum_steps)
     first = jax.tree.map(lambda x: x[0], micro_batches)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(loss_and_gradients, params, first, 0))
+    shapes = jax.eval_shape(loss_and_gradients, params, first, 0, counts)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
     def accumulate(sums, micro_inputs):
-        return jax.tree.map(jnp.add, sums, loss_and_gradients(params, *micro_inputs)), None
+        return jax.tree.map(jnp.add, sums, loss_and_gradients(params, *micro_inputs, counts)), None
 
     sums, _ = jax.lax.scan(accumulate, zeros, (micro_batches, jnp.arange(grad_accum_steps)))
     return sums
@@ -117,14 +118,7 @@ def compute_gradients(params: dict, batch: Batch, seed, step, *, module, grad_ac
 
 @partial(jax.jit, static_argnames=("module", "optimizer", "total_steps", "grad_accum_steps"), donate_argnums=0)
 def train_step(
-    state: TrainState,
-    batch: Batch,
-    seed,
-    *,
-    module,
-    optimizer: OptimizerConfig,
-    total_steps: int,
-    grad_accum_steps: int = 1,
+    state: TrainState, batch: Batch, seed, *, module, optimizer: OptimizerConfig, total_steps: int, grad_accum_steps=1
 ):
     """Return `(state, metrics)` after one update, in a run of `total_steps`, by `grad_accum_steps` micro-steps.
 

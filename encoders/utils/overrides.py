@@ -9,7 +9,7 @@ from dataclasses import MISSING, fields, is_dataclass, replace
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
-from encoders.utils.serialization import REGISTERED_CLASSES, ExperimentError, find_class
+from encoders.utils.serialization import CLASS_ADDRESSES, REGISTERED_CLASSES, ExperimentError, find_class
 
 
 def shorten_text(text: str, max_chars: int = 400) -> str:
@@ -114,6 +114,8 @@ def parse_value(text: str, declared_type: Any, path: str) -> Any:
         return text
     if (cls := find_subclass(text, (declared_type,))) or is_dataclass(declared_type):
         return parse_dataclass(text, cls or declared_type, path)
+    if names := [name for name in (*CLASS_ADDRESSES, *REGISTERED_CLASSES) if find_subclass(name, (declared_type,))]:
+        raise ExperimentError(f"{path}={text!r} is not one of {', '.join(names)}")
     raise ExperimentError(f"{path} cannot be set on the command line; write an experiment file")
 
 

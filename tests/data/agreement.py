@@ -178,7 +178,7 @@ def distances(ours: np.ndarray, theirs: np.ndarray) -> list[float]:
 
 def both(form, author, split: Split, length: int, passes: int = PASSES):
     """The tables of `form` and of `author(documents, rng)`, and what is measured of them, a pass each."""
-    documents, quotas = places(split), Masking(max_predictions=LIMIT).count_predictions_by_length(length)
+    documents, quotas = places(split), Masking(max_predictions=LIMIT).count_predictions(np.arange(length + 1))
     tables, given, ours, theirs = [], [], [], []
     for number in range(passes):
         tables.append(table := whole(form, split, length, number))
