@@ -68,8 +68,7 @@ def parse_collectives(program_text: str) -> Iterator[Collective]:
             if collective := COLLECTIVE_REGEX.search(line):
                 shapes = re.findall(r"(\w+)\[([\d,]*)\]", collective.group(1))
                 arrays = tuple((dtype, tuple(map(int, filter(None, sizes.split(","))))) for dtype, sizes in shapes)
-                op_name = re.search(r'op_name="([^"]*)"', line)
-                op_path = op_name.group(1) if op_name else ""
+                op_path = "".join(re.findall(r'op_name="([^"]*)"', line)[:1])
                 yield Collective(collective.group(2), arrays, parse_group_size(line), num_calls, op_path)
             else:
                 trip_count = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
@@ -99,16 +98,12 @@ def compile_train_step(experiment: Experiment, vocab: VocabInfo, mesh):
     """Return `train_step` compiled from shapes, without memory, for unpacked batches of the first phase on a mesh."""
     module, phase = experiment.objective.module(experiment.model, vocab), experiment.phases[0]
     init = partial(step.init_train_state, module=module, optimizer=experiment.optimizer)
-    state = jax.eval_shape(init, experiment.seed)
-    state = jax.tree.map(
-        lambda x, leaf_sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=leaf_sharding),
-        state, sharding.infer_shardings(state, mesh),
-    )  # fmt: skip
-    rows_sharding = sharding.make_batch_sharding(mesh)
-    batch = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct((phase.batch_size, *x.shape[1:]), x.dtype, sharding=rows_sharding),
-        step.make_blank_batch(phase.seq_length, experiment.objective.required_fields),
-    )
+    state, rows_sharding = jax.eval_shape(init, experiment.seed), sharding.make_batch_sharding(mesh)
+    shard = lambda x, leaf_sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=leaf_sharding)
+    state = jax.tree.map(shard, state, sharding.infer_shardings(state, mesh))
+    shard_rows = lambda x: jax.ShapeDtypeStruct((phase.batch_size, *x.shape[1:]), x.dtype, sharding=rows_sharding)
+    blank = step.make_blank_batch(phase.seq_length, experiment.objective.required_fields)
+    batch = jax.tree.map(shard_rows, blank)
     return step.train_step.lower(state, batch, experiment.seed, **step.build_static_args(experiment, module)).compile()
 
 

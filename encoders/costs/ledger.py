@@ -20,17 +20,8 @@ from encoders.training.optimizer import flatten_with_paths, is_stacked
 
 def make_blank_vocab(vocab_size: int) -> VocabInfo:
     """Return a vocabulary of `vocab_size` entries with BERT's order of special tokens, for shapes."""
-    return VocabInfo(
-        vocab_size=vocab_size,
-        pad_id=0,
-        unk_id=1,
-        cls_id=2,
-        sep_id=3,
-        mask_id=4,
-        special_ids=(0, 1, 2, 3, 4),
-        continuation_bits=b"",
-        most_frequent_id=5,
-    )
+    ids = {"pad_id": 0, "unk_id": 1, "cls_id": 2, "sep_id": 3, "mask_id": 4}
+    return VocabInfo(vocab_size, **ids, special_ids=tuple(ids.values()), continuation_bits=b"", most_frequent_id=5)
 
 
 def eval_param_shapes(config: EncoderConfig, objective) -> dict:
@@ -105,26 +96,21 @@ def estimate_memory(experiment: Experiment, mesh=None) -> dict[str, float]:
         places = sharding.infer_shardings(tree, mesh)
         local = jax.tree.map(lambda leaf, place: math.prod(place.shard_shape(leaf.shape)), tree, places)
         count, devices = sum(jax.tree.leaves(local)), sharding.count_batch_shards(mesh)
-    item = 2 if model.dtype == "bfloat16" else 4
 
-    def activation_bytes(config: EncoderConfig, seq_length: int) -> float:
-        products, inputs = (
-            config.num_layers * (6 * config.hidden_size + config.intermediate_size),
-            config.num_layers * config.hidden_size,
-        )
-        return (
-            item * {"none": count_saved_activations(config, seq_length), "dots": products, "full": inputs}[config.remat]
-        )
+    def activation_bytes(config: EncoderConfig, seq_length: int) -> int:
+        activations = {
+            "none": count_saved_activations(config, seq_length),
+            "dots": config.num_layers * (6 * config.hidden_size + config.intermediate_size),
+            "full": config.num_layers * config.hidden_size,
+        }
+        return (2 if model.dtype == "bfloat16" else 4) * activations[config.remat]
 
-    networks = list_trained_configs(experiment.objective, model)
-    most = max(
-        phase.batch_size
-        / experiment.grad_accum_steps
-        * phase.seq_length
-        * sum(activation_bytes(m, phase.seq_length) for m in networks)
-        for phase in experiment.phases
-    )
-    return {"parameters and moments": 12.0 * count, "gradients": 4.0 * count, "activations": most / devices}
+    activations = 0.0
+    for phase in experiment.phases:
+        tokens = phase.batch_size / experiment.grad_accum_steps * phase.seq_length
+        configs = list_trained_configs(experiment.objective, model)
+        activations = max(activations, tokens * sum(activation_bytes(c, phase.seq_length) for c in configs))
+    return {"parameters and moments": 12.0 * count, "gradients": 4.0 * count, "activations": activations / devices}
 
 
 def format_gibibytes(num_bytes: dict[str, float]) -> str:
@@ -136,31 +122,24 @@ def format_gibibytes(num_bytes: dict[str, float]) -> str:
 def describe_embedding_size(config: EncoderConfig) -> str:
     """Return the parameters of plain (V x H) and factorised (V x E + E x H) embeddings as text."""
     v, e, h = config.vocab_size, config.embedding_size, config.hidden_size
-    plain, factorised = v * h, v * e + e * h
-    line = f"V x H = {v:,} x {h:,} = {plain / 1e6:.2f} M"
-    return (
-        line if e == h else f"{line}; factorised V x E + E x H = {v:,} x {e} + {e} x {h:,} = {factorised / 1e6:.2f} M"
-    )
+    line = f"V x H = {v:,} x {h:,} = {v * h / 1e6:.2f} M"
+    if e != h:
+        line += f"; factorised V x E + E x H = {v:,} x {e} + {e} x {h:,} = {(v * e + e * h) / 1e6:.2f} M"
+    return line
 
 
 def format_ledger(experiment: Experiment) -> str:
     """Return the costs of an experiment as text."""
     tree = eval_param_shapes(experiment.model, experiment.objective)
-    width = max(map(len, count_params_by_part(tree)))
-    lines = [f"  {name:{width}} {size:>13,}" for name, size in count_params_by_part(tree).items()]
-    lines += [
-        f"  {'total':{width}} {count_params(tree):>13,}",
-        f"embedding: {describe_embedding_size(experiment.model)}",
-    ]
-    for phase in experiment.phases:
-        row = np.array([phase.seq_length])
+    sizes = count_params_by_part(tree)
+    width = max(map(len, sizes))
+    lines = [f"  {name:{width}} {size:>13,}" for name, size in (sizes | {"total": count_params(tree)}).items()]
+    lines.append(f"embedding: {describe_embedding_size(experiment.model)}")
+    for length in (phase.seq_length for phase in experiment.phases):
+        row = np.array([length])
         forward = sum(compute_forward_flops(experiment.objective, experiment.model, row).values())
-        training = step_flops(experiment, row)
-        per_token = [flops.item() / phase.seq_length / 1e6 for flops in (training, forward)]
-        lines.append(
-            f"FLOPs per token at length {phase.seq_length}: {per_token[0]:,.1f} M in training, "
-            f"{per_token[1]:,.1f} M forward"
-        )
+        training, forward = (flops.item() / length / 1e6 for flops in (step_flops(experiment, row), forward))
+        lines.append(f"FLOPs per token at length {length}: {training:,.1f} M in training, {forward:,.1f} M forward")
     lines.append(f"memory, estimated, on one device: {format_gibibytes(estimate_memory(experiment))}")
     if (mesh := experiment.mesh.build_abstract(jax.device_count())).size > 1:
         axes = ", ".join(f"{name}={size}" for name, size in mesh.shape.items())

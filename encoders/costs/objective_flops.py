@@ -32,42 +32,28 @@ def compute_forward_flops(objective: Objective, config: EncoderConfig, example_l
 
 
 @compute_forward_flops.register
-def _(objective: MaskedLM, config: EncoderConfig, example_lengths: np.ndarray) -> FlopsByPart:
-    num_predictions = objective.masking.count_predictions(example_lengths)
-    head = {"tokens": masked_token_head_flops(config, num_predictions)}
-    return {"encoder": forward_flops(config, example_lengths)} | head
-
-
-@compute_forward_flops.register
-def _(objective: CausalLM, config: EncoderConfig, example_lengths: np.ndarray) -> FlopsByPart:
-    head = {"tokens": masked_token_head_flops(config, example_lengths - 1)}
-    return {"encoder": forward_flops(config, example_lengths)} | head
-
-
-def compute_generator_flops(
-    objective: GeneratorObjective, config: EncoderConfig, example_lengths: np.ndarray
-) -> FlopsByPart:
-    """Return the FLOPs of the discriminator and, if there is one, of the generator and its head."""
-    parts, generator = {"discriminator": forward_flops(config, example_lengths)}, objective.get_generator_config(config)
-    if generator is None:
-        return parts
-    head = masked_token_head_flops(generator, objective.masking.count_predictions(example_lengths))
-    return parts | {"generator": forward_flops(generator, example_lengths), "tokens": head}
-
-
-@compute_forward_flops.register
-def _(objective: ReplacedTokenDetection, config: EncoderConfig, example_lengths: np.ndarray) -> FlopsByPart:
-    head = {"replaced": example_lengths * 2.0 * (config.hidden_size**2 + config.hidden_size)}
-    return compute_generator_flops(objective, config, example_lengths) | head
-
-
-@compute_forward_flops.register
-def _(objective: ReplaceMLM, config: EncoderConfig, example_lengths: np.ndarray) -> FlopsByPart:
-    num_predictions = example_lengths
-    if objective.loss_over == "chosen":
+def _(objective: MaskedLM | CausalLM, config: EncoderConfig, example_lengths: np.ndarray) -> FlopsByPart:
+    num_predictions = example_lengths - 1
+    if isinstance(objective, MaskedLM):
         num_predictions = objective.masking.count_predictions(example_lengths)
-    head = {"restored": masked_token_head_flops(config, num_predictions)}
-    return compute_generator_flops(objective, config, example_lengths) | head
+    head = masked_token_head_flops(config, num_predictions)
+    return {"encoder": forward_flops(config, example_lengths), "tokens": head}
+
+
+@compute_forward_flops.register
+def _(objective: GeneratorObjective, config: EncoderConfig, example_lengths: np.ndarray) -> FlopsByPart:
+    parts = {"discriminator": forward_flops(config, example_lengths)}
+    num_masked = objective.masking.count_predictions(example_lengths)
+    generator = objective.get_generator_config(config)
+    if generator is not None:
+        parts["generator"] = forward_flops(generator, example_lengths)
+        parts["tokens"] = masked_token_head_flops(generator, num_masked)
+    if isinstance(objective, ReplacedTokenDetection):
+        parts["replaced"] = example_lengths * 2.0 * (config.hidden_size**2 + config.hidden_size)
+    if isinstance(objective, ReplaceMLM):
+        num_restored = num_masked if objective.loss_over == "chosen" else example_lengths
+        parts["restored"] = masked_token_head_flops(config, num_restored)
+    return parts
 
 
 @singledispatch

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 from encoders.experiment import describe_experiment
 from encoders.reporting import plots
-from encoders.reporting.run_summary import RunSummary, describe_devices, read_runs
+from encoders.reporting.run_summary import RunSummary, parse_device_kind, read_runs
 from encoders.reporting.table_formats import ReportTable
 
 
@@ -23,12 +24,9 @@ def build_page(folder: Path, report_tables: Sequence[ReportTable], title: str = 
         from jinja2 import Environment, PackageLoader, StrictUndefined
     except ImportError:
         raise ValueError("a report needs jinja2, which is not installed; run pip install 'encoders[report]'") from None
+    loader = PackageLoader("encoders.reporting")
     environment = Environment(
-        loader=PackageLoader("encoders.reporting"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     return environment.get_template("page.html").render(
         title=title,
@@ -58,7 +56,8 @@ def summarize_folder(folder: Path, runs: Sequence[RunSummary], unreadable: Seque
     states = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
     total = len(runs) + len(unreadable)
     sentences = [f"{total:,} {'run' if total == 1 else 'runs'} in {Path(folder).resolve().name}: {states}."]
-    if devices := sorted({describe_devices(run.record["devices"]) for run in runs if run.is_trained}):
+    kinds = [Counter(map(parse_device_kind, run.record["devices"])) for run in runs if run.is_trained]
+    if devices := sorted({" and ".join(f"{count} {kind}" for kind, count in run.items()) for run in kinds}):
         sentences.append(f"Trained on {' or '.join(devices)}.")
     names = ("experiment.json", "metrics.jsonl", "result.json")
     files = [run.folder / name for run in runs for name in names if (run.folder / name).exists()]
@@ -69,18 +68,15 @@ def summarize_folder(folder: Path, runs: Sequence[RunSummary], unreadable: Seque
 
 
 def choose_column_classes(report_table: ReportTable) -> list[str]:
-    """Return the CSS class of each column: "number", or by the length of its cells "words" or "prose"."""
-    columns = list(zip(*report_table.rows, strict=True)) or [()] * len(report_table.header)
-    return [choose_cell_class(cells) for cells in columns]
+    """Return the CSS class of each column: "number" unless letters outnumber digits in its cells, "words" or "prose".
 
-
-def choose_cell_class(cells: Sequence[str]) -> str:
-    """Return "number" unless letters outnumber digits in a column's cells.
-
-    >>> choose_cell_class(["12.5 ±0.3", "-"]), choose_cell_class(["bert", "albert-v2"])
-    ('number', 'words')
+    >>> choose_column_classes(ReportTable("Runs", ("score", "run"), (("12.5 ±0.3", "bert"), ("-", "albert-v2"))))
+    ['number', 'words']
     """
-    text = "".join(cells)
-    if sum(map(str.isalpha, text)) <= sum(map(str.isdigit, text)):
-        return "number"
-    return "words" if max(map(len, cells)) < 30 else "prose"
+    classes = []
+    for cells in list(zip(*report_table.rows, strict=True)) or [()] * len(report_table.header):
+        text = "".join(cells)
+        is_number = sum(map(str.isalpha, text)) <= sum(map(str.isdigit, text))
+        words = "words" if max(map(len, cells), default=0) < 30 else "prose"
+        classes.append("number" if is_number else words)
+    return classes

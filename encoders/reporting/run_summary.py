@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,13 +22,6 @@ class RunSummary:
     spec: RunSpec
     metric_rows: tuple[dict, ...]
     result: dict | None
-
-    @classmethod
-    def read_folder(cls, folder: Path) -> RunSummary:
-        """Read a run's files. Raises `ValueError` or `KeyError` for a damaged file or one of an unknown version."""
-        record = read_run_record(folder)
-        rows = tuple(metric_log.read_metric_rows(folder / "metrics.jsonl"))
-        return cls(folder, record, from_json_value(record["experiment"]), rows, read_result(folder))
 
     @property
     def is_trained(self) -> bool:
@@ -78,15 +69,12 @@ class RunSummary:
                 evaluations[f"best, step {best['step']:,}"] = best
         elif heldout := self.select_split("heldout"):
             evaluations[f"step {heldout[-1]['step']:,}"] = heldout[-1]
-        if not evaluations:
-            return None
-        hidden = ("step", "split", "time")
-        first = next(iter(evaluations.values()))
-        names = [name for name in first if name not in hidden and not name.endswith("_error")]
         rows = tuple(
-            (name.replace("_", " "), *(format_score(scores, name) for scores in evaluations.values())) for name in names
+            (name.replace("_", " "), *(format_score(scores, name) for scores in evaluations.values()))
+            for name in next(iter(evaluations.values()), ())
+            if name not in ("step", "split", "time") and not name.endswith("_error")
         )
-        return ReportTable("Held-out scores", ("score", *evaluations), rows)
+        return ReportTable("Held-out scores", ("score", *evaluations), rows) if evaluations else None
 
 
 def format_score(scores: dict[str, float], score_name: str) -> str:
@@ -104,25 +92,18 @@ def read_runs(folder: Path) -> tuple[list[RunSummary], list[str]]:
 
     Raises `RunError` if `folder` contains no run.
     """
-    run_folders = sorted(path.parent for path in Path(folder).glob("*/experiment.json"))
-    if not run_folders:
-        raise RunError(f"{folder} holds no runs (no */experiment.json); pass the folder that `train` wrote to")
     runs, unreadable = [], []
-    for run_folder in run_folders:
+    for run_folder in sorted(path.parent for path in Path(folder).glob("*/experiment.json")):
         try:
-            runs.append(RunSummary.read_folder(run_folder))
-        except (ValueError, KeyError, TypeError) as error:
+            record = read_run_record(run_folder)
+            rows = tuple(metric_log.read_metric_rows(run_folder / "metrics.jsonl"))
+            spec = from_json_value(record["experiment"])
+            runs.append(RunSummary(run_folder, record, spec, rows, read_result(run_folder)))
+        except (ValueError, KeyError, TypeError) as error:  # a damaged file, or one of an unknown version
             unreadable.append(f"{run_folder.name}: {error}")
+    if not runs and not unreadable:
+        raise RunError(f"{folder} holds no runs (no */experiment.json); pass the folder that `train` wrote to")
     return runs, unreadable
-
-
-def describe_devices(devices: Sequence[str]) -> str:
-    """Return the number of devices of each kind.
-
-    >>> describe_devices(["cuda:0", "cuda:1"])
-    '2 cuda'
-    """
-    return " and ".join(f"{count} {kind}" for kind, count in Counter(map(parse_device_kind, devices)).items())
 
 
 def parse_device_kind(device: str) -> str:

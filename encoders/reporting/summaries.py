@@ -26,78 +26,65 @@ def format_percent(scores: dict[str, float], score_name: str, baseline_name: str
 
 def summarize_results(finished_runs: Sequence[tuple[Experiment, dict]]) -> str:
     """Return a table of the pre-training runs and one of the fine-tuning runs, from experiments and their results."""
-    finetuned, pretrained = [], []
+    pretrained: list[dict] = []
+    finetuned: dict[str, list[tuple[Experiment, dict]]] = {}  # the seeds of an experiment together
     for experiment, result in finished_runs:
         if isinstance(experiment.objective, SupervisedObjective):
-            finetuned.append((experiment, result))
+            finetuned.setdefault(strip_seeds(experiment.name), []).append((experiment, result["best"]))
         else:
             pretrained.append(result)
     tables = []
     if pretrained:
-        tables.append(format_pretrained(pretrained))
+        header = ("run", "parameters", "tokens/s", "steps", "loss", "MLM at [MASK] (commonest)", "NSP / SOP")
+        rows = [(*header, "RTD AUC (0.5)"), *map(format_pretrained, pretrained)]
+        note = "Held-out scores ± standard error, and in brackets what guessing would reach."
+        tables.append(f"{format_grid(rows)}\n{note}")
     if finetuned:
-        tables.append(format_finetuned(finetuned))
+        header = ("run", "seeds", "metric", "median", "lowest", "highest", "steps", "other medians")
+        rows = [header, *(format_finetuned(name, runs) for name, runs in finetuned.items())]
+        note = "Scores of each run's best checkpoint on the development rows; steps: the median of the best."
+        tables.append(f"{format_grid(rows)}\n{note}")
     return "\n\n".join(tables)
 
 
-def format_finetuned(finished_runs: Sequence[tuple[Experiment, dict]]) -> str:
-    """Return a row for all seeds of an experiment: median, lowest and highest of its best metric, other medians."""
-    runs_by_name: dict[str, list[tuple[Experiment, dict]]] = {}
-    for experiment, result in finished_runs:
-        runs_by_name.setdefault(strip_seeds(experiment.name), []).append((experiment, result))
-    rows = [["run", "seeds", "metric", "median", "lowest", "highest", "steps", "other medians"]]
-    for name, runs in runs_by_name.items():
-        experiment = runs[0][0]
-        metric = experiment.objective.best_metric
-        best = [result["best"] for _, result in runs]
-        values = sorted(scores[metric] for scores in best)
-        numbers = (statistics.median(values), values[0], values[-1])
-        median_step = statistics.median(scores["step"] for scores in best)
-        hidden_names, hidden_endings = ("step", "loss", metric), ("_loss", "_error", "label_accuracy")
-        others = [other for other in best[0] if other not in hidden_names and not other.endswith(hidden_endings)]
-        medians = [f"{o.replace('_', ' ')} {statistics.median(scores[o] for scores in best):.4g}" for o in others]
-        rows.append(
-            [
-                name,
-                str(len(values)),
-                metric,
-                *(f"{number:.4g}" for number in numbers),
-                f"{median_step:,.0f} of {experiment.num_steps:,}",
-                ", ".join(medians),
-            ]
-        )
-    note = "Scores of each run's best checkpoint on the development rows; steps: the median of the best."
-    return f"{format_grid(rows)}\n{note}"
+def format_finetuned(name: str, runs: Sequence[tuple[Experiment, dict]]) -> tuple[str, ...]:
+    """Return the row of all seeds of an experiment: median, lowest and highest of its best metric, other medians."""
+    experiment, first = runs[0]
+    metric = experiment.objective.best_metric
+    hidden_names, hidden_endings = ("step", "loss", metric), ("_loss", "_error", "label_accuracy")
+    others = [score for score in first if score not in hidden_names and not score.endswith(hidden_endings)]
+    medians = {score: statistics.median(best[score] for _, best in runs) for score in ("step", metric, *others)}
+    values = [best[metric] for _, best in runs]
+    return (
+        name,
+        str(len(values)),
+        metric,
+        *(f"{number:.4g}" for number in (medians[metric], min(values), max(values))),
+        f"{medians['step']:,.0f} of {experiment.num_steps:,}",
+        ", ".join(f"{score.replace('_', ' ')} {medians[score]:.4g}" for score in others),
+    )
 
 
-def format_pretrained(results: Sequence[dict]) -> str:
-    """Return a row for each run: size, speed, and held-out scores with their baselines in brackets."""
-    rows = [
-        ["run", "parameters", "tokens/s", "steps", "loss", "MLM at [MASK] (commonest)", "NSP / SOP", "RTD AUC (0.5)"]
-    ]
-    for result in results:
-        scores = result["heldout"]
-        prefix = "generator" if "generator_loss" in scores else "mlm"
-        sentence_score = rtd_auc = "-"
-        for task in ("nsp", "sop"):
-            if f"{task}_accuracy" in scores:
-                sentence_score = f"{task.upper()} {format_percent(scores, f'{task}_accuracy', f'{task}_baseline')}"
-        if "rtd_auc" in scores:
-            rtd_auc = f"{scores['rtd_auc']:.3f} ±{scores['rtd_auc_error']:.3f}"
-        rows.append(
-            [
-                result["name"],
-                f"{result['parameters']:,}",
-                f"{result['tokens_per_second']:,.0f}",
-                f"{result['steps']:,}",
-                f"{scores['loss']:.3f}",
-                format_percent(scores, f"{prefix}_mask_accuracy", f"{prefix}_mask_baseline"),
-                sentence_score,
-                rtd_auc,
-            ]
-        )
-    note = "Held-out scores ± standard error, and in brackets what guessing would reach."
-    return f"{format_grid(rows)}\n{note}"
+def format_pretrained(result: dict) -> tuple[str, ...]:
+    """Return the row of a run: size, speed, and held-out scores with their baselines in brackets."""
+    scores = result["heldout"]
+    prefix = "generator" if "generator_loss" in scores else "mlm"
+    sentence_score = rtd_auc = "-"
+    for task in ("nsp", "sop"):
+        if f"{task}_accuracy" in scores:
+            sentence_score = f"{task.upper()} {format_percent(scores, f'{task}_accuracy', f'{task}_baseline')}"
+    if "rtd_auc" in scores:
+        rtd_auc = f"{scores['rtd_auc']:.3f} ±{scores['rtd_auc_error']:.3f}"
+    return (
+        result["name"],
+        f"{result['parameters']:,}",
+        f"{result['tokens_per_second']:,.0f}",
+        f"{result['steps']:,}",
+        f"{scores['loss']:.3f}",
+        format_percent(scores, f"{prefix}_mask_accuracy", f"{prefix}_mask_baseline"),
+        sentence_score,
+        rtd_auc,
+    )
 
 
 NSP = MaskedLM(sentence_task=NextSentencePrediction())

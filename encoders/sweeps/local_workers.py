@@ -32,8 +32,8 @@ def launch_processes(
     command = [*program, *arguments, "--coordinator", f"127.0.0.1:{port}"]
     command += ["--processes", str(num_processes), "--process"]
     with forward_signals() as processes:
+        environment = build_child_environment()
         for index in range(num_processes):  # in sessions of their own: Ctrl-C in a terminal would reach them twice
-            environment = build_child_environment()
             processes.append(subprocess.Popen([*command, str(index)], start_new_session=True, env=environment))
         while is_any_running(processes) and all(process.poll() in ACCEPTED_STATUSES for process in processes):
             time.sleep(0.1)
@@ -60,20 +60,17 @@ def launch_workers(
     Each gets its share of the cores and of the GPUs, and its index in the environment variable `worker_variable`.
     Signals reach all of them; killed ones are logged.
     """
-    command, cores = [*program, *arguments], sorted(os.sched_getaffinity(0))
-    gpus = list_gpus()
+    command, cores, gpus = [*program, *arguments], sorted(os.sched_getaffinity(0)), list_gpus()
+    options = {"start_new_session": True, "stdout": subprocess.DEVNULL}
     with forward_signals() as processes:
         for index in range(num_jobs):
             environment = build_child_environment(**{worker_variable: str(index)})
             if gpus:
                 environment["CUDA_VISIBLE_DEVICES"] = gpus[index % len(gpus)]
-                jobs_per_gpu = math.ceil(num_jobs / len(gpus))
-                if jobs_per_gpu > 1:
+                if (jobs_per_gpu := math.ceil(num_jobs / len(gpus))) > 1:
                     environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{0.9 / jobs_per_gpu:.2f}"
             os.sched_setaffinity(0, cores[index::num_jobs] or cores)  # a child inherits it
-            processes.append(
-                subprocess.Popen(command, start_new_session=True, env=environment, stdout=subprocess.DEVNULL)
-            )
+            processes.append(subprocess.Popen(command, env=environment, **options))
         os.sched_setaffinity(0, cores)
         codes = [process.wait() for process in processes]
     for index, code in enumerate(codes):

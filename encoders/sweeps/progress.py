@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 from encoders.costs.ledger import run_flops
 from encoders.experiment import Experiment
@@ -31,28 +31,26 @@ def measure_progress(sweep: Sweep) -> list[RunProgress]:
     The time left is that of its remaining FLOPs at its own speed, else at the median speed of runs on the same kind of
     data, else of all runs.
     """
-    progress, speeds_by_data = {}, {}
+    progress, speeds_by_data = [], {}
     for experiment in sweep.experiments:
-        differences = differing_fields(experiment, sweep.run_folder(experiment))
-        step, seconds = (0, 0.0) if differences else read_step_and_seconds(sweep.run_folder(experiment))
-        fraction = step / experiment.num_steps
-        speed = run_flops(experiment) * fraction / seconds if seconds else None
-        progress[experiment.name] = (differences, step, fraction, speed)
-        if speed is not None:
-            speeds_by_data.setdefault(type(experiment.data), []).append(speed)
-    all_speeds = [speed for speeds in speeds_by_data.values() for speed in speeds]
-    rows = []
-    for experiment in sweep.experiments:
-        differences, step, fraction, speed = progress[experiment.name]
+        folder, flops = sweep.run_folder(experiment), run_flops(experiment)
+        differences = differing_fields(experiment, folder)
+        rows = [] if differences else list(metric_log.read_metric_rows(folder / "metrics.jsonl"))
+        step, seconds = max((row["step"] for row in rows), default=0), sum(row["time"]["seconds"] for row in rows)
         state, note = describe_state(sweep, experiment, differences, step)
-        speeds = speeds_by_data.get(type(experiment.data), all_speeds) if speed is None else [speed]
-        seconds_left = None
-        if state == "done":
-            seconds_left = 0.0
-        elif speeds:
-            seconds_left = run_flops(experiment) * (1 - fraction) / statistics.median(speeds)
-        rows.append(RunProgress(experiment, state, step, seconds_left, note))
-    return rows
+        flops_done, speeds = flops * step / experiment.num_steps, []
+        if seconds:
+            speeds = [flops_done / seconds]
+            speeds_by_data.setdefault(type(experiment.data), []).extend(speeds)
+        run = RunProgress(experiment, state, step, 0.0 if state == "done" else None, note)
+        progress.append((run, flops - flops_done, speeds))
+    all_speeds = list(itertools.chain(*speeds_by_data.values()))
+    for index, (run, flops_left, speeds) in enumerate(progress):
+        speeds = speeds or speeds_by_data.get(type(run.experiment.data), all_speeds)
+        if speeds and run.state != "done":
+            run = replace(run, seconds_left=flops_left / statistics.median(speeds))
+        progress[index] = run
+    return progress
 
 
 def describe_state(sweep: Sweep, experiment: Experiment, differences: list[str], step: int) -> tuple[str, str]:
@@ -65,9 +63,3 @@ def describe_state(sweep: Sweep, experiment: Experiment, differences: list[str],
     if state == "running":
         return state, lock_owner(folder) or ""
     return ("interrupted" if state == "ready" and step else state), ""
-
-
-def read_step_and_seconds(folder: Path) -> tuple[int, float]:
-    """Return the last logged step of a run, and the seconds of all its rows."""
-    rows = list(metric_log.read_metric_rows(folder / "metrics.jsonl"))
-    return max((row["step"] for row in rows), default=0), sum(row["time"]["seconds"] for row in rows)

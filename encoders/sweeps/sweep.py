@@ -57,10 +57,8 @@ class Sweep:
         self.failed_names: list[str] = []  # in this process
         self.finished_states: dict[str, str] = {}  # cached states of folders that hold a result
         self.is_waiting = False
-        known_experiments = (*self.other_experiments, *self.experiments)
-        self.experiment_by_folder = {
-            os.path.abspath(self.run_folder(experiment)): experiment for experiment in known_experiments
-        }
+        known = (*self.other_experiments, *self.experiments)
+        self.experiment_by_folder = {os.path.abspath(self.run_folder(experiment)): experiment for experiment in known}
 
     def run_folder(self, experiment: Experiment) -> Path:
         return self.runs_dir / experiment.name
@@ -68,13 +66,6 @@ class Sweep:
     def find_source(self, experiment: Experiment) -> Experiment | None:
         """Return the experiment of the same file that `init_from` names, if it is one."""
         return self.experiment_by_folder.get(os.path.abspath(experiment.init_from)) if experiment.init_from else None
-
-    def has_other_experiment(self, experiment: Experiment) -> bool:
-        """Return whether the folder of an experiment, or of one that it depends on, holds another experiment."""
-        if differing_fields(experiment, self.run_folder(experiment)):
-            return True
-        source = self.find_source(experiment)
-        return source is not None and self.has_other_experiment(source)
 
     def find_state(self, experiment: Experiment) -> str:
         """Return the state of an experiment.
@@ -104,11 +95,11 @@ class Sweep:
         return "running" if lock_owner(folder) else "ready"
 
     def find_finished_state(self, experiment: Experiment) -> str:
-        """Return the state of an experiment whose folder holds a result."""
+        """Return the state of an experiment with a result, by what its folder and those it depends on hold."""
         if differing_fields(experiment, self.run_folder(experiment)):
             return "other"
         source = self.find_source(experiment)
-        return "blocked" if source and self.has_other_experiment(source) else "done"
+        return "done" if source is None or self.find_finished_state(source) == "done" else "blocked"
 
     def choose_next(self, stop: StopRequest) -> Experiment | None:
         """Return the experiment to train next, or to check if it is finished; None if nothing is left to wait for.
@@ -193,17 +184,12 @@ class Sweep:
 
     def report_missing(self) -> int:
         """Log the experiments that this process did not finish, and return its exit status."""
-        missing: dict[str, list[str]] = {}
-        for experiment in self.experiments:
-            if experiment.name not in self.results:
-                missing.setdefault(self.find_state(experiment), []).append(experiment.name)
-        elsewhere = missing.pop("running", []) + missing.pop("done", [])
-        blocked = missing.pop("blocked", [])
-        failed = [name for names in missing.values() for name in names]
-        if elsewhere:
-            self.log(f"left to other processes: {', '.join(elsewhere)}")
-        if blocked:
-            self.log(f"not trained, since their init_from is not: {', '.join(blocked)}")
-        if failed:
-            self.log(f"failed: {', '.join(failed)}")
+        states = {e.name: self.find_state(e) for e in self.experiments if e.name not in self.results}
+        select_names = lambda *accepted: [name for name, state in states.items() if state in accepted]
+        elsewhere, blocked = select_names("running", "done"), select_names("blocked")
+        failed = select_names("failed", "other", "ready", "waiting")
+        messages = ("left to other processes", "not trained, since their init_from is not", "failed")
+        for message, names in zip(messages, (elsewhere, blocked, failed), strict=True):
+            if names:
+                self.log(f"{message}: {', '.join(names)}")
         return 1 if blocked or failed else 0
