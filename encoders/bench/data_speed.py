@@ -7,7 +7,7 @@ import os
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -47,7 +47,11 @@ def count_fed_accelerators(
 def measure_data_speed(experiments: Sequence[Experiment], options) -> Iterator[ResultRow]:
     """Yield every step between text and masks, for the text of each experiment, on the core `options.core`."""
     time_work = partial(time_token_work, rounds=options.rounds)
-    with pin_to_core(options.core), tempfile.TemporaryDirectory() as folder:
+    with ExitStack() as stack:
+        if options.core is not None:
+            stack.callback(os.sched_setaffinity, 0, os.sched_getaffinity(0))
+            os.sched_setaffinity(0, {options.core})  # and the threads that this one starts
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
         for data in dict.fromkeys(experiment.data for experiment in experiments):
             store = prepare_store(data, options.log)
             data_experiments = [experiment for experiment in experiments if experiment.data == data]
@@ -65,20 +69,6 @@ def measure_data_speed(experiments: Sequence[Experiment], options) -> Iterator[R
                     for experiment in data_experiments:
                         rows = open_stream().build_batch(0)
                         yield measure_masking(f"mask {label}, {experiment.name}", experiment, store, rows, time_work)
-
-
-@contextmanager
-def pin_to_core(core: int | None) -> Iterator[None]:
-    """Pin this thread, and the threads it starts, to one core."""
-    if core is None:
-        yield
-        return
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {core})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
 
 
 def time_token_work(label: str, num_tokens: float, work: Callable[[], object], rounds: int, **columns) -> ResultRow:

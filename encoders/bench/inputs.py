@@ -50,22 +50,19 @@ def count_example_tokens(batches: Sequence[Batch]) -> np.ndarray:
 
 def save_peer_batches(path: Path, experiment: Experiment, vocab: VocabInfo, batches: Sequence[Batch]) -> None:
     """Save the rows as other libraries take them: already masked, with labels of -100 where nothing is predicted."""
-    corrupt = jax.jit(lambda batch: experiment.objective.corrupt(batch, vocab, 0))
-    saved_batches = []
-    for batch in batches:
-        masked = jax.device_get(corrupt(jax.tree.map(jnp.asarray, batch)))
-        labels = np.full(batch.input_ids.shape, -100)
-        rows, slots = np.nonzero(masked.masked_weights)
-        labels[rows, masked.masked_positions[rows, slots]] = masked.masked_labels[rows, slots]
-        pair_labels = [batch.labels[name][:, 0] for name in experiment.objective.required_fields]
-        saved_batches.append(
-            {
-                "ids": masked.input_ids,
-                "original": batch.input_ids,
-                "mask": batch.example_ids > 0,
-                "types": batch.token_type_ids,
-                "labels": labels,
-                "pair": pair_labels[0] if pair_labels else batch.example_mask[:, 0] * 0,
-            }
-        )
-    np.savez(path, **{name: np.stack([saved[name] for saved in saved_batches]) for name in saved_batches[0]})
+    corrupt = lambda batch: experiment.objective.corrupt(batch, vocab, 0)
+    rows = jax.tree.map(lambda *arrays: np.concatenate(arrays), *batches)
+    masked = jax.device_get(jax.jit(corrupt)(jax.tree.map(jnp.asarray, rows)))
+    labels = np.full(rows.input_ids.shape, -100)
+    row_index, slots = np.nonzero(masked.masked_weights)
+    labels[row_index, masked.masked_positions[row_index, slots]] = masked.masked_labels[row_index, slots]
+    pair_labels = [rows.labels[name][:, 0] for name in experiment.objective.required_fields]
+    arrays = {
+        "ids": masked.input_ids,
+        "original": rows.input_ids,
+        "mask": rows.example_ids > 0,
+        "types": rows.token_type_ids,
+        "labels": labels,
+        "pair": pair_labels[0] if pair_labels else np.zeros(len(labels), np.int64),
+    }
+    np.savez(path, **{name: array.reshape(len(batches), -1, *array.shape[1:]) for name, array in arrays.items()})

@@ -18,7 +18,6 @@ from encoders.costs.communication import COLLECTIVE_KINDS, compile_train_step, p
 from encoders.costs.ledger import count_params, make_blank_vocab
 from encoders.model.encoder import Encoder
 from encoders.objectives.base import total_loss
-from encoders.text.tokenization import VocabInfo
 from encoders.training import step
 from encoders.utils.serialization import from_json_value
 
@@ -53,8 +52,8 @@ def compile_with_stats(function, *arguments, **static_args) -> tuple[Callable, d
 
 def build_train_work(spec: dict) -> TimedWork:
     """Return `train_step` of an experiment, with batches from host memory."""
-    experiment, batches = from_json_value(spec["experiment"]), pickle.loads(Path(spec["inputs"]).read_bytes())
-    module = experiment.objective.module(experiment.model, VocabInfo.from_json_value(spec["vocab"]))
+    experiment, (vocab, batches) = from_json_value(spec["experiment"]), pickle.loads(Path(spec["inputs"]).read_bytes())
+    module = experiment.objective.module(experiment.model, vocab)
     state = jax.jit(partial(step.init_train_state, module=module, optimizer=experiment.optimizer))(0)
     seed, static_args = jnp.int32(0), step.build_static_args(experiment, module)
     run_step, stats = compile_with_stats(step.train_step, state, jax.device_put(batches[0]), seed, **static_args)
@@ -70,7 +69,7 @@ def build_train_work(spec: dict) -> TimedWork:
 
 def build_inference_work(spec: dict) -> TimedWork:
     """Return the hidden states of an encoder, from batches in host memory; parameters in the dtype it computes in."""
-    model, batches = from_json_value(spec["experiment"]).model, pickle.loads(Path(spec["inputs"]).read_bytes())
+    model, (_, batches) = from_json_value(spec["experiment"]).model, pickle.loads(Path(spec["inputs"]).read_bytes())
     encoder, endless_batches = Encoder(model), itertools.cycle(batches)
     params = encoder.init(jax.random.key(0), step.make_blank_batch(8))
     params = jax.tree.map(lambda x: x.astype(model.dtype), params)

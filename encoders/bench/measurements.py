@@ -15,8 +15,13 @@ from encoders.bench import inputs
 from encoders.bench.data_speed import measure_data_speed
 from encoders.bench.rounds import ALLOCATOR_ENVIRONMENT, ResultRow, Timing, Variant, compute_speedup, time_alternately
 from encoders.costs.communication import DEVICES_PER_NODE, LINK_BANDWIDTHS, compute_step_seconds
-from encoders.costs.ledger import count_params, count_saved_activations, eval_param_shapes, step_flops
-from encoders.costs.objective_flops import list_trained_configs
+from encoders.costs.ledger import (
+    count_params,
+    count_saved_activations,
+    eval_param_shapes,
+    list_trained_configs,
+    step_flops,
+)
 from encoders.data.batch import Batch
 from encoders.data.packing import PackedFormat
 from encoders.exchange.architectures import ARCHITECTURES
@@ -90,17 +95,11 @@ class BenchInput:
         """Return the mean number of tokens of a batch, without padding."""
         return self.example_sizes.sum() / NUM_BATCHES
 
-    def count_flops(self, task: str) -> float:
-        """Return the FLOPs of the matrix products of a batch, without padding and recomputation."""
-        if task == "train":
-            return step_flops(self.experiment, self.example_sizes).sum() / NUM_BATCHES
-        return forward_flops(self.experiment.model, self.example_sizes).sum() / NUM_BATCHES
-
     def make_variant(self, name: str, options: BenchOptions, settings: Sequence[str] = (), **environment) -> Variant:
         """Return the variant of this package, with settings of the experiment."""
         experiment = to_json_value(apply_settings(self.experiment, settings))
-        spec = {"vocab": self.vocab.to_json_value(), "inputs": str(self.folder / "batches.pickle")}
-        return options.make_variant(name, "jax", spec | {"task": options.task, "experiment": experiment}, **environment)
+        spec = {"task": options.task, "experiment": experiment, "inputs": str(self.folder / "batches.pickle")}
+        return options.make_variant(name, "jax", spec, **environment)
 
     def make_row(self, label: str, timing: Timing) -> ResultRow:
         """Return the columns that every variant has."""
@@ -124,7 +123,7 @@ def prepare_bench_input(experiment: Experiment, options: BenchOptions) -> Iterat
     vocab, batches = make_batches(experiment, phase, NUM_BATCHES)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "batches.pickle").write_bytes(pickle.dumps(batches))
+        (folder / "batches.pickle").write_bytes(pickle.dumps((vocab, batches)))
         yield BenchInput(experiment, vocab, batches, folder, inputs.count_example_tokens(batches))
 
 
@@ -132,8 +131,8 @@ def prepare_bench_input(experiment: Experiment, options: BenchOptions) -> Iterat
 
 
 def measure_step(experiments: Sequence[Experiment], options: BenchOptions) -> Iterator[ResultRow]:
-    """Yield a training step of each experiment beside the device's peak rate, and its compilation with and without a
-    cache."""
+    """Yield a training step of each experiment, or its encoder's inference, beside the device's peak rate, and its
+    compilation with and without a cache."""
     for experiment in experiments:
         name, dtype = experiment.name, experiment.model.dtype
         with prepare_bench_input(experiment, options) as bench_input, tempfile.TemporaryDirectory() as cache:
@@ -145,7 +144,9 @@ def measure_step(experiments: Sequence[Experiment], options: BenchOptions) -> It
         if timings.keys() < {variant.name, matmul.name}:
             continue
         timing, peak = timings[variant.name], timings[matmul.name]
-        flops_per_second = bench_input.count_flops(options.task) / timing.median_seconds()
+        sizes = bench_input.example_sizes  # neither padding nor recomputation counts
+        flops = step_flops(experiment, sizes) if options.task == "train" else forward_flops(experiment.model, sizes)
+        flops_per_second = flops.sum() / NUM_BATCHES / timing.median_seconds()
         peak_flops = peak.info["flops"] / peak.median_seconds()
         yield bench_input.make_row(f"{name}, {options.task}, {dtype}", timing) | {
             "GFLOP/s": flops_per_second / 1e9,
@@ -156,11 +157,6 @@ def measure_step(experiments: Sequence[Experiment], options: BenchOptions) -> It
             "compile s": timing.info["compile_seconds"],
             "cached s": cached[variant.name].info["compile_seconds"] if cached else None,
         }
-
-
-def measure_inference(experiments: Sequence[Experiment], options: BenchOptions) -> Iterator[ResultRow]:
-    """Yield the inference of each experiment's encoder beside the device's peak rate."""
-    return measure_step(experiments, replace(options, task="infer"))
 
 
 JAX_SETTINGS = {"scan": [], "unrolled": ["model.unroll_layers=true"], "rematerialised": ["model.remat=dots"]}
@@ -196,9 +192,9 @@ def measure_peers(experiments: Sequence[Experiment], options: BenchOptions) -> I
                 padded = replace(experiment, phases=(replace(phase, format=phase.format.format),))
                 peer_input = stack.enter_context(prepare_bench_input(padded, replace(options, use_text=True)))
             settings, engines = choose_variants(options, experiment.model.dtype)
+            settings_by_name = {f"{experiment.name}, {setting}": JAX_SETTINGS[setting] for setting in settings}
             jax_variants = {
-                (label := f"{experiment.name}, {name}"): jax_input.make_variant(label, options, JAX_SETTINGS[name])
-                for name in settings
+                name: jax_input.make_variant(name, options, changes) for name, changes in settings_by_name.items()
             }
             jax_timings = options.time_variants(*jax_variants.values())
             if not jax_timings:
@@ -208,10 +204,9 @@ def measure_peers(experiments: Sequence[Experiment], options: BenchOptions) -> I
             timings = options.time_variants(jax_variants[best], *peers)
         if best not in timings:
             continue
-        for name, timing in jax_timings.items():
-            if name != best:
-                yield jax_input.make_row(name, timing)
-        yield jax_input.make_row(best, timings[best])
+        del jax_timings[best]
+        for name, timing in (jax_timings | {best: timings[best]}).items():
+            yield jax_input.make_row(name, timing)
         for name in (peer.name for peer in peers if peer.name in timings):
             speedup = compute_speedup(timings[name], timings[best])
             if speedup is not None:
@@ -357,7 +352,7 @@ def measure_communication(experiments: Sequence[Experiment], options: BenchOptio
 
 MEASUREMENTS = {
     "step": measure_step,
-    "infer": measure_inference,
+    "infer": lambda experiments, options: measure_step(experiments, replace(options, task="infer")),
     "data": measure_data_speed,
     "peers": measure_peers,
     "ceiling": measure_ceiling,

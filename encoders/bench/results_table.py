@@ -11,7 +11,6 @@ from pathlib import Path
 import jax
 
 from encoders.bench.measurements import MEASUREMENTS, BenchOptions
-from encoders.bench.rounds import ResultRow
 from encoders.experiment import Experiment, ExperimentError
 from encoders.reporting.table_formats import format_grid
 from encoders.utils.files import write_json
@@ -48,7 +47,8 @@ def run_measurement(
     if not rows:
         options.log("nothing could be measured")
         return 1
-    print(format_bench_table(rows))
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    print(format_grid([names, *([format_bench_value(row.get(name, "")) for name in names] for row in rows)]))
     print("; ".join(f"{name} {value}" for name, value in about.items()))
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -66,9 +66,9 @@ def choose_core(core: int | None, device: str) -> int | None:
     if core is not None and core not in allowed:
         accepted = ", ".join(map(str, allowed)) or "none, since this system pins no process"
         raise ExperimentError(f"--core {core} is not one of the allowed cores: {accepted}")
-    if device != "cpu" or not allowed:
+    if device != "cpu":
         return None
-    return allowed[-1] if core is None else core
+    return allowed[-1] if core is None and allowed else core
 
 
 def describe_bench_environment(options: BenchOptions) -> dict[str, object]:
@@ -100,10 +100,3 @@ def format_bench_value(value: object) -> str:
     if not isinstance(value, float):
         return str(value)
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-
-
-def format_bench_table(rows: Sequence[ResultRow]) -> str:
-    """Return rows as aligned columns; a cell is empty where its row lacks the column."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    cells = [[format_bench_value(row[name]) if name in row else "" for name in names] for row in rows]
-    return format_grid([names, *cells])

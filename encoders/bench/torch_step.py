@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import itertools
 import logging
-import tempfile
 import time
 import warnings
 from collections.abc import Callable
 from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
 
@@ -111,29 +109,27 @@ def build_torch_model(spec: dict, auto_class, **model_options):
     activation = spec["config"]["hidden_act"]
     changes = {"hidden_act": EQUIVALENT_ACTIVATIONS.get(activation, activation)}
     config = AutoConfig.for_model(spec["family"], **spec["config"] | changes)
-    model = auto_class.from_config(config, attn_implementation=choose_torch_attention(spec), **model_options)
+    model = auto_class.from_config(config, attn_implementation=choose_torch_attention(spec)[0], **model_options)
     model.to(spec["device"]).train(spec["task"] == "train")
     if spec["engine"] == "compile":
         model.compile()
     return model
 
 
-def get_attention_dropout(spec: dict) -> float:
-    return spec["config"]["attention_probs_dropout_prob"] if spec["task"] == "train" else 0.0
-
-
-def choose_torch_attention(spec: dict) -> str:
-    """Return the faster attention: on a CPU, sdpa lacks fused dropout and exports with more nodes."""
-    is_eager = spec["device"] == "cpu" and (get_attention_dropout(spec) > 0 or spec["engine"] == "onnxruntime")
-    return "eager" if is_eager else "sdpa"
+def choose_torch_attention(spec: dict) -> tuple[str, float]:
+    """Return the faster attention and its dropout: on a CPU, sdpa lacks fused dropout and exports with more nodes."""
+    dropout = spec["config"]["attention_probs_dropout_prob"] if spec["task"] == "train" else 0.0
+    is_eager = spec["device"] == "cpu" and (dropout > 0 or spec["engine"] == "onnxruntime")
+    return "eager" if is_eager else "sdpa", dropout
 
 
 def describe_attention(spec: dict, batch: dict) -> str:
     """Return the attention, with the kernel that torch chooses for it."""
     import torch
 
-    if choose_torch_attention(spec) == "eager":
-        return "eager"
+    attention, dropout = choose_torch_attention(spec)
+    if attention == "eager":
+        return attention
     (num_rows, seq_length), num_heads = batch["ids"].shape, spec["config"]["num_attention_heads"]
     shape = num_rows, num_heads, seq_length, spec["config"]["hidden_size"] // num_heads
     options = {"dtype": getattr(torch, spec["dtype"]), "device": spec["device"]}
@@ -141,7 +137,7 @@ def describe_attention(spec: dict, batch: dict) -> str:
     mask = batch["inputs"].get("attention_mask")
     if mask is not None:
         mask = mask[:, None, None].bool().expand(-1, -1, seq_length, -1)
-    backend = torch._fused_sdp_choice(query, query, query, mask, get_attention_dropout(spec))
+    backend = torch._fused_sdp_choice(query, query, query, mask, dropout)
     return f"sdpa, {torch.nn.attention.SDPBackend(backend).name.lower()}"
 
 
@@ -168,12 +164,10 @@ def build_torch_training(spec: dict, batches: list[dict]) -> tuple:
 
 def build_torch_masked_lm(spec: dict) -> tuple:
     """Return transformers' model, and its own loss: masked tokens, and sentence pairs where they have a label."""
-    import transformers
+    from transformers import AutoModelForMaskedLM, AutoModelForPreTraining
 
     pair_label = PAIR_LABELS[spec["family"]] if spec["pair"] else None
-    model = build_torch_model(
-        spec, transformers.AutoModelForPreTraining if pair_label else transformers.AutoModelForMaskedLM
-    )
+    model = build_torch_model(spec, AutoModelForPreTraining if pair_label else AutoModelForMaskedLM)
 
     def compute_loss(batch: dict):
         labels = {"labels": batch["labels"]} | ({pair_label: batch["pair"]} if pair_label else {})
@@ -233,9 +227,7 @@ def export_to_onnxruntime(model, inputs: dict, num_threads: int) -> Callable[[di
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = num_threads, 3
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "encoder.onnx"
-        names = {"input_names": list(inputs), "output_names": ["hidden"]}
-        torch.onnx.export(model, (), path, kwargs=inputs, **names, dynamo=True, verbose=False)
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    names = {"input_names": list(inputs), "output_names": ["hidden"]}
+    program = torch.onnx.export(model, (), kwargs=inputs, **names, dynamo=True, verbose=False).model_proto
+    session = onnxruntime.InferenceSession(program.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return lambda arrays: session.run(["hidden"], arrays)[0][..., 0].sum()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import os
 import resource
 import sys
@@ -36,14 +37,20 @@ def build_work(builder: str, spec: dict, core: int | None) -> tuple[Callable, di
 
 
 def time_units(run_unit: Callable, num_units: int) -> dict:
-    """Return processor and wall seconds of `num_units` units of work, and the value of the last one."""
+    """Return processor and wall seconds of `num_units` units of work, and the value of the last one.
+
+    Raises `ArithmeticError` for a value that is not finite.
+    """
 
     def run_units() -> float:
         for _ in range(num_units):
             value = run_unit()
         return float(value)  # waits for the device
 
-    return dict(zip(("cpu", "wall", "value"), time_call(run_units), strict=True))
+    answer = dict(zip(("cpu", "wall", "value"), time_call(run_units), strict=True))
+    if not math.isfinite(answer["value"]):
+        raise ArithmeticError(f"it computes {answer['value']}")
+    return answer
 
 
 def measure_peak_bytes() -> dict:

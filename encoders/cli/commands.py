@@ -34,8 +34,7 @@ from encoders.run.evaluate import evaluate_run
 from encoders.run.preemption import format_duration
 from encoders.run.run import Run
 from encoders.sweeps.paper_table import load_saved_tables
-from encoders.sweeps.progress import RunProgress, measure_progress
-from encoders.sweeps.sweep import Sweep
+from encoders.sweeps.sweep import RunProgress, Sweep, measure_progress
 from encoders.utils.code_files import import_file
 from encoders.utils.files import check_local_paths, write_file_atomically
 from encoders.utils.serialization import ExperimentError

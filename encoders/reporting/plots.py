@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 
 import numpy as np
 
@@ -14,6 +15,8 @@ from encoders.costs.ledger import step_flops
 from encoders.data.labelled import LabelledData
 from encoders.experiment import Experiment, strip_seeds
 
+CHART_STYLE = Path(__file__).with_name("templates") / "chart.mplstyle"
+SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 MAX_LINES = 8  # of a chart
 MIN_POINT_GAP = 1 / 200  # between two points of a line, as a share of the axis
 # Four colours of Okabe and Ito (2008) with a contrast of at least 3 to 1 on a white and on a dark background.
@@ -89,32 +92,11 @@ SCORE_NAMES = {
     "rtd_replaced": "share of tokens replaced",
 }
 PERCENT_SUFFIXES = ("accuracy", "recall", "replaced")  # of the scores that are shown in percent
-
 RTD_DIAGNOSTICS = ("generator_mask_accuracy", "rtd_auc", "rtd_recall", "rtd_replaced")
 
 
 def build_score_plots(loss: str, score: str) -> tuple[PlotSpec, ...]:
     return PlotSpec("train", loss), PlotSpec("heldout", score), PlotSpec("heldout", score, "FLOPs")
-
-
-# By the loss term that identifies the objective.
-PRETRAINING_PLOTS = {
-    "mlm_loss": (
-        "Pre-training with masked tokens",
-        (
-            *build_score_plots("mlm_loss", "mlm_mask_accuracy"),
-            *(PlotSpec("heldout", score) for score in ("nsp_accuracy", "sop_accuracy")),
-        ),
-    ),
-    "rtd_loss": (
-        "Pre-training with replaced tokens",
-        (
-            PlotSpec("train", "generator_loss"),
-            *build_score_plots("rtd_loss", "rtd_auc"),
-            *(PlotSpec("heldout", score, "steps") for score in RTD_DIAGNOSTICS),
-        ),
-    ),
-}
 
 
 def choose_plots(experiment: Experiment) -> tuple[str, tuple[PlotSpec, ...]]:
@@ -123,9 +105,14 @@ def choose_plots(experiment: Experiment) -> tuple[str, tuple[PlotSpec, ...]]:
     if isinstance(experiment.data, LabelledData):
         metric = objective.best_metric
         return f"{experiment.data.task.name}, {metric.replace('_', ' ')}", build_score_plots("loss", metric)
-    for term, group in PRETRAINING_PLOTS.items():
-        if term in objective.loss_weights:
-            return group
+    if "mlm_loss" in objective.loss_weights:
+        sentence_tasks = (PlotSpec("heldout", f"{task}_accuracy") for task in ("nsp", "sop"))
+        plots = (*build_score_plots("mlm_loss", "mlm_mask_accuracy"), *sentence_tasks)
+        return "Pre-training with masked tokens", plots
+    if "rtd_loss" in objective.loss_weights:
+        diagnostics = (PlotSpec("heldout", score, "steps") for score in RTD_DIAGNOSTICS)
+        plots = (PlotSpec("train", "generator_loss"), *build_score_plots("rtd_loss", "rtd_auc"), *diagnostics)
+        return "Pre-training with replaced tokens", plots
     *_, term = objective.loss_weights
     return f"Pre-training, {term.replace('_', ' ')}", build_score_plots(term, term)
 
@@ -198,11 +185,7 @@ def compute_band(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.nd
 
 
 def thin_points(points: np.ndarray, min_gap: float) -> np.ndarray:
-    """Return the last of the rising points and, going back from it, those at least `min_gap` apart.
-
-    >>> thin_points(np.array([1.0, 2.0, 2.5, 3.0]), min_gap=1.0)
-    array([1., 2., 3.])
-    """
+    """Return the last of the rising points and, going back from it, those at least `min_gap` apart."""
     thinned = [points[-1]]
     for point in points[-2::-1]:
         if thinned[-1] - point >= min_gap:
@@ -248,23 +231,21 @@ def draw_svg(chart: Chart, id_prefix: str) -> tuple[str, str]:
     It takes the width and the text colour of its surroundings. Raises `ValueError` if matplotlib is not installed.
     """
     try:
-        import matplotlib
+        from matplotlib import style
         from matplotlib.figure import Figure
     except ImportError:
         raise ValueError("plots need matplotlib, which is not installed; run pip install 'encoders[report]'") from None
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # so that a user's matplotlibrc does not change the report
-        matplotlib.rcParams |= MATPLOTLIB_STYLE
+    with style.context(CHART_STYLE, after_reset=True):  # so that a user's matplotlibrc does not change the report
         figure = Figure(figsize=(5, 3.2), layout="constrained")
         axes = figure.subplots()
-        exponent = choose_exponent(max(line.x[-1] for line in chart.lines))
+        end = max(line.x[-1] for line in chart.lines)
+        exponent = 0 if end < 10_000 else int(np.log10(end) // 3) * 3  # labels are divided by a power of a thousand
         for line in chart.lines:
             x = line.x / 10.0**exponent
             if line.num_seeds > 1:
                 axes.fill_between(x, line.lowest, line.highest, color=line.colour, alpha=0.18, linewidth=0)
-            style = (0, line.dashes) if line.dashes else "solid"
-            marker = "o" if len(x) <= 12 else None
-            axes.plot(x, line.median, color=line.colour, linestyle=style, marker=marker)
+            look = {"linewidth": LINE_WIDTH, "linestyle": (0, line.dashes) if line.dashes else "solid"}
+            axes.plot(x, line.median, color=line.colour, marker="o" if len(x) <= 12 else None, **look)
         axes.set_title(chart.plot.title, loc="left")
         unit = f" (×10{str(exponent).translate(SUPERSCRIPTS)})" if exponent else ""
         axes.set_xlabel(chart.plot.axis + unit)
@@ -275,36 +256,6 @@ def draw_svg(chart: Chart, id_prefix: str) -> tuple[str, str]:
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True)
     return clean_svg(file.getvalue(), id_prefix)
-
-
-SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
-MATPLOTLIB_STYLE = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "encoders",
-    "font.size": 11,
-    "axes.titlesize": 11,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.2,
-    "lines.linewidth": LINE_WIDTH,
-    "lines.markersize": 3.5,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "xtick.major.pad": 7,
-    "ytick.major.pad": 6,
-    **dict.fromkeys(("text.color", "xtick.color", "ytick.color", "grid.color"), TEXT_COLOUR),
-    **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "axes.titlecolor"), TEXT_COLOUR),
-}
-
-
-def choose_exponent(largest: float) -> int:
-    """Return the power of ten, a multiple of three, that labels are divided by; 0 below 10,000.
-
-    >>> choose_exponent(8_000), choose_exponent(15_000_000), choose_exponent(9.9e17)
-    (0, 6, 15)
-    """
-    return 0 if largest < 10_000 else int(np.log10(largest) // 3) * 3
 
 
 def clean_svg(svg: str, id_prefix: str) -> tuple[str, str]:

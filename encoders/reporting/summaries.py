@@ -15,13 +15,13 @@ from encoders.objectives.sentence_pair import NextSentencePrediction, SentenceOr
 from encoders.reporting.table_formats import format_grid
 
 
-def format_percent(scores: dict[str, float], score_name: str, baseline_name: str) -> str:
-    """Return `accuracy ± error (baseline)` in percent, or a dash for a missing score."""
-    if score_name not in scores:
+def format_accuracy(scores: dict[str, float], task: str) -> str:
+    """Return `accuracy ± error (baseline)` of a task in percent, or a dash for a missing score."""
+    if f"{task}_accuracy" not in scores:
         return "-"
-    error = scores.get(f"{score_name}_error")
+    error = scores.get(f"{task}_accuracy_error")
     spread = "" if error is None else f" ±{error:.1%}"
-    return f"{scores[score_name]:.1%}{spread} ({scores[baseline_name]:.1%})"
+    return f"{scores[f'{task}_accuracy']:.1%}{spread} ({scores[f'{task}_baseline']:.1%})"
 
 
 def summarize_results(finished_runs: Sequence[tuple[Experiment, dict]]) -> str:
@@ -69,20 +69,16 @@ def format_pretrained(result: dict) -> tuple[str, ...]:
     """Return the row of a run: size, speed, and held-out scores with their baselines in brackets."""
     scores = result["heldout"]
     prefix = "generator" if "generator_loss" in scores else "mlm"
-    sentence_score = rtd_auc = "-"
-    for task in ("nsp", "sop"):
-        if f"{task}_accuracy" in scores:
-            sentence_score = f"{task.upper()} {format_percent(scores, f'{task}_accuracy', f'{task}_baseline')}"
-    if "rtd_auc" in scores:
-        rtd_auc = f"{scores['rtd_auc']:.3f} ±{scores['rtd_auc_error']:.3f}"
+    sentence_task = next((task for task in ("sop", "nsp") if f"{task}_accuracy" in scores), None)
+    rtd_auc = f"{scores['rtd_auc']:.3f} ±{scores['rtd_auc_error']:.3f}" if "rtd_auc" in scores else "-"
     return (
         result["name"],
         f"{result['parameters']:,}",
         f"{result['tokens_per_second']:,.0f}",
         f"{result['steps']:,}",
         f"{scores['loss']:.3f}",
-        format_percent(scores, f"{prefix}_mask_accuracy", f"{prefix}_mask_baseline"),
-        sentence_score,
+        format_accuracy(scores, f"{prefix}_mask"),
+        f"{sentence_task.upper()} {format_accuracy(scores, sentence_task)}" if sentence_task else "-",
         rtd_auc,
     )
 
@@ -115,14 +111,13 @@ FAMILIES_2_1 = {
 
 def format_table_2_1() -> str:
     """Return the textbook's table 2.1, our exact counts beside it, and what each printed number counts."""
-    rows = [
-        ["model", "published", "corpus", "task", "printed", "encoder", "with heads", "what the printed number counts"]
-    ]
+    header = ("model", "published", "corpus", "task", "printed", "encoder", "with heads")
+    rows = [(*header, "what the printed number counts")]
     for name, config, objective, printed, meaning in TABLE_2_1:
         family = FAMILIES_2_1[name.partition("-")[0]]
         num_encoder = count_encoder_params(config, objective)
         num_total = count_params(eval_param_shapes(config, objective))
-        rows.append([name, *family, printed, f"{num_encoder:,}", f"{num_total:,}", meaning])
+        rows.append((name, *family, printed, f"{num_encoder:,}", f"{num_total:,}", meaning))
     return format_grid(rows) + (
         "\nprinted: in 10^8. encoder: with embeddings and a pre-trained pooler; for ELECTRA the discriminator."
         "\nwith heads: all parameters that pre-training updates; for ELECTRA both networks, embeddings tied."

@@ -8,14 +8,14 @@ import itertools
 import statistics
 from collections import Counter
 from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from encoders.costs.ledger import count_encoder_params, count_phase_rows, run_flops
 from encoders.experiment import Experiment
 from encoders.inference import cross_evaluation
 from encoders.objectives.base import SupervisedObjective
-from encoders.reporting.run_summary import parse_device_kind
+from encoders.reporting.page import parse_device_kind
 from encoders.reporting.table_formats import ReportTable, format_tables
 from encoders.run.folder import differing_fields, read_result, read_run_record
 from encoders.sweeps.paper_table import NUM_PARAMS, PaperRow, PaperTable, ScoreColumn
@@ -31,15 +31,15 @@ class TableCell:
     ours: tuple[float, ...] = ()
 
     @property
-    def median(self) -> float:
+    def our_median(self) -> float:
         return statistics.median(self.ours)
 
     @property
-    def difference(self) -> float | None:
+    def paper_difference(self) -> float | None:
         """Return our median less the nearest published number, or None if one of them is missing."""
         if not self.published or not self.ours:
             return None
-        return min((self.median - number for number in self.published), key=abs)
+        return min((self.our_median - number for number in self.published), key=abs)
 
     def format_published(self) -> str:
         return " / ".join(f"{number:g}" for number in self.published) or "-"
@@ -48,29 +48,15 @@ class TableCell:
         """Return the median, followed by lowest and highest if they differ."""
         if not self.ours:
             return "-"
-        lowest, median, highest = map(format_number, (self.ours[0], self.median, self.ours[-1]))
+        lowest, median, highest = map(format_number, (self.ours[0], self.our_median, self.ours[-1]))
         return median if self.ours[0] == self.ours[-1] else f"{median} ({lowest} to {highest})"
 
 
 def format_number(value: float) -> str:
-    """Return a number with as many decimals as its size deserves.
-
-    >>> format_number(1234.5), format_number(12.345), format_number(1.2345)
-    ('1,234', '12.3', '1.23')
-    """
+    """Return a number with as many decimals as its size deserves: 1,234, 12.3 or 1.23."""
     if abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
-
-
-@dataclass(frozen=True)
-class RowCost:
-    """The cost of all runs of a row: tokens, FLOPs of matrix products, hours times devices, and kinds of device."""
-
-    tokens: float
-    flops: float
-    device_hours: float
-    devices: str
 
 
 # Pairs of rows by how our order of them compares with the paper's.
@@ -110,7 +96,8 @@ def build_cell(
         groups = [list(map(build, names)) for names in column.mean_of]
         if not all(cell.ours for cells in groups for cell in cells):
             return TableCell(published)
-        return TableCell(published, (statistics.mean(statistics.mean(c.median for c in cells) for cells in groups),))
+        means = [statistics.mean(cell.our_median for cell in cells) for cells in groups]
+        return TableCell(published, (statistics.mean(means),))
     if column.score == NUM_PARAMS.score:
         excluded = ()  # the number of parameters follows from the experiment
     recipes = []
@@ -120,8 +107,11 @@ def build_cell(
     return TableCell(published, max(filter(None, recipes), key=statistics.median, default=()))
 
 
-def sum_row_cost(table: PaperTable, row: PaperRow, runs_dir: Path, excluded: Collection[str] = ()) -> RowCost:
-    """Return the cost of a row's runs and of those that they are initialised from, without the `excluded` ones."""
+def sum_row_cost(table: PaperTable, row: PaperRow, runs_dir: Path, excluded: Collection[str] = ()) -> dict:
+    """Return the cost of a row's runs and of those that they are initialised from, without the `excluded` ones.
+
+    It is their tokens, FLOPs of matrix products, hours times devices, and kinds of device.
+    """
     tokens = flops = seconds = 0.0
     kinds = set()
     runs = (*row.pretrain_runs, *row.finetune_runs)
@@ -136,7 +126,8 @@ def sum_row_cost(table: PaperTable, row: PaperRow, runs_dir: Path, excluded: Col
             devices = read_run_record(runs_dir / name)["devices"]
             seconds += sum(row["time"]["seconds"] for row in rows) * len(devices)
             kinds |= {parse_device_kind(device) for device in devices}
-    return RowCost(tokens, flops, seconds / 3600, " and ".join(sorted(kinds)))
+    devices = " and ".join(sorted(kinds))
+    return {"tokens": tokens, "flops": flops, "device_hours": seconds / 3600, "devices": devices}
 
 
 def describe_training(row: PaperRow) -> str:
@@ -162,7 +153,7 @@ class TableResults:
 
     table: PaperTable
     cells: dict[tuple[str, str], TableCell]
-    costs: dict[str, RowCost]
+    costs: dict[str, dict]
     corpora: tuple[str, ...] = ()
     excluded: tuple[str, ...] = ()
 
@@ -221,13 +212,13 @@ class TableResults:
                 continue
             columns += [(f"{column.name}, paper", [cell.format_published() for cell in cells]), ("ours", ours)]
             if column in self.scored_columns:
-                gaps = [cell.difference for cell in cells]
+                gaps = [cell.paper_difference for cell in cells]
                 columns.append(("difference", ["-" if gap is None else f"{gap:+.1f}" for gap in gaps]))
         columns += [
-            ("M tokens", [format_number(cost.tokens / 1e6) for cost in costs]),
-            ("FLOPs", [f"{cost.flops:.1e}" for cost in costs]),
-            ("device hours", [format_number(cost.device_hours) for cost in costs]),
-            ("devices", [cost.devices or "-" for cost in costs]),
+            ("M tokens", [format_number(cost["tokens"] / 1e6) for cost in costs]),
+            ("FLOPs", [f"{cost['flops']:.1e}" for cost in costs]),
+            ("device hours", [format_number(cost["device_hours"]) for cost in costs]),
+            ("devices", [cost["devices"] or "-" for cost in costs]),
         ]
         header, cells = zip(*columns, strict=True)
         return ReportTable(self.table.title, header, tuple(zip(*cells, strict=True)), tuple(self.build_notes()))
@@ -258,8 +249,8 @@ class TableResults:
             return None
         same_direction = column.lower_is_better == paper_column.lower_is_better
 
-        def compare(first: TableCell, first_published: float, second: TableCell, second_published: float) -> str:
-            paper_gap, our_gap = first_published - second_published, first.median - second.median
+        def compare_pair(first: TableCell, first_published: float, second: TableCell, second_published: float) -> str:
+            paper_gap, our_gap = first_published - second_published, first.our_median - second.our_median
             if not paper_gap:
                 return "equal"
             if min(len(first.ours), len(second.ours)) < 2:
@@ -268,7 +259,7 @@ class TableResults:
                 return "overlap"
             return "agree" if (our_gap * paper_gap > 0) == same_direction else "disagree"
 
-        return Counter(compare(*first, *second) for first, second in itertools.combinations(rows, 2))
+        return Counter(compare_pair(*first, *second) for first, second in itertools.combinations(rows, 2))
 
     def describe_row_order(self, column: ScoreColumn) -> str | None:
         """Return the comparison of `compare_row_order` as a sentence."""
@@ -324,22 +315,21 @@ CSV_COLUMNS = (
 
 def format_as_csv(results: TableResults) -> str:
     """Return a line a cell, and one for each cost of a row, with unrounded numbers."""
-    file = io.StringIO()
+    file, name = io.StringIO(), results.table.name
     writer = csv.DictWriter(file, CSV_COLUMNS, restval="", lineterminator="\n")
     writer.writeheader()
     for row, column in itertools.product(results.table.rows, results.table.columns):
         cell = results.cells[row.name, column.name]
-        line = {"table": results.table.name, "row": row.name, "column": column.name, "n": len(cell.ours)}
+        line = {"table": name, "row": row.name, "column": column.name, "n": len(cell.ours)}
         if cell.published:
             line |= {"paper": cell.published[0], "paper, elsewhere": " ".join(map(str, cell.published[1:]))}
         if cell.ours:
-            line |= {"median": cell.median, "lowest": cell.ours[0], "highest": cell.ours[-1]}
-        if cell.difference is not None and column.score != NUM_PARAMS.score:
-            line["difference"] = cell.difference
+            line |= {"median": cell.our_median, "lowest": cell.ours[0], "highest": cell.ours[-1]}
+        if cell.paper_difference is not None and column.score != NUM_PARAMS.score:
+            line["difference"] = cell.paper_difference
         writer.writerow(line)
-    for row in results.table.rows:
-        for name, value in asdict(results.costs[row.name]).items():
-            writer.writerow({"table": results.table.name, "row": row.name, "column": name, "median": value})
+    for row, costs in results.costs.items():
+        writer.writerows({"table": name, "row": row, "column": cost, "median": costs[cost]} for cost in costs)
     return file.getvalue().rstrip("\n")
 
 

@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,23 +39,15 @@ NER_TAGS = ("O", *(f"{edge}-{kind}" for kind in ("PER", "ORG", "LOC", "MISC") fo
 
 @dataclass(frozen=True)
 class ScoreColumn:
-    """One score of each row, times `factor` in the unit of the paper.
-
-    Attributes:
-      score: name of the score; a column with "" is published only.
-      task: the task whose fine-tuned runs have the score; "" is the held-out split of the pre-trained runs.
-      overrides: settings under which the runs are scored, as if their experiments had them.
-      mean_of: columns by name, which are averaged in groups and then over the groups.
-      order_column: the column whose published order is compared with ours, where the paper lacks this score.
-    """
+    """One score of each row, times `factor` in the unit of the paper."""
 
     name: str
-    score: str
-    task: str = ""
+    score: str  # "" in a column that is published only
+    task: str = ""  # whose fine-tuned runs have the score; "" is the held-out split of the pre-trained runs
     factor: float = 100.0
-    overrides: tuple[str, ...] = ()
-    mean_of: tuple[tuple[str, ...], ...] = ()
-    order_column: str = ""
+    overrides: tuple[str, ...] = ()  # settings under which the runs are scored, as if their experiments had them
+    mean_of: tuple[tuple[str, ...], ...] = ()  # columns by name, averaged in groups and then over the groups
+    order_column: str = ""  # whose published order is compared with ours, where the paper lacks this score
     lower_is_better: bool = False
 
 
@@ -83,17 +75,13 @@ ELECTRA_COLUMNS = (ScoreColumn("RTD AUC", "rtd_auc"), ScoreColumn("generator at 
 
 @dataclass(frozen=True)
 class PaperRow:
-    """A row of a table: published numbers for each column, and experiments.
-
-    A cell of `published` is empty if the paper lacks the number, and has two if the paper contradicts itself. There
-    is a run of pre-training for each seed. `source_runs` are the experiments that these start from.
-    """
+    """A row of a table: published numbers for each column, and experiments."""
 
     name: str
-    published: tuple[tuple[float, ...], ...]
-    pretrain_runs: tuple[Experiment, ...] = ()
+    published: tuple[tuple[float, ...], ...]  # a cell is empty without a number, and has two that contradict each other
+    pretrain_runs: tuple[Experiment, ...] = ()  # one for each seed
     finetune_runs: tuple[Experiment, ...] = ()
-    source_runs: tuple[Experiment, ...] = ()
+    source_runs: tuple[Experiment, ...] = ()  # that `pretrain_runs` start from
 
     def group_by_seed(self, column: ScoreColumn) -> dict[str, list[Experiment]]:
         """Return the experiments of a column's score, with the seeds of one experiment together."""
@@ -106,19 +94,15 @@ class PaperRow:
 
 @dataclass(frozen=True)
 class PaperTable:
-    """A table of a paper, as `Study.build_table` makes it.
-
-    `equal_in` names what all its experiments have in common, such as "tokens". `caveats` say why our numbers differ
-    from the paper's. `source_file` is the file of experiments/ablations/ that made it of `study`.
-    """
+    """A table of a paper, as `Study.build_table` makes it."""
 
     name: str
     title: str
     columns: tuple[ScoreColumn, ...]
     rows: tuple[PaperRow, ...]
-    equal_in: str
-    caveats: tuple[str, ...] = ()
-    source_file: str = ""
+    equal_in: str  # what all its experiments have in common, such as "tokens"
+    caveats: tuple[str, ...] = ()  # why our numbers differ from the paper's
+    source_file: str = ""  # the file of experiments/ablations/ that made it of `study`
     study: Study | None = None
 
     def __post_init__(self):
@@ -161,12 +145,7 @@ class PaperTable:
 
 
 def parse_task_name(experiment: Experiment) -> str:
-    """Return the task in the name that `Study.build_finetune_runs` gives an experiment, without recipe and seed.
-
-    >>> import types
-    >>> parse_task_name(types.SimpleNamespace(name="bert-paper-seed0@SST-2-rate5e-05-seed3"))
-    'SST-2'
-    """
+    """Return the task in a name of `Study.build_finetune_runs`: "SST-2" of "bert-paper-seed0@SST-2-rate5e-05-seed3"."""
     return re.sub(r"-(rate|batch|epochs|seed)[\d.]+(e-?\d+)?", "", experiment.name.rpartition("@")[2])
 
 
@@ -192,31 +171,20 @@ def load_saved_tables(runs_dir: Path) -> list[PaperTable]:
 
 @dataclass(frozen=True)
 class Study:
-    """Settings of a table, from `--with`.
-
-    Attributes:
-      scale: "small" or "paper".
-      corpus: the text to pre-train on; `extra_corpus` is added by tables about more text.
-      glue, squad, race, entities: folders of GLUE, SQuAD, RACE and CoNLL-2003, or "tfds" for the first two.
-      tasks: the tasks to fine-tune for at small scale.
-      runs: the folder of the runs.
-      seeds: by default three pre-training runs at small scale; at paper scale one, fine-tuned five times.
-      tokens: tokens of a small pre-training run.
-      rows: training rows of a small fine-tuning run.
-    """
+    """Settings of a table, from `--with`."""
 
     scale: Literal["paper", "small"] = "small"
-    corpus: tuple[str, ...] = ("tfds:wikipedia/20230601.en",)
-    glue: str = "glue"
+    corpus: tuple[str, ...] = ("tfds:wikipedia/20230601.en",)  # the text to pre-train on
+    glue: str = "glue"  # the folders of the tasks' rows; "tfds" for GLUE and SQuAD
     squad: str = "squad"
     race: str = "race"
     entities: str = "conll2003"
-    tasks: tuple[str, ...] = ("SST-2",)
-    runs: str = "runs"
-    extra_corpus: tuple[str, ...] = ("tfds:c4/realnewslike",)
-    seeds: int | None = None
-    tokens: float = 10e6
-    rows: int = 10_000
+    tasks: tuple[str, ...] = ("SST-2",)  # to fine-tune for at small scale
+    runs: str = "runs"  # the folder of the runs
+    extra_corpus: tuple[str, ...] = ("tfds:c4/realnewslike",)  # added by tables about more text
+    seeds: int | None = None  # by default three pre-training runs; at paper scale one, fine-tuned five times
+    tokens: float = 10e6  # of a small pre-training run
+    rows: int = 10_000  # to train on in a small fine-tuning run
 
     def __post_init__(self):
         for name, minimum in {"seeds": 1, "rows": 1, "tokens": small_scale.SMALL_BATCH_TOKENS}.items():
@@ -269,12 +237,9 @@ class Study:
         `scaling` is `small_changes` or `total_flops` of `build_pretrain_run`. With `source_runs` each run starts from
         the one of its seed.
         """
-        seeds = self.pretrain_seeds
-        sources = [source.name for source in source_runs] or [None] * len(seeds)
-        runs = [
-            self.build_pretrain_run(run_name, experiment, seed, init_from=source, **scaling)
-            for seed, source in zip(seeds, sources, strict=True)
-        ]
+        build_run = partial(self.build_pretrain_run, run_name, experiment, **scaling)
+        sources = [source.name for source in source_runs] or [None] * len(self.pretrain_seeds)
+        runs = [build_run(seed, init_from=name) for seed, name in zip(self.pretrain_seeds, sources, strict=True)]
         tasks = [task for task in list_tasks(columns) if not self.is_small or task in self.tasks]
         finetune_runs = [tuned for run in runs for task in tasks for tuned in self.build_finetune_runs(run, task)]
         cells = self.build_published_row(name, published, columns).published
@@ -319,17 +284,12 @@ class Study:
         return run
 
     def build_finetune_runs(self, pretrain_run: Experiment, task_name: str) -> list[Experiment]:
-        """Return the experiments that fine-tune a run for a task: one at small scale, else a grid of recipes and seeds.
-
-        The recipes are those of the family.
-        """
+        """Return the experiments that fine-tune a run for a task: one at small scale, else the family's recipes with
+        several seeds."""
         task, root, num_train_rows = self.find_task(task_name)
-        source = {
-            "init_from": f"{self.runs}/{pretrain_run.name}",
-            "config": pretrain_run.model,
-            "tokenizer_path": f"{self.runs}/{pretrain_run.name}/tokenizer.json",
-        }
-        name, seed = f"{pretrain_run.name}@{task_name}", pretrain_run.seed
+        folder, seed = f"{self.runs}/{pretrain_run.name}", pretrain_run.seed
+        source = {"init_from": folder, "config": pretrain_run.model, "tokenizer_path": f"{folder}/tokenizer.json"}
+        name = f"{pretrain_run.name}@{task_name}"
         if self.is_small:
             source |= {"seed": seed, "max_train_rows": self.rows}
             return [build_finetuning(f"{name}-seed{seed}", task, root, SMALL_RECIPE, num_train_rows, **source)]
