@@ -57,7 +57,7 @@ class PlotSpec:
     axis: str = "tokens"
 
     @property
-    def title(self) -> str:
+    def score_title(self) -> str:
         split = "Training" if self.split == "train" else "Held-out"
         return f"{split} {SCORE_NAMES.get(self.score) or self.score.replace('_', ' ')}"
 
@@ -76,7 +76,7 @@ class Chart:
         if counts[-1] > 1:
             count = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else counts[0]
             seeds = f"The median of {count} seeds, in a band from the lowest to the highest."
-        return f"{self.plot.title} against {self.plot.axis}. {seeds}"
+        return f"{self.plot.score_title} against {self.plot.axis}. {seeds}"
 
 
 SCORE_NAMES = {
@@ -246,7 +246,7 @@ def draw_svg(chart: Chart, id_prefix: str) -> tuple[str, str]:
                 axes.fill_between(x, line.lowest, line.highest, color=line.colour, alpha=0.18, linewidth=0)
             look = {"linewidth": LINE_WIDTH, "linestyle": (0, line.dashes) if line.dashes else "solid"}
             axes.plot(x, line.median, color=line.colour, marker="o" if len(x) <= 12 else None, **look)
-        axes.set_title(chart.plot.title, loc="left")
+        axes.set_title(chart.plot.score_title, loc="left")
         unit = f" (×10{str(exponent).translate(SUPERSCRIPTS)})" if exponent else ""
         axes.set_xlabel(chart.plot.axis + unit)
         axes.set_xlim(left=0)
