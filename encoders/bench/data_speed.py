@@ -7,7 +7,7 @@ import os
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -32,56 +32,43 @@ from encoders.experiment import Experiment
 BATCH_SHAPES = ((256, 128), (64, 512))  # rows and length of a batch
 BATCHES_PER_ROUND = 32
 MAX_SECONDS = 20  # after which no further round starts
-RANDOM_PAIRS, SWAPPED_PAIRS = SegmentPairs("random"), SegmentPairs("swapped")
-ROW_FORMATS = {"full sentences": FullSentences(), "pairs": SWAPPED_PAIRS, "packed pairs": PackedFormat(SWAPPED_PAIRS)}
+FULL_SENTENCES, SWAPPED_PAIRS = FullSentences(), SegmentPairs("swapped")
+TABLE_FORMATS = {"random": SegmentPairs("random"), "swapped": SWAPPED_PAIRS, "full sentences": FULL_SENTENCES}
+ROW_FORMATS = {"full sentences": FULL_SENTENCES, "pairs": SWAPPED_PAIRS, "packed pairs": PackedFormat(SWAPPED_PAIRS)}
 
 
 def count_fed_accelerators(
     tokens_per_second: float, flops_per_token: float, peak_flops: float = 989e12, mfu: float = 0.5
 ) -> float:
-    """Return the number of accelerators that consume `tokens_per_second`; the default peak is an H200's in bfloat16.
-
-    >>> round(count_fed_accelerators(45e6, 0.546e9), 1)
-    49.7
-    """
+    """Return the number of accelerators that consume `tokens_per_second`; the default peak is an H200's in bfloat16."""
     return tokens_per_second * flops_per_token / (peak_flops * mfu)
 
 
 def measure_data_speed(experiments: Sequence[Experiment], options) -> Iterator[ResultRow]:
     """Yield every step between text and masks, for the text of each experiment, on the core `options.core`."""
-    with pin_to_core(options.core), tempfile.TemporaryDirectory() as folder:
+    time_work = partial(time_token_work, rounds=options.rounds)
+    with ExitStack() as stack:
+        if options.core is not None:
+            stack.callback(os.sched_setaffinity, 0, os.sched_getaffinity(0))
+            os.sched_setaffinity(0, {options.core})  # and the threads that this one starts
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
         for data in dict.fromkeys(experiment.data for experiment in experiments):
             store = prepare_store(data, options.log)
             data_experiments = [experiment for experiment in experiments if experiment.data == data]
-            yield measure_store_writing(data, store, options.rounds)
+            yield measure_store_writing(data, store, time_work)
             for batch_size, seq_length in BATCH_SHAPES:
-                yield from measure_table_building(store, seq_length, options.rounds)
-                yield measure_packing(store, seq_length, options.rounds)
+                yield from measure_tables(store, seq_length, time_work)
                 for name, row_format in ROW_FORMATS.items():
                     phase = Phase(1 << 30, seq_length, batch_size, row_format)
-                    label = f"{name}, {batch_size} x {seq_length}"
                     tables = Path(folder) / store.key
                     open_stream = partial(BatchStream, store.train_split, store.vocab, (phase,), 0, 1, tables)
-                    yield measure_batch_reading(label, open_stream(), data_experiments, options.rounds)
-                    yield measure_restart(label, open_stream, options.rounds)
+                    label = f"{name}, {batch_size} x {seq_length}"
+                    yield from measure_batches(label, open_stream, data_experiments, time_work)
                     if name == "full sentences":  # masks cost the same as those of pairs
                         continue
                     for experiment in data_experiments:
-                        yield measure_masking(label, experiment, store, open_stream().build_batch(0), options.rounds)
-
-
-@contextmanager
-def pin_to_core(core: int | None) -> Iterator[None]:
-    """Pin this thread, and the threads it starts, to one core."""
-    if core is None:
-        yield
-        return
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {core})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
+                        rows = open_stream().build_batch(0)
+                        yield measure_masking(f"mask {label}, {experiment.name}", experiment, store, rows, time_work)
 
 
 def time_token_work(label: str, num_tokens: float, work: Callable[[], object], rounds: int, **columns) -> ResultRow:
@@ -93,11 +80,7 @@ def time_token_work(label: str, num_tokens: float, work: Callable[[], object], r
     return {"what": label, "seconds": seconds, "wall": wall, "tokens_per_cpu_second": num_tokens / seconds} | columns
 
 
-def count_tokens(rows: Batch) -> int:
-    return int(rows.num_tokens)
-
-
-def measure_store_writing(data: PretrainingData, store: Store, rounds: int) -> ResultRow:
+def measure_store_writing(data: PretrainingData, store: Store, time_work: Callable) -> ResultRow:
     """Return a row for writing a store from text, with a trained tokenizer."""
     data = replace(data, tokenizer=replace(data.tokenizer, path=str(store.path / "tokenizer.json")))
 
@@ -106,78 +89,63 @@ def measure_store_writing(data: PretrainingData, store: Store, rounds: int) -> R
             prepare_store(replace(data, store_dir=folder))
 
     tokens = sum(split["tokens"] for split in store.metadata["splits"].values())
-    row = time_token_work("tokenise and write a store", tokens, write_store, rounds)
+    row = time_work("tokenise and write a store", tokens, write_store)
     return row | {"megabytes_per_second": store.metadata["characters"] / 1e6 / row["seconds"]}
 
 
-def build_full_table(store: Store, row_format: Format, seq_length: int) -> np.ndarray:
+def measure_tables(store: Store, seq_length: int, time_work: Callable) -> Iterator[ResultRow]:
+    """Yield a row for the example tables of one pass, by format, and a row for packing examples into rows."""
     split = store.train_split
-    return np.concatenate(
-        [row_format.build_example_table(split, shard, seq_length, 0, 0) for shard in split.split_shards()]
-    )
 
+    def build_table(row_format: Format) -> np.ndarray:
+        shards = split.split_shards()
+        return np.concatenate([row_format.build_example_table(split, shard, seq_length, 0, 0) for shard in shards])
 
-def measure_table_building(store: Store, seq_length: int, rounds: int) -> Iterator[ResultRow]:
-    """Yield a row for the example tables of one pass, by format."""
-    for name, form in (
-        ("random", RANDOM_PAIRS),
-        ("swapped", SWAPPED_PAIRS),
-        ("full sentences", ROW_FORMATS["full sentences"]),
-    ):
-        build_table = lambda row_format=form: build_full_table(store, row_format, seq_length)
-        yield time_token_work(
-            f"example table, {name}, length {seq_length}", len(store.train_split.tokens), build_table, rounds
-        )
-
-
-def measure_packing(store: Store, seq_length: int, rounds: int) -> ResultRow:
-    """Return a row for packing examples into rows."""
-    sizes = count_row_tokens(build_full_table(store, SWAPPED_PAIRS, seq_length))
+    for name, row_format in TABLE_FORMATS.items():
+        label = f"example table, {name}, length {seq_length}"
+        yield time_work(label, len(split.tokens), partial(build_table, row_format))
+    sizes = count_row_tokens(build_table(SWAPPED_PAIRS))
     pack_rows = lambda: pack_examples(sizes, seq_length, ROW_FORMATS["packed pairs"].max_examples_per_row)
-    rows = pack_rows()[0].max() + 1
-    padding = {"padding_before": 1 - sizes.mean() / seq_length, "padding": 1 - sizes.sum() / (rows * seq_length)}
-    return time_token_work(f"pack pairs, length {seq_length}", sizes.sum(), pack_rows, rounds, **padding)
+    num_cells = (pack_rows()[0].max() + 1) * seq_length
+    padding = {"padding_before": 1 - sizes.mean() / seq_length, "padding": 1 - sizes.sum() / num_cells}
+    yield time_work(f"pack pairs, length {seq_length}", sizes.sum(), pack_rows, **padding)
 
 
-def measure_batch_reading(label: str, stream: BatchStream, experiments: Sequence[Experiment], rounds: int) -> ResultRow:
-    """Return a row for reading batches in order; padding counts as no token."""
-    counted = [(count_tokens(rows), rows.input_ids.size) for rows in map(stream.build_batch, range(BATCHES_PER_ROUND))]
-    tokens, cells = np.sum(counted, axis=0)
+def measure_batches(
+    label: str, open_stream: Callable[[], BatchStream], experiments: Sequence[Experiment], time_work: Callable
+) -> Iterator[ResultRow]:
+    """Yield a row for reading batches in order, and one for the first batch of a run that resumes in its second pass,
+    with its tables on disk. Padding counts as no token."""
+    stream = open_stream()
+    batches = map(stream.build_batch, range(BATCHES_PER_ROUND))
+    tokens, cells = np.sum([(int(rows.num_tokens), rows.input_ids.size) for rows in batches], axis=0)
     lengths = count_example_tokens([stream.build_batch(0)])
-    starts = itertools.count(BATCHES_PER_ROUND, BATCHES_PER_ROUND)  # new ones in every round, as in training
+    steps = itertools.count(BATCHES_PER_ROUND)  # new ones in every round, as in training
 
     def read_batches():
-        first = next(starts)
-        for step in range(first, first + BATCHES_PER_ROUND):
+        for step in itertools.islice(steps, BATCHES_PER_ROUND):
             stream.build_batch(step)
 
-    row = time_token_work(f"read {label}", tokens, read_batches, rounds, padding=1 - tokens / cells)
+    row = time_work(f"read {label}", tokens, read_batches, padding=1 - tokens / cells)
     for experiment in experiments:
         flops = step_flops(experiment, lengths).sum() / lengths.sum()
         row[f"feeds {experiment.name}"] = count_fed_accelerators(row["tokens_per_cpu_second"], flops)
-    return row
-
-
-def measure_restart(label: str, open_stream: Callable[[], BatchStream], rounds: int) -> ResultRow:
-    """Return a row for the first batch of a run that resumes in its second pass, with its tables on disk."""
-    (phase,) = open_stream().phases
-    size = len(open_stream().tables.get_table(phase.format, phase.seq_length, 0))
-    step = 3 * size // (2 * phase.batch_size)
-    tokens = count_tokens(open_stream().build_batch(step))
+    yield row
+    (phase,) = stream.phases
+    second_pass = 3 * len(stream.tables.get_table(phase.format, phase.seq_length, 0)) // (2 * phase.batch_size)
+    tokens = int(open_stream().build_batch(second_pass).num_tokens)
 
     def read_first_batch():
         permute_block.cache_clear()
-        open_stream().build_batch(step)
+        open_stream().build_batch(second_pass)
 
-    return time_token_work(f"first batch after a restart, {label}", tokens, read_first_batch, rounds)
+    yield time_work(f"first batch after a restart, {label}", tokens, read_first_batch)
 
 
-def measure_masking(label: str, experiment: Experiment, store: Store, rows: Batch, rounds: int) -> ResultRow:
+def measure_masking(label: str, experiment: Experiment, store: Store, rows: Batch, time_work: Callable) -> ResultRow:
     """Return a row for the masks of an objective, drawn inside jit on the CPU."""
     batch = jax.tree.map(jnp.asarray, rows)
     corrupt = jax.jit(lambda batch: experiment.objective.corrupt(batch, store.vocab, 0))
     mask_batches = lambda: [jax.block_until_ready(corrupt(batch)) for _ in range(BATCHES_PER_ROUND)]
     mask_batches()
-    return time_token_work(
-        f"mask {label}, {experiment.name}", BATCHES_PER_ROUND * count_tokens(rows), mask_batches, rounds
-    )
+    return time_work(label, BATCHES_PER_ROUND * int(rows.num_tokens), mask_batches)

@@ -20,18 +20,18 @@ from encoders.text.tokenization import VocabInfo
 
 def make_random_batches(experiment: Experiment, phase: Phase, num_batches: int) -> tuple[VocabInfo, list[Batch]]:
     """Return batches of one full example a row, with two segments where the model has two token types."""
-    facts, draw = make_blank_vocab(experiment.model.vocab_size), np.random.default_rng(0)
+    vocab, draw = make_blank_vocab(experiment.model.vocab_size), np.random.default_rng(0)
     shape = phase.batch_size, phase.seq_length
     is_second = np.arange(phase.seq_length) > phase.seq_length // 2
     token_type_ids = np.broadcast_to(is_second & (experiment.model.num_token_types > 1), shape).astype(np.int32)
     batches = []
-    for number in range(num_batches):
-        tokens = draw.integers(len(facts.special_ids), facts.vocab_size, shape, np.int32)
-        tokens[:, 0], tokens[:, [phase.seq_length // 2, -1]] = facts.cls_id, facts.sep_id
-        batch = build_single_example_batch(tokens, token_type_ids, first_index=number * phase.batch_size)
+    for batch_index in range(num_batches):
+        input_ids = draw.integers(len(vocab.special_ids), vocab.vocab_size, shape, np.int32)
+        input_ids[:, 0], input_ids[:, [phase.seq_length // 2, -1]] = vocab.cls_id, vocab.sep_id
+        batch = build_single_example_batch(input_ids, token_type_ids, first_index=batch_index * phase.batch_size)
         labels = {name: batch.example_index % 2 for name in experiment.objective.required_fields}
         batches.append(batch.replace(labels=labels))
-    return facts, batches
+    return vocab, batches
 
 
 def read_text_batches(experiment: Experiment, phase: Phase, num_batches: int) -> tuple[VocabInfo, list[Batch]]:
@@ -39,49 +39,30 @@ def read_text_batches(experiment: Experiment, phase: Phase, num_batches: int) ->
     store = prepare_store(experiment.data, lambda line: None)
     copies, tables = experiment.objective.num_distinct_passes, store.path / "tables"
     stream = BatchStream(store.train_split, store.vocab, (phase,), experiment.seed, copies, tables)
-    return store.vocab, [stream.build_batch(number) for number in range(num_batches)]
+    return store.vocab, [stream.build_batch(batch_index) for batch_index in range(num_batches)]
 
 
 def count_example_tokens(batches: Sequence[Batch]) -> np.ndarray:
     """Return the number of tokens of every example."""
-    found = np.concatenate(
-        [make_membership_mask(jax.tree.map(jnp.asarray, batch)).sum(-1).ravel() for batch in batches]
-    )
-    return found[found > 0]
-
-
-def save_batches(path: Path, batches: Sequence[Batch]) -> None:
-    arrays = {}
-    for number, batch in enumerate(batches):
-        fields = batch.get_arrays()
-        labels = {f"labels/{name}": array for name, array in fields.pop("labels").items()}
-        arrays |= {f"{number}/{name}": array for name, array in (fields | labels).items()}
-    np.savez(path, **arrays)
-
-
-def load_batches(path: str) -> list[Batch]:
-    fields: dict[int, dict] = {}
-    with np.load(path) as stored:
-        for key in stored.files:
-            number, *groups, name = key.split("/")
-            row = fields.setdefault(int(number), {"labels": {}})
-            (row["labels"] if groups else row)[name] = stored[key]
-    return [Batch(**fields[number]) for number in sorted(fields)]
+    sizes = np.concatenate([make_membership_mask(jax.tree.map(jnp.asarray, rows)).sum(-1).ravel() for rows in batches])
+    return sizes[sizes > 0]
 
 
 def save_peer_batches(path: Path, experiment: Experiment, vocab: VocabInfo, batches: Sequence[Batch]) -> None:
     """Save the rows as other libraries take them: already masked, with labels of -100 where nothing is predicted."""
-    corrupt = jax.jit(lambda batch: experiment.objective.corrupt(batch, vocab, 0))
-    arrays: dict[str, list[np.ndarray]] = {name: [] for name in ("ids", "original", "mask", "types", "labels", "pair")}
-    for batch in batches:
-        masked = jax.device_get(corrupt(jax.tree.map(jnp.asarray, batch)))
-        labels = np.full(batch.input_ids.shape, -100, np.int64)
-        rows, slots = np.nonzero(masked.masked_weights)
-        labels[rows, masked.masked_positions[rows, slots]] = masked.masked_labels[rows, slots]
-        pair = next(
-            (batch.labels[name][:, 0] for name in experiment.objective.required_fields), batch.example_mask[:, 0] * 0
-        )
-        found = (masked.input_ids, batch.input_ids, batch.example_ids > 0, batch.token_type_ids, labels, pair)
-        for name, array in zip(arrays, found, strict=True):
-            arrays[name].append(array.astype(np.int64))
-    np.savez(path, **{name: np.stack(each) for name, each in arrays.items()})
+    corrupt = lambda batch: experiment.objective.corrupt(batch, vocab, 0)
+    rows = jax.tree.map(lambda *arrays: np.concatenate(arrays), *batches)
+    masked = jax.device_get(jax.jit(corrupt)(jax.tree.map(jnp.asarray, rows)))
+    labels = np.full(rows.input_ids.shape, -100)
+    row_index, slots = np.nonzero(masked.masked_weights)
+    labels[row_index, masked.masked_positions[row_index, slots]] = masked.masked_labels[row_index, slots]
+    pair_labels = [rows.labels[name][:, 0] for name in experiment.objective.required_fields]
+    arrays = {
+        "ids": masked.input_ids,
+        "original": rows.input_ids,
+        "mask": rows.example_ids > 0,
+        "types": rows.token_type_ids,
+        "labels": labels,
+        "pair": pair_labels[0] if pair_labels else np.zeros(len(labels), np.int64),
+    }
+    np.savez(path, **{name: array.reshape(len(batches), -1, *array.shape[1:]) for name, array in arrays.items()})

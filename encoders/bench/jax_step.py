@@ -1,20 +1,23 @@
-"""Units of work of this package: a training step, the encoder alone, and the device's peak rates."""
+"""Units of work of this package: a training step, the encoder alone, the device's peak rates, and what a step sends."""
 
 from __future__ import annotations
 
+import itertools
+import pickle
 import time
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from encoders.bench.inputs import load_batches
 from encoders.bench.rounds import choose_num_repeats
-from encoders.costs.ledger import count_params
+from encoders.costs.communication import COLLECTIVE_KINDS, compile_train_step, parse_collectives
+from encoders.costs.ledger import count_params, make_blank_vocab
 from encoders.model.encoder import Encoder
 from encoders.objectives.base import total_loss
-from encoders.text.tokenization import VocabInfo
 from encoders.training import step
 from encoders.utils.serialization import from_json_value
 
@@ -22,24 +25,18 @@ TimedWork = tuple[Callable[[], object], dict]
 
 
 def build_jax_work(spec: dict) -> TimedWork:
-    """Return a unit of work to time, and facts about it."""
+    """Return a unit of work to time, and facts about it, the device and the versions of libraries."""
     builders = {
         "train": build_train_work,
         "infer": build_inference_work,
         "product": build_matmul_work,
         "copy": build_copy_work,
+        "links": build_communication_work,
     }
-    return builders[spec["task"]](spec)
-
-
-def describe_jax_device(**info) -> dict:
-    """Return the device and the versions of libraries, with `info`."""
+    run_unit, info = builders[spec["task"]](spec)
     device = jax.devices()[0]
-    return {
-        "device": device.platform,
-        "kind": device.device_kind,
-        "versions": {package.__name__: package.__version__ for package in (jax, np)},
-    } | info
+    versions = {package.__name__: package.__version__ for package in (jax, np)}
+    return run_unit, {"device": device.platform, "kind": device.device_kind, "versions": versions} | info
 
 
 def compile_with_stats(function, *arguments, **static_args) -> tuple[Callable, dict]:
@@ -47,49 +44,38 @@ def compile_with_stats(function, *arguments, **static_args) -> tuple[Callable, d
     jax.block_until_ready(arguments)  # else their computation is counted
     start = time.process_time()
     executable = function.lower(*arguments, **static_args).compile()
-    seconds, memory = time.process_time() - start, executable.memory_analysis()
-    stats = {"compile_seconds": seconds}
-    if memory is not None:
+    stats = {"compile_seconds": time.process_time() - start}
+    if (memory := executable.memory_analysis()) is not None:
         stats["temporary_bytes"] = memory.temp_size_in_bytes
     return executable, stats
 
 
 def build_train_work(spec: dict) -> TimedWork:
     """Return `train_step` of an experiment, with batches from host memory."""
-    experiment, vocab = from_json_value(spec["experiment"]), VocabInfo.from_json_value(spec["vocab"])
-    batches = load_batches(spec["inputs"])
+    experiment, (vocab, batches) = from_json_value(spec["experiment"]), pickle.loads(Path(spec["inputs"]).read_bytes())
     module = experiment.objective.module(experiment.model, vocab)
-    first = jax.jit(step.init_train_state, static_argnames=("module", "optimizer"))
-    state, seed = first(0, module=module, optimizer=experiment.optimizer), jnp.int32(0)
-    settings, count = step.build_static_args(experiment, module), count_params(state.params)
-    run_step, taken = compile_with_stats(step.train_step, state, jax.device_put(batches[0]), seed, **settings)
-    terms, number = experiment.objective.loss_weights, 0
+    state = jax.jit(partial(step.init_train_state, module=module, optimizer=experiment.optimizer))(0)
+    seed, static_args = jnp.int32(0), step.build_static_args(experiment, module)
+    run_step, stats = compile_with_stats(step.train_step, state, jax.device_put(batches[0]), seed, **static_args)
+    loss_weights, endless_batches = experiment.objective.loss_weights, itertools.cycle(batches)
 
     def run_train_step():
-        nonlocal state, number
-        state, metrics = run_step(state, jax.device_put(batches[number % len(batches)]), seed)
-        number += 1
-        return total_loss({name: metrics[name].total / metrics[name].count for name in terms}, terms)
+        nonlocal state
+        state, metrics = run_step(state, jax.device_put(next(endless_batches)), seed)
+        return total_loss({name: metrics[name].total / metrics[name].count for name in loss_weights}, loss_weights)
 
-    return run_train_step, describe_jax_device(parameters=count, **taken)
+    return run_train_step, stats | {"parameters": count_params(state.params)}
 
 
 def build_inference_work(spec: dict) -> TimedWork:
-    """The hidden states of an encoder, from batches in host memory; its parameters in the dtype it computes in."""
-    model, batches = from_json_value(spec["experiment"]).model, load_batches(spec["inputs"])
-    encoder = Encoder(model)
+    """Return the hidden states of an encoder, from batches in host memory; parameters in the dtype it computes in."""
+    model, (_, batches) = from_json_value(spec["experiment"]).model, pickle.loads(Path(spec["inputs"]).read_bytes())
+    encoder, endless_batches = Encoder(model), itertools.cycle(batches)
     params = encoder.init(jax.random.key(0), step.make_blank_batch(8))
     params = jax.tree.map(lambda x: x.astype(model.dtype), params)
-    call, taken = compile_with_stats(jax.jit(encoder.apply), params, jax.device_put(batches[0]))
-    number = 0
-
-    def run_encoder():
-        nonlocal number
-        hidden = call(params, jax.device_put(batches[number % len(batches)]))
-        number += 1
-        return hidden[0, 0, 0]
-
-    return run_encoder, describe_jax_device(parameters=count_params(params), **taken)
+    call, stats = compile_with_stats(jax.jit(encoder.apply), params, jax.device_put(batches[0]))
+    run_encoder = lambda: call(params, jax.device_put(next(endless_batches)))[0, 0, 0]
+    return run_encoder, stats | {"parameters": count_params(params)}
 
 
 def build_matmul_work(spec: dict) -> TimedWork:
@@ -101,20 +87,30 @@ def build_matmul_work(spec: dict) -> TimedWork:
         multiply_once = lambda _, x: (x @ b)[:, :d] * jnp.asarray(1 / d, x.dtype)
         return jax.lax.fori_loop(0, num_repeats, multiply_once, a)[0, 0]
 
-    call, taken = compile_with_stats(jax.jit(repeat_matmul), a, b, jnp.int32(1))
-    times = choose_num_repeats(lambda: jax.block_until_ready(call(a, b, jnp.int32(1))))
-    return lambda: call(a, b, jnp.int32(times)), describe_jax_device(flops=2.0 * n * d * f * times, **taken)
+    call, stats = compile_with_stats(jax.jit(repeat_matmul), a, b, jnp.int32(1))
+    num_repeats = choose_num_repeats(lambda: jax.block_until_ready(call(a, b, jnp.int32(1))))
+    return lambda: call(a, b, jnp.int32(num_repeats)), stats | {"flops": 2.0 * n * d * f * num_repeats}
 
 
 def build_copy_work(spec: dict) -> TimedWork:
     """Return the addition of 1 to a large array, the rate at which memory is read and written."""
-    count = spec["bytes"] // 4
-    x = jnp.zeros(count, jnp.float32)
-    call, taken = compile_with_stats(jax.jit(lambda x: x + 1, donate_argnums=0), x)
+    x = jnp.zeros(spec["bytes"] // 4, jnp.float32)
+    call, stats = compile_with_stats(jax.jit(lambda x: x + 1, donate_argnums=0), x)
 
     def add_one():
         nonlocal x
         x = call(x)
         return x[0]
 
-    return add_one, describe_jax_device(bytes=8.0 * count, **taken)
+    return add_one, stats | {"bytes": 2.0 * spec["bytes"]}
+
+
+def build_communication_work(spec: dict) -> TimedWork:
+    """Return no work to time, and the bytes that a device sends in a training step, by kind of collective."""
+    experiment = from_json_value(spec["experiment"])
+    vocab = make_blank_vocab(experiment.model.vocab_size)
+    program = compile_train_step(experiment, vocab, experiment.mesh.build()).as_text()
+    sent = dict.fromkeys(COLLECTIVE_KINDS, 0.0)
+    for collective in parse_collectives(program):
+        sent[collective.kind] += collective.sent_bytes
+    return lambda: 0.0, {"sent": sent}

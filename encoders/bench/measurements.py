@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -12,16 +13,23 @@ import numpy as np
 
 from encoders.bench import inputs
 from encoders.bench.data_speed import measure_data_speed
-from encoders.bench.link_times import measure_communication
 from encoders.bench.rounds import ALLOCATOR_ENVIRONMENT, ResultRow, Timing, Variant, compute_speedup, time_alternately
-from encoders.costs.ledger import count_params, count_saved_activations, eval_param_shapes, step_flops
-from encoders.costs.objective_flops import list_trained_configs
+from encoders.costs.communication import DEVICES_PER_NODE, LINK_BANDWIDTHS, compute_step_seconds
+from encoders.costs.ledger import (
+    count_params,
+    count_saved_activations,
+    eval_param_shapes,
+    list_trained_configs,
+    step_flops,
+)
+from encoders.data.batch import Batch
 from encoders.data.packing import PackedFormat
-from encoders.exchange.architectures import ARCHITECTURES, Architecture
+from encoders.exchange.architectures import ARCHITECTURES
 from encoders.experiment import Experiment, apply_settings
 from encoders.model.flops import forward_flops
 from encoders.objectives.replaced_tokens import ReplacedTokenDetection
 from encoders.text.tokenization import VocabInfo
+from encoders.training.sharding import Mesh
 from encoders.utils.serialization import to_json_value
 
 # Rows, hidden and intermediate size of the product that gives the peak rate; an accelerator needs a large one.
@@ -46,36 +54,40 @@ class BenchOptions:
     log: Callable[[str], None] = print
     variant_records: dict[str, dict] = field(default_factory=dict)
 
-    def build_environment(self) -> dict[str, str]:
-        """Return the environment variables of a variant's process."""
-        platform = {"gpu": "cuda"}.get(self.device, self.device)
-        environment = {"JAX_PLATFORMS": platform, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    def make_variant(self, name: str, builder: str, spec: dict, **environment: str) -> Variant:
+        """Return a variant whose process uses the device."""
+        platform = "cuda" if self.device == "gpu" else self.device
+        variables = {"JAX_PLATFORMS": platform, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
         if self.keep_freed_memory and self.device == "cpu":
-            environment |= ALLOCATOR_ENVIRONMENT
-        return environment
+            variables |= ALLOCATOR_ENVIRONMENT
+        return Variant(name, builder, spec, variables | environment)
+
+    def make_matmul_variant(self, dtype: str) -> Variant:
+        """Return repeated matrix products, which give the peak rate."""
+        sizes = MATMUL_SIZES if self.device == "cpu" else LARGE_MATMUL_SIZES
+        return self.make_variant(f"product {dtype}", "jax", {"task": "product", "sizes": sizes, "dtype": dtype})
 
     @property
-    def torch_device(self) -> str:
-        return "cuda" if self.device == "gpu" else self.device
+    def torch_settings(self) -> dict:
+        return {"threads": 1, "device": "cuda" if self.device == "gpu" else self.device}
 
-    def time_variants(self, *variants: Variant) -> dict[str, Timing]:
+    def time_variants(self, *variants: Variant, rounds: int | None = None) -> dict[str, Timing]:
         """Return the timing of each variant by name, and record it."""
-        timings = time_alternately(variants, self.rounds, self.units, self.core, self.log)
+        timings = time_alternately(variants, self.rounds if rounds is None else rounds, self.units, self.core, self.log)
         for name, timing in timings.items():
-            self.variant_records[name] = timing.info | {
-                "cpu": timing.cpu_seconds,
-                "wall": timing.wall_seconds,
-                "values": timing.values,
-            }
+            seconds = {"cpu": timing.cpu_seconds, "wall": timing.wall_seconds, "values": timing.values}
+            self.variant_records[name] = timing.info | seconds
         return timings
 
 
 @dataclass(frozen=True)
 class BenchInput:
-    """An experiment and its batches, saved for every variant at `spec["inputs"]`."""
+    """An experiment and its batches, which all variants read from `folder`."""
 
     experiment: Experiment
-    spec: dict
+    vocab: VocabInfo
+    batches: list[Batch]
+    folder: Path
     example_sizes: np.ndarray  # tokens of each example of all batches
 
     @property
@@ -83,77 +95,60 @@ class BenchInput:
         """Return the mean number of tokens of a batch, without padding."""
         return self.example_sizes.sum() / NUM_BATCHES
 
-    def count_flops(self, task: str) -> float:
-        """Return the FLOPs of the matrix products of a batch, without padding and recomputation."""
-        if task == "train":
-            flops = step_flops(self.experiment, self.example_sizes)
-        else:
-            flops = forward_flops(self.experiment.model, self.example_sizes)
-        return flops.sum() / NUM_BATCHES
-
-    def make_variant(self, name: str, options: BenchOptions, settings: Sequence[str] = ()) -> Variant:
+    def make_variant(self, name: str, options: BenchOptions, settings: Sequence[str] = (), **environment) -> Variant:
         """Return the variant of this package, with settings of the experiment."""
-        experiment = apply_settings(self.experiment, settings)
-        spec = self.spec | {"task": options.task, "experiment": to_json_value(experiment)}
-        return Variant(name, "jax", spec, options.build_environment())
+        experiment = to_json_value(apply_settings(self.experiment, settings))
+        spec = {"task": options.task, "experiment": experiment, "inputs": str(self.folder / "batches.pickle")}
+        return options.make_variant(name, "jax", spec, **environment)
+
+    def make_row(self, label: str, timing: Timing) -> ResultRow:
+        """Return the columns that every variant has."""
+        seconds = timing.median_seconds()
+        return {
+            "what": label,
+            "ms": 1e3 * seconds,
+            "least": 1e3 * min(timing.device_seconds),
+            "spread": timing.relative_spread(),
+            "wall / cpu": timing.wall_to_cpu_ratio(),
+            "tokens/s": self.tokens_per_batch / seconds,
+        }
 
 
 @contextmanager
 def prepare_bench_input(experiment: Experiment, options: BenchOptions) -> Iterator[BenchInput]:
-    """Yield an experiment with its batches: of its text where they are packed or `options.use_text`, else random
-    ids."""
+    """Yield an experiment with batches of its text where they are packed or `options.use_text`, else of random ids."""
     phase = experiment.phases[0]
-    if options.use_text or isinstance(phase.format, PackedFormat):
-        vocab, batches = inputs.read_text_batches(experiment, phase, NUM_BATCHES)
-    else:
-        vocab, batches = inputs.make_random_batches(experiment, phase, NUM_BATCHES)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "batches.npz"
-        inputs.save_batches(path, batches)
-        spec = {"vocab": vocab.to_json_value(), "inputs": str(path)}
-        yield BenchInput(experiment, spec, inputs.count_example_tokens(batches))
-
-
-def make_matmul_variant(dtype: str, options: BenchOptions) -> Variant:
-    """Return repeated matrix products, which give the peak rate."""
-    spec = {"task": "product", "sizes": MATMUL_SIZES if options.device == "cpu" else LARGE_MATMUL_SIZES, "dtype": dtype}
-    return Variant(f"product {dtype}", "jax", spec, options.build_environment())
-
-
-def make_timing_row(label: str, timing: Timing, num_tokens: float) -> ResultRow:
-    """Return the columns that every variant has."""
-    seconds = timing.median_seconds()
-    return {
-        "what": label,
-        "ms": 1e3 * seconds,
-        "least": 1e3 * min(timing.get_device_seconds()),
-        "spread": timing.relative_spread(),
-        "wall / cpu": timing.wall_to_cpu_ratio(),
-        "tokens/s": num_tokens / seconds,
-    }
+    needs_text = options.use_text or isinstance(phase.format, PackedFormat)
+    make_batches = inputs.read_text_batches if needs_text else inputs.make_random_batches
+    vocab, batches = make_batches(experiment, phase, NUM_BATCHES)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "batches.pickle").write_bytes(pickle.dumps((vocab, batches)))
+        yield BenchInput(experiment, vocab, batches, folder, inputs.count_example_tokens(batches))
 
 
 # Measurements ---------------------------------------------------------------------------------------------------------
 
 
 def measure_step(experiments: Sequence[Experiment], options: BenchOptions) -> Iterator[ResultRow]:
-    """Yield a training step of each experiment beside the device's peak rate, and its compilation with and without a
-    cache."""
+    """Yield a training step of each experiment, or its encoder's inference, beside the device's peak rate, and its
+    compilation with and without a cache."""
     for experiment in experiments:
         name, dtype = experiment.name, experiment.model.dtype
         with prepare_bench_input(experiment, options) as bench_input, tempfile.TemporaryDirectory() as cache:
-            variant, matmul = bench_input.make_variant(name, options), make_matmul_variant(dtype, options)
-            cache_environment = {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-            variant = replace(variant, environment=variant.environment | cache_environment)
+            cache_settings = {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+            variant = bench_input.make_variant(name, options, **cache_settings)
+            matmul = options.make_matmul_variant(dtype)
             timings = options.time_variants(variant, matmul)
             cached = time_alternately([variant], 0, 1, options.core, options.log)
         if timings.keys() < {variant.name, matmul.name}:
             continue
         timing, peak = timings[variant.name], timings[matmul.name]
-        flops_per_second = bench_input.count_flops(options.task) / timing.median_seconds()
+        sizes = bench_input.example_sizes  # neither padding nor recomputation counts
+        flops = step_flops(experiment, sizes) if options.task == "train" else forward_flops(experiment.model, sizes)
+        flops_per_second = flops.sum() / NUM_BATCHES / timing.median_seconds()
         peak_flops = peak.info["flops"] / peak.median_seconds()
-        row = make_timing_row(f"{name}, {options.task}, {dtype}", timing, bench_input.tokens_per_batch)
-        yield row | {
+        yield bench_input.make_row(f"{name}, {options.task}, {dtype}", timing) | {
             "GFLOP/s": flops_per_second / 1e9,
             "ceiling": peak_flops / 1e9,
             "share": flops_per_second / peak_flops if compute_speedup(timing, peak) else None,
@@ -164,32 +159,24 @@ def measure_step(experiments: Sequence[Experiment], options: BenchOptions) -> It
         }
 
 
-def measure_inference(experiments: Sequence[Experiment], options: BenchOptions) -> Iterator[ResultRow]:
-    """Yield the inference of each experiment's encoder beside the device's peak rate."""
-    return measure_step(experiments, replace(options, task="infer"))
+JAX_SETTINGS = {"scan": [], "unrolled": ["model.unroll_layers=true"], "rematerialised": ["model.remat=dots"]}
+TORCH_ENGINES = {
+    "as installed": {"engine": "eager", "fast": False},
+    "eager": {"engine": "eager", "fast": True},
+    "compiled": {"engine": "compile", "fast": True},
+    "onnxruntime": {"engine": "onnxruntime", "fast": False},
+}
 
 
-SCAN = {"scan": []}
-UNROLLED = {"unrolled": ["model.unroll_layers=true"]}
-REMATERIALISED = {"rematerialised": ["model.remat=dots"]}
-AS_INSTALLED = {"as installed": {"engine": "eager", "fast": False}}
-EAGER = {"eager": {"engine": "eager", "fast": True}}
-COMPILED = {"compiled": {"engine": "compile", "fast": True}}
-ONNXRUNTIME = {"onnxruntime": {"engine": "onnxruntime", "fast": False}}
-
-
-def choose_engines(options: BenchOptions, dtype: str) -> tuple[dict[str, list[str]], dict[str, dict]]:
-    """Return settings of this package and specs of the peers; on an accelerator only the fastest of each."""
+def choose_variants(options: BenchOptions, dtype: str) -> tuple[list[str], list[str]]:
+    """Return names of `JAX_SETTINGS` and of `TORCH_ENGINES`; on an accelerator only the fastest of each."""
     if options.device != "cpu":
-        return SCAN, COMPILED
-    settings, engines = SCAN | UNROLLED, EAGER | COMPILED
-    if options.task == "train":
-        settings |= REMATERIALISED
-    if dtype == "float32":
-        engines = AS_INSTALLED | engines
-    if dtype == "float32" and options.task == "infer":
-        engines |= ONNXRUNTIME
-    return settings, engines
+        return ["scan"], ["compiled"]
+    is_training = options.task == "train"
+    settings = ["scan", "unrolled", "rematerialised"] if is_training else ["scan", "unrolled"]
+    if dtype != "float32":
+        return settings, ["eager", "compiled"]
+    return settings, ["as installed", "eager", "compiled"] if is_training else list(TORCH_ENGINES)
 
 
 def measure_peers(experiments: Sequence[Experiment], options: BenchOptions) -> Iterator[ResultRow]:
@@ -198,17 +185,17 @@ def measure_peers(experiments: Sequence[Experiment], options: BenchOptions) -> I
     For packed rows the peers have the same format padded; tokens per second count no padding.
     """
     for experiment in experiments:
-        row_format = experiment.phases[0].format
+        phase = experiment.phases[0]
         with ExitStack() as stack:
             jax_input = peer_input = stack.enter_context(prepare_bench_input(experiment, options))
-            if isinstance(row_format, PackedFormat):
-                padded = replace(experiment, phases=(replace(experiment.phases[0], format=row_format.format),))
+            if isinstance(phase.format, PackedFormat):
+                padded = replace(experiment, phases=(replace(phase, format=phase.format.format),))
                 peer_input = stack.enter_context(prepare_bench_input(padded, replace(options, use_text=True)))
-            settings_by_name, engines = choose_engines(options, experiment.model.dtype)
-            jax_variants = {}
-            for name, settings in settings_by_name.items():
-                variant = jax_input.make_variant(f"{experiment.name}, {name}", options, settings)
-                jax_variants[variant.name] = variant
+            settings, engines = choose_variants(options, experiment.model.dtype)
+            settings_by_name = {f"{experiment.name}, {setting}": JAX_SETTINGS[setting] for setting in settings}
+            jax_variants = {
+                name: jax_input.make_variant(name, options, changes) for name, changes in settings_by_name.items()
+            }
             jax_timings = options.time_variants(*jax_variants.values())
             if not jax_timings:
                 continue
@@ -217,56 +204,44 @@ def measure_peers(experiments: Sequence[Experiment], options: BenchOptions) -> I
             timings = options.time_variants(jax_variants[best], *peers)
         if best not in timings:
             continue
-        for name, timing in jax_timings.items():
-            if name != best:
-                yield make_timing_row(name, timing, jax_input.tokens_per_batch)
-        yield make_timing_row(best, timings[best], jax_input.tokens_per_batch)
-        for peer in peers:
-            if peer.name in timings:
-                speedup = compute_speedup(timings[peer.name], timings[best])
-                if speedup is not None:
-                    speedup *= jax_input.tokens_per_batch / peer_input.tokens_per_batch
-                row = make_timing_row(peer.name, timings[peer.name], peer_input.tokens_per_batch)
-                yield row | {"ours is x times as fast": speedup}
+        del jax_timings[best]
+        for name, timing in (jax_timings | {best: timings[best]}).items():
+            yield jax_input.make_row(name, timing)
+        for name in (peer.name for peer in peers if peer.name in timings):
+            speedup = compute_speedup(timings[name], timings[best])
+            if speedup is not None:
+                speedup *= jax_input.tokens_per_batch / peer_input.tokens_per_batch
+            yield peer_input.make_row(name, timings[name]) | {"ours is x times as fast": speedup}
 
 
-def make_peer_variants(bench_input: BenchInput, engines: dict[str, dict], options: BenchOptions) -> list[Variant]:
-    """Return the variants of other libraries for an experiment's batches."""
-    experiment = bench_input.experiment
+def make_peer_variants(bench_input: BenchInput, engines: Sequence[str], options: BenchOptions) -> list[Variant]:
+    """Return the variants of other libraries for an experiment's batches.
+
+    Raises `ValueError` where no architecture of transformers computes the same as the model.
+    """
+    experiment, path = bench_input.experiment, bench_input.folder / "peers.npz"
     model, objective = experiment.model, experiment.objective
-    architecture = find_published_architecture(experiment)
-    path = Path(bench_input.spec["inputs"]).with_name("peers.npz")
-    vocab = VocabInfo.from_json_value(bench_input.spec["vocab"])
-    inputs.save_peer_batches(path, experiment, vocab, inputs.load_batches(bench_input.spec["inputs"]))
-    generator = objective.get_generator_config(model) if isinstance(objective, ReplacedTokenDetection) else None
-    shared = {
+    is_electra = isinstance(objective, ReplacedTokenDetection)
+    for architecture in [ARCHITECTURES["electra"]] if is_electra else ARCHITECTURES.values():
+        if not architecture.list_config_differences(model, max(model.position_offset - 1, 0)):
+            break
+    else:
+        raise ValueError(f"{experiment.name}: no architecture of transformers computes this model")
+    inputs.save_peer_batches(path, experiment, bench_input.vocab, bench_input.batches)
+    generator = objective.get_generator_config(model) if is_electra else None
+    spec = options.torch_settings | {
         "task": options.task,
         "family": architecture.name,
         "config": architecture.build_hf_config(model),
         "generator": generator and architecture.build_hf_config(generator),
         "pair": bool(objective.required_fields),
         "dtype": model.dtype,
-        "device": options.torch_device,
-        "threads": 1,
         "inputs": str(path),
     }
     return [
-        Variant(f"{experiment.name}, transformers {name}", "torch", shared | engine, options.build_environment())
-        for name, engine in engines.items()
+        options.make_variant(f"{experiment.name}, transformers {name}", "torch", spec | TORCH_ENGINES[name])
+        for name in engines
     ]
-
-
-def find_published_architecture(experiment: Experiment) -> Architecture:
-    """Return the architecture of transformers that computes the same as an experiment's model.
-
-    Raises `ValueError` where none does.
-    """
-    model = experiment.model
-    is_electra = isinstance(experiment.objective, ReplacedTokenDetection)
-    for architecture in [ARCHITECTURES["electra"]] if is_electra else ARCHITECTURES.values():
-        if not architecture.list_config_differences(model, max(model.position_offset - 1, 0)):
-            return architecture
-    raise ValueError(f"{experiment.name}: no architecture of transformers computes this model")
 
 
 ABLATION_SETTINGS = {
@@ -291,21 +266,20 @@ def measure_ablations(experiments: Sequence[Experiment], options: BenchOptions) 
                 timings = options.time_variants(base, bench_input.make_variant(name, options, settings))
                 if len(timings) == 2:
                     timing = timings[name]
-                    row = make_timing_row(f"{experiment.name}, {name}", timing, bench_input.tokens_per_batch)
-                    row |= {"temporary MB": timing.info.get("temporary_bytes", 0) / 1e6}
-                    yield row | {"x as fast": compute_speedup(timings[base.name], timing)}
+                    yield bench_input.make_row(f"{experiment.name}, {name}", timing) | {
+                        "temporary MB": timing.info.get("temporary_bytes", 0) / 1e6,
+                        "x as fast": compute_speedup(timings[base.name], timing),
+                    }
 
 
 def measure_ceiling(experiments: Sequence[Experiment], options: BenchOptions) -> Iterator[ResultRow]:
     """Yield the peak rates of this device: matrix products in each dtype, and memory read and written."""
-    spec = {"task": "copy", "bytes": 2**28}
-    memory = Variant("memory", "jax", spec, options.build_environment())
-    products = [make_matmul_variant(dtype, options) for dtype in ("float32", "bfloat16")]
-    settings = {"threads": 1, "fast": True, "device": options.torch_device}
-    torch = [
-        Variant(f"{product.name}, torch", "torch", product.spec | settings, product.environment) for product in products
-    ]
-    for name, timing in options.time_variants(*products, *torch, memory).items():
+    variants = [options.make_matmul_variant(dtype) for dtype in ("float32", "bfloat16")]
+    for product in list(variants):
+        spec = product.spec | options.torch_settings | {"fast": True}
+        variants.append(options.make_variant(f"{product.name}, torch", "torch", spec))
+    variants.append(options.make_variant("memory", "jax", {"task": "copy", "bytes": 2**28}))
+    for name, timing in options.time_variants(*variants).items():
         rate = timing.info.get("flops", timing.info.get("bytes")) / timing.median_seconds() / 1e9
         row = {"what": name, "rate": rate, "unit": "GB/s" if name == "memory" else "GFLOP/s"}
         yield row | {"spread": timing.relative_spread(), "wall / cpu": timing.wall_to_cpu_ratio()}
@@ -346,9 +320,39 @@ def estimate_roofline(experiments: Sequence[Experiment], options: BenchOptions) 
             }
 
 
+# Sizes of the axes data, fsdp and model.
+MESH_LAYOUTS = [Mesh(*sizes) for sizes in ((8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 4, 1), (1, 4, 2))]
+DEVICE_COUNTS = (8, 64, 1024)
+
+
+def measure_communication(experiments: Sequence[Experiment], options: BenchOptions) -> Iterator[ResultRow]:
+    """Yield the bytes that a device sends in a step, and their time, for each phase and each of `MESH_LAYOUTS`.
+
+    The batch is that of eight devices; more devices are more nodes, each with rows of its own.
+    """
+    environment = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(DEVICES_PER_NODE)}
+    for experiment, phase in ((e, phase) for e in experiments for phase in e.phases):
+        gradient_bytes = 0.0
+        for mesh in MESH_LAYOUTS:
+            axes = ", ".join(f"{name}={size}" for name, size in vars(mesh).items() if size > 1)
+            name = f"{experiment.name}, {phase.batch_size} x {phase.seq_length}, {axes}"
+            spec = {"task": "links", "experiment": to_json_value(replace(experiment, phases=(phase,), mesh=mesh))}
+            timings = options.time_variants(options.make_variant(name, "jax", spec, **environment), rounds=0)
+            if not timings:  # it does not compile, as was logged
+                break
+            sent = timings[name].info["sent"]
+            total = sum(sent.values())
+            gradient_bytes = gradient_bytes or total  # the first layout sends only gradients
+            row = {"what": name, "GB": total / 1e9, **{kind: sent[kind] / 1e9 for kind in ("all-reduce", "all-gather")}}
+            for link in LINK_BANDWIDTHS:
+                for count in DEVICE_COUNTS:
+                    row[f"{link} {count}, ms"] = 1e3 * compute_step_seconds(total, gradient_bytes, count, link)
+            yield row
+
+
 MEASUREMENTS = {
     "step": measure_step,
-    "infer": measure_inference,
+    "infer": lambda experiments, options: measure_step(experiments, replace(options, task="infer")),
     "data": measure_data_speed,
     "peers": measure_peers,
     "ceiling": measure_ceiling,

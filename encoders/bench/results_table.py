@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 
 from encoders.bench.measurements import MEASUREMENTS, BenchOptions
-from encoders.bench.rounds import ResultRow
 from encoders.experiment import Experiment, ExperimentError
 from encoders.reporting.table_formats import format_grid
 from encoders.utils.files import write_json
@@ -21,45 +20,35 @@ def run_measurement(
     measurement: str,
     experiments: Sequence[Experiment],
     *,
-    rounds: int = 7,
-    units: int = 1,
     device: str = "cpu",
     core: int | None = None,
-    task: str = "train",
-    use_text: bool = False,
     as_installed: bool = False,
     out: str = "bench",
-    log: Callable[[str], None] = print,
+    **bench_options,
 ) -> int:
     """Print the rows of a measurement as they come and its table at the end, and write it to `out`/MEASUREMENT.json.
 
-    Returns the status of the process. Raises `ExperimentError` for an unknown measurement and for counts below 1.
+    `bench_options` are further fields of `BenchOptions`. Returns the status of the process. Raises `ExperimentError`
+    for an unknown measurement and for counts below 1.
     """
     if measurement not in MEASUREMENTS:
         raise ExperimentError(f"bench {measurement!r} is not one of {', '.join(MEASUREMENTS)}")
-    for name, count in (("rounds", rounds), ("units", units)):
-        if count < 1:
-            raise ExperimentError(f"--{name} {count} must be at least 1")
-    options = BenchOptions(
-        rounds=rounds,
-        units=units,
-        device=device,
-        core=choose_core(core, device),
-        keep_freed_memory=not as_installed,
-        use_text=use_text,
-        task=task,
-        log=log,
-    )
+    core = choose_core(core, device)
+    options = BenchOptions(device=device, core=core, keep_freed_memory=not as_installed, **bench_options)
+    for name in ("rounds", "units"):
+        if getattr(options, name) < 1:
+            raise ExperimentError(f"--{name} {getattr(options, name)} must be at least 1")
     jax.config.update("jax_platforms", "cpu")  # the device belongs to the processes that are measured
     about, rows = describe_bench_environment(options), []
     for row in MEASUREMENTS[measurement](experiments, options):
-        log("  ".join(f"{name} {format_bench_value(value)}" for name, value in row.items()))
+        options.log("  ".join(f"{name} {format_bench_value(value)}" for name, value in row.items()))
         rows.append(row)
     about["load after"] = round(os.getloadavg()[0], 2)
     if not rows:
-        log("nothing could be measured")
+        options.log("nothing could be measured")
         return 1
-    print(format_bench_table(rows))
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    print(format_grid([names, *([format_bench_value(row.get(name, "")) for name in names] for row in rows)]))
     print("; ".join(f"{name} {value}" for name, value in about.items()))
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -77,9 +66,9 @@ def choose_core(core: int | None, device: str) -> int | None:
     if core is not None and core not in allowed:
         accepted = ", ".join(map(str, allowed)) or "none, since this system pins no process"
         raise ExperimentError(f"--core {core} is not one of the allowed cores: {accepted}")
-    if device != "cpu" or not allowed:
+    if device != "cpu":
         return None
-    return allowed[-1] if core is None else core
+    return allowed[-1] if core is None and allowed else core
 
 
 def describe_bench_environment(options: BenchOptions) -> dict[str, object]:
@@ -89,7 +78,8 @@ def describe_bench_environment(options: BenchOptions) -> dict[str, object]:
         commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
     except OSError:
         commit = ""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
+    cpu_info = Path("/proc/cpuinfo")
+    lines = cpu_info.read_text(encoding="utf-8").splitlines() if cpu_info.exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {
         "commit": commit or "unknown",
@@ -110,11 +100,3 @@ def format_bench_value(value: object) -> str:
     if not isinstance(value, float):
         return str(value)
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-
-
-def format_bench_table(rows: Sequence[ResultRow]) -> str:
-    """Return rows as aligned columns; a cell is empty where its row lacks the column."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    return format_grid(
-        [names, *([format_bench_value(row[name]) if name in row else "" for name in names] for row in rows)]
-    )

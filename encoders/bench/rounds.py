@@ -7,8 +7,6 @@ only where wall time shows that the core was free. On an accelerator the wall ti
 from __future__ import annotations
 
 import json
-import math
-import os
 import statistics
 import subprocess
 import sys
@@ -16,7 +14,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
+
+from encoders.utils.code_files import build_child_environment
 
 ResultRow = dict[str, object]  # values of a table's row, by column
 MAX_WALL_TO_CPU = 1.3  # wall over processor time, above which no speed-up is reported
@@ -31,7 +30,7 @@ ALLOCATOR_ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class Variant:
-    """One side of a comparison: `builder`, one of `worker.BUILDERS`, builds the work that `spec` describes."""
+    """One side of a comparison: the work that `spec` describes, of the library `builder`, "jax" or "torch"."""
 
     name: str
     builder: str
@@ -48,34 +47,33 @@ class Timing:
     wall_seconds: list[float] = field(default_factory=list)
     values: list[float] = field(default_factory=list)
 
-    def median_seconds(self) -> float:
-        """Return the median of `get_device_seconds`."""
-        return statistics.median(self.get_device_seconds())
-
-    def get_device_seconds(self) -> list[float]:
+    @property
+    def device_seconds(self) -> list[float]:
         """Return processor seconds on a CPU, and wall seconds on an accelerator."""
         return self.cpu_seconds if self.info.get("device", "cpu") == "cpu" else self.wall_seconds
 
+    def median_seconds(self) -> float:
+        return statistics.median(self.device_seconds)
+
     def compute_quartiles(self) -> list[float]:
-        """Return the three quartiles of two rounds or more."""
-        return statistics.quantiles(self.get_device_seconds(), n=4, method="inclusive")
+        """Return the three quartiles; those of a single round are equal."""
+        seconds = self.device_seconds
+        return statistics.quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else seconds * 3
 
     def upper_quartile(self) -> float:
         """Return the upper quartile, by which the best variant is chosen: a choice that varies is a bad one."""
-        return max(self.get_device_seconds()) if len(self.get_device_seconds()) < 4 else self.compute_quartiles()[2]
+        return max(self.device_seconds) if len(self.device_seconds) < 4 else self.compute_quartiles()[2]
 
     def wall_to_cpu_ratio(self) -> float:
         """Return wall over processor time, or 1 where wall time counts."""
-        if self.get_device_seconds() is self.wall_seconds:
+        if self.device_seconds is self.wall_seconds:
             return 1.0
         return statistics.median(self.wall_seconds) / statistics.median(self.cpu_seconds)
 
     def relative_spread(self) -> float:
         """Return the distance of the quartiles over the median."""
-        if len(self.get_device_seconds()) < 2:
-            return 0.0
-        low, _, high = self.compute_quartiles()
-        return (high - low) / self.median_seconds()
+        low, median, high = self.compute_quartiles()
+        return (high - low) / median
 
 
 def compute_speedup(slow: Timing, fast: Timing) -> float | None:
@@ -106,23 +104,20 @@ class VariantWorker:
     """The process of one variant, which answers requests line by line."""
 
     def __init__(self, variant: Variant, core: int | None):
-        environment = os.environ | {"PYTHONWARNINGS": "ignore"} | variant.environment
-        root = str(Path(__file__).parents[2])
         self.process = subprocess.Popen(
             [sys.executable, "-m", "encoders.bench.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            cwd=root,
-            env=environment | {"PYTHONPATH": os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))},
+            env=build_child_environment(**{"PYTHONWARNINGS": "ignore"} | variant.environment),
         )
         try:
-            self.info = self.send_request({"builder": variant.builder, "spec": variant.spec, "core": core})
+            self.info = self.send_request(builder=variant.builder, spec=variant.spec, core=core)
         except VariantUnavailable:
             self.close()
             raise
 
-    def send_request(self, request: dict) -> dict:
+    def send_request(self, **request) -> dict:
         """Return the answer to a request. Raises `VariantUnavailable` with the error of the process."""
         try:
             self.process.stdin.write(json.dumps(request) + "\n")
@@ -135,24 +130,8 @@ class VariantWorker:
         return answer
 
     def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        self.process.stdout.close()
-        with suppress(OSError):  # requests that were not read
-            self.process.stdin.close()
-
-
-@contextmanager
-def drop_if_unavailable(
-    variant_name: str, workers: dict[str, VariantWorker], log: Callable[[str], None]
-) -> Iterator[None]:
-    """Log a variant that fails inside as left out, and end its process."""
-    try:
-        yield
-    except VariantUnavailable as error:
-        log(f"{variant_name} is left out: {error}")
-        if variant_name in workers:
-            workers.pop(variant_name).close()
+        with suppress(OSError), self.process:  # of requests that were not read
+            self.process.kill()
 
 
 def time_alternately(
@@ -163,27 +142,33 @@ def time_alternately(
     A variant that cannot run is left out, and the reason is logged.
     """
     workers: dict[str, VariantWorker] = {}
+
+    @contextmanager
+    def drop_if_unavailable(name: str) -> Iterator[None]:
+        try:
+            yield
+        except VariantUnavailable as error:
+            log(f"{name} is left out: {error}")
+            if name in workers:
+                workers.pop(name).close()
+
     try:
         for variant in variants:
-            with drop_if_unavailable(variant.name, workers, log):
+            with drop_if_unavailable(variant.name):
                 workers[variant.name] = VariantWorker(variant, core)
         timings = {name: Timing(worker.info) for name, worker in workers.items()}
         for round_index in range(-1, rounds):  # round -1 warms up
-            names = list(workers)
-            for name in reversed(names) if round_index % 2 else names:
-                with drop_if_unavailable(name, workers, log):
-                    answer = workers[name].send_request({"units": units})
-                    if not math.isfinite(answer["value"]):
-                        raise VariantUnavailable(f"it computes {answer['value']}")
+            for name in list(workers)[:: -1 if round_index % 2 else 1]:
+                with drop_if_unavailable(name):
+                    answer = workers[name].send_request(units=units)
                     if round_index >= 0:
                         timings[name].cpu_seconds.append(answer["cpu"] / units)
                         timings[name].wall_seconds.append(answer["wall"] / units)
                         timings[name].values.append(answer["value"])
         for name in list(workers):
-            with drop_if_unavailable(name, workers, log):
-                timings[name].info |= workers[name].send_request({"units": 0})
-        timings = {name: timing for name, timing in timings.items() if name in workers}
+            with drop_if_unavailable(name):
+                timings[name].info |= workers[name].send_request(units=0)
+        return {name: timing for name, timing in timings.items() if name in workers}
     finally:
         for worker in workers.values():
             worker.close()
-    return timings

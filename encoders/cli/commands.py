@@ -33,8 +33,7 @@ from encoders.run.preemption import STOPPED_STATUS, StopRequest, format_duration
 from encoders.run.run import Run
 from encoders.sweeps.local_workers import launch_processes, launch_workers
 from encoders.sweeps.paper_table import load_saved_tables, save_table
-from encoders.sweeps.progress import measure_progress
-from encoders.sweeps.sweep import WORKER_VARIABLE, Sweep
+from encoders.sweeps.sweep import WORKER_VARIABLE, Sweep, measure_progress
 from encoders.training import distributed
 from encoders.utils.code_files import import_file
 from encoders.utils.files import check_local_paths, write_file_atomically

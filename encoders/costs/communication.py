@@ -39,7 +39,8 @@ class Collective:
     @property
     def array_bytes(self) -> int:
         """Return the bytes of the arrays on one device."""
-        return sum(count_dtype_bytes(dtype) * math.prod(shape) for dtype, shape in self.arrays)
+        bits = {dtype: int(re.search(r"\d+|$", dtype).group() or 8) for dtype, _ in self.arrays}  # f32, s64; pred
+        return sum(max(bits[dtype] // 8, 1) * math.prod(shape) for dtype, shape in self.arrays)
 
     @property
     def sent_bytes(self) -> float:
@@ -47,16 +48,6 @@ class Collective:
         remaining = (self.group_size - 1) / self.group_size
         factors = {"all-reduce": 2 * remaining, "reduce-scatter": self.group_size - 1, "collective-permute": 1}
         return self.num_calls * self.array_bytes * factors.get(self.kind, remaining)
-
-
-def count_dtype_bytes(dtype: str) -> int:
-    """Return the bytes of an element of one of XLA's dtypes.
-
-    >>> [count_dtype_bytes(dtype) for dtype in ("pred", "bf16", "f32", "s64")]
-    [1, 2, 4, 8]
-    """
-    bits = re.search(r"\d+", dtype)
-    return max(int(bits.group()) // 8, 1) if bits else 1
 
 
 def parse_collectives(program_text: str) -> Iterator[Collective]:
@@ -68,8 +59,7 @@ def parse_collectives(program_text: str) -> Iterator[Collective]:
             if collective := COLLECTIVE_REGEX.search(line):
                 shapes = re.findall(r"(\w+)\[([\d,]*)\]", collective.group(1))
                 arrays = tuple((dtype, tuple(map(int, filter(None, sizes.split(","))))) for dtype, sizes in shapes)
-                op_name = re.search(r'op_name="([^"]*)"', line)
-                op_path = op_name.group(1) if op_name else ""
+                op_path = "".join(re.findall(r'op_name="([^"]*)"', line)[:1])
                 yield Collective(collective.group(2), arrays, parse_group_size(line), num_calls, op_path)
             else:
                 trip_count = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
@@ -99,16 +89,12 @@ def compile_train_step(experiment: Experiment, vocab: VocabInfo, mesh):
     """Return `train_step` compiled from shapes, without memory, for unpacked batches of the first phase on a mesh."""
     module, phase = experiment.objective.module(experiment.model, vocab), experiment.phases[0]
     init = partial(step.init_train_state, module=module, optimizer=experiment.optimizer)
-    state = jax.eval_shape(init, experiment.seed)
-    state = jax.tree.map(
-        lambda x, leaf_sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=leaf_sharding),
-        state, sharding.infer_shardings(state, mesh),
-    )  # fmt: skip
-    rows_sharding = sharding.make_batch_sharding(mesh)
-    batch = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct((phase.batch_size, *x.shape[1:]), x.dtype, sharding=rows_sharding),
-        step.make_blank_batch(phase.seq_length, experiment.objective.required_fields),
-    )
+    state, rows_sharding = jax.eval_shape(init, experiment.seed), sharding.make_batch_sharding(mesh)
+    shard = lambda x, leaf_sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=leaf_sharding)
+    state = jax.tree.map(shard, state, sharding.infer_shardings(state, mesh))
+    shard_rows = lambda x: jax.ShapeDtypeStruct((phase.batch_size, *x.shape[1:]), x.dtype, sharding=rows_sharding)
+    blank = step.make_blank_batch(phase.seq_length, experiment.objective.required_fields)
+    batch = jax.tree.map(shard_rows, blank)
     return step.train_step.lower(state, batch, experiment.seed, **step.build_static_args(experiment, module)).compile()
 
 
@@ -116,15 +102,10 @@ def compute_step_seconds(sent_bytes: float, gradient_bytes: float, num_devices: 
     """Return the seconds that a step's communication takes, where nothing overlaps and nothing waits.
 
     A device sends `sent_bytes` within its node. More nodes have rows of their own and add up their gradients, each
-    device those of its share; `gradient_bytes` is what a device sends for that within a node.
+    device those of its share; `gradient_bytes` is what a device sends for that within a node. In a ring of n, a member
+    sends in proportion to (n - 1) / n.
     """
     bandwidth_inside, bandwidth_between = LINK_BANDWIDTHS[link]
-    between_bytes = gradient_bytes / DEVICES_PER_NODE * compute_gradient_share(num_devices)
+    between, inside = (1 - 1 / size for size in (num_devices / DEVICES_PER_NODE, DEVICES_PER_NODE))
+    between_bytes = gradient_bytes / DEVICES_PER_NODE * between / inside
     return sent_bytes / bandwidth_inside + between_bytes / bandwidth_between
-
-
-def compute_gradient_share(num_devices: int) -> float:
-    """Return the bytes that each of n nodes sends to add up gradients, (n - 1) / n in a ring, over those of 8
-    devices."""
-    num_nodes = num_devices / DEVICES_PER_NODE
-    return (num_nodes - 1) / num_nodes / ((DEVICES_PER_NODE - 1) / DEVICES_PER_NODE)

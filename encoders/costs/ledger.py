@@ -1,21 +1,33 @@
-"""Cost of an experiment: parameters by part, matrix-product FLOPs and memory, computed from shapes alone."""
+"""Cost of an experiment: parameters by part, matrix-product FLOPs and memory, computed from shapes alone.
+
+`compute_forward_flops` and `list_trained_configs` dispatch on the class of the objective: an objective from elsewhere
+costs its encoder alone unless it registers its own.
+"""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from functools import cache
+from functools import cache, singledispatch
 
 import jax
 import numpy as np
 
-from encoders.costs.objective_flops import compute_forward_flops, list_trained_configs
 from encoders.experiment import Experiment
 from encoders.model.config import EncoderConfig
 from encoders.model.encoder import find_encoder_name
+from encoders.model.flops import forward_flops, masked_token_head_flops
+from encoders.objectives.base import Objective
+from encoders.objectives.causal_lm import CausalLM
+from encoders.objectives.generator import GeneratorObjective
+from encoders.objectives.masked_lm import MaskedLM
+from encoders.objectives.replaced_tokens import ReplacedTokenDetection
+from encoders.objectives.restored_tokens import ReplaceMLM
 from encoders.text.tokenization import make_blank_vocab
 from encoders.training import sharding, step
 from encoders.training.optimizer import flatten_with_paths, is_stacked
+
+FlopsByPart = dict[str, np.ndarray]
 
 
 def eval_param_shapes(config: EncoderConfig, objective) -> dict:
@@ -37,6 +49,52 @@ def count_params_by_part(tree) -> dict[str, int]:
         depth = (3 if is_stacked(path) or names[1] == "embed" else 2) if networks else 1
         sizes["/".join(names[:depth])] += math.prod(leaf.shape)
     return dict(sizes)
+
+
+@singledispatch
+def compute_forward_flops(objective: Objective, config: EncoderConfig, example_lengths: np.ndarray) -> FlopsByPart:
+    """Return the forward FLOPs of examples of `example_lengths` tokens, by the top-level parameters that they use.
+
+    Heads of a few outputs are left out.
+    """
+    return {"encoder": forward_flops(config, example_lengths)}
+
+
+@compute_forward_flops.register
+def _(objective: MaskedLM | CausalLM, config: EncoderConfig, example_lengths: np.ndarray) -> FlopsByPart:
+    num_predictions = example_lengths - 1
+    if isinstance(objective, MaskedLM):
+        num_predictions = objective.masking.count_predictions(example_lengths)
+    head = masked_token_head_flops(config, num_predictions)
+    return {"encoder": forward_flops(config, example_lengths), "tokens": head}
+
+
+@compute_forward_flops.register
+def _(objective: GeneratorObjective, config: EncoderConfig, example_lengths: np.ndarray) -> FlopsByPart:
+    parts = {"discriminator": forward_flops(config, example_lengths)}
+    num_masked = objective.masking.count_predictions(example_lengths)
+    generator = objective.get_generator_config(config)
+    if generator is not None:
+        parts["generator"] = forward_flops(generator, example_lengths)
+        parts["tokens"] = masked_token_head_flops(generator, num_masked)
+    if isinstance(objective, ReplacedTokenDetection):
+        parts["replaced"] = example_lengths * 2.0 * (config.hidden_size**2 + config.hidden_size)
+    if isinstance(objective, ReplaceMLM):
+        num_restored = num_masked if objective.loss_over == "chosen" else example_lengths
+        parts["restored"] = masked_token_head_flops(config, num_restored)
+    return parts
+
+
+@singledispatch
+def list_trained_configs(objective: Objective, config: EncoderConfig) -> list[EncoderConfig]:
+    """Return the configs of the encoders that an update trains."""
+    return [config]
+
+
+@list_trained_configs.register
+def _(objective: GeneratorObjective, config: EncoderConfig) -> list[EncoderConfig]:
+    generator = objective.get_generator_config(config)
+    return [config] if generator is None or "generator" in objective.frozen_params else [config, generator]
 
 
 def step_flops(experiment: Experiment, example_lengths: np.ndarray) -> np.ndarray:
@@ -90,26 +148,21 @@ def estimate_memory(experiment: Experiment, mesh=None) -> dict[str, float]:
         places = sharding.infer_shardings(tree, mesh)
         local = jax.tree.map(lambda leaf, place: math.prod(place.shard_shape(leaf.shape)), tree, places)
         count, devices = sum(jax.tree.leaves(local)), sharding.count_batch_shards(mesh)
-    item = 2 if model.dtype == "bfloat16" else 4
 
-    def activation_bytes(config: EncoderConfig, seq_length: int) -> float:
-        products, inputs = (
-            config.num_layers * (6 * config.hidden_size + config.intermediate_size),
-            config.num_layers * config.hidden_size,
-        )
-        return (
-            item * {"none": count_saved_activations(config, seq_length), "dots": products, "full": inputs}[config.remat]
-        )
+    def activation_bytes(config: EncoderConfig, seq_length: int) -> int:
+        activations = {
+            "none": count_saved_activations(config, seq_length),
+            "dots": config.num_layers * (6 * config.hidden_size + config.intermediate_size),
+            "full": config.num_layers * config.hidden_size,
+        }
+        return (2 if model.dtype == "bfloat16" else 4) * activations[config.remat]
 
-    networks = list_trained_configs(experiment.objective, model)
-    most = max(
-        phase.batch_size
-        / experiment.grad_accum_steps
-        * phase.seq_length
-        * sum(activation_bytes(m, phase.seq_length) for m in networks)
-        for phase in experiment.phases
-    )
-    return {"parameters and moments": 12.0 * count, "gradients": 4.0 * count, "activations": most / devices}
+    activations = 0.0
+    for phase in experiment.phases:
+        tokens = phase.batch_size / experiment.grad_accum_steps * phase.seq_length
+        configs = list_trained_configs(experiment.objective, model)
+        activations = max(activations, tokens * sum(activation_bytes(c, phase.seq_length) for c in configs))
+    return {"parameters and moments": 12.0 * count, "gradients": 4.0 * count, "activations": activations / devices}
 
 
 def format_gibibytes(num_bytes: dict[str, float]) -> str:
@@ -121,31 +174,24 @@ def format_gibibytes(num_bytes: dict[str, float]) -> str:
 def describe_embedding_size(config: EncoderConfig) -> str:
     """Return the parameters of plain (V x H) and factorised (V x E + E x H) embeddings as text."""
     v, e, h = config.vocab_size, config.embedding_size, config.hidden_size
-    plain, factorised = v * h, v * e + e * h
-    line = f"V x H = {v:,} x {h:,} = {plain / 1e6:.2f} M"
-    return (
-        line if e == h else f"{line}; factorised V x E + E x H = {v:,} x {e} + {e} x {h:,} = {factorised / 1e6:.2f} M"
-    )
+    line = f"V x H = {v:,} x {h:,} = {v * h / 1e6:.2f} M"
+    if e != h:
+        line += f"; factorised V x E + E x H = {v:,} x {e} + {e} x {h:,} = {(v * e + e * h) / 1e6:.2f} M"
+    return line
 
 
 def format_ledger(experiment: Experiment) -> str:
     """Return the costs of an experiment as text."""
     tree = eval_param_shapes(experiment.model, experiment.objective)
-    width = max(map(len, count_params_by_part(tree)))
-    lines = [f"  {name:{width}} {size:>13,}" for name, size in count_params_by_part(tree).items()]
-    lines += [
-        f"  {'total':{width}} {count_params(tree):>13,}",
-        f"embedding: {describe_embedding_size(experiment.model)}",
-    ]
-    for phase in experiment.phases:
-        row = np.array([phase.seq_length])
+    sizes = count_params_by_part(tree)
+    width = max(map(len, sizes))
+    lines = [f"  {name:{width}} {size:>13,}" for name, size in (sizes | {"total": count_params(tree)}).items()]
+    lines.append(f"embedding: {describe_embedding_size(experiment.model)}")
+    for length in (phase.seq_length for phase in experiment.phases):
+        row = np.array([length])
         forward = sum(compute_forward_flops(experiment.objective, experiment.model, row).values())
-        training = step_flops(experiment, row)
-        per_token = [flops.item() / phase.seq_length / 1e6 for flops in (training, forward)]
-        lines.append(
-            f"FLOPs per token at length {phase.seq_length}: {per_token[0]:,.1f} M in training, "
-            f"{per_token[1]:,.1f} M forward"
-        )
+        training, forward = (flops.item() / length / 1e6 for flops in (step_flops(experiment, row), forward))
+        lines.append(f"FLOPs per token at length {length}: {training:,.1f} M in training, {forward:,.1f} M forward")
     lines.append(f"memory, estimated, on one device: {format_gibibytes(estimate_memory(experiment))}")
     if (mesh := experiment.mesh.build_abstract(jax.device_count())).size > 1:
         axes = ", ".join(f"{name}={size}" for name, size in mesh.shape.items())

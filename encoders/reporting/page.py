@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from encoders.experiment import describe_experiment
+from encoders.experiment import Experiment, RunSpec, describe_experiment
 from encoders.reporting import plots
-from encoders.reporting.run_summary import RunSummary, describe_devices, read_runs
 from encoders.reporting.table_formats import ReportTable
+from encoders.run.folder import RunError, read_result, read_run_record, read_run_rows
+from encoders.run.preemption import format_duration
+from encoders.utils.serialization import from_json_value
 
 
 def build_page(folder: Path, report_tables: Sequence[ReportTable], title: str = "Runs") -> str:
@@ -23,12 +27,9 @@ def build_page(folder: Path, report_tables: Sequence[ReportTable], title: str = 
         from jinja2 import Environment, PackageLoader, StrictUndefined
     except ImportError:
         raise ValueError("a report needs jinja2, which is not installed; run pip install 'encoders[report]'") from None
+    loader = PackageLoader("encoders.reporting")
     environment = Environment(
-        loader=PackageLoader("encoders.reporting"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     return environment.get_template("page.html").render(
         title=title,
@@ -58,7 +59,8 @@ def summarize_folder(folder: Path, runs: Sequence[RunSummary], unreadable: Seque
     states = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
     total = len(runs) + len(unreadable)
     sentences = [f"{total:,} {'run' if total == 1 else 'runs'} in {Path(folder).resolve().name}: {states}."]
-    if devices := sorted({describe_devices(run.record["devices"]) for run in runs if run.is_trained}):
+    kinds = [Counter(map(parse_device_kind, run.record["devices"])) for run in runs if run.is_trained]
+    if devices := sorted({" and ".join(f"{count} {kind}" for kind, count in run.items()) for run in kinds}):
         sentences.append(f"Trained on {' or '.join(devices)}.")
     names = ("experiment.json", "metrics.jsonl", "result.json")
     files = [run.folder / name for run in runs for name in names if (run.folder / name).exists()]
@@ -69,18 +71,116 @@ def summarize_folder(folder: Path, runs: Sequence[RunSummary], unreadable: Seque
 
 
 def choose_column_classes(report_table: ReportTable) -> list[str]:
-    """Return the CSS class of each column: "number", or by the length of its cells "words" or "prose"."""
-    columns = list(zip(*report_table.rows, strict=True)) or [()] * len(report_table.header)
-    return [choose_cell_class(cells) for cells in columns]
+    """Return the CSS class of each column: "number" unless letters outnumber digits in its cells, "words" or "prose".
 
-
-def choose_cell_class(cells: Sequence[str]) -> str:
-    """Return "number" unless letters outnumber digits in a column's cells.
-
-    >>> choose_cell_class(["12.5 ±0.3", "-"]), choose_cell_class(["bert", "albert-v2"])
-    ('number', 'words')
+    >>> choose_column_classes(ReportTable("Runs", ("score", "run"), (("12.5 ±0.3", "bert"), ("-", "albert-v2"))))
+    ['number', 'words']
     """
-    text = "".join(cells)
-    if sum(map(str.isalpha, text)) <= sum(map(str.isdigit, text)):
-        return "number"
-    return "words" if max(map(len, cells)) < 30 else "prose"
+    classes = []
+    for cells in list(zip(*report_table.rows, strict=True)) or [()] * len(report_table.header):
+        text = "".join(cells)
+        is_number = sum(map(str.isalpha, text)) <= sum(map(str.isdigit, text))
+        words = "words" if max(map(len, cells), default=0) < 30 else "prose"
+        classes.append("number" if is_number else words)
+    return classes
+
+
+# Runs -----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """The record, the rows of metrics and, once the run is finished, the result in a run's folder."""
+
+    folder: Path
+    record: dict
+    spec: RunSpec
+    metric_rows: tuple[dict, ...]
+    result: dict | None
+
+    @property
+    def is_trained(self) -> bool:
+        """Return False for an imported run, which was trained elsewhere."""
+        return isinstance(self.spec, Experiment)
+
+    def select_split(self, split: str) -> list[dict]:
+        """Return the rows of metrics of one split, "train" or "heldout"."""
+        return [row for row in self.metric_rows if row["split"] == split]
+
+    def describe_progress(self) -> str:
+        """Return the state of the run in a few words, for example "not finished: 20 of 40 steps (50%)"."""
+        if not self.is_trained:
+            return "imported"
+        if self.result:
+            return f"finished, {self.result['steps']:,} steps"
+        last_step = self.metric_rows[-1]["step"] if self.metric_rows else 0
+        num_steps = self.spec.num_steps
+        return f"not finished: {last_step:,} of {num_steps:,} steps ({last_step / num_steps:.0%})"
+
+    def collect_details(self) -> dict[str, str]:
+        """Return facts about the run by name, each of one line."""
+        details = {
+            "fingerprint": self.record["fingerprint"],
+            "state": self.describe_progress(),
+            "folder": str(self.folder),
+            "versions": ", ".join(f"{name} {version}" for name, version in self.record["versions"].items()),
+            "devices": ", ".join(self.record["devices"]),
+        }
+        if self.result:
+            details["parameters"] = f"{self.result['parameters']:,}"
+        if train := self.select_split("train"):
+            speed = self.result or train[-1]["time"]
+            details["tokens"] = f"{train[-1]['tokens']:,}"
+            details["tokens/s"] = f"{speed['tokens_per_second']:,.0f}"
+            details["time"] = format_duration(sum(row["time"]["seconds"] for row in self.metric_rows))
+        return details
+
+    def build_score_table(self) -> ReportTable | None:
+        """Return the held-out scores of the last evaluation and, for a finished run, of the best one."""
+        evaluations = {}
+        if self.result:
+            evaluations["last"] = self.result["heldout"]
+            if best := self.result.get("best"):
+                evaluations[f"best, step {best['step']:,}"] = best
+        elif heldout := self.select_split("heldout"):
+            evaluations[f"step {heldout[-1]['step']:,}"] = heldout[-1]
+        rows = tuple(
+            (name.replace("_", " "), *(format_score(scores, name) for scores in evaluations.values()))
+            for name in next(iter(evaluations.values()), ())
+            if name not in ("step", "split", "time") and not name.endswith("_error")
+        )
+        return ReportTable("Held-out scores", ("score", *evaluations), rows) if evaluations else None
+
+
+def format_score(scores: dict[str, float], score_name: str) -> str:
+    """Return a score with its standard error if the run logged one, for example "5 ± 0.012"."""
+    error = scores.get(f"{score_name}_error")
+    return f"{scores[score_name]:.4g}" + ("" if error is None else f" ± {error:.2g}")
+
+
+def read_runs(folder: Path) -> tuple[list[RunSummary], list[str]]:
+    """Return the readable runs in `folder` by name, and "NAME: REASON" for each of the others.
+
+    Raises `RunError` if `folder` contains no run.
+    """
+    runs, unreadable = [], []
+    for run_folder in sorted(path.parent for path in Path(folder).glob("*/experiment.json")):
+        try:
+            record = read_run_record(run_folder)
+            rows = tuple(read_run_rows(run_folder))
+            spec = from_json_value(record["experiment"])
+            runs.append(RunSummary(run_folder, record, spec, rows, read_result(run_folder)))
+        except (ValueError, KeyError, TypeError) as error:  # a damaged file, or one of an unknown version
+            unreadable.append(f"{run_folder.name}: {error}")
+    if not runs and not unreadable:
+        raise RunError(f"{folder} holds no runs (no */experiment.json); pass the folder that `train` wrote to")
+    return runs, unreadable
+
+
+def parse_device_kind(device: str) -> str:
+    """Return the kind of a device from its name in JAX.
+
+    >>> parse_device_kind("cuda:0"), parse_device_kind("TFRT_CPU_0")
+    ('cuda', 'cpu')
+    """
+    return device.removeprefix("TFRT_").partition(":")[0].partition("_")[0].lower()

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 
 import numpy as np
 
@@ -14,6 +15,8 @@ from encoders.costs.ledger import step_flops
 from encoders.data.labelled import LabelledData
 from encoders.experiment import Experiment, strip_seeds
 
+CHART_STYLE = Path(__file__).with_name("templates") / "chart.mplstyle"
+SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 MAX_LINES = 8  # of a chart
 MIN_POINT_GAP = 1 / 200  # between two points of a line, as a share of the axis
 # Four colours of Okabe and Ito (2008) with a contrast of at least 3 to 1 on a white and on a dark background.
@@ -54,7 +57,7 @@ class PlotSpec:
     axis: str = "tokens"
 
     @property
-    def title(self) -> str:
+    def score_title(self) -> str:
         split = "Training" if self.split == "train" else "Held-out"
         return f"{split} {SCORE_NAMES.get(self.score) or self.score.replace('_', ' ')}"
 
@@ -68,21 +71,12 @@ class Chart:
 
     @property
     def caption(self) -> str:
-        fewest = min(line.num_seeds for line in self.lines)
-        most = max(line.num_seeds for line in self.lines)
+        counts = sorted({line.num_seeds for line in self.lines})
         seeds = "1 seed each."
-        if most > 1:
-            count = f"{most}" if fewest == most else f"{fewest} to {most}"
+        if counts[-1] > 1:
+            count = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else counts[0]
             seeds = f"The median of {count} seeds, in a band from the lowest to the highest."
-        return f"{self.plot.title} against {self.plot.axis}. {seeds}"
-
-
-@dataclass(frozen=True)
-class SvgDrawing:
-    """The `viewBox` and the content of an SVG element."""
-
-    view_box: str
-    content: str
+        return f"{self.plot.score_title} against {self.plot.axis}. {seeds}"
 
 
 SCORE_NAMES = {
@@ -98,29 +92,11 @@ SCORE_NAMES = {
     "rtd_replaced": "share of tokens replaced",
 }
 PERCENT_SUFFIXES = ("accuracy", "recall", "replaced")  # of the scores that are shown in percent
-
-MLM_PLOTS = (
-    PlotSpec("train", "mlm_loss"),
-    PlotSpec("heldout", "mlm_mask_accuracy"),
-    PlotSpec("heldout", "mlm_mask_accuracy", "FLOPs"),
-    PlotSpec("heldout", "nsp_accuracy"),
-    PlotSpec("heldout", "sop_accuracy"),
-)
 RTD_DIAGNOSTICS = ("generator_mask_accuracy", "rtd_auc", "rtd_recall", "rtd_replaced")
-RTD_PLOTS = (
-    PlotSpec("train", "generator_loss"),
-    PlotSpec("train", "rtd_loss"),
-    PlotSpec("heldout", "rtd_auc"),
-    PlotSpec("heldout", "rtd_auc", "FLOPs"),
-    *(PlotSpec("heldout", score, "steps") for score in RTD_DIAGNOSTICS),
-)
 
 
-# By the loss term that identifies the objective.
-PRETRAINING_PLOTS = {
-    "mlm_loss": ("Pre-training with masked tokens", MLM_PLOTS),
-    "rtd_loss": ("Pre-training with replaced tokens", RTD_PLOTS),
-}
+def build_score_plots(loss: str, score: str) -> tuple[PlotSpec, ...]:
+    return PlotSpec("train", loss), PlotSpec("heldout", score), PlotSpec("heldout", score, "FLOPs")
 
 
 def choose_plots(experiment: Experiment) -> tuple[str, tuple[PlotSpec, ...]]:
@@ -128,14 +104,17 @@ def choose_plots(experiment: Experiment) -> tuple[str, tuple[PlotSpec, ...]]:
     objective = experiment.objective
     if isinstance(experiment.data, LabelledData):
         metric = objective.best_metric
-        plots = (PlotSpec("train", "loss"), PlotSpec("heldout", metric), PlotSpec("heldout", metric, "FLOPs"))
-        return f"{experiment.data.task.name}, {metric.replace('_', ' ')}", plots
-    for term, group in PRETRAINING_PLOTS.items():
-        if term in objective.loss_weights:
-            return group
+        return f"{experiment.data.task.name}, {metric.replace('_', ' ')}", build_score_plots("loss", metric)
+    if "mlm_loss" in objective.loss_weights:
+        sentence_tasks = (PlotSpec("heldout", f"{task}_accuracy") for task in ("nsp", "sop"))
+        plots = (*build_score_plots("mlm_loss", "mlm_mask_accuracy"), *sentence_tasks)
+        return "Pre-training with masked tokens", plots
+    if "rtd_loss" in objective.loss_weights:
+        diagnostics = (PlotSpec("heldout", score, "steps") for score in RTD_DIAGNOSTICS)
+        plots = (PlotSpec("train", "generator_loss"), *build_score_plots("rtd_loss", "rtd_auc"), *diagnostics)
+        return "Pre-training with replaced tokens", plots
     *_, term = objective.loss_weights
-    plots = (PlotSpec("train", term), PlotSpec("heldout", term), PlotSpec("heldout", term, "FLOPs"))
-    return f"Pre-training, {term.replace('_', ' ')}", plots
+    return f"Pre-training, {term.replace('_', ' ')}", build_score_plots(term, term)
 
 
 def split_names(names: Iterable[str], max_names: int = MAX_LINES, word_index: int = 0) -> list[list[str]]:
@@ -171,9 +150,8 @@ def compute_axes(experiment: Experiment, rows: Sequence[Mapping]) -> dict[str, n
     phase_ends = np.array([phase.until_step for phase in phases])
     knots = np.union1d(steps, phase_ends[phase_ends < steps[-1]])
     tokens = np.interp(knots, steps, tokens)
-    token_flops = np.array(
-        [step_flops(experiment, np.array([phase.seq_length])).item() / phase.seq_length for phase in phases]
-    )
+    lengths = np.array([phase.seq_length for phase in phases])
+    token_flops = step_flops(experiment, lengths) / lengths
     phase_index = np.minimum(np.searchsorted(phase_ends, knots[1:]), len(phases) - 1)
     flops = np.concatenate([[0.0], np.cumsum(np.diff(tokens) * token_flops[phase_index])])
     return {"steps": knots, "tokens": tokens, "FLOPs": flops}
@@ -190,9 +168,7 @@ def extract_curve(run_metrics: RunMetrics, plot: PlotSpec) -> tuple[np.ndarray, 
     return np.interp(steps, axes["steps"], axes[plot.axis]), np.where(np.isfinite(scores), scores, np.nan)
 
 
-def compute_band(
-    curves: Sequence[tuple[np.ndarray, np.ndarray]],
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def compute_band(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, ...]:
     """Return `x` and the lowest, the median and the highest of the curves there, interpolated linearly.
 
     The band starts at the latest first point. A curve counts up to its last point, or up to the end of the band if
@@ -202,28 +178,17 @@ def compute_band(
     end = max(x[-1] for x, _ in curves)
     points = np.unique(np.concatenate([x for x, _ in curves]))
     grid = thin_points(points[points >= start], MIN_POINT_GAP * end)
-    values = []
-    for x, y in curves:
-        covered = (grid <= x[-1]) | (x[-1] >= 0.99 * end)
-        values.append(np.where(covered, np.interp(grid, x, y), np.nan))
-    ordered = np.sort(values, axis=0)  # NaN sorts last
-    count = np.isfinite(ordered).sum(axis=0)
-
-    def take_rank(rank):
-        return np.take_along_axis(ordered, np.maximum(rank, 0)[None], axis=0)[0]
-
-    return grid, take_rank(0 * count), (take_rank((count - 1) // 2) + take_rank(count // 2)) / 2, take_rank(count - 1)
+    covered = [(grid <= x[-1]) | (x[-1] >= 0.99 * end) for x, _ in curves]
+    scores = np.where(covered, [np.interp(grid, x, y) for x, y in curves], np.nan)
+    scores = np.ma.masked_invalid(scores)  # a seed that has ended, or whose score is not finite, does not count
+    return grid, *(rank(scores, axis=0).filled(np.nan) for rank in (np.ma.min, np.ma.median, np.ma.max))
 
 
 def thin_points(points: np.ndarray, min_gap: float) -> np.ndarray:
-    """Return the last of the rising points and, going back from it, those at least `min_gap` apart.
-
-    >>> thin_points(np.array([1.0, 2.0, 2.5, 3.0]), min_gap=1.0)
-    array([1., 2., 3.])
-    """
-    thinned: list[float] = []
-    for point in points[::-1]:
-        if not thinned or thinned[-1] - point >= min_gap:
+    """Return the last of the rising points and, going back from it, those at least `min_gap` apart."""
+    thinned = [points[-1]]
+    for point in points[-2::-1]:
+        if thinned[-1] - point >= min_gap:
             thinned.append(point)
     return np.array(thinned[::-1])
 
@@ -231,13 +196,8 @@ def thin_points(points: np.ndarray, min_gap: float) -> np.ndarray:
 def build_charts(runs: Sequence[RunMetrics]) -> dict[str, list[Chart]]:
     """Return the charts of all runs by the title of their group, pre-training first."""
     groups: dict[tuple[str, tuple[PlotSpec, ...]], dict[str, list[RunMetrics]]] = {}
-
-    def sort_key(run: RunMetrics):
-        experiment, _ = run
-        return isinstance(experiment.data, LabelledData), choose_plots(experiment)[0]
-
-    for run in sorted(runs, key=sort_key):
-        experiment, _ = run
+    for run in sorted(runs, key=lambda run: (isinstance(run[0].data, LabelledData), choose_plots(run[0])[0])):
+        experiment = run[0]
         groups.setdefault(choose_plots(experiment), {}).setdefault(strip_seeds(experiment.name), []).append(run)
     charts_by_title = {}
     for (title, plots), runs_by_name in groups.items():
@@ -250,9 +210,7 @@ def build_charts(runs: Sequence[RunMetrics]) -> dict[str, list[Chart]]:
     return charts_by_title
 
 
-def build_lines(
-    names: Sequence[str], runs_by_name: Mapping[str, Sequence[RunMetrics]], plot: PlotSpec
-) -> tuple[ChartLine, ...]:
+def build_lines(names: Sequence[str], runs_by_name: Mapping, plot: PlotSpec) -> tuple[ChartLine, ...]:
     """Return a line for each experiment that has the plot's score; its look is the same in all plots."""
     lines = []
     for index, name in enumerate(names):
@@ -267,30 +225,28 @@ def build_lines(
 # Drawing --------------------------------------------------------------------------------------------------------------
 
 
-def draw_svg(chart: Chart, id_prefix: str) -> SvgDrawing:
-    """Draw a chart that takes the width and the text colour of its surroundings; its ids start with `id_prefix`.
+def draw_svg(chart: Chart, id_prefix: str) -> tuple[str, str]:
+    """Return the `viewBox` and the content of an SVG element that draws a chart; its ids start with `id_prefix`.
 
-    Raises `ValueError` if matplotlib is not installed.
+    It takes the width and the text colour of its surroundings. Raises `ValueError` if matplotlib is not installed.
     """
     try:
-        import matplotlib
+        from matplotlib import style
         from matplotlib.figure import Figure
     except ImportError:
         raise ValueError("plots need matplotlib, which is not installed; run pip install 'encoders[report]'") from None
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # so that a user's matplotlibrc does not change the report
-        matplotlib.rcParams |= MATPLOTLIB_STYLE
+    with style.context(CHART_STYLE, after_reset=True):  # so that a user's matplotlibrc does not change the report
         figure = Figure(figsize=(5, 3.2), layout="constrained")
         axes = figure.subplots()
-        exponent = choose_exponent(max(line.x[-1] for line in chart.lines))
+        end = max(line.x[-1] for line in chart.lines)
+        exponent = 0 if end < 10_000 else int(np.log10(end) // 3) * 3  # labels are divided by a power of a thousand
         for line in chart.lines:
             x = line.x / 10.0**exponent
             if line.num_seeds > 1:
                 axes.fill_between(x, line.lowest, line.highest, color=line.colour, alpha=0.18, linewidth=0)
-            style = (0, line.dashes) if line.dashes else "solid"
-            marker = "o" if len(x) <= 12 else None
-            axes.plot(x, line.median, color=line.colour, linestyle=style, marker=marker)
-        axes.set_title(chart.plot.title, loc="left")
+            look = {"linewidth": LINE_WIDTH, "linestyle": (0, line.dashes) if line.dashes else "solid"}
+            axes.plot(x, line.median, color=line.colour, marker="o" if len(x) <= 12 else None, **look)
+        axes.set_title(chart.plot.score_title, loc="left")
         unit = f" (×10{str(exponent).translate(SUPERSCRIPTS)})" if exponent else ""
         axes.set_xlabel(chart.plot.axis + unit)
         axes.set_xlim(left=0)
@@ -302,47 +258,14 @@ def draw_svg(chart: Chart, id_prefix: str) -> SvgDrawing:
     return clean_svg(file.getvalue(), id_prefix)
 
 
-SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
-MATPLOTLIB_STYLE = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "encoders",
-    "font.size": 11,
-    "axes.titlesize": 11,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.2,
-    "lines.linewidth": LINE_WIDTH,
-    "lines.markersize": 3.5,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "xtick.major.pad": 7,
-    "ytick.major.pad": 6,
-    **dict.fromkeys(("text.color", "xtick.color", "ytick.color", "grid.color"), TEXT_COLOUR),
-    **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "axes.titlecolor"), TEXT_COLOUR),
-}
-
-
-def choose_exponent(largest: float) -> int:
-    """Return the power of ten, a multiple of three, that labels are divided by; 0 below 10,000.
-
-    >>> choose_exponent(8_000), choose_exponent(15_000_000), choose_exponent(9.9e17)
-    (0, 6, 15)
-    """
-    return 0 if largest < 10_000 else int(np.log10(largest) // 3) * 3
-
-
-def clean_svg(svg: str, id_prefix: str) -> SvgDrawing:
-    """Return matplotlib's SVG without fonts, sizes, colours of text and ids that would bind it to one place."""
+def clean_svg(svg: str, id_prefix: str) -> tuple[str, str]:
+    """Return the `viewBox` and the content of matplotlib's SVG, with ids of its own and without fonts and colours."""
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.S)
     view_box, content = re.search(r"<svg [^>]*viewBox=\"([^\"]*)\"[^>]*>(.*)</svg>", svg, flags=re.S).groups()
     content = content.replace("xlink:href", "href").replace(TEXT_COLOUR, "currentColor").replace("<g/>", "")
     content = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", re.sub(r"font-family: [^;\"]*; ", "", content))
     used_ids = set(re.findall(r"(?:href=\"|url\()#([^\")]+)", content))
-
-    def rename_id(match: re.Match) -> str:
-        return f' id="{id_prefix}-{match[1]}"' if match[1] in used_ids else ""
-
+    rename_id = lambda match: f' id="{id_prefix}-{match[1]}"' if match[1] in used_ids else ""
     content = re.sub(r" id=\"([^\"]*)\"", rename_id, content)
     content = re.sub(r"(href=\"|url\()#", rf"\1#{id_prefix}-", content)
-    return SvgDrawing(view_box, re.sub(r"\s*\n\s*", "\n", content).strip())
+    return view_box, re.sub(r"\s*\n\s*", "\n", content).strip()

@@ -15,89 +15,72 @@ from encoders.objectives.sentence_pair import NextSentencePrediction, SentenceOr
 from encoders.reporting.table_formats import format_grid
 
 
-def format_percent(scores: dict[str, float], score_name: str, baseline_name: str) -> str:
-    """Return `accuracy ± error (baseline)` in percent, or a dash for a missing score."""
-    if score_name not in scores:
+def format_accuracy(scores: dict[str, float], task: str) -> str:
+    """Return `accuracy ± error (baseline)` of a task in percent, or a dash for a missing score."""
+    if f"{task}_accuracy" not in scores:
         return "-"
-    error = scores.get(f"{score_name}_error")
+    error = scores.get(f"{task}_accuracy_error")
     spread = "" if error is None else f" ±{error:.1%}"
-    return f"{scores[score_name]:.1%}{spread} ({scores[baseline_name]:.1%})"
+    return f"{scores[f'{task}_accuracy']:.1%}{spread} ({scores[f'{task}_baseline']:.1%})"
 
 
 def summarize_results(finished_runs: Sequence[tuple[Experiment, dict]]) -> str:
     """Return a table of the pre-training runs and one of the fine-tuning runs, from experiments and their results."""
-    finetuned, pretrained = [], []
+    pretrained: list[dict] = []
+    finetuned: dict[str, list[tuple[Experiment, dict]]] = {}  # the seeds of an experiment together
     for experiment, result in finished_runs:
         if isinstance(experiment.objective, SupervisedObjective):
-            finetuned.append((experiment, result))
+            finetuned.setdefault(strip_seeds(experiment.name), []).append((experiment, result["best"]))
         else:
             pretrained.append(result)
     tables = []
     if pretrained:
-        tables.append(format_pretrained(pretrained))
+        header = ("run", "parameters", "tokens/s", "steps", "loss", "MLM at [MASK] (commonest)", "NSP / SOP")
+        rows = [(*header, "RTD AUC (0.5)"), *map(format_pretrained, pretrained)]
+        note = "Held-out scores ± standard error, and in brackets what guessing would reach."
+        tables.append(f"{format_grid(rows)}\n{note}")
     if finetuned:
-        tables.append(format_finetuned(finetuned))
+        header = ("run", "seeds", "metric", "median", "lowest", "highest", "steps", "other medians")
+        rows = [header, *(format_finetuned(name, runs) for name, runs in finetuned.items())]
+        note = "Scores of each run's best checkpoint on the development rows; steps: the median of the best."
+        tables.append(f"{format_grid(rows)}\n{note}")
     return "\n\n".join(tables)
 
 
-def format_finetuned(finished_runs: Sequence[tuple[Experiment, dict]]) -> str:
-    """Return a row for all seeds of an experiment: median, lowest and highest of its best metric, other medians."""
-    runs_by_name: dict[str, list[tuple[Experiment, dict]]] = {}
-    for experiment, result in finished_runs:
-        runs_by_name.setdefault(strip_seeds(experiment.name), []).append((experiment, result))
-    rows = [["run", "seeds", "metric", "median", "lowest", "highest", "steps", "other medians"]]
-    for name, runs in runs_by_name.items():
-        experiment = runs[0][0]
-        metric = experiment.objective.best_metric
-        best = [result["best"] for _, result in runs]
-        values = sorted(scores[metric] for scores in best)
-        numbers = (statistics.median(values), values[0], values[-1])
-        median_step = statistics.median(scores["step"] for scores in best)
-        hidden_names, hidden_endings = ("step", "loss", metric), ("_loss", "_error", "label_accuracy")
-        others = [other for other in best[0] if other not in hidden_names and not other.endswith(hidden_endings)]
-        medians = [f"{o.replace('_', ' ')} {statistics.median(scores[o] for scores in best):.4g}" for o in others]
-        rows.append(
-            [
-                name,
-                str(len(values)),
-                metric,
-                *(f"{number:.4g}" for number in numbers),
-                f"{median_step:,.0f} of {experiment.num_steps:,}",
-                ", ".join(medians),
-            ]
-        )
-    note = "Scores of each run's best checkpoint on the development rows; steps: the median of the best."
-    return f"{format_grid(rows)}\n{note}"
+def format_finetuned(name: str, runs: Sequence[tuple[Experiment, dict]]) -> tuple[str, ...]:
+    """Return the row of all seeds of an experiment: median, lowest and highest of its best metric, other medians."""
+    experiment, first = runs[0]
+    metric = experiment.objective.best_metric
+    hidden_names, hidden_endings = ("step", "loss", metric), ("_loss", "_error", "label_accuracy")
+    others = [score for score in first if score not in hidden_names and not score.endswith(hidden_endings)]
+    medians = {score: statistics.median(best[score] for _, best in runs) for score in ("step", metric, *others)}
+    values = [best[metric] for _, best in runs]
+    return (
+        name,
+        str(len(values)),
+        metric,
+        *(f"{number:.4g}" for number in (medians[metric], min(values), max(values))),
+        f"{medians['step']:,.0f} of {experiment.num_steps:,}",
+        ", ".join(f"{score.replace('_', ' ')} {medians[score]:.4g}" for score in others),
+    )
 
 
-def format_pretrained(results: Sequence[dict]) -> str:
-    """Return a row for each run: size, speed, and held-out scores with their baselines in brackets."""
-    rows = [
-        ["run", "parameters", "tokens/s", "steps", "loss", "MLM at [MASK] (commonest)", "NSP / SOP", "RTD AUC (0.5)"]
-    ]
-    for result in results:
-        scores = result["heldout"]
-        prefix = "generator" if "generator_loss" in scores else "mlm"
-        sentence_score = rtd_auc = "-"
-        for task in ("nsp", "sop"):
-            if f"{task}_accuracy" in scores:
-                sentence_score = f"{task.upper()} {format_percent(scores, f'{task}_accuracy', f'{task}_baseline')}"
-        if "rtd_auc" in scores:
-            rtd_auc = f"{scores['rtd_auc']:.3f} ±{scores['rtd_auc_error']:.3f}"
-        rows.append(
-            [
-                result["name"],
-                f"{result['parameters']:,}",
-                f"{result['tokens_per_second']:,.0f}",
-                f"{result['steps']:,}",
-                f"{scores['loss']:.3f}",
-                format_percent(scores, f"{prefix}_mask_accuracy", f"{prefix}_mask_baseline"),
-                sentence_score,
-                rtd_auc,
-            ]
-        )
-    note = "Held-out scores ± standard error, and in brackets what guessing would reach."
-    return f"{format_grid(rows)}\n{note}"
+def format_pretrained(result: dict) -> tuple[str, ...]:
+    """Return the row of a run: size, speed, and held-out scores with their baselines in brackets."""
+    scores = result["heldout"]
+    prefix = "generator" if "generator_loss" in scores else "mlm"
+    sentence_task = next((task for task in ("sop", "nsp") if f"{task}_accuracy" in scores), None)
+    rtd_auc = f"{scores['rtd_auc']:.3f} ±{scores['rtd_auc_error']:.3f}" if "rtd_auc" in scores else "-"
+    return (
+        result["name"],
+        f"{result['parameters']:,}",
+        f"{result['tokens_per_second']:,.0f}",
+        f"{result['steps']:,}",
+        f"{scores['loss']:.3f}",
+        format_accuracy(scores, f"{prefix}_mask"),
+        f"{sentence_task.upper()} {format_accuracy(scores, sentence_task)}" if sentence_task else "-",
+        rtd_auc,
+    )
 
 
 NSP = MaskedLM(sentence_task=NextSentencePrediction())
@@ -128,14 +111,13 @@ FAMILIES_2_1 = {
 
 def format_table_2_1() -> str:
     """Return the textbook's table 2.1, our exact counts beside it, and what each printed number counts."""
-    rows = [
-        ["model", "published", "corpus", "task", "printed", "encoder", "with heads", "what the printed number counts"]
-    ]
+    header = ("model", "published", "corpus", "task", "printed", "encoder", "with heads")
+    rows = [(*header, "what the printed number counts")]
     for name, config, objective, printed, meaning in TABLE_2_1:
         family = FAMILIES_2_1[name.partition("-")[0]]
         num_encoder = count_encoder_params(config, objective)
         num_total = count_params(eval_param_shapes(config, objective))
-        rows.append([name, *family, printed, f"{num_encoder:,}", f"{num_total:,}", meaning])
+        rows.append((name, *family, printed, f"{num_encoder:,}", f"{num_total:,}", meaning))
     return format_grid(rows) + (
         "\nprinted: in 10^8. encoder: with embeddings and a pre-trained pooler; for ELECTRA the discriminator."
         "\nwith heads: all parameters that pre-training updates; for ELECTRA both networks, embeddings tied."

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from tabulate import LATEX_ESCAPE_RULES, tabulate
+
+# By output format: how a title is written, tabulate's name of the format, and what separates title, cells and notes.
+TABLE_FORMATS = {
+    "text": ("{}", "simple", "\n\n"),
+    "markdown": ("### {}", "pipe", "\n\n"),
+    "latex": ("% {}", "latex_booktabs", "\n"),
+}
 
 
 @dataclass(frozen=True)
@@ -17,14 +24,9 @@ class ReportTable:
     rows: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...] = ()
 
-    def format_cells(self, tabulate_format: str) -> str:
-        """Return header and rows in a format of tabulate: the first column is text, the others are numbers."""
-        alignment = ["left"] + ["right"] * (len(self.header) - 1)
-        return tabulate(self.rows, self.header, tabulate_format, disable_numparse=True, colalign=alignment)
 
-
-def format_grid(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows as aligned columns; the first row is the header, the first column is text.
+def format_grid(rows: Sequence[Sequence[str]], tabulate_format: str = "simple") -> str:
+    """Return rows in a format of tabulate; the first row is the header, the first column is text.
 
     >>> print(format_grid([["run", "steps"], ["bert", "2,600"]]))
     run      steps
@@ -32,34 +34,21 @@ def format_grid(rows: Sequence[Sequence[str]]) -> str:
     bert     2,600
     """
     header, *cells = rows
-    return ReportTable("", tuple(header), tuple(map(tuple, cells))).format_cells("simple")
+    alignment = ["left"] + ["right"] * (len(header) - 1)
+    return tabulate(cells, header, tabulate_format, disable_numparse=True, colalign=alignment)
 
 
-def format_as_text(report_tables: Sequence[ReportTable]) -> str:
-    """Return the tables as aligned columns, each below its title and above its notes."""
+def format_tables(report_tables: Sequence[ReportTable], output_format: str) -> str:
+    """Return tables, each below its title and above its notes, as "text", "markdown" or "latex" (with booktabs)."""
+    title_format, tabulate_format, separator = TABLE_FORMATS[output_format]
     blocks = []
     for table in report_tables:
-        blocks += [table.title, table.format_cells("simple")]
-        if table.notes:
-            blocks.append("\n".join(table.notes))
-    return "\n\n".join(blocks)
-
-
-def format_as_markdown(report_tables: Sequence[ReportTable]) -> str:
-    """Return the tables with a heading of the third level each; a `|` in a cell is escaped."""
-    blocks = []
-    for table in report_tables:
-        header, *rows = (tuple(cell.replace("|", "\\|") for cell in row) for row in (table.header, *table.rows))
-        escaped = replace(table, header=header, rows=tuple(rows))
-        blocks += [f"### {table.title}", escaped.format_cells("pipe"), *table.notes]
-    return "\n\n".join(blocks)
-
-
-def format_as_latex(report_tables: Sequence[ReportTable]) -> str:
-    """Return tabulars for the booktabs package, each below its title as a comment and above its notes."""
-    blocks = []
-    for table in report_tables:
-        blocks += [f"% {table.title}", table.format_cells("latex_booktabs")]
-        for note in table.notes:
-            blocks.append("".join(LATEX_ESCAPE_RULES.get(character, character) for character in note) + r"\\")
-    return "\n".join(blocks)
+        rows, notes = [table.header, *table.rows], list(table.notes)
+        if output_format == "text" and notes:
+            notes = ["\n".join(notes)]
+        elif output_format == "markdown":
+            rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+        elif output_format == "latex":
+            notes = ["".join(LATEX_ESCAPE_RULES.get(letter, letter) for letter in note) + r"\\" for note in notes]
+        blocks += [title_format.format(table.title), format_grid(rows, tabulate_format), *notes]
+    return separator.join(blocks)

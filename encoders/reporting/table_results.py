@@ -8,15 +8,15 @@ import itertools
 import statistics
 from collections import Counter
 from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from encoders.costs.ledger import count_encoder_params, count_phase_rows, run_flops
 from encoders.experiment import Experiment
 from encoders.inference import cross_evaluation
 from encoders.objectives.base import SupervisedObjective
-from encoders.reporting.run_summary import parse_device_kind
-from encoders.reporting.table_formats import ReportTable, format_as_latex, format_as_markdown, format_as_text
+from encoders.reporting.page import parse_device_kind
+from encoders.reporting.table_formats import ReportTable, format_tables
 from encoders.run.folder import differing_fields, read_result, read_run_record, read_run_rows
 from encoders.sweeps.paper_table import NUM_PARAMS, PaperRow, PaperTable, ScoreColumn
 from encoders.utils.overrides import shorten_text
@@ -30,15 +30,15 @@ class TableCell:
     ours: tuple[float, ...] = ()
 
     @property
-    def median(self) -> float:
+    def our_median(self) -> float:
         return statistics.median(self.ours)
 
     @property
-    def difference(self) -> float | None:
+    def paper_difference(self) -> float | None:
         """Return our median less the nearest published number, or None if one of them is missing."""
         if not self.published or not self.ours:
             return None
-        return min((self.median - number for number in self.published), key=abs)
+        return min((self.our_median - number for number in self.published), key=abs)
 
     def format_published(self) -> str:
         return " / ".join(f"{number:g}" for number in self.published) or "-"
@@ -47,41 +47,25 @@ class TableCell:
         """Return the median, followed by lowest and highest if they differ."""
         if not self.ours:
             return "-"
-        if self.ours[0] == self.ours[-1]:
-            return format_number(self.median)
-        return f"{format_number(self.median)} ({format_number(self.ours[0])} to {format_number(self.ours[-1])})"
+        lowest, median, highest = map(format_number, (self.ours[0], self.our_median, self.ours[-1]))
+        return median if self.ours[0] == self.ours[-1] else f"{median} ({lowest} to {highest})"
 
 
 def format_number(value: float) -> str:
-    """Return a number with as many decimals as its size deserves.
-
-    >>> format_number(1234.5), format_number(12.345), format_number(1.2345)
-    ('1,234', '12.3', '1.23')
-    """
+    """Return a number with as many decimals as its size deserves: 1,234, 12.3 or 1.23."""
     if abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
 
 
-@dataclass(frozen=True)
-class RowCost:
-    """The cost of all runs of a row: tokens, FLOPs of matrix products, hours times devices, and kinds of device."""
-
-    tokens: float
-    flops: float
-    device_hours: float
-    devices: str
-
-
-@dataclass(frozen=True)
-class RowOrder:
-    """Numbers of pairs of rows by how our order of them compares with the paper's."""
-
-    agree: int = 0
-    disagree: int = 0
-    overlap: int = 0
-    single_seed: int = 0
-    equal: int = 0
+# Pairs of rows by how our order of them compares with the paper's.
+ROW_ORDERS = {
+    "agree": "in the paper's order, with all seeds of one above all of the other",
+    "disagree": "in the opposite order, with all seeds of one above all of the other",
+    "overlap": "within the spread of the seeds",
+    "single_seed": "with one seed in a row, so without a spread",
+    "equal": "equal in the paper",
+}
 
 
 def read_score(experiment: Experiment, column: ScoreColumn, runs_dir: Path) -> float | None:
@@ -107,42 +91,42 @@ def build_cell(
     published = row.published[table.columns.index(column)]
     if column.mean_of:
         columns = {other.name: other for other in table.columns}
-        groups = [
-            [build_cell(table, row, columns[name], runs_dir, excluded) for name in names] for names in column.mean_of
-        ]
+        build = lambda name: build_cell(table, row, columns[name], runs_dir, excluded)
+        groups = [list(map(build, names)) for names in column.mean_of]
         if not all(cell.ours for cells in groups for cell in cells):
             return TableCell(published)
-        means = [statistics.mean(cell.median for cell in cells) for cells in groups]
+        means = [statistics.mean(cell.our_median for cell in cells) for cells in groups]
         return TableCell(published, (statistics.mean(means),))
-    needs_run = column.score != NUM_PARAMS.score  # the number of parameters follows from the experiment
+    if column.score == NUM_PARAMS.score:
+        excluded = ()  # the number of parameters follows from the experiment
     recipes = []
     for experiments in row.group_by_seed(column).values():
-        usable = [e for e in experiments if not needs_run or e.name not in excluded]
-        scores = [read_score(experiment, column, runs_dir) for experiment in usable]
-        if known := sorted(score * column.factor for score in scores if score is not None):
-            recipes.append(tuple(known))
-    return TableCell(published, max(recipes, key=statistics.median, default=()))
+        scores = [read_score(run, column, runs_dir) for run in experiments if run.name not in excluded]
+        recipes.append(tuple(sorted(score * column.factor for score in scores if score is not None)))
+    return TableCell(published, max(filter(None, recipes), key=statistics.median, default=()))
 
 
-def sum_row_cost(table: PaperTable, row: PaperRow, runs_dir: Path, excluded: Collection[str] = ()) -> RowCost:
-    """Return the cost of a row's runs and of those that they are initialised from, without the `excluded` ones."""
+def sum_row_cost(table: PaperTable, row: PaperRow, runs_dir: Path, excluded: Collection[str] = ()) -> dict:
+    """Return the cost of a row's runs and of those that they are initialised from, without the `excluded` ones.
+
+    It is their tokens, FLOPs of matrix products, hours times devices, and kinds of device.
+    """
     tokens = flops = seconds = 0.0
     kinds = set()
     runs = (*row.pretrain_runs, *row.finetune_runs)
     experiments = {source.name: source for run in runs for source in table.trace_init_chain(run)}
-    for name, experiment in experiments.items():
-        if name in excluded:
-            continue
+    for name in (name for name in experiments if name not in excluded):
         rows = read_run_rows(runs_dir / name)
         seen = max((row["tokens"] for row in rows if "tokens" in row), default=0)
-        planned = sum(count * length for count, length in count_phase_rows(experiment))
+        planned = sum(count * length for count, length in count_phase_rows(experiments[name]))
         tokens += seen
-        flops += run_flops(experiment) * seen / planned
+        flops += run_flops(experiments[name]) * seen / planned
         if (runs_dir / name / "experiment.json").exists():
             devices = read_run_record(runs_dir / name)["devices"]
             seconds += sum(row["time"]["seconds"] for row in rows) * len(devices)
             kinds |= {parse_device_kind(device) for device in devices}
-    return RowCost(tokens, flops, seconds / 3600, " and ".join(sorted(kinds)))
+    devices = " and ".join(sorted(kinds))
+    return {"tokens": tokens, "flops": flops, "device_hours": seconds / 3600, "devices": devices}
 
 
 def describe_training(row: PaperRow) -> str:
@@ -168,14 +152,17 @@ class TableResults:
 
     table: PaperTable
     cells: dict[tuple[str, str], TableCell]
-    costs: dict[str, RowCost]
+    costs: dict[str, dict]
     corpora: tuple[str, ...] = ()
     excluded: tuple[str, ...] = ()
+
+    def list_cells(self, column: ScoreColumn) -> list[TableCell]:
+        return [self.cells[row.name, column.name] for row in self.table.rows]
 
     @property
     def measured_columns(self) -> list[ScoreColumn]:
         """Return the columns in which at least one row has a number of ours."""
-        return [c for c in self.table.columns if any(self.cells[r.name, c.name].ours for r in self.table.rows)]
+        return [c for c in self.table.columns if any(cell.ours for cell in self.list_cells(c))]
 
     @property
     def scored_columns(self) -> list[ScoreColumn]:
@@ -183,7 +170,7 @@ class TableResults:
         return [column for column in self.measured_columns if column.score != NUM_PARAMS.score]
 
     def has_published(self, column: ScoreColumn) -> bool:
-        return any(self.cells[row.name, column.name].published for row in self.table.rows)
+        return any(cell.published for cell in self.list_cells(column))
 
     def count_seeds(self, row: PaperRow) -> int:
         """Return the number of scores in the row's cell that has the most."""
@@ -200,40 +187,40 @@ class TableResults:
 
     def build_report_tables(self) -> list[ReportTable]:
         """Return the comparison and, unless it is empty, the table of columns that were not measured."""
-        unmeasured = [c for c in self.table.columns if c not in self.measured_columns and self.has_published(c)]
-        tables = [self.build_comparison_table()]
+        measured, tables = self.measured_columns, [self.build_comparison_table()]
+        unmeasured = [c for c in self.table.columns if c not in measured and self.has_published(c)]
         if unmeasured:
-            rows = (
-                (row.name, *(self.cells[row.name, column.name].format_published() for column in unmeasured))
-                for row in self.table.rows
-            )
-            header = ("", *(column.name for column in unmeasured))
-            tables.append(ReportTable(f"{self.table.title}: published, not measured here", header, tuple(rows)))
+            names = [row.name for row in self.table.rows]
+            columns = [[cell.format_published() for cell in self.list_cells(column)] for column in unmeasured]
+            header, rows = ("", *(column.name for column in unmeasured)), tuple(zip(names, *columns, strict=True))
+            tables.append(ReportTable(f"{self.table.title}: published, not measured here", header, rows))
         return tables
 
     def build_comparison_table(self) -> ReportTable:
         """Return the measured columns: the paper's number, ours with its range, and the difference."""
-        header = ["", "ours", "seeds"]
-        rows = {row.name: [row.name, describe_training(row), str(self.count_seeds(row))] for row in self.table.rows}
+        rows, costs = self.table.rows, [self.costs[row.name] for row in self.table.rows]
+        columns = [
+            ("", [row.name for row in rows]),
+            ("ours", [describe_training(row) for row in rows]),
+            ("seeds", [str(self.count_seeds(row)) for row in rows]),
+        ]
         for column in self.measured_columns:
-            has_published = self.has_published(column)
-            has_difference = has_published and column in self.scored_columns
-            header += [f"{column.name}, paper", "ours"] if has_published else [column.name]
-            if has_difference:
-                header.append("difference")
-            for row in self.table.rows:
-                cell = self.cells[row.name, column.name]
-                if has_published:
-                    rows[row.name].append(cell.format_published())
-                rows[row.name].append(self.format_cell(row, column))
-                if has_difference:
-                    rows[row.name].append("-" if cell.difference is None else f"{cell.difference:+.1f}")
-        header += ["M tokens", "FLOPs", "device hours", "devices"]
-        for name, cells in rows.items():
-            cost = self.costs[name]
-            cells += [format_number(cost.tokens / 1e6), f"{cost.flops:.1e}", format_number(cost.device_hours)]
-            cells.append(cost.devices or "-")
-        return ReportTable(self.table.title, tuple(header), tuple(map(tuple, rows.values())), tuple(self.build_notes()))
+            cells, ours = self.list_cells(column), [self.format_cell(row, column) for row in rows]
+            if not self.has_published(column):
+                columns.append((column.name, ours))
+                continue
+            columns += [(f"{column.name}, paper", [cell.format_published() for cell in cells]), ("ours", ours)]
+            if column in self.scored_columns:
+                gaps = [cell.paper_difference for cell in cells]
+                columns.append(("difference", ["-" if gap is None else f"{gap:+.1f}" for gap in gaps]))
+        columns += [
+            ("M tokens", [format_number(cost["tokens"] / 1e6) for cost in costs]),
+            ("FLOPs", [f"{cost['flops']:.1e}" for cost in costs]),
+            ("device hours", [format_number(cost["device_hours"]) for cost in costs]),
+            ("devices", [cost["devices"] or "-" for cost in costs]),
+        ]
+        header, cells = zip(*columns, strict=True)
+        return ReportTable(self.table.title, header, tuple(zip(*cells, strict=True)), tuple(self.build_notes()))
 
     def build_notes(self) -> list[str]:
         """Return what a reader needs to interpret the numbers, a sentence or two each."""
@@ -249,47 +236,36 @@ class TableResults:
             notes.append(f"Left out: {'; '.join(self.excluded)}.")
         return notes
 
-    def compare_row_order(self, column: ScoreColumn) -> RowOrder | None:
-        """Compare the order of our rows with the paper's; a pair counts only if the ranges of its seeds are apart.
+    def compare_row_order(self, column: ScoreColumn) -> Counter[str] | None:
+        """Return the numbers of pairs of rows by `ROW_ORDERS`; the order counts only if the ranges of seeds are apart.
 
         Returns None if fewer than two rows have numbers of both.
         """
         paper_column = next(c for c in self.table.columns if c.name == (column.order_column or column.name))
-        ours = {row.name: self.cells[row.name, column.name] for row in self.table.rows}
-        papers = {row.name: self.cells[row.name, paper_column.name].published for row in self.table.rows}
-        names = [name for name in ours if ours[name].ours and papers[name]]
-        if len(names) < 2 or column.score == NUM_PARAMS.score:
+        cells = zip(self.list_cells(column), self.list_cells(paper_column), strict=True)
+        rows = [(cell, paper_cell.published[0]) for cell, paper_cell in cells if cell.ours and paper_cell.published]
+        if len(rows) < 2 or column.score == NUM_PARAMS.score:
             return None
         same_direction = column.lower_is_better == paper_column.lower_is_better
-        counts: Counter[str] = Counter()
-        for first, second in itertools.combinations(names, 2):
-            paper_gap = papers[first][0] - papers[second][0]
-            our_gap = ours[first].median - ours[second].median
+
+        def compare_pair(first: TableCell, first_published: float, second: TableCell, second_published: float) -> str:
+            paper_gap, our_gap = first_published - second_published, first.our_median - second.our_median
             if not paper_gap:
-                counts["equal"] += 1
-            elif min(len(ours[first].ours), len(ours[second].ours)) < 2:
-                counts["single_seed"] += 1
-            elif ours[first].ours[0] <= ours[second].ours[-1] and ours[second].ours[0] <= ours[first].ours[-1]:
-                counts["overlap"] += 1
-            elif (our_gap * paper_gap > 0) == same_direction:
-                counts["agree"] += 1
-            else:
-                counts["disagree"] += 1
-        return RowOrder(**counts)
+                return "equal"
+            if min(len(first.ours), len(second.ours)) < 2:
+                return "single_seed"
+            if first.ours[0] <= second.ours[-1] and second.ours[0] <= first.ours[-1]:
+                return "overlap"
+            return "agree" if (our_gap * paper_gap > 0) == same_direction else "disagree"
+
+        return Counter(compare_pair(*first, *second) for first, second in itertools.combinations(rows, 2))
 
     def describe_row_order(self, column: ScoreColumn) -> str | None:
         """Return the comparison of `compare_row_order` as a sentence."""
-        order = self.compare_row_order(column)
-        if order is None:
+        counts = self.compare_row_order(column)
+        if counts is None:
             return None
-        counts = {
-            "in the paper's order, with all seeds of one above all of the other": order.agree,
-            "in the opposite order, with all seeds of one above all of the other": order.disagree,
-            "within the spread of the seeds": order.overlap,
-            "with one seed in a row, so without a spread": order.single_seed,
-            "equal in the paper": order.equal,
-        }
-        pairs = "; ".join(f"{count} {meaning}" for meaning, count in counts.items() if count)
+        pairs = "; ".join(f"{counts[order]} {meaning}" for order, meaning in ROW_ORDERS.items() if counts[order])
         by_column = f" (the paper by {column.order_column})" if column.order_column else ""
         return f"{column.name}{by_column}, pairs of rows: {pairs}."
 
@@ -298,21 +274,17 @@ def collect_table_results(table: PaperTable, runs_dir: Path) -> TableResults:
     """Return a table with the scores and costs of its runs in `runs_dir`."""
     present = [experiment for experiment in table.experiments if (runs_dir / experiment.name).exists()]
     reasons = {e.name: reason for e in present if (reason := exclusion_reason(table, e, runs_dir))}
-    cells = {
-        (row.name, column.name): build_cell(table, row, column, runs_dir, reasons)
-        for row in table.rows
-        for column in table.columns
-    }
+    pairs = itertools.product(table.rows, table.columns)
+    cells = {(row.name, column.name): build_cell(table, row, column, runs_dir, reasons) for row, column in pairs}
     costs = {row.name: sum_row_cost(table, row, runs_dir, reasons) for row in table.rows}
-    corpora = []
-    for run in (run for row in table.rows for run in row.pretrain_runs if run.name not in reasons):
-        if (runs_dir / run.name / "experiment.json").exists():
-            corpora.append(", ".join(read_run_record(runs_dir / run.name)["experiment"]["data"]["corpus"]))
+    runs = [runs_dir / run.name for row in table.rows for run in row.pretrain_runs if run.name not in reasons]
+    records = [read_run_record(folder)["experiment"] for folder in runs if (folder / "experiment.json").exists()]
+    corpora = dict.fromkeys(", ".join(record["data"]["corpus"]) for record in records)
     excluded = tuple(
         f"{reason}, and the runs initialised from it" if count > 1 else reason
         for reason, count in Counter(reasons.values()).items()
     )
-    return TableResults(table, cells, costs, tuple(dict.fromkeys(corpora)), excluded)
+    return TableResults(table, cells, costs, tuple(corpora), excluded)
 
 
 def exclusion_reason(table: PaperTable, experiment: Experiment, runs_dir: Path) -> str | None:
@@ -330,11 +302,9 @@ def exclusion_reason(table: PaperTable, experiment: Experiment, runs_dir: Path) 
 
 def compute_extra_scores(table: PaperTable, experiment: Experiment, runs_dir: Path) -> None:
     """Compute the scores under other settings that the table's columns need from a finished run."""
-    for row in table.rows:
-        if experiment in row.pretrain_runs:
-            for column in table.columns:
-                if column.overrides:
-                    cross_evaluation.load_or_compute_scores(runs_dir / experiment.name, column.overrides)
+    if any(experiment in row.pretrain_runs for row in table.rows):
+        for settings in dict.fromkeys(column.overrides for column in table.columns if column.overrides):
+            cross_evaluation.load_or_compute_scores(runs_dir / experiment.name, settings)
 
 
 CSV_COLUMNS = (
@@ -344,30 +314,26 @@ CSV_COLUMNS = (
 
 def format_as_csv(results: TableResults) -> str:
     """Return a line a cell, and one for each cost of a row, with unrounded numbers."""
-    file = io.StringIO()
+    file, name = io.StringIO(), results.table.name
     writer = csv.DictWriter(file, CSV_COLUMNS, restval="", lineterminator="\n")
     writer.writeheader()
     for row, column in itertools.product(results.table.rows, results.table.columns):
         cell = results.cells[row.name, column.name]
-        line = {"table": results.table.name, "row": row.name, "column": column.name, "n": len(cell.ours)}
+        line = {"table": name, "row": row.name, "column": column.name, "n": len(cell.ours)}
         if cell.published:
             line |= {"paper": cell.published[0], "paper, elsewhere": " ".join(map(str, cell.published[1:]))}
         if cell.ours:
-            line |= {"median": cell.median, "lowest": cell.ours[0], "highest": cell.ours[-1]}
-        if cell.difference is not None and column.score != NUM_PARAMS.score:
-            line["difference"] = cell.difference
+            line |= {"median": cell.our_median, "lowest": cell.ours[0], "highest": cell.ours[-1]}
+        if cell.paper_difference is not None and column.score != NUM_PARAMS.score:
+            line["difference"] = cell.paper_difference
         writer.writerow(line)
-    for row in results.table.rows:
-        for name, value in asdict(results.costs[row.name]).items():
-            writer.writerow({"table": results.table.name, "row": row.name, "column": name, "median": value})
+    for row, costs in results.costs.items():
+        writer.writerows({"table": name, "row": row, "column": cost, "median": costs[cost]} for cost in costs)
     return file.getvalue().rstrip("\n")
-
-
-REPORT_FORMATS = {"text": format_as_text, "markdown": format_as_markdown, "latex": format_as_latex}
 
 
 def format_results(results: TableResults, output_format: str = "text") -> str:
     """Return the results as "text", "markdown", "latex" or "csv"."""
     if output_format == "csv":
         return format_as_csv(results)
-    return REPORT_FORMATS[output_format](results.build_report_tables())
+    return format_tables(results.build_report_tables(), output_format)

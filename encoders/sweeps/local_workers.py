@@ -32,22 +32,24 @@ def launch_processes(
     command = [*program, *arguments, "--coordinator", f"127.0.0.1:{port}"]
     command += ["--processes", str(num_processes), "--process"]
     with forward_signals() as processes:
+        environment = build_child_environment()
+        is_any_running = lambda: any(process.poll() is None for process in processes)
         for index in range(num_processes):  # in sessions of their own: Ctrl-C in a terminal would reach them twice
-            environment = build_child_environment()
             processes.append(subprocess.Popen([*command, str(index)], start_new_session=True, env=environment))
-        while is_any_running(processes) and all(process.poll() in ACCEPTED_STATUSES for process in processes):
+        while is_any_running() and all(process.poll() in ACCEPTED_STATUSES for process in processes):
             time.sleep(0.1)
         time.sleep(0.2)  # the others may have noticed sooner
         codes = [process.poll() for process in processes]
         if all(code in ACCEPTED_STATUSES for code in codes):
             return max(process.wait() for process in processes)
         failed = [index for index, code in enumerate(codes) if code not in ACCEPTED_STATUSES]
-        died = min(failed, key=lambda index: rank_exit_code(codes[index]))
+        # An error, and JAX's abort even more so, is likely to be an effect of another process's end.
+        died = min(failed, key=lambda index: (codes[index] == -signal.SIGABRT, codes[index] > 0))
         is_killed = codes[died] < 0
         reason = f"was killed by signal {-codes[died]}; the same command resumes" if is_killed else "has failed"
         log(f"process {died} of {num_processes} {reason}; the others are ended")
         deadline = time.monotonic() + (0 if is_killed else GRACE_SECONDS)
-        while is_any_running(processes) and time.monotonic() < deadline:
+        while is_any_running() and time.monotonic() < deadline:
             time.sleep(0.1)
         return codes[died] if codes[died] > 0 else 1
 
@@ -60,20 +62,17 @@ def launch_workers(
     Each gets its share of the cores and of the GPUs, and its index in the environment variable `worker_variable`.
     Signals reach all of them; killed ones are logged.
     """
-    command, cores = [*program, *arguments], sorted(os.sched_getaffinity(0))
-    gpus = list_gpus()
+    command, cores, gpus = [*program, *arguments], sorted(os.sched_getaffinity(0)), list_gpus()
+    options = {"start_new_session": True, "stdout": subprocess.DEVNULL}
     with forward_signals() as processes:
         for index in range(num_jobs):
             environment = build_child_environment(**{worker_variable: str(index)})
             if gpus:
                 environment["CUDA_VISIBLE_DEVICES"] = gpus[index % len(gpus)]
-                jobs_per_gpu = math.ceil(num_jobs / len(gpus))
-                if jobs_per_gpu > 1:
+                if (jobs_per_gpu := math.ceil(num_jobs / len(gpus))) > 1:
                     environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{0.9 / jobs_per_gpu:.2f}"
             os.sched_setaffinity(0, cores[index::num_jobs] or cores)  # a child inherits it
-            processes.append(
-                subprocess.Popen(command, start_new_session=True, env=environment, stdout=subprocess.DEVNULL)
-            )
+            processes.append(subprocess.Popen(command, env=environment, **options))
         os.sched_setaffinity(0, cores)
         codes = [process.wait() for process in processes]
     for index, code in enumerate(codes):
@@ -88,10 +87,6 @@ def list_gpus() -> list[str]:
     if visible is None:
         return [str(index) for index in range(len(list(Path(NVIDIA_GPUS_DIR).glob("*"))))]
     return [number for number in visible.split(",") if number]
-
-
-def is_any_running(processes: list[subprocess.Popen]) -> bool:
-    return any(process.poll() is None for process in processes)
 
 
 @contextmanager
@@ -118,10 +113,3 @@ def forward_signals() -> Iterator[list[subprocess.Popen]]:
             process.wait()
         for number, handler in previous_handlers.items():
             signal.signal(number, handler)
-
-
-def rank_exit_code(exit_code: int) -> int:
-    """Return how likely an exit code is an effect of another process's end: a kill 0, an error 1, JAX's abort 2."""
-    if exit_code == -signal.SIGABRT:
-        return 2
-    return 1 if exit_code > 0 else 0

@@ -8,11 +8,12 @@ that the table compares is kept.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,14 +22,8 @@ from encoders.data.labelled import TaskSpec
 from encoders.experiment import Experiment, strip_seeds
 from encoders.finetuning.grids import build_finetuning, build_finetuning_grid
 from encoders.finetuning.recipes import build_recipes
-from encoders.sweeps.small_scale import (
-    SMALL_BATCH_SIZE,
-    SMALL_LEARNING_RATE,
-    SMALL_RECIPE,
-    SMALL_SEQ_LENGTH,
-    SMALL_SIZES,
-    shrink_experiment,
-)
+from encoders.sweeps import small_scale
+from encoders.sweeps.small_scale import SMALL_RECIPE, SMALL_SIZES
 from encoders.tasks import glue, squad
 from encoders.tasks.multiple_choice import MultipleChoiceTask
 from encoders.tasks.token_classification import TokenTask
@@ -36,29 +31,23 @@ from encoders.utils.files import write_json
 from encoders.utils.overrides import apply_changes
 from encoders.utils.serialization import ExperimentError, from_json_value, to_json_value
 
+PublishedNumber = float | tuple[float, ...] | None  # two where a paper contradicts itself, None where it has none
+RUN_KINDS = ("source_runs", "pretrain_runs", "finetune_runs")  # of a row, in the order of training
 SQUAD_TASKS = {"SQuAD1.1": squad.SQUAD_1_1, "SQuAD2.0": squad.SQUAD_2_0}
 NER_TAGS = ("O", *(f"{edge}-{kind}" for kind in ("PER", "ORG", "LOC", "MISC") for edge in "BI"))
 
 
 @dataclass(frozen=True)
 class ScoreColumn:
-    """One score of each row, times `factor` in the unit of the paper.
-
-    Attributes:
-      score: name of the score; a column with "" is published only.
-      task: the task whose fine-tuned runs have the score; "" is the held-out split of the pre-trained runs.
-      overrides: settings under which the runs are scored, as if their experiments had them.
-      mean_of: columns by name, which are averaged in groups and then over the groups.
-      order_column: the column whose published order is compared with ours, where the paper lacks this score.
-    """
+    """One score of each row, times `factor` in the unit of the paper."""
 
     name: str
-    score: str
-    task: str = ""
+    score: str  # "" in a column that is published only
+    task: str = ""  # whose fine-tuned runs have the score; "" is the held-out split of the pre-trained runs
     factor: float = 100.0
-    overrides: tuple[str, ...] = ()
-    mean_of: tuple[tuple[str, ...], ...] = ()
-    order_column: str = ""
+    overrides: tuple[str, ...] = ()  # settings under which the runs are scored, as if their experiments had them
+    mean_of: tuple[tuple[str, ...], ...] = ()  # columns by name, averaged in groups and then over the groups
+    order_column: str = ""  # whose published order is compared with ours, where the paper lacks this score
     lower_is_better: bool = False
 
 
@@ -76,12 +65,9 @@ SQUAD_PAIRS = (("SQuAD1.1 F1", "SQuAD1.1 EM"), ("SQuAD2.0 F1", "SQuAD2.0 EM"))
 ALBERT_AVERAGE = ScoreColumn("Avg", "mean", mean_of=(*SQUAD_PAIRS, ("MNLI",), ("SST-2",), ("RACE",)))
 ALBERT_COLUMNS = (SQUAD1_F1, SQUAD1_EM, SQUAD2_F1, SQUAD2_EM, MNLI, SST2, RACE, ALBERT_AVERAGE)
 GLUE_TASK_COLUMNS = tuple(
-    ScoreColumn(task, score, task, order_column="GLUE avg")
-    for task, score in (
-        ("CoLA", "matthews"), ("SST-2", "accuracy"), ("MRPC", "accuracy"), ("STS-B", "spearman"), ("QQP", "accuracy"),
-        ("MNLI", "accuracy"), ("QNLI", "accuracy"), ("RTE", "accuracy"),
-    )
-)  # fmt: skip
+    ScoreColumn(task, {"CoLA": "matthews", "STS-B": "spearman"}.get(task, "accuracy"), task, order_column="GLUE avg")
+    for task in ("CoLA", "SST-2", "MRPC", "STS-B", "QQP", "MNLI", "QNLI", "RTE")
+)
 GLUE_AVERAGE = ScoreColumn("GLUE avg", "mean", mean_of=tuple((column.name,) for column in GLUE_TASK_COLUMNS))
 GLUE_COLUMNS = (*GLUE_TASK_COLUMNS, GLUE_AVERAGE)  # of ELECTRA's tables
 ELECTRA_COLUMNS = (ScoreColumn("RTD AUC", "rtd_auc"), ScoreColumn("generator at [MASK]", "generator_mask_accuracy"))
@@ -89,64 +75,52 @@ ELECTRA_COLUMNS = (ScoreColumn("RTD AUC", "rtd_auc"), ScoreColumn("generator at 
 
 @dataclass(frozen=True)
 class PaperRow:
-    """A row of a table: published numbers for each column, and experiments.
-
-    A cell of `published` is empty if the paper lacks the number, and has two if the paper contradicts itself. There
-    is a run of pre-training for each seed. `source_runs` are the experiments that these start from.
-    """
+    """A row of a table: published numbers for each column, and experiments."""
 
     name: str
-    published: tuple[tuple[float, ...], ...]
-    pretrain_runs: tuple[Experiment, ...] = ()
+    published: tuple[tuple[float, ...], ...]  # a cell is empty without a number, and has two that contradict each other
+    pretrain_runs: tuple[Experiment, ...] = ()  # one for each seed
     finetune_runs: tuple[Experiment, ...] = ()
-    source_runs: tuple[Experiment, ...] = ()
+    source_runs: tuple[Experiment, ...] = ()  # that `pretrain_runs` start from
 
     def group_by_seed(self, column: ScoreColumn) -> dict[str, list[Experiment]]:
         """Return the experiments of a column's score, with the seeds of one experiment together."""
-        experiments = self.pretrain_runs
-        if column.task:
-            experiments = [run for run in self.finetune_runs if parse_task_name(run) == column.task]
         groups: dict[str, list[Experiment]] = {}
-        for experiment in experiments:
-            groups.setdefault(strip_seeds(experiment.name), []).append(experiment)
+        for run in self.finetune_runs if column.task else self.pretrain_runs:
+            if not column.task or parse_task_name(run) == column.task:
+                groups.setdefault(strip_seeds(run.name), []).append(run)
         return groups
 
 
 @dataclass(frozen=True)
 class PaperTable:
-    """A table of a paper, as `Study.build_table` makes it.
-
-    `equal_in` names what all its experiments have in common, such as "tokens". `caveats` say why our numbers differ
-    from the paper's. `source_file` is the file of experiments/ablations/ that made it of `study`.
-    """
+    """A table of a paper, as `Study.build_table` makes it."""
 
     name: str
     title: str
     columns: tuple[ScoreColumn, ...]
     rows: tuple[PaperRow, ...]
-    equal_in: str
-    caveats: tuple[str, ...] = ()
-    source_file: str = ""
+    equal_in: str  # what all its experiments have in common, such as "tokens"
+    caveats: tuple[str, ...] = ()  # why our numbers differ from the paper's
+    source_file: str = ""  # the file of experiments/ablations/ that made it of `study`
     study: Study | None = None
 
     def __post_init__(self):
         names = [column.name for column in self.columns]
         for column in self.columns:
-            if unknown := [name for group in column.mean_of for name in group if name not in names]:
-                raise ExperimentError(
-                    f"{self.name}: {column.name} averages {unknown[0]!r}; the columns are {', '.join(names)}"
-                )
+            if unknown := [name for name in itertools.chain(*column.mean_of) if name not in names]:
+                known = ", ".join(names)
+                raise ExperimentError(f"{self.name}: {column.name} averages {unknown[0]!r}; the columns are {known}")
         for row in self.rows:
-            if len(row.published) != len(self.columns):
-                raise ExperimentError(
-                    f"{self.name}, {row.name}: {len(row.published)} published numbers for {len(self.columns)} columns"
-                )
+            if len(row.published) != len(names):
+                counts = f"{len(row.published)} published numbers for {len(names)} columns"
+                raise ExperimentError(f"{self.name}, {row.name}: {counts}")
 
     @cached_property
     def experiments_by_name(self) -> dict[str, Experiment]:
         """Every experiment by name, sources first. Raises `ExperimentError` if two differ under one name."""
         experiments: dict[str, Experiment] = {}
-        for kind in ("source_runs", "pretrain_runs", "finetune_runs"):
+        for kind in RUN_KINDS:
             for experiment in (run for row in self.rows for run in getattr(row, kind)):
                 if experiments.setdefault(experiment.name, experiment) != experiment:
                     raise ExperimentError(f"{self.name}: two experiments have the name {experiment.name!r}")
@@ -158,30 +132,20 @@ class PaperTable:
 
     def map_experiments(self, transform: Callable[[Experiment], Experiment]) -> PaperTable:
         """Return the table with `transform` applied to every experiment."""
-        kinds = ("pretrain_runs", "finetune_runs", "source_runs")
-        rows = [
-            replace(row, **{kind: tuple(map(transform, getattr(row, kind))) for kind in kinds}) for row in self.rows
-        ]
-        return replace(self, rows=tuple(rows))
+        transform_row = lambda row: {kind: tuple(map(transform, getattr(row, kind))) for kind in RUN_KINDS}
+        return replace(self, rows=tuple(replace(row, **transform_row(row)) for row in self.rows))
 
     def trace_init_chain(self, experiment: Experiment) -> list[Experiment]:
         """Return an experiment and the experiments of this table that it starts from, directly or not."""
-        chain = [experiment]
-        while chain[-1].init_from:
-            source = self.experiments_by_name.get(chain[-1].init_from.rpartition("/")[2])
-            if source is None:
-                break
+        chain, source = [], experiment
+        while source is not None:
             chain.append(source)
+            source = self.experiments_by_name.get((source.init_from or "").rpartition("/")[2])
         return chain
 
 
 def parse_task_name(experiment: Experiment) -> str:
-    """Return the task in the name that `Study.build_finetune_runs` gives an experiment, without recipe and seed.
-
-    >>> import types
-    >>> parse_task_name(types.SimpleNamespace(name="bert-paper-seed0@SST-2-rate5e-05-seed3"))
-    'SST-2'
-    """
+    """Return the task in a name of `Study.build_finetune_runs`: "SST-2" of "bert-paper-seed0@SST-2-rate5e-05-seed3"."""
     return re.sub(r"-(rate|batch|epochs|seed)[\d.]+(e-?\d+)?", "", experiment.name.rpartition("@")[2])
 
 
@@ -207,36 +171,25 @@ def load_saved_tables(runs_dir: Path) -> list[PaperTable]:
 
 @dataclass(frozen=True)
 class Study:
-    """Settings of a table, from `--with`.
-
-    Attributes:
-      scale: "small" or "paper".
-      corpus: the text to pre-train on; `extra_corpus` is added by tables about more text.
-      glue, squad, race, entities: folders of GLUE, SQuAD, RACE and CoNLL-2003, or "tfds" for the first two.
-      tasks: the tasks to fine-tune for at small scale.
-      runs: the folder of the runs.
-      seeds: by default three pre-training runs at small scale; at paper scale one, fine-tuned five times.
-      tokens: tokens of a small pre-training run.
-      rows: training rows of a small fine-tuning run.
-    """
+    """Settings of a table, from `--with`."""
 
     scale: Literal["paper", "small"] = "small"
-    corpus: tuple[str, ...] = ("tfds:wikipedia/20230601.en",)
-    glue: str = "glue"
+    corpus: tuple[str, ...] = ("tfds:wikipedia/20230601.en",)  # the text to pre-train on
+    glue: str = "glue"  # the folders of the tasks' rows; "tfds" for GLUE and SQuAD
     squad: str = "squad"
     race: str = "race"
     entities: str = "conll2003"
-    tasks: tuple[str, ...] = ("SST-2",)
-    runs: str = "runs"
-    extra_corpus: tuple[str, ...] = ("tfds:c4/realnewslike",)
-    seeds: int | None = None
-    tokens: float = 10e6
-    rows: int = 10_000
+    tasks: tuple[str, ...] = ("SST-2",)  # to fine-tune for at small scale
+    runs: str = "runs"  # the folder of the runs
+    extra_corpus: tuple[str, ...] = ("tfds:c4/realnewslike",)  # added by tables about more text
+    seeds: int | None = None  # by default three pre-training runs; at paper scale one, fine-tuned five times
+    tokens: float = 10e6  # of a small pre-training run
+    rows: int = 10_000  # to train on in a small fine-tuning run
 
     def __post_init__(self):
-        for name, least in (("seeds", 1), ("rows", 1), ("tokens", SMALL_SEQ_LENGTH * SMALL_BATCH_SIZE)):
-            if getattr(self, name) is not None and getattr(self, name) < least:
-                raise ExperimentError(f"--with {name}={getattr(self, name):g} must be at least {least}")
+        for name, minimum in {"seeds": 1, "rows": 1, "tokens": small_scale.SMALL_BATCH_TOKENS}.items():
+            if (value := getattr(self, name)) is not None and value < minimum:
+                raise ExperimentError(f"--with {name}={value:g} must be at least {minimum}")
         for task in self.tasks:
             self.find_task(task)
 
@@ -249,79 +202,70 @@ class Study:
         return range(self.seeds or 3) if self.is_small else range(1)
 
     def build_table(
-        self,
-        name: str,
-        title: str,
-        columns: Sequence[ScoreColumn],
-        rows: Iterable[PaperRow],
-        equal_in: str,
-        *caveats: str,
+        self, name: str, title: str, columns: Sequence[ScoreColumn], rows: Iterable[PaperRow], equal_in: str, *caveats
     ) -> PaperTable:
         """Return the table; at small scale its first caveat is the one that all tables share."""
         if self.is_small:
             shared_caveat = (
-                f"ours has a vocabulary of {SMALL_SIZES['vocab_size']:,}, no dropout, AdamW with bias correction "
-                f"at {SMALL_LEARNING_RATE:g} whatever the paper has, unless the row is about that, an initial "
+                f"ours has a vocabulary of {SMALL_SIZES['vocab_size']:,}, no dropout, AdamW with bias correction at "
+                f"{small_scale.SMALL_LEARNING_RATE:g} whatever the paper has, unless the row is about that, an initial "
                 f"deviation of {SMALL_SIZES['init_std']:.3f} at every width, and the corrected formats; tasks are "
                 f"learned from their first {self.rows:,} training rows in {SMALL_RECIPE.num_epochs:g} epochs at "
                 f"{SMALL_RECIPE.learning_rate:g}, and scored on the development set at the better epoch. "
                 "Compare rows, not numbers"
             )
             caveats = (shared_caveat, *caveats)
-        scored_tasks = dict.fromkeys(column.task for column in columns if column.task)
-        if unscored := [task for task in self.tasks if self.is_small and task not in scored_tasks]:
-            raise ExperimentError(
-                f"--with tasks={unscored[0]}: {name} scores another set of tasks: {', '.join(scored_tasks)}"
-            )
+        tasks = list_tasks(columns)
+        if unscored := [task for task in self.tasks if self.is_small and task not in tasks]:
+            raise ExperimentError(f"--with tasks={unscored[0]}: {name} scores another set of tasks: {', '.join(tasks)}")
         title = f"{title}, {self.scale} scale"
         return PaperTable(f"{name}_{self.scale}", title, tuple(columns), tuple(rows), equal_in, caveats, study=self)
 
     def build_row(
         self,
         name: str,
-        published: Sequence[float | tuple[float, ...] | None],
+        published: Sequence[PublishedNumber],
         columns: Sequence[ScoreColumn],
         run_name: str,
         experiment: Experiment,
         *,
-        small_changes: Mapping[str, Any] | None = None,
-        total_flops: float | None = None,
         source_runs: Sequence[Experiment] = (),
+        **scaling,
     ) -> PaperRow:
         """Return a row whose runs pre-train `experiment`, and fine-tune it for the tasks of `columns`.
 
-        At small scale `small_changes` are applied last. With `total_flops` the runs are shortened or lengthened to that
-        cost. With `source_runs` each run starts from the one of its seed.
+        `scaling` is `small_changes` or `total_flops` of `build_pretrain_run`. With `source_runs` each run starts from
+        the one of its seed.
         """
-        seeds = self.pretrain_seeds
-        sources = [source.name for source in source_runs] or [None] * len(seeds)
-        runs = [
-            self.build_pretrain_run(run_name, experiment, seed, small_changes or {}, total_flops, source)
-            for seed, source in zip(seeds, sources, strict=True)
-        ]
-        tasks = dict.fromkeys(column.task for column in columns if column.task)
-        tasks = [task for task in tasks if not self.is_small or task in self.tasks]
+        build_run = partial(self.build_pretrain_run, run_name, experiment, **scaling)
+        sources = [source.name for source in source_runs] or [None] * len(self.pretrain_seeds)
+        runs = [build_run(seed, init_from=name) for seed, name in zip(self.pretrain_seeds, sources, strict=True)]
+        tasks = [task for task in list_tasks(columns) if not self.is_small or task in self.tasks]
         finetune_runs = [tuned for run in runs for task in tasks for tuned in self.build_finetune_runs(run, task)]
-        return PaperRow(
-            name, pad_published_numbers(published, len(columns)), tuple(runs), tuple(finetune_runs), tuple(source_runs)
-        )
+        cells = self.build_published_row(name, published, columns).published
+        return PaperRow(name, cells, tuple(runs), tuple(finetune_runs), tuple(source_runs))
 
     def build_published_row(
-        self, name: str, published_numbers: Sequence[float | None], columns: Sequence[ScoreColumn]
+        self, name: str, published: Sequence[PublishedNumber], columns: Sequence[ScoreColumn]
     ) -> PaperRow:
-        """Return a row of published numbers only."""
-        return PaperRow(name, pad_published_numbers(published_numbers, len(columns)))
+        """Return a row of published numbers only; the last columns may have none."""
+        cells = [() if number is None else number if isinstance(number, tuple) else (number,) for number in published]
+        return PaperRow(name, (*cells, *[()] * (len(columns) - len(cells))))
 
     def build_pretrain_run(
         self,
         name: str,
         experiment: Experiment,
         seed: int = 0,
+        *,
         small_changes: Mapping[str, Any] = {},
         total_flops: float | None = None,
         init_from: str | None = None,
     ) -> Experiment:
-        """Return a pre-training experiment of this study, with its scale and seed in its name."""
+        """Return a pre-training experiment of this study, with its scale and seed in its name.
+
+        At small scale `small_changes` are applied last. With `total_flops` it is shortened or lengthened to that cost.
+        """
         run = replace(
             experiment,
             name=f"{name}-{self.scale}-seed{seed}",
@@ -330,34 +274,25 @@ class Study:
             init_from=init_from and f"{self.runs}/{init_from}",
         )
         if self.is_small:
-            run = apply_changes(shrink_experiment(run, self.tokens), small_changes)
+            run = apply_changes(small_scale.shrink_experiment(run, self.tokens), small_changes)
         if total_flops is not None:
             share = total_flops / run_flops(run)
-            steps = {str(i): {"until_step": max(round(p.until_step * share), 2)} for i, p in enumerate(run.phases)}
+            phases = [replace(phase, until_step=max(round(phase.until_step * share), 2)) for phase in run.phases]
             warmup = run.optimizer.warmup_steps
-            warmup = min(warmup, max(round(warmup * share), 1))
-            run = apply_changes(run, {"phases": steps, "optimizer": {"warmup_steps": warmup}})
+            optimizer = replace(run.optimizer, warmup_steps=min(warmup, max(round(warmup * share), 1)))
+            run = replace(run, phases=tuple(phases), optimizer=optimizer)
         return run
 
     def build_finetune_runs(self, pretrain_run: Experiment, task_name: str) -> list[Experiment]:
-        """Return the experiments that fine-tune a run for a task: one at small scale, else a grid of recipes and seeds.
-
-        The recipes are those of the family.
-        """
+        """Return the experiments that fine-tune a run for a task: one at small scale, else the family's recipes with
+        several seeds."""
         task, root, num_train_rows = self.find_task(task_name)
-        source = {
-            "init_from": f"{self.runs}/{pretrain_run.name}",
-            "config": pretrain_run.model,
-            "tokenizer_path": f"{self.runs}/{pretrain_run.name}/tokenizer.json",
-        }
-        name, seed = f"{pretrain_run.name}@{task_name}", pretrain_run.seed
+        folder, seed = f"{self.runs}/{pretrain_run.name}", pretrain_run.seed
+        source = {"init_from": folder, "config": pretrain_run.model, "tokenizer_path": f"{folder}/tokenizer.json"}
+        name = f"{pretrain_run.name}@{task_name}"
         if self.is_small:
-            return [
-                build_finetuning(
-                    f"{name}-seed{seed}", task, root, SMALL_RECIPE, num_train_rows,
-                    seed=seed, max_train_rows=self.rows, **source,
-                )
-            ]  # fmt: skip
+            source |= {"seed": seed, "max_train_rows": self.rows}
+            return [build_finetuning(f"{name}-seed{seed}", task, root, SMALL_RECIPE, num_train_rows, **source)]
         recipes = build_recipes(pretrain_run.model.conventions.name, task_name, pretrain_run.model)
         return build_finetuning_grid(name, task, root, recipes, num_train_rows, num_seeds=self.seeds or 5, **source)
 
@@ -376,14 +311,6 @@ class Study:
         raise ExperimentError(f"unknown task {name!r}; the tasks are {known}")
 
 
-def pad_published_numbers(
-    published: Iterable[float | tuple[float, ...] | None], num_columns: int
-) -> tuple[tuple[float, ...], ...]:
-    """Return the published numbers of each column; the last columns may have none."""
-    cells = []
-    for number in published:
-        if isinstance(number, tuple):
-            cells.append(number)
-        else:
-            cells.append(() if number is None else (number,))
-    return (*cells, *[()] * (num_columns - len(cells)))
+def list_tasks(columns: Iterable[ScoreColumn]) -> list[str]:
+    """Return the tasks that columns score, in their order."""
+    return list(dict.fromkeys(column.task for column in columns if column.task))

@@ -15,7 +15,7 @@ SMALL_SIZES = dict(
     init_std=128**-0.5, hidden_dropout=0.0, attention_dropout=0.0, unroll_layers=True,
 )  # fmt: skip
 SMALL_SEQ_LENGTH, SMALL_BATCH_SIZE, SMALL_WARMUP_STEPS = 64, 64, 200
-SMALL_LEARNING_RATE = 2e-3
+SMALL_BATCH_TOKENS, SMALL_LEARNING_RATE = SMALL_SEQ_LENGTH * SMALL_BATCH_SIZE, 2e-3
 SMALL_RECIPE = Recipe(
     3e-4, 32, num_epochs=2, max_seq_length=SMALL_SEQ_LENGTH, optimizer=AdamW(1.0, 0, bias_correction=True)
 )
@@ -33,16 +33,12 @@ def shrink_experiment(experiment: Experiment, num_tokens: float) -> Experiment:
     if model.embedding_size == model.hidden_size:
         embedding_size = SMALL_SIZES["hidden_size"]
     tokenizer = replace(experiment.data.tokenizer, vocab_size=SMALL_SIZES["vocab_size"], train_chars=20_000_000)
-    num_steps = round(num_tokens / SMALL_SEQ_LENGTH / SMALL_BATCH_SIZE)
+    num_steps = round(num_tokens / SMALL_BATCH_TOKENS)
     return replace(
         experiment,
         model=replace(model, **SMALL_SIZES | {"embedding_size": embedding_size}),
         data=replace(experiment.data, tokenizer=tokenizer),
-        optimizer=AdamW(
-            learning_rate=SMALL_LEARNING_RATE,
-            warmup_steps=min(SMALL_WARMUP_STEPS, num_steps // 10),
-            bias_correction=True,
-        ),
+        optimizer=AdamW(SMALL_LEARNING_RATE, min(SMALL_WARMUP_STEPS, num_steps // 10), bias_correction=True),
         phases=(Phase(num_steps, SMALL_SEQ_LENGTH, SMALL_BATCH_SIZE, form),),
         intervals=Intervals(log_every=100, eval_every=500, save_every=500, keep_checkpoints=1),
     )

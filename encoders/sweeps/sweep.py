@@ -8,19 +8,22 @@ resumes from its checkpoint.
 
 from __future__ import annotations
 
+import itertools
 import os
+import statistics
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
+from encoders.costs.ledger import run_flops
 from encoders.experiment import Experiment
 from encoders.run import loop
-from encoders.run.folder import RunInUse, differing_fields, read_result
+from encoders.run.folder import RunInUse, differing_fields, read_result, read_run_rows
 from encoders.run.preemption import STOPPED_STATUS, RunStopped, StopRequest
 from encoders.training import distributed
 from encoders.utils.files import lock_owner, write_file_atomically
@@ -57,10 +60,8 @@ class Sweep:
         self.failed_names: list[str] = []  # in this process
         self.finished_states: dict[str, str] = {}  # cached states of folders that hold a result
         self.is_waiting = False
-        known_experiments = (*self.other_experiments, *self.experiments)
-        self.experiment_by_folder = {
-            os.path.abspath(self.run_folder(experiment)): experiment for experiment in known_experiments
-        }
+        known = (*self.other_experiments, *self.experiments)
+        self.experiment_by_folder = {os.path.abspath(self.run_folder(experiment)): experiment for experiment in known}
 
     def run_folder(self, experiment: Experiment) -> Path:
         return self.runs_dir / experiment.name
@@ -68,13 +69,6 @@ class Sweep:
     def find_source(self, experiment: Experiment) -> Experiment | None:
         """Return the experiment of the same file that `init_from` names, if it is one."""
         return self.experiment_by_folder.get(os.path.abspath(experiment.init_from)) if experiment.init_from else None
-
-    def has_other_experiment(self, experiment: Experiment) -> bool:
-        """Return whether the folder of an experiment, or of one that it depends on, holds another experiment."""
-        if differing_fields(experiment, self.run_folder(experiment)):
-            return True
-        source = self.find_source(experiment)
-        return source is not None and self.has_other_experiment(source)
 
     def find_state(self, experiment: Experiment) -> str:
         """Return the state of an experiment.
@@ -104,11 +98,11 @@ class Sweep:
         return "running" if lock_owner(folder) else "ready"
 
     def find_finished_state(self, experiment: Experiment) -> str:
-        """Return the state of an experiment whose folder holds a result."""
+        """Return the state of an experiment with a result, by what its folder and those it depends on hold."""
         if differing_fields(experiment, self.run_folder(experiment)):
             return "other"
         source = self.find_source(experiment)
-        return "blocked" if source and self.has_other_experiment(source) else "done"
+        return "done" if source is None or self.find_finished_state(source) == "done" else "blocked"
 
     def choose_next(self, stop: StopRequest) -> Experiment | None:
         """Return the experiment to train next, or to check if it is finished; None if nothing is left to wait for.
@@ -193,17 +187,66 @@ class Sweep:
 
     def report_missing(self) -> int:
         """Log the experiments that this process did not finish, and return its exit status."""
-        missing: dict[str, list[str]] = {}
-        for experiment in self.experiments:
-            if experiment.name not in self.results:
-                missing.setdefault(self.find_state(experiment), []).append(experiment.name)
-        elsewhere = missing.pop("running", []) + missing.pop("done", [])
-        blocked = missing.pop("blocked", [])
-        failed = [name for names in missing.values() for name in names]
-        if elsewhere:
-            self.log(f"left to other processes: {', '.join(elsewhere)}")
-        if blocked:
-            self.log(f"not trained, since their init_from is not: {', '.join(blocked)}")
-        if failed:
-            self.log(f"failed: {', '.join(failed)}")
+        states = {e.name: self.find_state(e) for e in self.experiments if e.name not in self.results}
+        select_names = lambda *accepted: [name for name, state in states.items() if state in accepted]
+        elsewhere, blocked = select_names("running", "done"), select_names("blocked")
+        failed = select_names("failed", "other", "ready", "waiting")
+        messages = ("left to other processes", "not trained, since their init_from is not", "failed")
+        for message, names in zip(messages, (elsewhere, blocked, failed), strict=True):
+            if names:
+                self.log(f"{message}: {', '.join(names)}")
         return 1 if blocked or failed else 0
+
+
+# Progress -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RunProgress:
+    """State and step of an experiment, and the seconds left, or None if no speed is known."""
+
+    experiment: Experiment
+    state: str
+    step: int
+    seconds_left: float | None
+    note: str = ""
+
+
+def measure_progress(sweep: Sweep) -> list[RunProgress]:
+    """Return the progress of every experiment.
+
+    The time left is that of its remaining FLOPs at its own speed, else at the median speed of runs on the same kind of
+    data, else of all runs.
+    """
+    progress, speeds_by_data = [], {}
+    for experiment in sweep.experiments:
+        folder, flops = sweep.run_folder(experiment), run_flops(experiment)
+        differences = differing_fields(experiment, folder)
+        rows = [] if differences else read_run_rows(folder)
+        step, seconds = max((row["step"] for row in rows), default=0), sum(row["time"]["seconds"] for row in rows)
+        state, note = describe_state(sweep, experiment, differences, step)
+        flops_done, speeds = flops * step / experiment.num_steps, []
+        if seconds:
+            speeds = [flops_done / seconds]
+            speeds_by_data.setdefault(type(experiment.data), []).extend(speeds)
+        run = RunProgress(experiment, state, step, 0.0 if state == "done" else None, note)
+        progress.append((run, flops - flops_done, speeds))
+    all_speeds = list(itertools.chain(*speeds_by_data.values()))
+    for index, (run, flops_left, speeds) in enumerate(progress):
+        speeds = speeds or speeds_by_data.get(type(run.experiment.data), all_speeds)
+        if speeds and run.state != "done":
+            run = replace(run, seconds_left=flops_left / statistics.median(speeds))
+        progress[index] = run
+    return progress
+
+
+def describe_state(sweep: Sweep, experiment: Experiment, differences: list[str], step: int) -> tuple[str, str]:
+    """Return the state of an experiment, and a note: an error, the process that trains it, or what differs."""
+    if differences:
+        return "other", f"holds another experiment: {'; '.join(differences)}"
+    folder, state = sweep.run_folder(experiment), sweep.find_state(experiment)
+    if state == "failed":
+        return state, (folder / FAILURE_FILE).read_text(encoding="utf-8").strip()
+    if state == "running":
+        return state, lock_owner(folder) or ""
+    return ("interrupted" if state == "ready" and step else state), ""

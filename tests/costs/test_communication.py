@@ -4,8 +4,9 @@ import pytest
 
 from encoders.costs.communication import (
     DEVICES_PER_NODE,
+    LINK_BANDWIDTHS,
     Collective,
-    compute_gradient_share,
+    compute_step_seconds,
     parse_collectives,
     parse_group_size,
 )
@@ -64,9 +65,9 @@ def test_the_ways_in_which_groups_are_written(written, count):
 
 
 def test_eights_send_nothing_while_there_is_one_and_twice_its_eighth_when_there_are_many():
-    gradients = 800.0
+    gradients, (_, bandwidth) = 800.0, LINK_BANDWIDTHS["NVLink"]
     sent = 2 * 7 / 8 * gradients  # by a device of eight
-    assert compute_gradient_share(DEVICES_PER_NODE) == 0
-    assert sent / DEVICES_PER_NODE * compute_gradient_share(4 * DEVICES_PER_NODE) == pytest.approx(
+    assert compute_step_seconds(0.0, sent, DEVICES_PER_NODE, "NVLink") == 0
+    assert compute_step_seconds(0.0, sent, 4 * DEVICES_PER_NODE, "NVLink") * bandwidth == pytest.approx(
         2 * 3 / 4 * gradients / DEVICES_PER_NODE
     )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from encoders.costs import ledger
-from encoders.costs.objective_flops import compute_forward_flops
+from encoders.costs.ledger import compute_forward_flops
 from encoders.data.batch import build_single_example_batch
 from encoders.data.formats import FullSentences
 from encoders.data.spec import PretrainingData

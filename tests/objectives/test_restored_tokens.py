@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from encoders.costs.objective_flops import list_trained_configs
+from encoders.costs.ledger import list_trained_configs
 from encoders.data.batch import build_single_example_batch
 from encoders.model.config import EncoderConfig
 from encoders.objectives.generator import ELECTRA_MASKING

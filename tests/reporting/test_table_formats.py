@@ -2,13 +2,7 @@
 
 import pytest
 
-from encoders.reporting.table_formats import (
-    ReportTable,
-    format_as_latex,
-    format_as_markdown,
-    format_as_text,
-    format_grid,
-)
+from encoders.reporting.table_formats import TABLE_FORMATS, ReportTable, format_grid, format_tables
 
 TABLE = ReportTable("A title", ("", "a|b", "50 %"), (("x_1", "1.50", "-"), ("y & z", "1,234", "2e-5")), ("5 % of ~10",))
 
@@ -24,20 +18,20 @@ def test_a_table_without_rows_is_its_header():
 
 
 def test_markdown_escapes_the_separator_of_its_columns():
-    text = format_as_markdown([TABLE])
+    text = format_tables([TABLE], "markdown")
     assert "a\\|b" in text and text.startswith("### A title")
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert {line.replace("\\|", "").count("|") for line in rows} == {4}
 
 
 def test_latex_escapes_special_characters_of_cells_and_notes_once():
-    text = format_as_latex([TABLE])
+    text = format_tables([TABLE], "latex")
     for escaped in (r"x\_1", r"y \& z", r"50 \%", r"5 \% of \textasciitilde{}10"):
         assert escaped in text and "\\" + escaped not in text
 
 
-@pytest.mark.parametrize("format_tables", [format_as_text, format_as_markdown, format_as_latex])
-def test_every_format_has_all_titles_cells_and_notes(format_tables):
-    text = format_tables([TABLE, ReportTable("Another", ("k", "v"), (("word", "7.25"),))])
+@pytest.mark.parametrize("output_format", TABLE_FORMATS)
+def test_every_format_has_all_titles_cells_and_notes(output_format):
+    text = format_tables([TABLE, ReportTable("Another", ("k", "v"), (("word", "7.25"),))], output_format)
     for part in ("A title", "1.50", "1,234", "2e-5", "of", "Another", "word", "7.25"):
         assert part in text

@@ -11,8 +11,7 @@ from encoders.costs.ledger import make_blank_vocab, run_flops
 from encoders.run.folder import RunError, RunInUse, build_run_record, lock_run
 from encoders.run.preemption import STOPPED_STATUS, RunStopped, StopRequest
 from encoders.sweeps import sweep as sweeps
-from encoders.sweeps.progress import measure_progress
-from encoders.sweeps.sweep import FAILURE_FILE, Sweep
+from encoders.sweeps.sweep import FAILURE_FILE, Sweep, measure_progress
 from tests.reporting.test_table_results import build_sst2_run
 from tests.test_experiment import BASE
 
