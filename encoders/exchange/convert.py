@@ -51,8 +51,6 @@ def import_checkpoint(
     ELECTRA discriminator's generator, by default the folder "generator" inside its own. `tokenizer_files` is the folder
     of the tokenizer's files, by default that of the weights. Raises `CheckpointError`, a `ValueError`, that lists every
     problem.
-
-        import_checkpoint("bert-base-uncased", "runs/bert-base-uncased")
     """
     limit_malloc_arenas()
     folder, run = Path(folder), Path(run)
@@ -97,7 +95,7 @@ class ImportSources:
     config: EncoderConfig
     objective: object
     checkpoint_by_module: dict[str, PublishedCheckpoint]
-    tied_leaves: frozenset[str] = frozenset()
+    tied_leaves: tuple[str, ...] = ()
 
     def locate_leaf(self, path: str) -> tuple[PublishedCheckpoint, str]:
         """Return the checkpoint that holds the leaf at `path`, and the leaf's path in it."""
@@ -189,7 +187,7 @@ def pair_electra_checkpoints(discriminator: PublishedCheckpoint, generator: Publ
         config,
         replace(objective, tie=tie),
         {"": discriminator, "generator": generator, "tokens": generator},
-        frozenset(f"encoder/embed/{leaf}" for leaf in tied_leaves),
+        tuple(f"encoder/embed/{leaf}" for leaf in tied_leaves),
     )
 
 
@@ -199,18 +197,13 @@ def export_run(run: str | Path, folder: str | Path, *, step: str = "latest", log
     ELECTRA's generator is written to the folder "generator" inside it. Heads that no class of transformers holds
     together, such as the pooler of a masked language model, are left out and logged. Raises `CheckpointError` for a
     network that transformers cannot represent.
-
-        export_run("runs/mini-bert", "mini-bert")
     """
     limit_malloc_arenas()
     opened, folder = Run.open(Path(run)), Path(folder)
     if folder.exists():
         raise CheckpointError(f"{folder} exists; choose another name, or remove it")
     _, params = opened.load_params(step)
-    checkpoints = [
-        (subfolder, *build_hf_checkpoint(opened, config, network_params))
-        for subfolder, config, network_params in split_networks(opened, params)
-    ]
+    checkpoints = [(name, *build_hf_checkpoint(opened, *network)) for name, *network in split_networks(opened, params)]
     with atomic_dir(folder) as partial_folder:
         for subfolder, hf_config, tensors, omitted in checkpoints:
             path = partial_folder / subfolder

@@ -46,9 +46,7 @@ def find_fairseq_file(path: Path) -> Path | None:
     """Return the .pt file at `path`, or the only one in a folder without config.json; otherwise None."""
     if path.suffix == ".pt" and path.is_file():
         return path
-    if (path / "config.json").exists():
-        return None
-    files = [file for file in path.glob("*.pt") if file.is_file()]
+    files = [file for file in path.glob("*.pt") if file.is_file() and not (path / "config.json").exists()]
     return files[0] if len(files) == 1 else None
 
 

@@ -45,9 +45,7 @@ class PublishedCheckpoint:
         in_both = name in self.tensors and name in other.tensors
         return in_both and np.array_equal(self.tensors[name].read(), other.tensors[name].read())
 
-    def list_problems(
-        self, leaf_shapes: dict[str, tuple[int, ...]], tied_leaves: frozenset[str] = frozenset()
-    ) -> list[str]:
+    def list_problems(self, leaf_shapes: dict[str, tuple[int, ...]], tied_leaves: Iterable[str] = ()) -> list[str]:
         """Return a line for everything that does not fit the wanted leaves, path → shape.
 
         `tied_leaves` may be in the checkpoint and are read from another one.

@@ -262,13 +262,11 @@ class Predictor:
             raise RunError(f"{text!r} is empty after tokenization; every text needs at least one token")
         return ids
 
-    def iterate_batches(
-        self, split: Split, example_table: np.ndarray, row_format: Format, seq_length: int
-    ) -> Iterator[Batch]:
+    def iterate_batches(self, split: Split, table: np.ndarray, row_format: Format, seq_length: int) -> Iterator[Batch]:
         """Yield the rows of a table, longest first; rows that fill the last batch come at its end."""
-        phase, indices = Phase(1, seq_length, self.batch_size, row_format), np.arange(len(example_table))
+        phase, indices = Phase(1, seq_length, self.batch_size, row_format), np.arange(len(table))
         for batch in iter_batches_longest_first(
-            split, self.run.vocab, example_table, indices, phase, self.batch_size, NUM_LENGTH_BUCKETS
+            split, self.run.vocab, table, indices, phase, self.batch_size, NUM_LENGTH_BUCKETS
         ):
             yield batch.replace(labels={})
 

@@ -33,7 +33,7 @@ def compute_label_metrics(
 class ClassificationModule(TaskModule):
     """Module of an encoder, a pooler for the head "pooled", and the classification head."""
 
-    head_name: ClassVar[str] = "classes"  # of its parameters
+    head_name: ClassVar[str] = "classes"  # the attribute names the head's parameters
 
     @property
     def num_logits(self) -> int:
@@ -45,12 +45,13 @@ class ClassificationModule(TaskModule):
         if head == "pooled":
             self.pooler = Pooler(self.config)
         activation = head if head in ("tanh", "gelu") else "none"
-        self.classifier = ClassificationHead(self.config, self.num_logits, dropout, activation, name=self.head_name)
+        setattr(self, self.head_name, ClassificationHead(self.config, self.num_logits, dropout, activation))
 
     def compute_logits(self, batch: Batch, train: bool = False) -> Float[Array, "b s c"]:
         """Return a logit for each label of each example."""
         vector = summarize_examples(self.config, self.encoder(batch, train=train), batch)
-        return self.classifier(self.pooler(vector) if self.objective.head == "pooled" else vector, train)
+        head = getattr(self, self.head_name)
+        return head(self.pooler(vector) if self.objective.head == "pooled" else vector, train)
 
     def compute_metrics(self, logits: Float[Array, "b s c"], batch: Batch) -> Metrics:
         labels, mask = batch.labels["label"], batch.example_mask.astype(jnp.float32)
