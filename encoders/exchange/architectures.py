@@ -47,33 +47,35 @@ REQUIRED_VALUES = {
 # Buffers without information: positions that count up, and token types that are all zero.
 BUFFER_PATTERN = r"(^|\.)embeddings\.(position_ids|token_type_ids)$"
 
-EMBEDDING_NAMES = (
+SHARED_NAMES = (
+    ("spans", "qa_outputs"),
     ("encoder/embed/word", "{root}.embeddings.word_embeddings"),
     ("encoder/embed/position", "{root}.embeddings.position_embeddings"),
     ("encoder/embed/segment", "{root}.embeddings.token_type_embeddings"),
     ("encoder/embed/norm", "{root}.embeddings.LayerNorm"),
 )
-LAYER_NAMES = (
-    ("encoder/layers/attend/query", "{root}.encoder.layer.{}.attention.self.query"),
-    ("encoder/layers/attend/key", "{root}.encoder.layer.{}.attention.self.key"),
-    ("encoder/layers/attend/value", "{root}.encoder.layer.{}.attention.self.value"),
-    ("encoder/layers/attend/out", "{root}.encoder.layer.{}.attention.output.dense"),
-    ("encoder/layers/attend/norm", "{root}.encoder.layer.{}.attention.output.LayerNorm"),
-    ("encoder/layers/transform/up", "{root}.encoder.layer.{}.intermediate.dense"),
-    ("encoder/layers/transform/down", "{root}.encoder.layer.{}.output.dense"),
-    ("encoder/layers/transform/norm", "{root}.encoder.layer.{}.output.LayerNorm"),
+# Module of a layer here, in transformers, and in transformers' ALBERT.
+LAYER_MODULES = (
+    ("attend/query", "attention.self.query", "attention.query"),
+    ("attend/key", "attention.self.key", "attention.key"),
+    ("attend/value", "attention.self.value", "attention.value"),
+    ("attend/out", "attention.output.dense", "attention.dense"),
+    ("attend/norm", "attention.output.LayerNorm", "attention.LayerNorm"),
+    ("transform/up", "intermediate.dense", "ffn"),
+    ("transform/down", "output.dense", "ffn_output"),
+    ("transform/norm", "output.LayerNorm", "full_layer_layer_norm"),
 )
-ALBERT_LAYER_PREFIX = "albert.encoder.albert_layer_groups.{}.albert_layers.0"
-ALBERT_LAYER_NAMES = (
-    ("encoder/shared/attend/query", f"{ALBERT_LAYER_PREFIX}.attention.query"),
-    ("encoder/shared/attend/key", f"{ALBERT_LAYER_PREFIX}.attention.key"),
-    ("encoder/shared/attend/value", f"{ALBERT_LAYER_PREFIX}.attention.value"),
-    ("encoder/shared/attend/out", f"{ALBERT_LAYER_PREFIX}.attention.dense"),
-    ("encoder/shared/attend/norm", f"{ALBERT_LAYER_PREFIX}.attention.LayerNorm"),
-    ("encoder/shared/transform/up", f"{ALBERT_LAYER_PREFIX}.ffn"),
-    ("encoder/shared/transform/down", f"{ALBERT_LAYER_PREFIX}.ffn_output"),
-    ("encoder/shared/transform/norm", f"{ALBERT_LAYER_PREFIX}.full_layer_layer_norm"),
+LAYER_NAMES = tuple((f"encoder/layers/{name}", "{root}.encoder.layer.{}." + hf) for name, hf, _ in LAYER_MODULES)
+ALBERT_LAYER_NAMES = tuple(
+    (f"encoder/shared/{name}", "albert.encoder.albert_layer_groups.{}.albert_layers.0." + hf)
+    for name, _, hf in LAYER_MODULES
 )
+
+
+def tie_decoder(head: str, root: str) -> tuple[tuple[str, str], ...]:
+    """Return rows of (copy, original) for a masked-token head that repeats its bias and the word table."""
+    table = f"{root}.embeddings.word_embeddings.weight"
+    return (f"{head}.decoder.weight", table), (f"{head}.decoder.bias", f"{head}.bias")
 
 
 @dataclass(frozen=True)
@@ -81,16 +83,15 @@ class Architecture:
     """One model type of transformers.
 
     `module_names` has rows of (our module, their module). `tied_tensors` has rows of (copy, original); a file may omit
-    the copy. `model_classes` has the heads beside the encoder that each class of transformers holds. `fixed_fields` are
-    fields of `EncoderConfig` that every model of the type shares. `hf_defaults` are defaults of config.json that differ
-    from `CONFIG_FIELDS`. `classifier_head` is the value of `Classification.head` that computes its classifier.
-    `classifier_dropout_field` is that head's dropout rate in config.json and its default; None is the hidden dropout.
+    the copy. `fixed_fields` are fields of `EncoderConfig` that every model of the type shares. `hf_defaults` are
+    defaults of config.json that differ from `CONFIG_FIELDS`. `classifier_head` is the value of `Classification.head`
+    that computes its classifier. `classifier_dropout_field` is that head's dropout rate in config.json and its default;
+    None is the hidden dropout.
     """
 
     name: str
     module_names: tuple[tuple[str, str], ...]
     tied_tensors: tuple[tuple[str, str], ...]
-    model_classes: tuple[tuple[tuple[str, ...], str], ...]
     classifier_head: str
     classifier_dropout_field: tuple[str, float | None] = ("classifier_dropout", None)
     sentence_task: NextSentencePrediction | SentenceOrderPrediction | None = None  # of the published pair head
@@ -100,20 +101,33 @@ class Architecture:
     gelu_heads: tuple[str, ...] = ()  # heads that have exact GELU under any hidden_act
     positions_start_after_pad: bool = False  # as in fairseq
 
+    @property
+    def model_classes(self) -> tuple[tuple[tuple[str, ...], str], ...]:
+        """Rows of (heads beside the encoder, class of transformers that holds them)."""
+        known = {module.partition("/")[0] for module, _ in self.module_names}
+        classifier = ("pooler", "classes") if self.classifier_head == "pooled" else ("classes",)
+        rows = (
+            (("tokens", "pooler", "pair"), "ForPreTraining"),
+            (("replaced",), "ForPreTraining"),
+            (("tokens",), "ForMaskedLM"),
+            (classifier, "ForSequenceClassification"),
+            (("spans",), "ForQuestionAnswering"),
+            (("pooler",), "Model"),
+            ((), "Model"),
+        )
+        return tuple((heads, f"{self.name.capitalize()}{suffix}") for heads, suffix in rows if known.issuperset(heads))
+
     def find_hf_leaf(self, path: str) -> tuple[str, str] | None:
         """Return their name of the leaf at `path` of our tree, with `{}` for the layer, and the kind of leaf."""
         module, _, leaf = path.rpartition("/")
-        for our_module, hf_module in self.module_names:
-            if our_module == module:
-                return f"{hf_module.replace('{root}', self.name)}.{LEAF_NAMES[leaf]}", leaf
-        return None
+        hf_module = dict(self.module_names).get(module)
+        return None if hf_module is None else (f"{hf_module.replace('{root}', self.name)}.{LEAF_NAMES[leaf]}", leaf)
 
     def list_hf_tensors(self, path: str, shape: tuple[int, ...]) -> list[tuple[str, tuple[int, ...]]]:
         """Return names and shapes of their tensors for the leaf at `path` of our tree, one a layer."""
-        hf_leaf = self.find_hf_leaf(path)
-        if hf_leaf is None:
+        name, kind = self.find_hf_leaf(path) or (None, None)
+        if name is None:
             return []
-        name, kind = hf_leaf
         num_layers, layer_shape = (shape[0], shape[1:]) if is_stacked(path) else (1, shape)
         hf_shape = layer_shape[::-1] if kind == "kernel" else layer_shape
         return [(name.format(layer), hf_shape) for layer in range(num_layers)]
@@ -163,10 +177,6 @@ class Architecture:
         wanted = config.collect_computation_fields()
         return [f"{name}={value!r}" for name, value in wanted.items() if read_back[name] != value]
 
-    def choose_model_class(self, heads: frozenset[str]) -> tuple[tuple[str, ...], str]:
-        """Return the largest class of transformers whose heads are all in `heads`: its heads and its name."""
-        return max((row for row in self.model_classes if heads.issuperset(row[0])), key=lambda row: len(row[0]))
-
     def build_hf_config(self, config: EncoderConfig) -> dict:
         """Return the fields of config.json for an encoder."""
         hf_config = {hf_name: getattr(config, name) for name, hf_name, _ in self.list_config_fields()}
@@ -178,31 +188,24 @@ class Architecture:
 
 def check_number_or_text(hf_name: str, value: Any, declared_type: str) -> None:
     """Check a value of config.json by the type of our field. Raises `ValueError`."""
-    if declared_type not in ("int", "float"):
-        if not isinstance(value, str):
-            raise ValueError(f"{hf_name}={shorten(value)} is not a text")
-        return
-    accepted_types = int if declared_type == "int" else (int, float)
+    accepted_types = {"int": int, "float": int | float}.get(declared_type, str)
     if not isinstance(value, accepted_types) or isinstance(value, bool):
-        raise ValueError(f"{hf_name}={shorten(value)} is not a number")
+        raise ValueError(f"{hf_name}={shorten(value)} is not a {'text' if accepted_types is str else 'number'}")
     minimum = 1 if declared_type == "int" else 0
-    if not minimum <= value < 2**31:  # JAX indexes with 32-bit integers
+    if accepted_types is not str and not minimum <= value < 2**31:  # JAX indexes with 32-bit integers
         raise ValueError(f"{hf_name}={value!r} must be at least {minimum} and below 2**31")
 
 
 def has_different_groups(config: EncoderConfig) -> bool:
-    """Return whether transformers puts a layer into another group than the encoder here: it divides in floating
-    point."""
+    """Return whether transformers, which divides in floating point, puts a layer into another group."""
     num_layers, num_groups = config.num_layers, config.num_groups
-    if num_groups == 1:
-        return False
     return any(int(i / (num_layers / num_groups)) != i * num_groups // num_layers for i in range(num_layers))
 
 
 BERT = Architecture(
     name="bert",
     module_names=(
-        *EMBEDDING_NAMES,
+        *SHARED_NAMES,
         *LAYER_NAMES,
         ("tokens/dense", "cls.predictions.transform.dense"),
         ("tokens/norm", "cls.predictions.transform.LayerNorm"),
@@ -210,20 +213,8 @@ BERT = Architecture(
         ("pooler/dense", "bert.pooler.dense"),
         ("pair/out", "cls.seq_relationship"),
         ("classes/out", "classifier"),
-        ("spans", "qa_outputs"),
     ),
-    tied_tensors=(
-        ("cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight"),
-        ("cls.predictions.decoder.bias", "cls.predictions.bias"),
-    ),
-    model_classes=(
-        (("tokens", "pooler", "pair"), "BertForPreTraining"),
-        (("tokens",), "BertForMaskedLM"),
-        (("pooler", "classes"), "BertForSequenceClassification"),
-        (("spans",), "BertForQuestionAnswering"),
-        (("pooler",), "BertModel"),
-        ((), "BertModel"),
-    ),
+    tied_tensors=tie_decoder("cls.predictions", "bert"),
     classifier_head="pooled",
     sentence_task=NextSentencePrediction(),
 )
@@ -231,7 +222,7 @@ BERT = Architecture(
 ROBERTA = Architecture(
     name="roberta",
     module_names=(
-        *EMBEDDING_NAMES,
+        *SHARED_NAMES,
         *LAYER_NAMES,
         ("tokens/dense", "lm_head.dense"),
         ("tokens/norm", "lm_head.layer_norm"),
@@ -239,19 +230,8 @@ ROBERTA = Architecture(
         ("pooler/dense", "roberta.pooler.dense"),
         ("classes/dense", "classifier.dense"),
         ("classes/out", "classifier.out_proj"),
-        ("spans", "qa_outputs"),
     ),
-    tied_tensors=(
-        ("lm_head.decoder.weight", "roberta.embeddings.word_embeddings.weight"),
-        ("lm_head.decoder.bias", "lm_head.bias"),
-    ),
-    model_classes=(
-        (("tokens",), "RobertaForMaskedLM"),
-        (("classes",), "RobertaForSequenceClassification"),
-        (("spans",), "RobertaForQuestionAnswering"),
-        (("pooler",), "RobertaModel"),
-        ((), "RobertaModel"),
-    ),
+    tied_tensors=tie_decoder("lm_head", "roberta"),
     classifier_head="tanh",
     fixed_fields={"truncated_init": False, "conventions": roberta.CONVENTIONS},
     hf_defaults={"vocab_size": 50_265},
@@ -262,7 +242,7 @@ ROBERTA = Architecture(
 ALBERT = Architecture(
     name="albert",
     module_names=(
-        *EMBEDDING_NAMES,
+        *SHARED_NAMES,
         ("encoder/project", "albert.encoder.embedding_hidden_mapping_in"),
         *ALBERT_LAYER_NAMES,
         ("tokens/dense", "predictions.dense"),
@@ -271,29 +251,13 @@ ALBERT = Architecture(
         ("pooler/dense", "albert.pooler"),
         ("pair/out", "sop_classifier.classifier"),
         ("classes/out", "classifier"),
-        ("spans", "qa_outputs"),
     ),
-    tied_tensors=(
-        ("predictions.decoder.weight", "albert.embeddings.word_embeddings.weight"),
-        ("predictions.decoder.bias", "predictions.bias"),
-    ),
-    model_classes=(
-        (("tokens", "pooler", "pair"), "AlbertForPreTraining"),
-        (("tokens",), "AlbertForMaskedLM"),
-        (("pooler", "classes"), "AlbertForSequenceClassification"),
-        (("spans",), "AlbertForQuestionAnswering"),
-        (("pooler",), "AlbertModel"),
-        ((), "AlbertModel"),
-    ),
+    tied_tensors=tie_decoder("predictions", "albert"),
     classifier_head="pooled",
     classifier_dropout_field=("classifier_dropout_prob", 0.1),
     sentence_task=SentenceOrderPrediction(),
     # It projects e → d also where the widths are equal, unlike Google's code.
-    fixed_fields={
-        "shared_parts": albert.ALL_PARTS,
-        "always_project": True,
-        "conventions": albert.CONVENTIONS,
-    },
+    fixed_fields={"shared_parts": albert.ALL_PARTS, "always_project": True, "conventions": albert.CONVENTIONS},
     extra_fields=(("embedding_size", "embedding_size"), ("num_groups", "num_hidden_groups")),
     hf_defaults={
         "vocab_size": 30_000,
@@ -311,7 +275,7 @@ ALBERT = Architecture(
 ELECTRA = Architecture(
     name="electra",
     module_names=(
-        *EMBEDDING_NAMES,
+        *SHARED_NAMES,
         ("encoder/project", "electra.embeddings_project"),
         *LAYER_NAMES,
         ("tokens/dense", "generator_predictions.dense"),
@@ -321,16 +285,8 @@ ELECTRA = Architecture(
         ("replaced/out", "discriminator_predictions.dense_prediction"),
         ("classes/dense", "classifier.dense"),
         ("classes/out", "classifier.out_proj"),
-        ("spans", "qa_outputs"),
     ),
     tied_tensors=(("generator_lm_head.weight", "electra.embeddings.word_embeddings.weight"),),
-    model_classes=(
-        (("replaced",), "ElectraForPreTraining"),
-        (("tokens",), "ElectraForMaskedLM"),
-        (("classes",), "ElectraForSequenceClassification"),
-        (("spans",), "ElectraForQuestionAnswering"),
-        ((), "ElectraModel"),
-    ),
     classifier_head="gelu",
     fixed_fields={"embeddings": electra.ElectraEmbeddings, "conventions": electra.CONVENTIONS},
     extra_fields=(("embedding_size", "embedding_size"),),

@@ -37,9 +37,6 @@ M_ARENA_MAX = -8  # of glibc's malloc.h
 EMBEDDING_LEAVES = ("word/embedding", "position/embedding", "segment/embedding", "norm/scale", "norm/bias")
 
 
-# Import ---------------------------------------------------------------------------------------------------------------
-
-
 def import_checkpoint(
     folder: str | Path,
     run: str | Path,
@@ -54,15 +51,19 @@ def import_checkpoint(
     ELECTRA discriminator's generator, by default the folder "generator" inside its own. `tokenizer_files` is the folder
     of the tokenizer's files, by default that of the weights. Raises `CheckpointError`, a `ValueError`, that lists every
     problem.
-
-        import_checkpoint("bert-base-uncased", "runs/bert-base-uncased")
     """
     limit_malloc_arenas()
     folder, run = Path(folder), Path(run)
     if run.exists():
         raise CheckpointError(f"{run} exists; choose another name, or remove it")
-    sources = open_sources(folder, Path(generator) if generator else None)
     fairseq_file = fairseq.find_fairseq_file(folder)
+    checkpoint = fairseq.read_fairseq_checkpoint(fairseq_file) if fairseq_file else read_transformers_folder(folder)
+    if generator is None and (folder / "generator" / "config.json").is_file():
+        generator = folder / "generator"
+    if generator is None:
+        sources = ImportSources(checkpoint.config, checkpoint.objective, {"": checkpoint})
+    else:
+        sources = pair_electra_checkpoints(checkpoint, read_transformers_folder(Path(generator)))
     tokenizer = read_tokenizer(Path(tokenizer_files or (fairseq_file.parent if fairseq_file else folder)))
     # Parameters are read into a mesh of all devices, each of which holds its share.
     spec = RunSpec(name=run.name, model=sources.config, objective=sources.objective, mesh=Mesh(data=1, fsdp=-1))
@@ -84,17 +85,6 @@ def import_checkpoint(
     log(f"{run}: {sources.config.num_layers} layers, {type(sources.objective).__name__}, {', '.join(shapes)}")
 
 
-def open_sources(folder: Path, generator: Path | None) -> ImportSources:
-    """Return the checkpoint in `folder`, with the generator given or found inside it."""
-    fairseq_file = fairseq.find_fairseq_file(folder)
-    checkpoint = fairseq.read_fairseq_checkpoint(fairseq_file) if fairseq_file else read_transformers_folder(folder)
-    if generator is None and (folder / "generator" / "config.json").is_file():
-        generator = folder / "generator"
-    if generator is None:
-        return ImportSources(checkpoint.config, checkpoint.objective, {"": checkpoint})
-    return pair_electra_checkpoints(checkpoint, read_transformers_folder(generator))
-
-
 @dataclass(frozen=True)
 class ImportSources:
     """One published checkpoint, or ELECTRA's two, as the parameters of one module.
@@ -106,7 +96,7 @@ class ImportSources:
     config: EncoderConfig
     objective: object
     checkpoint_by_module: dict[str, PublishedCheckpoint]
-    tied_leaves: frozenset[str] = frozenset()
+    tied_leaves: tuple[str, ...] = ()
 
     def locate_leaf(self, path: str) -> tuple[PublishedCheckpoint, str]:
         """Return the checkpoint that holds the leaf at `path`, and the leaf's path in it."""
@@ -177,37 +167,29 @@ def pair_electra_checkpoints(discriminator: PublishedCheckpoint, generator: Publ
         generator_width=generator.config.hidden_size / config.hidden_size,
         generator_depth=generator.config.num_layers / config.num_layers,
     )
-    wanted = collect_generator_fields(objective.get_generator_config(config))
+    published, derived = (
+        encoder.collect_computation_fields() | {"vocab_size": encoder.vocab_size}
+        for encoder in (generator.config, objective.get_generator_config(config))
+    )
     differences = [
-        f"{name}={value!r} must be {wanted[name]!r}"
-        for name, value in collect_generator_fields(generator.config).items()
-        if value != wanted[name]
+        f"{name}={value!r} must be {derived[name]!r}" for name, value in published.items() if value != derived[name]
     ]
     if differences:
         raise CheckpointError(f"the generator does not belong to the discriminator: {'; '.join(differences)}")
     equal_leaves = [
         leaf for leaf in EMBEDDING_LEAVES if discriminator.has_equal_leaf(generator, f"encoder/embed/{leaf}")
     ]
+    tie, tied_leaves = "none", ()
+    if "word/embedding" in equal_leaves:
+        tie, tied_leaves = "tokens", ("word/embedding",)
     if equal_leaves == list(EMBEDDING_LEAVES):
         tie, tied_leaves = "embeddings", EMBEDDING_LEAVES
-    elif "word/embedding" in equal_leaves:
-        tie, tied_leaves = "tokens", ("word/embedding",)
-    else:
-        tie, tied_leaves = "none", ()
     return ImportSources(
         config,
         replace(objective, tie=tie),
         {"": discriminator, "generator": generator, "tokens": generator},
-        frozenset(f"encoder/embed/{leaf}" for leaf in tied_leaves),
+        tuple(f"encoder/embed/{leaf}" for leaf in tied_leaves),
     )
-
-
-def collect_generator_fields(config: EncoderConfig) -> dict[str, object]:
-    """Return the fields in which a published generator must equal the one derived from its discriminator."""
-    return config.collect_computation_fields() | {"vocab_size": config.vocab_size}
-
-
-# Export ---------------------------------------------------------------------------------------------------------------
 
 
 def export_run(run: str | Path, folder: str | Path, *, step: str = "latest", log: LogFn = lambda line: None) -> None:
@@ -216,18 +198,13 @@ def export_run(run: str | Path, folder: str | Path, *, step: str = "latest", log
     ELECTRA's generator is written to the folder "generator" inside it. Heads that no class of transformers holds
     together, such as the pooler of a masked language model, are left out and logged. Raises `CheckpointError` for a
     network that transformers cannot represent.
-
-        export_run("runs/mini-bert", "mini-bert")
     """
     limit_malloc_arenas()
     opened, folder = Run.open(Path(run)), Path(folder)
     if folder.exists():
         raise CheckpointError(f"{folder} exists; choose another name, or remove it")
     _, params = opened.load_params(step)
-    checkpoints = [
-        (subfolder, *build_hf_checkpoint(opened, config, network_params))
-        for subfolder, config, network_params in split_networks(opened, params)
-    ]
+    checkpoints = [(name, *build_hf_checkpoint(opened, *network)) for name, *network in split_networks(opened, params)]
     with atomic_dir(folder) as partial_folder:
         for subfolder, hf_config, tensors, omitted in checkpoints:
             path = partial_folder / subfolder
@@ -247,12 +224,10 @@ def split_networks(run: Run, params: dict) -> Iterator[tuple[str, EncoderConfig,
         return
     yield "", config, {"encoder": params["discriminator"], "replaced": params["replaced"]}
     if "generator" in params:
-        generator, tied_tables = params["generator"], params["discriminator"]["embed"]
-        embed = tied_tables if objective.tie == "embeddings" else dict(generator["embed"])
-        if objective.tie == "tokens":
-            embed["word"] = tied_tables["word"]
-        generator_params = {"encoder": generator | {"embed": embed}, "tokens": params["tokens"]}
-        yield "generator", objective.get_generator_config(config), generator_params
+        generator, tables = params["generator"], params["discriminator"]["embed"]
+        tied_tables = {"embeddings": tables, "tokens": {"word": tables["word"]}}.get(objective.tie, {})
+        encoder = generator | {"embed": generator.get("embed", {}) | tied_tables}
+        yield "generator", objective.get_generator_config(config), {"encoder": encoder, "tokens": params["tokens"]}
 
 
 def build_hf_checkpoint(run: Run, config: EncoderConfig, params: dict) -> tuple[dict, HFTensors, str]:
@@ -266,7 +241,8 @@ def build_hf_checkpoint(run: Run, config: EncoderConfig, params: dict) -> tuple[
         identity = {"kernel": np.eye(width, dtype=np.float32), "bias": np.zeros(width, np.float32)}
         params = params | {"encoder": params["encoder"] | {"project": identity}}
     vocab, heads = run.vocab, frozenset(params) - {"encoder"}
-    written_heads, class_name = architecture.choose_model_class(heads)
+    writable = [(names, name) for names, name in architecture.model_classes if heads.issuperset(names)]
+    written_heads, class_name = max(writable, key=lambda row: len(row[0]))
     hf_config = {
         "architectures": [class_name],
         "model_type": architecture.name,
@@ -292,13 +268,13 @@ def to_hf_layout(path: str, leaf, layer: int) -> np.ndarray:
 
 def find_architecture(run: Run, config: EncoderConfig, params: dict) -> Architecture:
     """Return the first architecture that represents a network. Raises `CheckpointError` with each one's reason."""
-    reasons = []
-    for architecture in ARCHITECTURES.values():
-        reason = explain_incompatibility(run, architecture, config, params)
-        if reason is None:
+    reasons = {}
+    for name, architecture in ARCHITECTURES.items():
+        reasons[name] = explain_incompatibility(run, architecture, config, params)
+        if reasons[name] is None:
             return architecture
-        reasons.append(f"{architecture.name}: {reason}")
-    raise CheckpointError("no architecture of transformers represents this run:\n  " + "\n  ".join(reasons))
+    lines = [f"\n  {name}: {reason}" for name, reason in reasons.items()]
+    raise CheckpointError(f"no architecture of transformers represents this run:{''.join(lines)}")
 
 
 def explain_incompatibility(run: Run, architecture: Architecture, config: EncoderConfig, params: dict) -> str | None:
@@ -309,9 +285,9 @@ def explain_incompatibility(run: Run, architecture: Architecture, config: Encode
         return str(error)
     if has_different_groups(config):
         return f"it divides {config.num_layers} layers into other groups than num_groups={config.num_groups} does here"
-    unknown_leaves = [path for path, _ in flatten_with_paths(params) if architecture.find_hf_leaf(path) is None]
-    if differences or unknown_leaves:
-        return f"it does not have {list_names([*differences, *unknown_leaves])}"
+    differences += [path for path, _ in flatten_with_paths(params) if architecture.find_hf_leaf(path) is None]
+    if differences:
+        return f"it does not have {list_names(differences)}"
     gelu_heads = [head for head in architecture.gelu_heads if head in params]
     if config.activation != "gelu" and gelu_heads:
         return f"its {gelu_heads[0]} head has gelu and not {config.activation}"
@@ -322,10 +298,7 @@ def explain_incompatibility(run: Run, architecture: Architecture, config: Encode
 
 
 def limit_malloc_arenas() -> None:
-    """Make all threads of this process share one heap: glibc gives them several, and each keeps freed memory.
-
-    With BERT-large these held 0.1 to 0.4 GB, different from run to run. Other C libraries ignore this.
-    """
+    """Make all threads share one heap: glibc's several keep freed memory, 0.1 to 0.4 GB with BERT-large."""
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt"):
         library.mallopt(M_ARENA_MAX, 1)

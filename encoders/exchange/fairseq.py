@@ -7,14 +7,13 @@ https://github.com/facebookresearch/fairseq, models/roberta.
 from __future__ import annotations
 
 import re
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from encoders.exchange import pickle_reader
 from encoders.exchange.published_folder import PublishedCheckpoint, interpret_checkpoint
-from encoders.exchange.weights import CheckpointError, LazyTensor, make_lazy_tensor
+from encoders.exchange.weights import CheckpointError, LazyTensor, collect_torch_tensors
 
 RENAME_PATTERNS = (
     (r"(encoder|decoder)\.(?=sentence_encoder|lm_head)", ""),
@@ -47,44 +46,39 @@ def find_fairseq_file(path: Path) -> Path | None:
     """Return the .pt file at `path`, or the only one in a folder without config.json; otherwise None."""
     if path.suffix == ".pt" and path.is_file():
         return path
-    if (path / "config.json").exists():
-        return None
-    files = [file for file in path.glob("*.pt") if file.is_file()]
+    files = [file for file in path.glob("*.pt") if file.is_file() and not (path / "config.json").exists()]
     return files[0] if len(files) == 1 else None
 
 
 def read_fairseq_checkpoint(path: Path) -> PublishedCheckpoint:
     """Read a .pt file. Raises `CheckpointError` for one that cannot be read."""
-    try:
-        content, read_tensor = pickle_reader.load_torch_file(path)
-    except ValueError as error:
-        raise CheckpointError(str(error)) from None
+    content, read_tensor = pickle_reader.load_torch_file(path)
     tensors = content.get("model") if isinstance(content, dict) else None
     options = find_model_options(content) if isinstance(tensors, dict) else None
     if options is None:
         raise CheckpointError(f"{path.name} lacks a fairseq model and its options; only fairseq's RoBERTa can be read")
     hf_tensors = {}
-    for name, tensor in tensors.items():
-        if not isinstance(name, str) or not isinstance(tensor, pickle_reader.TorchTensor):
-            continue
-        if re.search(VERSION_BUFFER_PATTERN, name):
-            continue
-        lazy_tensor = make_lazy_tensor(tensor.shape, tensor.storage.dtype.name, partial(read_tensor, tensor))
-        renamed = rename_tensor(name, lazy_tensor)
+    names = [name for name in tensors if isinstance(name, str) and not re.search(VERSION_BUFFER_PATTERN, name)]
+    for name, tensor in collect_torch_tensors({name: tensors[name] for name in names}, read_tensor).items():
+        renamed = rename_tensor(name, tensor)
         if duplicates := hf_tensors.keys() & renamed.keys():
             raise CheckpointError(f"two tensors have the name {min(duplicates)}")
         hf_tensors |= renamed
     if any(name.startswith("classifier.") for name in hf_tensors):  # fine-tuned files keep an unused masked-token head
         hf_tensors = {name: tensor for name, tensor in hf_tensors.items() if not name.startswith("lm_head.")}
     hf_config = convert_options(options, hf_tensors)
-    return interpret_checkpoint(hf_config, add_token_type_table(hf_tensors, hf_config["hidden_size"]), (path,))
+    # fairseq lacks token types: a table of one row of zeros computes the same.
+    shape = (1, hf_config["hidden_size"])
+    token_types = LazyTensor(shape, "float32", lambda: np.zeros(shape))
+    hf_tensors["roberta.embeddings.token_type_embeddings.weight"] = token_types
+    return interpret_checkpoint(hf_config, hf_tensors, (path,))
 
 
 def find_model_options(content: dict) -> dict | None:
     """Return the model's options: `args` of older files, `cfg.model` of newer ones."""
-    options = content.get("args")
-    if options is None and isinstance(content.get("cfg"), dict):
-        options = content["cfg"].get("model")
+    options, cfg = content.get("args"), content.get("cfg")
+    if options is None and isinstance(cfg, dict):
+        options = cfg.get("model")
     if isinstance(options, pickle_reader.InertStub):
         options = vars(options)
     return options if isinstance(options, dict) else None
@@ -94,11 +88,12 @@ def rename_tensor(name: str, tensor: LazyTensor) -> dict[str, LazyTensor]:
     """Return a tensor by its name in transformers; the joint query, key and value of older files become three."""
     tensors = {name: tensor}
     match = re.fullmatch(r"(.*self_attn\.)in_proj_(weight|bias)", name)
-    num_rows = tensor.shape[0] if tensor.shape else 0
-    if match and num_rows and num_rows % 3 == 0:
-        size = num_rows // 3
+    size, rest = divmod(tensor.shape[0] if tensor.shape else 0, 3)
+    if match and size and not rest:
         tensors = {
-            f"{match[1]}{letter}_proj.{match[2]}": slice_rows(tensor, i * size, (i + 1) * size)
+            f"{match[1]}{letter}_proj.{match[2]}": LazyTensor(
+                (size, *tensor.shape[1:]), tensor.dtype, lambda i=i: tensor.read()[i * size : (i + 1) * size]
+            )
             for i, letter in enumerate("qkv")
         }
     for pattern, replacement in RENAME_PATTERNS:
@@ -106,37 +101,25 @@ def rename_tensor(name: str, tensor: LazyTensor) -> dict[str, LazyTensor]:
     return tensors
 
 
-def slice_rows(tensor: LazyTensor, start: int, stop: int) -> LazyTensor:
-    """Return rows of a tensor, read when needed."""
-    return LazyTensor((stop - start, *tensor.shape[1:]), tensor.dtype, lambda: tensor.read()[start:stop])
-
-
 def convert_options(options: dict, tensors: dict[str, LazyTensor]) -> dict:
     """Return the config.json of a checkpoint; sizes are those of its tensors."""
 
-    def get_shape(name: str) -> tuple[int, ...]:
+    def get_size(name: str, axis: int = 0) -> int:
         shape = tensors[name].shape if name in tensors else ()
-        return (*shape, 0, 0)[:2]
+        return (*shape, 0, 0)[axis]
 
-    vocab_size, hidden_size = get_shape("roberta.embeddings.word_embeddings.weight")
     layers = {match[1] for name in tensors if (match := re.match(r"roberta\.encoder\.layer\.(\d+)\.", name))}
-    num_labels = get_shape("classifier.out_proj.weight")[0]
+    num_labels = get_size("classifier.out_proj.weight")
     return {
         "model_type": "roberta",
-        "vocab_size": vocab_size,
-        "hidden_size": hidden_size,
+        "vocab_size": get_size("roberta.embeddings.word_embeddings.weight"),
+        "hidden_size": get_size("roberta.embeddings.word_embeddings.weight", axis=1),
         "num_hidden_layers": len(layers),
-        "intermediate_size": get_shape("roberta.encoder.layer.0.intermediate.dense.weight")[0],
-        "max_position_embeddings": get_shape("roberta.embeddings.position_embeddings.weight")[0],
+        "intermediate_size": get_size("roberta.encoder.layer.0.intermediate.dense.weight"),
+        "max_position_embeddings": get_size("roberta.embeddings.position_embeddings.weight"),
         "type_vocab_size": 1,
         "layer_norm_eps": 1e-5,
         "pad_token_id": PAD_ID,
         **({"num_labels": num_labels} if num_labels else {}),
         **{hf_name: options.get(name, default) for hf_name, name, default in CONFIG_OPTIONS},
     }
-
-
-def add_token_type_table(tensors: dict[str, LazyTensor], hidden_size: int) -> dict[str, LazyTensor]:
-    """Add a token type table, which fairseq lacks: one row of zeros computes the same."""
-    zeros = LazyTensor((1, hidden_size), "float32", lambda: np.zeros((1, hidden_size), np.float32))
-    return tensors | {"roberta.embeddings.token_type_embeddings.weight": zeros}

@@ -7,7 +7,6 @@ the file is executed. Both layouts are read: the zip archive, and the plain file
 
 from __future__ import annotations
 
-import collections
 import math
 import pickle
 import reprlib
@@ -37,6 +36,10 @@ STORAGE_DTYPES = {
 }
 
 
+class CheckpointError(ValueError):
+    """Raised for a published checkpoint that cannot be read or written."""
+
+
 @dataclass(frozen=True)
 class TorchStorage:
     """Description of the values behind one or more tensors."""
@@ -59,17 +62,14 @@ class TorchTensor:
         """Check that the view lies within `num_elements` elements. Raises `ValueError`."""
         values = (self.offset, *self.shape, *self.strides)
         if not all(type(n) is int and 0 <= n < 2**63 for n in values) or len(self.shape) != len(self.strides):
-            raise ValueError(
-                f"offset, shape and strides {reprlib.repr((self.offset, self.shape, self.strides))} do not make a "
-                "tensor"
-            )
+            description = reprlib.repr((self.offset, self.shape, self.strides))
+            raise ValueError(f"offset, shape and strides {description} do not make a tensor")
         last = self.offset + sum((n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True))
         if all(self.shape) and last >= num_elements:
             raise ValueError(f"a tensor of shape {self.shape} reaches beyond its storage of {num_elements}")
 
     def view_storage(self, storage_values: np.ndarray) -> np.ndarray:
-        """Return the tensor as a view of its storage's values, which may be fewer than declared. Raises
-        `ValueError`."""
+        """Return the tensor as a view of its storage's values, which may be fewer than declared."""
         self.check_bounds(len(storage_values))
         if math.prod(self.shape) > len(storage_values):
             raise ValueError(f"a tensor of shape {self.shape} repeats the {len(storage_values)} values of its storage")
@@ -90,14 +90,10 @@ class InertStub:
         if isinstance(state, dict):
             self.__dict__.update({name: value for name, value in state.items() if isinstance(name, str)})
 
-    def __setitem__(self, key, value):
+    def __setitem__(self, *_):
         pass
 
-    def append(self, value):
-        pass
-
-    def extend(self, values):
-        pass
+    append = extend = __setitem__
 
 
 def rebuild_tensor(storage, offset, shape, strides, *_) -> TorchTensor:
@@ -112,23 +108,16 @@ def rebuild_parameter(tensor, *_) -> Any:
     return tensor
 
 
-def build_ordered_dict(*_) -> dict:
-    """Return an empty dictionary, which the pickle then fills."""
-    return collections.OrderedDict()
-
-
-def fill_mapping(target, items: list) -> None:
-    """Put alternating keys and values into `target`, if the key is a string or an integer.
-
-    Hashing a nested tuple can take unbounded time.
-    """
+def fill_mapping(target, items: list) -> Any:
+    """Return `target` with alternating keys and values; the hash of a key other than text or integers may not end."""
     for key, value in zip(items[::2], items[1::2], strict=True):
         if isinstance(key, str | int):
             target[key] = value
+    return target
 
 
 ALLOWED_GLOBALS: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): build_ordered_dict,
+    ("collections", "OrderedDict"): lambda *_: {},
     ("torch._utils", "_rebuild_tensor"): rebuild_tensor,
     ("torch._utils", "_rebuild_tensor_v2"): rebuild_tensor,
     ("torch._utils", "_rebuild_parameter"): rebuild_parameter,
@@ -174,20 +163,15 @@ class RestrictedUnpickler(pickle._Unpickler):
         fill_mapping(self.stack[-1], [key, value])
 
     def load_dict(self):
-        items, mapping = self.pop_mark(), {}
-        fill_mapping(mapping, items)
+        mapping = fill_mapping({}, self.pop_mark())  # which replaces self.append
         self.append(mapping)
-
-    def load_set(self):
-        """Skip the items of a set, which holds no tensors."""
-        self.pop_mark()
 
     dispatch = pickle._Unpickler.dispatch | {
         pickle.BUILD[0]: load_build,
         pickle.SETITEM[0]: load_setitem,
         pickle.SETITEMS[0]: load_setitems,
         pickle.DICT[0]: load_dict,
-        pickle.ADDITEMS[0]: load_set,
+        pickle.ADDITEMS[0]: lambda self: self.pop_mark(),  # of a set, which holds no tensors
         pickle.FROZENSET[0]: lambda self: (self.pop_mark(), self.append(InertStub())),
         pickle.BYTEARRAY8[0]: pickle._Unpickler.load_binbytes8,  # Python's own allocates before it reads
     }
@@ -196,23 +180,28 @@ class RestrictedUnpickler(pickle._Unpickler):
 def load_torch_file(path: Path) -> tuple[Any, Callable[[TorchTensor], np.ndarray]]:
     """Return the content that `torch.save` wrote to `path`, and a function that reads one of its tensors.
 
-    Raises `ValueError` for any other and for a damaged file.
+    Raises `CheckpointError` for any other and for a damaged file.
     """
     with wrap_read_errors(path):
-        return _read_zip_archive(path) if zipfile.is_zipfile(path) else _read_legacy_file(path)
+        content, read_storage = _read_zip_archive(path) if zipfile.is_zipfile(path) else _read_legacy_file(path)
+
+    def read_tensor(tensor: TorchTensor) -> np.ndarray:
+        with wrap_read_errors(path):
+            return tensor.view_storage(read_storage(tensor.storage))
+
+    return content, read_tensor
 
 
 @contextmanager
 def wrap_read_errors(path: Path) -> Iterator[None]:
-    """Turn any exception into a `ValueError` that names the file: damaged pickles and archives raise almost
-    anything."""
+    """Turn any exception into one that names the file: damaged pickles and archives raise almost anything."""
     try:
         yield
     except Exception as error:
-        raise ValueError(f"{path.name} is not a complete PyTorch file: {type(error).__name__}: {error}") from None
+        raise CheckpointError(f"{path.name} is not a complete PyTorch file: {type(error).__name__}: {error}") from None
 
 
-def _read_zip_archive(path: Path):
+def _read_zip_archive(path: Path) -> tuple[Any, Callable[[TorchStorage], np.ndarray]]:
     with zipfile.ZipFile(path) as archive:
         entries = [name for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl"]
         if len(entries) != 1:
@@ -226,19 +215,18 @@ def _read_zip_archive(path: Path):
         with archive.open(entries[0]) as file:
             content = RestrictedUnpickler(file).load()
 
-    def read_tensor(tensor: TorchTensor) -> np.ndarray:
-        storage = tensor.storage
-        with wrap_read_errors(path), zipfile.ZipFile(path) as archive:
+    def read_storage(storage: TorchStorage) -> np.ndarray:
+        size = storage.num_elements * storage.dtype.itemsize
+        with zipfile.ZipFile(path) as archive:
             entry = archive.getinfo(f"{root}data/{storage.key}")
-            size = storage.num_elements * storage.dtype.itemsize
             if entry.file_size < size:
                 raise ValueError(f"{entry.filename} holds fewer than its {size} bytes")
-            return tensor.view_storage(np.frombuffer(archive.read(entry), storage.dtype, storage.num_elements))
+            return np.frombuffer(archive.read(entry), storage.dtype, storage.num_elements)
 
-    return content, read_tensor
+    return content, read_storage
 
 
-def _read_legacy_file(path: Path):
+def _read_legacy_file(path: Path) -> tuple[Any, Callable[[TorchStorage], np.ndarray]]:
     with open(path, "rb") as file:
         if RestrictedUnpickler(file).load() != LEGACY_MAGIC or RestrictedUnpickler(file).load() != LEGACY_PROTOCOL:
             raise ValueError("its first bytes differ from those of PyTorch's files")
@@ -246,23 +234,15 @@ def _read_legacy_file(path: Path):
             raise ValueError("its values are not little-endian")
         reader = RestrictedUnpickler(file)
         content = reader.load()
-        keys, offsets, end = RestrictedUnpickler(file).load(), {}, path.stat().st_size
+        keys, offsets, file_size = RestrictedUnpickler(file).load(), {}, path.stat().st_size
         for key in keys:
             if not isinstance(key, str):
                 raise ValueError("a storage lacks a name")
             storage = reader.storages[key]
-            (size,) = struct.unpack("<q", file.read(8))
-            start = file.tell()
-            if size != storage.num_elements or start + size * storage.dtype.itemsize > end:
+            (num_elements,) = struct.unpack("<q", file.read(8))
+            offsets[key] = file.tell()
+            end = offsets[key] + num_elements * storage.dtype.itemsize
+            if num_elements != storage.num_elements or end > file_size:
                 raise ValueError(f"storage {key} does not hold its {storage.num_elements} elements")
-            offsets[key] = start
-            file.seek(start + size * storage.dtype.itemsize)
-
-    def read_tensor(tensor: TorchTensor) -> np.ndarray:
-        storage = tensor.storage
-        with wrap_read_errors(path):
-            return tensor.view_storage(
-                np.fromfile(path, storage.dtype, storage.num_elements, offset=offsets[storage.key])
-            )
-
-    return content, read_tensor
+            file.seek(end)
+    return content, lambda storage: np.fromfile(path, storage.dtype, storage.num_elements, offset=offsets[storage.key])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from reprlib import repr as shorten
@@ -23,8 +24,7 @@ from encoders.tasks.question_answering import SpanPrediction
 
 @dataclass(frozen=True, eq=False)
 class PublishedCheckpoint:
-    """A checkpoint whose tensors have the names of `architecture`; `heads` are its top-level modules but the
-    encoder."""
+    """A checkpoint with the tensor names of `architecture`; `heads` are its top-level modules but the encoder."""
 
     architecture: Architecture
     config: EncoderConfig
@@ -42,59 +42,50 @@ class PublishedCheckpoint:
     def has_equal_leaf(self, other: PublishedCheckpoint, path: str) -> bool:
         """Return whether both checkpoints have the leaf at `path`, with equal bits."""
         name = self.architecture.find_hf_leaf(path)[0]
-        if name not in self.tensors or name not in other.tensors:
-            return False
-        return np.array_equal(self.tensors[name].read(), other.tensors[name].read())
+        in_both = name in self.tensors and name in other.tensors
+        return in_both and np.array_equal(self.tensors[name].read(), other.tensors[name].read())
 
-    def list_problems(
-        self, leaf_shapes: dict[str, tuple[int, ...]], tied_leaves: frozenset[str] = frozenset()
-    ) -> list[str]:
+    def list_problems(self, leaf_shapes: dict[str, tuple[int, ...]], tied_leaves: Iterable[str] = ()) -> list[str]:
         """Return a line for everything that does not fit the wanted leaves, path → shape.
 
         `tied_leaves` may be in the checkpoint and are read from another one.
         """
-        wanted = dict(
-            row for path, shape in leaf_shapes.items() for row in self.architecture.list_hf_tensors(path, shape)
-        )
-        copies = dict(self.architecture.tied_tensors)
-        known = {*wanted, *copies, *(self.architecture.find_hf_leaf(path)[0] for path in tied_leaves)}
-        problems = []
-        if missing := sorted(wanted.keys() - self.tensors.keys()):
-            problems.append(f"missing: {list_names(missing)}")
-        if unexpected := sorted(self.tensors.keys() - known):
-            problems.append(f"unexpected: {list_names(unexpected)}")
+        architecture = self.architecture
+        wanted = dict(row for path, shape in leaf_shapes.items() for row in architecture.list_hf_tensors(path, shape))
+        known = {*wanted, *dict(architecture.tied_tensors)}
+        known.update(architecture.find_hf_leaf(path)[0] for path in tied_leaves)
+        missing, unexpected = sorted(wanted.keys() - self.tensors.keys()), sorted(self.tensors.keys() - known)
+        problems = [f"missing: {list_names(missing)}"] if missing else []
+        problems += [f"unexpected: {list_names(unexpected)}"] if unexpected else []
+        problems += self.find_type_problems({name: shape for name, shape in wanted.items() if name in self.tensors})
+        return problems or list(self.find_value_problems(wanted)) or list(self.find_tie_problems())
+
+    def find_type_problems(self, wanted: dict[str, tuple[int, ...]]) -> Iterator[str]:
         for name, shape in wanted.items():
-            if name not in self.tensors:
-                continue
             tensor = self.tensors[name]
             if tensor.shape != shape:
-                problems.append(f"{name} is {list(tensor.shape)} and should be {list(shape)}")
+                yield f"{name} is {list(tensor.shape)} and should be {list(shape)}"
             elif "float" not in tensor.dtype:
-                problems.append(f"{name} holds {tensor.dtype}; only floating-point numbers are read")
-        if not problems:
-            problems = [problem for name in wanted if (problem := self.describe_bad_values(name))]
-        if not problems:
-            mismatches = (self.describe_tie_mismatch(copy, original) for copy, original in copies.items())
-            problems = [problem for problem in mismatches if problem]
-        return problems
+                yield f"{name} holds {tensor.dtype}; only floating-point numbers are read"
 
-    def describe_bad_values(self, name: str) -> str | None:
-        """Return why the values of a tensor cannot be used, or None."""
-        try:
-            is_finite = np.isfinite(self.tensors[name].read()).all()
-        except CheckpointError as error:
-            return f"{name}: {error}"
-        return None if is_finite else f"{name} holds numbers that are not finite"
+    def find_value_problems(self, names: Iterable[str]) -> Iterator[str]:
+        for name in names:
+            try:
+                if not np.isfinite(self.tensors[name].read()).all():
+                    yield f"{name} holds numbers that are not finite"
+            except CheckpointError as error:
+                yield f"{name}: {error}"
 
-    def describe_tie_mismatch(self, copy: str, original: str) -> str | None:
-        """Return how a tensor differs from the one that it should repeat, or None."""
-        if copy not in self.tensors or original not in self.tensors:
-            return None
-        a, b = self.tensors[copy], self.tensors[original]
-        if a.shape != b.shape:
-            return f"{copy} is {list(a.shape)} and should repeat {original}, which is {list(b.shape)}"
-        largest = np.abs(a.read() - b.read()).max(initial=0.0)
-        return None if largest == 0 else f"{copy} should repeat {original} and differs by up to {largest:.3g}"
+    def find_tie_problems(self) -> Iterator[str]:
+        """Yield how the tensors differ that should repeat others."""
+        for copy, original in self.architecture.tied_tensors:
+            if copy not in self.tensors or original not in self.tensors:
+                continue
+            a, b = self.tensors[copy], self.tensors[original]
+            if a.shape != b.shape:
+                yield f"{copy} is {list(a.shape)} and should repeat {original}, which is {list(b.shape)}"
+            elif largest := np.abs(a.read() - b.read()).max(initial=0.0):
+                yield f"{copy} should repeat {original} and differs by up to {largest:.3g}"
 
 
 def read_transformers_folder(folder: Path) -> PublishedCheckpoint:
@@ -116,15 +107,24 @@ def interpret_checkpoint(
         config = architecture.read_encoder_config(hf_config)
     except ValueError as error:
         raise CheckpointError(f"config.json: {error}") from None
-    check_layers(config, tensors)
-    class_names = dict.fromkeys(name for _, name in architecture.model_classes)
-    given_names = hf_config.get("architectures") or []
-    if not isinstance(given_names, list) or (given_names and class_names.keys().isdisjoint(map(str, given_names))):
+    if config.num_layers > len(tensors):  # checked before anything is built of that size
         raise CheckpointError(
-            f"config.json: architectures={shorten(given_names)} names none of {', '.join(class_names)}"
+            f"config.json: num_hidden_layers={config.num_layers} exceeds the {len(tensors)} tensors of the weights"
         )
+    if has_different_groups(config):
+        raise CheckpointError(
+            f"config.json: num_hidden_groups={config.num_groups} with num_hidden_layers={config.num_layers} is not "
+            "supported: transformers rounds and puts a layer into another group than this library does"
+        )
+    known_names = dict.fromkeys(name for _, name in architecture.model_classes)
+    names = hf_config.get("architectures") or []
+    if not isinstance(names, list) or (names and known_names.keys().isdisjoint(map(str, names))):
+        raise CheckpointError(f"config.json: architectures={shorten(names)} names none of {', '.join(known_names)}")
     if config.always_project and config.embedding_size == config.hidden_size:
-        config, tensors = drop_identity_projection(architecture, config, tensors)
+        projection = [architecture.find_hf_leaf(f"encoder/project/{leaf}")[0] for leaf in ("kernel", "bias")]
+        if is_identity(*map(tensors.get, projection), config.hidden_size):  # as in exports of models without one
+            config = replace(config, always_project=False)
+            tensors = {name: tensor for name, tensor in tensors.items() if name not in projection}
     heads = frozenset(filter(None, map(architecture.find_top_module, tensors))) - {"encoder"}
     gelu_heads = heads.intersection(architecture.gelu_heads)
     if config.activation != "gelu" and gelu_heads:
@@ -134,19 +134,6 @@ def interpret_checkpoint(
         )
     objective = infer_objective(architecture, hf_config, config, heads)
     return PublishedCheckpoint(architecture, config, objective, heads, tensors, files)
-
-
-def check_layers(config: EncoderConfig, tensors: dict[str, LazyTensor]) -> None:
-    """Check the numbers of layers and groups before anything is built of that size. Raises `CheckpointError`."""
-    if config.num_layers > len(tensors):
-        raise CheckpointError(
-            f"config.json: num_hidden_layers={config.num_layers} exceeds the {len(tensors)} tensors of the weights"
-        )
-    if has_different_groups(config):
-        raise CheckpointError(
-            f"config.json: num_hidden_groups={config.num_groups} with num_hidden_layers={config.num_layers} is not "
-            "supported: transformers rounds and puts a layer into another group than this library does"
-        )
 
 
 def identify_architecture(hf_config: dict, tensors: dict[str, LazyTensor]) -> Architecture:
@@ -182,18 +169,11 @@ def modernize_tensor_names(architecture: Architecture, tensors: dict[str, LazyTe
     return renamed
 
 
-def drop_identity_projection(
-    architecture: Architecture, config: EncoderConfig, tensors: dict[str, LazyTensor]
-) -> tuple[EncoderConfig, dict[str, LazyTensor]]:
-    """Remove an embedding projection that is the identity, as in exports of models without one."""
-    kernel, bias = (architecture.find_hf_leaf(f"encoder/project/{leaf}")[0] for leaf in ("kernel", "bias"))
-    square = (config.hidden_size, config.hidden_size)
-    if kernel not in tensors or bias not in tensors or tensors[kernel].shape != square:
-        return config, tensors
-    if tensors[bias].read().any() or not np.array_equal(tensors[kernel].read(), np.eye(config.hidden_size)):
-        return config, tensors
-    others = {name: tensor for name, tensor in tensors.items() if name not in (kernel, bias)}
-    return replace(config, always_project=False), others
+def is_identity(kernel: LazyTensor | None, bias: LazyTensor | None, width: int) -> bool:
+    """Return whether a projection returns its input."""
+    if kernel is None or bias is None or kernel.shape != (width, width) or bias.read().any():
+        return False
+    return np.array_equal(kernel.read(), np.eye(width))
 
 
 def infer_objective(architecture: Architecture, hf_config: dict, config: EncoderConfig, heads: frozenset[str]):
@@ -220,10 +200,9 @@ def infer_classification(architecture: Architecture, hf_config: dict, config: En
         )
     dropout_field, default_dropout = architecture.classifier_dropout_field
     dropout = hf_config.get(dropout_field, default_dropout)
+    dropout = config.hidden_dropout if dropout is None else dropout
     try:
-        return Classification(
-            labels, architecture.classifier_head, config.hidden_dropout if dropout is None else dropout
-        )
+        return Classification(labels, architecture.classifier_head, dropout)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"config.json: {error}") from None
 

@@ -43,8 +43,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
                 "transformers applies one or the other, by its version and class: make them agree"
             )
     if path.name != "tokenizer.json" and not (path / "tokenizer.json").is_file():
-        unsupported = list_unsupported_rules(folder, settings, tokenizer, lowercase)
-        if unsupported:
+        if unsupported := list_unsupported_rules(folder, settings, tokenizer, lowercase):
             raise CheckpointError(
                 f"{folder.name}: {list_names(unsupported)} can be read from a tokenizer.json only; save the tokenizer "
                 "with transformers first"
@@ -54,12 +53,8 @@ def read_tokenizer(path: Path) -> Tokenizer:
 
 def list_unsupported_rules(folder: Path, settings: dict, tokenizer: Tokenizer, lowercase: bool) -> list[str]:
     """Return the settings and added tokens beside a vocabulary file that its tokenizer does not apply."""
-    supported = {
-        "strip_accents": (None, lowercase),
-        "tokenize_chinese_chars": (None, True),
-        "keep_accents": (None, False),
-    }
-    rules = [f"{name}={settings[name]!r}" for name, values in supported.items() if settings.get(name) not in values]
+    supported = {"strip_accents": lowercase, "tokenize_chinese_chars": True, "keep_accents": False}
+    rules = [f"{n}={settings[n]!r}" for n, value in supported.items() if settings.get(n) not in (None, value)]
     added_file = folder / "added_tokens.json"
     added_tokens = read_json(added_file) if added_file.is_file() else {}
     ids = {tokenizer.id_to_token(id): id for id in range(tokenizer.vocab.vocab_size)}
@@ -69,17 +64,13 @@ def list_unsupported_rules(folder: Path, settings: dict, tokenizer: Tokenizer, l
 def write_tokenizer(tokenizer: Tokenizer, folder: Path, config: EncoderConfig) -> None:
     """Write tokenizer.json, tokenizer_config.json and, for WordPiece, the vocab.txt of older tools."""
     tokenizer.save(folder)
-    inputs = ["input_ids", "token_type_ids", "attention_mask"]
-    if config.num_token_types <= 1:
-        inputs.remove("token_type_ids")
+    token_types = ["token_type_ids"] if config.num_token_types > 1 else []
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": config.max_positions,
-        "model_input_names": inputs,
+        "model_input_names": ["input_ids", *token_types, "attention_mask"],
         "clean_up_tokenization_spaces": False,
-    }
-    for name, field in SPECIAL_TOKEN_ROLES.items():
-        settings[name] = tokenizer.id_to_token(getattr(tokenizer.vocab, field))
+    } | {name: tokenizer.id_to_token(getattr(tokenizer.vocab, field)) for name, field in SPECIAL_TOKEN_ROLES.items()}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")
     if tokenizer.kind == "wordpiece":
         words = [tokenizer.id_to_token(id) for id in range(tokenizer.vocab.vocab_size)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +11,9 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
+
+from encoders.exchange import pickle_reader
+from encoders.exchange.pickle_reader import CheckpointError
 
 SAFETENSORS_FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 # In transformers' order of preference.
@@ -24,37 +26,27 @@ WEIGHT_FILES = (
 WRITTEN_DTYPE = np.dtype("<f4")
 
 
-class CheckpointError(ValueError):
-    """Raised for a published checkpoint that cannot be read or written."""
-
-
 @dataclass(frozen=True)
 class LazyTensor:
-    """A tensor in a file; `read` returns its values as float32."""
+    """A tensor in a file; `read_stored` returns its values as they are there."""
 
     shape: tuple[int, ...]
     dtype: str
-    read: Callable[[], np.ndarray]
+    read_stored: Callable[[], np.ndarray]
 
+    def read(self) -> np.ndarray:
+        """Return the values as float32, infinite beyond its range.
 
-def make_lazy_tensor(shape: tuple[int, ...], dtype: str, read: Callable[[], np.ndarray]) -> LazyTensor:
-    """Return a `LazyTensor` that converts to float32; values beyond its range become infinite.
-
-    Its `read` raises `CheckpointError` for a dtype that is not floating-point, and for a damaged file.
-    """
-
-    def read_float32() -> np.ndarray:
-        if "float" not in dtype:
-            raise CheckpointError(
-                f"a tensor of shape {list(shape)} holds {dtype}; only floating-point numbers are read"
-            )
+        Raises `CheckpointError` for a dtype that is not floating-point, and for a damaged file.
+        """
+        description = f"a tensor of shape {list(self.shape)}"
+        if "float" not in self.dtype:
+            raise CheckpointError(f"{description} holds {self.dtype}; only floating-point numbers are read")
         try:
             with np.errstate(over="ignore", invalid="ignore"):
-                return np.asarray(read(), np.float32)
+                return np.asarray(self.read_stored(), np.float32)
         except (SafetensorError, OSError, ValueError) as error:
-            raise CheckpointError(f"a tensor of shape {list(shape)} cannot be read: {error}") from None
-
-    return LazyTensor(shape, dtype, read_float32)
+            raise CheckpointError(f"{description} cannot be read: {error}") from None
 
 
 def read_weights(folder: Path) -> tuple[dict[str, LazyTensor], list[Path]]:
@@ -67,12 +59,7 @@ def read_weights(folder: Path) -> tuple[dict[str, LazyTensor], list[Path]]:
         raise CheckpointError(f"{folder} holds none of the weight files {', '.join(WEIGHT_FILES)}")
     if name.endswith(".index.json"):
         return read_sharded_weights(folder / name)
-    return read_weight_file(folder / name), [folder / name]
-
-
-def read_weight_file(path: Path) -> dict[str, LazyTensor]:
-    """Return the tensors of one file."""
-    return read_safetensors(path) if path.suffix == ".safetensors" else read_torch_weights(path)
+    return WEIGHT_READERS[Path(name).suffix](folder / name), [folder / name]
 
 
 def read_safetensors(path: Path) -> dict[str, LazyTensor]:
@@ -85,33 +72,32 @@ def read_safetensors(path: Path) -> dict[str, LazyTensor]:
     try:
         with safe_open(path, "numpy") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            return {
-                name: make_lazy_tensor(
-                    tuple(tensor.get_shape()),
-                    SAFETENSORS_FLOATS.get(tensor.get_dtype(), tensor.get_dtype()),
-                    partial(read_tensor, name),
-                )
-                for name, tensor in slices.items()
-            }
+            types = {name: (tuple(tensor.get_shape()), tensor.get_dtype()) for name, tensor in slices.items()}
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path.name} is not a complete safetensors file: {error}") from None
+    return {
+        name: LazyTensor(shape, SAFETENSORS_FLOATS.get(dtype, dtype), partial(read_tensor, name))
+        for name, (shape, dtype) in types.items()
+    }
 
 
 def read_torch_weights(path: Path) -> dict[str, LazyTensor]:
     """Return the tensors of a state dict that torch.save wrote."""
-    from encoders.exchange import pickle_reader
-
-    try:
-        content, read_tensor = pickle_reader.load_torch_file(path)
-    except ValueError as error:
-        raise CheckpointError(str(error)) from None
+    content, read_tensor = pickle_reader.load_torch_file(path)
     if not isinstance(content, dict):
         raise CheckpointError(f"{path.name} must hold tensors by name, and holds a {type(content).__name__}")
+    return collect_torch_tensors(content, read_tensor)
+
+
+def collect_torch_tensors(content: dict, read_tensor: Callable) -> dict[str, LazyTensor]:
     return {
-        str(name): make_lazy_tensor(tensor.shape, tensor.storage.dtype.name, partial(read_tensor, tensor))
+        str(name): LazyTensor(tensor.shape, tensor.storage.dtype.name, partial(read_tensor, tensor))
         for name, tensor in content.items()
         if isinstance(tensor, pickle_reader.TorchTensor)
     }
+
+
+WEIGHT_READERS = {".safetensors": read_safetensors, ".bin": read_torch_weights}
 
 
 def read_sharded_weights(index_path: Path) -> tuple[dict[str, LazyTensor], list[Path]]:
@@ -124,9 +110,10 @@ def read_sharded_weights(index_path: Path) -> tuple[dict[str, LazyTensor], list[
     existing = {path.name for path in folder.iterdir() if path.is_file()}
     shards = {}
     for name in sorted(set(weight_map.values())):
-        if not re.fullmatch(r".+\.(safetensors|bin)", name) or name not in existing:
+        path = folder / name
+        if path.suffix not in WEIGHT_READERS or name not in existing:
             raise CheckpointError(f"{index_path.name} names {name!r}, which is not a weight file in {folder.name}")
-        shards[name] = read_weight_file(folder / name)
+        shards[name] = WEIGHT_READERS[path.suffix](path)
     missing = sorted(tensor for tensor, name in weight_map.items() if tensor not in shards[name])
     if missing:
         raise CheckpointError(f"{index_path.name} places {list_names(missing)} in files that do not hold them")
@@ -158,13 +145,12 @@ def write_safetensors(path: Path, tensors: dict[str, tuple[tuple[int, ...], Call
     """Write `{name: (shape, read)}` as float32; each tensor is read just before it is written."""
     header, offset = {"__metadata__": {"format": "pt"}}, 0
     for name, (shape, _) in tensors.items():
-        size = math.prod(shape) * WRITTEN_DTYPE.itemsize
-        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [offset, offset + size]}
-        offset += size
+        end = offset + math.prod(shape) * WRITTEN_DTYPE.itemsize
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     with open(path, "wb") as file:
-        file.write(len(text).to_bytes(8, "little"))
-        file.write(text)
+        file.write(len(text).to_bytes(8, "little") + text)
         for _, read in tensors.values():
             np.ascontiguousarray(read(), WRITTEN_DTYPE).tofile(file)

@@ -72,10 +72,10 @@ def build_finetuning(
     if init_from is None and (config is None or tokenizer_path is None):
         raise ExperimentError(f"{name}: init_from=None needs both config and tokenizer_path")
     config = replace(config or load_run_spec(init_from).model, **dict(recipe.model_overrides))
-    num_train_rows = min(num_train_rows, max_train_rows or num_train_rows)
     task_objective, row_format = task.build_objective_and_format(
         config.conventions, recipe.head_dropout, recipe.both_orders
     )
+    num_train_rows = min(num_train_rows, max_train_rows or num_train_rows)
     if recipe.both_orders and task.symmetric:
         num_train_rows *= 2
     num_steps = recipe.num_steps or math.ceil(num_train_rows / recipe.batch_size * recipe.num_epochs)
@@ -85,27 +85,17 @@ def build_finetuning(
     example_length = min(recipe.max_seq_length, config.max_positions)
     # A row of several examples, as in multiple choice, has room for each of that length.
     row_length = example_length * (example_length // row_format.max_example_length(example_length))
+    tokenizer = TokenizerSpec(path=tokenizer_path or f"{init_from}/tokenizer.json")
     return Experiment(
         name=name,
         model=config,
         objective=objective or task_objective,
-        data=LabelledData(
-            task,
-            root,
-            TokenizerSpec(path=tokenizer_path or f"{init_from}/tokenizer.json"),
-            max_train_examples=max_train_rows,
-        ),
+        data=LabelledData(task, root, tokenizer, max_train_examples=max_train_rows),
         optimizer=replace(recipe.optimizer, learning_rate=recipe.learning_rate, warmup_steps=int(warmup_steps)),
         phases=(Phase(num_steps, row_length, recipe.batch_size, row_format, recipe.num_length_buckets),),
         seed=seed,
         init_from=init_from,
-        intervals=Intervals(
-            log_every=min(eval_every, 100),
-            eval_every=eval_every,
-            save_every=eval_every,
-            keep_checkpoints=1,
-            eval_batches=ALL_BATCHES,
-        ),
+        intervals=Intervals(min(eval_every, 100), eval_every, eval_every, keep_checkpoints=1, eval_batches=ALL_BATCHES),
         early_stopping=recipe.early_stopping,
     )
 
@@ -124,14 +114,13 @@ def build_finetuning_grid(
 
     `finetuning_args` are passed to `build_finetuning`.
     """
-    labels = {"rate": "learning_rate", "batch": "batch_size", "epochs": "num_epochs"}
-    varied = {label: f for label, f in labels.items() if len({getattr(recipe, f) for recipe in recipes}) > 1}
-    experiments = []
-    for recipe in recipes:
-        settings = [f"{label}{getattr(recipe, field):g}" for label, field in varied.items()]
-        for seed in range(num_seeds):
-            full_name = "-".join([name, *settings, f"seed{seed}"])
-            experiments.append(
-                build_finetuning(full_name, task, root, recipe, num_train_rows, seed=seed, **finetuning_args)
-            )
-    return experiments
+    names = {"rate": "learning_rate", "batch": "batch_size", "epochs": "num_epochs"}
+    varied = {label: f for label, f in names.items() if len({getattr(recipe, f) for recipe in recipes}) > 1}
+    settings = [[f"{label}{getattr(recipe, f):g}" for label, f in varied.items()] for recipe in recipes]
+    return [
+        build_finetuning(
+            "-".join([name, *labels, f"seed{seed}"]), task, root, recipe, num_train_rows, seed=seed, **finetuning_args
+        )
+        for recipe, labels in zip(recipes, settings, strict=True)
+        for seed in range(num_seeds)
+    ]

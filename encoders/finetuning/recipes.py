@@ -14,7 +14,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -54,14 +53,12 @@ FAIRSEQ_ADAM = dict(betas=(0.9, 0.98), bias_correction=True, schedule="peak", cl
 ELECTRA_BY_HIDDEN_SIZE = {256: (3e-4, 0.8), 768: (1e-4, 0.8), 1024: (5e-5, 0.9)}
 
 
-def build_bert_recipes(task: str, config: EncoderConfig) -> list[Recipe]:
-    if task == "SQuAD1.1":
-        return [Recipe(5e-5, 32, 3, max_seq_length=384)]
-    if task == "SQuAD2.0":
-        return [Recipe(3e-5, 24, 2, max_seq_length=384)]
-    if task == "RACE":
-        return [Recipe(2e-5, 16, 3, max_seq_length=512)]
-    return [Recipe(learning_rate, 32) for learning_rate in (5e-5, 4e-5, 3e-5, 2e-5)]
+BERT_RECIPES = {
+    "SQuAD1.1": [Recipe(5e-5, 32, 3, max_seq_length=384)],
+    "SQuAD2.0": [Recipe(3e-5, 24, 2, max_seq_length=384)],
+    "RACE": [Recipe(2e-5, 16, 3, max_seq_length=512)],
+    "GLUE": [Recipe(learning_rate, 32) for learning_rate in (5e-5, 4e-5, 3e-5, 2e-5)],
+}
 
 
 def build_roberta_recipes(task: str, config: EncoderConfig) -> list[Recipe]:
@@ -91,7 +88,7 @@ def build_electra_recipes(task: str, config: EncoderConfig) -> list[Recipe]:
 
 
 RECIPE_BUILDERS = {
-    "bert": build_bert_recipes,
+    "bert": lambda task, config: BERT_RECIPES.get(task, BERT_RECIPES["GLUE"]),
     "roberta": build_roberta_recipes,
     "albert": build_albert_recipes,
     "electra": build_electra_recipes,
@@ -119,21 +116,22 @@ def build_recipes(
             f"tasks are {', '.join(ALBERT_TABLE_14)}"
         ) from None
     own_rates = dict.fromkeys(recipe.learning_rate for recipe in recipes)
-    combinations = itertools.product(learning_rates or own_rates, batch_sizes or (None,), epoch_counts or (None,))
     return [
         override_recipe(replace(recipes[0], learning_rate=rate), batch_size, num_epochs)
-        for rate, batch_size, num_epochs in combinations
+        for rate in learning_rates or own_rates
+        for batch_size in batch_sizes or (recipes[0].batch_size,)
+        for num_epochs in epoch_counts or (None,)
     ]
 
 
-def override_recipe(recipe: Recipe, batch_size: int | None, num_epochs: float | None) -> Recipe:
-    """Return the recipe with another batch size or number of epochs.
+def override_recipe(recipe: Recipe, batch_size: int, num_epochs: float | None) -> Recipe:
+    """Return the recipe with another batch size or number of epochs, by default as many as its steps amount to.
 
-    The number of epochs that a recipe in steps amounts to, and the share of its warm-up, are preserved.
+    The share of the warm-up is preserved.
     """
-    changed = replace(recipe, batch_size=batch_size or recipe.batch_size, num_epochs=num_epochs or recipe.num_epochs)
-    if recipe.num_steps is None or (num_epochs is None and changed.batch_size == recipe.batch_size):
+    changed = replace(recipe, batch_size=batch_size, num_epochs=num_epochs or recipe.num_epochs)
+    if recipe.num_steps is None or (num_epochs is None and batch_size == recipe.batch_size):
         return changed
     warmup_share = recipe.warmup / recipe.num_steps if recipe.warmup >= 1 else recipe.warmup
-    num_steps = None if num_epochs else round(recipe.num_steps * recipe.batch_size / changed.batch_size)
+    num_steps = None if num_epochs else round(recipe.num_steps * recipe.batch_size / batch_size)
     return replace(changed, num_steps=num_steps, warmup=warmup_share)

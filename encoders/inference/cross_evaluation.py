@@ -44,7 +44,7 @@ def cached_scores(folder: Path, settings: Iterable[str]) -> dict[str, float] | N
     return json.loads(path.read_text(encoding="utf-8"))["scores"] if path.exists() else None
 
 
-def load_or_compute_scores(folder: Path, settings: tuple[str, ...], store: str | None = None) -> dict[str, float]:
+def load_or_compute_scores(folder: Path, settings: tuple[str, ...]) -> dict[str, float]:
     """Return a run's scores under other settings; compute and store them the first time."""
     # Processes of one run compute together, so they cannot exclude each other.
     lock = nullcontext() if distributed.is_multi_process() else lock_dir(folder / SCORES_FOLDER, lambda: None)
@@ -52,13 +52,12 @@ def load_or_compute_scores(folder: Path, settings: tuple[str, ...], store: str |
         scores = cached_scores(folder, settings)
         if scores is not None:
             return scores
-        run = Run.open(folder, store)
+        run = Run.open(folder)
         step, params = run.load_params("latest")
         scores = evaluate_with_overrides(run, params, settings)
         if distributed.is_primary():
-            path = score_path(folder, settings)
-            path.parent.mkdir(exist_ok=True)
-            write_json(path, {"settings": sorted(settings), "step": step, "scores": scores})
+            (folder / SCORES_FOLDER).mkdir(exist_ok=True)
+            write_json(score_path(folder, settings), {"settings": sorted(settings), "step": step, "scores": scores})
         return scores
 
 
@@ -71,23 +70,17 @@ def evaluate_with_overrides(
     """
     other = Run(apply_settings(run.experiment, settings), run.folder, run.vocab, run.open_store)
     wanted = jax.eval_shape(other.init_fn, 0).params
-    missing = [name for name in wanted if name not in params or not have_equal_shapes(params[name], wanted[name])]
+    shapes, wanted_shapes = (jax.tree.map(np.shape, tree) for tree in (params, wanted))
+    missing = [name for name in wanted if shapes.get(name) != wanted_shapes[name]]
     if not missing:
         return evaluate_run(other, {name: params[name] for name in wanted}, num_batches=eval_batches)
     sentence_task = getattr(other.experiment.objective, "sentence_task", None)
+    problem = f"{run.folder} lacks parameters {', '.join(missing)}"
     if sentence_task is None or not set(missing) <= set(SENTENCE_TASK_HEADS):
-        raise RunError(f"{run.folder} lacks parameters {', '.join(missing)} of the shapes for {', '.join(settings)}")
+        raise RunError(f"{problem} of the shapes for {', '.join(settings)}")
     if distributed.is_multi_process():
-        raise RunError(
-            f"{run.folder} lacks parameters {', '.join(missing)}; a regression in their place needs a single process"
-        )
+        raise RunError(f"{problem}; a regression in their place needs a single process")
     return score_linear_probe(other, params[find_encoder_name(params)], sentence_task)
-
-
-def have_equal_shapes(params, other_params) -> bool:
-    """Return whether two parameter trees have the same leaves of the same shapes."""
-    shapes, other_shapes = (jax.tree.map(lambda leaf: leaf.shape, tree) for tree in (params, other_params))
-    return shapes == other_shapes
 
 
 def score_linear_probe(run: Run, params: dict, sentence_task) -> dict[str, float]:
@@ -108,12 +101,9 @@ def score_linear_probe(run: Run, params: dict, sentence_task) -> dict[str, float
     regression = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(x, y)
     x, y = collect_cls_vectors(run, params, eval_batches, sentence_task)
     accuracy, positive_share = float(regression.score(x, y)), float(y.mean())
+    error, baseline = float((accuracy * (1 - accuracy) / len(y)) ** 0.5), max(positive_share, 1 - positive_share)
     prefix = sentence_task.metric_prefix
-    return {
-        f"{prefix}_accuracy": accuracy,
-        f"{prefix}_accuracy_error": float((accuracy * (1 - accuracy) / len(y)) ** 0.5),
-        f"{prefix}_baseline": max(positive_share, 1 - positive_share),
-    }
+    return {f"{prefix}_accuracy": accuracy, f"{prefix}_accuracy_error": error, f"{prefix}_baseline": baseline}
 
 
 @partial(jax.jit, static_argnames="config")

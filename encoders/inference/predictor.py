@@ -42,7 +42,7 @@ TextOrPair = str | tuple[str, str]
 
 
 @partial(jax.jit, static_argnames=("module", "method"))
-def apply_module(params: dict, batch: Batch, *, module, method: str):
+def apply_jitted(params: dict, batch: Batch, *, module, method: str):
     return module.apply({"params": params}, batch, method=method)
 
 
@@ -121,38 +121,27 @@ class Predictor:
                 masked_labels=np.take_along_axis(batch.input_ids, positions, axis=1),
                 masked_weights=np.take_along_axis(is_mask, positions, axis=1).astype(np.float32),
             )
-            logits = apply_module(self.params, masked_batch, module=self.run.module, method="compute_token_logits")
-            probabilities = jax.nn.softmax(logits[..., : vocab.vocab_size])
-            top_probabilities, top_ids = jax.device_get(jax.lax.top_k(probabilities, num_candidates))
+            logits = self.apply_module(masked_batch, "compute_token_logits")[..., : vocab.vocab_size]
+            top_values = jax.device_get(jax.lax.top_k(jax.nn.softmax(logits), num_candidates))
+            probabilities, ids = (values.tolist() for values in top_values)
+            name_token = tokenizer.id_to_token
             return [
-                [
-                    [
-                        (tokenizer.id_to_token(int(id)), float(p))
-                        for id, p in zip(top_ids[row, i], top_probabilities[row, i], strict=True)
-                    ]
-                    for i in range(count)
-                ]
+                [list(zip(map(name_token, ids[row][i]), probabilities[row][i], strict=True)) for i in range(count)]
                 for row, count in enumerate(num_masks)
             ]
 
-        yield from self.predict_texts(texts, encode_masked_text, predict_rows)
+        yield from self.predict_texts(texts, predict_rows, encode_masked_text)
 
     def classify(self, texts: Iterable[TextOrPair]) -> Iterator[dict[str, float]]:
-        """Yield the probability of each label, or the number of a regression under its only label.
-
-        (probabilities,) = predictor.classify([("A man sleeps.", "A man is awake.")])
-        label = max(probabilities, key=probabilities.get)
-        """
+        """Yield the probability of each label, or the number of a regression under its only label."""
         labels = self.labels
 
         def predict_rows(batch: Batch) -> list:
-            outputs = apply_module(self.params, batch, module=self.run.module, method="predict_outputs")
-            scores = outputs["logits"][:, 0]
-            if len(labels) > 1:
-                scores = jax.nn.softmax(scores)
+            scores = self.apply_module(batch, "predict_outputs")["logits"][:, 0]
+            scores = jax.nn.softmax(scores) if len(labels) > 1 else scores
             return [dict(zip(labels, map(float, row), strict=True)) for row in jax.device_get(scores)]
 
-        yield from self.predict_texts(texts, self.encode_text, predict_rows)
+        yield from self.predict_texts(texts, predict_rows)
 
     def answer_questions(
         self, questions: Iterable[tuple[str, str]], null_threshold: float | None = None
@@ -161,15 +150,13 @@ class Predictor:
 
         `start` and `end` are characters of the context. The answer is "", without start, end and score, where the null
         score exceeds `null_threshold`, by default the threshold tuned at the run's evaluation.
-
-            (answer,) = predictor.answer_questions([("Who sleeps?", "The fox sleeps.")])
-            answer["answer"]
         """
         if not isinstance(self.objective, QAObjective):
             kind = type(self.objective).__name__
             raise RunError(f"{self.run.folder} needs an objective of question answering and has {kind}")
-        if null_threshold is None:
-            null_threshold = self.null_threshold
+        result_file = self.run.folder / "result.json"
+        if null_threshold is None and result_file.exists():  # None for a run on answerable questions
+            null_threshold = json.loads(result_file.read_text(encoding="utf-8")).get("best", {}).get("threshold")
         for chunk in chunk_items(questions, CHUNK_SIZE):
             for prediction in self.predict_spans(chunk):
                 result = {"answer": prediction.best_text(null_threshold)}
@@ -188,70 +175,39 @@ class Predictor:
         ids, offsets = self.run.tokenizer.encode_with_offsets(list(chain.from_iterable(questions)))
         rows = [self.require_tokens([a, b], pair) for a, b, pair in zip(ids[::2], ids[1::2], questions, strict=True)]
         # The separator that ends a document has an offset too.
-        row_offsets = [(*a, *b, (0, 0)) for a, b in zip(offsets[::2], offsets[1::2], strict=True)]
-        columns = {
-            "answer": np.full((len(questions), 2), -1),
-            "places": np.array(list(chain.from_iterable(row_offsets))),
-        }
+        places = [place for a, b in zip(offsets[::2], offsets[1::2], strict=True) for place in (*a, *b, (0, 0))]
+        columns = {"answer": np.full((len(questions), 2), -1), "places": np.array(places)}
         metadata = tuple({"context": context, "place": repr(question)} for question, context in questions)
         split = build_split(rows, self.run.vocab, columns, metadata)
         table = row_format.build_example_table(split, range(split.num_documents), seq_length, 0, 0)
         batch_outputs, indices = [], []
         for batch in self.iterate_batches(split, table, row_format, seq_length):
-            outputs = apply_module(self.params, batch, module=self.run.module, method="predict_outputs")
-            batch_outputs.append(jax.device_get(outputs))
+            batch_outputs.append(jax.device_get(self.apply_module(batch, "predict_outputs")))
             indices.append(batch.example_index[:, 0])
         # Rows behind the table's fill the last batch.
-        outputs = {
-            name: np.concatenate([outputs[name] for outputs in batch_outputs])[: len(table)]
-            for name in batch_outputs[0]
-        }
+        outputs = jax.tree.map(lambda *arrays: np.concatenate(arrays)[: len(table)], *batch_outputs)
         windows = add_example_axis(table)[np.concatenate(indices)[: len(table)]]
         predictions = self.objective.decode_predictions(outputs, windows, split)
         return [predictions[document] for document in range(len(questions))]
-
-    @property
-    def null_threshold(self) -> float | None:
-        """Null score above which a question counts as unanswerable; None for a run trained on answerable ones."""
-        path = self.run.folder / "result.json"
-        if not path.exists():
-            return None
-        return json.loads(path.read_text(encoding="utf-8")).get("best", {}).get("threshold")
 
     def embed(self, texts: Iterable[TextOrPair], pooling: Pooling = "mean", layer: int = -1) -> Iterator[np.ndarray]:
         """Yield a vector `[d]` of each text: of [CLS] ("cls"), the mean over tokens, or the pooler's ("pooled").
 
         `layer` is 0 for the embedding, n for the n-th layer, -1 for the last.
-
-            vectors = np.stack(list(predictor.embed(["A text.", "Another one."])))
         """
         if pooling == "pooled":
             self.require_params("pooler", "pooler")
-
-        def predict_rows(batch: Batch) -> list:
-            return list(jax.device_get(self.encode_rows(batch, layer, pooling)))
-
-        yield from self.predict_texts(texts, self.encode_text, predict_rows)
+        yield from self.predict_texts(texts, lambda batch: list(self.encode_rows(batch, layer, pooling)))
 
     def embed_tokens(self, texts: Iterable[TextOrPair], layer: int = -1) -> Iterator[list[tuple[str, np.ndarray]]]:
-        """Yield the tokens of each text, special ones included, with their vectors `[d]`.
-
-        tokens, vectors = zip(*next(predictor.embed_tokens(["A text."])))
-        """
-
-        def predict_rows(batch: Batch) -> list:
-            hidden = jax.device_get(self.encode_rows(batch, layer, None))
-            return self.pair_with_tokens(batch, hidden)
-
-        yield from self.predict_texts(texts, self.encode_text, predict_rows)
+        """Yield the tokens of each text, special ones included, with their vectors `[d]`."""
+        pair_rows = lambda batch: self.pair_with_tokens(batch, self.encode_rows(batch, layer, None))
+        yield from self.predict_texts(texts, pair_rows)
 
     def compare_pairs(
         self, pairs: Iterable[tuple[str, str]], pooling: Pooling = "mean", layer: int = -1
     ) -> Iterator[float]:
-        """Yield the cosine of the vectors of two texts, each encoded alone. (A head on a pair is `classify`.)
-
-        (cosine,) = predictor.compare_pairs([("A fox sleeps.", "A cat sleeps.")])
-        """
+        """Yield the cosine of the vectors of two texts, each encoded alone. (A head on a pair is `classify`.)"""
         vectors = map(normalize_vector, self.embed(chain.from_iterable(pairs), pooling, layer))
         for first, second in zip(vectors, vectors, strict=True):
             yield float(first @ second)
@@ -262,22 +218,14 @@ class Predictor:
         return vectors @ vectors.T
 
     def detect_replaced(self, texts: Iterable[TextOrPair]) -> Iterator[list[tuple[str, float]]]:
-        """Yield the tokens of each text with the probability that each was replaced, from ELECTRA's discriminator.
-
-        for token, probability in next(predictor.detect_replaced(["The fox drives."])):
-            print(token, probability)
-        """
+        """Yield the tokens of each text with the probability that each was replaced, from ELECTRA's discriminator."""
         self.require_params("replaced", "replaced-token")
 
         def predict_rows(batch: Batch) -> list:
-            logits = apply_module(self.params, batch, module=self.run.module, method="compute_replaced_logits")
-            probabilities = jax.device_get(jax.nn.sigmoid(logits))
-            return [
-                [(token, float(probability)) for token, probability in row]
-                for row in self.pair_with_tokens(batch, probabilities)
-            ]
+            probabilities = jax.device_get(jax.nn.sigmoid(self.apply_module(batch, "compute_replaced_logits")))
+            return self.pair_with_tokens(batch, probabilities.tolist())
 
-        yield from self.predict_texts(texts, self.encode_text, predict_rows)
+        yield from self.predict_texts(texts, predict_rows)
 
     # Shared by the methods above
 
@@ -285,22 +233,25 @@ class Predictor:
         if param_name not in self.params:
             raise RunError(f"{self.run.folder} needs a {head_name} head and has {', '.join(sorted(self.params))}")
 
-    def pair_with_tokens(self, batch: Batch, values: np.ndarray) -> list[list[tuple]]:
+    def apply_module(self, batch: Batch, method: str):
+        return apply_jitted(self.params, batch, module=self.run.module, method=method)
+
+    def pair_with_tokens(self, batch: Batch, values: Sequence) -> list[list[tuple]]:
         """Return for each row of `values [b l ...]` its tokens with their values, without padding."""
-        sizes = (batch.example_ids > 0).sum(1)
         rows = []
-        for ids, row_values, size in zip(batch.input_ids, values, sizes, strict=True):
+        for ids, row_values, size in zip(batch.input_ids, values, (batch.example_ids > 0).sum(1), strict=True):
             tokens = [self.run.tokenizer.id_to_token(int(id)) for id in ids[:size]]
             rows.append(list(zip(tokens, row_values[:size], strict=True)))
         return rows
 
-    def encode_rows(self, batch: Batch, layer: int, pooling: Pooling | None):
+    def encode_rows(self, batch: Batch, layer: int, pooling: Pooling | None) -> np.ndarray:
         """Return the vectors of `compute_vectors`. Raises `RunError` for a layer that the encoder lacks."""
         num_layers = self.config.num_layers
         if not -num_layers - 1 <= layer <= num_layers:
             raise RunError(f"layer={layer} must be from 0 (the embedding) to {num_layers}, or -1 for the last")
         params, pooler_params = self.params[find_encoder_name(self.params)], self.params.get("pooler")
-        return compute_vectors(params, pooler_params, batch, config=self.config, layer=layer, pooling=pooling)
+        vectors = compute_vectors(params, pooler_params, batch, config=self.config, layer=layer, pooling=pooling)
+        return jax.device_get(vectors)
 
     def encode_text(self, text: TextOrPair) -> list[list[int]]:
         return self.run.tokenizer.encode_batch([text] if isinstance(text, str) else list(text))
@@ -311,36 +262,33 @@ class Predictor:
             raise RunError(f"{text!r} is empty after tokenization; every text needs at least one token")
         return ids
 
-    def iterate_batches(
-        self, split: Split, example_table: np.ndarray, row_format: Format, seq_length: int
-    ) -> Iterator[Batch]:
+    def iterate_batches(self, split: Split, table: np.ndarray, row_format: Format, seq_length: int) -> Iterator[Batch]:
         """Yield the rows of a table, longest first; rows that fill the last batch come at its end."""
-        phase, indices = Phase(1, seq_length, self.batch_size, row_format), np.arange(len(example_table))
+        phase, indices = Phase(1, seq_length, self.batch_size, row_format), np.arange(len(table))
         for batch in iter_batches_longest_first(
-            split, self.run.vocab, example_table, indices, phase, self.batch_size, NUM_LENGTH_BUCKETS
+            split, self.run.vocab, table, indices, phase, self.batch_size, NUM_LENGTH_BUCKETS
         ):
             yield batch.replace(labels={})
 
     def predict_texts(
         self,
         texts: Iterable[TextOrPair],
-        encode: Callable[[TextOrPair], list[list[int]]],
         predict_rows: Callable[[Batch], list],
+        encode: Callable[[TextOrPair], list[list[int]]] | None = None,
     ) -> Iterator:
-        """Yield the result of `predict_rows` for each text, in the order of the texts."""
+        """Yield the result of `predict_rows` for each text, in the order of the texts; `encode` returns its tokens."""
         seq_length, row_format = self.config.max_positions, TextRows(num_separators=self.num_separators)
         for chunk in chunk_items(texts, CHUNK_SIZE):
-            ids = [self.require_tokens(encode(text), text) for text in chunk]
+            ids = [self.require_tokens((encode or self.encode_text)(text), text) for text in chunk]
             sizes = np.array([sum(map(len, row)) + (2 if len(row) == 1 else 2 + self.num_separators) for row in ids])
             self.num_truncated += int((sizes > seq_length).sum())
             split = build_split(ids, self.run.vocab, {"label": np.zeros(len(ids))})
             table = row_format.build_example_table(split, range(split.num_documents), seq_length, 0, 0)
             results = [None] * len(ids)
             for batch in self.iterate_batches(split, table, row_format, seq_length):
-                rows = zip(batch.example_index[:, 0], batch.example_mask[:, 0], predict_rows(batch), strict=True)
-                for index, is_example, result in rows:
-                    if is_example:
-                        results[index] = result
+                indices = batch.example_index[batch.example_mask[:, 0] == 1, 0]
+                for index, result in zip(indices, predict_rows(batch), strict=False):  # without the filled rows
+                    results[index] = result
             yield from results
 
 
@@ -357,31 +305,16 @@ def normalize_vector(vector: np.ndarray) -> np.ndarray:
 
 def build_split(rows: list[list[list[int]]], vocab, columns: dict, metadata: tuple[dict, ...] = ()) -> Split:
     """Return rows of one or two token sequences as a split in memory: a row is a document, a sequence a sentence."""
-    tokens, sentence_offsets, document_offsets = [], [0], [0]
-    for sequences in rows:
-        for ids in sequences:
-            tokens += ids
-            sentence_offsets.append(len(tokens))
-        tokens.append(vocab.sep_id)
-        sentence_offsets[-1] += 1
-        document_offsets.append(len(sentence_offsets) - 1)
-    return Split(
-        "new",
-        np.array(tokens),
-        np.array(sentence_offsets),
-        np.array(document_offsets),
-        columns,
-        in_memory_metadata=metadata,
-    )
+    tokens = [id for sequences in rows for ids in (*sequences, [vocab.sep_id]) for id in ids]
+    sizes = [size for sequences in rows for size in (*map(len, sequences[:-1]), len(sequences[-1]) + 1)]
+    sentence_offsets, document_offsets = np.cumsum([0, *sizes]), np.cumsum([0, *map(len, rows)])
+    return Split("new", np.array(tokens), sentence_offsets, document_offsets, columns, in_memory_metadata=metadata)
 
 
 def load_predictor(run: str | Path, step: str = "best", batch_size: int = 32) -> Predictor:
     """Return the predictor of a trained or imported run in the folder `run`.
 
     `step` is "best" (the latest where none was scored), "latest", or a number.
-
-        predictor = load_predictor("runs/bert-base")
-        next(predictor.fill_masks(["The capital of France is [MASK]."]))
     """
     opened = Run.open(Path(run))
     return Predictor(opened, opened.load_params(step)[1], batch_size)

@@ -47,10 +47,14 @@ class Objective:
 
 
 class SupervisedObjective(Objective):
-    """Base class of objectives on labelled rows; `label_names` are the classes, if it predicts any."""
+    """Base class of objectives on labelled rows, computed by `module_class`; `label_names` are its classes, if any."""
 
+    module_class: ClassVar[type[TaskModule]]
     num_distinct_passes: ClassVar[int | None] = 1
     label_names: ClassVar[tuple[str, ...]] = ()
+
+    def module(self, config: EncoderConfig, vocab: VocabInfo) -> TaskModule:
+        return self.module_class(config, self, vocab)
 
     def score_outputs(self, outputs: dict[str, np.ndarray], rows: np.ndarray, split: Split) -> dict[str, float]:
         """Return the scores of `outputs`, by name `[n s ...]`, on n rows of the example table of a split."""
@@ -74,6 +78,10 @@ class TaskModule(ObjectiveModule):
 
     A subclass has `compute_logits(batch, train)`, `compute_metrics(logits, batch)`, `compute_outputs(logits, batch)`.
     """
+
+    config: EncoderConfig
+    objective: SupervisedObjective
+    vocab: VocabInfo
 
     def __call__(self, batch: Batch, train: bool = False) -> Metrics:
         return self.compute_metrics(self.compute_logits(batch, train), batch)

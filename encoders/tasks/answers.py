@@ -7,6 +7,7 @@ import string
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 
 import numpy as np
 
@@ -35,9 +36,11 @@ class QAPrediction:
 
     def best_text(self, null_threshold: float | None) -> str:
         """Return the best answer, or "" without answers or with a null score above the threshold."""
-        if not self.answers or (null_threshold is not None and self.null_score > null_threshold):
-            return ""
-        return self.answers[0].text
+        is_null = null_threshold is not None and self.null_score > null_threshold
+        return "" if is_null or not self.answers else self.answers[0].text
+
+
+QAPredictions = dict[int, QAPrediction]  # by the document of the question
 
 
 def find_max_context_window(windows: np.ndarray, position: int) -> int:
@@ -53,7 +56,7 @@ def find_max_context_window(windows: np.ndarray, position: int) -> int:
 
 def decode_predictions(
     outputs: dict[str, np.ndarray], rows: np.ndarray, split: Split, max_answer_length: int = 30
-) -> dict[int, QAPrediction]:
+) -> QAPredictions:
     """Return the prediction for each question, by its document.
 
     `outputs` has for every window candidates `first` and `last`, counted from the window's first context token, with
@@ -64,21 +67,16 @@ def decode_predictions(
     first, last, score, null = (outputs[name][:, 0] for name in ("first", "last", "score", "null"))
     is_valid = (last >= first) & (last - first < max_answer_length) & np.isfinite(score) & (first >= 0)
     is_valid &= last < measure_segments(spans)[1][:, None]
-    rows_by_document: dict[int, list[int]] = {}
-    for row, document in enumerate(spans["document"].tolist()):
-        rows_by_document.setdefault(document, []).append(row)
     predictions = {}
-    for document, document_rows in rows_by_document.items():
-        windows = spans[document_rows]
-        best_windows: dict[int, int] = {}  # by token
-        candidates = []
+    for document in dict.fromkeys(spans["document"].tolist()):
+        document_rows = np.flatnonzero(spans["document"] == document)
+        windows, candidates = spans[document_rows], []
+        find_window = cache(partial(find_max_context_window, windows))
         for window, row in enumerate(document_rows):
             begin = int(windows["b_start"][window])
             for i in np.flatnonzero(is_valid[row]):
                 token = begin + int(first[row, i])
-                if token not in best_windows:
-                    best_windows[token] = find_max_context_window(windows, token)
-                if best_windows[token] == window:
+                if find_window(token) == window:
                     candidates.append((float(score[row, i]), token, begin + int(last[row, i])))
         candidates.sort(key=lambda candidate: -candidate[0])
         answers = collect_answers(candidates, split.row_metadata[document]["context"], split.label_columns["places"])
@@ -142,7 +140,7 @@ def word_overlap_f1(predicted_words: list[str], gold_words: list[str]) -> float:
     return 2 * num_common / (len(predicted_words) + len(gold_words))
 
 
-def score_questions(predictions: dict[int, QAPrediction], metadata: Sequence[dict]) -> dict[str, float]:
+def score_questions(predictions: QAPredictions, metadata: Sequence[dict]) -> dict[str, float]:
     """Return exact match and F1 in percent.
 
     With unanswerable questions they hold at the null threshold that maximises F1 on these questions (the official
@@ -151,8 +149,7 @@ def score_questions(predictions: dict[int, QAPrediction], metadata: Sequence[dic
     """
     golds = [metadata[document]["answers"] for document in predictions]
     best_texts = [prediction.best_text(None) for prediction in predictions.values()]
-    exact = np.array([exact_match(text, gold) for text, gold in zip(best_texts, golds, strict=True)])
-    f1 = np.array([answer_f1(text, gold) for text, gold in zip(best_texts, golds, strict=True)])
+    exact, f1 = (np.array(list(map(score, best_texts, golds))) for score in (exact_match, answer_f1))
     if all(golds):
         return {"exact": 100 * float(exact.mean()), "f1": 100 * float(f1.mean())}
     nulls = np.array([prediction.null_score for prediction in predictions.values()])

@@ -47,6 +47,5 @@ class EncoderOnlyModule(nn.Module):
     def encode_batch(self, batch: Batch) -> tuple[Float[Array, "b l d"], Float[Array, "b s d"] | None]:
         """Return the hidden states, and with a pooler the pooled [CLS] of each example."""
         hidden = self.encoder(batch)
-        if not self.objective.has_pooler:
-            return hidden, None
-        return hidden, self.pooler(summarize_examples(self.config, hidden, batch))
+        has_pooler = self.objective.has_pooler
+        return hidden, self.pooler(summarize_examples(self.config, hidden, batch)) if has_pooler else None

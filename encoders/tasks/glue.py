@@ -12,43 +12,24 @@ from encoders.utils.serialization import ExperimentError
 BINARY_LABELS, ENTAILMENT_LABELS = ("0", "1"), ("entailment", "not_entailment")
 SENTENCE_COLUMNS = ("sentence1", "sentence2")
 MNLI_LABELS = ("entailment", "neutral", "contradiction")
-MNLI_FILES = (
-    ("train", "train.tsv"),
-    ("dev_matched", "dev_matched.tsv"),
-    ("dev_mismatched", "dev_mismatched.tsv"),
-    ("test_matched", "test_matched.tsv"),
-    ("test_mismatched", "test_mismatched.tsv"),
-    ("test_ax", "diagnostic.tsv"),
-)
+MNLI_SPLITS = ("train", "dev_matched", "dev_mismatched", "test_matched", "test_mismatched")
+MNLI_FILES = (*((split, f"{split}.tsv") for split in MNLI_SPLITS), ("test_ax", "diagnostic.tsv"))
+MNLI_TFDS_COLUMNS, MRPC_COLUMNS = ("premise", "hypothesis"), ("#1 String", "#2 String")
+COLA_COLUMNS = ("source", "label", "star", "sentence")
+F1_SCORES = ("accuracy", "f1")
 
 GLUE_TASKS = {
     "CoLA": TextTask(
-        "CoLA",
-        ("sentence",),
-        labels=BINARY_LABELS,
-        score_names=("matthews", "accuracy"),
-        column_names=("source", "label", "star", "sentence"),
+        "CoLA", ("sentence",), "label", BINARY_LABELS, ("matthews", "accuracy"), column_names=COLA_COLUMNS
     ),
     "SST-2": TextTask("SST-2", ("sentence",), labels=BINARY_LABELS, score_names=("accuracy",)),
     "MRPC": TextTask(
-        "MRPC",
-        ("#1 String", "#2 String"),
-        "Quality",
-        BINARY_LABELS,
-        ("accuracy", "f1"),
-        symmetric=True,
-        tfds_columns=SENTENCE_COLUMNS,
+        "MRPC", MRPC_COLUMNS, "Quality", BINARY_LABELS, F1_SCORES, symmetric=True, tfds_columns=SENTENCE_COLUMNS
     ),
     "STS-B": TextTask("STS-B", SENTENCE_COLUMNS, "score", score_names=("spearman", "pearson"), symmetric=True),
-    "QQP": TextTask("QQP", ("question1", "question2"), "is_duplicate", BINARY_LABELS, ("accuracy", "f1")),
+    "QQP": TextTask("QQP", ("question1", "question2"), "is_duplicate", BINARY_LABELS, F1_SCORES),
     "MNLI": TextTask(
-        "MNLI",
-        SENTENCE_COLUMNS,
-        "gold_label",
-        MNLI_LABELS,
-        ("accuracy",),
-        files=MNLI_FILES,
-        tfds_columns=("premise", "hypothesis"),
+        "MNLI", SENTENCE_COLUMNS, "gold_label", MNLI_LABELS, ("accuracy",), MNLI_FILES, tfds_columns=MNLI_TFDS_COLUMNS
     ),
     "QNLI": TextTask("QNLI", ("question", "sentence"), labels=ENTAILMENT_LABELS, score_names=("accuracy",)),
     "RTE": TextTask("RTE", SENTENCE_COLUMNS, labels=ENTAILMENT_LABELS, score_names=("accuracy",)),

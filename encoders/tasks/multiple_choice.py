@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
-import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -17,15 +16,11 @@ from encoders.data.example_table import build_empty_table
 from encoders.data.labelled import EncodedExample, Example
 from encoders.data.row_files import Record, RowError, RowReader, has_lone_surrogate, read_records
 from encoders.data.store import Split
-from encoders.model.config import EncoderConfig, FamilyConventions
-from encoders.model.encoder import Encoder
-from encoders.model.heads import ClassificationHead, Pooler, summarize_examples
+from encoders.model.config import FamilyConventions
 from encoders.objectives.base import Metrics, SupervisedObjective, TaskModule
-from encoders.objectives.losses import cross_entropy
+from encoders.tasks.classification import ClassificationModule, compute_label_metrics
 from encoders.tasks.scores import score_accuracy
-from encoders.tasks.text_tasks import truncate_pairs
-from encoders.text.tokenization import VocabInfo
-from encoders.utils.metrics import Mean
+from encoders.tasks.text_tasks import LabelledFormat, truncate_pairs
 
 
 @dataclass(frozen=True)
@@ -44,9 +39,7 @@ class MultipleChoiceTask:
     symmetric: ClassVar[bool] = False
     needs_offsets: ClassVar[bool] = False
 
-    def build_objective_and_format(
-        self, conventions: FamilyConventions, head_dropout: float, both_orders: bool
-    ) -> tuple[MultipleChoiceObjective, MultipleChoiceRows]:
+    def build_objective_and_format(self, conventions: FamilyConventions, head_dropout: float, both_orders: bool):
         objective = MultipleChoiceObjective(conventions.classifier_head, head_dropout)
         return objective, MultipleChoiceRows(self.num_choices, conventions.num_separators)
 
@@ -57,14 +50,12 @@ class MultipleChoiceTask:
     def parse_row(self, row: Record) -> Example:
         """Return the example of a row; an option fills the question's "_" or follows it. Raises `RowError`."""
         text, question = row.get_text(self.text_column), row.get_text(self.question_column)
-        options, answer = row[self.options_column], row[self.answer_column]
+        column, options, answer = self.options_column, row[self.options_column], row[self.answer_column]
         is_valid = isinstance(options, list) and len(options) == self.num_choices
         if not is_valid or not all(isinstance(option, str) for option in options):
-            raise RowError(
-                row.location, f"{self.options_column}={options!r} must be a list of {self.num_choices} texts"
-            )
+            raise RowError(row.location, f"{column}={options!r} must be a list of {self.num_choices} texts")
         if any(map(has_lone_surrogate, options)):
-            raise RowError(row.location, f"{self.options_column}={options!r} is not UTF-8")
+            raise RowError(row.location, f"{column}={options!r} is not UTF-8")
         letters = [chr(ord("A") + i) for i in range(self.num_choices)]
         indices = {letter: i for i, letter in enumerate(letters)} | {i: i for i in range(self.num_choices)}
         if not isinstance(answer, str | int) or answer not in indices:
@@ -79,22 +70,16 @@ class MultipleChoiceTask:
 
 
 @dataclass(frozen=True)
-class MultipleChoiceRows:
-    """Format of `num_choices` examples a row, `[CLS] text [SEP] question with option [SEP]`, of equal maximal
-    length."""
+class MultipleChoiceRows(LabelledFormat):
+    """Format of `num_choices` examples a row, `[CLS] text [SEP] question with option [SEP]`, of one maximal length."""
 
     num_choices: int = 4
     num_separators: int = 1
 
-    label_fields: ClassVar[tuple[str, ...]] = ("label",)
-    varies_by_pass: ClassVar[bool] = False
-
     def max_example_length(self, seq_length: int) -> int:
         return seq_length // self.num_choices
 
-    def build_example_table(
-        self, split: Split, documents: range, seq_length: int, seed: int, pass_index: int
-    ) -> np.ndarray:
+    def build_example_table(self, split: Split, documents: range, seq_length: int, *_) -> np.ndarray:
         first = split.document_offsets[documents.start : documents.stop, None] + np.arange(self.num_choices + 2)
         edges = split.sentence_offsets[first]
         edges[:, -1] -= 1  # drop the separator that ends a document
@@ -105,10 +90,19 @@ class MultipleChoiceRows:
         truncate_pairs(rows.reshape(-1), self.max_example_length(seq_length), self.num_separators)
         return rows
 
-    def build_label_fields(
-        self, split: Split, spans: np.ndarray, cls_positions: np.ndarray, seq_length: int
-    ) -> dict[str, np.ndarray]:
-        return {"label": split.label_columns["label"][spans["document"][:, :1]]}
+
+class MultipleChoiceModule(ClassificationModule):
+    """Module of a classification with one logit for each example of a row."""
+
+    head_name: ClassVar[str] = "choice"
+    num_logits: ClassVar[int] = 1
+
+    def compute_logits(self, batch: Batch, train: bool = False) -> Float[Array, "b s"]:
+        return super().compute_logits(batch, train)[..., 0]
+
+    def compute_metrics(self, logits: Float[Array, "b s"], batch: Batch) -> Metrics:
+        row_mask = batch.example_mask[:, 0].astype(jnp.float32)
+        return compute_label_metrics("label", logits, batch.labels["label"][:, 0], row_mask)
 
 
 @dataclass(frozen=True)
@@ -118,46 +112,11 @@ class MultipleChoiceObjective(SupervisedObjective):
     head: Literal["pooled", "linear", "tanh", "gelu"] = "pooled"
     head_dropout: float = 0.1
 
+    module_class: ClassVar[type[TaskModule]] = MultipleChoiceModule
     best_metric: ClassVar[str] = "accuracy"
     required_fields: ClassVar[frozenset[str]] = frozenset({"label"})
     loss_weights: ClassVar[dict[str, float]] = {"label_loss": 1.0}
 
-    def module(self, config: EncoderConfig, vocab: VocabInfo) -> nn.Module:
-        return MultipleChoiceModule(config, self, vocab)
-
-    def score_outputs(
-        self, outputs: dict[str, np.ndarray], example_table: np.ndarray, split: Split
-    ) -> dict[str, float]:
-        labels = split.label_columns["label"][example_table["document"][:, 0]]
+    def score_outputs(self, outputs: dict[str, np.ndarray], rows: np.ndarray, split: Split) -> dict[str, float]:
+        labels = split.label_columns["label"][rows["document"][:, 0]]
         return {"accuracy": score_accuracy(outputs["logits"].argmax(-1), labels)}
-
-
-class MultipleChoiceModule(TaskModule):
-    """Module of an encoder, a pooler for the head "pooled", and a head with one logit."""
-
-    config: EncoderConfig
-    objective: MultipleChoiceObjective
-    vocab: VocabInfo
-
-    def setup(self):
-        objective = self.objective
-        self.encoder = Encoder(self.config)
-        if objective.head == "pooled":
-            self.pooler = Pooler(self.config)
-        activation = objective.head if objective.head in ("tanh", "gelu") else "none"
-        self.choice = ClassificationHead(self.config, 1, objective.head_dropout, activation)
-
-    def compute_logits(self, batch: Batch, train: bool = False) -> Float[Array, "b s"]:
-        hidden = self.encoder(batch, train=train)
-        vector = summarize_examples(self.config, hidden, batch)
-        return self.choice(self.pooler(vector) if self.objective.head == "pooled" else vector, train)[..., 0]
-
-    def compute_metrics(self, logits: Float[Array, "b s"], batch: Batch) -> Metrics:
-        row_mask, labels = batch.example_mask[:, 0].astype(jnp.float32), batch.labels["label"][:, 0]
-        return {
-            "label_loss": Mean((cross_entropy(logits, labels) * row_mask).sum(), row_mask.sum()),
-            "label_accuracy": Mean(((logits.argmax(-1) == labels) * row_mask).sum(), row_mask.sum()),
-        }
-
-    def compute_outputs(self, logits: Float[Array, "b s"], batch: Batch) -> dict[str, Array]:
-        return {"logits": logits}

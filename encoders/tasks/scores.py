@@ -10,11 +10,7 @@ import numpy as np
 
 
 def score_accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """Return the share of rows whose prediction equals the label.
-
-    >>> score_accuracy(np.array([1, 0, 1, 1]), np.array([1, 0, 0, 1]))
-    0.75
-    """
+    """Return the share of rows whose prediction equals the label."""
     return float((predictions == labels).mean())
 
 
@@ -29,7 +25,7 @@ def score_matthews(predictions: np.ndarray, labels: np.ndarray) -> float:
     """Return the correlation of Matthews (1975), over any number of classes as in Gorodkin (2004)."""
     from sklearn.metrics import matthews_corrcoef
 
-    if is_constant(predictions) or is_constant(labels):
+    if has_constant(predictions, labels):
         return 0.0
     return float(matthews_corrcoef(labels, predictions))
 
@@ -38,7 +34,7 @@ def score_pearson(predictions: np.ndarray, labels: np.ndarray) -> float:
     """Return the linear correlation of two lists of numbers."""
     from scipy.stats import pearsonr
 
-    if is_constant(predictions) or is_constant(labels):
+    if has_constant(predictions, labels):
         return 0.0
     return float(pearsonr(np.asarray(predictions, np.float64), np.asarray(labels, np.float64)).statistic)
 
@@ -47,14 +43,13 @@ def score_spearman(predictions: np.ndarray, labels: np.ndarray) -> float:
     """Return the correlation of ranks; equal numbers share their mean rank."""
     from scipy.stats import spearmanr
 
-    if is_constant(predictions) or is_constant(labels):
+    if has_constant(predictions, labels):
         return 0.0
     return float(spearmanr(predictions, labels).statistic)
 
 
-def is_constant(values: np.ndarray) -> bool:
-    """Return whether all values are equal."""
-    return bool(np.ptp(values) == 0)
+def has_constant(*arrays: np.ndarray) -> bool:
+    return any(np.ptp(values) == 0 for values in arrays)
 
 
 CLASSIFICATION_SCORES = {"accuracy": score_accuracy, "f1": score_f1, "matthews": score_matthews}

@@ -15,7 +15,8 @@ from encoders.data.labelled import EncodedExample, Example, to_tfds_split
 from encoders.data.row_files import RowError, RowReader, has_lone_surrogate
 from encoders.data.store import Split
 from encoders.model.config import FamilyConventions
-from encoders.tasks.question_answering import ANSWERABILITY_OBJECTIVES, QAObjective
+from encoders.tasks.question_answering import ANSWERABILITY_OBJECTIVES
+from encoders.tasks.text_tasks import LabelledFormat
 from encoders.text.tfds_reader import read_tfds_records
 
 
@@ -51,26 +52,18 @@ class QATask:
         """
         (question, _), (question_offsets, context_offsets) = encoded.token_ids, encoded.offsets
         if self.reject_questions_above is not None and len(question) > self.reject_questions_above:
-            raise RowError(
-                example.location,
-                f"the question has {len(question)} tokens, more than reject_questions_above="
-                f"{self.reject_questions_above}",
-            )
-        answer = (-1, -1)
+            limit = f"reject_questions_above={self.reject_questions_above}"
+            raise RowError(example.location, f"the question has {len(question)} tokens, more than {limit}")
+        tokens = [-1]
         if example.target is not None:
             start, end = example.target
             tokens = [i for i, (a, b) in enumerate(context_offsets) if a < end and b > start and a < b]
             if not tokens:
                 raise RowError(example.location, f"the answer at character {start} is not covered by any token")
-            answer = tokens[0], tokens[-1]
-        return {
-            "answer": np.array([answer], np.int32),
-            "places": np.array([*question_offsets, *context_offsets, (0, 0)], np.int32),
-        }
+        places = np.array([*question_offsets, *context_offsets, (0, 0)], np.int32)
+        return {"answer": np.array([(tokens[0], tokens[-1])], np.int32), "places": places}
 
-    def build_objective_and_format(
-        self, conventions: FamilyConventions, head_dropout: float, both_orders: bool
-    ) -> tuple[QAObjective, ContextWindows]:
+    def build_objective_and_format(self, conventions: FamilyConventions, head_dropout: float, both_orders: bool):
         """Return objective and format; tasks whose questions are all answerable get plain span prediction."""
         answerability = conventions.answerability if self.has_unanswerable else "null_span"
         return ANSWERABILITY_OBJECTIVES[answerability], ContextWindows(num_separators=conventions.num_separators)
@@ -79,11 +72,9 @@ class QATask:
         """Yield the files of the official scripts: answers and null scores of the development set by question id."""
         rows = list(self.read_examples(root, "dev", RowReader()))
         predictions = list(predictor.answer_questions(row.texts for row in rows))
-        question_ids = [row.metadata["id"] for row in rows]
-        answers = {id: prediction["answer"] for id, prediction in zip(question_ids, predictions, strict=True)}
-        null_scores = {id: prediction["null"] for id, prediction in zip(question_ids, predictions, strict=True)}
-        yield "predictions.json", json.dumps(answers, ensure_ascii=False, indent=1)
-        yield "null_odds.json", json.dumps(null_scores, indent=1)
+        for name, key in (("predictions.json", "answer"), ("null_odds.json", "null")):
+            values = {row.metadata["id"]: prediction[key] for row, prediction in zip(rows, predictions, strict=True)}
+            yield name, json.dumps(values, ensure_ascii=False, indent=1)
 
 
 SQUAD_1_1 = QATask("SQuAD 1.1", (("train", "train-v1.1.json"), ("dev", "dev-v1.1.json")))
@@ -93,15 +84,14 @@ NUM_SQUAD_TRAIN_QUESTIONS = {"SQuAD 1.1": 87_599, "SQuAD 2.0": 130_319}
 
 def locate_squad_rows(root: str, task: QATask) -> str:
     """Return the location of the questions: the folder `root`, or a TFDS name for the root "tfds"."""
-    if root != "tfds":
-        return root
-    return "tfds:squad/v2.0" if task.has_unanswerable else "tfds:squad"
+    tfds_name = "tfds:squad/v2.0" if task.has_unanswerable else "tfds:squad"
+    return tfds_name if root == "tfds" else root
 
 
 def read_squad_questions(path: Path) -> Iterator[tuple[str, dict] | RowError]:
     """Yield location and row of each question in a file of SQuAD's layout. Raises `RowError` for another layout."""
     try:
-        content = json.loads(path.read_bytes().decode("utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise RowError(str(path), f"it is not UTF-8 at byte {error.start}") from None
     except ValueError as error:
@@ -112,9 +102,8 @@ def read_squad_questions(path: Path) -> Iterator[tuple[str, dict] | RowError]:
     for article in articles:
         for number, paragraph in enumerate(article.get("paragraphs", ())):
             for row in paragraph.get("qas", ()):
-                title = article.get("title", "no title")
+                title, answers = article.get("title", "no title"), row.get("answers", ())
                 location = f"{path}: {title}, paragraph {number}, question {row.get('id')}"
-                answers = row.get("answers", ())
                 columns = {name: [answer.get(name) for answer in answers] for name in ("text", "answer_start")}
                 yield location, row | {"context": paragraph.get("context"), "answers": columns}
 
@@ -130,20 +119,19 @@ def parse_squad_question(location: str, row: dict) -> Example:
     answers, context = row["answers"], row["context"]
     texts, starts = [str(answer) for answer in answers["text"]], list(answers["answer_start"])
     for answer, start in zip(texts, starts, strict=True):
-        if not isinstance(start, int | np.integer) or context[start : start + len(answer)] != answer or not answer:
-            actual = context[start : start + len(answer)] if isinstance(start, int) else None
+        actual = context[start : start + len(answer)] if isinstance(start, int | np.integer) else None
+        if actual != answer or not answer:
             raise RowError(location, f"the text at answer_start={start} is {actual!r} and not the answer {answer!r}")
-    metadata = {"id": row["id"], "context": context, "answers": texts, "place": location}
-    if row.get("is_impossible", False):
-        return Example(location, (row["question"], context), None, metadata | {"answers": []})
-    if not texts:
+    is_impossible = row.get("is_impossible", False)
+    if not texts and not is_impossible:
         raise RowError(location, "it lacks answers, which only a question with is_impossible=true may do")
-    target = (int(starts[0]), int(starts[0]) + len(texts[0]))
+    target = None if is_impossible else (int(starts[0]), int(starts[0]) + len(texts[0]))
+    metadata = {"id": row["id"], "context": context, "answers": [] if is_impossible else texts, "place": location}
     return Example(location, (row["question"], context), target, metadata)
 
 
 @dataclass(frozen=True)
-class ContextWindows:
+class ContextWindows(LabelledFormat):
     """Format `[CLS] question [SEP] window of the context [SEP]`: windows fill the row, `doc_stride` tokens apart.
 
     A question is cut to its first `max_query_length` tokens. Label fields: `first` and `last` are the positions in the
@@ -155,19 +143,13 @@ class ContextWindows:
     num_separators: int = 1
 
     label_fields: ClassVar[tuple[str, ...]] = ("first", "last", "answerable")
-    varies_by_pass: ClassVar[bool] = False
 
     def __post_init__(self):
         for name in ("doc_stride", "max_query_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
 
-    def max_example_length(self, seq_length: int) -> int:
-        return seq_length
-
-    def build_example_table(
-        self, split: Split, documents: range, seq_length: int, seed: int, pass_index: int
-    ) -> np.ndarray:
+    def build_example_table(self, split: Split, documents: range, seq_length: int, *_) -> np.ndarray:
         rows = []
         for document in documents:
             first = split.document_offsets[document]
@@ -176,10 +158,8 @@ class ContextWindows:
             end -= 1  # drop the separator that ends a document
             window_size = seq_length - (question_end - question) - 2 - self.num_separators
             if window_size < 1:
-                raise RowError(
-                    split.row_metadata[document]["place"],
-                    f"its {question_end - question} question tokens fill rows of {seq_length}; raise phases.seq_length",
-                )
+                problem = f"its {question_end - question} question tokens fill rows of {seq_length}"
+                raise RowError(split.row_metadata[document]["place"], f"{problem}; raise phases.seq_length")
             step = min(self.doc_stride, window_size)
             num_windows = 1 + max(0, -(-(end - context - window_size) // step))
             for start in range(context, context + num_windows * step, step):
@@ -187,20 +167,14 @@ class ContextWindows:
         return rows_to_table(rows)
 
     def build_label_fields(
-        self, split: Split, spans: np.ndarray, cls_positions: np.ndarray, seq_length: int
+        self, split: Split, spans: np.ndarray, cls_positions: np.ndarray, *_
     ) -> dict[str, np.ndarray]:
         documents = spans["document"]
         context = split.sentence_offsets[split.document_offsets[documents] + 1]
-        answer = split.label_columns["answer"][documents] + context[..., None]  # in tokens of the split
-        begin, end = spans["b_start"][..., None], spans["b_end"][..., None]
-        has_answer = split.label_columns["answer"][documents][..., 0] >= 0
-        is_inside = has_answer & ((answer >= begin) & (answer < end)).all(-1)
+        answer = split.label_columns["answer"][documents]  # in tokens of the context
+        tokens, begin, end = answer + context[..., None], spans["b_start"][..., None], spans["b_end"][..., None]
+        is_inside = (answer[..., 0] >= 0) & ((tokens >= begin) & (tokens < end)).all(-1)
         window_position = cls_positions + 1 + measure_segments(spans)[0] + self.num_separators
-        positions = np.where(
-            is_inside[..., None], answer - begin + window_position[..., None], cls_positions[..., None]
-        )
-        return {
-            "first": positions[..., 0].astype(np.int32),
-            "last": positions[..., 1].astype(np.int32),
-            "answerable": is_inside.astype(np.int32),
-        }
+        positions = tokens - begin + window_position[..., None]
+        positions = np.where(is_inside[..., None], positions, cls_positions[..., None]).astype(np.int32)
+        return {"first": positions[..., 0], "last": positions[..., 1], "answerable": is_inside.astype(np.int32)}

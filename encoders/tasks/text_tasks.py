@@ -53,13 +53,13 @@ class TextTask:
         if root.startswith("tfds:"):
             source = AX_SOURCE if split == "test_ax" else f"{root}@{to_tfds_split(split)}"
             rows = (Record(f"{source}:{i}", row) for i, row in enumerate(read_tfds_records(source)))
-            tfds_task = replace(self, label_column="label", text_columns=self.tfds_columns or self.text_columns)
+            task = replace(self, label_column="label", text_columns=self.tfds_columns or self.text_columns)
             label_values = tuple(range(len(self.labels)))
-            yield from reader.convert_rows(rows, lambda row: tfds_task.parse_row(row, split, label_values))
         else:
             path = self.find_split_file(root, split)
             rows = read_records(path, () if split.startswith("test") else self.column_names)
-            yield from reader.convert_rows(rows, lambda row: self.parse_row(row, split, self.labels))
+            task, label_values = self, self.labels
+        yield from reader.convert_rows(rows, lambda row: task.parse_row(row, split, label_values))
 
     def find_split_file(self, root: str, split: str) -> Path:
         """Return the file of a split: in `root`, or in a folder beside it named like the file, as GLUE's AX."""
@@ -70,66 +70,61 @@ class TextTask:
     def parse_row(self, row: Record, split: str, label_values: tuple) -> Example:
         """Return the example of a row; rows of test splits get a placeholder label. Raises `RowError`."""
         texts = tuple(row.get_text(column) for column in self.text_columns)
-        if split.startswith("test"):
-            target = self.placeholder_label
-        else:
+        target = 0 if self.labels else 0.0
+        if not split.startswith("test"):
             target = self.parse_label(row.location, row[self.label_column], label_values)
         return Example(row.location, texts, target, {"index": row.values.get("index", row.values.get("id"))})
 
-    @property
-    def placeholder_label(self) -> int | float:
-        """Label of rows without one."""
-        return 0 if self.labels else 0.0
-
     def parse_label(self, location: str, label, label_values: tuple | None = None) -> int | float:
         """Return the index of a label in `label_values`, by default `labels`, or its number. Raises `RowError`."""
-        if not self.labels:
-            try:
-                number = float(label)
-            except (TypeError, ValueError):
-                number = math.nan
-            if not math.isfinite(number):
-                raise RowError(location, f"{self.label_column}={label!r} is not a number")
-            return number
-        names = [str(name) for name in (self.labels if label_values is None else label_values)]
-        if str(label) not in names:
+        if self.labels:
+            names = [str(name) for name in (self.labels if label_values is None else label_values)]
+            if str(label) in names:
+                return names.index(str(label))
             raise RowError(location, f"{self.label_column}={label!r} is not one of {', '.join(names)}")
-        return names.index(str(label))
+        try:
+            number = float(label)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise RowError(location, f"{self.label_column}={label!r} is not a number")
+        return number
 
     def encode_labels(self, example: Example, encoded: EncodedExample) -> dict[str, np.ndarray]:
         return {"label": np.array([example.target], np.int32 if self.labels else np.float32)}
 
-    def build_objective_and_format(
-        self, conventions: FamilyConventions, head_dropout: float, both_orders: bool
-    ) -> tuple[Classification, TextRows]:
+    def build_objective_and_format(self, conventions: FamilyConventions, head_dropout: float, both_orders: bool):
         labels = self.labels or ("number",)
         objective = Classification(labels, conventions.classifier_head, head_dropout, self.score_names)
         return objective, TextRows(self.symmetric and both_orders, conventions.num_separators)
 
     def build_submission(self, predictor, root: str) -> Iterator[tuple[str, str | None]]:
-        """Yield name and content of each file that GLUE's server accepts; the content is None where rows are missing.
+        """Yield name and content of each file that GLUE's server accepts; the content is None without rows."""
+        for split in (split for split in SUBMISSION_FILES if split in dict(self.files)):
+            name, content = SUBMISSION_FILES[split].format(self.name), None
+            if root.startswith("tfds:") or self.find_split_file(root, split).is_file():
+                rows = self.read_examples(root, split, RowReader())
+                predictions = predictor.classify(row.texts if len(row.texts) == 2 else row.texts[0] for row in rows)
+                values = [max(p, key=p.get) if self.labels else f"{next(iter(p.values())):.3f}" for p in predictions]
+                content = "index\tprediction\n" + "".join(f"{i}\t{value}\n" for i, value in enumerate(values))
+            yield name, content
 
-        A file has a header, and for each row its index and the predicted label or number.
-        """
-        for split, name_pattern in SUBMISSION_FILES.items():
-            if split not in dict(self.files):
-                continue
-            name = name_pattern.format(self.name)
-            if not root.startswith("tfds:") and not self.find_split_file(root, split).is_file():
-                yield name, None
-                continue
-            rows = self.read_examples(root, split, RowReader())
-            predictions = predictor.classify(row.texts if len(row.texts) == 2 else row.texts[0] for row in rows)
-            lines = [f"{i}\t{self.format_prediction(scores)}" for i, scores in enumerate(predictions)]
-            yield name, "\n".join(["index\tprediction", *lines]) + "\n"
 
-    def format_prediction(self, label_scores: dict[str, float]) -> str:
-        """Return the likeliest label, or the number with three decimals."""
-        return max(label_scores, key=label_scores.get) if self.labels else f"{next(iter(label_scores.values())):.3f}"
+class LabelledFormat:
+    """Base of the formats of labelled rows, which are the same in every pass; by default a document has a label."""
+
+    label_fields: ClassVar[tuple[str, ...]] = ("label",)
+    varies_by_pass: ClassVar[bool] = False
+
+    def max_example_length(self, seq_length: int) -> int:
+        return seq_length
+
+    def build_label_fields(self, split: Split, spans: np.ndarray, *_) -> dict[str, np.ndarray]:
+        return {"label": split.label_columns["label"][spans["document"]]}
 
 
 @dataclass(frozen=True)
-class TextRows:
+class TextRows(LabelledFormat):
     """Format `[CLS] text [SEP]` or `[CLS] text 1 [SEP] text 2 [SEP]`; the longer text is cut at its end to fit.
 
     `both_orders` trains on every pair in both orders (ELECTRA's `double_unordered`).
@@ -138,22 +133,12 @@ class TextRows:
     both_orders: bool = False
     num_separators: int = 1
 
-    label_fields: ClassVar[tuple[str, ...]] = ("label",)
-    varies_by_pass: ClassVar[bool] = False
-
-    def max_example_length(self, seq_length: int) -> int:
-        return seq_length
-
-    def build_example_table(
-        self, split: Split, documents: range, seq_length: int, seed: int, pass_index: int
-    ) -> np.ndarray:
-        first = split.document_offsets[documents.start : documents.stop]
-        ends = split.document_offsets[documents.start + 1 : documents.stop + 1]
-        rows = build_empty_table(len(documents))
-        rows["a_start"], rows["a_end"] = split.sentence_offsets[first], split.sentence_offsets[first + 1]
+    def build_example_table(self, split: Split, documents: range, seq_length: int, *_) -> np.ndarray:
+        edges, offsets = split.document_offsets[documents.start : documents.stop + 1], split.sentence_offsets
+        first, ends, rows = edges[:-1], edges[1:], build_empty_table(len(documents))
+        rows["a_start"], rows["a_end"] = offsets[first], offsets[first + 1]
         is_pair = ends - first == 2
-        rows["b_start"][is_pair] = split.sentence_offsets[first[is_pair] + 1]
-        rows["b_end"][is_pair] = split.sentence_offsets[ends[is_pair]]
+        rows["b_start"][is_pair], rows["b_end"][is_pair] = offsets[first[is_pair] + 1], offsets[ends[is_pair]]
         rows["a_end"] -= ~is_pair  # drop the separator that ends a document
         rows["b_end"] -= is_pair
         rows["document"] = documents
@@ -162,21 +147,14 @@ class TextRows:
         truncate_pairs(rows, seq_length, self.num_separators)
         return rows
 
-    def build_label_fields(
-        self, split: Split, spans: np.ndarray, cls_positions: np.ndarray, seq_length: int
-    ) -> dict[str, np.ndarray]:
-        return {"label": split.label_columns["label"][spans["document"]]}
-
 
 def truncate_pairs(example_table: np.ndarray, max_length: int, num_separators: int) -> None:
     """Cut texts at their ends, in place, until rows have at most `max_length` tokens with [CLS] and separators.
 
-    The longer text loses one token at a time, and of equally long ones the second, as in `_truncate_seq_pair` of
-    google-research/bert.
+    The longer text loses one token at a time, of equal ones the second: `_truncate_seq_pair` of google-research/bert.
     """
     a, b = measure_segments(example_table)
-    room = max_length - np.where(b > 0, 2 + num_separators, 2)
-    excess = np.maximum(a + b - room, 0)
+    excess = np.maximum(a + b + np.where(b > 0, 2 + num_separators, 2) - max_length, 0)
     level = np.minimum(excess, np.abs(a - b))
     rest = excess - level
     example_table["a_end"] -= np.where(a > b, level, 0) + rest // 2

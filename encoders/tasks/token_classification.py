@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -17,13 +16,12 @@ from encoders.data.example_table import build_empty_table
 from encoders.data.labelled import EncodedExample, Example
 from encoders.data.row_files import Record, RowError, RowReader, has_lone_surrogate, read_records
 from encoders.data.store import Split
-from encoders.model.config import EncoderConfig, FamilyConventions
+from encoders.model.config import FamilyConventions
 from encoders.model.encoder import Encoder
 from encoders.model.ops import Dropout, make_dense
 from encoders.objectives.base import Metrics, SupervisedObjective, TaskModule
-from encoders.objectives.losses import cross_entropy
-from encoders.text.tokenization import VocabInfo
-from encoders.utils.metrics import Mean
+from encoders.tasks.classification import compute_label_metrics
+from encoders.tasks.text_tasks import LabelledFormat
 
 IGNORED_TAG = -1  # of tokens that are not the first of a word
 
@@ -43,9 +41,7 @@ class TokenTask:
     symmetric: ClassVar[bool] = False
     needs_offsets: ClassVar[bool] = True
 
-    def build_objective_and_format(
-        self, conventions: FamilyConventions, head_dropout: float, both_orders: bool
-    ) -> tuple[TokenClassification, TaggedRows]:
+    def build_objective_and_format(self, conventions: FamilyConventions, head_dropout: float, both_orders: bool):
         return TokenClassification(self.labels, head_dropout), TaggedRows()
 
     def read_examples(self, root: str, split: str, reader: RowReader) -> Iterator[Example]:
@@ -57,9 +53,8 @@ class TokenTask:
         """Return the words as one text; the target is each word's first character and tag. Raises `RowError`."""
         words, tags = row["words"], row["tags"]
         if not isinstance(words, list) or not isinstance(tags, list) or len(words) != len(tags) or not words:
-            raise RowError(
-                row.location, f"words and tags must be two lists of equal length, not {words!r} and {tags!r}"
-            )
+            problem = f"words and tags must be two lists of equal length, not {words!r} and {tags!r}"
+            raise RowError(row.location, problem)
         for word, tag in zip(words, tags, strict=True):
             if not isinstance(word, str) or not word.strip():
                 raise RowError(row.location, f"the word {word!r} is not a text or is empty")
@@ -93,8 +88,7 @@ def read_conll_sentences(path: Path) -> Iterator[Record | RowError]:
             elif len(fields) == 1:
                 yield RowError(f"{path}:{number}", f"the word {fields[0]!r} lacks a tag")
             elif fields and fields[0] != "-DOCSTART-":
-                if not words:
-                    first_line = number
+                first_line = first_line if words else number
                 words.append(fields[0])
                 tags.append(fields[-1])
     if is_empty:
@@ -102,19 +96,13 @@ def read_conll_sentences(path: Path) -> Iterator[Record | RowError]:
 
 
 @dataclass(frozen=True)
-class TaggedRows:
+class TaggedRows(LabelledFormat):
     """Format `[CLS] text [SEP]`, cut at its end, with the tag of each token that is the first of a word."""
 
     num_separators: ClassVar[int] = 1
     label_fields: ClassVar[tuple[str, ...]] = ("tags",)
-    varies_by_pass: ClassVar[bool] = False
 
-    def max_example_length(self, seq_length: int) -> int:
-        return seq_length
-
-    def build_example_table(
-        self, split: Split, documents: range, seq_length: int, seed: int, pass_index: int
-    ) -> np.ndarray:
+    def build_example_table(self, split: Split, documents: range, seq_length: int, *_) -> np.ndarray:
         rows = build_empty_table(len(documents))
         first = split.document_offsets[documents.start : documents.stop]
         rows["a_start"] = split.sentence_offsets[first]
@@ -131,6 +119,25 @@ class TaggedRows:
         return {"tags": rows}
 
 
+class TokenClassificationModule(TaskModule):
+    """Module of an encoder and a linear layer on every token."""
+
+    def setup(self):
+        self.encoder = Encoder(self.config)
+        self.drop = Dropout(self.objective.head_dropout)
+        self.tags = make_dense(self.config, len(self.objective.labels))
+
+    def compute_logits(self, batch: Batch, train: bool = False) -> Float[Array, "b l c"]:
+        return self.tags(self.drop(self.encoder(batch, train=train), train)).astype(jnp.float32)
+
+    def compute_metrics(self, logits: Float[Array, "b l c"], batch: Batch) -> Metrics:
+        tags = jnp.broadcast_to(batch.labels["tags"], logits.shape[:2])
+        return compute_label_metrics("tag", logits, jnp.maximum(tags, 0), (tags >= 0).astype(jnp.float32))
+
+    def compute_outputs(self, logits: Float[Array, "b l c"], batch: Batch) -> dict[str, Array]:
+        return {"tags": logits.argmax(-1)}
+
+
 @dataclass(frozen=True)
 class TokenClassification(SupervisedObjective):
     """Prediction of one of `labels` for the first token of each word; the score is the F1 of entities."""
@@ -138,6 +145,7 @@ class TokenClassification(SupervisedObjective):
     labels: tuple[str, ...]
     head_dropout: float = 0.1
 
+    module_class: ClassVar[type[TaskModule]] = TokenClassificationModule
     best_metric: ClassVar[str] = "f1"
     required_fields: ClassVar[frozenset[str]] = frozenset({"tags"})
     loss_weights: ClassVar[dict[str, float]] = {"tag_loss": 1.0}
@@ -146,22 +154,17 @@ class TokenClassification(SupervisedObjective):
     def label_names(self) -> tuple[str, ...]:
         return self.labels
 
-    def module(self, config: EncoderConfig, vocab: VocabInfo) -> nn.Module:
-        return TokenClassificationModule(config, self, vocab)
-
-    def score_outputs(
-        self, outputs: dict[str, np.ndarray], example_table: np.ndarray, split: Split
-    ) -> dict[str, float]:
-        num_correct = num_predicted_and_gold = 0
-        for row_tags, span in zip(outputs["tags"], example_table[:, 0], strict=True):
+    def score_outputs(self, outputs: dict[str, np.ndarray], rows: np.ndarray, split: Split) -> dict[str, float]:
+        num_correct = num_entities = 0
+        for row_tags, span in zip(outputs["tags"], rows[:, 0], strict=True):
             gold_tags = split.label_columns["tags"][span["a_start"] : span["a_end"]]
-            is_word = gold_tags >= 0
-            predicted_tags = row_tags[1 : 1 + len(gold_tags)]
-            gold = extract_entities([self.labels[tag] for tag in gold_tags[is_word]])
-            predicted = extract_entities([self.labels[tag] for tag in predicted_tags[is_word]])
+            predicted, gold = (
+                extract_entities([self.labels[tag] for tag in tags[gold_tags >= 0]])
+                for tags in (row_tags[1 : 1 + len(gold_tags)], gold_tags)
+            )
             num_correct += len(gold & predicted)
-            num_predicted_and_gold += len(gold) + len(predicted)
-        return {"f1": 2 * num_correct / num_predicted_and_gold if num_predicted_and_gold else 0.0}
+            num_entities += len(gold) + len(predicted)
+        return {"f1": 2 * num_correct / num_entities if num_entities else 0.0}
 
 
 def extract_entities(tags: list[str]) -> set[tuple[int, int, str]]:
@@ -175,41 +178,10 @@ def extract_entities(tags: list[str]) -> set[tuple[int, int, str]]:
     entities, start, entity_type = set(), 0, None
     for i, tag in enumerate([*tags, "O"]):
         prefix, dash, name = tag.partition("-")
-        if not dash:
-            name = tag
-        continues = prefix == "I" and dash and name == entity_type
+        continues = dash and prefix == "I" and name == entity_type
         if entity_type is not None and not continues:
             entities.add((start, i, entity_type))
             entity_type = None
         if tag != "O" and entity_type is None:
-            start, entity_type = i, name
+            start, entity_type = i, name if dash else tag
     return entities
-
-
-class TokenClassificationModule(TaskModule):
-    """Module of an encoder and a linear layer on every token."""
-
-    config: EncoderConfig
-    objective: TokenClassification
-    vocab: VocabInfo
-
-    def setup(self):
-        self.encoder = Encoder(self.config)
-        self.drop = Dropout(self.objective.head_dropout)
-        self.tags = make_dense(self.config, len(self.objective.labels))
-
-    def compute_logits(self, batch: Batch, train: bool = False) -> Float[Array, "b l c"]:
-        hidden = self.encoder(batch, train=train)
-        return self.tags(self.drop(hidden, train)).astype(jnp.float32)
-
-    def compute_metrics(self, logits: Float[Array, "b l c"], batch: Batch) -> Metrics:
-        tags = jnp.broadcast_to(batch.labels["tags"], logits.shape[:2])
-        word_mask = (tags >= 0).astype(jnp.float32)
-        labels = jnp.maximum(tags, 0)
-        return {
-            "tag_loss": Mean((cross_entropy(logits, labels) * word_mask).sum(), word_mask.sum()),
-            "tag_accuracy": Mean(((logits.argmax(-1) == labels) * word_mask).sum(), word_mask.sum()),
-        }
-
-    def compute_outputs(self, logits: Float[Array, "b l c"], batch: Batch) -> dict[str, Array]:
-        return {"tags": logits.argmax(-1)}
