@@ -150,7 +150,7 @@ def start_filled(experiment: Experiment, home: Path) -> Experiment:
     empty.mkdir()
     store.tokenizer.save(empty)
     write_json(empty / "experiment.json", build_run_record(network, "none", store.vocab))
-    save_params(empty / "checkpoints", jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes))
+    save_params(empty / "checkpoints", jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes), "none")
     export_run(empty, published)
     for path in published.rglob("model.safetensors"):
         save_file({name: fill_array(name, tensor.shape) for name, tensor in load_file(path).items()}, path)

@@ -224,7 +224,7 @@ def test_a_network_that_no_architecture_represents_is_refused_with_reasons(setti
     folder.mkdir()
     like.tokenizer.save(folder)
     write_json(folder / "experiment.json", build_run_record(network, "mark", like.vocab))
-    save_params(folder / "checkpoints", init_params(0, network.objective.module(network.model, like.vocab)))
+    save_params(folder / "checkpoints", init_params(0, network.objective.module(network.model, like.vocab)), "none")
     with pytest.raises(CheckpointError, match="bert: .*") as caught:
         export_run(folder, tmp_path / "out")
     assert all(family in str(caught.value) for family in ("bert", "roberta", "albert", "electra"))

@@ -54,7 +54,7 @@ def run(home):
             folder.mkdir(parents=True)
             tokenizer.save(folder)
             write_json(folder / "experiment.json", build_run_record(network, "0" * 16, tokenizer.vocab))
-            save_params(folder / "checkpoints", step.init_params(0, objective.module(model, tokenizer.vocab)))
+            save_params(folder / "checkpoints", step.init_params(0, objective.module(model, tokenizer.vocab)), "none")
         return encoders.load(folder, batch_size=4)
 
     return make
