@@ -69,17 +69,10 @@ class Experiment(RunSpec):
         return self.phases[-1].until_step
 
 
-# Checks: each yields what does not fit together, with the fields and their values ------------------------------------
-
-
 def find_problems(experiment: Experiment) -> Iterator[str]:
     """Yield what does not fit together, with the fields and their values."""
-    model, objective, optimizer, phases = (
-        experiment.model,
-        experiment.objective,
-        experiment.optimizer,
-        experiment.phases,
-    )
+    model, objective, optimizer = experiment.model, experiment.objective, experiment.optimizer
+    phases = experiment.phases
     if not phases:
         yield "phases is empty; a run needs at least one"
     until_steps = [phase.until_step for phase in phases]
@@ -118,11 +111,8 @@ def find_problems(experiment: Experiment) -> Iterator[str]:
 
 
 def find_phase_problems(experiment: Experiment, phase: Phase) -> Iterator[str]:
-    row_format, num_micro_steps, max_positions = (
-        phase.format,
-        experiment.grad_accum_steps,
-        experiment.model.max_positions,
-    )
+    row_format, num_micro_steps = phase.format, experiment.grad_accum_steps
+    max_positions = experiment.model.max_positions
     if row_format.max_example_length(phase.seq_length) > max_positions:
         limit = f"model.max_positions={max_positions}; lower it or raise model.max_positions"
         yield f"phases.seq_length={phase.seq_length} exceeds {limit}"
