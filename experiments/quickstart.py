@@ -41,8 +41,8 @@ def build_quickstart_run(name, model, objective, row_format, tokenizer_kind, ste
             heldout_fraction=0.1,
         ),
         optimizer=AdamW(learning_rate=2e-3, warmup_steps=100, bias_correction=True),
-        phases=(Phase(until_step=steps, seq_length=64, batch_size=32, format=row_format),),
-        intervals=Intervals(log_every=50, eval_every=400, save_every=400, keep_checkpoints=1, eval_batches=60),
+        phases=(Phase(until_step=steps, seq_length=64, batch_size=16, format=row_format),),
+        intervals=Intervals(log_every=50, eval_every=400, save_every=400, keep_checkpoints=1, eval_batches=100),
     )
 
 
@@ -53,7 +53,7 @@ experiments = [
         MaskedLM(Masking(dupe_factor=10), NextSentencePrediction()),
         SegmentPairs("random"),
         "wordpiece",
-        steps=2600,  # next-sentence prediction is learned last
+        steps=2400,  # next-sentence prediction is learned last
     ),
     build_quickstart_run(
         "roberta",
@@ -61,7 +61,7 @@ experiments = [
         MaskedLM(Masking(dupe_factor=None)),
         FullSentences(),
         "bpe",
-        steps=1000,
+        steps=1600,
     ),
     build_quickstart_run(
         "albert",
@@ -69,7 +69,7 @@ experiments = [
         MaskedLM(Masking(dupe_factor=40, unit="word", max_ngram=3), SentenceOrderPrediction()),
         SegmentPairs("swapped"),
         "unigram",
-        steps=1600,
+        steps=2600,
     ),
     build_quickstart_run(
         "electra",
@@ -77,6 +77,6 @@ experiments = [
         ReplacedTokenDetection(generator_width=1 / 2),
         ElectraPairs(),
         "wordpiece",
-        steps=900,
+        steps=1000,
     ),
 ]

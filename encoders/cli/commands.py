@@ -25,7 +25,7 @@ from encoders.experiment import Experiment, describe_experiment
 from encoders.inference.cross_evaluation import evaluate_with_overrides
 from encoders.inference.predictor import load_predictor
 from encoders.reporting import summaries, table_results
-from encoders.reporting.page import build_page
+from encoders.reporting.page import build_page, write_charts
 from encoders.reporting.table_formats import format_grid
 from encoders.run.evaluate import evaluate_run
 from encoders.run.folder import differing_fields, read_result, wrong_experiment
@@ -300,8 +300,11 @@ def show_table(choice: ExperimentChoice, table_format: str = "text") -> None:
     print(table_results.format_results(results, table_format))
 
 
-def write_report(folder: str, out: str | None = None, title: str = "Runs") -> None:
+def write_report(folder: str, out: str | None = None, title: str = "Runs", charts_dir: str | None = None) -> None:
     runs_dir, report_tables = Path(folder), []
+    if charts_dir:
+        print(*write_charts(runs_dir, Path(charts_dir)), sep="\n")
+        return
     for table in load_saved_tables(runs_dir):
         results = table_results.collect_table_results(refresh_table(table), runs_dir)
         report_tables += results.build_report_tables()

@@ -102,6 +102,7 @@ VERBS = {
         make_option("folder DIR", "the folder of runs"),
         make_option("--out FILE", "the page to write (DIR/report.html)"),
         make_option("--title TEXT", "its title (Runs)"),
+        make_option("--charts DIR", "write only its learning curves, as SVG files into a folder", dest="charts_dir"),
     ),
     "inspect": (
         "print what a store holds, and rows as the model reads them",

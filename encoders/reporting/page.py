@@ -14,6 +14,7 @@ from encoders.reporting import plots
 from encoders.reporting.table_formats import ReportTable
 from encoders.run.folder import RunError, read_result, read_run_record, read_run_rows
 from encoders.run.preemption import format_duration
+from encoders.utils.files import write_file_atomically
 from encoders.utils.serialization import from_json_value
 
 
@@ -44,6 +45,22 @@ def build_page(folder: Path, report_tables: Sequence[ReportTable], title: str = 
         describe_experiment=describe_experiment,
         format_json=lambda value: json.dumps(value, indent=1, ensure_ascii=False),
     )
+
+
+def write_charts(folder: Path, charts_dir: Path) -> list[Path]:
+    """Write the learning curves of all runs in `folder` as SVG files, and return their paths.
+
+    Raises `RunError` for a folder without runs, and `ValueError` if matplotlib is not installed.
+    """
+    runs, _ = read_runs(folder)
+    groups = plots.build_charts([(run.spec, run.metric_rows) for run in runs if run.is_trained])
+    charts = [chart for group in groups.values() for chart in group]
+    charts_dir.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for number, chart in enumerate(charts, 1):
+        paths.append(charts_dir / f"{number}-{chart.plot.split}-{chart.plot.score}-{chart.plot.axis}.svg")
+        write_file_atomically(paths[-1], plots.draw_file(chart).encode())
+    return paths
 
 
 def summarize_folder(folder: Path, runs: Sequence[RunSummary], unreadable: Sequence[str]) -> str:

@@ -230,6 +230,16 @@ def draw_svg(chart: Chart, id_prefix: str) -> tuple[str, str]:
 
     It takes the width and the text colour of its surroundings. Raises `ValueError` if matplotlib is not installed.
     """
+    return clean_svg(draw_chart(chart, transparent=True), id_prefix)
+
+
+def draw_file(chart: Chart) -> str:
+    """Return a chart as an SVG file with a legend, black on white."""
+    return draw_chart(chart, has_legend=True, facecolor="white").replace(TEXT_COLOUR, "#000000")
+
+
+def draw_chart(chart: Chart, has_legend: bool = False, **settings) -> str:
+    """Return matplotlib's SVG of a chart; `settings` are those of `savefig`."""
     try:
         from matplotlib import style
         from matplotlib.figure import Figure
@@ -245,7 +255,10 @@ def draw_svg(chart: Chart, id_prefix: str) -> tuple[str, str]:
             if line.num_seeds > 1:
                 axes.fill_between(x, line.lowest, line.highest, color=line.colour, alpha=0.18, linewidth=0)
             look = {"linewidth": LINE_WIDTH, "linestyle": (0, line.dashes) if line.dashes else "solid"}
-            axes.plot(x, line.median, color=line.colour, marker="o" if len(x) <= 12 else None, **look)
+            look |= {"marker": "o" if len(x) <= 12 else None, "label": line.name}
+            axes.plot(x, line.median, color=line.colour, **look)
+        if has_legend:
+            axes.legend(frameon=False)
         axes.set_title(chart.plot.score_title, loc="left")
         unit = f" (×10{str(exponent).translate(SUPERSCRIPTS)})" if exponent else ""
         axes.set_xlabel(chart.plot.axis + unit)
@@ -254,8 +267,8 @@ def draw_svg(chart: Chart, id_prefix: str) -> tuple[str, str]:
         if chart.plot.score.endswith(PERCENT_SUFFIXES):
             axes.yaxis.set_major_formatter(lambda value, _: f"{round(100 * value, 9):g}%")
         file = io.StringIO()
-        figure.savefig(file, format="svg", transparent=True)
-    return clean_svg(file.getvalue(), id_prefix)
+        figure.savefig(file, format="svg", metadata={"Date": None}, **settings)
+    return file.getvalue()
 
 
 def clean_svg(svg: str, id_prefix: str) -> tuple[str, str]:

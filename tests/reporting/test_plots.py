@@ -1,17 +1,22 @@
 """Learning curves: bands over seeds, axes in tokens and FLOPs, and the split into charts."""
 
 from dataclasses import replace
+from types import SimpleNamespace
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
+from encoders.reporting import page
 from encoders.reporting.plots import (
     LINE_COLOURS,
     MAX_LINES,
+    TEXT_COLOUR,
     PlotSpec,
     build_charts,
     compute_axes,
     compute_band,
+    draw_file,
     extract_curve,
     split_names,
 )
@@ -118,3 +123,17 @@ def test_lines_have_contrast_on_a_white_and_on_a_dark_background(ground):
     for colour in LINE_COLOURS:
         dark, light = sorted((luminance(colour), luminance(ground)))
         assert (light + 0.05) / (dark + 0.05) >= 3  # WCAG 2.2, 1.4.11
+
+
+def test_a_chart_as_a_file_names_its_lines_and_needs_no_page():
+    ((chart, *_), *_) = build_charts([(BERT, metric_rows(BERT)), (PAIRS, metric_rows(PAIRS))]).values()
+    texts = [element.text for element in ElementTree.fromstring(draw_file(chart)).iter() if element.text]
+    assert {"bert", "pairs", chart.plot.score_title} <= set(texts)
+    assert TEXT_COLOUR not in draw_file(chart) and "currentColor" not in draw_file(chart)
+
+
+def test_charts_are_written_as_files(monkeypatch, tmp_path):
+    runs = [SimpleNamespace(spec=BERT, metric_rows=metric_rows(BERT), is_trained=True)]
+    monkeypatch.setattr(page, "read_runs", lambda folder: (runs, []))
+    paths = page.write_charts(tmp_path, tmp_path / "charts")
+    assert paths and sorted(paths) == sorted((tmp_path / "charts").iterdir())
