@@ -147,7 +147,7 @@ class Run:
         chosen = names[step_name]
         try:
             if checkpoints.read_saved_steps().get(step_name, chosen) != chosen:
-                raise CheckpointDamaged(f"the {step_name} checkpoint is missing")
+                raise RunError(f"{self.folder}: the {step_name} checkpoint is missing; --step takes {', '.join(steps)}")
             return chosen, checkpoints.restore_params(chosen, infer_shardings or self.infer_shardings)
         except (CheckpointDamaged, DamagedFile) as error:
             others = ", ".join(name for name, saved_step in steps.items() if saved_step != chosen) or "none"

@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -110,6 +111,7 @@ def home(tmp_path_factory):
     folder = tmp_path_factory.mktemp("home")
     corpus = str(texts.write(folder / "text.txt", documents=60))
     base = experiment(corpus, "bert", folder)
+    base = replace(base, intervals=replace(base.intervals, keep_checkpoints=4))
     loop.train(base, folder / "finished", quiet)
     shutil.copytree(folder / "finished", folder / "unfinished")
     shutil.rmtree(folder / "unfinished" / "checkpoints" / "12")
@@ -160,8 +162,6 @@ def test_damage_is_noticed_and_named_or_changes_nothing(target, home, tmp_path, 
         return copy
 
     def use_copy(copy, log):
-        from dataclasses import replace
-
         data = replace(base.data, store_dir=str(copy / "stores"))
         return use(copy, replace(base, data=data), log)
 
