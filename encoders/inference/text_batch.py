@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import chain, pairwise
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
@@ -34,7 +35,8 @@ class TextBatch(struct.PyTreeNode):
         """Return the batch that the network reads, inside of a compiled function."""
         positions = jnp.arange(self.input_ids.shape[1])
         is_second = (positions >= self.first_lengths[:, None]) & (positions < self.lengths[:, None])
-        return build_single_example_batch(self.input_ids, is_second.astype(jnp.int32), self.lengths)
+        batch = build_single_example_batch(self.input_ids, is_second.astype(jnp.int32), self.lengths)
+        return jax.tree.map(jnp.asarray, batch)
 
 
 def list_lengths(max_length: int) -> tuple[int, ...]:
