@@ -11,7 +11,8 @@ import numpy as np
 
 from encoders.cli.vector_files import check_vector_file, write_vectors
 from encoders.data.row_files import RowError
-from encoders.inference.predictor import Predictor, TextOrPair, load_predictor
+from encoders.inference.predictor import Predictor, load_predictor
+from encoders.inference.text_batch import TextOrPair
 from encoders.run.folder import RunError
 from encoders.utils.serialization import ExperimentError
 
@@ -36,6 +37,8 @@ def predict_lines(
     """
     if out:
         check_vector_file(out, kind)
+        if as_json:
+            raise ExperimentError(f"--json prints lines, and --out {out} writes a file; give one of them")
     predictor = load_predictor(run, step, batch_size)
     selection = TextSelection(predictor, kind, log)
     lines = pair_texts(texts, second_texts) if texts else read_lines(file or "-")

@@ -23,13 +23,16 @@ from encoders.data.store import Split
 from encoders.experiment import Experiment
 from encoders.inference.text_batch import (
     TextBatch,
+    TextOrPair,
     check_shapes,
-    count_row_tokens,
     cut_texts,
+    iter_pairs,
     iter_text_batches,
+    iter_texts,
     list_batch_sizes,
     list_lengths,
-    make_blank_batch,
+    make_padding_batch,
+    measure_row,
 )
 from encoders.model.encoder import Encoder, find_encoder_name
 from encoders.model.heads import Pooler, summarize_examples
@@ -46,7 +49,6 @@ CHUNK_SIZE = 4096  # texts that are sorted by length at a time
 DEFAULT_WINDOW_LENGTH = 384  # tokens, for imported runs
 EXAMPLE_TEXTS = {"fill_masks": "[MASK]", "answer_questions": ("a", "a"), "compare_pairs": ("a", "a")}
 Pooling = Literal["cls", "mean", "pooled"]
-TextOrPair = str | tuple[str, str]
 
 
 class Predictor:
@@ -54,7 +56,7 @@ class Predictor:
 
     A text is a string, or a pair of strings where a second text is allowed. One string alone is one text, whose result
     is the only one. Texts longer than the last of `lengths` are cut at their end and counted in `num_truncated`.
-    Methods raise `RunError` for a run without the head they need, for a text without tokens, and for what is no text.
+    Methods raise `RunError` for a run without the head they need, for a text without tokens, and for other values.
 
         predictor = encoders.load("runs/bert-base")
         vectors = list(predictor.embed(["A text.", "Another one."]))
@@ -62,8 +64,8 @@ class Predictor:
         for text in open("masked.txt"):
             print(next(predictor.fill_masks(text, top_k=3)))
 
-    Rows are padded to the least of `lengths` that holds them, and batches to few sizes up to `batch_size`. What a
-    method computes is compiled once for each length and size: at first use, or before by `warm_up`.
+    Rows are padded to the least of `lengths` that holds them, and batches to few sizes up to `batch_size`. A program is
+    compiled once for each length and size: at first use, or before by `warm_up`.
     """
 
     def __init__(self, run: Run, params: dict, batch_size: int = 32, lengths: Sequence[int] | None = None):
@@ -85,7 +87,7 @@ class Predictor:
         """
         deque(getattr(self, method)([EXAMPLE_TEXTS.get(method, "a")], **arguments), maxlen=0)
         for (function, *static), shape in product([*self.programs], product(self.batch_sizes, self.lengths)):
-            self.get_program(function, make_blank_batch(shape), *static)
+            self.get_program(function, make_padding_batch(shape), *static)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -341,7 +343,7 @@ class Predictor:
         for chunk in chunk_items(iter_texts(texts), CHUNK_SIZE):
             rows = [(encode or self.encode_text)(text) for text in chunk]
             for i, ids in enumerate(rows):
-                if count_row_tokens(ids, self.num_separators) > max_length:
+                if measure_row(ids, self.num_separators) > max_length:
                     rows[i] = cut_texts(ids, max_length, self.num_separators)
                     self.num_truncated += 1
             results = [None] * len(rows)
@@ -349,26 +351,6 @@ class Predictor:
                 for index, result in zip(indices, predict_rows(batch), strict=False):  # without the rows that fill it
                     results[index] = result
             yield from results
-
-
-def is_pair(text: object) -> bool:
-    return isinstance(text, tuple | list) and len(text) == 2 and all(isinstance(part, str) for part in text)
-
-
-def iter_texts(texts: str | Iterable[TextOrPair]) -> Iterator[TextOrPair]:
-    """Yield each text; one string is one text. Raises `RunError` for what is neither a text nor a pair of texts."""
-    for text in [texts] if isinstance(texts, str) else texts:
-        if not isinstance(text, str) and not is_pair(text):
-            raise RunError(f"{text!r} is not a text; accepted are a string and a pair of strings")
-        yield text
-
-
-def iter_pairs(pairs: tuple[str, str] | Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
-    """Yield each pair of texts; two strings are one pair. Raises `RunError` for a text alone."""
-    for pair in iter_texts([pairs] if is_pair(pairs) else pairs):
-        if isinstance(pair, str):
-            raise RunError(f"{pair!r} needs a second text; accepted are pairs of strings")
-        yield pair
 
 
 def chunk_items(items: Iterable, size: int) -> Iterator[tuple]:

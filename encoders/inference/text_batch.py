@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, pairwise
 
 import jax
@@ -18,6 +18,7 @@ from encoders.tasks.text_tasks import truncate_pairs
 from encoders.text.tokenization import VocabInfo
 
 MIN_LENGTH = 16  # of the default lengths
+TextOrPair = str | tuple[str, str]
 
 
 class TextBatch(struct.PyTreeNode):
@@ -68,6 +69,26 @@ def check_shapes(lengths: Sequence[int], batch_size: int, max_positions: int) ->
         raise RunError(f"lengths={tuple(lengths)} must be {accepted}")
 
 
+def is_pair(text: object) -> bool:
+    return isinstance(text, tuple | list) and len(text) == 2 and all(isinstance(part, str) for part in text)
+
+
+def iter_texts(texts: str | Iterable[TextOrPair]) -> Iterator[TextOrPair]:
+    """Yield each text; one string is one text. Raises `RunError` for what is neither a text nor a pair of texts."""
+    for text in [texts] if isinstance(texts, str) else texts:
+        if not isinstance(text, str) and not is_pair(text):
+            raise RunError(f"{text!r} is not a text; accepted are a string and a pair of strings")
+        yield text
+
+
+def iter_pairs(pairs: tuple[str, str] | Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """Yield each pair of texts; two strings are one pair. Raises `RunError` for a text alone."""
+    for pair in iter_texts([pairs] if is_pair(pairs) else pairs):
+        if isinstance(pair, str):
+            raise RunError(f"{pair!r} needs a second text; accepted are pairs of strings")
+        yield pair
+
+
 def cut_texts(ids: list[list[int]], max_length: int, num_separators: int) -> list[list[int]]:
     """Return the token ids of one text or two, cut at their ends as in training, so that their row fits."""
     table = build_empty_table(1)
@@ -77,7 +98,7 @@ def cut_texts(ids: list[list[int]], max_length: int, num_separators: int) -> lis
     return [text_ids[: table[name][0]] for name, text_ids in zip(("a_end", "b_end"), ids, strict=False)]
 
 
-def count_row_tokens(ids: list[list[int]], num_separators: int) -> int:
+def measure_row(ids: list[list[int]], num_separators: int) -> int:
     """Return the length of the row of one text or two, special tokens included."""
     return sum(map(len, ids)) + (2 if len(ids) == 1 else 2 + num_separators)
 
@@ -94,7 +115,7 @@ def iter_text_batches(
     `rows` are the token ids of one text or two that fit into the last of `lengths`. A batch has the least length and
     the least size that hold its rows.
     """
-    sizes = [count_row_tokens(ids, num_separators) for ids in rows]
+    sizes = [measure_row(ids, num_separators) for ids in rows]
     order = sorted(range(len(rows)), key=sizes.__getitem__, reverse=True)
     for start in range(0, len(rows), batch_sizes[-1]):
         indices = order[start : start + batch_sizes[-1]]
@@ -120,7 +141,7 @@ def build_text_batch(
     return TextBatch(input_ids, lengths, first_lengths)
 
 
-def make_blank_batch(shape: tuple[int, int]) -> TextBatch:
+def make_padding_batch(shape: tuple[int, int]) -> TextBatch:
     """Return a batch of padding, for shapes."""
     row_counts = np.zeros(shape[0], np.int32)
     return TextBatch(np.zeros(shape, np.int32), row_counts, row_counts)

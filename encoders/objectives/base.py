@@ -21,7 +21,7 @@ Metrics = dict[str, Mean]
 class Objective:
     """Base class of objectives, frozen dataclasses, which set `loss_weights` and implement at least `module`.
 
-    What `predict` and `Predictor` need of a module, which is named by its attributes as parameters are:
+    `predict` and `Predictor` need these attributes of the module, which name its parameters, and these methods:
 
     - embed, tokens, similarity: an `Encoder` named `encoder`, or `discriminator` beside a generator; `--pool pooled`
       also a `Pooler` named `pooler`;

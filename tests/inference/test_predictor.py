@@ -361,7 +361,9 @@ def test_vectors_are_written_with_a_row_for_each_line(suffix, features, home, ca
     assert said.out == "" and f"{source}:2: " in said.err
     expected = list(features.embed(["tan here", ("what", "who")], "cls"))
     if suffix == ".parquet":
-        columns = pytest.importorskip("pyarrow.parquet").read_table(out).to_pydict()
+        from pyarrow import parquet
+
+        columns = parquet.read_table(out).to_pydict()
         assert columns["text"] == ["tan here", None, "what"] and columns["second"] == [None, None, "who"]
         assert columns["vector"][1] is None
         found = [columns["vector"][0], columns["vector"][2]]
@@ -382,18 +384,21 @@ def test_a_failure_leaves_the_vectors_that_were_there(features, home, monkeypatc
 
 
 @pytest.mark.parametrize(
-    "kind, out, named",
+    "arguments, out, named",
     [
-        ("embed", "vectors.txt", ["vectors.txt", ".npy", ".npz", ".parquet"]),
-        ("embed", "missing/vectors.npy", ["missing"]),
-        ("tokens", "vectors.npy", ["tokens", "embed"]),
-        ("embed", "vectors.parquet", ["vectors.parquet", "pip install pyarrow"]),
+        (["embed"], "vectors.txt", ["vectors.txt", ".npy", ".npz", ".parquet"]),
+        (["embed"], "missing/vectors.npy", ["missing"]),
+        (["tokens"], "vectors.npy", ["tokens", "embed"]),
+        (["embed", "--json"], "vectors.npy", ["--json", "vectors.npy"]),
+        (["embed"], "vectors.parquet", ["vectors.parquet", "pip install pyarrow"]),
     ],
 )
-def test_a_file_that_cannot_be_written_is_refused_before_the_run_is_read(kind, out, named, home, capsys, monkeypatch):
+def test_a_file_that_cannot_be_written_is_refused_before_the_run_is_read(
+    arguments, out, named, home, capsys, monkeypatch
+):
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)  # as if it were not installed
     monkeypatch.setattr(predict_lines, "load_predictor", lambda *arguments: 1 / 0)
-    assert launch.main(["predict", "no-run", kind, "tan", "--out", str(home / out)]) == 1
+    assert launch.main(["predict", "no-run", *arguments, "--out", str(home / out)]) == 1
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1 and all(word in error for word in named)
 
