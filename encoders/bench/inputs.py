@@ -37,8 +37,7 @@ def make_random_batches(experiment: Experiment, phase: Phase, num_batches: int) 
 def read_text_batches(experiment: Experiment, phase: Phase, num_batches: int) -> tuple[VocabInfo, list[Batch]]:
     """Return the first batches of a phase from the experiment's own text."""
     store = prepare_store(experiment.data, lambda line: None)
-    copies, tables = experiment.objective.num_distinct_passes, store.path / "tables"
-    stream = BatchStream(store.train_split, store.vocab, (phase,), experiment.seed, copies, tables)
+    stream = BatchStream.from_store(store, (phase,), experiment.seed, experiment.objective.num_distinct_passes)
     return store.vocab, [stream.build_batch(batch_index) for batch_index in range(num_batches)]
 
 

@@ -48,8 +48,8 @@ def describe_store(store: Store, settings: RowSettings, num_rows: int, use_colou
     marks = COLOURED_TOKENS if use_colour else PLAIN_TOKENS
     yield "\n" + LEGEND.format(**{kind: mark.format("word") for kind, mark in marks.items()})
     start = 0
-    num_passes, tables_dir = settings.objective.num_distinct_passes, store.path / "tables"
-    stream = BatchStream(store.train_split, store.vocab, settings.phases, settings.seed, num_passes, tables_dir)
+    num_passes = settings.objective.num_distinct_passes
+    stream = BatchStream.from_store(store, settings.phases, settings.seed, num_passes)
     for phase in settings.phases:
         yield ""
         yield from describe_pass(phase, store.train_split, settings.seed)

@@ -135,6 +135,7 @@ VERBS = {
         make_option("--file FILE", 'lines of TEXT, TEXT<tab>TEXT or {"text": ..., "second": ...}; - is standard input'),
         step_option("best"),
         make_flag("--json", "print JSON lines", dest="as_json"),
+        make_option("--out FILE", "write the vectors of embed to a .npy, .npz or .parquet file, a row for each text"),
         number_option("--top N", "tokens for each mask (5)", "top_k"),
         make_option("--pool", "the vector of a text (mean)", choices=("cls", "mean", "pooled"), dest="pooling"),
         number_option("--layer N", "0 is the embedding, -1 the last layer (-1)"),

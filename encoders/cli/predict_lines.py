@@ -5,10 +5,15 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from encoders.inference.predictor import Predictor, TextOrPair, load_predictor
+from encoders.cli.vector_files import check_vector_file, write_vectors
+from encoders.data.row_files import RowError
+from encoders.inference.predictor import Predictor, load_predictor
+from encoders.inference.text_batch import TextOrPair
+from encoders.run.folder import RunError
 from encoders.utils.serialization import ExperimentError
 
 
@@ -21,65 +26,122 @@ def predict_lines(
     step: str = "best",
     as_json: bool = False,
     batch_size: int = 32,
+    out: str | None = None,
     log: Callable[[str], None] = print,
     **settings,
-) -> None:
-    """Print a run's predictions for the texts as they come; `settings` are arguments of `iter_predictions`."""
-    predictor = load_predictor(run, step, batch_size)
-    # Predictions come first in the pairs, so that texts are read only as they need them.
-    read, printed = itertools.tee(pair_texts(texts, second_texts) if texts else read_texts(file or "-"))
-    for prediction, text in zip(iter_predictions(predictor, kind, read, **settings), printed, strict=False):
+) -> int:
+    """Print a run's predictions for the texts as they come, or write vectors to the file `out`.
+
+    A text that cannot be predicted is logged with its line; the others are predicted, and the status is 1. `settings`
+    are arguments of `iter_predictions`.
+    """
+    if out:
+        check_vector_file(out, kind)
         if as_json:
-            print(json.dumps({"text": text} | prediction, ensure_ascii=False))
-        else:
-            shown = text if isinstance(text, str) else "  |  ".join(text)
-            print(shown, *format_prediction(kind, prediction), sep="\n   ")
+            raise ExperimentError(f"--json prints lines, and --out {out} writes a file; give one of them")
+    predictor = load_predictor(run, step, batch_size)
+    selection = TextSelection(predictor, kind, log)
+    lines = pair_texts(texts, second_texts) if texts else read_lines(file or "-")
+    # Predictions come first in the pairs, so that texts are read only as they need them.
+    read, printed = itertools.tee(selection.iter_texts(lines))
+    predictions = zip(iter_predictions(predictor, kind, read, **settings), printed, strict=False)
+    if out:
+        vectors = [(text, prediction["vector"]) for prediction, text in predictions]
+        write_vectors(out, vectors, selection.bad_indices, predictor.config.hidden_size)
+    else:
+        for prediction, text in predictions:
+            print_prediction(kind, text, prediction, as_json)
     if predictor.num_truncated:
         max_positions = predictor.config.max_positions
         log(f"truncated {predictor.num_truncated} texts that exceed model.max_positions={max_positions} tokens")
+    if selection.bad_indices:
+        log(f"{len(selection.bad_indices)} of {selection.num_texts} texts were not predicted")
+    return 1 if selection.bad_indices else 0
 
 
-def pair_texts(texts: Sequence[str], second_texts: Sequence[str]) -> Iterable[TextOrPair]:
-    """Return each text with its second text, or with the only one. Raises `ExperimentError` for other numbers."""
-    if not second_texts:
-        return texts
-    if len(second_texts) == 1:
-        return zip(texts, itertools.repeat(second_texts[0]), strict=False)
-    if len(second_texts) != len(texts):
+@dataclass
+class TextSelection:
+    """Selection of the texts that a kind of prediction accepts; it logs the location and the reason of the others."""
+
+    predictor: Predictor
+    kind: str
+    log: Callable[[str], None]
+    num_texts: int = 0
+    bad_indices: list[int] = field(default_factory=list)
+    are_pairs: bool | None = None  # of similarity, as the first text says
+
+    def iter_texts(self, lines: Iterable[tuple[str, TextOrPair | bytes]]) -> Iterator[TextOrPair]:
+        """Yield the texts among locations and lines, or texts, that are accepted."""
+        for location, line in lines:
+            try:
+                text = parse_line(line) if isinstance(line, bytes) else line
+                self.check_text(text)
+            except (ExperimentError, RunError, RowError) as error:
+                self.log(f"{location}: {error}")
+                self.bad_indices.append(self.num_texts)
+                text = None
+            self.num_texts += 1
+            if text is not None:
+                yield text
+
+    def check_text(self, text: TextOrPair) -> None:
+        """Raise `ExperimentError`, `RunError` or `RowError` for a text that cannot be predicted."""
+        is_pair = not isinstance(text, str)
+        if self.kind == "answer" and not is_pair:
+            raise ExperimentError(f"{text!r} needs a second text: --second TEXT, or a tab between the two")
+        if self.kind == "answer":
+            self.predictor.build_windows([text])
+        elif self.kind == "fill":
+            self.predictor.encode_masked_text(text)
+        else:
+            self.predictor.encode_text(text)
+        self.are_pairs = is_pair if self.are_pairs is None else self.are_pairs
+        if self.kind == "similarity" and is_pair != self.are_pairs:
+            raise ExperimentError(f"{text!r} must have {'a' if self.are_pairs else 'no'} second text, as the first has")
+
+
+def pair_texts(texts: Sequence[str], second_texts: Sequence[str]) -> Iterator[tuple[str, TextOrPair]]:
+    """Yield a name of each text, and the text with its second one, or with the only one.
+
+    Raises `ExperimentError` for other numbers of second texts.
+    """
+    if len(second_texts) not in (0, 1, len(texts)):
         raise ExperimentError(f"--second has {len(second_texts)} texts for {len(texts)}; give one, or as many")
-    return zip(texts, second_texts, strict=True)
+    seconds = itertools.cycle(second_texts) if second_texts else itertools.repeat(None)
+    for number, (text, second) in enumerate(zip(texts, seconds, strict=False), 1):
+        yield f"text {number}", text if second is None else (text, second)
 
 
-def read_texts(name: str) -> Iterator[TextOrPair]:
-    """Yield the texts of a file, one a line; `-` is standard input. Raises `ExperimentError` with the line's number."""
+def read_lines(name: str) -> Iterator[tuple[str, bytes]]:
+    """Yield the location and the bytes of each line of a file; `-` is standard input."""
     source = "standard input" if name == "-" else name
     with nullcontext(sys.stdin.buffer) if name == "-" else open(name, "rb") as lines:
         for line_number, line in enumerate(lines, 1):
-            yield parse_line(line, f"{source}:{line_number}")
+            yield f"{source}:{line_number}", line
 
 
-def parse_line(line: bytes, location: str) -> TextOrPair:
+def parse_line(line: bytes) -> TextOrPair:
     """Return the text of a line, or two: separated by a tab, or as JSON. Raises `ExperimentError`."""
     try:
         text = line.decode("utf-8").rstrip("\r\n")
         row = json.loads(text) if text.startswith("{") else None
     except UnicodeError as error:
-        raise ExperimentError(f"{location}: {error}; texts are UTF-8") from None
+        raise ExperimentError(f"{error}; texts are UTF-8") from None
     except ValueError as error:
-        raise ExperimentError(f"{location}: the line starts with {{ and is not JSON: {error}") from None
+        raise ExperimentError(f"the line starts with {{ and is not JSON: {error}") from None
     fields = text.split("\t") if row is None else [row[key] for key in ("text", "second") if key in row]
     if not 1 <= len(fields) <= 2 or not all(isinstance(value, str) and value.strip() for value in fields):
         accepted = 'a text, two with a tab between, or {"text": ..., "second": ...}'
-        raise ExperimentError(f"{location}: a line is {accepted}")
+        raise ExperimentError(f"{text!r} is not a line of texts, which is {accepted}")
     return fields[0] if len(fields) == 1 else tuple(fields)
 
 
-def require_pairs(texts: Iterable[TextOrPair]) -> Iterator[tuple[str, str]]:
-    """Yield pairs of texts. Raises `ExperimentError` for a text alone."""
-    for text in texts:
-        if isinstance(text, str):
-            raise ExperimentError(f"{text!r} needs a second text: --second TEXT, or a tab between the two")
-        yield text
+def print_prediction(kind: str, text: TextOrPair, prediction: dict, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"text": text} | prediction, ensure_ascii=False, default=round_vector))
+    else:
+        shown = text if isinstance(text, str) else "  |  ".join(text)
+        print(shown, *format_prediction(kind, prediction), sep="\n   ")
 
 
 def iter_predictions(
@@ -91,7 +153,10 @@ def iter_predictions(
     layer: int = -1,
     threshold: float | None = None,
 ) -> Iterator[dict]:
-    """Yield the prediction of a kind for each text, as a JSON value; the other arguments are those of `Predictor`."""
+    """Yield the prediction of a kind for each text: a JSON value, but for vectors, which are arrays.
+
+    The other arguments are those of `Predictor`.
+    """
     match kind:
         case "fill":
             for masks in predictor.fill_masks(texts, top_k):
@@ -101,16 +166,16 @@ def iter_predictions(
                 is_number = len(scores) == 1  # as of STS-B
                 yield scores if is_number else {"label": max(scores, key=scores.get), "probabilities": scores}
         case "answer":
-            yield from predictor.answer_questions(require_pairs(texts), threshold)
+            yield from predictor.answer_questions(texts, threshold)
         case "similarity":
             for similarity in iter_similarities(predictor, texts, pooling, layer):
                 yield {"similarity": similarity}
         case "embed":
             for vector in predictor.embed(texts, pooling, layer):
-                yield {"vector": round_vector(vector)}
+                yield {"vector": vector}
         case "tokens":
             for tokens in predictor.embed_tokens(texts, layer):
-                yield {"tokens": [{"token": token, "vector": round_vector(vector)} for token, vector in tokens]}
+                yield {"tokens": [{"token": token, "vector": vector} for token, vector in tokens]}
         case "replaced":
             for tokens in predictor.detect_replaced(texts):
                 yield {"tokens": [{"token": token, "replaced": round(p, 4)} for token, p in tokens]}
@@ -124,14 +189,10 @@ def iter_similarities(predictor: Predictor, texts: Iterator[TextOrPair], pooling
     """Yield the cosine of each pair, or, for texts alone, those of each text with all texts."""
     first = next(texts, None)
     texts = itertools.chain([first] if first else [], texts)
-    if not isinstance(first, str):
-        similarities = predictor.compare_pairs(require_pairs(texts), pooling, layer)
-        yield from (round(similarity, 4) for similarity in similarities)
-        return
-    texts = list(texts)
-    if pairs := [text for text in texts if not isinstance(text, str)]:
-        raise ExperimentError(f"{pairs[0]!r} has a second text, and {first!r} has none; give all texts one, or none")
-    yield from predictor.similarity_matrix(texts, pooling, layer).round(4).tolist()
+    if isinstance(first, str):
+        yield from predictor.similarity_matrix(texts, pooling, layer).round(4).tolist()
+    else:
+        yield from (round(similarity, 4) for similarity in predictor.compare_pairs(texts, pooling, layer))
 
 
 def format_prediction(kind: str, prediction: dict) -> list[str]:
@@ -157,5 +218,5 @@ def format_prediction(kind: str, prediction: dict) -> list[str]:
     return [" ".join(f"[{token} {share:.0%}]" if share > 0.5 else token for token, share in shares)]
 
 
-def format_vector(vector: list[float]) -> str:
+def format_vector(vector: np.ndarray) -> str:
     return "  ".join(f"{x:.3f}" for x in vector[:6]) + f"  ... ({len(vector)} numbers; --json prints all)"

@@ -72,7 +72,7 @@ def build_single_example_batch(
     """
     num_rows, seq_length = input_ids.shape
     positions = np.broadcast_to(np.arange(seq_length, dtype=np.int32), input_ids.shape)
-    is_token = positions < (seq_length if lengths is None else np.asarray(lengths)[:, None])
+    is_token = positions < (seq_length if lengths is None else lengths[:, None])
     zeros = np.zeros((num_rows, 1), np.int32)
     return Batch(
         input_ids=input_ids.astype(np.int32),

@@ -19,7 +19,7 @@ from encoders.data.batch import Batch
 from encoders.data.example_table import Table, add_example_axis, count_row_tokens, measure_segments
 from encoders.data.formats import TABLE_VERSION, Format
 from encoders.data.mixing import find_corpus_weights, remove_mixing
-from encoders.data.store import Split, save_array
+from encoders.data.store import Split, Store, save_array
 from encoders.text.tokenization import VocabInfo
 from encoders.utils.files import hash_file, write_file_atomically
 
@@ -198,6 +198,19 @@ class BatchStream:
     num_distinct_passes: int | None
     folder: Path
     select_local_rows: Callable[[int], np.ndarray] = np.arange
+
+    @classmethod
+    def from_store(
+        cls,
+        store: Store,
+        phases: tuple[Phase, ...],
+        seed: int,
+        num_distinct_passes: int | None,
+        select_local_rows: Callable[[int], np.ndarray] = np.arange,
+    ) -> BatchStream:
+        """Return the training batches of a store, with its vocabulary and its tables."""
+        split, folder = store.train_split, store.path / "tables"
+        return cls(split, store.vocab, phases, seed, num_distinct_passes, folder, select_local_rows)
 
     def __post_init__(self):
         self.tables = ExampleTables(self.folder, self.split, self.seed, self.num_distinct_passes)

@@ -92,7 +92,7 @@ def score_linear_probe(run: Run, params: dict, sentence_task) -> dict[str, float
     experiment, tables = run.experiment, run.store.path / "tables"
     phase = experiment.phases[-1]
     num_passes = experiment.objective.num_distinct_passes
-    stream = BatchStream(run.store.train_split, run.vocab, (phase,), experiment.seed, num_passes, tables)
+    stream = BatchStream.from_store(run.store, (phase,), experiment.seed, num_passes)
     train_batches = stream.iter_batches(0, max(min(phase.until_step, NUM_PROBE_EXAMPLES // phase.batch_size), 1))
     eval_batches = iter_eval_batches(
         run.store.eval_splits[0], run.vocab, phase, phase.batch_size, experiment.intervals.eval_batches, tables

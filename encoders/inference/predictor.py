@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
-from itertools import chain, islice
+from itertools import chain, islice, product
 from pathlib import Path
 from typing import Literal
 
@@ -18,69 +18,76 @@ import jax.numpy as jnp
 import numpy as np
 
 from encoders.data.batch import Batch
-from encoders.data.example_table import add_example_axis
-from encoders.data.formats import Format
+from encoders.data.example_table import Table, add_example_axis
 from encoders.data.store import Split
-from encoders.data.stream import Phase, iter_batches_longest_first
 from encoders.experiment import Experiment
+from encoders.inference.text_batch import (
+    TextBatch,
+    TextOrPair,
+    check_shapes,
+    cut_texts,
+    iter_pairs,
+    iter_text_batches,
+    iter_texts,
+    list_batch_sizes,
+    list_lengths,
+    make_padding_batch,
+    measure_row,
+)
 from encoders.model.encoder import Encoder, find_encoder_name
 from encoders.model.heads import Pooler, summarize_examples
 from encoders.objectives.masking import MaskedBatch
+from encoders.run.evaluate import concatenate_padded
 from encoders.run.folder import RunError
 from encoders.run.run import Run
 from encoders.tasks.answers import QAPrediction
 from encoders.tasks.classification import Classification
 from encoders.tasks.question_answering import QAObjective
 from encoders.tasks.squad import ContextWindows
-from encoders.tasks.text_tasks import TextRows
 
 CHUNK_SIZE = 4096  # texts that are sorted by length at a time
-NUM_LENGTH_BUCKETS = 16  # lengths that batches may have
 DEFAULT_WINDOW_LENGTH = 384  # tokens, for imported runs
+EXAMPLE_TEXTS = {"fill_masks": "[MASK]", "answer_questions": ("a", "a"), "compare_pairs": ("a", "a")}
 Pooling = Literal["cls", "mean", "pooled"]
-TextOrPair = str | tuple[str, str]
-
-
-@partial(jax.jit, static_argnames=("module", "method"))
-def apply_jitted(params: dict, batch: Batch, *, module, method: str):
-    return module.apply({"params": params}, batch, method=method)
-
-
-@partial(jax.jit, static_argnames=("config", "layer", "pooling"))
-def compute_vectors(
-    params: dict, pooler_params: dict | None, batch: Batch, *, config, layer: int, pooling: Pooling | None
-):
-    """Return the hidden states of a layer, `[b l d]`, or with a pooling one vector of each row, `[b d]`."""
-    hidden = Encoder(config).apply({"params": params}, batch, output_hidden_states=True)[layer]
-    if pooling is None:
-        return hidden
-    if pooling == "mean":
-        is_token = (batch.example_ids > 0)[..., None]
-        return (hidden * is_token).sum(1) / jnp.maximum(is_token.sum(1), 1)
-    vectors = summarize_examples(config, hidden, batch)
-    if pooling == "pooled":
-        vectors = Pooler(config).apply({"params": pooler_params}, vectors)
-    return vectors[:, 0]
 
 
 class Predictor:
     """Predictions of a run. Every method takes any number of texts and yields one result a text, in their order.
 
-    A text is a string, or a pair of strings where a second text is allowed. Texts longer than the model's positions
-    are cut at their end and counted in `num_truncated`. Methods raise `RunError` for a run without the head they need,
-    and for a text without tokens.
+    A text is a string, or a pair of strings where a second text is allowed. One string alone is one text, whose result
+    is the only one. Texts longer than the last of `lengths` are cut at their end and counted in `num_truncated`.
+    Methods raise `RunError` for a run without the head they need, for a text without tokens, and for other values.
 
         predictor = encoders.load("runs/bert-base")
         vectors = list(predictor.embed(["A text.", "Another one."]))
+        vector = next(predictor.embed("A text."))
         for text in open("masked.txt"):
-            print(next(predictor.fill_masks([text], top_k=3)))
+            print(next(predictor.fill_masks(text, top_k=3)))
+
+    Rows are padded to the least of `lengths` that holds them, and batches to few sizes up to `batch_size`. A program is
+    compiled once for each length and size: at first use, or before by `warm_up`.
     """
 
-    def __init__(self, run: Run, params: dict, batch_size: int = 32):
-        self.run, self.params, self.batch_size = run, params, batch_size
+    def __init__(self, run: Run, params: dict, batch_size: int = 32, lengths: Sequence[int] | None = None):
+        self.run, self.params = run, params
         self.config, self.objective = run.spec.model, run.spec.objective
         self.num_separators = self.config.conventions.num_separators
+        self.lengths = list_lengths(self.config.max_positions) if lengths is None else tuple(lengths)
+        check_shapes(self.lengths, batch_size, self.config.max_positions)
+        self.batch_sizes = list_batch_sizes(batch_size)
+        self.programs: dict[tuple, dict[tuple[int, int], Callable]] = {}  # compiled, by function and by shape
         self.num_truncated = 0
+
+    def warm_up(self, method: str = "embed", **arguments) -> None:
+        """Compile what a method computes with these arguments, for every length and batch size.
+
+        For `fill_masks` it is what texts with one mask need.
+
+            predictor.warm_up("embed", pooling="cls")
+        """
+        deque(getattr(self, method)([EXAMPLE_TEXTS.get(method, "a")], **arguments), maxlen=0)
+        for (function, *static), shape in product([*self.programs], product(self.batch_sizes, self.lengths)):
+            self.get_program(function, make_padding_batch(shape), *static)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -89,64 +96,46 @@ class Predictor:
             raise RunError(f"{self.run.folder} needs a classification head and has {', '.join(sorted(self.params))}")
         return self.objective.labels
 
-    def fill_masks(self, texts: Iterable[str], top_k: int = 5) -> Iterator[list[list[tuple[str, float]]]]:
+    def fill_masks(self, texts: str | Iterable[str], top_k: int = 5) -> Iterator[list[list[tuple[str, float]]]]:
         """Yield for each [MASK] (or <mask>) of each text the `top_k` likeliest tokens and their probabilities.
 
         ELECTRA's predictions are its generator's. Raises `RunError` for a text without a mask.
 
-            (masks,) = predictor.fill_masks(["The capital of France is [MASK]."])
+            (masks,) = predictor.fill_masks("The capital of France is [MASK].")
             token, probability = masks[0][0]
         """
         self.require_params("tokens", "masked-token")
-        vocab, tokenizer = self.run.vocab, self.run.tokenizer
-        mask_token = tokenizer.id_to_token(vocab.mask_id)
-        num_candidates = min(top_k, vocab.vocab_size)
+        if top_k < 1:
+            raise RunError(f"top_k={top_k} must be at least 1")
+        vocab, name_token = self.run.vocab, self.run.tokenizer.id_to_token
 
-        def encode_masked_text(text: str) -> list[list[int]]:
-            ids = tokenizer.encode(re.sub(r"\[MASK\]|<mask>", lambda _: mask_token, text))
-            if vocab.mask_id not in ids[: self.config.max_positions - 2]:
-                raise RunError(f"{text!r} needs a [MASK] within its first {self.config.max_positions - 2} tokens")
-            return [ids]
-
-        def predict_rows(batch: Batch) -> list:
-            is_mask = batch.input_ids == vocab.mask_id
-            num_masks = is_mask.sum(1)
+        def predict_rows(batch: TextBatch) -> list:
+            num_masks = (batch.input_ids == vocab.mask_id).sum(1).tolist()
             # A power of two, so that few numbers of positions are compiled.
-            num_positions = 1 << (int(num_masks.max()) - 1).bit_length()
-            positions = np.argsort(~is_mask, axis=1, kind="stable")[:, :num_positions]
-            masked_batch = MaskedBatch(
-                **batch.get_arrays(),
-                clean_ids=batch.input_ids,
-                masked_positions=positions,
-                masked_labels=np.take_along_axis(batch.input_ids, positions, axis=1),
-                masked_weights=np.take_along_axis(is_mask, positions, axis=1).astype(np.float32),
-            )
-            logits = self.apply_module(masked_batch, "compute_token_logits")[..., : vocab.vocab_size]
-            top_values = jax.device_get(jax.lax.top_k(jax.nn.softmax(logits), num_candidates))
+            num_positions = 1 << (max(num_masks) - 1).bit_length()
+            top_values = self.compute(self.fill_rows, batch, num_positions, min(top_k, vocab.vocab_size))
             probabilities, ids = (values.tolist() for values in top_values)
-            name_token = tokenizer.id_to_token
             return [
                 [list(zip(map(name_token, ids[row][i]), probabilities[row][i], strict=True)) for i in range(count)]
                 for row, count in enumerate(num_masks)
             ]
 
-        yield from self.predict_texts(texts, predict_rows, encode_masked_text)
+        yield from self.predict_texts(texts, predict_rows, self.encode_masked_text)
 
-    def classify(self, texts: Iterable[TextOrPair]) -> Iterator[dict[str, float]]:
+    def classify(self, texts: str | Iterable[TextOrPair]) -> Iterator[dict[str, float]]:
         """Yield the probability of each label, or the number of a regression under its only label."""
         labels = self.labels
 
-        def predict_rows(batch: Batch) -> list:
-            scores = self.apply_module(batch, "predict_outputs")["logits"][:, 0]
-            scores = jax.nn.softmax(scores) if len(labels) > 1 else scores
-            return [dict(zip(labels, map(float, row), strict=True)) for row in jax.device_get(scores)]
+        def predict_rows(batch: TextBatch) -> list:
+            scores = self.compute(self.classify_rows, batch)
+            return [dict(zip(labels, row, strict=True)) for row in scores.tolist()]
 
         yield from self.predict_texts(texts, predict_rows)
 
     def answer_questions(
-        self, questions: Iterable[tuple[str, str]], null_threshold: float | None = None
+        self, questions: tuple[str, str] | Iterable[tuple[str, str]], null_threshold: float | None = None
     ) -> Iterator[dict]:
-        """Yield for each (question, context) the keys answer, start, end, score and null.
+        """Yield for each (question, context), or the only one, the keys answer, start, end, score and null.
 
         `start` and `end` are characters of the context. The answer is "", without start, end and score, where the null
         score exceeds `null_threshold`, by default the threshold tuned at the run's evaluation.
@@ -157,7 +146,7 @@ class Predictor:
         result_file = self.run.folder / "result.json"
         if null_threshold is None and result_file.exists():  # None for a run on answerable questions
             null_threshold = json.loads(result_file.read_text(encoding="utf-8")).get("best", {}).get("threshold")
-        for chunk in chunk_items(questions, CHUNK_SIZE):
+        for chunk in chunk_items(iter_pairs(questions), CHUNK_SIZE):
             for prediction in self.predict_spans(chunk):
                 result = {"answer": prediction.best_text(null_threshold)}
                 if result["answer"]:
@@ -167,11 +156,27 @@ class Predictor:
 
     def predict_spans(self, questions: Sequence[tuple[str, str]]) -> list[QAPrediction]:
         """Return a prediction for each (question, context), read through the windows that the run was trained on."""
+        split, table = self.build_windows(questions)
+        segments = (("a_start", "a_end"), ("b_start", "b_end"))
+        rows = [[split.tokens[row[start] : row[end]].tolist() for start, end in segments] for row in table]
+        batch_outputs, order = [], []
+        for indices, batch in self.iter_batches(rows):
+            outputs = self.compute(self.answer_rows, batch)
+            batch_outputs.append({name: array[: len(indices)] for name, array in outputs.items()})
+            order += indices
+        outputs = concatenate_padded(batch_outputs, np.ones(len(order), bool))
+        predictions = self.objective.decode_predictions(outputs, add_example_axis(table)[order], split)
+        return [predictions[document] for document in range(len(questions))]
+
+    def build_windows(self, questions: Sequence[tuple[str, str]]) -> tuple[Split, Table]:
+        """Return questions and contexts as a split, and the table of their windows.
+
+        Raises `RunError` for an empty text, and `RowError` for a question that leaves no room in a row.
+        """
         row_format, seq_length = ContextWindows(num_separators=self.num_separators), DEFAULT_WINDOW_LENGTH
         if isinstance(self.run.spec, Experiment):
             phase = self.run.spec.phases[-1]
             row_format, seq_length = phase.format, phase.seq_length
-        seq_length = min(seq_length, self.config.max_positions)
         ids, offsets = self.run.tokenizer.encode_with_offsets(list(chain.from_iterable(questions)))
         rows = [self.require_tokens([a, b], pair) for a, b, pair in zip(ids[::2], ids[1::2], questions, strict=True)]
         # The separator that ends a document has an offset too.
@@ -179,53 +184,99 @@ class Predictor:
         columns = {"answer": np.full((len(questions), 2), -1), "places": np.array(places)}
         metadata = tuple({"context": context, "place": repr(question)} for question, context in questions)
         split = build_split(rows, self.run.vocab, columns, metadata)
-        table = row_format.build_example_table(split, range(split.num_documents), seq_length, 0, 0)
-        batch_outputs, indices = [], []
-        for batch in self.iterate_batches(split, table, row_format, seq_length):
-            batch_outputs.append(jax.device_get(self.apply_module(batch, "predict_outputs")))
-            indices.append(batch.example_index[:, 0])
-        # Rows behind the table's fill the last batch.
-        outputs = jax.tree.map(lambda *arrays: np.concatenate(arrays)[: len(table)], *batch_outputs)
-        windows = add_example_axis(table)[np.concatenate(indices)[: len(table)]]
-        predictions = self.objective.decode_predictions(outputs, windows, split)
-        return [predictions[document] for document in range(len(questions))]
+        seq_length = min(seq_length, self.lengths[-1])
+        return split, row_format.build_example_table(split, range(split.num_documents), seq_length, 0, 0)
 
-    def embed(self, texts: Iterable[TextOrPair], pooling: Pooling = "mean", layer: int = -1) -> Iterator[np.ndarray]:
+    def embed(
+        self, texts: str | Iterable[TextOrPair], pooling: Pooling = "mean", layer: int = -1
+    ) -> Iterator[np.ndarray]:
         """Yield a vector `[d]` of each text: of [CLS] ("cls"), the mean over tokens, or the pooler's ("pooled").
 
         `layer` is 0 for the embedding, n for the n-th layer, -1 for the last.
         """
         if pooling == "pooled":
             self.require_params("pooler", "pooler")
-        yield from self.predict_texts(texts, lambda batch: list(self.encode_rows(batch, layer, pooling)))
+        self.check_layer(layer)
+        yield from self.predict_texts(texts, lambda batch: list(self.compute(self.embed_rows, batch, layer, pooling)))
 
-    def embed_tokens(self, texts: Iterable[TextOrPair], layer: int = -1) -> Iterator[list[tuple[str, np.ndarray]]]:
+    def embed_tokens(
+        self, texts: str | Iterable[TextOrPair], layer: int = -1
+    ) -> Iterator[list[tuple[str, np.ndarray]]]:
         """Yield the tokens of each text, special ones included, with their vectors `[d]`."""
-        pair_rows = lambda batch: self.pair_with_tokens(batch, self.encode_rows(batch, layer, None))
+        self.check_layer(layer)
+        pair_rows = lambda batch: self.pair_with_tokens(batch, self.compute(self.embed_rows, batch, layer, None))
         yield from self.predict_texts(texts, pair_rows)
 
     def compare_pairs(
-        self, pairs: Iterable[tuple[str, str]], pooling: Pooling = "mean", layer: int = -1
+        self, pairs: tuple[str, str] | Iterable[tuple[str, str]], pooling: Pooling = "mean", layer: int = -1
     ) -> Iterator[float]:
         """Yield the cosine of the vectors of two texts, each encoded alone. (A head on a pair is `classify`.)"""
-        vectors = map(normalize_vector, self.embed(chain.from_iterable(pairs), pooling, layer))
+        vectors = map(normalize_vector, self.embed(chain.from_iterable(iter_pairs(pairs)), pooling, layer))
         for first, second in zip(vectors, vectors, strict=True):
             yield float(first @ second)
 
-    def similarity_matrix(self, texts: Sequence[str], pooling: Pooling = "mean", layer: int = -1) -> np.ndarray:
+    def similarity_matrix(self, texts: str | Sequence[str], pooling: Pooling = "mean", layer: int = -1) -> np.ndarray:
         """Return the cosines of all pairs of texts, `[n n]`."""
         vectors = np.stack([normalize_vector(vector) for vector in self.embed(texts, pooling, layer)])
         return vectors @ vectors.T
 
-    def detect_replaced(self, texts: Iterable[TextOrPair]) -> Iterator[list[tuple[str, float]]]:
+    def detect_replaced(self, texts: str | Iterable[TextOrPair]) -> Iterator[list[tuple[str, float]]]:
         """Yield the tokens of each text with the probability that each was replaced, from ELECTRA's discriminator."""
         self.require_params("replaced", "replaced-token")
 
-        def predict_rows(batch: Batch) -> list:
-            probabilities = jax.device_get(jax.nn.sigmoid(self.apply_module(batch, "compute_replaced_logits")))
-            return self.pair_with_tokens(batch, probabilities.tolist())
+        def predict_rows(batch: TextBatch) -> list:
+            return self.pair_with_tokens(batch, self.compute(self.detect_rows, batch).tolist())
 
         yield from self.predict_texts(texts, predict_rows)
+
+    # Pure functions of parameters and rows, which are compiled
+
+    def apply_module(self, params: dict, batch: Batch, method: str):
+        return self.run.module.apply({"params": params}, batch, method=method)
+
+    def fill_rows(self, params: dict, batch: TextBatch, num_positions: int, num_candidates: int):
+        """Return probabilities and ids of the likeliest tokens at the first masks of each row, `[b k n]`."""
+        rows = batch.to_batch()
+        is_mask = rows.input_ids == self.run.vocab.mask_id
+        positions = jnp.argsort(~is_mask, axis=1, stable=True)[:, :num_positions]
+        masked_batch = MaskedBatch(
+            **rows.get_arrays(),
+            clean_ids=rows.input_ids,
+            masked_positions=positions,
+            masked_labels=jnp.take_along_axis(rows.input_ids, positions, axis=1),
+            masked_weights=jnp.take_along_axis(is_mask, positions, axis=1).astype(jnp.float32),
+        )
+        logits = self.apply_module(params, masked_batch, "compute_token_logits")[..., : self.run.vocab.vocab_size]
+        return jax.lax.top_k(jax.nn.softmax(logits), num_candidates)
+
+    def classify_rows(self, params: dict, batch: TextBatch):
+        """Return the probabilities of the labels, `[b c]`, or the number of a regression."""
+        logits = self.answer_rows(params, batch)["logits"][:, 0]
+        return jax.nn.softmax(logits) if len(self.labels) > 1 else logits
+
+    def answer_rows(self, params: dict, batch: TextBatch):
+        """Return the outputs of a task's module, by name `[b s ...]`."""
+        return self.apply_module(params, batch.to_batch(), "predict_outputs")
+
+    def detect_rows(self, params: dict, batch: TextBatch):
+        """Return the probability of each token that it was replaced, `[b l]`."""
+        return jax.nn.sigmoid(self.apply_module(params, batch.to_batch(), "compute_replaced_logits"))
+
+    def embed_rows(self, params: dict, batch: TextBatch, layer: int, pooling: Pooling | None):
+        """Return the hidden states of a layer, `[b l d]`, or with a pooling one vector of each row, `[b d]`."""
+        config, rows = self.config, batch.to_batch()
+        is_last, encoder_params = layer in (-1, config.num_layers), {"params": params[find_encoder_name(params)]}
+        hidden = Encoder(config).apply(encoder_params, rows, output_hidden_states=not is_last)
+        hidden = hidden if is_last else hidden[layer]
+        if pooling is None:
+            return hidden
+        if pooling == "mean":
+            is_token = (rows.example_ids > 0)[..., None]
+            return (hidden * is_token).sum(1) / jnp.maximum(is_token.sum(1), 1)
+        vectors = summarize_examples(config, hidden, rows)
+        if pooling == "pooled":
+            vectors = Pooler(config).apply({"params": params["pooler"]}, vectors)
+        return vectors[:, 0]
 
     # Shared by the methods above
 
@@ -233,61 +284,71 @@ class Predictor:
         if param_name not in self.params:
             raise RunError(f"{self.run.folder} needs a {head_name} head and has {', '.join(sorted(self.params))}")
 
-    def apply_module(self, batch: Batch, method: str):
-        return apply_jitted(self.params, batch, module=self.run.module, method=method)
-
-    def pair_with_tokens(self, batch: Batch, values: Sequence) -> list[list[tuple]]:
-        """Return for each row of `values [b l ...]` its tokens with their values, without padding."""
-        rows = []
-        for ids, row_values, size in zip(batch.input_ids, values, (batch.example_ids > 0).sum(1), strict=True):
-            tokens = [self.run.tokenizer.id_to_token(int(id)) for id in ids[:size]]
-            rows.append(list(zip(tokens, row_values[:size], strict=True)))
-        return rows
-
-    def encode_rows(self, batch: Batch, layer: int, pooling: Pooling | None) -> np.ndarray:
-        """Return the vectors of `compute_vectors`. Raises `RunError` for a layer that the encoder lacks."""
+    def check_layer(self, layer: int) -> None:
+        """Raise `RunError` for a layer that the encoder lacks."""
         num_layers = self.config.num_layers
         if not -num_layers - 1 <= layer <= num_layers:
             raise RunError(f"layer={layer} must be from 0 (the embedding) to {num_layers}, or -1 for the last")
-        params, pooler_params = self.params[find_encoder_name(self.params)], self.params.get("pooler")
-        vectors = compute_vectors(params, pooler_params, batch, config=self.config, layer=layer, pooling=pooling)
-        return jax.device_get(vectors)
+
+    def get_program(self, function: Callable, batch: TextBatch, *static) -> Callable:
+        """Return `function(params, batch, *static)` compiled for the shape of a batch."""
+        programs = self.programs.setdefault((function, *static), {})
+        shape = batch.input_ids.shape
+        if shape not in programs:
+            jitted = jax.jit(lambda params, batch: function(params, batch, *static))
+            programs[shape] = jitted.lower(self.params, batch).compile()
+        return programs[shape]
+
+    def compute(self, function: Callable, batch: TextBatch, *static):
+        """Return what a compiled function computes, as NumPy arrays."""
+        return jax.device_get(self.get_program(function, batch, *static)(self.params, batch))
+
+    def pair_with_tokens(self, batch: TextBatch, values: Sequence) -> list[list[tuple]]:
+        """Return for each row of `values [b l ...]` its tokens with their values, without padding."""
+        rows, name_token = [], self.run.tokenizer.id_to_token
+        for ids, row_values, size in zip(batch.input_ids.tolist(), values, batch.lengths.tolist(), strict=True):
+            rows.append(list(zip(map(name_token, ids[:size]), row_values[:size], strict=True)))
+        return rows
 
     def encode_text(self, text: TextOrPair) -> list[list[int]]:
-        return self.run.tokenizer.encode_batch([text] if isinstance(text, str) else list(text))
+        """Return the token ids of one text or two. Raises `RunError` where one is empty."""
+        return self.require_tokens(self.run.tokenizer.encode_batch([text] if isinstance(text, str) else [*text]), text)
+
+    def encode_masked_text(self, text: str) -> list[list[int]]:
+        """Return the token ids of a text. Raises `RunError` for one without a mask and for a pair."""
+        if not isinstance(text, str):
+            raise RunError(f"{text!r} is a pair; masks are filled in one text")
+        tokenizer, vocab, num_read = self.run.tokenizer, self.run.vocab, self.lengths[-1] - 2
+        ids = tokenizer.encode(re.sub(r"\[MASK\]|<mask>", lambda _: tokenizer.id_to_token(vocab.mask_id), text))
+        if vocab.mask_id not in ids[:num_read]:
+            raise RunError(f"{text!r} needs a [MASK] within its first {num_read} tokens")
+        return [ids]
 
     def require_tokens(self, ids: list[list[int]], text: TextOrPair) -> list[list[int]]:
-        """Return the token ids of one or two texts. Raises `RunError` where one is empty."""
         if not all(ids):
             raise RunError(f"{text!r} is empty after tokenization; every text needs at least one token")
         return ids
 
-    def iterate_batches(self, split: Split, table: np.ndarray, row_format: Format, seq_length: int) -> Iterator[Batch]:
-        """Yield the rows of a table, longest first; rows that fill the last batch come at its end."""
-        phase, indices = Phase(1, seq_length, self.batch_size, row_format), np.arange(len(table))
-        for batch in iter_batches_longest_first(
-            split, self.run.vocab, table, indices, phase, self.batch_size, NUM_LENGTH_BUCKETS
-        ):
-            yield batch.replace(labels={})
+    def iter_batches(self, rows: Sequence[list[list[int]]]) -> Iterator[tuple[list[int], TextBatch]]:
+        return iter_text_batches(rows, self.lengths, self.batch_sizes, self.run.vocab, self.num_separators)
 
     def predict_texts(
         self,
-        texts: Iterable[TextOrPair],
-        predict_rows: Callable[[Batch], list],
+        texts: str | Iterable[TextOrPair],
+        predict_rows: Callable[[TextBatch], Sequence],
         encode: Callable[[TextOrPair], list[list[int]]] | None = None,
     ) -> Iterator:
         """Yield the result of `predict_rows` for each text, in the order of the texts; `encode` returns its tokens."""
-        seq_length, row_format = self.config.max_positions, TextRows(num_separators=self.num_separators)
-        for chunk in chunk_items(texts, CHUNK_SIZE):
-            ids = [self.require_tokens((encode or self.encode_text)(text), text) for text in chunk]
-            sizes = np.array([sum(map(len, row)) + (2 if len(row) == 1 else 2 + self.num_separators) for row in ids])
-            self.num_truncated += int((sizes > seq_length).sum())
-            split = build_split(ids, self.run.vocab, {"label": np.zeros(len(ids))})
-            table = row_format.build_example_table(split, range(split.num_documents), seq_length, 0, 0)
-            results = [None] * len(ids)
-            for batch in self.iterate_batches(split, table, row_format, seq_length):
-                indices = batch.example_index[batch.example_mask[:, 0] == 1, 0]
-                for index, result in zip(indices, predict_rows(batch), strict=False):  # without the filled rows
+        max_length = self.lengths[-1]
+        for chunk in chunk_items(iter_texts(texts), CHUNK_SIZE):
+            rows = [(encode or self.encode_text)(text) for text in chunk]
+            for i, ids in enumerate(rows):
+                if measure_row(ids, self.num_separators) > max_length:
+                    rows[i] = cut_texts(ids, max_length, self.num_separators)
+                    self.num_truncated += 1
+            results = [None] * len(rows)
+            for indices, batch in self.iter_batches(rows):
+                for index, result in zip(indices, predict_rows(batch), strict=False):  # without the rows that fill it
                     results[index] = result
             yield from results
 
@@ -305,16 +366,19 @@ def normalize_vector(vector: np.ndarray) -> np.ndarray:
 
 def build_split(rows: list[list[list[int]]], vocab, columns: dict, metadata: tuple[dict, ...] = ()) -> Split:
     """Return rows of one or two token sequences as a split in memory: a row is a document, a sequence a sentence."""
-    tokens = [id for sequences in rows for ids in (*sequences, [vocab.sep_id]) for id in ids]
+    tokens = list(chain.from_iterable(ids for sequences in rows for ids in (*sequences, [vocab.sep_id])))
     sizes = [size for sequences in rows for size in (*map(len, sequences[:-1]), len(sequences[-1]) + 1)]
     sentence_offsets, document_offsets = np.cumsum([0, *sizes]), np.cumsum([0, *map(len, rows)])
     return Split("new", np.array(tokens), sentence_offsets, document_offsets, columns, in_memory_metadata=metadata)
 
 
-def load_predictor(run: str | Path, step: str = "best", batch_size: int = 32) -> Predictor:
+def load_predictor(
+    run: str | Path, step: str = "best", batch_size: int = 32, lengths: Sequence[int] | None = None
+) -> Predictor:
     """Return the predictor of a trained or imported run in the folder `run`.
 
-    `step` is "best" (the latest where none was scored), "latest", or a number.
+    `step` is "best" (the latest where none was scored), "latest", or a number. `lengths` are the lengths that rows are
+    padded to, in tokens and ascending; the last one cuts texts. By default they reach to the model's positions.
     """
     opened = Run.open(Path(run))
-    return Predictor(opened, opened.load_params(step)[1], batch_size)
+    return Predictor(opened, opened.load_params(step)[1], batch_size, lengths)

@@ -19,7 +19,19 @@ Metrics = dict[str, Mean]
 
 
 class Objective:
-    """Base class of objectives, frozen dataclasses, which set `loss_weights` and implement at least `module`."""
+    """Base class of objectives, frozen dataclasses, which set `loss_weights` and implement at least `module`.
+
+    `predict` and `Predictor` need these attributes of the module, which name its parameters, and these methods:
+
+    - embed, tokens, similarity: an `Encoder` named `encoder`, or `discriminator` beside a generator; `--pool pooled`
+      also a `Pooler` named `pooler`;
+    - fill: a part named `tokens`, and `compute_token_logits(batch)`, which returns vocabulary logits `[b k v]` at
+      `batch.masked_positions`;
+    - replaced: a part named `replaced`, and `compute_replaced_logits(batch)`, which returns a logit for each token,
+      `[b l]`;
+    - classify: the objective is a `Classification`, and `predict_outputs(batch)["logits"]` is `[b s c]`;
+    - answer: the objective is a `QAObjective`, and `predict_outputs(batch)` is what its `decode_predictions` reads.
+    """
 
     loss_weights: ClassVar[dict[str, float]]  # of each loss term, by the name of its metric
     required_fields: ClassVar[frozenset[str]] = frozenset()  # labels that the format must provide

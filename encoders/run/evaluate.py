@@ -1,6 +1,7 @@
 """Held-out evaluation of a run's parameters."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import numpy as np
@@ -75,11 +76,16 @@ def to_host(tree):
 
 
 def concatenate_padded(batches: list[dict[str, np.ndarray]], is_selected: np.ndarray) -> dict[str, np.ndarray]:
-    """Concatenate the fields of all batches and return the selected rows; shorter rows are padded with zeros."""
+    """Concatenate the fields of all batches and return the selected rows.
+
+    Shorter rows are padded with zeros, and scores with -inf, so that no candidate is added.
+    """
     fields = {}
     for name in batches[0]:
         arrays = [batch[name] for batch in batches]
         row_shape = np.max([array.shape[1:] for array in arrays], axis=0, initial=0).astype(int)
         padding = [[(0, 0), *((0, size) for size in row_shape - array.shape[1:])] for array in arrays]
-        fields[name] = np.concatenate(list(map(np.pad, arrays, padding)))[is_selected]
+        fill = -np.inf if np.issubdtype(arrays[0].dtype, np.floating) else 0
+        pad_rows = partial(np.pad, constant_values=fill)
+        fields[name] = np.concatenate(list(map(pad_rows, arrays, padding)))[is_selected]
     return fields

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -15,7 +14,7 @@ import numpy as np
 
 from encoders.costs.ledger import count_params
 from encoders.data.batch import Batch
-from encoders.data.stream import BatchStream, Phase
+from encoders.data.stream import Phase
 from encoders.experiment import Experiment
 from encoders.objectives.base import Objective, total_loss
 from encoders.run import diagnostics
@@ -196,7 +195,7 @@ def run_train_steps(session: TrainSession, state: step.TrainState) -> dict[str, 
     num_steps, interval_metrics = experiment.num_steps, session.interval_metrics
     if session.start_step == num_steps or session.is_converged():  # stopped between the last checkpoint and the result
         return evaluate_run(run, state.params, on_batch=session.watchdog.record_progress)
-    stream, static_args = build_stream(run), step.build_static_args(experiment, run.module)
+    stream, static_args = run.open_stream(), step.build_static_args(experiment, run.module)
     batches = prefetch_to_device(stream.iter_batches(session.start_step, num_steps), run.mesh)
     for current_step, batch in enumerate(batches, start=session.start_step + 1):
         with interval_metrics.time_waiting():
@@ -226,14 +225,6 @@ def run_train_steps(session: TrainSession, state: step.TrainState) -> dict[str, 
         if stop_reason:
             raise RunStopped(f"{experiment.name}: stopped by {stop_reason}; saved checkpoint at step {current_step}")
     return scores
-
-
-def build_stream(run: Run) -> BatchStream:
-    """Return the batches of a run, of which this process reads the rows of its devices."""
-    experiment, store = run.experiment, run.store
-    num_passes, tables_dir = experiment.objective.num_distinct_passes, store.path / "tables"
-    phases, seed, find_local_rows = experiment.phases, experiment.seed, partial(sharding.find_local_rows, run.mesh)
-    return BatchStream(store.train_split, run.vocab, phases, seed, num_passes, tables_dir, find_local_rows)
 
 
 def prefetch_to_device(batches: Iterator[Batch], mesh) -> Iterator[Batch]:

@@ -9,6 +9,7 @@ from typing import Any, Self
 import jax
 
 from encoders.data.store import Store
+from encoders.data.stream import BatchStream
 from encoders.experiment import Experiment, RunSpec
 from encoders.run.folder import (
     CHECKPOINTS_FOLDER,
@@ -87,6 +88,18 @@ class Run:
 
     def infer_shardings(self, tree):
         return sharding.infer_shardings(tree, self.mesh)
+
+    def open_stream(self) -> BatchStream:
+        """Return the training batches of a run, of which this process reads the rows of its devices.
+
+        To see what an objective makes of a batch:
+
+            batch = run.open_stream().build_batch(0)
+            corrupted = run.experiment.objective.corrupt(jax.tree.map(jnp.asarray, batch), run.vocab, seed=0)
+        """
+        experiment, find_local_rows = self.experiment, partial(sharding.find_local_rows, self.mesh)
+        num_passes = experiment.objective.num_distinct_passes
+        return BatchStream.from_store(self.store, experiment.phases, experiment.seed, num_passes, find_local_rows)
 
     def open_checkpoints(self, keep_checkpoints: int | None = None) -> Checkpoints:
         """Open the run's checkpoints: to read, or to write and keep the newest `keep_checkpoints`."""

@@ -155,9 +155,12 @@ def widen_offsets(text: str, offsets: list[tuple[int, int]]) -> list[tuple[int, 
     [(0, 2), (3, 5)]
     >>> widen_offsets("a'b", [(0, 1), (2, 3)])
     [(0, 2), (2, 3)]
+    >>> widen_offsets("\\u200b", [])
+    []
     """
     wide, before = [], 0
-    for (start, end), after in zip(offsets, [*(start for start, _ in offsets[1:]), len(text)], strict=True):
+    for i, (start, end) in enumerate(offsets):
+        after = offsets[i + 1][0] if i + 1 < len(offsets) else len(text)
         while start > before and not text[start - 1].isspace():
             start -= 1
         while end < after and not text[end].isspace():

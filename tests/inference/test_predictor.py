@@ -1,6 +1,8 @@
 """What a run says of new texts: the same as it says of them one by one, in their order, and what it refuses."""
 
 import json
+import re
+import sys
 from dataclasses import replace
 
 import jax
@@ -10,10 +12,13 @@ import pytest
 
 import encoders
 import launch
+from encoders.cli import predict_lines, vector_files
 from encoders.data.batch import build_single_example_batch
+from encoders.data.stream import assemble_rows
 from encoders.experiment import RunSpec
 from encoders.families import bert, electra, roberta
-from encoders.inference import predictor
+from encoders.inference import predictor, text_batch
+from encoders.inference.predictor import build_split
 from encoders.model.encoder import Encoder
 from encoders.objectives.masked_lm import MaskedLM
 from encoders.objectives.replaced_tokens import ReplacedTokenDetection
@@ -21,7 +26,8 @@ from encoders.run.folder import RunError, build_run_record
 from encoders.tasks.classification import Classification
 from encoders.tasks.encoder_only import EncoderOnly
 from encoders.tasks.question_answering import SpanPrediction, SpanWithClassifier
-from encoders.text.tokenization import load_tokenizer
+from encoders.tasks.text_tasks import TextRows
+from encoders.text.tokenization import load_tokenizer, make_blank_vocab
 from encoders.training import step
 from encoders.training.checkpoint import save_params
 from encoders.utils.files import write_json
@@ -31,14 +37,14 @@ TINY = dict(
     vocab_size=400, hidden_size=16, num_layers=2, num_heads=2, intermediate_size=24, max_positions=64, init_std=0.3
 )
 BERT = replace(bert.TINY, **TINY, embedding_size=16)
+ELECTRA = replace(electra.BASE, **TINY, embedding_size=16)
+LENGTHS = (32, 64)  # two to compile
 TEXTS = [" ".join(sentence for sentence in document)[:150] for document in texts.made_up(6, seed=3)]
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(predictor, "NUM_LENGTH_BUCKETS", 2)  # two lengths to compile
-        yield tmp_path_factory.mktemp("home")
+    return tmp_path_factory.mktemp("home")
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +61,7 @@ def run(home):
             tokenizer.save(folder)
             write_json(folder / "experiment.json", build_run_record(network, "0" * 16, tokenizer.vocab))
             save_params(folder / "checkpoints", step.init_params(0, objective.module(model, tokenizer.vocab)), "none")
-        return encoders.load(folder, batch_size=4)
+        return encoders.load(folder, batch_size=4, lengths=LENGTHS)
 
     return make
 
@@ -172,10 +178,92 @@ def test_masks_are_filled_with_the_likeliest_tokens(run):
 
 
 def test_electra_scores_each_token(run):
-    model = replace(electra.BASE, **TINY, embedding_size=16)
-    (said,) = run("pair", ReplacedTokenDetection(generator_width=1 / 2), model).detect_replaced(["tan here"])
+    (said,) = run("pair", ReplacedTokenDetection(generator_width=1 / 2), ELECTRA).detect_replaced("tan here")
     assert [token for token, _ in said] == ["[CLS]", "tan", "here", "[SEP]"]
     assert all(0 < p < 1 for _, p in said)
+
+
+@pytest.mark.parametrize(
+    "objective, ask, text",
+    [
+        (EncoderOnly(has_pooler=True), lambda run: run.embed, TEXTS[0]),
+        (EncoderOnly(has_pooler=True), lambda run: run.embed_tokens, TEXTS[0]),
+        (EncoderOnly(has_pooler=True), lambda run: run.compare_pairs, (TEXTS[0], TEXTS[1])),
+        (EncoderOnly(has_pooler=True), lambda run: run.similarity_matrix, TEXTS[0]),
+        (MaskedLM(), lambda run: run.fill_masks, "[MASK] here"),
+        (Classification(("no", "yes")), lambda run: run.classify, TEXTS[0]),
+        (SpanPrediction(), lambda run: run.answer_questions, ("who", TEXTS[0])),
+    ],
+)
+def test_one_text_alone_has_the_result_of_a_list_of_it(objective, ask, text, run):
+    predict = ask(run(f"alone-{type(objective).__name__}", objective))
+    alone, listed = (list(predict(given)) for given in (text, [text]))
+    assert len(alone) == 1 and jax.tree.all(jax.tree.map(np.array_equal, alone, listed))
+
+
+@pytest.mark.parametrize("separators", [1, 2])
+def test_rows_are_those_of_training(separators):
+    rng, vocab = np.random.default_rng(0), replace(make_blank_vocab(99), continuation_bits=bytes(13))
+    rows = [[rng.integers(9, 99, size).tolist() for size in sizes] for sizes in ([3], [40], [5, 2], [30, 9], [20, 31])]
+    split, form = build_split(rows, vocab, {"label": np.zeros(len(rows))}), TextRows(num_separators=separators)
+    table = form.build_example_table(split, range(len(rows)), 24, 0, 0)
+    expected = assemble_rows(split, table, 24, vocab, form)
+    cut = [text_batch.cut_texts(ids, 24, separators) for ids in rows]
+    found = text_batch.build_text_batch(cut, (len(rows), 24), vocab, separators).to_batch()
+    for name in ("input_ids", "example_ids", "token_type_ids", "position_ids", "cls_positions", "example_mask"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "method, arguments, text",
+    [
+        ("embed", {"pooling": "cls"}, "tan"),
+        ("embed_tokens", {"layer": 0}, "tan"),
+        ("compare_pairs", {}, ("tan", "tan")),
+    ],
+)
+def test_a_warm_predictor_compiles_nothing_more(method, arguments, text, features, monkeypatch):
+    run = predictor.Predictor(features.run, features.params, batch_size=5, lengths=LENGTHS)
+    run.warm_up(method, **arguments)
+    (programs,) = run.programs.values()
+    assert programs.keys() == {(size, length) for size in (1, 4, 5) for length in LENGTHS}
+    monkeypatch.setattr(jax, "jit", lambda *_: 1 / 0)
+    for count, words in [(1, 1), (2, 40), (5, 9), (13, 62)]:
+        texts = [tuple(f"{part} " * words for part in text) if isinstance(text, tuple) else f"{text} " * words] * count
+        assert len(list(getattr(run, method)(texts, **arguments))) == count
+
+
+def test_a_batch_is_no_larger_than_its_texts_need(features):
+    run = predictor.Predictor(features.run, features.params, batch_size=32)
+    list(run.embed(["tan"] * 37))
+    list(run.embed([" ".join(["tan"] * 60)] * 2))
+    (programs,) = run.programs.values()
+    assert programs.keys() == {(32, 16), (16, 16), (4, 64)}
+
+
+@pytest.mark.parametrize("settings", [{"lengths": (32, 16)}, {"lengths": ()}, {"lengths": (65,)}, {"batch_size": 0}])
+def test_lengths_and_sizes_that_cannot_be_are_named(settings, features):
+    ((name, value),) = settings.items()
+    with pytest.raises(RunError, match=re.escape(f"{name}={value}")):
+        predictor.Predictor(features.run, features.params, **settings)
+
+
+def test_the_last_length_cuts_texts(features):
+    run = predictor.Predictor(features.run, features.params, lengths=(12,))
+    (cut,), (short,) = run.embed(" ".join(["tan"] * 40)), run.embed(" ".join(["tan"] * 10))
+    np.testing.assert_allclose(cut, short, atol=1e-6)
+    assert run.num_truncated == 1
+
+
+def test_windows_of_any_length_are_answered_as_alone(run):
+    answering = run("SpanPrediction", SpanPrediction())
+    answering = predictor.Predictor(answering.run, answering.params, batch_size=1)  # rows of 16, 24, 64 ...
+    asked = [("what here", "tan who tan"), ("who", " ".join(TEXTS)), ("who", "tan")]
+    together = list(answering.answer_questions(asked))
+    for question, said in zip(asked, together, strict=True):
+        (one,) = answering.answer_questions(question)
+        assert said["answer"] == one["answer"] and said["start"] == one["start"]
+        assert [said["score"], said["null"]] == pytest.approx([one["score"], one["null"]], rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -186,9 +274,14 @@ def test_electra_scores_each_token(run):
         (lambda run: run.fill_masks(["[MASK]"]), "masked-token head.*encoder, pooler"),
         (lambda run: run.detect_replaced(["tan"]), "replaced-token head.*encoder, pooler"),
         (lambda run: run.embed(["tan", " "]), "' ' .*token"),
+        (lambda run: run.embed(b"tan"), "116"),
+        (lambda run: run.embed(["tan", None]), "None"),
+        (lambda run: run.embed_tokens([("a", "b", "c")]), "'c'"),
+        (lambda run: run.compare_pairs("tan"), "'tan' .*second"),
+        (lambda run: run.compare_pairs(["ta", "he", "tan"]), "'ta' .*second"),
     ],
 )
-def test_a_missing_head_and_an_empty_text_are_named(ask, named, features):
+def test_a_missing_head_and_what_is_no_text_are_named(ask, named, features):
     with pytest.raises(RunError, match=named):
         list(ask(features))
 
@@ -215,21 +308,99 @@ def test_texts_without_a_second_one_are_compared_with_each_other(features, capsy
     assert lines[0] == "tan here" and lines[1].split()[0] == "1.000"
 
 
-def test_pairs_among_single_texts_are_not_compared(features, home, capsys):
-    path = home / "mixed.txt"
-    path.write_text("tan here\nwhat\twho\n", encoding="utf-8")
-    assert launch.main(["predict", str(features.run.folder), "similarity", "--file", str(path)]) == 1
-    assert "('what', 'who') has a second text, and 'tan here' has none" in capsys.readouterr().err
+GOOD, PAIR = b"tan here [MASK]", b"what\twho"
+
+
+BLANK = [b"", b" \t ", "\u200b\u2060".encode()]
+BAD_LINES = {
+    "embed": [*BLANK, b"a\tb\tc", b"caf\xe9", b"{]", b'{"text": null}', "tan\t\u200b\u200d".encode()],
+    "fill": [*BLANK, b"no mask", b"[MASK]\ttan"],
+    "answer": [*BLANK, b"no context", "tan\t\ufeff\u200b".encode(), b"tan " * 70 + b"\ttan"],  # without room for it
+    "similarity": [*BLANK, PAIR],
+    **dict.fromkeys(("tokens", "classify", "replaced"), BLANK),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_LINES)
+def test_a_bad_line_is_named_and_the_others_are_answered(kind, run, home, capsys):
+    heads = {
+        "fill": ("masked", MaskedLM()),
+        "classify": ("lines", Classification(("no", "yes"))),
+        "answer": ("spans", SpanPrediction()),
+        "replaced": ("pair", ReplacedTokenDetection(generator_width=1 / 2), ELECTRA),
+    }
+    folder = run(*heads.get(kind, ("features", EncoderOnly(has_pooler=True)))).run.folder
+    path, good, bad = home / "lines.txt", PAIR if kind == "answer" else GOOD, BAD_LINES[kind]
+    path.write_bytes(b"\n".join([good, *bad, good]) + b"\n")
+    assert launch.main(["predict", str(folder), kind, "--file", str(path), "--json"]) == 1
+    out, err = capsys.readouterr()
+    answers = [json.loads(line) for line in out.splitlines()]
+    named = re.findall(f"^{re.escape(str(path))}:([0-9]+): ", err, re.MULTILINE)
+    assert len(answers) == 2 and named == [str(number) for number in range(2, len(bad) + 2)]
+    assert f"{len(bad)} of {len(bad) + 2}" in err
+    if kind != "similarity":
+        assert answers[0] == answers[1]
+
+
+def test_a_text_of_the_command_is_named_by_its_number_and_the_others_are_answered(features, capsys):
+    assert launch.main(["predict", str(features.run.folder), "embed", "tan here", " ", "what who"]) == 1
+    out, err = capsys.readouterr()
+    assert "text 2: " in err and [line for line in out.splitlines() if line[0] != " "] == ["tan here", "what who"]
+
+
+# Vectors in files -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".parquet"])
+def test_vectors_are_written_with_a_row_for_each_line(suffix, features, home, capsys):
+    source, out = home / "vectors.txt", home / f"vectors{suffix}"
+    source.write_text("tan here\n\nwhat\twho\n", encoding="utf-8")
+    command = ["predict", str(features.run.folder), "embed", "--file", str(source), "--pool", "cls"]
+    assert launch.main([*command, "--out", str(out)]) == 1
+    said = capsys.readouterr()
+    assert said.out == "" and f"{source}:2: " in said.err
+    expected = list(features.embed(["tan here", ("what", "who")], "cls"))
+    if suffix == ".parquet":
+        from pyarrow import parquet
+
+        columns = parquet.read_table(out).to_pydict()
+        assert columns["text"] == ["tan here", None, "what"] and columns["second"] == [None, None, "who"]
+        assert columns["vector"][1] is None
+        found = [columns["vector"][0], columns["vector"][2]]
+    else:
+        rows = np.load(out) if suffix == ".npy" else np.load(out)["vectors"]
+        assert rows.shape == (3, 16) and rows.dtype == np.float32 and np.isnan(rows[1]).all()
+        found = rows[[0, 2]]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_a_failure_leaves_the_vectors_that_were_there(features, home, monkeypatch):
+    out = home / "kept.npy"
+    np.save(out, np.arange(3))
+    monkeypatch.setattr(vector_files, "encode_npy", lambda rows: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        launch.main(["predict", str(features.run.folder), "embed", "tan", "--out", str(out)])
+    assert np.load(out).tolist() == [0, 1, 2] and not list(home.glob(".kept.npy*"))
 
 
 @pytest.mark.parametrize(
-    "content, said",
-    [(b"a\tb\tc\n", ":1"), (b"tan\n\n", ":2"), (b"caf\xe9\n", ":1"), (b"{]\n", ":1")],
+    "arguments, out, named",
+    [
+        (["embed"], "vectors.txt", ["vectors.txt", ".npy", ".npz", ".parquet"]),
+        (["embed"], "missing/vectors.npy", ["missing"]),
+        (["tokens"], "vectors.npy", ["tokens", "embed"]),
+        (["embed", "--json"], "vectors.npy", ["--json", "vectors.npy"]),
+        (["embed"], "vectors.parquet", ["vectors.parquet", "pip install pyarrow"]),
+    ],
 )
-def test_a_bad_line_is_named(content, said, features, home, capsys):
-    (home / "pairs.txt").write_bytes(content)
-    assert launch.main(["predict", str(features.run.folder), "embed", "--file", str(home / "pairs.txt")]) == 1
-    assert f"pairs.txt{said}" in capsys.readouterr().err
+def test_a_file_that_cannot_be_written_is_refused_before_the_run_is_read(
+    arguments, out, named, home, capsys, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)  # as if it were not installed
+    monkeypatch.setattr(predict_lines, "load_predictor", lambda *arguments: 1 / 0)
+    assert launch.main(["predict", "no-run", *arguments, "--out", str(home / out)]) == 1
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1 and all(word in error for word in named)
 
 
 def test_a_wrong_number_of_second_texts_is_named(features, capsys):

@@ -42,7 +42,7 @@ def corpus(tmp_path_factory):
 def test_a_gradient_that_is_not_finite_is_named_by_its_leaves(corpus, tmp_path, monkeypatch):
     run = prepare(experiment(corpus, "roberta", tmp_path), tmp_path / "run")
     state = init_sharded_state(run)
-    batch = shard_batch(loop.build_stream(run).build_batch(0), run.mesh)
+    batch = shard_batch(run.open_stream().build_batch(0), run.mesh)
     assert diagnostics.describe_nonfinite_update(run, state, batch, 0).startswith("nothing: its gradient is a spike")
     value_and_grad = jax.value_and_grad
 
