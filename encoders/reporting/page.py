@@ -14,6 +14,7 @@ from encoders.reporting import plots
 from encoders.reporting.table_formats import ReportTable
 from encoders.run.folder import RunError, read_result, read_run_record, read_run_rows
 from encoders.run.preemption import format_duration
+from encoders.utils.errors import UserError
 from encoders.utils.serialization import from_json_value
 
 
@@ -26,7 +27,7 @@ def build_page(folder: Path, report_tables: Sequence[ReportTable], title: str = 
     try:
         from jinja2 import Environment, PackageLoader, StrictUndefined
     except ImportError:
-        raise ValueError("a report needs jinja2, which is not installed; run pip install 'encoders[report]'") from None
+        raise UserError("a report needs jinja2, which is not installed; run pip install 'encoders[report]'") from None
     loader = PackageLoader("encoders.reporting")
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True

@@ -27,6 +27,7 @@ from encoders.families.conventions import infer_conventions
 from encoders.text.tokenization import VocabInfo
 from encoders.training.checkpoint import SAVED_STEPS_FILE
 from encoders.training.metric_log import METRICS_FILE, read_metric_rows
+from encoders.utils.errors import UserError
 from encoders.utils.files import DamagedFile, hash_file, lock_dir, lock_owner, read_signed_json, sign_json, write_json
 from encoders.utils.serialization import from_json_value, to_json_value
 
@@ -36,7 +37,7 @@ TRAINED_FILES = (CHECKPOINTS_FOLDER, SAVED_STEPS_FILE, METRICS_FILE, RESULT_FILE
 PATH_FIELD_PREFIXES = ("data.corpus is ", "data.root is ", "data.tokenizer.path is ")
 
 
-class RunError(ValueError):
+class RunError(UserError):
     """A run that cannot start or resume."""
 
 

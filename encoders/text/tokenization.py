@@ -11,6 +11,8 @@ from typing import Literal
 
 import numpy as np
 
+from encoders.utils.errors import UserError
+
 MAX_CACHED_WORDS = 1 << 18  # about 60 MB; then the cache is cleared
 MAX_CHUNK_CHARS = 64  # longer words are not cached
 BERT_WORD_PATTERN = re.compile(r"[a-zA-Z0-9]+|[^a-zA-Z0-9 ]")
@@ -68,15 +70,15 @@ class TokenizerSpec:
     def __post_init__(self):
         fixed = {"wordpiece": (16, "letters"), "bpe": (256, "bytes"), "unigram": (24, "symbols and letters")}
         if self.kind not in fixed:
-            raise ValueError(f"tokenizer.kind={self.kind!r} must be one of {', '.join(fixed)}")
+            raise UserError(f"tokenizer.kind={self.kind!r} must be one of {', '.join(fixed)}")
         num_fixed, fixed_kind = fixed[self.kind]
         if self.path is None and self.vocab_size < 5 + num_fixed:
-            raise ValueError(
+            raise UserError(
                 f"tokenizer.vocab_size={self.vocab_size} is below the minimum of a {self.kind} vocabulary: "
                 f"5 special tokens + {num_fixed} {fixed_kind} = {5 + num_fixed}"
             )
         if self.train_chars < 1:
-            raise ValueError(f"tokenizer.train_chars={self.train_chars} must be at least 1 character")
+            raise UserError(f"tokenizer.train_chars={self.train_chars} must be at least 1 character")
 
 
 class Tokenizer:
@@ -199,7 +201,7 @@ def train_tokenizer(spec: TokenizerSpec, documents: Iterable[list[str]]) -> Toke
         if num_left <= 0:
             break
     if not any(text.strip() for text in texts):
-        raise ValueError(f"the corpus is empty or blank; a {spec.kind} vocabulary needs text to train on")
+        raise UserError(f"the corpus is empty or blank; a {spec.kind} vocabulary needs text to train on")
     return Tokenizer(train_backend(spec.kind, texts, spec.vocab_size, spec.lowercase))
 
 

@@ -17,13 +17,15 @@ from typing import NoReturn, TypeVar
 import jax
 import numpy as np
 
+from encoders.utils.errors import UserError
+
 T = TypeVar("T")
 MAX_ERROR_BYTES = 2000  # of an error message that is sent to the other processes
 RETRY_SECONDS = 0.2  # between attempts to connect
 REPLY_SECONDS = 5.0  # for an answer on an open connection
 
 
-class DistributedError(ValueError):
+class DistributedError(UserError):
     """Processes that cannot form one run, or one of which has refused to."""
 
 
@@ -135,7 +137,7 @@ def wait_for_all_processes(coordinator: str, num_processes: int, process_id: int
     """
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) < 1 << 16:
-        raise ValueError(f"--coordinator {coordinator!r} must be HOST:PORT")
+        raise UserError(f"--coordinator {coordinator!r} must be HOST:PORT")
     deadline = time.monotonic() + timeout
     if process_id == 0:
         problem = serve_rendezvous(int(port), num_processes, deadline, timeout)
@@ -145,10 +147,10 @@ def wait_for_all_processes(coordinator: str, num_processes: int, process_id: int
             peer.settimeout(max(deadline - time.monotonic(), 0.01) + REPLY_SECONDS)
             send_line(peer, {"process": process_id, "processes": num_processes, "jax": jax.__version__})
             if (reply := read_line(peer, "problem")) is None:
-                raise ValueError(f"{coordinator} is not answered by a process of this run")
+                raise UserError(f"{coordinator} is not answered by a process of this run")
             problem = reply["problem"]
     if problem:
-        raise ValueError(problem)
+        raise UserError(problem)
 
 
 def serve_rendezvous(port: int, num_processes: int, deadline: float, timeout: float) -> str | None:
@@ -159,7 +161,7 @@ def serve_rendezvous(port: int, num_processes: int, deadline: float, timeout: fl
         try:
             server = stack.enter_context(socket.create_server(("", port)))
         except OSError as error:
-            raise ValueError(f"port {port} cannot be opened: {error.strerror}; choose another one") from None
+            raise UserError(f"port {port} cannot be opened: {error.strerror}; choose another one") from None
         while len(peers) < num_processes - 1 and problem is None:
             server.settimeout(max(deadline - time.monotonic(), 0.01))
             try:
@@ -192,11 +194,11 @@ def connect_to_primary(address: tuple[str, int], deadline: float, timeout: float
         try:
             return socket.create_connection(address, timeout=max(seconds_left, 0.01))
         except socket.gaierror as error:
-            raise ValueError(f"host {host!r} is unknown: {error.strerror}") from None
+            raise UserError(f"host {host!r} is unknown: {error.strerror}") from None
         except OSError as error:
             if seconds_left <= RETRY_SECONDS:
                 reason = error.strerror or error
-                raise ValueError(
+                raise UserError(
                     f"after {timeout:.0f} s nobody answers at {host}:{port}, the address of process 0: {reason}"
                 ) from None
             time.sleep(RETRY_SECONDS)

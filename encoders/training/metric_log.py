@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from encoders.utils.errors import UserError
 from encoders.utils.field_checks import check_fields
 from encoders.utils.files import DamagedFile, write_file_atomically
 
@@ -46,7 +47,7 @@ def parse_row(line: bytes) -> tuple[int | None, dict]:
     check = row.pop("check", None)
     number = None if check is None else int(check.partition("-")[0])
     if "step" not in row or (number is not None and format_row(number, row).encode() != line + b"\n"):
-        raise ValueError(line)
+        raise UserError(line)
     return number, row
 
 

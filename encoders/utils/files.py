@@ -14,13 +14,15 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout, lock_descriptor
 
+from encoders.utils.errors import UserError
+
 FORMAT = 2  # of signed JSON files; those of earlier versions have neither format nor digest
 DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 LOCK_FILE = ".lock"
 LOCK_GRACE_SECONDS = 0.3  # longer than another process's look at the lock takes
 
 
-class DamagedFile(ValueError):
+class DamagedFile(UserError):
     """A file whose content is not what was written."""
 
 
@@ -34,7 +36,7 @@ def check_local_paths(*paths: str | None) -> None:
     """Raise `ValueError` for a path in an object store, which lacks locks, renames and memory maps."""
     for path in paths:
         if path and "://" in path:
-            raise ValueError(f"{path} is not a folder of this machine; mount the bucket or copy it")
+            raise UserError(f"{path} is not a folder of this machine; mount the bucket or copy it")
 
 
 def write_json(path: Path, value: dict) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import MISSING, field, fields, is_dataclass
 from typing import Any
 
+from encoders.utils.errors import UserError
+
 # The names of classes in saved experiments and fingerprints, by module. A name never changes: a class that moves to
 # another module or is renamed in the code changes its address below, and what was saved before stays readable.
 CLASS_NAMES = {
@@ -44,7 +46,7 @@ FORMER_CLASS_NAMES: dict[str, str] = {}  # the name that older files have: the n
 REGISTERED_CLASSES: dict[str, type] = {}  # classes outside the package, by name
 
 
-class ExperimentError(ValueError):
+class ExperimentError(UserError):
     """A field or a value that an experiment cannot have."""
 
 
