@@ -31,11 +31,12 @@ from encoders.run.evaluate import evaluate_run
 from encoders.run.folder import differing_fields, read_result, wrong_experiment
 from encoders.run.preemption import STOPPED_STATUS, StopRequest, format_duration, parse_duration
 from encoders.run.run import Run
-from encoders.sweeps.local_workers import launch_processes, launch_workers
+from encoders.sweeps.local_workers import end_with_parent, launch_processes, launch_workers
 from encoders.sweeps.paper_table import load_saved_tables, save_table
 from encoders.sweeps.sweep import WORKER_VARIABLE, Sweep, measure_progress
 from encoders.training import distributed
 from encoders.utils.code_files import import_file
+from encoders.utils.errors import escape_control
 from encoders.utils.files import check_local_paths, write_file_atomically
 from encoders.utils.serialization import ExperimentError
 
@@ -54,15 +55,9 @@ def run_verb(verb: str, code: Sequence[str] = (), **arguments) -> int:
     return VERB_FUNCTIONS[verb](**arguments) or 0
 
 
-def is_expected(error: Exception) -> bool:
-    """Return whether the message of an error says all, so that no traceback is shown."""
-    is_own = any(cls.__module__.startswith("encoders.") for cls in type(error).__mro__)
-    return type(error) is ValueError or (isinstance(error, ValueError) and is_own)
-
-
 def log_to_stderr(line: str) -> None:
     if distributed.is_primary():
-        print(line, file=sys.stderr)
+        print(escape_control(line), file=sys.stderr)
 
 
 def show_experiments(choice: ExperimentChoice) -> None:
@@ -191,7 +186,9 @@ def train_experiments(
             others = "--processes, --process and --coordinator"
             raise distributed.DistributedError(f"--jobs {num_jobs} must be at least 1, without {others}")
         return train_in_parallel(choice, num_jobs, command_line)
-    distributed.initialize_distributed(coordinator, num_processes, process_id, wait_seconds)
+    end_with_parent()
+    command = repr([choice.experiment, *choice.with_settings, *choice.settings, *choice.only])
+    distributed.initialize_distributed(coordinator, num_processes, process_id, wait_seconds, command)
     enable_compilation_cache()
     with StopRequest(time_limit) as stop:
         experiment_file = distributed.raise_on_all(lambda: load_experiment_file(choice))
@@ -201,7 +198,11 @@ def train_experiments(
 def enable_compilation_cache() -> None:
     """Keep compiled steps on disk: in `JAX_COMPILATION_CACHE_DIR` where that is set, else in the user's cache."""
     if not jax.config.jax_compilation_cache_dir:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        try:
+            home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        except RuntimeError:
+            log_to_stderr("compiled steps are not kept: this user has no home; set JAX_COMPILATION_CACHE_DIR")
+            return
         jax.config.update("jax_compilation_cache_dir", str(home / "encoders" / "compiled"))
 
 
@@ -248,7 +249,7 @@ def run_sweep(
     """Train one experiment after the other and return the status of the process."""
     distributed.raise_on_all(lambda: check_and_save_table(experiment_file, runs_dir))
     experiments, table = experiment_file.experiments, experiment_file.table
-    sweep = Sweep(experiments, runs_dir, log_to_stderr, is_expected, experiment_file.other_experiments)
+    sweep = Sweep(experiments, runs_dir, log_to_stderr, experiment_file.other_experiments)
     if table:
         sweep.on_finished = lambda experiment: table_results.compute_extra_scores(table, experiment, runs_dir)
     finished = read_results(experiments, runs_dir)
@@ -273,9 +274,7 @@ def print_results(experiment_file: ExperimentFile, results: dict[str, dict], run
 
 def show_status(choice: ExperimentChoice) -> None:
     chosen = load_experiment_file(replace(choice, reuse_saved_table=True))
-    sweep = Sweep(
-        chosen.experiments, Path(choice.runs), log_to_stderr, is_expected, chosen.other_experiments, started_at=0.0
-    )
+    sweep = Sweep(chosen.experiments, Path(choice.runs), log_to_stderr, chosen.other_experiments, started_at=0.0)
     runs = measure_progress(sweep)
     rows = [["experiment", "state", "steps", "left", ""]]
     for run in runs:

@@ -24,8 +24,8 @@ from encoders.data.spec import PretrainingData, StoreSpec, WorkUnit, compute_sto
 from encoders.data.store import OFFSET_FILES, STORE_FILE, TEXT_SPLITS, Store, UnitSpan
 from encoders.data.work_units import PreparationJob
 from encoders.text import tokenization
-from encoders.utils.errors import UserError
-from encoders.utils.files import atomic_dir, check_local_paths, hash_file, is_disk_full, lock_dir, sign_json, write_json
+from encoders.utils.errors import UserError, is_disk_full
+from encoders.utils.files import atomic_dir, check_local_paths, hash_file, lock_dir, sign_json, write_json
 
 
 def prepare_store(
@@ -48,8 +48,6 @@ def prepare_store(
         try:
             if path.exists():
                 return Store.open(path)
-            for partial_dir in (*folder.glob(f".{path.name}.partial-*"), *work_dir.glob("units/.*.partial-*")):
-                shutil.rmtree(partial_dir, ignore_errors=True)  # of a killed process
             with atomic_dir(path) as partial_dir:
                 metadata = {"key": path.name, "content": content}
                 metadata |= write_store(data, partial_dir, work_dir, runner, log)

@@ -26,6 +26,7 @@ from encoders.run import loop
 from encoders.run.folder import RunInUse, differing_fields, read_result, read_run_rows
 from encoders.run.preemption import STOPPED_STATUS, RunStopped, StopRequest
 from encoders.training import distributed
+from encoders.utils.errors import describe_error, is_expected
 from encoders.utils.files import lock_owner, write_file_atomically
 
 LogFn = Callable[[str], None]
@@ -41,14 +42,13 @@ class Sweep:
     """Experiments whose runs are in `runs_dir`; `other_experiments` are not trained now, but others may start from
     them.
 
-    `is_expected` tells errors that need no traceback; `on_finished` is called with every finished experiment; other
-    processes are polled every `poll_seconds`. Failures before `started_at` are tried again.
+    `on_finished` is called with every finished experiment; other processes are polled every `poll_seconds`. Failures
+    before `started_at` are tried again.
     """
 
     experiments: Sequence[Experiment]
     runs_dir: Path
     log: LogFn
-    is_expected: Callable[[Exception], bool]
     other_experiments: Sequence[Experiment] = ()
     on_finished: Callable[[Experiment], None] = lambda experiment: None
     poll_seconds: float = 5.0
@@ -171,9 +171,9 @@ class Sweep:
                 raise
             if in_use:
                 return
-            if not self.is_expected(error):
+            if not is_expected(error):
                 traceback.print_exc()
-            self.log(f"{experiment.name} failed: {error}")
+            self.log(f"{experiment.name} failed: {describe_error(error)}")
             self.failed_names.append(experiment.name)
         del self.remaining[experiment.name]
 
@@ -183,7 +183,9 @@ class Sweep:
         if distributed.is_primary() and not read_result(folder) and not differing_fields(experiment, folder):
             with suppress(OSError):  # a full disk may be the reason
                 folder.mkdir(parents=True, exist_ok=True)
-                write_file_atomically(folder / FAILURE_FILE, f"{type(error).__name__}: {error}\n".encode())
+                write_file_atomically(
+                    folder / FAILURE_FILE, f"{type(error).__name__}: {describe_error(error)}\n".encode()
+                )
 
     def report_missing(self) -> int:
         """Log the experiments that this process did not finish, and return its exit status."""

@@ -45,7 +45,7 @@ def build_sweep(monkeypatch, tmp_path):
         monkeypatch.setattr(sweeps.loop, "train", train)
         lines = []
         return (
-            Sweep(experiments, tmp_path, lines.append, lambda error: True, poll_seconds=0.01, **options),
+            Sweep(experiments, tmp_path, lines.append, poll_seconds=0.01, **options),
             trained,
             lines,
         )

@@ -17,8 +17,9 @@ import pytest
 from encoders.run import diagnostics, loop
 from encoders.run.preemption import STOPPED_STATUS
 from encoders.training import distributed
-from encoders.training.distributed import DistributedError, wait_for_all_processes
+from encoders.training.distributed import DistributedError
 from encoders.training.metric_log import read_metric_rows
+from encoders.training.rendezvous import wait_for_all_processes
 from tests import texts
 from tests.run.test_loop import experiment, final_state, quiet, without_time
 

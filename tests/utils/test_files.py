@@ -10,7 +10,8 @@ import threading
 
 import pytest
 
-from encoders.utils.files import check_local_paths, is_disk_full, lock_dir, lock_owner
+from encoders.utils.errors import is_disk_full
+from encoders.utils.files import check_local_paths, lock_dir, lock_owner
 
 HOLDER = """
 import sys, time
