@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,13 @@ from pathlib import Path
 import jax
 
 from encoders.bench.results_table import run_measurement
-from encoders.cli.experiment_files import ExperimentChoice, ExperimentFile, load_experiment_file, refresh_table
+from encoders.cli.experiment_files import (
+    ExperimentChoice,
+    ExperimentFile,
+    describe_small_scale,
+    load_experiment_file,
+    refresh_table,
+)
 from encoders.cli.inspect_store import RowSettings, describe_pass, describe_store
 from encoders.cli.predict_lines import predict_lines
 from encoders.costs.ledger import format_ledger
@@ -21,13 +28,13 @@ from encoders.data.prepare import find_damaged_units, prepare_store, repair_stor
 from encoders.data.spec import PretrainingData
 from encoders.data.store import Store
 from encoders.exchange import convert
-from encoders.experiment import Experiment, describe_experiment
+from encoders.experiment import Experiment, describe_experiments
 from encoders.inference.cross_evaluation import evaluate_with_overrides
 from encoders.inference.predictor import load_predictor
 from encoders.reporting import summaries, table_results
 from encoders.reporting.page import build_page
 from encoders.reporting.table_formats import format_grid
-from encoders.run.evaluate import evaluate_run
+from encoders.run.evaluate import evaluate_run, open_corpus
 from encoders.run.folder import differing_fields, read_result, wrong_experiment
 from encoders.run.preemption import STOPPED_STATUS, StopRequest, format_duration, parse_duration
 from encoders.run.run import Run
@@ -64,14 +71,17 @@ def show_experiments(choice: ExperimentChoice) -> None:
     if choice.experiment == "table-2.1":
         print(summaries.format_table_2_1())
         return
-    experiments = load_experiment_file(choice).experiments
+    chosen = load_experiment_file(choice)
+    experiments = chosen.experiments
     if len(experiments) > 1:
-        print(f"{len(experiments)} experiments: {', '.join(experiment.name for experiment in experiments)}\n")
-    for experiment in experiments:
-        print(f"== {experiment.name}")
-        if len(experiments) == 1:
-            print(describe_experiment(experiment))
+        names = ", ".join(experiment.name for experiment in experiments)
+        print(f"{len(experiments)} experiments: {names}\nEach with the fields in which they differ:\n")
+    for experiment, description in zip(experiments, describe_experiments(experiments), strict=True):
+        print(f"== {experiment.name}\n{escape_control(description)}")
         print(format_ledger(experiment), end="\n\n")
+    if chosen.table:
+        for line in describe_small_scale(chosen.table):
+            print(line)
 
 
 def prepare_stores(
@@ -315,13 +325,15 @@ def print_scores(
     store: str | None = None,
     num_batches: int | None = None,
     settings: Sequence[str] = (),
+    corpus: Sequence[str] = (),
 ) -> None:
     opened, num_batches = Run.open(Path(run), store), num_batches or 10**9  # all
     step_number, params = opened.load_params(step)
-    if settings:
-        scores = evaluate_with_overrides(opened, params, settings, num_batches)
-    else:
-        scores = evaluate_run(opened, params, num_batches=num_batches)
+    with open_corpus(opened, corpus) if corpus else nullcontext(opened) as evaluated:
+        if settings:
+            scores = evaluate_with_overrides(evaluated, params, settings, num_batches)
+        else:
+            scores = evaluate_run(evaluated, params, num_batches=num_batches)
     print(json.dumps({"run": opened.experiment.name, "step": step_number} | scores, indent=1))
 
 
@@ -341,7 +353,7 @@ def write_submission(run: str, folder: str, root: str | None = None, step: str =
         if text is None:
             log_to_stderr(f"skipped {name}: its rows are not in {root}")
         else:
-            (Path(folder) / name).write_text(text, encoding="utf-8")
+            write_file_atomically(Path(folder) / name, text.encode())
             print(Path(folder) / name)
 
 

@@ -123,6 +123,7 @@ VERBS = {
         RUN,
         step_option("latest"),
         make_option("--store DIR", "the run's store, if it has moved"),
+        list_option("--corpus FILE", "score all documents of these texts instead of the run's held-out ones", "corpus"),
         number_option("--batches N", "held-out batches to read (all)", "num_batches"),
         list_option("--set A.B=C", f"evaluate as if the experiment had {SET_EXAMPLE}", "settings"),
     ),

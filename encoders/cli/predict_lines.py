@@ -9,6 +9,7 @@ from contextlib import nullcontext
 import numpy as np
 
 from encoders.inference.predictor import Predictor, TextOrPair, load_predictor
+from encoders.utils.errors import escape_control
 from encoders.utils.serialization import ExperimentError
 
 
@@ -30,10 +31,10 @@ def predict_lines(
     read, printed = itertools.tee(pair_texts(texts, second_texts) if texts else read_texts(file or "-"))
     for prediction, text in zip(iter_predictions(predictor, kind, read, **settings), printed, strict=False):
         if as_json:
-            print(json.dumps({"text": text} | prediction, ensure_ascii=False))
+            print(escape_control(json.dumps({"text": text} | prediction, ensure_ascii=False)))
         else:
             shown = text if isinstance(text, str) else "  |  ".join(text)
-            print(shown, *format_prediction(kind, prediction), sep="\n   ")
+            print(*map(escape_control, [shown, *format_prediction(kind, prediction)]), sep="\n   ")
     if predictor.num_truncated:
         max_positions = predictor.config.max_positions
         log(f"truncated {predictor.num_truncated} texts that exceed model.max_positions={max_positions} tokens")

@@ -28,9 +28,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from encoders.text.tokenization import Tokenizer, VocabInfo, load_tokenizer
+from encoders.text.tokenization import VOCAB_SHAPE, Tokenizer, VocabInfo, load_tokenizer
 from encoders.utils.errors import UserError
-from encoders.utils.files import hash_file, read_signed_json, write_file_atomically
+from encoders.utils.files import check_shape, hash_file, read_signed_json, write_file_atomically
 
 STORE_FILE = "store.json"
 SHARD_TOKENS = 1 << 24  # of a shard; example tables are built for one shard of documents at a time
@@ -39,6 +39,11 @@ TEXT_SPLITS = ("train", "heldout")
 OFFSET_FILES = ("sentences", "documents")
 COUNT_NAMES = ("documents", "sentences", "tokens")
 UNIT_FIELDS = "name item_index splits counts_sha256 characters filtered seconds peak_memory_mb".split()
+
+
+STORE_SHAPE = {
+    "key": str, "content": dict, "dtype": str, "vocab": VOCAB_SHAPE, "splits": {str: dict.fromkeys(COUNT_NAMES, int)},
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,9 @@ class Store:
     @classmethod
     def open(cls, path: Path) -> Store:
         try:
-            return cls(path, read_signed_json(path / STORE_FILE))
+            metadata = read_signed_json(path / STORE_FILE)
+            check_shape(metadata, STORE_SHAPE, path / STORE_FILE)
+            return cls(path, metadata)
         except (OSError, ValueError) as error:
             raise UserError(f"{path} is not a prepared store (no readable store.json: {error})") from None
 

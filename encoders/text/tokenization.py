@@ -19,6 +19,11 @@ BERT_WORD_PATTERN = re.compile(r"[a-zA-Z0-9]+|[^a-zA-Z0-9 ]")
 GPT2_WORD_PATTERN = re.compile(r"'(?:s|t|re|ve|m|ll|d)| ?[a-zA-Z]+| ?[0-9]+| ?[^a-zA-Z0-9 ]+| +(?![^ ])| +")
 
 
+VOCAB_IDS = ("pad_id", "unk_id", "cls_id", "sep_id", "mask_id")
+# Of the JSON of a `VocabInfo`.
+VOCAB_SHAPE = {"vocab_size": int, "special_ids": [int], "continuation_bits": str} | dict.fromkeys(VOCAB_IDS, int)
+
+
 @dataclass(frozen=True)
 class VocabInfo:
     """Sizes and special ids of a vocabulary, for models, objectives and formats."""
@@ -42,8 +47,12 @@ class VocabInfo:
 
     @classmethod
     def from_json_value(cls, values: dict) -> VocabInfo:
-        special_ids, bits = tuple(values["special_ids"]), bytes.fromhex(values["continuation_bits"])
-        return cls(**values | {"special_ids": special_ids, "continuation_bits": bits})
+        special_ids = tuple(values["special_ids"])
+        try:
+            bits = bytes.fromhex(values["continuation_bits"])
+            return cls(**values | {"special_ids": special_ids, "continuation_bits": bits})
+        except (TypeError, ValueError) as error:
+            raise UserError(f"a vocabulary cannot be read: {error}") from None
 
 
 def make_blank_vocab(vocab_size: int) -> VocabInfo:

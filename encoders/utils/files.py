@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout, lock_descriptor
 from encoders.utils.errors import UserError
 
 FORMAT = 2  # of signed JSON files; those of earlier versions have neither format nor digest
+NUMBER = (int, float)  # a shape of JSON
 LOCK_FILE = ".lock"
 LOCK_GRACE_SECONDS = 0.3  # longer than another process's look at the lock takes
 

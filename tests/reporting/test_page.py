@@ -21,7 +21,7 @@ from encoders.reporting.table_formats import ReportTable
 from encoders.run.folder import RunError
 from encoders.tasks.classification import Classification
 from encoders.tasks.text_tasks import TextRows, TextTask
-from encoders.text.tokenization import TokenizerSpec
+from encoders.text.tokenization import TokenizerSpec, make_blank_vocab
 from encoders.training.optimizer import AdamW
 from encoders.utils.serialization import to_json_value
 
@@ -87,12 +87,14 @@ def write_run(folder, spec, rows=(), finished=True):
     run_folder = folder / spec.name
     run_folder.mkdir(parents=True)
     record = {"fingerprint": f"{spec.name}'s", "versions": {"jax": "0.10.2"}, "devices": ["cpu:0"]}
+    record["facts"] = make_blank_vocab(50).to_json_value()
     (run_folder / "experiment.json").write_text(json.dumps(record | {"experiment": to_json_value(spec)}))
     if rows:
         (run_folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     if rows and finished:
         scores = {name: value for name, value in rows[-1].items() if name not in ("split", "time")}
-        result = {"steps": 40, "parameters": 1234567, "tokens_per_second": 1234.5, "heldout": scores, "best": scores}
+        result = {"name": spec.name, "steps": 40, "parameters": 1234567, "tokens_per_second": 1234.5}
+        result |= {"heldout": scores, "best": scores}
         (run_folder / "result.json").write_text(json.dumps(result))
 
 
