@@ -57,7 +57,10 @@ class Checkpoints:
                 read_only=not is_writer,
                 async_options=ocp.AsyncOptions(post_finalization_callback=self.record_saved_step),
             )
-            self.manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
+            try:
+                self.manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
+            except ValueError as error:  # of the file that Orbax writes beside each step
+                raise CheckpointDamaged(f"the metadata in {self.folder} cannot be read: {error}") from error
 
     def save(self, step: int, state, notes: dict, cost: float | None) -> None:
         """Write in the background; `cost` is lowest at the best step, and None where it was not measured."""
