@@ -130,7 +130,10 @@ class Rendezvous:
             if self.problem is None and greeting.get(name) != expected:
                 has = f"process {process} has {name} {greeting.get(name)}"
                 self.problem = f"{has}, and process 0 has {name} {expected}"
-        if process in self.peers:
+        is_number = type(process) is int and 0 < process < self.num_processes
+        if not is_number and self.problem is None:
+            self.drop(connection)
+        elif process in self.peers:
             self.problem = f"two processes joined as process {process}"
             send_message(connection, {"problem": self.problem, "nonce": nonce}, self.key)
             self.drop(connection)
