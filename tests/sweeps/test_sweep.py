@@ -244,3 +244,16 @@ def test_an_error_after_a_finished_experiment_is_a_failure(build_sweep, tmp_path
     finish(tmp_path / "a")
     assert made.train(False, NO_STOP, 1) == 1
     assert lines[-1] == "failed: a, b" and "a failed: a cannot be scored" in lines
+
+
+def test_status_counts_the_steps_of_the_newest_checkpoint_and_names_a_damaged_run(build_sweep, tmp_path):
+    made, _, _ = build_sweep(named("a"), named("b"), named("c"))
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+        row = {"step": 10, "split": "train", "time": {"seconds": 1.0}}
+        (tmp_path / name / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    (tmp_path / "a" / "saved_steps.json").write_text(json.dumps({"latest": 30, "best": 30}))
+    (tmp_path / "b" / "saved_steps.json").write_text("{")
+    a, b, c = measure_progress(made)
+    assert (a.state, a.step) == ("interrupted", 30) and (c.state, c.step) == ("interrupted", 10)
+    assert b.state == "damaged" and "b/saved_steps.json" in b.note
