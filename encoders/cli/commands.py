@@ -201,8 +201,13 @@ def train_experiments(
     distributed.initialize_distributed(coordinator, num_processes, process_id, wait_seconds, command)
     enable_compilation_cache()
     with StopRequest(time_limit) as stop:
-        experiment_file = distributed.raise_on_all(lambda: load_experiment_file(choice))
-        return run_sweep(experiment_file, Path(choice.runs), profile, stop, hang_timeout)
+        try:
+            experiment_file = distributed.raise_on_all(lambda: load_experiment_file(choice))
+            return run_sweep(experiment_file, Path(choice.runs), profile, stop, hang_timeout)
+        except Exception as error:
+            if distributed.is_multi_process() and not isinstance(error, distributed.DistributedError):
+                distributed.abort_all(error)
+            raise
 
 
 def enable_compilation_cache() -> None:

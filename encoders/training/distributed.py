@@ -127,7 +127,7 @@ def abort_all(error: BaseException) -> NoReturn:
     """End this process at once for an error of its own; an orderly end would wait for the other processes."""
     if is_expected(error):
         log_from_host(describe_error(error))
-    elif isinstance(error, jax.errors.JaxRuntimeError) and LOST_PEER.search(str(error)):
+    elif isinstance(error, ValueError | jax.errors.JaxRuntimeError) and LOST_PEER.search(str(error)):
         log_from_host("another process of the run has ended, so this one ends; the same command resumes")
     elif not isinstance(error, KeyboardInterrupt):
         traceback.print_exception(error)
