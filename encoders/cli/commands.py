@@ -216,7 +216,7 @@ def enable_compilation_cache() -> None:
         try:
             home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         except RuntimeError:
-            log_to_stderr("compiled steps are not kept: this user has no home; set JAX_COMPILATION_CACHE_DIR")
+            log_to_stderr("compiled steps are not kept, for the home folder is unknown; set JAX_COMPILATION_CACHE_DIR")
             return
         jax.config.update("jax_compilation_cache_dir", str(home / "encoders" / "compiled"))
 

@@ -199,7 +199,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(words: list[str] | None = None) -> int:
-    """Run the command line and return the status of the process; what a user can mend is told in one line.
+    """Run the command line and return the status of the process; an error of the user is one line.
 
     An error that is not expected is a mistake in a program, and its traceback is shown.
     """

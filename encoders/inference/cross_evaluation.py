@@ -25,7 +25,7 @@ from encoders.run.evaluate import evaluate_run
 from encoders.run.folder import RunError
 from encoders.run.run import Run
 from encoders.training import distributed
-from encoders.utils.files import NUMBER, check_shape, lock_dir, read_json, write_json
+from encoders.utils.files import NUMBER, check_shape, lock_dir, read_json_file, write_json
 
 NUM_PROBE_EXAMPLES = 8192
 SENTENCE_TASK_HEADS = ("pooler", "pair")
@@ -43,7 +43,7 @@ def cached_scores(folder: Path, settings: Iterable[str]) -> dict[str, float] | N
     path = score_path(folder, settings)
     if not path.exists():
         return None
-    content = read_json(path)
+    content = read_json_file(path)
     check_shape(content, {"scores": {str: NUMBER}}, path)
     return content["scores"]
 

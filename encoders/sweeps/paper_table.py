@@ -27,7 +27,7 @@ from encoders.tasks import glue, squad
 from encoders.tasks.multiple_choice import MultipleChoiceTask
 from encoders.tasks.token_classification import TokenTask
 from encoders.utils.errors import UserError
-from encoders.utils.files import read_json, write_json
+from encoders.utils.files import read_json_file, write_json
 from encoders.utils.overrides import apply_changes
 from encoders.utils.serialization import ExperimentError, fingerprint_content, from_json_value, to_json_value
 
@@ -174,7 +174,7 @@ def load_saved_tables(runs_dir: Path) -> list[PaperTable]:
     tables = []
     for path in sorted(runs_dir.glob(f"*{TABLE_SUFFIX}")):
         try:
-            table = from_json_value(read_json(path))
+            table = from_json_value(read_json_file(path))
         except UserError as error:
             raise ExperimentError(f"{path} cannot be read ({error}); remove it, and `train` writes it again") from error
         if not isinstance(table, PaperTable):

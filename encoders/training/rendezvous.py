@@ -16,7 +16,7 @@ from encoders.utils.errors import UserError
 RETRY_SECONDS = 0.2  # between attempts to connect
 REPLY_SECONDS = 5.0  # for a whole message on an open connection
 MAX_MESSAGE_BYTES = 4000
-MAX_STRANGERS = 64  # open connections that have not shown that they know the run
+MAX_STRANGERS = 64  # open connections without a signed message yet
 
 
 def wait_for_all_processes(
@@ -27,14 +27,14 @@ def wait_for_all_processes(
     JAX ends the process where another is missing, so this rendezvous comes first. Process 0 listens at `coordinator`,
     the address that `jax.distributed` uses later, and sends each connection a number that occurs once. The others
     answer with their number, the number of processes and their version of JAX; all receive an error message, or none.
-    Messages of both sides are signed with `key`. What is not is dropped, and changes nothing.
+    Messages of both sides are signed with `key`. Unsigned messages are dropped, and change nothing.
     """
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) < 1 << 16:
         raise UserError(f"--coordinator {coordinator!r} must be HOST:PORT")
     address, deadline = (host.strip("[]"), int(port)), time.monotonic() + timeout
     if process_id == 0:
-        problem = Rendezvous(key, num_processes).serve(address, deadline, timeout)
+        problem = Rendezvous(key, num_processes).wait_for_peers(address, deadline, timeout)
     else:
         with connect_to_primary(address, deadline, timeout) as primary:
             nonce = (read_message(primary, time.monotonic() + REPLY_SECONDS) or {}).get("nonce")
@@ -61,11 +61,11 @@ class Rendezvous:
         self.problem: str | None = None
         self.num_refused = 0
 
-    def serve(self, address: tuple[str, int], deadline: float, timeout: float) -> str | None:
+    def wait_for_peers(self, address: tuple[str, int], deadline: float, timeout: float) -> str | None:
         """Wait until all have joined, send them an error or none, and return it."""
         with ExitStack() as stack:
             server = stack.enter_context(open_server(address))
-            stack.callback(self.close)
+            stack.callback(self.close_all)
             server.setblocking(False)
             self.selector.register(server, selectors.EVENT_READ)
             while len(self.peers) < self.num_processes - 1 and self.problem is None:
@@ -74,10 +74,10 @@ class Rendezvous:
                     self.problem = self.describe_missing(address, timeout)
                     break
                 for key, _ in self.selector.select(min(deadline - now, RETRY_SECONDS)):
-                    self.accept(server) if key.fileobj is server else self.receive(key.fileobj)
+                    self.accept_stranger(server) if key.fileobj is server else self.receive_bytes(key.fileobj)
                 for stranger, (_, stranger_deadline, _) in list(self.strangers.items()):
                     if time.monotonic() >= stranger_deadline:
-                        self.drop(stranger)
+                        self.drop_connection(stranger)
             for peer, nonce in self.peers.values():
                 with suppress(OSError):  # it has ended
                     peer.settimeout(REPLY_SECONDS)
@@ -90,18 +90,18 @@ class Rendezvous:
         place = f"at {address[0]} port {address[1]}"
         return f"after {timeout:.0f} s process {missing} of {self.num_processes} has not joined {place}{refused}"
 
-    def accept(self, server: socket.socket) -> None:
+    def accept_stranger(self, server: socket.socket) -> None:
         with suppress(OSError):  # gone again, or no descriptor is left for it
             stranger, _ = server.accept()
             if len(self.strangers) >= MAX_STRANGERS:
-                self.drop(next(iter(self.strangers)))
+                self.drop_connection(next(iter(self.strangers)))
             nonce = secrets.token_hex(16)
             stranger.setblocking(False)
             self.strangers[stranger] = nonce, time.monotonic() + REPLY_SECONDS, bytearray()
             self.selector.register(stranger, selectors.EVENT_READ)
             send_message(stranger, {"nonce": nonce}, self.key)
 
-    def receive(self, connection: socket.socket) -> None:
+    def receive_bytes(self, connection: socket.socket) -> None:
         """Take what a connection sends: a peer ends, or a stranger shows with a whole message that it is a peer."""
         try:
             received = connection.recv(MAX_MESSAGE_BYTES)
@@ -109,7 +109,7 @@ class Rendezvous:
             received = b""
         if connection not in self.strangers:  # a peer, which has nothing more to say
             self.peers = {process: peer for process, peer in self.peers.items() if peer[0] is not connection}
-            self.drop(connection)
+            self.drop_connection(connection)
             return
         nonce, _, message_bytes = self.strangers[connection]
         message_bytes += received
@@ -118,12 +118,12 @@ class Rendezvous:
         message = parse_message(bytes(message_bytes))
         if message is None or not is_signed(message, self.key) or message.get("nonce") != nonce:
             self.num_refused += message is not None
-            self.drop(connection)
+            self.drop_connection(connection)
             return
         del self.strangers[connection]
-        self.join(connection, nonce, message)
+        self.add_peer(connection, nonce, message)
 
-    def join(self, connection: socket.socket, nonce: str, greeting: dict) -> None:
+    def add_peer(self, connection: socket.socket, nonce: str, greeting: dict) -> None:
         """Take a process of the run, unless it does not fit the others."""
         process = greeting.get("process")
         for name, expected in {"processes": self.num_processes, "jax": jax.__version__}.items():
@@ -132,22 +132,22 @@ class Rendezvous:
                 self.problem = f"{has}, and process 0 has {name} {expected}"
         is_number = type(process) is int and 0 < process < self.num_processes
         if not is_number and self.problem is None:
-            self.drop(connection)
+            self.drop_connection(connection)
         elif process in self.peers:
             self.problem = f"two processes joined as process {process}"
             send_message(connection, {"problem": self.problem, "nonce": nonce}, self.key)
-            self.drop(connection)
+            self.drop_connection(connection)
         else:
             self.peers[process] = connection, nonce
 
-    def drop(self, connection: socket.socket) -> None:
+    def drop_connection(self, connection: socket.socket) -> None:
         self.strangers.pop(connection, None)
         self.selector.unregister(connection)
         connection.close()
 
-    def close(self) -> None:
+    def close_all(self) -> None:
         for connection in [*self.strangers, *(peer for peer, _ in self.peers.values())]:
-            self.drop(connection)
+            self.drop_connection(connection)
         self.selector.close()
 
 

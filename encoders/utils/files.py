@@ -54,7 +54,7 @@ def compute_json_digest(value: dict) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def read_json(path: Path) -> Any:
+def read_json_file(path: Path) -> Any:
     """Return the content of a JSON file. Raises `DamagedFile` where it is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -64,7 +64,7 @@ def read_json(path: Path) -> Any:
 
 def read_signed_json(path: Path) -> dict:
     """Return a JSON object that `sign_json` made. Raises `DamagedFile` if its content has changed."""
-    value = read_json(path)
+    value = read_json_file(path)
     check_signature(value, path)
     return value
 
@@ -81,7 +81,7 @@ def check_shape(value: Any, shape: Any, place: object) -> None:
     """Raise `DamagedFile` for JSON of another shape, with the place in it.
 
     A shape is a type, several types, `[shape]` of a list's items, or a dict of the shapes of keys, which must be there;
-    the key `str` stands for any.
+    the key `str` means any key.
 
     >>> check_shape({"steps": "7"}, {"steps": int}, "result.json")
     Traceback (most recent call last):

@@ -284,7 +284,7 @@ def test_an_experiment_describes_itself():
         "phases.1.seq_length = 64",
     } <= set(lines)
     assert len(lines) == len(flatten_fields(BASE, fingerprinted_only=False))
-    assert {"mesh.data = -1", "intervals.log_every = 1000", "data.store_dir = stores"} <= set(lines)
+    assert {"mesh.data = -1", "intervals.log_every = 100", "data.store_dir = stores"} <= set(lines)
 
 
 if __name__ == "__main__":  # python -m tests.utils.test_serialization, once, before the first release
