@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from encoders.data.labelled import LabelledData
@@ -177,6 +177,11 @@ def list_differences(old: dict, new: dict) -> list[str]:
     return [f"{path} is {there} there and {here} here" for path, there, here in pairs if there != here]
 
 
-def describe_experiment(experiment: Experiment) -> str:
-    """Return an experiment as lines of `path = value`."""
-    return "\n".join(f"{path} = {value}" for path, value in flatten_fields(experiment).items())
+def describe_experiments(experiments: Sequence[RunSpec]) -> list[str]:
+    """Return every field of each experiment as lines of `path = value`; of several, those that differ between them."""
+    flat = [flatten_fields(experiment, fingerprinted_only=False) for experiment in experiments]
+    if len(flat) > 1:
+        first, *others = flat
+        shared = [path for path in first if all(path in o and o[path] == first[path] for o in others)]
+        flat = [{path: fields[path] for path in fields if path not in shared} for fields in flat]
+    return ["\n".join(f"{path} = {value}" for path, value in fields.items()) for fields in flat]

@@ -30,6 +30,7 @@ from encoders.model.flops import forward_flops
 from encoders.objectives.replaced_tokens import ReplacedTokenDetection
 from encoders.text.tokenization import VocabInfo
 from encoders.training.sharding import Mesh
+from encoders.utils.errors import UserError
 from encoders.utils.serialization import to_json_value
 
 # Rows, hidden and intermediate size of the product that gives the peak rate; an accelerator needs a large one.
@@ -226,7 +227,7 @@ def make_peer_variants(bench_input: BenchInput, engines: Sequence[str], options:
         if not architecture.list_config_differences(model, max(model.position_offset - 1, 0)):
             break
     else:
-        raise ValueError(f"{experiment.name}: no architecture of transformers computes this model")
+        raise UserError(f"{experiment.name}: no architecture of transformers computes this model")
     inputs.save_peer_batches(path, experiment, bench_input.vocab, bench_input.batches)
     generator = objective.get_generator_config(model) if is_electra else None
     spec = options.torch_settings | {

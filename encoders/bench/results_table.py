@@ -38,6 +38,8 @@ def run_measurement(
     for name in ("rounds", "units"):
         if getattr(options, name) < 1:
             raise ExperimentError(f"--{name} {getattr(options, name)} must be at least 1")
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)  # before the work
     jax.config.update("jax_platforms", "cpu")  # the device belongs to the processes that are measured
     about, rows = describe_bench_environment(options), []
     for row in MEASUREMENTS[measurement](experiments, options):
@@ -50,8 +52,6 @@ def run_measurement(
     names = list(dict.fromkeys(name for row in rows for name in row))
     print(format_grid([names, *([format_bench_value(row.get(name, "")) for name in names] for row in rows)]))
     print("; ".join(f"{name} {value}" for name, value in about.items()))
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
     content = {"part": measurement, "about": about, "rows": rows, "variants": options.variant_records}
     write_json(folder / f"{measurement}.json", content)
     return 0

@@ -15,6 +15,7 @@ from importlib.metadata import version
 import numpy as np
 
 from encoders.bench.rounds import choose_num_repeats
+from encoders.utils.errors import UserError
 
 PAIR_LABELS = {"bert": "next_sentence_label", "albert": "sentence_order_label"}  # the pair's label in ...ForPreTraining
 # The same function as one kernel, instead of a chain of eight.
@@ -43,7 +44,7 @@ def build_torch_work(spec: dict) -> tuple[Callable, dict]:
         else:
             engines = ["eager", "compile", *(["onnxruntime"] if work == ("infer", "cpu", "float32") else [])]
             if spec["engine"] not in engines:
-                raise ValueError(f"engine={spec['engine']!r} does not do {', '.join(work)}; {', '.join(engines)} do")
+                raise UserError(f"engine={spec['engine']!r} does not do {', '.join(work)}; {', '.join(engines)} do")
             packages += ["transformers", *(["onnxruntime"] if spec["engine"] == "onnxruntime" else [])]
             run_unit, info = build_transformers_work(spec)
     return run_unit, info | {"device": spec["device"], "versions": {name: version(name) for name in packages}}

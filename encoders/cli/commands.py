@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,13 @@ from pathlib import Path
 import jax
 
 from encoders.bench.results_table import run_measurement
-from encoders.cli.experiment_files import ExperimentChoice, ExperimentFile, load_experiment_file, refresh_table
+from encoders.cli.experiment_files import (
+    ExperimentChoice,
+    ExperimentFile,
+    describe_small_scale,
+    load_experiment_file,
+    refresh_table,
+)
 from encoders.cli.inspect_store import RowSettings, describe_pass, describe_store
 from encoders.cli.predict_lines import predict_lines
 from encoders.costs.ledger import format_ledger
@@ -21,21 +28,22 @@ from encoders.data.prepare import find_damaged_units, prepare_store, repair_stor
 from encoders.data.spec import PretrainingData
 from encoders.data.store import Store
 from encoders.exchange import convert
-from encoders.experiment import Experiment, describe_experiment
+from encoders.experiment import Experiment, describe_experiments
 from encoders.inference.cross_evaluation import evaluate_with_overrides
 from encoders.inference.predictor import load_predictor
 from encoders.reporting import summaries, table_results
 from encoders.reporting.page import build_page, write_charts
 from encoders.reporting.table_formats import format_grid
-from encoders.run.evaluate import evaluate_run
+from encoders.run.evaluate import evaluate_run, open_corpus
 from encoders.run.folder import differing_fields, read_result, wrong_experiment
 from encoders.run.preemption import STOPPED_STATUS, StopRequest, format_duration, parse_duration
 from encoders.run.run import Run
-from encoders.sweeps.local_workers import launch_processes, launch_workers
+from encoders.sweeps.local_workers import end_with_parent, launch_processes, launch_workers
 from encoders.sweeps.paper_table import load_saved_tables, save_table
 from encoders.sweeps.sweep import WORKER_VARIABLE, Sweep, measure_progress
 from encoders.training import distributed
 from encoders.utils.code_files import import_file
+from encoders.utils.errors import escape_control
 from encoders.utils.files import check_local_paths, write_file_atomically
 from encoders.utils.serialization import ExperimentError
 
@@ -54,29 +62,26 @@ def run_verb(verb: str, code: Sequence[str] = (), **arguments) -> int:
     return VERB_FUNCTIONS[verb](**arguments) or 0
 
 
-def is_expected(error: Exception) -> bool:
-    """Return whether the message of an error says all, so that no traceback is shown."""
-    is_own = any(cls.__module__.startswith("encoders.") for cls in type(error).__mro__)
-    return type(error) is ValueError or (isinstance(error, ValueError) and is_own)
-
-
 def log_to_stderr(line: str) -> None:
     if distributed.is_primary():
-        print(line, file=sys.stderr)
+        print(escape_control(line), file=sys.stderr)
 
 
 def show_experiments(choice: ExperimentChoice) -> None:
     if choice.experiment == "table-2.1":
         print(summaries.format_table_2_1())
         return
-    experiments = load_experiment_file(choice).experiments
+    chosen = load_experiment_file(choice)
+    experiments = chosen.experiments
     if len(experiments) > 1:
-        print(f"{len(experiments)} experiments: {', '.join(experiment.name for experiment in experiments)}\n")
-    for experiment in experiments:
-        print(f"== {experiment.name}")
-        if len(experiments) == 1:
-            print(describe_experiment(experiment))
+        names = ", ".join(experiment.name for experiment in experiments)
+        print(f"{len(experiments)} experiments: {names}\nEach with the fields in which they differ:\n")
+    for experiment, description in zip(experiments, describe_experiments(experiments), strict=True):
+        print(f"== {experiment.name}\n{escape_control(description)}")
         print(format_ledger(experiment), end="\n\n")
+    if chosen.table:
+        for line in describe_small_scale(chosen.table):
+            print(line)
 
 
 def prepare_stores(
@@ -191,17 +196,28 @@ def train_experiments(
             others = "--processes, --process and --coordinator"
             raise distributed.DistributedError(f"--jobs {num_jobs} must be at least 1, without {others}")
         return train_in_parallel(choice, num_jobs, command_line)
-    distributed.initialize_distributed(coordinator, num_processes, process_id, wait_seconds)
+    end_with_parent()
+    command = repr([choice.experiment, *choice.with_settings, *choice.settings, *choice.only])
+    distributed.initialize_distributed(coordinator, num_processes, process_id, wait_seconds, command)
     enable_compilation_cache()
     with StopRequest(time_limit) as stop:
-        experiment_file = distributed.raise_on_all(lambda: load_experiment_file(choice))
-        return run_sweep(experiment_file, Path(choice.runs), profile, stop, hang_timeout)
+        try:
+            experiment_file = distributed.raise_on_all(lambda: load_experiment_file(choice))
+            return run_sweep(experiment_file, Path(choice.runs), profile, stop, hang_timeout)
+        except Exception as error:
+            if distributed.is_multi_process() and not isinstance(error, distributed.DistributedError):
+                distributed.abort_all(error)
+            raise
 
 
 def enable_compilation_cache() -> None:
     """Keep compiled steps on disk: in `JAX_COMPILATION_CACHE_DIR` where that is set, else in the user's cache."""
     if not jax.config.jax_compilation_cache_dir:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        try:
+            home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        except RuntimeError:
+            log_to_stderr("compiled steps are not kept, for the home folder is unknown; set JAX_COMPILATION_CACHE_DIR")
+            return
         jax.config.update("jax_compilation_cache_dir", str(home / "encoders" / "compiled"))
 
 
@@ -248,7 +264,7 @@ def run_sweep(
     """Train one experiment after the other and return the status of the process."""
     distributed.raise_on_all(lambda: check_and_save_table(experiment_file, runs_dir))
     experiments, table = experiment_file.experiments, experiment_file.table
-    sweep = Sweep(experiments, runs_dir, log_to_stderr, is_expected, experiment_file.other_experiments)
+    sweep = Sweep(experiments, runs_dir, log_to_stderr, experiment_file.other_experiments)
     if table:
         sweep.on_finished = lambda experiment: table_results.compute_extra_scores(table, experiment, runs_dir)
     finished = read_results(experiments, runs_dir)
@@ -273,9 +289,7 @@ def print_results(experiment_file: ExperimentFile, results: dict[str, dict], run
 
 def show_status(choice: ExperimentChoice) -> None:
     chosen = load_experiment_file(replace(choice, reuse_saved_table=True))
-    sweep = Sweep(
-        chosen.experiments, Path(choice.runs), log_to_stderr, is_expected, chosen.other_experiments, started_at=0.0
-    )
+    sweep = Sweep(chosen.experiments, Path(choice.runs), log_to_stderr, chosen.other_experiments, started_at=0.0)
     runs = measure_progress(sweep)
     rows = [["experiment", "state", "steps", "left", ""]]
     for run in runs:
@@ -319,13 +333,15 @@ def print_scores(
     store: str | None = None,
     num_batches: int | None = None,
     settings: Sequence[str] = (),
+    corpus: Sequence[str] = (),
 ) -> None:
     opened, num_batches = Run.open(Path(run), store), num_batches or 10**9  # all
     step_number, params = opened.load_params(step)
-    if settings:
-        scores = evaluate_with_overrides(opened, params, settings, num_batches)
-    else:
-        scores = evaluate_run(opened, params, num_batches=num_batches)
+    with open_corpus(opened, corpus) if corpus else nullcontext(opened) as evaluated:
+        if settings:
+            scores = evaluate_with_overrides(evaluated, params, settings, num_batches)
+        else:
+            scores = evaluate_run(evaluated, params, num_batches=num_batches)
     print(json.dumps({"run": opened.experiment.name, "step": step_number} | scores, indent=1))
 
 
@@ -345,7 +361,7 @@ def write_submission(run: str, folder: str, root: str | None = None, step: str =
         if text is None:
             log_to_stderr(f"skipped {name}: its rows are not in {root}")
         else:
-            (Path(folder) / name).write_text(text, encoding="utf-8")
+            write_file_atomically(Path(folder) / name, text.encode())
             print(Path(folder) / name)
 
 

@@ -4,17 +4,17 @@ import difflib
 import fnmatch
 import importlib
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
-from encoders.experiment import Experiment, apply_settings
+from encoders.experiment import Experiment, apply_settings, list_differences
 from encoders.library import LIBRARY_FOLDER
 from encoders.sweeps.paper_table import PaperTable, Study, load_saved_tables
 from encoders.utils.code_files import import_file
 from encoders.utils.overrides import parse_value, shorten_text
-from encoders.utils.serialization import ExperimentError
+from encoders.utils.serialization import ExperimentError, flatten_fields
 
 
 @dataclass(frozen=True)
@@ -148,6 +148,29 @@ def load_paper_table(module: ModuleType, choice: ExperimentChoice) -> PaperTable
     if arguments.get("scale") == "paper" and small_only:
         raise ExperimentError(f"--with {small_only[0]}=... is for scale=small, and scale=paper was given")
     return replace(module.table(Study(**arguments)), source_file=stem)
+
+
+def describe_small_scale(table: PaperTable) -> Iterator[str]:
+    """Yield what small scale changes in the experiments of a table, and in which fields its rows differ no longer."""
+    if table.study is None or not table.study.is_small:
+        return
+    module = import_experiment_file(find_experiment_file(table.source_file))
+    paper_rows = {row.name: row for row in module.table(replace(table.study, scale="paper")).rows}
+    pairs = {
+        row.name: (flatten_fields(paper_rows[row.name].pretrain_runs[0]), flatten_fields(row.pretrain_runs[0]))
+        for row in table.rows
+        if row.pretrain_runs and row.name in paper_rows and paper_rows[row.name].pretrain_runs
+    }
+    changes = {name: list_differences(paper, small) for name, (paper, small) in pairs.items()}
+    shared = [line for line in next(iter(changes.values()), []) if all(line in lines for lines in changes.values())]
+    yield f"small scale ({table.name}): what is in the paper's experiments (there) and in these (here)"
+    for name, lines in {"every row": shared, **changes}.items():
+        if own := [line for line in lines if name == "every row" or line not in shared]:
+            yield f"  {name}: {'; '.join(own)}"
+    count_values = lambda side, path: len({str(pair[side].get(path)) for pair in pairs.values()})
+    paths = sorted({path for paper, _ in pairs.values() for path in paper})
+    if lost := [path for path in paths if count_values(0, path) > 1 and count_values(1, path) == 1]:
+        yield f"  the rows differ in the paper, and no longer here, in {', '.join(lost)} (`small_changes` keeps them)"
 
 
 def refresh_table(table: PaperTable, module: ModuleType | None = None) -> PaperTable:

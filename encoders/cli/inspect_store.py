@@ -19,6 +19,7 @@ from encoders.objectives.base import Objective
 from encoders.objectives.masked_lm import MaskedLM
 from encoders.objectives.sentence_pair import NextSentencePrediction
 from encoders.reporting.table_formats import format_grid
+from encoders.utils.errors import escape_control
 
 LABEL_MEANINGS = {
     "next_sentence": ("B follows A", "B is random"),
@@ -123,10 +124,10 @@ def format_rows(batch: Batch, settings: RowSettings, phase: Phase, store: Store,
 def format_token(corrupted: Batch, row: int, position: int, is_selected: bool, store: Store, marks: dict) -> str:
     """Return a token as the model reads it; where it is to be predicted, with the original after an arrow."""
     token, original = int(corrupted.input_ids[row, position]), int(corrupted.clean_ids[row, position])
-    text = store.tokenizer.id_to_token(token)
+    text, original_text = (escape_control(store.tokenizer.id_to_token(id)) for id in (token, original))
     if is_selected:
         kind = "mask" if token == store.vocab.mask_id else "kept" if token == original else "random"
-        return marks[kind].format(text if kind == "kept" else f"{text}←{store.tokenizer.id_to_token(original)}")
+        return marks[kind].format(text if kind == "kept" else f"{text}←{original_text}")
     if token in store.vocab.special_ids:
         return marks["special"].format(text)
     return marks["second"].format(text) if corrupted.token_type_ids[row, position] else text
@@ -146,4 +147,4 @@ def format_labelled_rows(store: Store, num_rows: int) -> Iterator[str]:
                 column: values[row if len(values) == split.size else tokens].tolist()
                 for column, values in split.label_columns.items()
             }
-            yield f"  {' | '.join(texts)}\n    {json.dumps(labels | split.row_metadata[row])}"
+            yield f"  {escape_control(' | '.join(texts))}\n    {json.dumps(labels | split.row_metadata[row])}"

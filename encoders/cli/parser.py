@@ -1,9 +1,15 @@
 """The command line: verbs and their options, as plain arguments of the functions in `commands.py`."""
 
 import argparse
+import os
 import sys
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
+
+from encoders.utils.errors import describe_error, escape_control, is_expected
+
+BROKEN_PIPE_STATUS = 141  # as of a process that SIGPIPE ends
 
 HELP = """\
 Encoders: pre-train BERT, RoBERTa, ALBERT and ELECTRA.
@@ -118,6 +124,7 @@ VERBS = {
         RUN,
         step_option("latest"),
         make_option("--store DIR", "the run's store, if it has moved"),
+        list_option("--corpus FILE", "score all documents of these texts instead of the run's held-out ones", "corpus"),
         number_option("--batches N", "held-out batches to read (all)", "num_batches"),
         list_option("--set A.B=C", f"evaluate as if the experiment had {SET_EXAMPLE}", "settings"),
     ),
@@ -194,11 +201,29 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(words: list[str] | None = None) -> int:
-    """Run the command line and return the status of the process."""
+    """Run the command line and return the status of the process; an error of the user is one line.
+
+    An error that is not expected is a mistake in a program, and its traceback is shown.
+    """
     if words is None:
         words = sys.argv[1:]
         for stream in (sys.stdout, sys.stderr):
             stream.reconfigure(errors="replace")  # ± and the like, where the locale is C
+    try:
+        status = run_words(words)
+        sys.stdout.flush()
+        return status
+    except KeyboardInterrupt:
+        return end_with_line("interrupted; the same command resumes from the newest checkpoint", 130)
+    except BrokenPipeError:  # whoever reads, such as `head`, has enough
+        return end_with_line("", BROKEN_PIPE_STATUS)
+    except Exception as error:
+        if not is_expected(error):
+            raise
+        return end_with_line(describe_error(error), 1)
+
+
+def run_words(words: list[str]) -> int:
     end = words.index("--") if words[:1] == ["prepare"] and "--" in words else len(words)
     arguments = vars(build_parser().parse_args(words[:end]))
     if arguments["verb"] is None:
@@ -208,15 +233,19 @@ def main(words: list[str] | None = None) -> int:
         arguments["pipeline_options"] = words[end + 1 :]
     if arguments["verb"] == "train":
         arguments["command_line"] = words
-    from encoders.cli.commands import is_expected, run_verb  # import jax, which the help does not need
+    from encoders.cli.commands import run_verb  # imports jax, which the help does not need
 
+    return run_verb(**arguments)
+
+
+def end_with_line(line: str, status: int) -> int:
+    """Print a line, if there is one, to the standard error, drop output that nobody can take, and return `status`."""
     try:
-        return run_verb(**arguments)
-    except (ValueError, OSError) as error:
-        if not is_expected(error):
-            raise
-        print(f"encoders: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("encoders: interrupted; the same command resumes from the newest checkpoint", file=sys.stderr)
-        return 130
+        sys.stdout.flush()
+    except OSError:
+        with suppress(OSError):  # a stream without a file
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if line:
+        with suppress(OSError):
+            print(f"encoders: {escape_control(line)}", file=sys.stderr)
+    return status

@@ -14,6 +14,7 @@ from encoders.data.row_files import RowError
 from encoders.inference.predictor import Predictor, load_predictor
 from encoders.inference.text_batch import TextOrPair
 from encoders.run.folder import RunError
+from encoders.utils.errors import escape_control
 from encoders.utils.serialization import ExperimentError
 
 
@@ -138,10 +139,10 @@ def parse_line(line: bytes) -> TextOrPair:
 
 def print_prediction(kind: str, text: TextOrPair, prediction: dict, as_json: bool) -> None:
     if as_json:
-        print(json.dumps({"text": text} | prediction, ensure_ascii=False, default=round_vector))
+        print(escape_control(json.dumps({"text": text} | prediction, ensure_ascii=False, default=round_vector)))
     else:
         shown = text if isinstance(text, str) else "  |  ".join(text)
-        print(shown, *format_prediction(kind, prediction), sep="\n   ")
+        print(*map(escape_control, [shown, *format_prediction(kind, prediction)]), sep="\n   ")
 
 
 def iter_predictions(

@@ -16,13 +16,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from encoders.text.source import CorpusError, import_optional
+from encoders.utils.errors import UserError
 
 PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 
 LogFunction = Callable[[str], None]
 
 
-class UnfinishedWork(ValueError):
+class UnfinishedWork(UserError):
     """Work that was interrupted for a reason outside the corpus; finished units stay, and the same command resumes."""
 
 
@@ -43,7 +44,7 @@ class LocalRunner:
 
     def __post_init__(self):
         if self.num_workers < 1:
-            raise ValueError(f"--workers {self.num_workers} must be at least 1")
+            raise UserError(f"--workers {self.num_workers} must be at least 1")
 
     def check_available(self) -> None:
         pass

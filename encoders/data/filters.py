@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 
 from encoders.text.source import Document
+from encoders.utils.errors import UserError
 
 DEDUPLICATION_LEVELS = ("documents", "paragraphs")  # that can be compared
 DUPLICATE, BOILERPLATE = range(2)
@@ -44,7 +45,7 @@ class CorpusFilters:
             ("min_letter_fraction", 0 <= self.min_letter_fraction <= 1, "a share from 0 to 1"),
         ):
             if not is_valid:
-                raise ValueError(f"filters.{name}={getattr(self, name)!r} must be {accepted}")
+                raise UserError(f"filters.{name}={getattr(self, name)!r} must be {accepted}")
 
     @property
     def compared_levels(self) -> tuple[str, ...]:

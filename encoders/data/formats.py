@@ -18,6 +18,7 @@ import numpy as np
 
 from encoders.data.example_table import Table, build_empty_table, measure_segments, rows_to_table, swap_segments
 from encoders.data.store import Split
+from encoders.utils.errors import UserError
 
 TABLE_VERSION = 2  # raised by every change of the code that changes the tables
 
@@ -103,7 +104,7 @@ class PairFormat(RunningTextFormat):
 
     def __post_init__(self):
         if self.negatives not in ("random", "swapped"):
-            raise ValueError(f"negatives={self.negatives!r} must be 'random' or 'swapped'")
+            raise UserError(f"negatives={self.negatives!r} must be 'random' or 'swapped'")
 
     @property
     def label_fields(self) -> tuple[str, ...]:
@@ -169,7 +170,7 @@ class SegmentPairs(PairFormat):
     def __post_init__(self):
         super().__post_init__()
         if not 0 <= self.short_seq_prob <= 1:
-            raise ValueError(f"short_seq_prob={self.short_seq_prob} must be from 0 to 1")
+            raise UserError(f"short_seq_prob={self.short_seq_prob} must be from 0 to 1")
 
     def build_example_table(self, split: Split, documents: range, seq_length: int, seed: int, pass_index: int) -> Table:
         if not self.match_released_code:

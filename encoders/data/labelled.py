@@ -21,6 +21,7 @@ from encoders.model.config import FamilyConventions
 from encoders.text import tokenization
 from encoders.text.tfds_reader import describe_tfds_version
 from encoders.text.tokenization import TokenizerSpec
+from encoders.utils.errors import UserError
 from encoders.utils.serialization import fingerprint_content
 
 LABELLED_STORE_VERSION = 2  # of the store's layout; a change makes old stores another key
@@ -87,9 +88,9 @@ class LabelledData:
 
     def __post_init__(self):
         if self.tokenizer.path is None:
-            raise ValueError("data.tokenizer.path is missing: labelled rows are read with a vocabulary that exists")
+            raise UserError("data.tokenizer.path is missing: labelled rows are read with a vocabulary that exists")
         if (limit := self.max_train_examples) is not None and limit < 1:
-            raise ValueError(f"data.max_train_examples={limit} must be at least 1, or None for all rows")
+            raise UserError(f"data.max_train_examples={limit} must be at least 1, or None for all rows")
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -109,11 +110,11 @@ class LabelledData:
             if isinstance(source, str):
                 describe_tfds_version(source)
         if not found:
-            raise ValueError(f"{self.task.name}: {self.root} holds none of {expected}")
+            raise UserError(f"{self.task.name}: {self.root} holds none of {expected}")
         lacking = tuple(kind for kind in ("train", "dev") if not any(split.startswith(kind) for split in found))
         missing = [name for split, name in self.task.files if split.startswith(lacking)]
         if missing:
-            raise ValueError(f"{self.task.name}: {self.root} lacks {' and '.join(missing)}; it must hold {expected}")
+            raise UserError(f"{self.task.name}: {self.root} lacks {' and '.join(missing)}; it must hold {expected}")
 
     def describe_content(self) -> dict:
         content = {

@@ -12,6 +12,7 @@ from encoders.data.example_table import Table, build_empty_table
 from encoders.data.formats import Format, FormatWrapper
 from encoders.data.packing import PackedFormat
 from encoders.data.store import Split
+from encoders.utils.errors import UserError
 
 REPEAT_STRIDE = 1 << 32  # between the pass indices under which a document is cut again in one pass
 
@@ -29,12 +30,12 @@ class MixedFormat(FormatWrapper):
 
     def __post_init__(self):
         if isinstance(self.format, PackedFormat | MixedFormat):
-            raise ValueError(
+            raise UserError(
                 f"the format of MixedFormat is {type(self.format).__name__}; put MixedFormat inside of PackedFormat, "
                 "around a plain format"
             )
         if not all(0 <= weight < inf for weight in self.corpus_weights) or not any(self.corpus_weights):
-            raise ValueError(f"corpus_weights={self.corpus_weights} must each be at least 0, and one of them above 0")
+            raise UserError(f"corpus_weights={self.corpus_weights} must each be at least 0, and one of them above 0")
 
     @property
     def varies_by_pass(self) -> bool:
@@ -43,10 +44,10 @@ class MixedFormat(FormatWrapper):
     def build_example_table(self, split: Split, documents: range, seq_length: int, seed: int, pass_index: int) -> Table:
         """Raise `ValueError` where the number of corpora differs from the number of weights."""
         if not split.corpus_ranges:
-            raise ValueError(f"{split.folder} does not record each corpus: remove the store and prepare it anew")
+            raise UserError(f"{split.folder} does not record each corpus: remove the store and prepare it anew")
         weights, num_corpora = self.corpus_weights, len(split.corpus_ranges)
         if num_corpora != len(weights):
-            raise ValueError(f"corpus_weights={weights} has {len(weights)} weights for {num_corpora} corpora")
+            raise UserError(f"corpus_weights={weights} has {len(weights)} weights for {num_corpora} corpora")
         tables = [build_empty_table(0)]
         for corpus, weight in zip(split.corpus_ranges, weights, strict=True):
             shared = range(max(corpus.start, documents.start), min(corpus.stop, documents.stop))

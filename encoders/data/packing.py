@@ -13,6 +13,7 @@ import numpy as np
 from encoders.data.example_table import Table, build_empty_table, count_row_tokens
 from encoders.data.formats import Format, FormatWrapper
 from encoders.data.store import Split
+from encoders.utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -24,9 +25,9 @@ class PackedFormat(FormatWrapper):
 
     def __post_init__(self):
         if isinstance(self.format, PackedFormat):
-            raise ValueError("the format of PackedFormat is PackedFormat; give it the inner format instead")
+            raise UserError("the format of PackedFormat is PackedFormat; give it the inner format instead")
         if self.max_examples_per_row < 1:
-            raise ValueError(f"max_examples_per_row={self.max_examples_per_row} must be at least 1")
+            raise UserError(f"max_examples_per_row={self.max_examples_per_row} must be at least 1")
 
     def build_example_table(self, split: Split, documents: range, seq_length: int, seed: int, pass_index: int) -> Table:
         examples = self.format.build_example_table(split, documents, seq_length, seed, pass_index)

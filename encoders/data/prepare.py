@@ -24,7 +24,8 @@ from encoders.data.spec import PretrainingData, StoreSpec, WorkUnit, compute_sto
 from encoders.data.store import OFFSET_FILES, STORE_FILE, TEXT_SPLITS, Store, UnitSpan
 from encoders.data.work_units import PreparationJob
 from encoders.text import tokenization
-from encoders.utils.files import atomic_dir, check_local_paths, hash_file, is_disk_full, lock_dir, sign_json, write_json
+from encoders.utils.errors import UserError, is_disk_full
+from encoders.utils.files import atomic_dir, check_local_paths, hash_file, lock_dir, sign_json, write_json
 
 
 def prepare_store(
@@ -47,8 +48,6 @@ def prepare_store(
         try:
             if path.exists():
                 return Store.open(path)
-            for partial_dir in (*folder.glob(f".{path.name}.partial-*"), *work_dir.glob("units/.*.partial-*")):
-                shutil.rmtree(partial_dir, ignore_errors=True)  # of a killed process
             with atomic_dir(path) as partial_dir:
                 metadata = {"key": path.name, "content": content}
                 metadata |= write_store(data, partial_dir, work_dir, runner, log)
@@ -62,7 +61,7 @@ def prepare_store(
         except OSError as error:
             if not is_disk_full(error):
                 raise
-            raise ValueError(
+            raise UserError(
                 f"no space is left in {folder} for the store; finished units are kept in {work_dir}: free some space "
                 "and run the same command again"
             ) from error
@@ -105,7 +104,7 @@ def write_text_store(data: PretrainingData, path: Path, work_dir: Path, runner: 
     num_documents = sum(split["documents"] for split in splits.values())
     for split, split_counts in splits.items():
         if not split_counts["documents"]:
-            raise ValueError(
+            raise UserError(
                 f"the {split} split is empty: {num_documents} document(s) in {', '.join(data.corpus)}; separate the "
                 f"documents of a text file by blank lines; about {data.heldout_fraction:.0%} of them are held out"
             )
@@ -199,9 +198,9 @@ def find_damaged_units(store: Store) -> list[int]:
     file is too long or its first offset is not 0. Raises `ValueError` for a store without checksums, and for one whose
     tokenizer.json has changed."""
     if "units" not in store.metadata:
-        raise ValueError(f"{store.path} holds no checksums, as every store of labelled rows: prepare it anew")
+        raise UserError(f"{store.path} holds no checksums, as every store of labelled rows: prepare it anew")
     if hash_path(store.path / "tokenizer.json") != store.metadata["tokenizer"]:
-        raise ValueError(f"tokenizer.json of {store.path} has changed: remove the store, and prepare it anew")
+        raise UserError(f"tokenizer.json of {store.path} has changed: remove the store, and prepare it anew")
     units, damaged = store.metadata["units"], set()
     for split in TEXT_SPLITS:
         folder, unit_spans = store.path / split, locate_all_units(store, split)
@@ -239,7 +238,7 @@ def repair_store(
     """Make units again from the corpus and write them to their positions; remove the store's example tables. Raises
     `ValueError`, and leaves the store as it is, where `data` differs from the store's origin."""
     if compute_store_key(data) != store.key:
-        raise ValueError(f"{store.path} was made of another corpus or vocabulary than {data.corpus}: it stays as it is")
+        raise UserError(f"{store.path} was made of another corpus or vocabulary than {data.corpus}: it stays as it is")
     folder = store.path.with_name(f".{store.key}.repair").resolve()
     with lock_dir(folder, lambda: log(f"{store.path}: another process repairs it; waiting")):
         try:
@@ -258,7 +257,7 @@ def rebuild_units(store: Store, job: PreparationJob, unit_indices: list[int], lo
         for index in unit_indices:
             recorded = store.metadata["units"][index]["splits"][split]["sha256"]
             if store_files.hash_split_files(job.get_unit_dir(index) / split) != recorded:
-                raise ValueError(f"unit {index} of {store.path} comes out otherwise than it was: prepare it anew")
+                raise UserError(f"unit {index} of {store.path} comes out otherwise than it was: prepare it anew")
     shutil.rmtree(store.path / "tables", ignore_errors=True)  # built of damaged tokens, possibly
     for split in TEXT_SPLITS:
         spans = locate_all_units(store, split)

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from encoders.utils.errors import UserError
+
 OnBadRow = Literal["stop", "skip"]
 
 
-class RowError(ValueError):
+class RowError(UserError):
     """A row that cannot be used; the message starts with its location."""
 
     def __init__(self, location: str, problem: str):

@@ -14,6 +14,7 @@ from encoders.data.filters import CorpusFilters
 from encoders.text import corpus as corpora
 from encoders.text.source import ByteRange
 from encoders.text.tokenization import TokenizerSpec
+from encoders.utils.errors import UserError
 
 STORE_VERSION = 2  # of the store's layout and of the names in its content; a change gives every store another key
 
@@ -73,9 +74,9 @@ class PretrainingData:
 
     def __post_init__(self):
         if not self.corpus:
-            raise ValueError("data.corpus is empty; it takes 'embedded', 'tfds:NAME', or files")
+            raise UserError("data.corpus is empty; it takes 'embedded', 'tfds:NAME', or files")
         if not 0 < self.heldout_fraction < 1:
-            raise ValueError(f"data.heldout_fraction={self.heldout_fraction} must be above 0 and below 1")
+            raise UserError(f"data.heldout_fraction={self.heldout_fraction} must be above 0 and below 1")
 
     def check_readable(self) -> None:
         corpora.check_corpus(self.corpus, self.sentence_splitting, self.language, self.text_field)
@@ -119,7 +120,7 @@ def hash_path(path: Path) -> str:
     """Return the SHA-256 of a file, or of all files of a folder."""
     path = path.expanduser()
     if not path.exists():
-        raise ValueError(f"{str(path)!r} does not exist")
+        raise UserError(f"{str(path)!r} does not exist")
     files = sorted(f for f in path.iterdir() if f.is_file()) if path.is_dir() else [path]
     return hashlib.sha256(b"".join(hashlib.sha256(f.read_bytes()).digest() for f in files)).hexdigest()
 

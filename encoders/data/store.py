@@ -28,8 +28,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from encoders.text.tokenization import Tokenizer, VocabInfo, load_tokenizer
-from encoders.utils.files import hash_file, read_signed_json, write_file_atomically
+from encoders.text.tokenization import VOCAB_SHAPE, Tokenizer, VocabInfo, load_tokenizer
+from encoders.utils.errors import UserError
+from encoders.utils.files import check_shape, hash_file, read_signed_json, write_file_atomically
 
 STORE_FILE = "store.json"
 SHARD_TOKENS = 1 << 24  # of a shard; example tables are built for one shard of documents at a time
@@ -38,6 +39,11 @@ TEXT_SPLITS = ("train", "heldout")
 OFFSET_FILES = ("sentences", "documents")
 COUNT_NAMES = ("documents", "sentences", "tokens")
 UNIT_FIELDS = "name item_index splits counts_sha256 characters filtered seconds peak_memory_mb".split()
+
+
+STORE_SHAPE = {
+    "key": str, "content": dict, "dtype": str, "vocab": VOCAB_SHAPE, "splits": {str: dict.fromkeys(COUNT_NAMES, int)},
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -95,9 +101,11 @@ class Store:
     @classmethod
     def open(cls, path: Path) -> Store:
         try:
-            return cls(path, read_signed_json(path / STORE_FILE))
+            metadata = read_signed_json(path / STORE_FILE)
+            check_shape(metadata, STORE_SHAPE, path / STORE_FILE)
+            return cls(path, metadata)
         except (OSError, ValueError) as error:
-            raise ValueError(f"{path} is not a prepared store (no readable store.json: {error})") from None
+            raise UserError(f"{path} is not a prepared store (no readable store.json: {error})") from None
 
     def verify(self) -> None:
         """Raise `ValueError` that names the files whose bytes are not those that were written.
@@ -112,7 +120,7 @@ class Store:
             remedy = "remove the store, and it is prepared anew"
             if "units" in self.metadata:
                 remedy = f"`prepare EXPERIMENT --repair` makes the damaged units again, or {remedy}"
-            raise ValueError(f"{self.path} is damaged in {', '.join(changed)}: {remedy}")
+            raise UserError(f"{self.path} is damaged in {', '.join(changed)}: {remedy}")
 
     @property
     def key(self) -> str:
@@ -129,7 +137,7 @@ class Store:
     def open_split(self, name: str) -> Split:
         """Open a split by name. Raises `ValueError` for an unknown one."""
         if name not in self.metadata["splits"]:
-            raise ValueError(f"{self.path} lacks the split {name!r}; it has {', '.join(self.metadata['splits'])}")
+            raise UserError(f"{self.path} lacks the split {name!r}; it has {', '.join(self.metadata['splits'])}")
         folder, ranges = self.path / name, []
         for unit in self.metadata.get("units", ()):
             start = ranges[-1].stop if ranges else 0

@@ -21,6 +21,7 @@ from encoders.data.formats import TABLE_VERSION, Format
 from encoders.data.mixing import find_corpus_weights, remove_mixing
 from encoders.data.store import Split, Store, save_array
 from encoders.text.tokenization import VocabInfo
+from encoders.utils.errors import UserError
 from encoders.utils.files import hash_file, write_file_atomically
 
 SHUFFLE_BLOCK_ROWS = 1 << 14  # rows whose permuted indices are computed at a time
@@ -45,7 +46,7 @@ class Phase:
     def __post_init__(self):
         for name, least in (("until_step", 1), ("seq_length", 8), ("batch_size", 1), ("num_length_buckets", 1)):
             if getattr(self, name) < least:
-                raise ValueError(f"phases.{name}={getattr(self, name)} must be at least {least}")
+                raise UserError(f"phases.{name}={getattr(self, name)} must be at least {least}")
 
 
 def permute_indices(indices: np.ndarray, size: int, key: object) -> np.ndarray:
@@ -121,7 +122,7 @@ class ExampleTables:
             write_file_atomically(digest_path, hash_file(path).encode())
         table = np.asarray(np.load(path, mmap_mode="r"))
         if not len(table):
-            raise ValueError(
+            raise UserError(
                 f"{example_format} makes no example of the {self.split.name} split, which has "
                 f"{len(self.split.tokens):,} tokens in {self.split.num_documents:,} documents; it needs more text"
             )
@@ -168,7 +169,7 @@ def assemble_rows(
     padding_tokens = np.flatnonzero(example == 0)
     tokens[padding_tokens], positions[padding_tokens] = vocab.pad_id, 0
     if (largest := tokens.max(initial=0)) >= vocab.vocab_size:  # JAX would clip it silently
-        raise ValueError(
+        raise UserError(
             f"{split.folder or split.name} has the token id {largest}; ids are below {vocab.vocab_size}: "
             "`inspect STORE --verify` names the damaged units"
         )

@@ -15,6 +15,7 @@ from encoders.families import albert, electra, roberta
 from encoders.model.config import EncoderConfig
 from encoders.objectives.sentence_pair import NextSentencePrediction, SentenceOrderPrediction
 from encoders.training.optimizer import is_stacked
+from encoders.utils.errors import UserError
 
 LEAF_NAMES = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
 ACTIVATION_NAMES = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
@@ -149,20 +150,20 @@ class Architecture:
         """Return the encoder that a config.json describes. Raises `ValueError` for a value that is not supported."""
         for name, accepted in REQUIRED_VALUES.items():
             if hf_config.get(name, accepted[0]) not in accepted:
-                raise ValueError(f"{name}={shorten(hf_config[name])} is not supported; only {accepted[0]!r} is")
+                raise UserError(f"{name}={shorten(hf_config[name])} is not supported; only {accepted[0]!r} is")
         declared_types = {f.name: f.type for f in fields(EncoderConfig)}
         values = {}
         for name, hf_name, default in self.list_config_fields():
             values[name] = hf_config.get(hf_name, default)
             check_number_or_text(hf_name, values[name], declared_types[name])
         if values["activation"] not in ACTIVATION_NAMES:
-            raise ValueError(f"hidden_act={shorten(values['activation'])} is not one of {', '.join(ACTIVATION_NAMES)}")
+            raise UserError(f"hidden_act={shorten(values['activation'])} is not one of {', '.join(ACTIVATION_NAMES)}")
         values["activation"] = ACTIVATION_NAMES[values["activation"]]
         values = {"embedding_size": values["hidden_size"]} | values | self.fixed_fields
         if self.positions_start_after_pad:
             pad_id = hf_config.get("pad_token_id", 1)
             if type(pad_id) is not int or pad_id < 0:
-                raise ValueError(f"pad_token_id={pad_id!r} is not a token id; it must be an integer from 0")
+                raise UserError(f"pad_token_id={pad_id!r} is not a token id; it must be an integer from 0")
             values["position_offset"] = pad_id + 1
             values["max_positions"] -= values["position_offset"]
         return EncoderConfig(**values)
@@ -190,10 +191,10 @@ def check_number_or_text(hf_name: str, value: Any, declared_type: str) -> None:
     """Check a value of config.json by the type of our field. Raises `ValueError`."""
     accepted_types = {"int": int, "float": int | float}.get(declared_type, str)
     if not isinstance(value, accepted_types) or isinstance(value, bool):
-        raise ValueError(f"{hf_name}={shorten(value)} is not a {'text' if accepted_types is str else 'number'}")
+        raise UserError(f"{hf_name}={shorten(value)} is not a {'text' if accepted_types is str else 'number'}")
     minimum = 1 if declared_type == "int" else 0
     if accepted_types is not str and not minimum <= value < 2**31:  # JAX indexes with 32-bit integers
-        raise ValueError(f"{hf_name}={value!r} must be at least {minimum} and below 2**31")
+        raise UserError(f"{hf_name}={value!r} must be at least {minimum} and below 2**31")
 
 
 def has_different_groups(config: EncoderConfig) -> bool:

@@ -21,6 +21,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from encoders.utils.errors import UserError
+
 LEGACY_MAGIC, LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of the layout before PyTorch 1.6
 STORAGE_DTYPES = {
     "Double": np.float64,
@@ -36,7 +38,7 @@ STORAGE_DTYPES = {
 }
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """Raised for a published checkpoint that cannot be read or written."""
 
 
@@ -63,16 +65,16 @@ class TorchTensor:
         values = (self.offset, *self.shape, *self.strides)
         if not all(type(n) is int and 0 <= n < 2**63 for n in values) or len(self.shape) != len(self.strides):
             description = reprlib.repr((self.offset, self.shape, self.strides))
-            raise ValueError(f"offset, shape and strides {description} do not make a tensor")
+            raise UserError(f"offset, shape and strides {description} do not make a tensor")
         last = self.offset + sum((n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True))
         if all(self.shape) and last >= num_elements:
-            raise ValueError(f"a tensor of shape {self.shape} reaches beyond its storage of {num_elements}")
+            raise UserError(f"a tensor of shape {self.shape} reaches beyond its storage of {num_elements}")
 
     def view_storage(self, storage_values: np.ndarray) -> np.ndarray:
         """Return the tensor as a view of its storage's values, which may be fewer than declared."""
         self.check_bounds(len(storage_values))
         if math.prod(self.shape) > len(storage_values):
-            raise ValueError(f"a tensor of shape {self.shape} repeats the {len(storage_values)} values of its storage")
+            raise UserError(f"a tensor of shape {self.shape} repeats the {len(storage_values)} values of its storage")
         strides = [stride * storage_values.itemsize for stride in self.strides]
         return np.lib.stride_tricks.as_strided(storage_values[self.offset :], self.shape, strides, writeable=False)
 
@@ -98,7 +100,7 @@ class InertStub:
 
 def rebuild_tensor(storage, offset, shape, strides, *_) -> TorchTensor:
     if not isinstance(storage, TorchStorage):
-        raise ValueError("a tensor lacks a storage")
+        raise UserError("a tensor lacks a storage")
     tensor = TorchTensor(storage, offset, tuple(shape), tuple(strides))
     tensor.check_bounds(storage.num_elements)
     return tensor
@@ -144,9 +146,9 @@ class RestrictedUnpickler(pickle._Unpickler):
         match pid:
             case ("storage", str(kind), str(key), _, int(size), *rest) if kind in STORAGE_DTYPES and size >= 0:
                 if rest and rest[0] is not None:
-                    raise ValueError("a storage is a view of another one, which is not supported")
+                    raise UserError("a storage is a view of another one, which is not supported")
                 return self.storages.setdefault(key, TorchStorage(key, np.dtype(STORAGE_DTYPES[kind]), size))
-        raise ValueError(f"a stored object has an unknown kind: {reprlib.repr(pid)}")
+        raise UserError(f"a stored object has an unknown kind: {reprlib.repr(pid)}")
 
     def load_build(self):
         """Set the state of stubs only: it could change a tensor or a function."""
@@ -205,13 +207,13 @@ def _read_zip_archive(path: Path) -> tuple[Any, Callable[[TorchStorage], np.ndar
     with zipfile.ZipFile(path) as archive:
         entries = [name for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl"]
         if len(entries) != 1:
-            raise ValueError(f"it has {len(entries)} entries data.pkl and must have 1")
+            raise UserError(f"it has {len(entries)} entries data.pkl and must have 1")
         root = entries[0].removesuffix("data.pkl")
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-            raise ValueError("its entries are compressed, so their size is unbounded")
+            raise UserError("its entries are compressed, so their size is unbounded")
         order = f"{root}byteorder"
         if order in archive.namelist() and archive.read(order) != b"little":
-            raise ValueError("its values are not little-endian")
+            raise UserError("its values are not little-endian")
         with archive.open(entries[0]) as file:
             content = RestrictedUnpickler(file).load()
 
@@ -220,7 +222,7 @@ def _read_zip_archive(path: Path) -> tuple[Any, Callable[[TorchStorage], np.ndar
         with zipfile.ZipFile(path) as archive:
             entry = archive.getinfo(f"{root}data/{storage.key}")
             if entry.file_size < size:
-                raise ValueError(f"{entry.filename} holds fewer than its {size} bytes")
+                raise UserError(f"{entry.filename} holds fewer than its {size} bytes")
             return np.frombuffer(archive.read(entry), storage.dtype, storage.num_elements)
 
     return content, read_storage
@@ -229,20 +231,20 @@ def _read_zip_archive(path: Path) -> tuple[Any, Callable[[TorchStorage], np.ndar
 def _read_legacy_file(path: Path) -> tuple[Any, Callable[[TorchStorage], np.ndarray]]:
     with open(path, "rb") as file:
         if RestrictedUnpickler(file).load() != LEGACY_MAGIC or RestrictedUnpickler(file).load() != LEGACY_PROTOCOL:
-            raise ValueError("its first bytes differ from those of PyTorch's files")
+            raise UserError("its first bytes differ from those of PyTorch's files")
         if not RestrictedUnpickler(file).load().get("little_endian", True):
-            raise ValueError("its values are not little-endian")
+            raise UserError("its values are not little-endian")
         reader = RestrictedUnpickler(file)
         content = reader.load()
         keys, offsets, file_size = RestrictedUnpickler(file).load(), {}, path.stat().st_size
         for key in keys:
             if not isinstance(key, str):
-                raise ValueError("a storage lacks a name")
+                raise UserError("a storage lacks a name")
             storage = reader.storages[key]
             (num_elements,) = struct.unpack("<q", file.read(8))
             offsets[key] = file.tell()
             end = offsets[key] + num_elements * storage.dtype.itemsize
             if num_elements != storage.num_elements or end > file_size:
-                raise ValueError(f"storage {key} does not hold its {storage.num_elements} elements")
+                raise UserError(f"storage {key} does not hold its {storage.num_elements} elements")
             file.seek(end)
     return content, lambda storage: np.fromfile(path, storage.dtype, storage.num_elements, offset=offsets[storage.key])

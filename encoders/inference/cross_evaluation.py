@@ -25,7 +25,7 @@ from encoders.run.evaluate import evaluate_run
 from encoders.run.folder import RunError
 from encoders.run.run import Run
 from encoders.training import distributed
-from encoders.utils.files import lock_dir, write_json
+from encoders.utils.files import NUMBER, check_shape, lock_dir, read_json_file, write_json
 
 NUM_PROBE_EXAMPLES = 8192
 SENTENCE_TASK_HEADS = ("pooler", "pair")
@@ -41,7 +41,11 @@ def score_path(folder: Path, settings: Iterable[str]) -> Path:
 def cached_scores(folder: Path, settings: Iterable[str]) -> dict[str, float] | None:
     """Return a run's scores under other settings, or None before they are computed."""
     path = score_path(folder, settings)
-    return json.loads(path.read_text(encoding="utf-8"))["scores"] if path.exists() else None
+    if not path.exists():
+        return None
+    content = read_json_file(path)
+    check_shape(content, {"scores": {str: NUMBER}}, path)
+    return content["scores"]
 
 
 def load_or_compute_scores(folder: Path, settings: tuple[str, ...]) -> dict[str, float]:

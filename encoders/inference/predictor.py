@@ -5,7 +5,6 @@ Texts are read in chunks, sorted by length within each, and their predictions ar
 
 from __future__ import annotations
 
-import json
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -38,7 +37,7 @@ from encoders.model.encoder import Encoder, find_encoder_name
 from encoders.model.heads import Pooler, summarize_examples
 from encoders.objectives.masking import MaskedBatch
 from encoders.run.evaluate import concatenate_padded
-from encoders.run.folder import RunError
+from encoders.run.folder import RunError, read_result
 from encoders.run.run import Run
 from encoders.tasks.answers import QAPrediction
 from encoders.tasks.classification import Classification
@@ -143,9 +142,8 @@ class Predictor:
         if not isinstance(self.objective, QAObjective):
             kind = type(self.objective).__name__
             raise RunError(f"{self.run.folder} needs an objective of question answering and has {kind}")
-        result_file = self.run.folder / "result.json"
-        if null_threshold is None and result_file.exists():  # None for a run on answerable questions
-            null_threshold = json.loads(result_file.read_text(encoding="utf-8")).get("best", {}).get("threshold")
+        if null_threshold is None:  # and it stays None for a run on answerable questions
+            null_threshold = (read_result(self.run.folder) or {}).get("best", {}).get("threshold")
         for chunk in chunk_items(iter_pairs(questions), CHUNK_SIZE):
             for prediction in self.predict_spans(chunk):
                 result = {"answer": prediction.best_text(null_threshold)}

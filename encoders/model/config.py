@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from encoders.model.layers import Embeddings, FeedForward, SelfAttention
+from encoders.utils.errors import UserError
 from encoders.utils.field_checks import check_fields
 from encoders.utils.serialization import not_fingerprinted
 
@@ -78,19 +79,19 @@ class EncoderConfig:
         )
         check_fields(self, "model.", checks)
         if self.hidden_size % self.num_heads:
-            raise ValueError(
+            raise UserError(
                 f"model.hidden_size={self.hidden_size} is not a multiple of model.num_heads={self.num_heads}"
             )
         if len({*self.shared_parts} & {*LAYER_PARTS}) < len(self.shared_parts):
-            raise ValueError(
+            raise UserError(
                 f"model.shared_parts={self.shared_parts} may hold 'attention' and 'feed_forward', each once"
             )
         if self.num_groups > 1 and not self.shared_parts:
-            raise ValueError(f"model.num_groups={self.num_groups} needs something shared; model.shared_parts is empty")
+            raise UserError(f"model.num_groups={self.num_groups} needs something shared; model.shared_parts is empty")
         if self.num_groups > self.num_layers:
-            raise ValueError(f"model.num_groups={self.num_groups} is more than model.num_layers={self.num_layers}")
+            raise UserError(f"model.num_groups={self.num_groups} is more than model.num_layers={self.num_layers}")
         if self.attention_impl != "xla" and (self.attention_dropout or self.dtype != "bfloat16"):
-            raise ValueError(
+            raise UserError(
                 f"model.attention_impl={self.attention_impl!r} supports model.attention_dropout=0 and "
                 f"model.dtype=bfloat16 only, not {self.attention_dropout} and {self.dtype}"
             )
@@ -115,7 +116,7 @@ def derive_generator_config(config: EncoderConfig, generator_width: float, gener
     try:
         return replace(config, **sizes, shared_parts=(), num_groups=1)
     except ValueError as error:
-        raise ValueError(
+        raise UserError(
             f"objective.generator_width={generator_width:.4g} and objective.generator_depth={generator_depth:.4g} "
             f"make no generator: {error}"
         ) from None

@@ -14,6 +14,7 @@ from encoders.objectives.base import Metrics, Objective, ObjectiveModule, perple
 from encoders.objectives.losses import compute_class_metrics
 from encoders.objectives.masking import MaskedBatch
 from encoders.text.tokenization import VocabInfo
+from encoders.utils.errors import UserError
 from encoders.utils.metrics import Mean
 
 
@@ -26,7 +27,7 @@ class CausalLM(Objective):
 
     def module(self, config: EncoderConfig, vocab: VocabInfo) -> ObjectiveModule:
         if not config.attention.is_causal:
-            raise ValueError(
+            raise UserError(
                 f"model.attention={config.attention.__name__} lets CausalLM read the tokens that it predicts; set "
                 "model.attention=CausalSelfAttention"
             )

@@ -20,6 +20,7 @@ from encoders.objectives.base import Metrics, Objective, ObjectiveModule, perple
 from encoders.objectives.losses import compute_masked_lm_metrics
 from encoders.objectives.masking import MaskedBatch, Masking
 from encoders.text.tokenization import VocabInfo
+from encoders.utils.errors import UserError
 from encoders.utils.field_checks import check_fields
 
 # 85 % [MASK], 15 % unchanged, none random, a new mask each pass, as in the released code. Positions are drawn without
@@ -49,7 +50,7 @@ class GeneratorObjective(Objective):
         is_positive = lambda value: value is None or 0 < value < math.inf
         check_fields(self, "objective.", [("generator_width generator_depth temperature", is_positive, "above 0")])
         if self.masking.mask_special:
-            raise ValueError("objective.masking.mask_special=True: a generator must not fill in [CLS] and [SEP]")
+            raise UserError("objective.masking.mask_special=True: a generator must not fill in [CLS] and [SEP]")
 
     @property
     def num_distinct_passes(self) -> int | None:

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from encoders.data.batch import Batch, HostOrDeviceArray
 from encoders.text.tokenization import VocabInfo
+from encoders.utils.errors import UserError
 from encoders.utils.field_checks import check_fields
 
 MASK_STREAM, ROUNDING_STREAM, SAMPLE_STREAM = 0, 1, 2  # streams of random words
@@ -55,7 +56,7 @@ class Masking:
         )
         check_fields(self, "", checks)
         if self.max_ngram > 1 and self.unit != "word":
-            raise ValueError(f"max_ngram={self.max_ngram} counts words: it needs unit='word', not {self.unit!r}")
+            raise UserError(f"max_ngram={self.max_ngram} counts words: it needs unit='word', not {self.unit!r}")
 
     def count_predictions(self, sizes: np.ndarray) -> np.ndarray:
         """Return the number of chosen tokens in examples of `sizes` tokens."""

@@ -18,6 +18,7 @@ from encoders.objectives.base import Metrics, ObjectiveModule
 from encoders.objectives.generator import GeneratorBatch, GeneratorObjective, GeneratorObjectiveModule, GeneratorOutput
 from encoders.objectives.losses import binary_cross_entropy, cross_entropy
 from encoders.text.tokenization import VocabInfo
+from encoders.utils.errors import UserError
 from encoders.utils.field_checks import check_fields
 from encoders.utils.metrics import Mean, roc_auc
 
@@ -46,12 +47,12 @@ class ReplacedTokenDetection(GeneratorObjective):
         super().__post_init__()
         check_fields(self, "objective.", [("rtd_weight", lambda weight: 0 <= weight < math.inf, "at least 0")])
         if self.generator_training != "joint" and self.generator_width is None:
-            raise ValueError(
+            raise UserError(
                 f"objective.generator_training={self.generator_training} needs a generator, and "
                 "objective.generator_width is None"
             )
         if self.generator_training == "two_stage" and self.tie != "none":
-            raise ValueError(
+            raise UserError(
                 f"objective.generator_training=two_stage keeps the generator as it is, and with "
                 f"objective.tie={self.tie} it would change with the discriminator; set objective.tie=none"
             )
@@ -70,7 +71,7 @@ class ReplacedTokenDetection(GeneratorObjective):
         if self.generator_training == "two_stage" and generator != config:
             pairs = [(name, value, getattr(generator, name)) for name, value in vars(config).items()]
             differ = ", ".join(f"model.{name} is {mine} and {theirs}" for name, mine, theirs in pairs if mine != theirs)
-            raise ValueError(
+            raise UserError(
                 "objective.generator_training=two_stage begins both networks with the same weights, so they must "
                 f"be of one size (objective.generator_width=1, objective.generator_depth=1); of discriminator and "
                 f"generator {differ}"

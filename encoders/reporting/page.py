@@ -9,13 +9,21 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from encoders.experiment import Experiment, RunSpec, describe_experiment
+from encoders.experiment import Experiment, RunSpec, describe_experiments
 from encoders.reporting import plots
 from encoders.reporting.table_formats import ReportTable
-from encoders.run.folder import RunError, read_result, read_run_record, read_run_rows
+from encoders.run.folder import (
+    RECORD_FILE,
+    RunError,
+    count_saved_steps,
+    parse_run_spec,
+    read_result,
+    read_run_record,
+    read_run_rows,
+)
 from encoders.run.preemption import format_duration
+from encoders.utils.errors import UserError, describe_error, escape_control
 from encoders.utils.files import write_file_atomically
-from encoders.utils.serialization import from_json_value
 
 
 def build_page(folder: Path, report_tables: Sequence[ReportTable], title: str = "Runs") -> str:
@@ -27,10 +35,15 @@ def build_page(folder: Path, report_tables: Sequence[ReportTable], title: str = 
     try:
         from jinja2 import Environment, PackageLoader, StrictUndefined
     except ImportError:
-        raise ValueError("a report needs jinja2, which is not installed; run pip install 'encoders[report]'") from None
+        raise UserError("a report needs jinja2, which is not installed; run pip install 'encoders[report]'") from None
     loader = PackageLoader("encoders.reporting")
     environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=loader,
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: escape_control(value) if type(value) is str else value,
     )
     return environment.get_template("page.html").render(
         title=title,
@@ -42,7 +55,7 @@ def build_page(folder: Path, report_tables: Sequence[ReportTable], title: str = 
         choose_column_classes=choose_column_classes,
         draw_svg=plots.draw_svg,
         line_width=plots.LINE_WIDTH,
-        describe_experiment=describe_experiment,
+        describe_experiments=describe_experiments,
         format_json=lambda value: json.dumps(value, indent=1, ensure_ascii=False),
     )
 
@@ -114,6 +127,7 @@ class RunSummary:
     spec: RunSpec
     metric_rows: tuple[dict, ...]
     result: dict | None
+    saved_step: int | None  # of the newest checkpoint, where one was recorded
 
     @property
     def is_trained(self) -> bool:
@@ -130,7 +144,9 @@ class RunSummary:
             return "imported"
         if self.result:
             return f"finished, {self.result['steps']:,} steps"
-        last_step = self.metric_rows[-1]["step"] if self.metric_rows else 0
+        last_step = self.saved_step
+        if last_step is None:
+            last_step = self.metric_rows[-1]["step"] if self.metric_rows else 0
         num_steps = self.spec.num_steps
         return f"not finished: {last_step:,} of {num_steps:,} steps ({last_step / num_steps:.0%})"
 
@@ -181,14 +197,14 @@ def read_runs(folder: Path) -> tuple[list[RunSummary], list[str]]:
     Raises `RunError` if `folder` contains no run.
     """
     runs, unreadable = [], []
-    for run_folder in sorted(path.parent for path in Path(folder).glob("*/experiment.json")):
+    for run_folder in sorted(path for path in Path(folder).iterdir() if (path / RECORD_FILE).exists()):
         try:
             record = read_run_record(run_folder)
             rows = tuple(read_run_rows(run_folder))
-            spec = from_json_value(record["experiment"])
-            runs.append(RunSummary(run_folder, record, spec, rows, read_result(run_folder)))
-        except (ValueError, KeyError, TypeError) as error:  # a damaged file, or one of an unknown version
-            unreadable.append(f"{run_folder.name}: {error}")
+            spec, saved_step = parse_run_spec(record), count_saved_steps(run_folder)
+            runs.append(RunSummary(run_folder, record, spec, rows, read_result(run_folder), saved_step))
+        except (UserError, OSError) as error:  # a damaged file, or one of an unknown version
+            unreadable.append(f"{run_folder.name}: {describe_error(error)}")
     if not runs and not unreadable:
         raise RunError(f"{folder} holds no runs (no */experiment.json); pass the folder that `train` wrote to")
     return runs, unreadable

@@ -14,6 +14,7 @@ import numpy as np
 from encoders.costs.ledger import step_flops
 from encoders.data.labelled import LabelledData
 from encoders.experiment import Experiment, strip_seeds
+from encoders.utils.errors import UserError
 
 CHART_STYLE = Path(__file__).with_name("templates") / "chart.mplstyle"
 SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -244,7 +245,7 @@ def draw_chart(chart: Chart, has_legend: bool = False, **settings) -> str:
         from matplotlib import style
         from matplotlib.figure import Figure
     except ImportError:
-        raise ValueError("plots need matplotlib, which is not installed; run pip install 'encoders[report]'") from None
+        raise UserError("plots need matplotlib, which is not installed; run pip install 'encoders[report]'") from None
     with style.context(CHART_STYLE, after_reset=True):  # so that a user's matplotlibrc does not change the report
         figure = Figure(figsize=(5, 3.2), layout="constrained")
         axes = figure.subplots()

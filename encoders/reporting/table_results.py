@@ -19,6 +19,7 @@ from encoders.reporting.page import parse_device_kind
 from encoders.reporting.table_formats import ReportTable, format_tables
 from encoders.run.folder import differing_fields, read_result, read_run_record, read_run_rows
 from encoders.sweeps.paper_table import NUM_PARAMS, PaperRow, PaperTable, ScoreColumn
+from encoders.utils.errors import UserError, describe_error
 from encoders.utils.overrides import shorten_text
 
 
@@ -292,9 +293,10 @@ def exclusion_reason(table: PaperTable, experiment: Experiment, runs_dir: Path) 
     for source in table.trace_init_chain(experiment):
         try:
             read_result(runs_dir / source.name)
+            read_run_rows(runs_dir / source.name)
             changes = differing_fields(source, runs_dir / source.name)
-        except (ValueError, KeyError, TypeError) as error:
-            return f"{source.name} cannot be read ({error})"
+        except (UserError, OSError) as error:
+            return f"{source.name} cannot be read ({describe_error(error)})"
         if changes:
             return f"{source.name} was trained with other settings ({shorten_text('; '.join(changes))})"
     return None

@@ -1,15 +1,24 @@
 """Held-out evaluation of a run's parameters."""
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import jax
 import numpy as np
 
 from encoders.data.example_table import add_example_axis
-from encoders.data.store import Split
+from encoders.data.filters import CorpusFilters
+from encoders.data.spec import PretrainingData
+from encoders.data.store import Split, SplitWriter, Store, choose_token_dtype
 from encoders.data.stream import Phase, iter_eval_batches, load_eval_table
+from encoders.data.work_units import PreparationJob
 from encoders.objectives.base import total_loss
+from encoders.run.folder import RunError
 from encoders.run.run import Run, check_batch_sizes
 from encoders.training import sharding, step
 from encoders.utils import metrics
@@ -36,6 +45,30 @@ def evaluate_run(
         split_scores = evaluate_split(run, params, split, phase, max_batches, on_batch)
         scores |= {prefix + name: score for name, score in split_scores.items()}
     return scores
+
+
+@contextmanager
+def open_corpus(run: Run, corpus: Sequence[str]) -> Iterator[Run]:
+    """Yield the run with all documents of `corpus` as its held-out text, split and tokenised as its own text is.
+
+    Raises `RunError` for a run that was not pre-trained on text, and `CorpusError` for a corpus that cannot be read.
+    """
+    data = run.experiment.data
+    if not isinstance(data, PretrainingData):
+        raise RunError(f"{run.folder} was fine-tuned on labelled rows; --corpus needs a run that was trained on text")
+    data = replace(data, corpus=tuple(corpus), filters=CorpusFilters())
+    data.check_readable()
+    with TemporaryDirectory(prefix="encoders-") as name:
+        job, joiner = PreparationJob.in_folder(data, Path(name)), run.tokenizer.sentence_joiner
+        with ExitStack() as files:
+            writer = SplitWriter(files, job.work_dir / "heldout", run.vocab)
+            for unit in job.data.list_units():
+                for sentences in job.read_sentences(unit, Counter()):
+                    lines = [(joiner if i else "") + sentence for i, sentence in enumerate(sentences)]
+                    writer.add_document([ids for ids in run.tokenizer.encode_batch(lines) if ids])
+        dtype = np.dtype(choose_token_dtype(run.vocab)).name
+        store = Store(job.work_dir, {"splits": {"heldout": writer.counts}, "dtype": dtype})
+        yield Run(run.spec, run.folder, run.vocab, lambda: store)
 
 
 def evaluate_split(

@@ -24,19 +24,44 @@ import numpy as np
 from encoders.data.store import Store
 from encoders.experiment import Experiment, RunSpec, describe_differences
 from encoders.families.conventions import infer_conventions
-from encoders.text.tokenization import VocabInfo
+from encoders.text.tokenization import VOCAB_SHAPE, VocabInfo
 from encoders.training.checkpoint import SAVED_STEPS_FILE
 from encoders.training.metric_log import METRICS_FILE, read_metric_rows
-from encoders.utils.files import DamagedFile, hash_file, lock_dir, lock_owner, read_signed_json, sign_json, write_json
+from encoders.utils.errors import UserError
+from encoders.utils.files import (
+    NUMBER,
+    DamagedFile,
+    check_shape,
+    hash_file,
+    lock_dir,
+    lock_owner,
+    read_signed_json,
+    sign_json,
+    write_json,
+)
 from encoders.utils.serialization import from_json_value, to_json_value
 
 RECORD_FILE, RESULT_FILE, TOKENIZER_FILE = "experiment.json", "result.json", "tokenizer.json"
 CHECKPOINTS_FOLDER = "checkpoints"
 TRAINED_FILES = (CHECKPOINTS_FOLDER, SAVED_STEPS_FILE, METRICS_FILE, RESULT_FILE)
+RECORD_SHAPE = {
+    "fingerprint": str,
+    "versions": {str: str},
+    "devices": [str],
+    "facts": VOCAB_SHAPE,
+    "experiment": {"model": dict},
+}
+RESULT_SHAPE = {
+    "name": str,
+    "steps": int,
+    "parameters": int,
+    "tokens_per_second": NUMBER,
+    "heldout": {str: NUMBER},
+}
 PATH_FIELD_PREFIXES = ("data.corpus is ", "data.root is ", "data.tokenizer.path is ")
 
 
-class RunError(ValueError):
+class RunError(UserError):
     """A run that cannot start or resume."""
 
 
@@ -102,12 +127,14 @@ def read_run_record(folder: Path) -> dict:
     path = Path(folder) / RECORD_FILE
     if not path.exists():
         raise RunError(f"{folder} holds no run (no {RECORD_FILE})")
-    return read_run_file(path)
+    return read_run_file(path, RECORD_SHAPE)
 
 
-def read_run_file(path: Path, remedy: str = "") -> dict:
+def read_run_file(path: Path, shape: dict, remedy: str = "") -> dict:
     try:
-        return read_signed_json(path)
+        value = read_signed_json(path)
+        check_shape(value, shape, path)
+        return value
     except DamagedFile as error:
         raise RunError(f"{error}{remedy}") from None
 
@@ -115,6 +142,8 @@ def read_run_file(path: Path, remedy: str = "") -> dict:
 def parse_run_spec(record: dict) -> RunSpec:
     """Return the experiment or imported model of a record; one saved without conventions gets its family's."""
     spec = from_json_value(record["experiment"])
+    if not isinstance(spec, RunSpec):
+        raise RunError(f"the record of a run holds {type(spec).__name__} instead of an experiment")
     if "conventions" in record["experiment"]["model"]:
         return spec
     return replace(spec, model=replace(spec.model, conventions=infer_conventions(spec.model)))
@@ -125,7 +154,7 @@ def read_result(folder: Path) -> dict | None:
     path = Path(folder) / RESULT_FILE
     if not path.exists():
         return None
-    result = read_run_file(path, "; remove it to resume the run from its last checkpoint")
+    result = read_run_file(path, RESULT_SHAPE, "; remove it to resume the run from its last checkpoint")
     return {name: value for name, value in result.items() if name not in ("format", "digest")}
 
 
@@ -139,6 +168,12 @@ def read_run_rows(folder: Path) -> list[dict]:
     if len(rows) != num_rows:
         raise RunError(f"{folder / METRICS_FILE} is damaged: it holds {len(rows)} of {num_rows} rows")
     return rows
+
+
+def count_saved_steps(folder: Path) -> int | None:
+    """Return the step from which a run resumes, or None where no checkpoint was recorded."""
+    path = folder / SAVED_STEPS_FILE
+    return read_run_file(path, {"latest": int})["latest"] if path.exists() else None
 
 
 def differing_fields(experiment: Experiment, folder: Path) -> list[str]:

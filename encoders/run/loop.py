@@ -29,7 +29,8 @@ from encoders.run.watchdog import Watchdog
 from encoders.training import distributed, sharding, step
 from encoders.training.checkpoint import Checkpoints, quiet_orbax
 from encoders.training.metric_log import MetricLog
-from encoders.utils.files import is_disk_full, sign_json, write_json
+from encoders.utils.errors import is_disk_full
+from encoders.utils.files import sign_json, write_json
 from encoders.utils.metrics import Mean, sum_means
 
 HANG_SECONDS = 1800.0  # without progress; the first step includes its compilation

@@ -8,6 +8,7 @@ from types import FrameType
 from typing import Self
 
 from encoders.training import distributed
+from encoders.utils.errors import UserError
 
 STOPPED_STATUS = 75  # EX_TEMPFAIL of sysexits.h: the same command resumes
 SECONDS_PER_UNIT = {"d": 86_400, "h": 3600, "m": 60, "s": 1}
@@ -77,7 +78,7 @@ def parse_duration(text: str) -> float:
     """
     match = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text.strip())
     if not text.strip() or not match:
-        raise ValueError(f"{text!r} is not a duration; write 3h55m, 90s or 1d")
+        raise UserError(f"{text!r} is not a duration; write 3h55m, 90s or 1d")
     counts = [int(count or 0) for count in match.groups()]
     return float(sum(count * size for count, size in zip(counts, SECONDS_PER_UNIT.values(), strict=True)))
 

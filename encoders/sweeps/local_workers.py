@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import math
 import os
+import secrets
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from encoders.run.preemption import STOPPED_STATUS
+from encoders.training.distributed import TOKEN_VARIABLE
 from encoders.utils.code_files import build_child_environment
 
 ACCEPTED_STATUSES = (None, 0, STOPPED_STATUS)
 GRACE_SECONDS = 10  # for the others, after one has failed
+PARENT_VARIABLE = "ENCODERS_PARENT"  # the descriptor of a pipe that its parent holds open
+WRITE_ENDS: list[int] = []  # of these pipes; they close when this process ends, however it does
 NVIDIA_GPUS_DIR = "/proc/driver/nvidia/gpus"
 
 
@@ -32,10 +37,10 @@ def launch_processes(
     command = [*program, *arguments, "--coordinator", f"127.0.0.1:{port}"]
     command += ["--processes", str(num_processes), "--process"]
     with forward_signals() as processes:
-        environment = build_child_environment()
+        environment = build_child_environment(**{TOKEN_VARIABLE: secrets.token_hex(16)})
         is_any_running = lambda: any(process.poll() is None for process in processes)
         for index in range(num_processes):  # in sessions of their own: Ctrl-C in a terminal would reach them twice
-            processes.append(subprocess.Popen([*command, str(index)], start_new_session=True, env=environment))
+            processes.append(start_child([*command, str(index)], environment))
         while is_any_running() and all(process.poll() in ACCEPTED_STATUSES for process in processes):
             time.sleep(0.1)
         time.sleep(0.2)  # the others may have noticed sooner
@@ -63,7 +68,6 @@ def launch_workers(
     Signals reach all of them; killed ones are logged.
     """
     command, cores, gpus = [*program, *arguments], sorted(os.sched_getaffinity(0)), list_gpus()
-    options = {"start_new_session": True, "stdout": subprocess.DEVNULL}
     with forward_signals() as processes:
         for index in range(num_jobs):
             environment = build_child_environment(**{worker_variable: str(index)})
@@ -72,13 +76,35 @@ def launch_workers(
                 if (jobs_per_gpu := math.ceil(num_jobs / len(gpus))) > 1:
                     environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{0.9 / jobs_per_gpu:.2f}"
             os.sched_setaffinity(0, cores[index::num_jobs] or cores)  # a child inherits it
-            processes.append(subprocess.Popen(command, env=environment, **options))
+            processes.append(start_child(command, environment, stdout=subprocess.DEVNULL))
         os.sched_setaffinity(0, cores)
         codes = [process.wait() for process in processes]
     for index, code in enumerate(codes):
         if code < 0:
             log(f"process {index} of {num_jobs} was killed by signal {-code}; the same command resumes")
     return max((abs(code) for code in codes if code not in ACCEPTED_STATUSES), default=max(codes))
+
+
+def start_child(command: Sequence[str], environment: dict[str, str], **options) -> subprocess.Popen:
+    """Start a process that ends with this one: it inherits the end of a pipe, which closes with its writer."""
+    read_end, write_end = os.pipe()
+    WRITE_ENDS.append(write_end)
+    environment = environment | {PARENT_VARIABLE: str(read_end)}
+    try:
+        return subprocess.Popen(command, env=environment, start_new_session=True, pass_fds=[read_end], **options)
+    finally:
+        os.close(read_end)
+
+
+def end_with_parent() -> None:
+    """Send this process SIGTERM once the one that started it has ended, if `start_child` has started it."""
+    if read_end := os.environ.pop(PARENT_VARIABLE, None):
+
+        def wait_for_parent() -> None:
+            os.read(int(read_end), 1)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        threading.Thread(target=wait_for_parent, name="parent", daemon=True).start()
 
 
 def list_gpus() -> list[str]:

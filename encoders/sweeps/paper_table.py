@@ -9,7 +9,6 @@ that the table compares is kept.
 from __future__ import annotations
 
 import itertools
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,9 +26,10 @@ from encoders.sweeps.small_scale import SMALL_RECIPE, SMALL_SIZES
 from encoders.tasks import glue, squad
 from encoders.tasks.multiple_choice import MultipleChoiceTask
 from encoders.tasks.token_classification import TokenTask
-from encoders.utils.files import write_json
+from encoders.utils.errors import UserError
+from encoders.utils.files import read_json_file, write_json
 from encoders.utils.overrides import apply_changes
-from encoders.utils.serialization import ExperimentError, from_json_value, to_json_value
+from encoders.utils.serialization import ExperimentError, fingerprint_content, from_json_value, to_json_value
 
 PublishedNumber = float | tuple[float, ...] | None  # two where a paper contradicts itself, None where it has none
 RUN_KINDS = ("source_runs", "pretrain_runs", "finetune_runs")  # of a row, in the order of training
@@ -115,6 +115,17 @@ class PaperTable:
             if len(row.published) != len(names):
                 counts = f"{len(row.published)} published numbers for {len(names)} columns"
                 raise ExperimentError(f"{self.name}, {row.name}: {counts}")
+        self.check_rows_differ()
+
+    def check_rows_differ(self) -> None:
+        """Raise `ExperimentError` for two rows that train the same experiments, names aside."""
+        rows_by_content: dict[str, str] = {}
+        for row in (row for row in self.rows if row.pretrain_runs or row.finetune_runs):
+            chain = self.trace_init_chain((row.pretrain_runs or row.finetune_runs)[0])
+            content = str([*map(fingerprint_content, chain), chain[-1].init_from])
+            if (other := rows_by_content.setdefault(content, row.name)) != row.name:
+                hint = "pass what a row is about as `small_changes`, which small scale applies last"
+                raise ExperimentError(f"{self.name}: rows {other!r} and {row.name!r} are the same experiment; {hint}")
 
     @cached_property
     def experiments_by_name(self) -> dict[str, Experiment]:
@@ -163,9 +174,12 @@ def load_saved_tables(runs_dir: Path) -> list[PaperTable]:
     tables = []
     for path in sorted(runs_dir.glob(f"*{TABLE_SUFFIX}")):
         try:
-            tables.append(from_json_value(json.loads(path.read_text(encoding="utf-8"))))
-        except ValueError as error:
+            table = from_json_value(read_json_file(path))
+        except UserError as error:
             raise ExperimentError(f"{path} cannot be read ({error}); remove it, and `train` writes it again") from error
+        if not isinstance(table, PaperTable):
+            raise ExperimentError(f"{path} holds no table; remove it, and `train` writes it again")
+        tables.append(table)
     return tables
 
 

@@ -23,9 +23,10 @@ import numpy as np
 from encoders.costs.ledger import run_flops
 from encoders.experiment import Experiment
 from encoders.run import loop
-from encoders.run.folder import RunInUse, differing_fields, read_result, read_run_rows
+from encoders.run.folder import RunInUse, count_saved_steps, differing_fields, read_result, read_run_rows
 from encoders.run.preemption import STOPPED_STATUS, RunStopped, StopRequest
 from encoders.training import distributed
+from encoders.utils.errors import UserError, describe_error, is_expected
 from encoders.utils.files import lock_owner, write_file_atomically
 
 LogFn = Callable[[str], None]
@@ -41,14 +42,13 @@ class Sweep:
     """Experiments whose runs are in `runs_dir`; `other_experiments` are not trained now, but others may start from
     them.
 
-    `is_expected` tells errors that need no traceback; `on_finished` is called with every finished experiment; other
-    processes are polled every `poll_seconds`. Failures before `started_at` are tried again.
+    `on_finished` is called with every finished experiment; other processes are polled every `poll_seconds`. Failures
+    before `started_at` are tried again.
     """
 
     experiments: Sequence[Experiment]
     runs_dir: Path
     log: LogFn
-    is_expected: Callable[[Exception], bool]
     other_experiments: Sequence[Experiment] = ()
     on_finished: Callable[[Experiment], None] = lambda experiment: None
     poll_seconds: float = 5.0
@@ -171,9 +171,9 @@ class Sweep:
                 raise
             if in_use:
                 return
-            if not self.is_expected(error):
+            if not is_expected(error):
                 traceback.print_exc()
-            self.log(f"{experiment.name} failed: {error}")
+            self.log(f"{experiment.name} failed: {describe_error(error)}")
             self.failed_names.append(experiment.name)
         del self.remaining[experiment.name]
 
@@ -183,7 +183,9 @@ class Sweep:
         if distributed.is_primary() and not read_result(folder) and not differing_fields(experiment, folder):
             with suppress(OSError):  # a full disk may be the reason
                 folder.mkdir(parents=True, exist_ok=True)
-                write_file_atomically(folder / FAILURE_FILE, f"{type(error).__name__}: {error}\n".encode())
+                write_file_atomically(
+                    folder / FAILURE_FILE, f"{type(error).__name__}: {describe_error(error)}\n".encode()
+                )
 
     def report_missing(self) -> int:
         """Log the experiments that this process did not finish, and return its exit status."""
@@ -220,11 +222,11 @@ def measure_progress(sweep: Sweep) -> list[RunProgress]:
     """
     progress, speeds_by_data = [], {}
     for experiment in sweep.experiments:
-        folder, flops = sweep.run_folder(experiment), run_flops(experiment)
-        differences = differing_fields(experiment, folder)
-        rows = [] if differences else read_run_rows(folder)
-        step, seconds = max((row["step"] for row in rows), default=0), sum(row["time"]["seconds"] for row in rows)
-        state, note = describe_state(sweep, experiment, differences, step)
+        flops = run_flops(experiment)
+        try:
+            state, note, step, seconds = read_progress(sweep, experiment)
+        except (UserError, OSError) as error:
+            state, note, step, seconds = "damaged", describe_error(error), 0, 0.0
         flops_done, speeds = flops * step / experiment.num_steps, []
         if seconds:
             speeds = [flops_done / seconds]
@@ -240,7 +242,23 @@ def measure_progress(sweep: Sweep) -> list[RunProgress]:
     return progress
 
 
-def describe_state(sweep: Sweep, experiment: Experiment, differences: list[str], step: int) -> tuple[str, str]:
+def read_progress(sweep: Sweep, experiment: Experiment) -> tuple[str, str, int, float]:
+    """Return state, note, step and seconds of a run: the step that is logged while it runs, else the one saved last.
+
+    Raises `RunError` for a damaged run.
+    """
+    folder = sweep.run_folder(experiment)
+    differences = differing_fields(experiment, folder)
+    rows = [] if differences else read_run_rows(folder)
+    logged_step, seconds = max((row["step"] for row in rows), default=0), sum(row["time"]["seconds"] for row in rows)
+    saved_step = None if differences else count_saved_steps(folder)
+    is_started = bool(logged_step or saved_step)
+    state, note = describe_state(sweep, experiment, differences, is_started)
+    step = logged_step if saved_step is None else saved_step
+    return state, note, max(step, logged_step) if state == "running" else step, seconds
+
+
+def describe_state(sweep: Sweep, experiment: Experiment, differences: list[str], is_started: bool) -> tuple[str, str]:
     """Return the state of an experiment, and a note: an error, the process that trains it, or what differs."""
     if differences:
         return "other", f"holds another experiment: {'; '.join(differences)}"
@@ -249,4 +267,4 @@ def describe_state(sweep: Sweep, experiment: Experiment, differences: list[str],
         return state, (folder / FAILURE_FILE).read_text(encoding="utf-8").strip()
     if state == "running":
         return state, lock_owner(folder) or ""
-    return ("interrupted" if state == "ready" and step else state), ""
+    return ("interrupted" if state == "ready" and is_started else state), ""

@@ -16,6 +16,7 @@ from encoders.model.heads import ClassificationHead, Pooler, summarize_examples
 from encoders.objectives.base import Metrics, SupervisedObjective, TaskModule
 from encoders.objectives.losses import cross_entropy
 from encoders.tasks.scores import CLASSIFICATION_SCORES, REGRESSION_SCORES
+from encoders.utils.errors import UserError
 from encoders.utils.metrics import Mean
 
 
@@ -83,12 +84,12 @@ class Classification(SupervisedObjective):
 
     def __post_init__(self):
         if not self.labels or len(set(self.labels)) < len(self.labels):
-            raise ValueError(f"objective.labels={self.labels} must be one or more different names")
+            raise UserError(f"objective.labels={self.labels} must be one or more different names")
         if not 0 <= self.head_dropout < 1:
-            raise ValueError(f"objective.head_dropout={self.head_dropout} must be at least 0 and below 1")
+            raise UserError(f"objective.head_dropout={self.head_dropout} must be at least 0 and below 1")
         if unknown := sorted(set(self.score_names) - set(self.score_functions)):
             known = ", ".join(self.score_functions)
-            raise ValueError(f"objective.score_names={self.score_names}: {unknown} must be among {known}")
+            raise UserError(f"objective.score_names={self.score_names}: {unknown} must be among {known}")
 
     @property
     def score_functions(self) -> dict:

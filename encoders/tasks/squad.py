@@ -18,6 +18,7 @@ from encoders.model.config import FamilyConventions
 from encoders.tasks.question_answering import ANSWERABILITY_OBJECTIVES
 from encoders.tasks.text_tasks import LabelledFormat
 from encoders.text.tfds_reader import read_tfds_records
+from encoders.utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ class ContextWindows(LabelledFormat):
     def __post_init__(self):
         for name in ("doc_stride", "max_query_length"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+                raise UserError(f"{name}={getattr(self, name)} must be at least 1")
 
     def build_example_table(self, split: Split, documents: range, seq_length: int, *_) -> np.ndarray:
         rows = []

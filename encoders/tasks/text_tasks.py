@@ -17,6 +17,7 @@ from encoders.data.store import Split
 from encoders.model.config import FamilyConventions
 from encoders.tasks.classification import Classification
 from encoders.text.tfds_reader import read_tfds_records
+from encoders.utils.errors import UserError
 
 AX_SOURCE = "tfds:glue/ax@test"
 SUBMISSION_FILES = {"test": "{}.tsv", "test_matched": "{}-m.tsv", "test_mismatched": "{}-mm.tsv", "test_ax": "AX.tsv"}
@@ -45,9 +46,9 @@ class TextTask:
 
     def __post_init__(self):
         if len(self.text_columns) not in (1, 2):
-            raise ValueError(f"{self.name}: text_columns={self.text_columns} must name one or two columns")
+            raise UserError(f"{self.name}: text_columns={self.text_columns} must name one or two columns")
         if self.symmetric and len(self.text_columns) == 1:
-            raise ValueError(f"{self.name}: symmetric=True needs two text_columns, not {self.text_columns}")
+            raise UserError(f"{self.name}: symmetric=True needs two text_columns, not {self.text_columns}")
 
     def read_examples(self, root: str, split: str, reader: RowReader) -> Iterator[Example]:
         if root.startswith("tfds:"):

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from encoders.utils.errors import UserError
 from encoders.utils.files import write_json
 
 Document = list[str]  # its paragraphs, or its sentences: not empty, with single spaces
 
 
-class CorpusError(ValueError):
+class CorpusError(UserError):
     """A corpus that does not exist or cannot be read."""
 
 

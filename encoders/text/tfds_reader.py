@@ -91,6 +91,8 @@ def open_tfds_dataset(item: str):
         tfds.text.Glue  # noqa: B018 - registers the older text builders, which fails silently without h5py
         folder = Path(name).expanduser()
         builder = tfds.builder_from_directory(folder) if folder.is_dir() else tfds.builder(name, try_gcs=False)
+    except Warning:  # of a package, where warnings are errors
+        raise
     except Exception as error:
         known = re.findall(r"^\s*- (\S+)$", str(error), re.MULTILINE)
         if near := difflib.get_close_matches(name, known, 3):

@@ -11,10 +11,17 @@ from typing import Literal
 
 import numpy as np
 
+from encoders.utils.errors import UserError
+
 MAX_CACHED_WORDS = 1 << 18  # about 60 MB; then the cache is cleared
 MAX_CHUNK_CHARS = 64  # longer words are not cached
 BERT_WORD_PATTERN = re.compile(r"[a-zA-Z0-9]+|[^a-zA-Z0-9 ]")
 GPT2_WORD_PATTERN = re.compile(r"'(?:s|t|re|ve|m|ll|d)| ?[a-zA-Z]+| ?[0-9]+| ?[^a-zA-Z0-9 ]+| +(?![^ ])| +")
+
+
+VOCAB_IDS = ("pad_id", "unk_id", "cls_id", "sep_id", "mask_id")
+# Of the JSON of a `VocabInfo`.
+VOCAB_SHAPE = {"vocab_size": int, "special_ids": [int], "continuation_bits": str} | dict.fromkeys(VOCAB_IDS, int)
 
 
 @dataclass(frozen=True)
@@ -40,8 +47,12 @@ class VocabInfo:
 
     @classmethod
     def from_json_value(cls, values: dict) -> VocabInfo:
-        special_ids, bits = tuple(values["special_ids"]), bytes.fromhex(values["continuation_bits"])
-        return cls(**values | {"special_ids": special_ids, "continuation_bits": bits})
+        special_ids = tuple(values["special_ids"])
+        try:
+            bits = bytes.fromhex(values["continuation_bits"])
+            return cls(**values | {"special_ids": special_ids, "continuation_bits": bits})
+        except (TypeError, ValueError) as error:
+            raise UserError(f"a vocabulary cannot be read: {error}") from None
 
 
 def make_blank_vocab(vocab_size: int) -> VocabInfo:
@@ -68,15 +79,15 @@ class TokenizerSpec:
     def __post_init__(self):
         fixed = {"wordpiece": (16, "letters"), "bpe": (256, "bytes"), "unigram": (24, "symbols and letters")}
         if self.kind not in fixed:
-            raise ValueError(f"tokenizer.kind={self.kind!r} must be one of {', '.join(fixed)}")
+            raise UserError(f"tokenizer.kind={self.kind!r} must be one of {', '.join(fixed)}")
         num_fixed, fixed_kind = fixed[self.kind]
         if self.path is None and self.vocab_size < 5 + num_fixed:
-            raise ValueError(
+            raise UserError(
                 f"tokenizer.vocab_size={self.vocab_size} is below the minimum of a {self.kind} vocabulary: "
                 f"5 special tokens + {num_fixed} {fixed_kind} = {5 + num_fixed}"
             )
         if self.train_chars < 1:
-            raise ValueError(f"tokenizer.train_chars={self.train_chars} must be at least 1 character")
+            raise UserError(f"tokenizer.train_chars={self.train_chars} must be at least 1 character")
 
 
 class Tokenizer:
@@ -202,7 +213,7 @@ def train_tokenizer(spec: TokenizerSpec, documents: Iterable[list[str]]) -> Toke
         if num_left <= 0:
             break
     if not any(text.strip() for text in texts):
-        raise ValueError(f"the corpus is empty or blank; a {spec.kind} vocabulary needs text to train on")
+        raise UserError(f"the corpus is empty or blank; a {spec.kind} vocabulary needs text to train on")
     return Tokenizer(train_backend(spec.kind, texts, spec.vocab_size, spec.lowercase))
 
 

@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from encoders.utils.errors import UserError
+
 # Names of the special tokens as released. In a trained vocabulary they are the first ids, in this order, except
 # fairseq's <mask>, which is the last.
 SPECIAL_TOKEN_NAMES = {
@@ -37,7 +39,7 @@ VOCABULARY_FORMS += ("dict.txt", "spiece.model")
 def detect_tokenizer_kind(backend) -> str:
     kind, kinds = type(backend.model).__name__.lower(), ", ".join(SPECIAL_TOKEN_NAMES)
     if kind not in SPECIAL_TOKEN_NAMES:
-        raise ValueError(f"tokenizer kind {kind!r} is not supported; it must be one of {kinds}")
+        raise UserError(f"tokenizer kind {kind!r} is not supported; it must be one of {kinds}")
     return kind
 
 
@@ -48,7 +50,7 @@ def find_special_token_names(tokens: dict[str, int], kind: str) -> dict[str, str
         for role in ("pad", "unk", "cls", "sep", "mask")
     }
     if missing := [" or ".join(names) for names in usual_names.values() if not any(map(tokens.__contains__, names))]:
-        raise ValueError(f"the vocabulary of {len(tokens)} tokens lacks {', '.join(missing)}")
+        raise UserError(f"the vocabulary of {len(tokens)} tokens lacks {', '.join(missing)}")
     return {role: next(name for name in names if name in tokens) for role, names in usual_names.items()}
 
 
@@ -147,7 +149,7 @@ def configure_special_tokens(backend):
     kind, tokens = detect_tokenizer_kind(backend), backend.get_vocab()
     names = find_special_token_names(tokens, kind)
     if max(tokens.values()) >= MAX_VOCAB_SIZE:
-        raise ValueError(f"a token has the id {max(tokens.values())}; ids are below {MAX_VOCAB_SIZE}")
+        raise UserError(f"a token has the id {max(tokens.values())}; ids are below {MAX_VOCAB_SIZE}")
     backend.no_truncation()
     backend.no_padding()
     marked = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
@@ -174,10 +176,10 @@ def read_published_tokenizer(path: Path, lowercase: bool, add_prefix_space: bool
     forms, names = "; ".join(VOCABULARY_FORMS), [form.partition(" + ")[0] for form in VOCABULARY_FORMS]
     if path.is_dir():
         if not (present := [path / name for name in names if (path / name).is_file()]):
-            raise ValueError(f"the folder {str(path)!r} holds no vocabulary: {forms}")
+            raise UserError(f"the folder {str(path)!r} holds no vocabulary: {forms}")
         path = present[0]
     if not path.is_file():
-        raise ValueError(f"vocabulary {str(path)!r} does not exist; it must be a file or folder of {forms}")
+        raise UserError(f"vocabulary {str(path)!r} does not exist; it must be a file or folder of {forms}")
     try:
         if path.name in ("encoder.json", "vocab.bpe", "dict.txt"):
             return _read_fairseq_dictionary(path.parent, add_prefix_space)
@@ -195,12 +197,12 @@ def read_published_tokenizer(path: Path, lowercase: bool, add_prefix_space: bool
             rows = _read_merges(gpt2_merges if gpt2_merges.is_file() and not merges.is_file() else merges)
             return build_byte_level_bpe(content, rows, add_prefix_space)
     except FileNotFoundError as error:
-        raise ValueError(f"the vocabulary {str(path)!r} needs {error.filename} beside it") from error
+        raise UserError(f"the vocabulary {str(path)!r} needs {error.filename} beside it") from error
     except BaseException as error:  # on damage the tokenizers library raises Exception, or panics
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise ValueError(f"vocabulary {str(path)!r}: {error}") from error
-    raise ValueError(f"vocabulary {str(path)!r} has an unknown format; it must be one of {forms}")
+        raise UserError(f"vocabulary {str(path)!r}: {error}") from error
+    raise UserError(f"vocabulary {str(path)!r} has an unknown format; it must be one of {forms}")
 
 
 def _read_rows(path: Path) -> list[str]:
@@ -227,9 +229,9 @@ def _read_fairseq_dictionary(folder: Path, add_prefix_space: bool):
     # fairseq fills a dictionary up to a multiple of eight; the file may hold more than RoBERTa's three.
     filled = rows[: len(rows) if len(rows) == len(words) else len(words) + -(len(words) + 4) % 8]
     if unknown := [row for row in words if row not in names]:
-        raise ValueError(f"dict.txt names {unknown[0]!r}, which is not an id of encoder.json")
+        raise UserError(f"dict.txt names {unknown[0]!r}, which is not an id of encoder.json")
     if (num_words := len(set(words))) < len(names):
-        raise ValueError(f"dict.txt holds {num_words} of the {len(names)} tokens of encoder.json; it must hold all")
+        raise UserError(f"dict.txt holds {num_words} of the {len(names)} tokens of encoder.json; it must hold all")
     tokens = number_tokens(names.get(row, row) for row in filled)
     return build_byte_level_bpe(tokens, _read_merges(folder / "vocab.bpe"), add_prefix_space)
 
@@ -245,11 +247,11 @@ def _parse_sentencepiece(content: bytes, lowercase: bool):
             if entry[3] == 4:  # user-defined
                 symbols.append(piece)
         elif field == 2 and (kind := dict(_parse_protobuf_fields(value)).get(3, 1)) != 1:  # trainer_spec.model_type
-            raise ValueError(f"a SentencePiece model of type {kind}; only unigram, type 1, is read")
+            raise UserError(f"a SentencePiece model of type {kind}; only unigram, type 1, is read")
         elif field == 3:  # normalizer_spec.precompiled_charsmap
             charsmap = dict(_parse_protobuf_fields(value)).get(2)
     if "<unk>" not in dict(pieces):
-        raise ValueError(f"{len(pieces)} pieces without <unk>: not a SentencePiece model of ALBERT's kind")
+        raise UserError(f"{len(pieces)} pieces without <unk>: not a SentencePiece model of ALBERT's kind")
     return build_unigram(pieces, lowercase, symbols, charsmap)
 
 
@@ -262,7 +264,7 @@ def _parse_protobuf_fields(content: bytes) -> list[tuple[int, int | bytes]]:
     try:
         return [(field.field_number, field.data) for field in UnknownFieldSet(Empty.FromString(content))]
     except DecodeError as error:
-        raise ValueError(f"cut off, or not a protocol buffer: {error}") from error
+        raise UserError(f"cut off, or not a protocol buffer: {error}") from error
 
 
 # Training

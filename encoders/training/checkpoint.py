@@ -19,6 +19,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 from encoders.training import distributed
 from encoders.training.metric_log import DAMAGED_FOLDER
 from encoders.training.optimizer import flatten_with_paths
+from encoders.utils.errors import UserError
 from encoders.utils.files import read_signed_json, sign_json, write_json
 
 T = TypeVar("T")
@@ -27,7 +28,7 @@ CHUNK_BYTES = 64 << 20  # compressed and written at a time; by default whole arr
 BLOCK_ELEMENTS = 1 << 20  # summed at a time for a checksum
 
 
-class CheckpointDamaged(ValueError):
+class CheckpointDamaged(UserError):
     """A checkpoint that cannot be read, or whose numbers differ from those that were saved."""
 
 
@@ -56,7 +57,10 @@ class Checkpoints:
                 read_only=not is_writer,
                 async_options=ocp.AsyncOptions(post_finalization_callback=self.record_saved_step),
             )
-            self.manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
+            try:
+                self.manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
+            except ValueError as error:  # of the file that Orbax writes beside each step
+                raise CheckpointDamaged(f"the metadata in {self.folder} cannot be read: {error}") from error
 
     def save(self, step: int, state, notes: dict, cost: float | None) -> None:
         """Write in the background; `cost` is lowest at the best step, and None where it was not measured."""

@@ -3,36 +3,38 @@
 All refuse what one of them refuses. A fault of one ends all, since the others would wait for it forever.
 """
 
-import json
 import os
+import re
 import signal
-import socket
 import sys
-import time
 import traceback
 from collections.abc import Callable
-from contextlib import ExitStack
 from typing import NoReturn, TypeVar
 
 import jax
 import numpy as np
 
+from encoders.training.rendezvous import wait_for_all_processes
+from encoders.utils.errors import UserError, describe_error, escape_control, is_expected
+
 T = TypeVar("T")
 MAX_ERROR_BYTES = 2000  # of an error message that is sent to the other processes
-RETRY_SECONDS = 0.2  # between attempts to connect
-REPLY_SECONDS = 5.0  # for an answer on an open connection
+TOKEN_VARIABLE = "ENCODERS_RUN_TOKEN"  # a secret of the processes of a run, instead of their command
+LOST_PEER = re.compile("gloo|connection (closed|reset|refused)|coordination|UNAVAILABLE|heartbeat|DEADLINE", re.I)
 
 
-class DistributedError(ValueError):
+class DistributedError(UserError):
     """Processes that cannot form one run, or one of which has refused to."""
 
 
 def initialize_distributed(
-    coordinator: str | None, num_processes: int | None, process_id: int | None, timeout: float
+    coordinator: str | None, num_processes: int | None, process_id: int | None, timeout: float, command: str = ""
 ) -> None:
     """Join the processes of a run, before JAX is used; without arguments as the environment describes them.
 
     `coordinator` is HOST:PORT of process 0, or "auto" for what `jax.distributed` detects by itself, as on a TPU pod.
+    Process 0 listens at that address alone. It takes the others by `command`, which is the same in all of them, or by
+    the secret in `ENCODERS_RUN_TOKEN`; JAX, which takes the port over afterwards, asks for neither.
     Raises `DistributedError` unless all processes join within `timeout` seconds, where JAX would end the process.
     """
     if coordinator in (None, "auto"):
@@ -50,10 +52,14 @@ def initialize_distributed(
             f"{num_processes} and --process {process_id}"
         )
     try:
-        wait_for_all_processes(coordinator, num_processes, process_id, timeout)
-    except (OSError, ValueError) as error:
-        raise DistributedError(f"process {process_id} of {num_processes}: {error}") from error
-    jax.distributed.initialize(coordinator, num_processes, process_id, initialization_timeout=int(timeout))
+        key = (os.environ.get(TOKEN_VARIABLE) or command).encode()
+        wait_for_all_processes(coordinator, num_processes, process_id, timeout, key)
+    except (OSError, UserError) as error:
+        raise DistributedError(f"process {process_id} of {num_processes}: {describe_error(error)}") from error
+    bind_address = {"coordinator_bind_address": coordinator} if process_id == 0 else {}
+    jax.distributed.initialize(
+        coordinator, num_processes, process_id, initialization_timeout=int(timeout), **bind_address
+    )
 
 
 def count_launched_processes() -> int:
@@ -81,8 +87,8 @@ def raise_on_all(work: Callable[[], T]) -> T:
     try:
         result = work()
     except Exception as error:
-        failure, message = error, str(error) or repr(error)
-        if not isinstance(error, (ValueError, OSError)):
+        failure, message = error, describe_error(error)
+        if not is_expected(error):
             traceback.print_exc()
     encoded = np.frombuffer(message.encode()[:MAX_ERROR_BYTES].ljust(MAX_ERROR_BYTES, b"\0"), np.uint8)
     messages = [bytes(row).rstrip(b"\0").decode(errors="ignore") for row in gather_from_processes(encoded)]
@@ -113,103 +119,17 @@ def stop_requested_at(step: int) -> bool:
 
 def log_from_host(line: str) -> None:
     """Print a line of this process, primary or not, to the standard error."""
-    print(f"process {jax.process_index()}: {line}" if is_multi_process() else line, file=sys.stderr, flush=True)
+    prefix = f"process {jax.process_index()}: " if is_multi_process() else ""
+    print(escape_control(prefix + line), file=sys.stderr, flush=True)
 
 
 def abort_all(error: BaseException) -> NoReturn:
     """End this process at once for an error of its own; an orderly end would wait for the other processes."""
-    if isinstance(error, ValueError):
-        log_from_host(str(error))
+    if is_expected(error):
+        log_from_host(describe_error(error))
+    elif isinstance(error, ValueError | jax.errors.JaxRuntimeError) and LOST_PEER.search(str(error)):
+        log_from_host("another process of the run has ended, so this one ends; the same command resumes")
     elif not isinstance(error, KeyboardInterrupt):
         traceback.print_exception(error)
     sys.stderr.flush()
     os._exit(130 if isinstance(error, KeyboardInterrupt) else 1)
-
-
-def wait_for_all_processes(coordinator: str, num_processes: int, process_id: int, timeout: float) -> None:
-    """Return in every process once all have joined. Raises `ValueError` or `OSError` within `timeout` s otherwise.
-
-    JAX ends the process where another is missing, so this rendezvous comes first. Process 0 listens at the address that
-    `jax.distributed` uses later. Each of the others sends its number, the number of processes and its version of JAX;
-    all receive an error message, or none.
-    """
-    host, _, port = coordinator.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 1 << 16:
-        raise ValueError(f"--coordinator {coordinator!r} must be HOST:PORT")
-    deadline = time.monotonic() + timeout
-    if process_id == 0:
-        problem = serve_rendezvous(int(port), num_processes, deadline, timeout)
-    else:
-        with connect_to_primary((host.strip("[]"), int(port)), deadline, timeout) as peer:
-            # Process 0 reaches the deadline first, and reports who is missing.
-            peer.settimeout(max(deadline - time.monotonic(), 0.01) + REPLY_SECONDS)
-            send_line(peer, {"process": process_id, "processes": num_processes, "jax": jax.__version__})
-            if (reply := read_line(peer, "problem")) is None:
-                raise ValueError(f"{coordinator} is not answered by a process of this run")
-            problem = reply["problem"]
-    if problem:
-        raise ValueError(problem)
-
-
-def serve_rendezvous(port: int, num_processes: int, deadline: float, timeout: float) -> str | None:
-    """Wait, as process 0, for the others, send them an error or none, and return it."""
-    peers: dict[int, socket.socket] = {}
-    problem = None
-    with ExitStack() as stack:
-        try:
-            server = stack.enter_context(socket.create_server(("", port)))
-        except OSError as error:
-            raise ValueError(f"port {port} cannot be opened: {error.strerror}; choose another one") from None
-        while len(peers) < num_processes - 1 and problem is None:
-            server.settimeout(max(deadline - time.monotonic(), 0.01))
-            try:
-                peer = stack.enter_context(server.accept()[0])
-            except TimeoutError:
-                missing = ", ".join(str(process) for process in range(1, num_processes) if process not in peers)
-                problem = f"after {timeout:.0f} s process {missing} of {num_processes} has not joined at port {port}"
-                break
-            peer.settimeout(REPLY_SECONDS)
-            greeting = read_line(peer, "process")
-            if greeting is None or type(process := greeting["process"]) is not int:
-                continue  # not a process of a run
-            for name, expected in {"processes": num_processes, "jax": jax.__version__}.items():
-                if problem is None and greeting.get(name) != expected:
-                    problem = f"process {process} has {name} {greeting.get(name)}, and process 0 has {name} {expected}"
-            if process in peers:
-                problem = f"two processes joined as process {process}"
-                send_line(peer, {"problem": problem})
-            peers.setdefault(process, peer)
-        for peer in peers.values():
-            send_line(peer, {"problem": problem})
-    return problem
-
-
-def connect_to_primary(address: tuple[str, int], deadline: float, timeout: float) -> socket.socket:
-    """Return a connection to process 0, once it listens."""
-    host, port = address
-    while True:
-        seconds_left = deadline - time.monotonic()
-        try:
-            return socket.create_connection(address, timeout=max(seconds_left, 0.01))
-        except socket.gaierror as error:
-            raise ValueError(f"host {host!r} is unknown: {error.strerror}") from None
-        except OSError as error:
-            if seconds_left <= RETRY_SECONDS:
-                reason = error.strerror or error
-                raise ValueError(
-                    f"after {timeout:.0f} s nobody answers at {host}:{port}, the address of process 0: {reason}"
-                ) from None
-            time.sleep(RETRY_SECONDS)
-
-
-def send_line(peer: socket.socket, message: dict) -> None:
-    peer.sendall((json.dumps(message) + "\n").encode())
-
-
-def read_line(peer: socket.socket, key: str) -> dict | None:
-    """Return the message that a peer sends, or None where it sends no JSON object with `key`."""
-    try:
-        message = json.loads(peer.makefile().readline(10_000))
-    except (OSError, ValueError):
-        return None
-    return message if isinstance(message, dict) and key in message else None

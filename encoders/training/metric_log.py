@@ -10,10 +10,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from encoders.utils.errors import UserError
 from encoders.utils.field_checks import check_fields
-from encoders.utils.files import DamagedFile, write_file_atomically
+from encoders.utils.files import NUMBER, DamagedFile, check_shape, write_file_atomically
 
 METRICS_FILE, DAMAGED_FOLDER = "metrics.jsonl", "damaged"
+
+ROW_SHAPE = {"step": int, "split": str, "time": {str: NUMBER}}
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,9 @@ def parse_row(line: bytes) -> tuple[int | None, dict]:
     row = json.loads(line)
     check = row.pop("check", None)
     number = None if check is None else int(check.partition("-")[0])
-    if "step" not in row or (number is not None and format_row(number, row).encode() != line + b"\n"):
-        raise ValueError(line)
+    check_shape(row, ROW_SHAPE, "row")
+    if number is not None and format_row(number, row).encode() != line + b"\n":
+        raise UserError(line)
     return number, row
 
 

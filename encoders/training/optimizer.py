@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from encoders.utils.errors import UserError
 from encoders.utils.field_checks import check_fields
 
 ScheduleName = Literal["replace", "peak", "product", "constant"]
@@ -191,7 +192,7 @@ class OptimizerConfig:
     def build_transformation(self, total_steps: int) -> optax.GradientTransformationExtraArgs:
         """Chain the transforms for a run of `total_steps`. Raises `ValueError` where the warm-up is longer."""
         if total_steps < 1 or self.warmup_steps > total_steps:
-            raise ValueError(
+            raise UserError(
                 f"optimizer.warmup_steps={self.warmup_steps} exceeds the run's {total_steps} steps; lower it or raise "
                 "phases.until_step"
             )

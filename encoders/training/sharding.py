@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from encoders.model.ops import BATCH_AXES
 from encoders.training.optimizer import is_stacked, tree_paths
+from encoders.utils.errors import UserError
 from encoders.utils.field_checks import check_fields
 
 MESH_AXES = ("data", "fsdp", "model")
@@ -46,7 +47,7 @@ class Mesh:
         is_size = lambda size: type(size) is int and (size >= 1 or size == -1)
         check_fields(self, "mesh.", [("data fsdp model", is_size, "at least 1, or -1 for the rest of the devices")])
         if astuple(self).count(-1) > 1:
-            raise ValueError(f"{self}: only one axis may be -1")
+            raise UserError(f"{self}: only one axis may be -1")
 
     def build(self, devices=None) -> jax.sharding.Mesh:
         """Return the mesh over `devices`, by default all. Raises `ValueError` where it does not use every device."""
@@ -54,7 +55,7 @@ class Mesh:
             devices = jax.devices() if devices is None else list(devices)
         except (AssertionError, RuntimeError) as error:  # no device of the platform in JAX_PLATFORMS
             reason = f" ({str(error).splitlines()[0][:200]})" if str(error) else ""
-            raise ValueError(
+            raise UserError(
                 f"JAX_PLATFORMS={jax.config.jax_platforms} finds no device{reason}; unset it to use any device, or "
                 "install the extra gpu or tpu"
             ) from None
@@ -63,7 +64,7 @@ class Mesh:
         if len(devices) % fixed or (-1 not in sizes and fixed != len(devices)):
             axes = ", ".join(f"mesh.{name}={size}" for name, size in zip(MESH_AXES, sizes, strict=True))
             needed = f"a multiple of {fixed}" if -1 in sizes else f"exactly {fixed}"
-            raise ValueError(f"{axes} needs {needed} devices and there are {len(devices)}; -1 takes the rest")
+            raise UserError(f"{axes} needs {needed} devices and there are {len(devices)}; -1 takes the rest")
         shape = self.build_abstract(len(devices)).axis_sizes
         return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices)
 

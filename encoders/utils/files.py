@@ -1,6 +1,5 @@
 """Whole files, whole folders and locks on a file system that several processes share."""
 
-import errno
 import hashlib
 import json
 import os
@@ -9,32 +8,29 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout, lock_descriptor
 
+from encoders.utils.errors import UserError
+
 FORMAT = 2  # of signed JSON files; those of earlier versions have neither format nor digest
-DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NUMBER = (int, float)  # a shape of JSON
 LOCK_FILE = ".lock"
 LOCK_GRACE_SECONDS = 0.3  # longer than another process's look at the lock takes
 
 
-class DamagedFile(ValueError):
+class DamagedFile(UserError):
     """A file whose content is not what was written."""
-
-
-def is_disk_full(error: BaseException) -> bool:
-    """Return whether an error of Python, Orbax or TensorStore says that a disk or a quota is full."""
-    is_named = any(os.strerror(code) in str(error) for code in DISK_FULL_ERRNOS)
-    return is_named and isinstance(error, (OSError, ValueError))
 
 
 def check_local_paths(*paths: str | None) -> None:
     """Raise `ValueError` for a path in an object store, which lacks locks, renames and memory maps."""
     for path in paths:
         if path and "://" in path:
-            raise ValueError(f"{path} is not a folder of this machine; mount the bucket or copy it")
+            raise UserError(f"{path} is not a folder of this machine; mount the bucket or copy it")
 
 
 def write_json(path: Path, value: dict) -> None:
@@ -58,12 +54,17 @@ def compute_json_digest(value: dict) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def read_signed_json(path: Path) -> dict:
-    """Return a JSON object that `sign_json` made. Raises `DamagedFile` if its content has changed."""
+def read_json_file(path: Path) -> Any:
+    """Return the content of a JSON file. Raises `DamagedFile` where it is not JSON."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise DamagedFile(f"{path} is damaged: {error}") from None
+
+
+def read_signed_json(path: Path) -> dict:
+    """Return a JSON object that `sign_json` made. Raises `DamagedFile` if its content has changed."""
+    value = read_json_file(path)
     check_signature(value, path)
     return value
 
@@ -76,31 +77,92 @@ def check_signature(value: object, path: Path) -> None:
         raise DamagedFile(f"{path} is damaged: its content differs from what was written")
 
 
+def check_shape(value: Any, shape: Any, place: object) -> None:
+    """Raise `DamagedFile` for JSON of another shape, with the place in it.
+
+    A shape is a type, several types, `[shape]` of a list's items, or a dict of the shapes of keys, which must be there;
+    the key `str` means any key.
+
+    >>> check_shape({"steps": "7"}, {"steps": int}, "result.json")
+    Traceback (most recent call last):
+    encoders.utils.files.DamagedFile: result.json, steps: '7' is not of type int
+    """
+    if isinstance(shape, dict | list):
+        check_shape(value, type(shape), place)
+        if isinstance(shape, list):
+            items = [(number, item, shape[0]) for number, item in enumerate(value)]
+        else:
+            inner = dict.fromkeys(value, shape[str]) if str in shape else shape
+            if missing := inner.keys() - value.keys():
+                raise DamagedFile(f"{place} lacks {', '.join(sorted(missing))}")
+            items = [(key, value[key], item_shape) for key, item_shape in inner.items()]
+        for key, item, item_shape in items:
+            check_shape(item, item_shape, f"{place}, {key}")
+    elif not isinstance(value, shape):
+        names = [cls.__name__ for cls in (shape if isinstance(shape, tuple) else (shape,))]
+        raise DamagedFile(f"{place}: {repr(value)[:80]} is not of type {' or '.join(names)}")
+
+
 def write_file_atomically(path: Path, content: bytes) -> None:
     """Write a file as a whole, or leave the old one."""
-    partial = path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}")
-    try:
+    with claim_partial(path, lambda partial: os.open(partial, os.O_WRONLY | os.O_CREAT, 0o666)) as partial:
         partial.write_bytes(content)
         partial.rename(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 @contextmanager
 def atomic_dir(folder: Path) -> Iterator[Path]:
     """Yield a folder to fill, which gets its name at the end; a failure removes it and the parents made for it."""
-    partial = folder.with_name(f".{folder.name}.partial-{secrets.token_hex(4)}")  # hosts may share process numbers
     new_parents = [parent for parent in folder.parents if not parent.exists()]
-    partial.mkdir(parents=True)
+
+    def open_folder(partial: Path) -> int:
+        partial.mkdir(parents=True, exist_ok=True)
+        return os.open(partial, os.O_RDONLY)
+
     try:
-        yield partial
-        partial.rename(folder)
+        with claim_partial(folder, open_folder) as partial:
+            for path in partial.iterdir():  # of a killed process
+                remove_path(path)
+            yield partial
+            partial.rename(folder)
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
         with suppress(OSError):  # another process may use them
             for parent in new_parents:
                 parent.rmdir()
         raise
+
+
+@contextmanager
+def claim_partial(path: Path, open_partial: Callable[[Path], int]) -> Iterator[Path]:
+    """Yield a name beside `path` for what will be renamed to it, and remove it after a failure.
+
+    `open_partial` makes it, if needed, and returns a descriptor. It is locked as long as its process lives: the next
+    process takes the name of a killed one, so that nothing piles up. Some network disks lock no folders; there a name
+    of its own is taken in the end.
+    """
+    for suffix in ("0", "1", secrets.token_hex(4)):
+        partial = path.with_name(f".{path.name}.partial-{suffix}")
+        with ExitStack() as stack:
+            descriptor = open_partial(partial)
+            stack.callback(os.close, descriptor)
+            is_ours = len(suffix) > 1
+            with suppress(OSError):  # renamed by its owner meanwhile, or not lockable
+                is_locked = lock_descriptor(descriptor, blocking=False)
+                is_ours |= is_locked and os.path.samestat(os.fstat(descriptor), os.stat(partial))
+            if is_ours:
+                try:
+                    yield partial
+                except BaseException:
+                    remove_path(partial)
+                    raise
+                return
+
+
+def remove_path(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import MISSING, field, fields, is_dataclass
 from typing import Any
 
+from encoders.utils.errors import UserError
+
 # The names of classes in saved experiments and fingerprints, by module. A name never changes: a class that moves to
 # another module or is renamed in the code changes its address below, and what was saved before stays readable.
 CLASS_NAMES = {
@@ -44,7 +46,7 @@ FORMER_CLASS_NAMES: dict[str, str] = {}  # the name that older files have: the n
 REGISTERED_CLASSES: dict[str, type] = {}  # classes outside the package, by name
 
 
-class ExperimentError(ValueError):
+class ExperimentError(UserError):
     """A field or a value that an experiment cannot have."""
 
 
@@ -121,7 +123,11 @@ def from_json_value(value: Any) -> Any:
 
     Raises `ExperimentError` for other classes, all of them named, and for fields that do not fit.
     """
-    if missing := sorted({str(name) for name in iter_class_names(value) if find_class(name) is None}):
+    try:
+        class_names = {str(name) for name in iter_class_names(value) if find_class(name) is None}
+    except RecursionError:
+        raise ExperimentError("the JSON is nested too deeply") from None
+    if missing := sorted(class_names):
         hint = "no file has registered it; pass the file that defines it with --code FILE, or import it first"
         raise ExperimentError(f"{', '.join(missing)!r} is not a class of encoders, and {hint}")
     return build_value(value)
@@ -149,9 +155,12 @@ def build_value(value: Any) -> Any:
     if unknown := sorted(set(value) - set(current_names) - {"class"}):
         known = ", ".join(sorted(f.name for f in fields(cls)))
         raise ExperimentError(f"{', '.join(unknown)}: not a field of {name}; it has {known}")
+    values = {current_names[key]: build_value(item) for key, item in value.items() if key != "class"}
     try:
-        return cls(**{current_names[key]: build_value(item) for key, item in value.items() if key != "class"})
-    except (TypeError, AttributeError) as error:
+        return cls(**values)
+    except UserError:
+        raise
+    except (TypeError, AttributeError, ValueError, LookupError, ArithmeticError) as error:  # of another type's value
         raise ExperimentError(f"{name} cannot be read: {error}") from None
 
 
@@ -183,15 +192,19 @@ def get_first_class_name(cls: type) -> str:
     return next((old for old, new in FORMER_CLASS_NAMES.items() if new == name), name)
 
 
-def flatten_fields(value: Any, path: str = "") -> dict[str, Any]:
-    """Return every fingerprinted leaf of a value by its path, with the class of each dataclass at its own path."""
+def flatten_fields(value: Any, path: str = "", fingerprinted_only: bool = True) -> dict[str, Any]:
+    """Return every leaf of a value by its path, with the class of each dataclass at its own path.
+
+    By default these are the leaves that the fingerprint covers.
+    """
     if is_dataclass(value) and not isinstance(value, type):
         flat = {path: type(value).__name__} if path else {}
-        children = {f.name: getattr(value, f.name) for f in fields(value) if not f.metadata.get("not_fingerprinted")}
+        is_left_out = lambda f: fingerprinted_only and f.metadata.get("not_fingerprinted")
+        children = {f.name: getattr(value, f.name) for f in fields(value) if not is_left_out(f)}
     elif isinstance(value, tuple) and any(map(is_dataclass, value)):
         flat, children = {path: f"{len(value)} of them"}, dict(enumerate(value))
     else:
         return {path: value.__name__ if isinstance(value, type) else value}
     for name, child in children.items():
-        flat |= flatten_fields(child, f"{path}.{name}" if path else str(name))
+        flat |= flatten_fields(child, f"{path}.{name}" if path else str(name), fingerprinted_only)
     return flat

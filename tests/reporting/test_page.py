@@ -1,6 +1,7 @@
 import json
 import re
 import sys
+import time
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -21,8 +22,9 @@ from encoders.reporting.table_formats import ReportTable
 from encoders.run.folder import RunError
 from encoders.tasks.classification import Classification
 from encoders.tasks.text_tasks import TextRows, TextTask
-from encoders.text.tokenization import TokenizerSpec
+from encoders.text.tokenization import TokenizerSpec, make_blank_vocab
 from encoders.training.optimizer import AdamW
+from encoders.utils.errors import is_control
 from encoders.utils.serialization import to_json_value
 
 BERT = Experiment(
@@ -87,12 +89,14 @@ def write_run(folder, spec, rows=(), finished=True):
     run_folder = folder / spec.name
     run_folder.mkdir(parents=True)
     record = {"fingerprint": f"{spec.name}'s", "versions": {"jax": "0.10.2"}, "devices": ["cpu:0"]}
+    record["facts"] = make_blank_vocab(50).to_json_value()
     (run_folder / "experiment.json").write_text(json.dumps(record | {"experiment": to_json_value(spec)}))
     if rows:
         (run_folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     if rows and finished:
         scores = {name: value for name, value in rows[-1].items() if name not in ("split", "time")}
-        result = {"steps": 40, "parameters": 1234567, "tokens_per_second": 1234.5, "heldout": scores, "best": scores}
+        result = {"name": spec.name, "steps": 40, "parameters": 1234567, "tokens_per_second": 1234.5}
+        result |= {"heldout": scores, "best": scores}
         (run_folder / "result.json").write_text(json.dumps(result))
 
 
@@ -252,6 +256,52 @@ def test_a_run_that_cannot_be_read_is_named_with_its_reason(tmp_path):
     assert "4 runs" in shown and "3 not readable" in shown
     for name in ("torn", "foreign", "other"):
         assert f"Could not be read: {name}: " in shown
+
+
+DAMAGE = {
+    "no JSON": ("experiment.json", "{"),
+    "a row": ("metrics.jsonl", '{"step": "x"}\n'),
+    "another shape": ("result.json", '{"steps": 4, "heldout": [1]}'),
+    "a text as a number": ("result.json", '{"name": "a", "steps": "4", "parameters": 1, "tokens_per_second": 1}'),
+    "no vocabulary": ("experiment.json", '{"fingerprint": "", "versions": {}, "devices": []}'),
+    "saved steps": ("saved_steps.json", "[]"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_run_is_named_and_the_others_are_on_the_page(tmp_path, damage):
+    for name in ("a", "b", "c"):
+        write_run(tmp_path, replace(BERT, name=name), metric_rows(BERT))
+    file, text = DAMAGE[damage]
+    (tmp_path / "b" / file).write_text(text)
+    shown = "\n".join(ParsedPage(build_page(tmp_path, [])).texts)
+    assert "2 finished, 1 not readable" in shown and "Could not be read: b: " in shown and file in shown
+
+
+@pytest.mark.live
+def test_a_page_of_a_thousand_runs_of_which_one_is_damaged_is_made(tmp_path):
+    for number in range(1000):
+        write_run(tmp_path, replace(BERT, name=f"run-{number}", seed=number), metric_rows(BERT))
+    (tmp_path / "run-500" / "result.json").write_text("{")
+    started = time.monotonic()
+    shown = build_page(tmp_path, [])
+    assert "Could not be read: run-500: " in shown and "999 finished, 1 not readable" in shown
+    assert time.monotonic() - started < 120  # 30 s on a core of a busy machine
+
+
+def test_control_characters_are_shown_escaped(tmp_path):
+    pytest.importorskip("matplotlib")
+    write_run(tmp_path, replace(BERT, data=replace(BERT.data, corpus=("a\x1b[31m\u202e.txt",))))
+    shown = build_page(tmp_path, [ReportTable("T\x07", ("", "x"), (("r\x9b", "1"),), ("n\x00",))])
+    assert not [character for character in shown if is_control(character)]
+    for escaped in ("T\\u0007", "r\\u009b", "n\\u0000", "a\\u001b[31m\\u202e.txt"):
+        assert escaped in shown
+
+
+def test_progress_is_that_of_the_newest_checkpoint(tmp_path):
+    write_run(tmp_path, BERT, metric_rows(BERT, until=20), finished=False)
+    (tmp_path / "bert" / "saved_steps.json").write_text(json.dumps({"latest": 30, "best": None}))
+    assert "not finished: 30 of 40 steps (75%)" in build_page(tmp_path, [])
 
 
 def test_a_run_without_metrics_has_no_curve(tmp_path):

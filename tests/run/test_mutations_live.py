@@ -14,7 +14,6 @@ import jax
 import numpy as np
 import pytest
 
-from encoders.cli.commands import is_expected
 from encoders.exchange.convert import import_checkpoint
 from encoders.inference.predictor import load_predictor
 from encoders.run import loop
@@ -22,6 +21,7 @@ from encoders.run.evaluate import evaluate_run
 from encoders.run.folder import read_result, read_run_rows
 from encoders.run.run import Run
 from encoders.training import checkpoint
+from encoders.utils.errors import is_expected
 from encoders.utils.files import sign_json, write_json
 from tests import texts
 from tests.exchange.references import HOME

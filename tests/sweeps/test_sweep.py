@@ -24,8 +24,9 @@ def named(name: str, source: str | None = None, runs=None):
 
 def finish(folder) -> dict:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "result.json").write_text('{"steps": 1}')
-    return {"steps": 1}
+    result = {"name": folder.name, "steps": 1, "parameters": 7, "tokens_per_second": 1.0, "heldout": {}}
+    (folder / "result.json").write_text(json.dumps(result))
+    return result
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def build_sweep(monkeypatch, tmp_path):
         monkeypatch.setattr(sweeps.loop, "train", train)
         lines = []
         return (
-            Sweep(experiments, tmp_path, lines.append, lambda error: True, poll_seconds=0.01, **options),
+            Sweep(experiments, tmp_path, lines.append, poll_seconds=0.01, **options),
             trained,
             lines,
         )
@@ -243,3 +244,16 @@ def test_an_error_after_a_finished_experiment_is_a_failure(build_sweep, tmp_path
     finish(tmp_path / "a")
     assert made.train(False, NO_STOP, 1) == 1
     assert lines[-1] == "failed: a, b" and "a failed: a cannot be scored" in lines
+
+
+def test_status_counts_the_steps_of_the_newest_checkpoint_and_names_a_damaged_run(build_sweep, tmp_path):
+    made, _, _ = build_sweep(named("a"), named("b"), named("c"))
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+        row = {"step": 10, "split": "train", "time": {"seconds": 1.0}}
+        (tmp_path / name / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    (tmp_path / "a" / "saved_steps.json").write_text(json.dumps({"latest": 30, "best": 30}))
+    (tmp_path / "b" / "saved_steps.json").write_text("{")
+    a, b, c = measure_progress(made)
+    assert (a.state, a.step) == ("interrupted", 30) and (c.state, c.step) == ("interrupted", 10)
+    assert b.state == "damaged" and "b/saved_steps.json" in b.note

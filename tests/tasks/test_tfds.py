@@ -11,6 +11,7 @@ from encoders.data.row_files import RowReader
 from encoders.tasks.squad import QATask
 from encoders.tasks.text_tasks import TextTask
 from encoders.text.source import CorpusError
+from encoders.text.tfds_reader import open_tfds_dataset
 from encoders.text.tokenization import TokenizerSpec
 from tests import task_examples
 
@@ -91,3 +92,14 @@ def test_a_missing_data_set_is_refused_before_any_work(home):
     with pytest.raises(CorpusError, match="no_such_set"):
         prepare_store(data)
     assert not (home / "none").exists()
+
+
+def test_a_warning_that_is_an_error_is_not_taken_for_a_missing_data_set(monkeypatch):
+    import tensorflow_datasets as tfds
+
+    def warn(*arguments, **options):
+        warnings.warn("label() is deprecated and more", FutureWarning, stacklevel=1)
+
+    monkeypatch.setattr(tfds, "builder", warn)
+    with pytest.raises(FutureWarning, match="is deprecated"):
+        open_tfds_dataset("tfds:wikipedia")

@@ -17,8 +17,9 @@ import pytest
 from encoders.run import diagnostics, loop
 from encoders.run.preemption import STOPPED_STATUS
 from encoders.training import distributed
-from encoders.training.distributed import DistributedError, wait_for_all_processes
+from encoders.training.distributed import DistributedError
 from encoders.training.metric_log import read_metric_rows
+from encoders.training.rendezvous import wait_for_all_processes
 from tests import texts
 from tests.run.test_loop import experiment, final_state, quiet, without_time
 
@@ -223,6 +224,22 @@ def test_a_process_that_is_killed_ends_the_run_which_goes_on(home, tmp_path):
     done = launched(home, tmp_path)
     assert done.returncode == 0, done.stderr
     assert_alike(tmp_path / "tiny-roberta", home / "alone" / "tiny-roberta")
+
+
+@pytest.mark.live
+def test_the_survivor_of_a_killed_process_ends_with_one_line(home, tmp_path):
+    at = f"127.0.0.1:{port()}"
+    command = [sys.executable, str(home / "driver.py"), "train", str(home / "experiments.py"), "--runs", str(tmp_path)]
+    command += ["--coordinator", at, "--processes", "2", "--process"]
+    environment = os.environ | {"ACT": "SIGKILL", "JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu"}
+    processes = [
+        subprocess.Popen([*command, index], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+        for index in "01"
+    ]
+    told = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [1, -signal.SIGKILL], told
+    assert "Traceback" not in told[0], told[0][-1500:]
+    assert "another process of the run has ended" in told[0].splitlines()[-1]
 
 
 @pytest.mark.live

@@ -1,5 +1,6 @@
 """Whole files, and locks that are released with their processes."""
 
+import ast
 import errno
 import os
 import shutil
@@ -7,10 +8,22 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
-from encoders.utils.files import check_local_paths, is_disk_full, lock_dir, lock_owner
+import encoders
+from encoders.utils.errors import is_disk_full
+from encoders.utils.files import (
+    NUMBER,
+    DamagedFile,
+    atomic_dir,
+    check_local_paths,
+    check_shape,
+    lock_dir,
+    lock_owner,
+    write_file_atomically,
+)
 
 HOLDER = """
 import sys, time
@@ -75,3 +88,68 @@ def test_a_path_in_an_object_store_is_refused(path):
     check_local_paths(None, "runs", "/runs", "C:/runs")
     with pytest.raises(ValueError, match=path):
         check_local_paths("runs", path)
+
+
+WRITER = """
+import sys, time
+from pathlib import Path
+from encoders.utils.files import atomic_dir, claim_partial
+import os
+folder = Path(sys.argv[1])
+open_file = lambda partial: os.open(partial, os.O_WRONLY | os.O_CREAT)
+with atomic_dir(folder / "made") as made, claim_partial(folder / "file", open_file) as file:
+    (made / "half").write_text("half")
+    file.write_text("half")
+    print("written", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_what_a_killed_process_left_is_gone_after_the_next_write_and_a_living_one_is_not_disturbed(tmp_path):
+    writer = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert writer.stdout.readline() == "written\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".file.partial-0", ".made.partial-0"]
+    with atomic_dir(tmp_path / "other") as other:
+        (other / "a").write_text("a")
+    with atomic_dir(tmp_path / "made") as made:
+        assert made.name == ".made.partial-1" and not list(made.iterdir())
+    write_file_atomically(tmp_path / "file", b"whole")
+    assert (tmp_path / ".made.partial-0" / "half").exists() and (tmp_path / ".file.partial-0").exists()
+    writer.send_signal(signal.SIGKILL)
+    writer.communicate()
+    shutil.rmtree(tmp_path / "made")
+    with atomic_dir(tmp_path / "made"):
+        pass
+    write_file_atomically(tmp_path / "file", b"whole again")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "made", "other"]
+    assert (tmp_path / "file").read_bytes() == b"whole again" and not list((tmp_path / "made").iterdir())
+
+
+def test_a_failure_leaves_nothing(tmp_path):
+    with pytest.raises(KeyError), atomic_dir(tmp_path / "a" / "b") as folder:
+        (folder / "half").write_text("half")
+        raise KeyError
+    with pytest.raises(FileNotFoundError):
+        write_file_atomically(tmp_path / "nowhere" / "file", b"")
+    with pytest.raises(IsADirectoryError):
+        write_file_atomically(tmp_path, b"x")
+    assert not list(tmp_path.iterdir()) and not list(tmp_path.parent.glob(f".{tmp_path.name}*"))
+
+
+@pytest.mark.parametrize(
+    "value, place",
+    [({}, "lacks a, b"), ({"a": 1, "b": {"x": "y"}}, "b, x"), ({"a": [1], "b": {}}, "a"), ([], ""), (None, "")],
+)
+def test_json_of_another_shape_is_named_by_its_place(value, place):
+    check_shape({"a": 1, "b": {"x": 2.5}, "c": None}, {"a": int, "b": {str: NUMBER}}, "file.json")
+    with pytest.raises(DamagedFile, match=f"file.json,? ?{place}"):
+        check_shape(value, {"a": int, "b": {str: NUMBER}}, "file.json")
+
+
+def test_every_error_of_the_package_is_of_one_kind_and_no_module_raises_a_plain_value_error():
+    package, plain = Path(encoders.__file__).parent, []
+    for path in sorted(package.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and isinstance(node.exc.func, ast.Name):
+                plain += [f"{path}:{node.lineno}"] * (node.exc.func.id == "ValueError")
+    assert not plain

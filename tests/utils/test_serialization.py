@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from encoders.data.formats import FullSentences
-from encoders.experiment import apply_settings, describe_differences, describe_experiment, fingerprint_experiment
+from encoders.experiment import apply_settings, describe_differences, describe_experiments, fingerprint_experiment
 from encoders.families.electra import ElectraEmbeddings
 from encoders.objectives.masked_lm import MaskedLM
 from encoders.training.optimizer import AdamW, Lamb
@@ -33,7 +33,7 @@ GOLDEN = Path(__file__).with_name("saved_experiments.json")
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_an_experiment_reads_back_equal_from_json(experiment):
     again = from_json_value(json.loads(json.dumps(to_json_value(experiment))))
-    assert again == experiment and describe_experiment(again) == describe_experiment(experiment)
+    assert again == experiment and describe_experiments([again]) == describe_experiments([experiment])
     assert fingerprints(again) == fingerprints(experiment)
 
 
@@ -277,13 +277,14 @@ def test_a_phase_more_is_a_difference():
 
 
 def test_an_experiment_describes_itself():
-    lines = describe_experiment(BASE).splitlines()
+    lines = describe_experiments([BASE])[0].splitlines()
     assert {
         "model.num_layers = 3",
         "objective.sentence_task = NextSentencePrediction",
         "phases.1.seq_length = 64",
     } <= set(lines)
-    assert len(lines) == len(flatten_fields(BASE))
+    assert len(lines) == len(flatten_fields(BASE, fingerprinted_only=False))
+    assert {"mesh.data = -1", "intervals.log_every = 100", "data.store_dir = stores"} <= set(lines)
 
 
 if __name__ == "__main__":  # python -m tests.utils.test_serialization, once, before the first release
