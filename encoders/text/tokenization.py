@@ -157,7 +157,8 @@ def widen_offsets(text: str, offsets: list[tuple[int, int]]) -> list[tuple[int, 
     [(0, 2), (2, 3)]
     """
     wide, before = [], 0
-    for (start, end), after in zip(offsets, [*(start for start, _ in offsets[1:]), len(text)], strict=True):
+    next_starts = [start for start, _ in [*offsets, (len(text), 0)][1:]]
+    for (start, end), after in zip(offsets, next_starts, strict=True):
         while start > before and not text[start - 1].isspace():
             start -= 1
         while end < after and not text[end].isspace():
