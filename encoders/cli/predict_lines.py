@@ -82,6 +82,14 @@ def require_pairs(texts: Iterable[TextOrPair]) -> Iterator[tuple[str, str]]:
         yield text
 
 
+def require_single_texts(texts: Iterable[TextOrPair]) -> Iterator[str]:
+    """Yield single texts. Raises `ExperimentError` for a pair."""
+    for text in texts:
+        if not isinstance(text, str):
+            raise ExperimentError(f"{text!r} has a second text; give one text, without a tab or --second")
+        yield text
+
+
 def iter_predictions(
     predictor: Predictor,
     kind: str,
@@ -100,6 +108,9 @@ def iter_predictions(
             for scores in predictor.classify(texts):
                 is_number = len(scores) == 1  # as of STS-B
                 yield scores if is_number else {"label": max(scores, key=scores.get), "probabilities": scores}
+        case "tags":
+            for words in predictor.tag_words(require_single_texts(texts)):
+                yield {"words": words}
         case "answer":
             yield from predictor.answer_questions(require_pairs(texts), threshold)
         case "similarity":
@@ -143,6 +154,9 @@ def format_prediction(kind: str, prediction: dict) -> list[str]:
             return ["   ".join(f"{label} {p:.1%}" for label, p in prediction["probabilities"].items())]
         case "classify":
             return [f"{value:.3f}" for value in prediction.values()]
+        case "tags":
+            line = "{word:15} {tag:10} {probability:6.1%}  characters {start} to {end}"
+            return [line.format(**word) for word in prediction["words"]]
         case "answer" if prediction["answer"]:
             return ["{answer} (characters {start} to {end}, score {score:.2f})".format(**prediction)]
         case "answer":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain, islice
@@ -23,6 +24,7 @@ from encoders.data.formats import Format
 from encoders.data.store import Split
 from encoders.data.stream import Phase, iter_batches_longest_first
 from encoders.experiment import Experiment
+from encoders.inference.word_tags import TextWords, split_words
 from encoders.model.encoder import Encoder, find_encoder_name
 from encoders.model.heads import Pooler, summarize_examples
 from encoders.objectives.masking import MaskedBatch
@@ -33,6 +35,7 @@ from encoders.tasks.classification import Classification
 from encoders.tasks.question_answering import QAObjective
 from encoders.tasks.squad import ContextWindows
 from encoders.tasks.text_tasks import TextRows
+from encoders.tasks.token_classification import TokenClassification
 
 CHUNK_SIZE = 4096  # texts that are sorted by length at a time
 NUM_LENGTH_BUCKETS = 16  # lengths that batches may have
@@ -142,6 +145,27 @@ class Predictor:
             return [dict(zip(labels, map(float, row), strict=True)) for row in jax.device_get(scores)]
 
         yield from self.predict_texts(texts, predict_rows)
+
+    def tag_words(self, texts: Iterable[str]) -> Iterator[list[dict]]:
+        """Yield the words of each text with the keys word, start, end, tag and probability.
+
+        `start` and `end` are characters of the text. Words behind the cut, and words without tokens, are left out.
+        """
+        if not isinstance(self.objective, TokenClassification):
+            kind = type(self.objective).__name__
+            raise RunError(f"{self.run.folder} needs an objective of token classification and has {kind}")
+        encoded: deque[TextWords] = deque()
+
+        def encode_words(text: str) -> list[list[int]]:
+            words = split_words(self.run.tokenizer, text)
+            encoded.append(words)
+            return self.require_tokens([words.token_ids], text)
+
+        def predict_rows(batch: Batch) -> list:
+            return list(jax.device_get(jax.nn.softmax(self.apply_module(batch, "compute_logits"))))
+
+        for probabilities in self.predict_texts(texts, predict_rows, encode_words):
+            yield encoded.popleft().name_tags(self.objective.labels, probabilities)
 
     def answer_questions(
         self, questions: Iterable[tuple[str, str]], null_threshold: float | None = None

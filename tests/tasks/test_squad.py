@@ -193,6 +193,20 @@ def test_a_store_has_the_answer_in_tokens_and_the_place_of_every_token(file, tmp
     assert [tuple(place) for place in store.train_split.label_columns["places"].tolist()] == places
 
 
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram"])
+def test_a_question_without_tokens_is_a_bad_row(kind, file, tmp_path):
+    blank = chr(0) if kind == "bpe" else "\u200b"  # bytes have a token each
+    tokenizer = train_tokenizer(TokenizerSpec(kind, 400), [[f"who what the fox ran it . ? {TEXT}"]] * 4)
+    (ids,), (offsets,) = tokenizer.encode_with_offsets([blank])
+    assert len(ids) == len(offsets)
+    tokenizer.save(tmp_path / "tokenizer.json")
+    root = file(question("blank", "\u200b", RAN), WHO)
+    file(WHAT, split="dev")
+    data = LabelledData(TASK, root, TokenizerSpec(path=f"{root}/tokenizer.json"), "skip", f"{root}/stores")
+    skipped = prepare_store(data).metadata["skipped"]
+    assert skipped == {"train": int(not tokenizer.encode_batch(["\u200b"])[0]), "dev": 0}
+
+
 # Windows
 
 
