@@ -62,7 +62,7 @@ def count_train_rows(task: TaskSpec, root: str, default: int | None = None) -> i
     reader = RowReader("skip")
     num_rows = sum(1 for _ in task.read_examples(root, "train", reader))
     if not num_rows:
-        raise ExperimentError(f"{root} has no usable row in the split train; the first one: {reader.skipped_rows[0]}")
+        raise ExperimentError(f"{root} lacks a usable row in the split train; the first one: {reader.skipped_rows[0]}")
     return num_rows
 
 

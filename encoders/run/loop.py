@@ -260,7 +260,7 @@ def log_interval(session: TrainSession, current_step: int) -> None:
         row = {"loss": total_loss(scores, experiment.objective.loss_weights)} | row | scores
         losses = [row["loss"] for row in metric_log.rows if row["split"] == "train" and "loss" in row]
         lines, shown_loss = [diagnostics.describe_loss_spike([*losses, row["loss"]])], f"loss {row['loss']:.3f}"
-    else:  # all updates were skipped: there is no loss
+    else:  # all updates were skipped, so a loss is unknown
         row["skipped"] = 1.0
     metric_log.write_row(current_step, "train", row, timing)
     metric_log.advance_progress(current_step, f"{shown_loss}, {timing['tokens_per_second']:,.0f} tokens/s")

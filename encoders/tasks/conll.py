@@ -14,6 +14,7 @@ TAG_PATTERNS = (rf"{POSITION}[-_](?P<type>.+)", rf"(?P<type>.+)[-_]{POSITION}", 
 COMMON_POSITIONS = {"L": "E", "U": "S", "M": "I"}  # of BILOU and BMES in BIOES
 OUTSIDE = ("O", "")
 Tag = tuple[str, str]  # position and type
+Sentence = list[tuple[int, list[str]]]  # the number and the fields of each line
 
 
 def read_sentences(path: Path, labels: Sequence[str] = ()) -> Iterator[Record | RowError]:
@@ -24,11 +25,11 @@ def read_sentences(path: Path, labels: Sequence[str] = ()) -> Iterator[Record | 
 def read_conll_sentences(path: Path, labels: Sequence[str]) -> Iterator[Record | RowError]:
     """Yield the sentences of a file in CoNLL format, which blank lines end.
 
-    A line has fields between tabs or, without a tab, between spaces: first the word, last its tag. Where every
-    sentence counts its words in the first field, the word is the second. Lines of -DOCSTART- are passed over, and so
-    are comments: lines before a sentence with "#" as their first field whose last one is none of `labels`.
+    A line has fields between tabs or, without a tab, between spaces: first the word, last its tag. If every sentence
+    counts its words in the first field, the word is the second. Lines of -DOCSTART- are passed over, and so are
+    comments: lines before a sentence with "#" as their first field whose last one is none of `labels`.
     """
-    sentences: list[list[tuple[int, list[str]]]] = [[]]
+    sentences: list[Sentence] = [[]]
     with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
         for number, line in enumerate(file, 1):
             fields = [field.strip(" \r\n") for field in line.split("\t" if "\t" in line else " ")]
@@ -43,25 +44,30 @@ def read_conll_sentences(path: Path, labels: Sequence[str]) -> Iterator[Record |
     first_index = find_first_index(sentences)
     word_column = 0 if first_index is None else 1
     for sentence in sentences:
-        problem = None
-        for i, (number, fields) in enumerate(sentence, first_index or 0):
-            if word_column and fields[0] != str(i):
-                problem = problem or RowError(f"{path}:{number}", f"the first field {fields[0]!r} is not the index {i}")
-            elif len(fields) < word_column + 2:
-                problem = problem or RowError(f"{path}:{number}", f"the word {fields[-1]!r} lacks a tag")
-        words, tags = (
-            [fields[word_column : word_column + 1] for _, fields in sentence],
-            [fields[-1] for _, fields in sentence],
-        )
-        yield problem or Record(f"{path}:{sentence[0][0]}", {"words": [word for (word,) in words], "tags": tags})
+        if bad_line := find_bad_line(sentence, first_index):
+            number, problem = bad_line
+            yield RowError(f"{path}:{number}", problem)
+        else:
+            words, tags = [fields[word_column] for _, fields in sentence], [fields[-1] for _, fields in sentence]
+            yield Record(f"{path}:{sentence[0][0]}", {"words": words, "tags": tags})
 
 
-def find_first_index(sentences: list[list[tuple[int, list[str]]]]) -> int | None:
-    """Return 0 or 1 where the first field of every sentence's first line is that index, and a second line counts on."""
+def find_first_index(sentences: Sequence[Sentence]) -> int | None:
+    """Return 0 or 1 if the first field of all sentences starts at that index, and in one of them counts on; or None."""
     for first in (0, 1):
         starts_there = all(sentence[0][1][0] == str(first) for sentence in sentences)
         if starts_there and any(len(sentence) > 1 and sentence[1][1][0] == str(first + 1) for sentence in sentences):
             return first
+    return None
+
+
+def find_bad_line(sentence: Sentence, first_index: int | None) -> tuple[int, str] | None:
+    """Return the number and the problem of the first line without a tag, or with another index than expected."""
+    for i, (number, fields) in enumerate(sentence, first_index or 0):
+        if first_index is not None and fields[0] != str(i):
+            return number, f"the first field {fields[0]!r} is not the index {i}"
+        if len(fields) < (2 if first_index is None else 3):
+            return number, f"the word {fields[-1]!r} lacks a tag"
     return None
 
 
@@ -97,7 +103,7 @@ def parse_tags(labels: Sequence[str]) -> list[Tag]:
         known = ", ".join(f"{name} ({', '.join(letters)})" for name, letters in SCHEMES.items())
         problem = ", ".join(others) or f"the positions {', '.join(sorted(positions))}"
         raise ValueError(
-            f"labels={tuple(labels)} are of no scheme: {next(iter(parsed))!r} stands beside {problem}; "
+            f"labels={tuple(labels)} are of no scheme: beside {next(iter(parsed))!r} they have {problem}; "
             f"the schemes are {known}, each with O"
         )
     to_common = lambda position, entity_type: (COMMON_POSITIONS.get(position, position), entity_type)

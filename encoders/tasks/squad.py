@@ -123,7 +123,7 @@ def read_squad_questions(path: Path) -> Iterator[tuple[str, dict] | RowError]:
 
 def list_objects(parent: dict, name: str) -> list[dict] | None:
     """Return a list of JSON objects, or None for a value of another shape."""
-    values = parent.get(name, [])
+    values = parent.get(name)
     return values if isinstance(values, list) and all(isinstance(value, dict) for value in values) else None
 
 

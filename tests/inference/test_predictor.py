@@ -171,7 +171,7 @@ def test_questions_of_short_and_long_windows_are_answered_alike_in_any_batches(o
     answering.batch_size = 4
     together = list(answering.answer_questions(asked))
     assert [said["answer"] for said in alone] == [said["answer"] for said in together]
-    assert alone[1]["answer"] in ("tan", "sat", "tan sat")
+    assert alone[1]["answer"] and alone[1]["answer"] in "tan sat"
 
 
 def test_words_are_tagged_at_their_places_in_the_text(run):
