@@ -76,7 +76,7 @@ def describe_cut_rows(run: Run, cut_rows: dict[str, int]) -> list[str]:
 
 def describe_guessing(scores: Scores) -> list[str]:
     """Return a line for a classifier that always giving the commonest answer would equal."""
-    for accuracy_name, baseline_name in (("accuracy", "accuracy_baseline"), ("tag_accuracy", "tag_baseline")):
+    for accuracy_name, baseline_name in (("label_accuracy", "accuracy_baseline"), ("tag_accuracy", "tag_baseline")):
         accuracy, baseline = scores.get(accuracy_name), scores.get(baseline_name)
         if accuracy is None or baseline is None or accuracy > baseline:
             continue

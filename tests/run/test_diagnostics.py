@@ -110,7 +110,7 @@ def test_the_diagnosis_of_an_electra_that_learns_nothing_names_a_field(scores, b
 )
 def test_a_classifier_that_is_no_better_than_the_majority_is_named(labels, predictions, values):
     labels, predictions = np.array(labels), np.array(predictions)
-    scores = {"accuracy": score_accuracy(predictions, labels)} | score_classes(predictions, labels, ("no", "yes"))
+    scores = {"label_accuracy": score_accuracy(predictions, labels)} | score_classes(predictions, labels, ("no", "yes"))
     lines = diagnostics.diagnose_scores(Classification(("no", "yes")), scores)
     assert len(lines) == (values is not None)
     assert all(value in line for line in lines for value in values)
