@@ -11,12 +11,11 @@ makes it one in any case. Texts are cut at `length` tokens, by default the model
 The recipe is that of BERT for GLUE at one learning rate; `rates`, `batches`, `epochs` and `seeds` span a grid.
 """
 
-from dataclasses import replace
 from pathlib import Path
 
 from encoders.data.row_files import Record, read_records
 from encoders.finetuning.grids import build_finetuning_grid, count_train_rows, load_run_spec
-from encoders.finetuning.recipes import build_recipes
+from encoders.finetuning.recipes import build_recipes, set_row_length
 from encoders.tasks.text_tasks import TextTask
 from encoders.utils.serialization import ExperimentError
 
@@ -39,15 +38,10 @@ def experiments(
 ):
     files = tuple((split, find_split_file(root, split)) for split in ("train", "dev"))
     model = load_run_spec(init_from).model
-    if length is not None and not 8 <= length <= model.max_positions:
-        raise ExperimentError(f"length={length} must be from 8 to the model's max_positions={model.max_positions}")
     labels = labels or infer_labels(Path(root).expanduser() / files[0][1], label)
     task = TextTask(name, texts, label, () if labels == ("number",) else labels, files=files)
     run_name = f"{init_from.rstrip('/').rpartition('/')[2]}-{name}"
-    recipes = [
-        replace(recipe, max_seq_length=length or model.max_positions, num_length_buckets=16)
-        for recipe in build_recipes("bert", name, model, rates, batches, epochs)
-    ]
+    recipes = set_row_length(build_recipes("bert", name, model, rates, batches, epochs), length, model)
     num_rows = count_train_rows(task, root)
     return build_finetuning_grid(run_name, task, root, recipes, num_rows, num_seeds=seeds, init_from=init_from)
 

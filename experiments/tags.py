@@ -10,11 +10,10 @@ those of the training rows, in IOB1, IOB2, BIOES, BILOU or BMES. Rows are cut at
 model's positions. `rates`, `batches`, `epochs` and `seeds` span a grid around BERT's recipe.
 """
 
-from dataclasses import replace
 from pathlib import Path
 
 from encoders.finetuning.grids import build_finetuning_grid, count_train_rows, load_run_spec
-from encoders.finetuning.recipes import build_recipes
+from encoders.finetuning.recipes import build_recipes, set_row_length
 from encoders.tasks.conll import read_tags
 from encoders.tasks.token_classification import TokenTask
 
@@ -35,10 +34,7 @@ def experiments(
     labels = labels or read_tags(Path(root).expanduser() / train)
     task = TokenTask(labels, name, files=(("train", train), ("dev", dev)))
     model = load_run_spec(init_from).model
-    recipes = build_recipes("bert", name, model, rates, batches, epochs)
-    recipes = [
-        replace(recipe, max_seq_length=length or model.max_positions, num_length_buckets=16) for recipe in recipes
-    ]
+    recipes = set_row_length(build_recipes("bert", name, model, rates, batches, epochs), length, model)
     run_name = f"{Path(init_from).name}-{name}"
     num_rows = count_train_rows(task, root)
     return build_finetuning_grid(run_name, task, root, recipes, num_rows, num_seeds=seeds, init_from=init_from)

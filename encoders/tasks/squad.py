@@ -99,7 +99,7 @@ def read_squad_questions(path: Path) -> Iterator[tuple[str, dict] | RowError]:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:
         raise RowError(str(path), f"it is not UTF-8 at byte {error.start}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RowError(str(path), f"it is not JSON: {error}") from None
     articles = content.get("data") if isinstance(content, dict) else None
     if not isinstance(articles, list) or not all(isinstance(article, dict) for article in articles):
