@@ -10,14 +10,15 @@ Time: not measured here. Commands are in experiments/README.md, "Fine-tuning".
 
 The folder has the layout of GLUE, TASK/train.tsv and so on; `root=tfds` reads glue/... of TFDS. `recipe` is "bert",
 "roberta", "albert" or "electra" (encoders/finetuning/recipes.py), by default that of the model's family. `rates`,
-`batches` and `epochs` replace those of the recipe and span a grid. `--set early_stopping=2` ends a run two evaluations
+`batches` and `epochs` replace those of the recipe and span a grid. An epoch is a pass over the rows that are there;
+recipes given in steps stay in steps. `--set early_stopping=2` ends a run two evaluations
 after its best. With `mnli=runs/...` RTE, MRPC and STS-B are initialised from that run, as in the best results of
 RoBERTa and ALBERT.
 """
 
 from typing import Literal
 
-from encoders.finetuning.grids import build_finetuning_grid, load_run_spec
+from encoders.finetuning.grids import build_finetuning_grid, count_train_rows, load_run_spec
 from encoders.finetuning.recipes import build_recipes
 from encoders.tasks.glue import GLUE_TASKS, NUM_GLUE_TRAIN_ROWS, get_glue_task, locate_glue_rows
 
@@ -46,7 +47,7 @@ def experiments(
             get_glue_task(task),
             locate_glue_rows(root, task),
             build_recipes(family, task, model, rates, batches, epochs),
-            NUM_GLUE_TRAIN_ROWS[task],
+            count_train_rows(get_glue_task(task), locate_glue_rows(root, task), NUM_GLUE_TRAIN_ROWS[task]),
             num_seeds=seeds,
             init_from=mnli if mnli and task in FROM_MNLI else init_from,
         )

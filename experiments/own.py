@@ -4,19 +4,23 @@
 
 Cost and score: not measured here; they depend on the rows.
 
-The folder has `train` and `dev` as .tsv, .csv or .jsonl with those columns. Without `labels` the label is a number.
+The folder has `train` and `dev` as .tsv, .csv or .jsonl with those columns. Without `labels` they are those of the
+training rows; a column of numbers is one to predict, unless it holds at most 20 different integers. `labels=number`
+makes it one in any case. Texts are cut at `length` tokens, by default the model's positions.
+
 The recipe is that of BERT for GLUE at one learning rate; `rates`, `batches`, `epochs` and `seeds` span a grid.
 """
 
 from pathlib import Path
 
-from encoders.data.row_files import RowReader
-from encoders.finetuning.grids import build_finetuning_grid, load_run_spec
-from encoders.finetuning.recipes import build_recipes
+from encoders.data.row_files import Record, read_records
+from encoders.finetuning.grids import build_finetuning_grid, count_train_rows, load_run_spec
+from encoders.finetuning.recipes import build_recipes, set_row_length
 from encoders.tasks.text_tasks import TextTask
 from encoders.utils.serialization import ExperimentError
 
 FILE_ENDINGS = (".tsv", ".csv", ".jsonl")
+MAX_INTEGER_CLASSES = 20
 
 
 def experiments(
@@ -26,19 +30,19 @@ def experiments(
     label: str = "label",
     labels: tuple[str, ...] = (),
     name: str = "own",
+    length: int | None = None,
     rates: tuple[float, ...] = (3e-5,),
     batches: tuple[int, ...] = (),
     epochs: tuple[float, ...] = (),
     seeds: int = 1,
 ):
     files = tuple((split, find_split_file(root, split)) for split in ("train", "dev"))
-    task = TextTask(name, texts, label, labels, files=files)
-    reader = RowReader("skip")  # bad rows stop the training run later, unless it skips them too
-    num_rows = sum(1 for _ in task.read_examples(root, "train", reader))
-    if not num_rows:
-        raise ExperimentError(f"{root} has no usable row in the split train; the first one: {reader.skipped_rows[0]}")
+    model = load_run_spec(init_from).model
+    labels = labels or infer_labels(Path(root).expanduser() / files[0][1], label)
+    task = TextTask(name, texts, label, () if labels == ("number",) else labels, files=files)
     run_name = f"{init_from.rstrip('/').rpartition('/')[2]}-{name}"
-    recipes = build_recipes("bert", name, load_run_spec(init_from).model, rates, batches, epochs)
+    recipes = set_row_length(build_recipes("bert", name, model, rates, batches, epochs), length, model)
+    num_rows = count_train_rows(task, root)
     return build_finetuning_grid(run_name, task, root, recipes, num_rows, num_seeds=seeds, init_from=init_from)
 
 
@@ -49,3 +53,17 @@ def find_split_file(root: str, split: str) -> str:
     if len(existing) != 1:
         raise ExperimentError(f"{root} has {' and '.join(existing) or 'none'} of {', '.join(accepted)}; it needs one")
     return existing[0]
+
+
+def infer_labels(path: Path, column: str) -> tuple[str, ...]:
+    """Return the different values of a column, or ("number",) for numbers. Raises `RowError` for a missing column."""
+    values = {
+        str(row[column]) for row in read_records(path) if isinstance(row, Record) and row[column] not in ("", None)
+    }
+    try:
+        numbers = {value: float(value) for value in values}
+    except ValueError:
+        return tuple(sorted(values))
+    if len(numbers) > MAX_INTEGER_CLASSES or not all(number.is_integer() for number in numbers.values()):
+        return ("number",)
+    return tuple(sorted(numbers, key=numbers.get))

@@ -18,7 +18,7 @@ questions, as in the released code of BERT, though a long text has several rows.
 from dataclasses import replace
 from typing import Literal
 
-from encoders.finetuning.grids import build_finetuning_grid, load_run_spec
+from encoders.finetuning.grids import build_finetuning_grid, count_train_rows, load_run_spec
 from encoders.finetuning.recipes import build_recipes
 from encoders.tasks.question_answering import ANSWERABILITY_OBJECTIVES
 from encoders.tasks.squad import NUM_SQUAD_TRAIN_QUESTIONS, SQUAD_1_1, SQUAD_2_0, locate_squad_rows
@@ -44,6 +44,7 @@ def experiments(
     task = TASKS[version]
     files = dict(task.files) | {split: name for split, name in (("train", train), ("dev", dev)) if name}
     task = replace(task, files=tuple(files.items()))
+    rows = locate_squad_rows(root, task)
     recipe_name = model.conventions.name if recipe == "family" else recipe
     recipes = build_recipes(recipe_name, f"SQuAD{version}", model, rates, batches, epochs)
     name = f"{init_from.rstrip('/').rpartition('/')[2]}-squad{version}"
@@ -54,9 +55,9 @@ def experiments(
     return build_finetuning_grid(
         name,
         task,
-        locate_squad_rows(root, task),
+        rows,
         recipes,
-        questions or NUM_SQUAD_TRAIN_QUESTIONS[task.name],
+        questions or count_train_rows(task, rows, NUM_SQUAD_TRAIN_QUESTIONS[task.name]),
         num_seeds=seeds,
         init_from=init_from,
         objective=objective,

@@ -106,7 +106,7 @@ def test_a_task_of_a_file_is_learned_from_a_run_and_a_bad_line_is_named(span_mas
     for split in ("train", "dev"):
         rows = (line.split("\t") for line in (source / f"{split}.tsv").read_text().splitlines()[1:])
         (reviews / f"{split}.txt").write_text("".join(f"__label__{label} {text}\n" for text, label in rows))
-    arguments = ["--with", f"init_from={span_masking}", f"root={reviews}", "labels=0,1", "rows=24"]
+    arguments = ["--with", f"init_from={span_masking}", f"root={reviews}", "labels=0,1"]
     settings = ["data.store_dir=" + str(home / "stores"), "phases.*.num_length_buckets=1", "phases.*.seq_length=16"]
     command = ["train", str(GUIDES / "task.py"), "--code", str(GUIDES / "span_masking.py"), *arguments]
     command += ["--runs", str(home / "runs"), "--set", *settings]

@@ -192,11 +192,12 @@ def typed(home) -> dict[str, int]:
         task_examples.classes(home / "GLUE" / "SST-2"),
         task_examples.numbers(home / "GLUE" / "STS-B"),
         task_examples.squad(home / "squad"),
+        task_examples.tags(home / "entities"),
     )
     for command in commands():
         moved = {"runs/": f"{home}/runs/", "PUBLISHED": f"{home}/published", "exported": f"{home}/exported"}
         moved |= {"submissions": f"{home}/submissions", "root=GLUE": f"root={home}/GLUE", "SQUAD": f"{home}/squad"}
-        moved |= {"REVIEWS": f"{home}/GLUE/SST-2"}
+        moved |= {"REVIEWS": f"{home}/GLUE/SST-2", "ENTITIES": f"{home}/entities"}
         if "stores/KEY" in command:
             moved["stores/KEY"] = str(next((home / "stores").glob("*/store.json")).parent)
         for theirs, here in moved.items():

@@ -133,9 +133,9 @@ VERBS = {
         RUN,
         make_option(
             "kind",
-            "fill [MASK], classify one text or two, answer a question, similarity of two texts or of all, vectors of "
-            "texts or of tokens, mark replaced tokens (ELECTRA)",
-            choices=("fill", "classify", "answer", "similarity", "embed", "tokens", "replaced"),
+            "fill [MASK], classify one text or two, tag words, answer a question, similarity of two texts or of all, "
+            "vectors of texts or of tokens, mark replaced tokens (ELECTRA)",
+            choices=("fill", "classify", "tags", "answer", "similarity", "embed", "tokens", "replaced"),
         ),
         make_option("texts TEXT", "texts; without any, the lines of --file or of standard input", nargs="*"),
         list_option("--second TEXT", "the second text of each, or the context of a question", "second_texts"),

@@ -94,6 +94,8 @@ class TextSelection:
             self.predictor.build_windows([text])
         elif self.kind == "fill":
             self.predictor.encode_masked_text(text)
+        elif self.kind == "tags":
+            self.predictor.split_text(text)
         else:
             self.predictor.encode_text(text)
         self.are_pairs = is_pair if self.are_pairs is None else self.are_pairs
@@ -166,6 +168,9 @@ def iter_predictions(
             for scores in predictor.classify(texts):
                 is_number = len(scores) == 1  # as of STS-B
                 yield scores if is_number else {"label": max(scores, key=scores.get), "probabilities": scores}
+        case "tags":
+            for words in predictor.tag_words(texts):
+                yield {"words": words}
         case "answer":
             yield from predictor.answer_questions(texts, threshold)
         case "similarity":
@@ -205,6 +210,9 @@ def format_prediction(kind: str, prediction: dict) -> list[str]:
             return ["   ".join(f"{label} {p:.1%}" for label, p in prediction["probabilities"].items())]
         case "classify":
             return [f"{value:.3f}" for value in prediction.values()]
+        case "tags":
+            line = "{word:15} {tag:10} {probability:6.1%}  characters {start} to {end}"
+            return [line.format(**word) for word in prediction["words"]]
         case "answer" if prediction["answer"]:
             return ["{answer} (characters {start} to {end}, score {score:.2f})".format(**prediction)]
         case "answer":

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from encoders.data.store import Split
+
 # One example: its segments as ranges of the split's tokens (B is empty, 0 to 0, where there is one segment only), the
 # label of the pair, and the document that A begins in. All fields are int64, so that a table is built from one array.
 SPAN_FIELDS = ("a_start", "a_end", "b_start", "b_end", "label", "document")
@@ -38,6 +40,18 @@ def count_row_tokens(table: Table, num_separators: int = 1) -> np.ndarray:
     """Return the number of tokens of each row, `[rows]`, special tokens included."""
     size_a, size_b = measure_segments(add_example_axis(table))
     return ((size_a + 2) * (size_a > 0) + (size_b + num_separators) * (size_b > 0)).sum(axis=1)
+
+
+def count_cut_documents(table: Table, split: Split) -> int:
+    """Return how many documents of a split have a token that no row of the table holds, the last separator aside."""
+    changes = np.zeros(len(split.tokens) + 1, np.int64)
+    for start, end in (("a_start", "a_end"), ("b_start", "b_end")):
+        changes += np.bincount(table[start].ravel(), minlength=len(changes))
+        changes -= np.bincount(table[end].ravel(), minlength=len(changes))
+    is_held = np.cumsum(changes[:-1]) > 0
+    edges = split.sentence_offsets[split.document_offsets]
+    is_held[edges[1:] - 1] = True
+    return int((~np.logical_and.reduceat(is_held, edges[:-1])).sum())
 
 
 def swap_segments(table: Table) -> Table:

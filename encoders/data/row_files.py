@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -90,6 +90,8 @@ def read_records(path: Path, columns: tuple[str, ...] = ()) -> Iterator[Record |
                 row = Record(location, row)
             elif not columns:
                 columns = tuple(row)
+                if repeated := find_repeated_name(columns):
+                    raise RowError(location, f"two columns have the name {repeated!r}; each needs one of its own")
                 continue
             elif len(row) == len(columns):
                 row = Record(location, dict(zip(columns, row, strict=True)))
@@ -99,6 +101,12 @@ def read_records(path: Path, columns: tuple[str, ...] = ()) -> Iterator[Record |
             yield row
     if empty:
         raise RowError(str(path), "the file holds no rows")
+
+
+def find_repeated_name(names: Iterable[str]) -> str | None:
+    """Return the first name that occurs twice, or None; columns without a name do not count."""
+    seen = set()
+    return next((name for name in names if name and (name in seen or seen.add(name))), None)
 
 
 # Readers yield the number of a line and its row: a dict, a list of fields, or the reason why it is damaged.
@@ -126,7 +134,14 @@ def parse_json_lines(file) -> Iterator[tuple[int, dict | str]]:
     for number, line in enumerate(file, 1):
         if line.strip():
             try:
-                values = json.loads(line)
+                values = json.loads(line, object_pairs_hook=build_object)
                 yield number, values if isinstance(values, dict) else "not a JSON object"
             except (ValueError, RecursionError) as error:
                 yield number, f"not JSON: {error}"
+
+
+def build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object. Raises `ValueError` for one that names a value twice."""
+    if repeated := find_repeated_name(name for name, _ in pairs):
+        raise ValueError(f"two values have the name {repeated!r}")
+    return dict(pairs)

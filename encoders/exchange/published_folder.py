@@ -20,6 +20,7 @@ from encoders.objectives.replaced_tokens import ReplacedTokenDetection
 from encoders.tasks.classification import Classification
 from encoders.tasks.encoder_only import EncoderOnly
 from encoders.tasks.question_answering import SpanPrediction
+from encoders.tasks.token_classification import TokenClassification
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,6 +127,8 @@ def interpret_checkpoint(
             config = replace(config, always_project=False)
             tensors = {name: tensor for name, tensor in tensors.items() if name not in projection}
     heads = frozenset(filter(None, map(architecture.find_top_module, tensors))) - {"encoder"}
+    if f"{architecture.name.capitalize()}ForTokenClassification" in names:  # "classifier" is the name of both heads
+        heads = heads - {"classes"} | {"tags"}
     gelu_heads = heads.intersection(architecture.gelu_heads)
     if config.activation != "gelu" and gelu_heads:
         raise CheckpointError(
@@ -178,8 +181,8 @@ def is_identity(kernel: LazyTensor | None, bias: LazyTensor | None, width: int) 
 
 def infer_objective(architecture: Architecture, hf_config: dict, config: EncoderConfig, heads: frozenset[str]):
     """Return the objective that a checkpoint with these heads was last trained for. Raises `CheckpointError`."""
-    if "classes" in heads:
-        return infer_classification(architecture, hf_config, config)
+    if heads & {"classes", "tags"}:
+        return infer_classification(architecture, hf_config, config, heads)
     if "spans" in heads:
         return SpanPrediction()
     if "replaced" in heads:
@@ -189,11 +192,13 @@ def infer_objective(architecture: Architecture, hf_config: dict, config: Encoder
     return EncoderOnly("pooler" in heads)
 
 
-def infer_classification(architecture: Architecture, hf_config: dict, config: EncoderConfig) -> Classification:
+def infer_classification(
+    architecture: Architecture, hf_config: dict, config: EncoderConfig, heads: frozenset[str]
+) -> Classification | TokenClassification:
     """Return the classification of a config.json: labels, head and dropout. Raises `CheckpointError`."""
     labels = read_label_names(hf_config)
     problem_type = hf_config.get("problem_type")
-    if problem_type not in (None, choose_problem_type(labels)):
+    if "classes" in heads and problem_type not in (None, choose_problem_type(labels)):
         raise CheckpointError(
             f"config.json: problem_type={shorten(problem_type)} with num_labels={len(labels)} is not supported; "
             f"only {choose_problem_type(labels)!r} is"
@@ -202,6 +207,8 @@ def infer_classification(architecture: Architecture, hf_config: dict, config: En
     dropout = hf_config.get(dropout_field, default_dropout)
     dropout = config.hidden_dropout if dropout is None else dropout
     try:
+        if "tags" in heads:
+            return TokenClassification(labels, dropout)
         return Classification(labels, architecture.classifier_head, dropout)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"config.json: {error}") from None
@@ -228,11 +235,12 @@ def choose_problem_type(labels: tuple[str, ...]) -> str:
 
 def build_label_config(architecture: Architecture, objective) -> dict:
     """Return the fields of config.json for the classes of an objective."""
-    if not isinstance(objective, Classification):
+    if not isinstance(objective, Classification | TokenClassification):
         return {}
+    problem_type = {"problem_type": choose_problem_type(objective.labels)}
     return {
         "id2label": {str(i): name for i, name in enumerate(objective.labels)},
         "label2id": {name: i for i, name in enumerate(objective.labels)},
-        "problem_type": choose_problem_type(objective.labels),
+        **(problem_type if isinstance(objective, Classification) else {}),
         architecture.classifier_dropout_field[0]: objective.head_dropout,
     }

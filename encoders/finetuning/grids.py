@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from encoders.data.labelled import LabelledData, TaskSpec
+from encoders.data.row_files import RowReader
 from encoders.data.stream import Phase
 from encoders.experiment import Experiment, RunSpec
 from encoders.model.config import EncoderConfig
@@ -47,6 +48,22 @@ class Recipe:
 def load_run_spec(run: str | Path) -> RunSpec:
     """Return the experiment of a trained run, or the model and objective of an imported one, from its folder."""
     return parse_run_spec(read_run_record(Path(run)))
+
+
+def count_train_rows(task: TaskSpec, root: str, default: int | None = None) -> int:
+    """Return the number of usable training rows in the folder `root`; bad ones stop or are skipped when training.
+
+    `default` is returned for a TFDS data set, and for a folder without the file. Raises `ExperimentError` where no row
+    is usable.
+    """
+    has_file = not root.startswith("tfds:") and (Path(root).expanduser() / dict(task.files)["train"]).is_file()
+    if default is not None and not has_file:
+        return default
+    reader = RowReader("skip")
+    num_rows = sum(1 for _ in task.read_examples(root, "train", reader))
+    if not num_rows:
+        raise ExperimentError(f"{root} lacks a usable row in the split train; the first one: {reader.skipped_rows[0]}")
+    return num_rows
 
 
 def build_finetuning(

@@ -135,3 +135,13 @@ def override_recipe(recipe: Recipe, batch_size: int, num_epochs: float | None) -
     warmup_share = recipe.warmup / recipe.num_steps if recipe.warmup >= 1 else recipe.warmup
     num_steps = None if num_epochs else round(recipe.num_steps * recipe.batch_size / batch_size)
     return replace(changed, num_steps=num_steps, warmup=warmup_share)
+
+
+def set_row_length(recipes: Sequence[Recipe], length: int | None, config: EncoderConfig) -> list[Recipe]:
+    """Return recipes for rows of `length` tokens, by default of the model's positions, padded to one of 16 lengths.
+
+    Raises `ExperimentError` for a length that the model cannot have.
+    """
+    if length is not None and not 8 <= length <= config.max_positions:
+        raise ExperimentError(f"length={length} must be from 8 to the model's max_positions={config.max_positions}")
+    return [replace(r, max_seq_length=length or config.max_positions, num_length_buckets=16) for r in recipes]

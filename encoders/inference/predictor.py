@@ -33,6 +33,7 @@ from encoders.inference.text_batch import (
     make_padding_batch,
     measure_row,
 )
+from encoders.inference.word_tags import TextWords, split_words
 from encoders.model.encoder import Encoder, find_encoder_name
 from encoders.model.heads import Pooler, summarize_examples
 from encoders.objectives.masking import MaskedBatch
@@ -43,6 +44,7 @@ from encoders.tasks.answers import QAPrediction
 from encoders.tasks.classification import Classification
 from encoders.tasks.question_answering import QAObjective
 from encoders.tasks.squad import ContextWindows
+from encoders.tasks.token_classification import TokenClassification
 
 CHUNK_SIZE = 4096  # texts that are sorted by length at a time
 DEFAULT_WINDOW_LENGTH = 384  # tokens, for imported runs
@@ -130,6 +132,24 @@ class Predictor:
             return [dict(zip(labels, row, strict=True)) for row in scores.tolist()]
 
         yield from self.predict_texts(texts, predict_rows)
+
+    def tag_words(self, texts: str | Iterable[str]) -> Iterator[list[dict]]:
+        """Yield the words of each text with the keys word, start, end, tag and probability.
+
+        `start` and `end` are characters of the text. Words behind the cut, and words without tokens, are left out.
+        """
+        if not isinstance(self.objective, TokenClassification):
+            kind = type(self.objective).__name__
+            raise RunError(f"{self.run.folder} needs an objective of token classification and has {kind}")
+        encoded: deque[TextWords] = deque()
+
+        def encode_words(text: str) -> list[list[int]]:
+            encoded.append(self.split_text(text))
+            return [encoded[-1].token_ids]
+
+        predict_rows = lambda batch: list(self.compute(self.tag_rows, batch))
+        for probabilities in self.predict_texts(texts, predict_rows, encode_words):
+            yield encoded.popleft().name_tags(self.objective.labels, probabilities)
 
     def answer_questions(
         self, questions: tuple[str, str] | Iterable[tuple[str, str]], null_threshold: float | None = None
@@ -252,6 +272,10 @@ class Predictor:
         logits = self.answer_rows(params, batch)["logits"][:, 0]
         return jax.nn.softmax(logits) if len(self.labels) > 1 else logits
 
+    def tag_rows(self, params: dict, batch: TextBatch):
+        """Return the probabilities of the tags of each token, `[b l c]`."""
+        return jax.nn.softmax(self.apply_module(params, batch.to_batch(), "compute_logits"))
+
     def answer_rows(self, params: dict, batch: TextBatch):
         """Return the outputs of a task's module, by name `[b s ...]`."""
         return self.apply_module(params, batch.to_batch(), "predict_outputs")
@@ -311,6 +335,14 @@ class Predictor:
     def encode_text(self, text: TextOrPair) -> list[list[int]]:
         """Return the token ids of one text or two. Raises `RunError` where one is empty."""
         return self.require_tokens(self.run.tokenizer.encode_batch([text] if isinstance(text, str) else [*text]), text)
+
+    def split_text(self, text: str) -> TextWords:
+        """Return the words of a text. Raises `RunError` for one without tokens and for a pair."""
+        if not isinstance(text, str):
+            raise RunError(f"{text!r} is a pair; words are tagged in one text")
+        words = split_words(self.run.tokenizer, text)
+        self.require_tokens([words.token_ids], text)
+        return words
 
     def encode_masked_text(self, text: str) -> list[list[int]]:
         """Return the token ids of a text. Raises `RunError` for one without a mask and for a pair."""

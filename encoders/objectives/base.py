@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import numpy as np
@@ -16,6 +16,7 @@ from encoders.text.tokenization import VocabInfo
 from encoders.utils.metrics import Mean, binomial_standard_error, mean_value
 
 Metrics = dict[str, Mean]
+Scores = dict[str, Any]  # numbers, and dictionaries of scores where there are several, such as of each class
 
 
 class Objective:
@@ -68,7 +69,7 @@ class SupervisedObjective(Objective):
     def module(self, config: EncoderConfig, vocab: VocabInfo) -> TaskModule:
         return self.module_class(config, self, vocab)
 
-    def score_outputs(self, outputs: dict[str, np.ndarray], rows: np.ndarray, split: Split) -> dict[str, float]:
+    def score_outputs(self, outputs: dict[str, np.ndarray], rows: np.ndarray, split: Split) -> Scores:
         """Return the scores of `outputs`, by name `[n s ...]`, on n rows of the example table of a split."""
         raise NotImplementedError
 
@@ -105,6 +106,12 @@ class TaskModule(ObjectiveModule):
     def evaluate_batch(self, batch: Batch) -> tuple[Metrics, dict[str, Array]]:
         logits = self.compute_logits(batch)
         return self.compute_metrics(logits, batch), self.compute_outputs(logits, batch)
+
+
+def select_numbers(scores: Scores) -> dict[str, float]:
+    """Return the scores that are one number, without standard errors and baselines."""
+    names = [name for name, score in scores.items() if not isinstance(score, dict)]
+    return {name: scores[name] for name in names if not name.endswith(("_error", "_baseline"))}
 
 
 def perplexity(loss: float) -> float:

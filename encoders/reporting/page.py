@@ -115,6 +115,8 @@ def choose_column_classes(report_table: ReportTable) -> list[str]:
     return classes
 
 
+NESTED_SCORES = ("classes", "confusion")
+
 # Runs -----------------------------------------------------------------------------------------------------------------
 
 
@@ -180,9 +182,24 @@ class RunSummary:
         rows = tuple(
             (name.replace("_", " "), *(format_score(scores, name) for scores in evaluations.values()))
             for name in next(iter(evaluations.values()), ())
-            if name not in ("step", "split", "time") and not name.endswith("_error")
+            if name not in ("step", "split", "time")
+            and not name.endswith("_error")
+            and not name.endswith(NESTED_SCORES)
         )
         return ReportTable("Held-out scores", ("score", *evaluations), rows) if evaluations else None
+
+    def build_class_table(self) -> ReportTable | None:
+        """Return the scores of each class at the best evaluation, and how often each class was predicted for it."""
+        best = (self.result or {}).get("best", {})
+        classes, confusion = best.get("classes"), best.get("confusion", {})
+        if not classes:
+            return None
+        columns = ("precision", "recall", "f1", "count")
+        rows = tuple(
+            (name, *(f"{scores[column]:.4g}" for column in columns), *map(str, confusion.get(name, {}).values()))
+            for name, scores in classes.items()
+        )
+        return ReportTable("Classes", ("class", *columns, *(f"predicted {name}" for name in confusion)), rows)
 
 
 def format_score(scores: dict[str, float], score_name: str) -> str:

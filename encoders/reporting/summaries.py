@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from encoders.costs.ledger import count_encoder_params, count_params, eval_param_shapes
 from encoders.experiment import Experiment, strip_seeds
 from encoders.families import albert, bert, electra, roberta
-from encoders.objectives.base import SupervisedObjective
+from encoders.objectives.base import Scores, SupervisedObjective, select_numbers
 from encoders.objectives.masked_lm import MaskedLM
 from encoders.objectives.replaced_tokens import ReplacedTokenDetection
 from encoders.objectives.sentence_pair import NextSentencePrediction, SentenceOrderPrediction
@@ -47,12 +47,13 @@ def summarize_results(finished_runs: Sequence[tuple[Experiment, dict]]) -> str:
     return "\n\n".join(tables)
 
 
-def format_finetuned(name: str, runs: Sequence[tuple[Experiment, dict]]) -> tuple[str, ...]:
+def format_finetuned(name: str, runs: Sequence[tuple[Experiment, Scores]]) -> tuple[str, ...]:
     """Return the row of all seeds of an experiment: median, lowest and highest of its best metric, other medians."""
     experiment, first = runs[0]
     metric = experiment.objective.best_metric
     hidden_names, hidden_endings = ("step", "loss", metric), ("_loss", "_error", "label_accuracy")
-    others = [score for score in first if score not in hidden_names and not score.endswith(hidden_endings)]
+    others = [score for score in select_numbers(first) if score not in hidden_names]
+    others = [s for s in others if not s.endswith(hidden_endings) and all(s in best for _, best in runs)]
     medians = {score: statistics.median(best[score] for _, best in runs) for score in ("step", metric, *others)}
     values = [best[metric] for _, best in runs]
     return (

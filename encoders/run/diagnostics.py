@@ -2,7 +2,7 @@
 
 import shutil
 import statistics
-from functools import partial
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +10,11 @@ import numpy as np
 
 from encoders.costs.ledger import estimate_memory, format_gibibytes
 from encoders.data.batch import Batch
+from encoders.data.example_table import count_cut_documents
+from encoders.data.labelled import LabelledData
+from encoders.data.stream import load_eval_table
 from encoders.experiment import Experiment
-from encoders.objectives.base import Objective
+from encoders.objectives.base import Objective, Scores
 from encoders.objectives.replaced_tokens import ReplacedTokenDetection
 from encoders.run.folder import CHECKPOINTS_FOLDER
 from encoders.run.run import Run
@@ -21,6 +24,7 @@ from encoders.training.optimizer import flatten_with_paths
 SPIKE_DEVIATIONS = 6.0  # standard deviations above the mean of the rows before
 SPIKE_WINDOW = 50  # rows of the log
 MIN_REPLACED_SHARE = 0.02  # of the tokens
+MAX_CUT_SHARE = 0.01  # of the rows of a split, before a warning
 SLOW_PROCESS_RATIO = 2.0  # times the median of the other processes
 
 
@@ -46,9 +50,48 @@ def describe_nonfinite_update(run: Run, state: step.TrainState, batch: Batch, st
     return ", ".join(names[:3]) + more if names else "nothing: its gradient is a spike, or its norm overflows"
 
 
-def diagnose_scores(objective: Objective, scores: dict[str, float]) -> list[str]:
-    """Return what is wrong with the held-out scores of an ELECTRA past its first steps, each with a field to change."""
-    problems = []
+def count_cut_rows(run: Run) -> dict[str, int]:
+    """Return the number of labelled rows of each split that are cut in the last phase; empty without such rows."""
+    phase, store = run.experiment.phases[-1], run.store
+    if not isinstance(run.experiment.data, LabelledData):
+        return {}
+    splits = (store.train_split, *store.eval_splits)
+    return {s.name: count_cut_documents(load_eval_table(s, phase, store.path / "tables"), s) for s in splits}
+
+
+def describe_cut_rows(run: Run, cut_rows: dict[str, int]) -> list[str]:
+    """Return a line for each split with cut rows, a warning that names the setting for more than `MAX_CUT_SHARE`."""
+    phase, max_positions, lines = run.experiment.phases[-1], run.experiment.model.max_positions, []
+    setting = getattr(phase.format, "length_setting", "seq_length")
+    value = reduce(getattr, setting.split("."), phase)
+    for name, num_cut in cut_rows.items():
+        num_rows = run.store.metadata["splits"][name]["documents"]
+        line = f"{name}: {num_cut:,} of {num_rows:,} rows are cut at phases.{setting}={value} tokens"
+        if num_cut > MAX_CUT_SHARE * num_rows:
+            line = f"warning: {line}; raise it, as far as model.max_positions={max_positions} allows"
+        if num_cut:
+            lines.append(line)
+    return lines
+
+
+def describe_guessing(scores: Scores) -> list[str]:
+    """Return a line for a classifier that always giving the commonest answer would equal."""
+    for accuracy_name, baseline_name in (("label_accuracy", "accuracy_baseline"), ("tag_accuracy", "tag_baseline")):
+        accuracy, baseline = scores.get(accuracy_name), scores.get(baseline_name)
+        if accuracy is None or baseline is None or accuracy > baseline:
+            continue
+        predicted = {name for row in scores.get("confusion", {}).values() for name, count in row.items() if count}
+        always = f" It always answers {predicted.pop()!r}." if len(predicted) == 1 else ""
+        return [
+            f"{accuracy_name} {accuracy:.2%} is not above {baseline:.2%}, which always giving the commonest answer "
+            f"reaches.{always} More steps or another optimizer.learning_rate may help"
+        ]
+    return []
+
+
+def diagnose_scores(objective: Objective, scores: Scores) -> list[str]:
+    """Return what is wrong with the held-out scores of a run past its first steps, each with a field to change."""
+    problems = describe_guessing(scores)
     if not isinstance(objective, ReplacedTokenDetection):
         return problems
     share, accuracy, baseline = (scores[f"rtd_{name}"] for name in ("replaced", "accuracy", "baseline"))

@@ -17,7 +17,7 @@ from encoders.data.spec import PretrainingData
 from encoders.data.store import Split, SplitWriter, Store, choose_token_dtype
 from encoders.data.stream import Phase, iter_eval_batches, load_eval_table
 from encoders.data.work_units import PreparationJob
-from encoders.objectives.base import total_loss
+from encoders.objectives.base import Scores, total_loss
 from encoders.run.folder import RunError
 from encoders.run.run import Run, check_batch_sizes
 from encoders.training import sharding, step
@@ -30,7 +30,7 @@ def evaluate_run(
     phase: Phase | None = None,
     num_batches: int | None = None,
     on_batch: Callable[[], None] = lambda: None,
-) -> dict[str, float]:
+) -> Scores:
     """Return the held-out scores of `params` in the format of a phase, by default the last one.
 
     At most `num_batches` batches of each split are read, by default `intervals.eval_batches`. Scores of the second and
@@ -73,7 +73,7 @@ def open_corpus(run: Run, corpus: Sequence[str]) -> Iterator[Run]:
 
 def evaluate_split(
     run: Run, params: dict, split: Split, phase: Phase, max_batches: int, on_batch: Callable[[], None]
-) -> dict[str, float]:
+) -> Scores:
     """Return the scores of up to `max_batches` batches of one split."""
     objective, tables_dir = run.experiment.objective, run.store.path / "tables"
     local_rows = sharding.find_local_rows(run.mesh, phase.batch_size)

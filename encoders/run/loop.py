@@ -16,7 +16,7 @@ from encoders.costs.ledger import count_params
 from encoders.data.batch import Batch
 from encoders.data.stream import Phase
 from encoders.experiment import Experiment
-from encoders.objectives.base import Objective, total_loss
+from encoders.objectives.base import Objective, Scores, select_numbers, total_loss
 from encoders.run import diagnostics
 from encoders.run.evaluate import evaluate_run, to_host
 from encoders.run.folder import RECORD_FILE, RESULT_FILE, RunError, read_result, wait_for_file
@@ -62,6 +62,9 @@ def train(
             raise RunError(f"{folder} was made by process 0 and is missing here: all processes must see the same files")
         if is_primary and (shortage := diagnostics.describe_disk_shortage(run)):
             log(shortage)
+        cut_rows = diagnostics.count_cut_rows(run)
+        for line in diagnostics.describe_cut_rows(run, cut_rows):
+            log(line)
         watchdog = resources.enter_context(Watchdog(hang_timeout, distributed.log_from_host))
         outputs = resources.enter_context(ExitStack())
         checkpoints = outputs.enter_context(closing(run.open_checkpoints(experiment.intervals.keep_checkpoints)))
@@ -78,7 +81,7 @@ def train(
         session = TrainSession(run, start_step, checkpoints, metric_log, interval_metrics, watchdog, stop, profiler)
         scores = run_train_steps(session, state)
         outputs.close()  # checkpoints are on disk before the result is
-        return write_result(session, fingerprint, scores)
+        return write_result(session, fingerprint, scores, cut_rows)
 
 
 @contextmanager
@@ -190,7 +193,7 @@ class TrainSession:
         return limit is not None and find_best_evaluation(self.metric_log, self.run.experiment.objective)[0] >= limit
 
 
-def run_train_steps(session: TrainSession, state: step.TrainState) -> dict[str, float]:
+def run_train_steps(session: TrainSession, state: step.TrainState) -> Scores:
     """Update `state` to the end of the run, and return the held-out scores of the last step."""
     run, experiment, intervals = session.run, session.run.experiment, session.run.experiment.intervals
     num_steps, interval_metrics = experiment.num_steps, session.interval_metrics
@@ -239,15 +242,20 @@ def log_interval(session: TrainSession, current_step: int) -> None:
     """Write a row of training metrics, and log what needs attention in it."""
     experiment, metric_log = session.run.experiment, session.metric_log
     sums, timing = session.interval_metrics.finish_interval()
-    scores = experiment.objective.scores(sums)
     row = {
-        "loss": total_loss(scores, experiment.objective.loss_weights),
         "tokens": session.interval_metrics.num_tokens,
         "learning_rate": float(experiment.optimizer.compute_learning_rate(current_step - 1, experiment.num_steps)),
     }
-    metric_log.write_row(current_step, "train", row | scores, timing)
-    metric_log.advance_progress(current_step, f"loss {row['loss']:.3f}, {timing['tokens_per_second']:,.0f} tokens/s")
-    lines = [diagnostics.describe_loss_spike([row["loss"] for row in metric_log.rows if row["split"] == "train"])]
+    lines, shown_loss = [], "no update applied"
+    if sums["gradient_norm"].count:
+        scores = experiment.objective.scores(sums)
+        row = {"loss": total_loss(scores, experiment.objective.loss_weights)} | row | scores
+        losses = [row["loss"] for row in metric_log.rows if row["split"] == "train" and "loss" in row]
+        lines, shown_loss = [diagnostics.describe_loss_spike([*losses, row["loss"]])], f"loss {row['loss']:.3f}"
+    else:  # all updates were skipped, so a loss is unknown
+        row["skipped"] = 1.0
+    metric_log.write_row(current_step, "train", row, timing)
+    metric_log.advance_progress(current_step, f"{shown_loss}, {timing['tokens_per_second']:,.0f} tokens/s")
     if num_skipped := int(sums["skipped"].total):
         lines.append(f"skipped {num_skipped} updates since the last row: not finite, or spikes")
     if distributed.is_multi_process():
@@ -258,7 +266,7 @@ def log_interval(session: TrainSession, current_step: int) -> None:
         session.log_line(current_step, line)
 
 
-def evaluate_step(session: TrainSession, current_step: int, state: step.TrainState, phase: Phase) -> dict[str, float]:
+def evaluate_step(session: TrainSession, current_step: int, state: step.TrainState, phase: Phase) -> Scores:
     """Evaluate the state after a step, write a row of held-out scores, and return them."""
     experiment, metric_log = session.run.experiment, session.metric_log
     jax.block_until_ready(state.params)
@@ -267,8 +275,7 @@ def evaluate_step(session: TrainSession, current_step: int, state: step.TrainSta
     seconds = time.monotonic() - started_at
     session.interval_metrics.start_time += seconds  # the interval's speed is that of training
     metric_log.write_row(current_step, "heldout", scores, {"seconds": round(seconds, 3)})
-    shown = {name: score for name, score in scores.items() if not name.endswith(("_error", "_baseline"))}
-    line = ", ".join(f"{name.replace('_', ' ')} {score:.4g}" for name, score in shown.items())
+    line = ", ".join(f"{name.replace('_', ' ')} {score:.4g}" for name, score in select_numbers(scores).items())
     session.log_line(current_step, f"held-out {line}")
     if 10 * current_step >= experiment.num_steps:  # before, no model has learned enough
         for line in diagnostics.diagnose_scores(experiment.objective, scores):
@@ -292,12 +299,12 @@ def raise_if_diverged(session: TrainSession, current_step: int, state: step.Trai
     )
 
 
-def compute_checkpoint_cost(objective: Objective, scores: dict[str, float]) -> float:
+def compute_checkpoint_cost(objective: Objective, scores: Scores) -> float:
     """Return the number that is lowest at the best checkpoint."""
     return scores["loss"] if objective.best_metric == "loss" else -scores[objective.best_metric]
 
 
-def find_best_evaluation(metric_log: MetricLog, objective) -> tuple[int, dict[str, float]]:
+def find_best_evaluation(metric_log: MetricLog, objective) -> tuple[int, Scores]:
     """Return how many evaluations followed the best one, and the step and scores of the best."""
     rows = [row for row in metric_log.rows if row["split"] == "heldout"]
     if not rows:
@@ -306,7 +313,7 @@ def find_best_evaluation(metric_log: MetricLog, objective) -> tuple[int, dict[st
     return len(rows) - 1 - best, {name: value for name, value in rows[best].items() if name not in ("split", "time")}
 
 
-def write_result(session: TrainSession, fingerprint: str, scores: dict[str, float]) -> dict:
+def write_result(session: TrainSession, fingerprint: str, scores: Scores, cut_rows: dict[str, int]) -> dict:
     run, experiment, rows = session.run, session.run.experiment, session.metric_log.rows
     result = {
         "name": experiment.name,
@@ -318,6 +325,8 @@ def write_result(session: TrainSession, fingerprint: str, scores: dict[str, floa
         "heldout": scores,
         "best": find_best_evaluation(session.metric_log, experiment.objective)[1],
     }
+    if cut_rows:
+        result["cut_rows"] = cut_rows
     if distributed.is_primary():
         write_json(run.folder / RESULT_FILE, sign_json(result))
     return result

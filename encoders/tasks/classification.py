@@ -13,9 +13,9 @@ from encoders.data.batch import Batch
 from encoders.data.store import Split
 from encoders.model.encoder import Encoder
 from encoders.model.heads import ClassificationHead, Pooler, summarize_examples
-from encoders.objectives.base import Metrics, SupervisedObjective, TaskModule
+from encoders.objectives.base import Metrics, Scores, SupervisedObjective, TaskModule
 from encoders.objectives.losses import cross_entropy
-from encoders.tasks.scores import CLASSIFICATION_SCORES, REGRESSION_SCORES
+from encoders.tasks.scores import CLASSIFICATION_SCORES, REGRESSION_SCORES, score_classes, score_macro_f1
 from encoders.utils.errors import UserError
 from encoders.utils.metrics import Mean
 
@@ -93,8 +93,10 @@ class Classification(SupervisedObjective):
 
     @property
     def score_functions(self) -> dict:
-        """Score functions for classes or for numbers, by name."""
-        return CLASSIFICATION_SCORES if len(self.labels) > 1 else REGRESSION_SCORES
+        """Score functions for classes or for numbers, by name; of three and more classes "f1" is the mean."""
+        if len(self.labels) == 1:
+            return REGRESSION_SCORES
+        return CLASSIFICATION_SCORES | ({"f1": score_macro_f1} if len(self.labels) > 2 else {})
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -104,7 +106,8 @@ class Classification(SupervisedObjective):
     def best_metric(self) -> str:
         return next(iter(self.score_names or self.score_functions))
 
-    def score_outputs(self, outputs: dict[str, np.ndarray], rows: np.ndarray, split: Split) -> dict[str, float]:
+    def score_outputs(self, outputs: dict[str, np.ndarray], rows: np.ndarray, split: Split) -> Scores:
         logits, labels = outputs["logits"][:, 0], split.label_columns["label"][rows["document"][:, 0]]
         predictions = logits.argmax(-1) if len(self.labels) > 1 else logits[:, 0]
-        return {n: self.score_functions[n](predictions, labels) for n in self.score_names or self.score_functions}
+        scores = {n: self.score_functions[n](predictions, labels) for n in self.score_names or self.score_functions}
+        return scores | (score_classes(predictions, labels, self.labels) if self.label_names else {})

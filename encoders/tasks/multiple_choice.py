@@ -17,9 +17,9 @@ from encoders.data.labelled import EncodedExample, Example
 from encoders.data.row_files import Record, RowError, RowReader, has_lone_surrogate, read_records
 from encoders.data.store import Split
 from encoders.model.config import FamilyConventions
-from encoders.objectives.base import Metrics, SupervisedObjective, TaskModule
+from encoders.objectives.base import Metrics, Scores, SupervisedObjective, TaskModule
 from encoders.tasks.classification import ClassificationModule, compute_label_metrics
-from encoders.tasks.scores import score_accuracy
+from encoders.tasks.scores import score_accuracy, score_baseline
 from encoders.tasks.text_tasks import LabelledFormat, truncate_pairs
 
 
@@ -117,6 +117,7 @@ class MultipleChoiceObjective(SupervisedObjective):
     required_fields: ClassVar[frozenset[str]] = frozenset({"label"})
     loss_weights: ClassVar[dict[str, float]] = {"label_loss": 1.0}
 
-    def score_outputs(self, outputs: dict[str, np.ndarray], rows: np.ndarray, split: Split) -> dict[str, float]:
+    def score_outputs(self, outputs: dict[str, np.ndarray], rows: np.ndarray, split: Split) -> Scores:
         labels = split.label_columns["label"][rows["document"][:, 0]]
-        return {"accuracy": score_accuracy(outputs["logits"].argmax(-1), labels)}
+        accuracy = score_accuracy(outputs["logits"].argmax(-1), labels)
+        return {"accuracy": accuracy, "accuracy_baseline": score_baseline(labels)}

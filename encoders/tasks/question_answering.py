@@ -23,7 +23,7 @@ from encoders.data.store import Split
 from encoders.model.encoder import Encoder
 from encoders.model.heads import gather_hidden_states, summarize_examples
 from encoders.model.ops import ACTIVATIONS, Dropout, make_dense, make_layer_norm
-from encoders.objectives.base import Metrics, SupervisedObjective, TaskModule
+from encoders.objectives.base import Metrics, Scores, SupervisedObjective, TaskModule
 from encoders.objectives.losses import binary_cross_entropy, cross_entropy
 from encoders.objectives.masking import make_membership_mask
 from encoders.tasks.answers import QAPredictions, decode_predictions, score_questions, subtract_best_score
@@ -60,14 +60,23 @@ def compute_span_metrics(
     return {name: Mean((value * mask).sum(), mask.sum()) for name, value in values.items()}
 
 
-def build_span_candidates(starts, ends, scores, null_logits, context_mask: Bool[Array, "b s l"]) -> dict[str, Array]:
-    """Return the candidates of each window, `[b s n]`, with positions counted from its first context token."""
+def build_span_candidates(
+    starts, ends, scores, null_logits, context_mask: Bool[Array, "b s l"], beam_size: int
+) -> dict[str, Array]:
+    """Return the `beam_size` squared candidates of each window, `[b s n]`; those of short windows score minus infinity.
+
+    Positions are counted from the window's first context token.
+    """
     context_start = context_mask.argmax(-1)[..., None]
-    beams = jnp.broadcast_arrays(starts, ends, scores)
-    starts, ends, scores = (values.reshape(*values.shape[:2], -1) for values in beams)
+    beams = jnp.broadcast_arrays(starts - context_start[..., None], ends - context_start[..., None], scores)
+    beams = [values.reshape(*values.shape[:2], -1) for values in beams]
+    padding = ((0, 0), (0, 0), (0, beam_size**2 - beams[0].shape[-1]))  # batches of all lengths are concatenated
+    starts, ends, scores = (
+        jnp.pad(x, padding, constant_values=y) for x, y in zip(beams, (0, 0, MASKED_LOGIT), strict=True)
+    )
     return {
-        "first": starts - context_start,
-        "last": ends - context_start,
+        "first": starts,
+        "last": ends,
         "score": jnp.where(scores > MASKED_LOGIT / 2, scores, -jnp.inf),
         "null": null_logits,
     }
@@ -104,7 +113,7 @@ class SpanPredictionModule(TaskModule):
         if null is None:
             null = gather_hidden_states(spans, batch.cls_positions).sum(-1)
         scores = starts[..., None] + ends[..., None, :]
-        return build_span_candidates(first[..., None], last[..., None, :], scores, null, context)
+        return build_span_candidates(first[..., None], last[..., None, :], scores, null, context, N_BEST_SIZE)
 
 
 class ConditionedSpanModule(TaskModule):
@@ -163,7 +172,8 @@ class ConditionedSpanModule(TaskModule):
         ends = self.compute_end_logits(hidden, starts.reshape(b, -1), batch).reshape(b, s, count, -1)
         ends = jax.nn.log_softmax(jnp.where(self.build_answer_mask(batch)[:, :, None], ends, MASKED_LOGIT))
         end_scores, last = jax.lax.top_k(jnp.where(context[:, :, None], ends, MASKED_LOGIT), count)
-        return build_span_candidates(starts[..., None], last, start_scores[..., None] + end_scores, null, context)
+        scores, beam_size = start_scores[..., None] + end_scores, self.objective.beam_size
+        return build_span_candidates(starts[..., None], last, scores, null, context, beam_size)
 
 
 class QAObjective(SupervisedObjective):
@@ -177,7 +187,7 @@ class QAObjective(SupervisedObjective):
         """Return the prediction for each question, by its document."""
         return decode_predictions(outputs, rows, split)
 
-    def score_outputs(self, outputs: dict[str, np.ndarray], rows: np.ndarray, split: Split) -> dict[str, float]:
+    def score_outputs(self, outputs: dict[str, np.ndarray], rows: np.ndarray, split: Split) -> Scores:
         return score_questions(self.decode_predictions(outputs, rows, split), split.row_metadata)
 
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from reprlib import repr as shorten
 from typing import ClassVar
 
 import numpy as np
@@ -80,6 +81,7 @@ class QATask:
 
 SQUAD_1_1 = QATask("SQuAD 1.1", (("train", "train-v1.1.json"), ("dev", "dev-v1.1.json")))
 SQUAD_2_0 = QATask("SQuAD 2.0", (("train", "train-v2.0.json"), ("dev", "dev-v2.0.json")), has_unanswerable=True)
+NO_ANSWERS = (None, [], {"text": [], "answer_start": []})
 NUM_SQUAD_TRAIN_QUESTIONS = {"SQuAD 1.1": 87_599, "SQuAD 2.0": 130_319}
 
 
@@ -90,40 +92,79 @@ def locate_squad_rows(root: str, task: QATask) -> str:
 
 
 def read_squad_questions(path: Path) -> Iterator[tuple[str, dict] | RowError]:
-    """Yield location and row of each question in a file of SQuAD's layout. Raises `RowError` for another layout."""
+    """Yield location and row of each question in a file of SQuAD's layout, or of Hugging Face's rows in its "data".
+
+    A part of another shape is yielded as a `RowError`. Raises `RowError` for a file of another layout.
+    """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:
         raise RowError(str(path), f"it is not UTF-8 at byte {error.start}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RowError(str(path), f"it is not JSON: {error}") from None
     articles = content.get("data") if isinstance(content, dict) else None
     if not isinstance(articles, list) or not all(isinstance(article, dict) for article in articles):
         raise RowError(str(path), 'it must be a JSON object with a list "data" of articles')
     for article in articles:
-        for number, paragraph in enumerate(article.get("paragraphs", ())):
-            for row in paragraph.get("qas", ()):
-                title, answers = article.get("title", "no title"), row.get("answers", ())
-                location = f"{path}: {title}, paragraph {number}, question {row.get('id')}"
-                columns = {name: [answer.get(name) for answer in answers] for name in ("text", "answer_start")}
-                yield location, row | {"context": paragraph.get("context"), "answers": columns}
+        location = f"{path}: {article.get('title', 'no title')}"
+        if "question" in article:  # Hugging Face's rows; without is_impossible, a question without answers is
+            place = f"{location}, question {article.get('id')}"
+            yield place, {"is_impossible": article.get("answers") in NO_ANSWERS} | article
+            continue
+        paragraphs = list_objects(article, "paragraphs")
+        for number, paragraph in enumerate(paragraphs or ()):
+            questions, place = list_objects(paragraph, "qas"), f"{location}, paragraph {number}"
+            for row in questions or ():
+                yield f"{place}, question {row.get('id')}", row | {"context": paragraph.get("context")}
+            if questions is None:
+                yield RowError(place, f"qas={shorten(paragraph.get('qas'))} is not a list of questions")
+        if paragraphs is None:
+            yield RowError(location, f"paragraphs={shorten(article.get('paragraphs'))} is not a list of objects")
+
+
+def list_objects(parent: dict, name: str) -> list[dict] | None:
+    """Return a list of JSON objects, or None for a value of another shape."""
+    values = parent.get(name)
+    return values if isinstance(values, list) and all(isinstance(value, dict) for value in values) else None
+
+
+def list_answers(location: str, row: dict) -> tuple[list, list]:
+    """Return texts and first characters of a row's answers: objects as in SQuAD, two lists as in TFDS, or null.
+
+    Raises `RowError`.
+    """
+    answers = row.get("answers")
+    if isinstance(answers, dict):
+        texts, starts = answers.get("text"), answers.get("answer_start")
+        if all(isinstance(values, list | np.ndarray) for values in (texts, starts)) and len(texts) == len(starts):
+            return list(texts), list(starts)
+    elif answers is None or list_objects(row, "answers") is not None:
+        answers = answers or ()
+        return [answer.get("text") for answer in answers], [answer.get("answer_start") for answer in answers]
+    raise RowError(location, f"answers={shorten(answers)} are not a list of answers")
 
 
 def parse_squad_question(location: str, row: dict) -> Example:
-    """Return the example of a row whose answers are lists of texts and starts, as in TFDS. Raises `RowError`."""
+    """Return the example of a row whose answers are as `list_answers` takes them. Raises `RowError`."""
     location = f"{location}, question {row.get('id')}" if "question" not in location else location
+    row = row | ({"id": str(row["id"])} if type(row.get("id")) is int else {})
     for name in ("id", "question", "context"):
         if not isinstance(row.get(name), str) or not row[name].strip():
             raise RowError(location, f"{name} is empty or missing")
         if has_lone_surrogate(row[name]):
             raise RowError(location, f"{name} is not UTF-8")
-    answers, context = row["answers"], row["context"]
-    texts, starts = [str(answer) for answer in answers["text"]], list(answers["answer_start"])
+    (texts, starts), context, is_impossible = (
+        list_answers(location, row),
+        row["context"],
+        row.get("is_impossible", False),
+    )
     for answer, start in zip(texts, starts, strict=True):
-        actual = context[start : start + len(answer)] if isinstance(start, int | np.integer) else None
+        is_index = isinstance(start, int | np.integer) and isinstance(answer, str) and start >= 0
+        actual = context[start : start + len(answer)] if is_index else None
         if actual != answer or not answer:
             raise RowError(location, f"the text at answer_start={start} is {actual!r} and not the answer {answer!r}")
-    is_impossible = row.get("is_impossible", False)
+    if not isinstance(is_impossible, bool | np.bool_):
+        raise RowError(location, f"is_impossible={shorten(is_impossible)} must be true or false")
     if not texts and not is_impossible:
         raise RowError(location, "it lacks answers, which only a question with is_impossible=true may do")
     target = None if is_impossible else (int(starts[0]), int(starts[0]) + len(texts[0]))
@@ -144,6 +185,7 @@ class ContextWindows(LabelledFormat):
     num_separators: int = 1
 
     label_fields: ClassVar[tuple[str, ...]] = ("first", "last", "answerable")
+    length_setting: ClassVar[str] = "format.max_query_length"
 
     def __post_init__(self):
         for name in ("doc_stride", "max_query_length"):

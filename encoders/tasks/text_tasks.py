@@ -19,6 +19,7 @@ from encoders.tasks.classification import Classification
 from encoders.text.tfds_reader import read_tfds_records
 from encoders.utils.errors import UserError
 
+FLOAT32_MAX = float(np.finfo(np.float32).max)
 AX_SOURCE = "tfds:glue/ax@test"
 SUBMISSION_FILES = {"test": "{}.tsv", "test_matched": "{}-m.tsv", "test_mismatched": "{}-mm.tsv", "test_ax": "AX.tsv"}
 
@@ -87,8 +88,10 @@ class TextTask:
             number = float(label)
         except (TypeError, ValueError):
             number = math.nan
-        if not math.isfinite(number):
-            raise RowError(location, f"{self.label_column}={label!r} is not a number")
+        if not abs(number) <= FLOAT32_MAX:
+            raise RowError(
+                location, f"{self.label_column}={label!r} is not a number up to {FLOAT32_MAX:.3g}, as labels are"
+            )
         return number
 
     def encode_labels(self, example: Example, encoded: EncodedExample) -> dict[str, np.ndarray]:
@@ -116,6 +119,7 @@ class LabelledFormat:
 
     label_fields: ClassVar[tuple[str, ...]] = ("label",)
     varies_by_pass: ClassVar[bool] = False
+    length_setting: ClassVar[str] = "seq_length"  # the field of a phase that says which rows are cut
 
     def max_example_length(self, seq_length: int) -> int:
         return seq_length

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -14,13 +15,15 @@ from jaxtyping import Array, Float
 from encoders.data.batch import Batch
 from encoders.data.example_table import build_empty_table
 from encoders.data.labelled import EncodedExample, Example
-from encoders.data.row_files import Record, RowError, RowReader, has_lone_surrogate, read_records
+from encoders.data.row_files import Record, RowError, RowReader, has_lone_surrogate
 from encoders.data.store import Split
 from encoders.model.config import FamilyConventions
 from encoders.model.encoder import Encoder
 from encoders.model.ops import Dropout, make_dense
-from encoders.objectives.base import Metrics, SupervisedObjective, TaskModule
+from encoders.objectives.base import Metrics, Scores, SupervisedObjective, TaskModule
 from encoders.tasks.classification import compute_label_metrics
+from encoders.tasks.conll import OUTSIDE, extract_entities, parse_tags, read_sentences
+from encoders.tasks.scores import score_entities
 from encoders.tasks.text_tasks import LabelledFormat
 
 IGNORED_TAG = -1  # of tokens that are not the first of a word
@@ -28,10 +31,9 @@ IGNORED_TAG = -1  # of tokens that are not the first of a word
 
 @dataclass(frozen=True)
 class TokenTask:
-    """Rows of words and their tags, each one of `labels`.
+    """Rows of words and their tags, each one of `labels`, in a scheme of `parse_tags`.
 
-    A .jsonl file has the lists "words" and "tags". Any other file is in CoNLL format: a line has a word and, last, its
-    tag; a blank line ends a sentence.
+    A .jsonl file has the lists "words" and "tags". Any other is in CoNLL format, as `read_conll_sentences` reads it.
     """
 
     labels: tuple[str, ...]
@@ -41,13 +43,15 @@ class TokenTask:
     symmetric: ClassVar[bool] = False
     needs_offsets: ClassVar[bool] = True
 
+    def __post_init__(self):
+        parse_tags(self.labels)
+
     def build_objective_and_format(self, conventions: FamilyConventions, head_dropout: float, both_orders: bool):
         return TokenClassification(self.labels, head_dropout), TaggedRows()
 
     def read_examples(self, root: str, split: str, reader: RowReader) -> Iterator[Example]:
         path = Path(root).expanduser() / dict(self.files)[split]
-        rows = read_records(path) if path.suffix == ".jsonl" else read_conll_sentences(path)
-        yield from reader.convert_rows(rows, self.parse_row)
+        yield from reader.convert_rows(read_sentences(path, self.labels), self.parse_row)
 
     def parse_row(self, row: Record) -> Example:
         """Return the words as one text; the target is each word's first character and tag. Raises `RowError`."""
@@ -67,32 +71,21 @@ class TokenTask:
         return Example(row.location, (" ".join(words),), (starts, [self.labels.index(tag) for tag in tags]))
 
     def encode_labels(self, example: Example, encoded: EncodedExample) -> dict[str, np.ndarray]:
-        (offsets,), (word_starts, tags) = encoded.offsets, example.target
+        """Return the tag of each word at its first token. Raises `RowError` for a word without tokens."""
+        (text,), (offsets,), (word_starts, tags) = example.texts, encoded.offsets, example.target
+        words, first_tokens = find_first_tokens(word_starts, offsets)
+        if missing := sorted({*range(len(tags))}.difference(words.tolist())):
+            word = text[word_starts[missing[0]] :].partition(" ")[0]
+            raise RowError(example.location, f"the word {word!r} gives no tokens")
         token_tags = np.full(len(offsets) + 1, IGNORED_TAG, np.int32)
-        token_words = np.searchsorted(word_starts, [start for start, _ in offsets], side="right") - 1
-        words, first_tokens = np.unique(token_words, return_index=True)
-        token_tags[first_tokens] = np.array(tags)[words]
+        token_tags[first_tokens] = tags
         return {"tags": token_tags}
 
 
-def read_conll_sentences(path: Path) -> Iterator[Record | RowError]:
-    """Yield the sentences of a file in CoNLL format; a line without a tag is a bad row."""
-    words, tags = [], []
-    first_line, is_empty = 1, True
-    with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
-        for number, line in enumerate([*file, "\n"], 1):
-            fields = line.split()
-            if not fields and words:
-                yield Record(f"{path}:{first_line}", {"words": words, "tags": tags})
-                words, tags, is_empty = [], [], False
-            elif len(fields) == 1:
-                yield RowError(f"{path}:{number}", f"the word {fields[0]!r} lacks a tag")
-            elif fields and fields[0] != "-DOCSTART-":
-                first_line = first_line if words else number
-                words.append(fields[0])
-                tags.append(fields[-1])
-    if is_empty:
-        raise RowError(str(path), "it holds no sentences")
+def find_first_tokens(word_starts: Sequence[int], offsets: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the words that have tokens, and the first token of each, from first characters and the tokens' spans."""
+    token_words = np.searchsorted(word_starts, [start for start, _ in offsets], side="right") - 1
+    return np.unique(token_words, return_index=True)
 
 
 @dataclass(frozen=True)
@@ -150,38 +143,34 @@ class TokenClassification(SupervisedObjective):
     required_fields: ClassVar[frozenset[str]] = frozenset({"tags"})
     loss_weights: ClassVar[dict[str, float]] = {"tag_loss": 1.0}
 
+    def __post_init__(self):
+        if not self.labels or len(set(self.labels)) < len(self.labels):
+            raise ValueError(f"objective.labels={self.labels} must be one or more different names")
+        if not 0 <= self.head_dropout < 1:
+            raise ValueError(f"objective.head_dropout={self.head_dropout} must be at least 0 and below 1")
+
     @property
     def label_names(self) -> tuple[str, ...]:
         return self.labels
 
-    def score_outputs(self, outputs: dict[str, np.ndarray], rows: np.ndarray, split: Split) -> dict[str, float]:
-        num_correct = num_entities = 0
+    def score_outputs(self, outputs: dict[str, np.ndarray], rows: np.ndarray, split: Split) -> Scores:
+        """Return the scores of `score_entities`, and the accuracy of all words beside that of the commonest tag.
+
+        A word behind the cut of a row counts as tagged "O", and as wrong.
+        """
+        tags, predicted_rows, gold_rows, num_right, tag_counts = parse_tags(self.labels), [], [], 0, Counter()
         for row_tags, span in zip(outputs["tags"], rows[:, 0], strict=True):
-            gold_tags = split.label_columns["tags"][span["a_start"] : span["a_end"]]
-            predicted, gold = (
-                extract_entities([self.labels[tag] for tag in tags[gold_tags >= 0]])
-                for tags in (row_tags[1 : 1 + len(gold_tags)], gold_tags)
-            )
-            num_correct += len(gold & predicted)
-            num_entities += len(gold) + len(predicted)
-        return {"f1": 2 * num_correct / num_entities if num_entities else 0.0}
-
-
-def extract_entities(tags: list[str]) -> set[tuple[int, int, str]]:
-    """Return first word, end and type of each entity in B-, I- and O tags; an I- without its B- starts one (conlleval).
-
-    Without such prefixes every tag but O is an entity of one word.
-
-    >>> sorted(extract_entities(["B-PER", "I-PER", "O", "I-LOC"]))
-    [(0, 2, 'PER'), (3, 4, 'LOC')]
-    """
-    entities, start, entity_type = set(), 0, None
-    for i, tag in enumerate([*tags, "O"]):
-        prefix, dash, name = tag.partition("-")
-        continues = dash and prefix == "I" and name == entity_type
-        if entity_type is not None and not continues:
-            entities.add((start, i, entity_type))
-            entity_type = None
-        if tag != "O" and entity_type is None:
-            start, entity_type = i, name if dash else tag
-    return entities
+            start, end = split.get_sentence_offsets(int(span["document"]))
+            gold, size = split.label_columns["tags"][start:end], int(span["a_end"]) - start
+            predicted = np.concatenate([row_tags[1 : 1 + size], np.full(len(gold) - size, IGNORED_TAG)])
+            is_word = gold != IGNORED_TAG
+            num_right += int((predicted == gold)[is_word].sum())
+            tag_counts.update(gold[is_word].tolist())
+            for entity_rows, row in ((predicted_rows, predicted), (gold_rows, gold)):
+                entity_rows.append(extract_entities([tags[t] if t != IGNORED_TAG else OUTSIDE for t in row[is_word]]))
+        num_words = max(tag_counts.total(), 1)
+        accuracy = {
+            "tag_accuracy": num_right / num_words,
+            "tag_baseline": max(tag_counts.values(), default=0) / num_words,
+        }
+        return accuracy | score_entities(predicted_rows, gold_rows)

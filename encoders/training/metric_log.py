@@ -130,14 +130,15 @@ class MetricLog:
         pace = {"smoothing": 0, "mininterval": seconds, "maxinterval": seconds}
         self.progress_bar = tqdm(**steps, **pace, file=sys.stderr, disable=not is_writer)
 
-    def write_row(self, step: int, split: str, scores: dict[str, float], timing: dict[str, float]) -> None:
+    def write_row(self, step: int, split: str, scores: dict, timing: dict[str, float]) -> None:
         row = {"step": step, "split": split} | scores | {"time": timing}
         self.rows.append(row)
         if self.file:
             self.file.write(format_row(len(self.rows), row))
             self.file.flush()
         if self.event_writer:
-            for name, value in (scores | timing).items():
+            numbers = {name: score for name, score in scores.items() if not isinstance(score, dict)}
+            for name, value in (numbers | timing).items():
                 self.event_writer.add_scalar(f"{split}/{name}", value, step)
 
     def advance_progress(self, step: int, status: str = "") -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import encoders
 from encoders.data.labelled import Example
 from encoders.data.row_files import Record, RowError, RowReader
-from encoders.finetuning.grids import build_finetuning_grid, load_run_spec
+from encoders.finetuning.grids import build_finetuning_grid, count_train_rows, load_run_spec
 from encoders.finetuning.recipes import build_recipes
 from encoders.tasks.text_tasks import TextTask
 
@@ -32,7 +32,7 @@ class FastTextTask(TextTask):
     def read_examples(self, root: str, split: str, reader: RowReader) -> Iterator[Example]:
         """Yield the rows of a split. Raises `RowError` for a bad line where the reader stops at it."""
         path = Path(root).expanduser() / dict(self.files)[split]
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             records = (Record(f"{path}:{n}", {"line": line}) for n, line in enumerate(file, 1) if line.strip())
             yield from reader.convert_rows(records, self.parse_line)
 
@@ -43,12 +43,11 @@ class FastTextTask(TextTask):
         return Example(record.location, (text,), self.parse_label(record.location, label.removeprefix(PREFIX)))
 
 
-def experiments(
-    init_from: str, root: str, labels: tuple[str, ...], name: str = "fasttext", rows: int = 10_000, seeds: int = 1
-):
+def experiments(init_from: str, root: str, labels: tuple[str, ...], name: str = "fasttext", seeds: int = 1):
     config = load_run_spec(init_from).model
     recipes = build_recipes("bert", name, config, learning_rates=(3e-5,))
     task = FastTextTask(name, labels=labels)
+    num_rows = count_train_rows(task, root)
     return build_finetuning_grid(
-        f"{Path(init_from).name}-{name}", task, root, recipes, rows, num_seeds=seeds, init_from=init_from
+        f"{Path(init_from).name}-{name}", task, root, recipes, num_rows, num_seeds=seeds, init_from=init_from
     )

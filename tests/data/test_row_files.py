@@ -90,6 +90,23 @@ def test_only_a_newline_ends_a_tab_separated_row(file):
     assert values(path) == [{"text": letters, "label": "1"}]
 
 
+@pytest.mark.parametrize(
+    "name, content, place",
+    [
+        ("a.csv", b"text,text,label\ngood,other,1\n", 1),
+        ("a.tsv", b"\ntext\tlabel\ttext\ngood\t1\tother\n", 2),
+        ("a.jsonl", b'{"text": "good", "label": 1, "text": "other"}\n', 1),
+    ],
+)
+def test_two_columns_of_one_name_are_refused(file, name, content, place):
+    path = file(name, content)
+    assert refused(path).startswith(f"{path}:{place}: ") and "'text'" in refused(path)
+
+
+def test_columns_without_a_name_may_repeat(file):
+    assert values(file("a.csv", b"text,,\nred,1,2\n"))[0]["text"] == "red"
+
+
 # CSV
 
 

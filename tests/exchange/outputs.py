@@ -38,6 +38,8 @@ def everything(module, batch: MaskedBatch) -> dict:
         out["pooled"] = module.pooler(first)[:, 0]
     if hasattr(module, "classes"):
         out["classes"] = module.compute_logits(batch)[:, 0]
+    if hasattr(module, "tags"):
+        out["tags"] = module.compute_logits(batch)
     if hasattr(module, "spans"):
         out["spans"] = module.compute_logits(batch)[0]
     return out
@@ -56,7 +58,7 @@ def furthest(mine: dict, expected) -> dict[str, float]:
     """For every output the largest difference on real tokens, relative to the largest number there."""
     mask = expected["mask"] > 0
     real = {"hidden": lambda x: x[:, mask], "tokens": lambda x: x[mask], "replaced": lambda x: x[mask]}
-    real["spans"] = real["tokens"]
+    real["spans"] = real["tags"] = real["tokens"]
     apart = {}
     for name in sorted(set(expected) - {"ids", "mask", "types"}):
         cut = real.get(name, lambda x: x)

@@ -53,6 +53,7 @@ CASES = {
     "bert-classes": Case("bert", "ForSequenceClassification", CLASSES, files="plain"),
     "bert-number": Case("bert", "ForSequenceClassification", NUMBER),
     "bert-questions": Case("bert", "ForQuestionAnswering", files="sharded"),
+    "bert-tags": Case("bert", "ForTokenClassification", CLASSES),
     "bert-encoder": Case("bert", "Model"),
     "roberta-masked": Case("roberta", "ForMaskedLM", {"layer_norm_eps": 1e-3}),
     "roberta-fairseq": Case("roberta", "ForMaskedLM", {"layer_norm_eps": 1e-5}, files="fairseq"),
@@ -60,12 +61,14 @@ CASES = {
     "roberta-fairseq-classes": Case("roberta", "ForSequenceClassification", {"layer_norm_eps": 1e-5}, files="fairseq"),
     "roberta-number": Case("roberta", "ForSequenceClassification", NUMBER),
     "roberta-questions": Case("roberta", "ForQuestionAnswering"),
+    "roberta-tags": Case("roberta", "ForTokenClassification", CLASSES),
     "roberta-encoder": Case("roberta", "Model"),
     "albert-pretraining": Case("albert", "ForPreTraining", {"num_hidden_groups": 2, "num_hidden_layers": 5} | SPLIT),
     "albert-masked": Case("albert", "ForMaskedLM", {"embedding_size": 12, "hidden_act": "gelu"}),
     "albert-classes": Case("albert", "ForSequenceClassification", CLASSES | SPLIT),
     "albert-number": Case("albert", "ForSequenceClassification", NUMBER | SPLIT),
     "albert-questions": Case("albert", "ForQuestionAnswering", {"num_hidden_groups": 3} | SPLIT),
+    "albert-tags": Case("albert", "ForTokenClassification", CLASSES | SPLIT),
     "albert-encoder": Case("albert", "Model", SPLIT),
     "electra-discriminator": Case("electra", "ForPreTraining", SPLIT),
     "electra-generator": Case("electra", "ForMaskedLM", SPLIT),
@@ -73,6 +76,7 @@ CASES = {
     "electra-classes": Case("electra", "ForSequenceClassification", CLASSES | SPLIT),
     "electra-number": Case("electra", "ForSequenceClassification", NUMBER | SPLIT),
     "electra-questions": Case("electra", "ForQuestionAnswering", {"embedding_size": 12}),
+    "electra-tags": Case("electra", "ForTokenClassification", CLASSES | SPLIT),
     "electra-encoder": Case("electra", "Model", SPLIT),
 }  # fmt: skip
 
@@ -112,7 +116,12 @@ def inputs_of(case: Case, seed: int) -> dict[str, np.ndarray]:
 
 # The names of their outputs, and ours.
 OUTPUTS = {"prediction_logits": "tokens", "seq_relationship_logits": "pair", "sop_logits": "pair"}
-LOGITS = {"ForMaskedLM": "tokens", "ForPreTraining": "replaced", "ForSequenceClassification": "classes"}
+LOGITS = {
+    "ForMaskedLM": "tokens",
+    "ForPreTraining": "replaced",
+    "ForSequenceClassification": "classes",
+    "ForTokenClassification": "tags",
+}
 
 
 def outputs_of(case: Case, model, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -2,9 +2,11 @@
 
 import importlib.util
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import launch
@@ -21,6 +23,7 @@ from encoders.finetuning.recipes import build_recipes
 from encoders.inference.predictor import load_predictor
 from encoders.objectives.masked_lm import MaskedLM
 from encoders.objectives.sentence_pair import NextSentencePrediction
+from encoders.reporting.page import read_runs
 from encoders.reporting.summaries import summarize_results
 from encoders.run import loop
 from encoders.run.folder import RunError, parse_run_spec
@@ -371,10 +374,7 @@ def test_a_record_without_conventions_gets_those_of_its_family(family):
 @pytest.mark.parametrize("file", ["glue", "squad"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_experiments_at_paper_scale_initialise(file, name, monkeypatch):
-    path = Path(__file__).parents[2] / "experiments" / f"{file}.py"
-    spec = importlib.util.spec_from_file_location(file, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_file(file)
     known = RunSpec(name="known", model=FAMILIES[name].SIZES[f"{name}-base"], objective=MaskedLM())
     for place in (module, grids):
         monkeypatch.setattr(place, "load_run_spec", lambda run: known)
@@ -386,6 +386,82 @@ def test_experiments_at_paper_scale_initialise(file, name, monkeypatch):
         assert "encoder" in tree and len(tree) > 1
     if file == "glue":
         assert {member.data.task.name for member in members} == set(GLUE_TASKS)
+
+
+def load_file(name):
+    """Import a file of experiments/."""
+    path = Path(__file__).parents[2] / "experiments" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_an_epoch_is_one_pass_over_the_rows_that_are_there(home, pretrained, tmp_path):
+    task_examples.classes(tmp_path / "GLUE" / "SST-2", rows=80)
+    task_examples.numbers(tmp_path / "GLUE" / "STS-B", rows=40)
+    task_examples.squad(tmp_path / "squad", questions=24)
+    glue, squad = load_file("glue"), load_file("squad")
+    given = {"init_from": pretrained, "rates": (1e-4,), "batches": (8,), "epochs": (1,)}
+    for name, steps in (("SST-2", 10), ("STS-B", 5), ("RTE", math.ceil(NUM_GLUE_TRAIN_ROWS["RTE"] / 8))):
+        for recipe in ("bert", "roberta"):
+            (one,) = glue.experiments(root=str(tmp_path / "GLUE"), tasks=(name,), recipe=recipe, **given)
+            assert (one.num_steps, one.intervals.eval_every) == (steps, steps)
+    (paper,) = glue.experiments(init_from=pretrained, root=str(tmp_path / "GLUE"), tasks=("SST-2",), recipe="roberta")
+    assert paper.num_steps == 20_935  # a recipe in steps
+    (questions,) = squad.experiments(root=str(tmp_path / "squad"), **given)
+    assert questions.num_steps == 3
+
+
+@pytest.mark.parametrize(
+    "values, labels",
+    [
+        (["good", "bad", "good"], ("bad", "good")),
+        (["10", "9", "2"], ("2", "9", "10")),
+        (["", "1", "0"], ("0", "1")),
+        (["1", "2.5"], ()),
+        ([str(i) for i in range(30)], ()),
+    ],
+)
+def test_own_rows_have_the_labels_of_their_column(values, labels, pretrained, tmp_path):
+    for split in ("train", "dev"):
+        (tmp_path / f"{split}.csv").write_text("\n".join(["text,label", *(f"tan,{value}" for value in values)]))
+    own = load_file("own")
+    (one,) = own.experiments(pretrained, str(tmp_path))
+    assert one.data.task.labels == labels and one.phases[0].seq_length == MODEL.max_positions
+    (shorter,) = own.experiments(pretrained, str(tmp_path), length=64, labels=("number",) if not labels else labels)
+    assert shorter.phases[0].seq_length == 64 and shorter.data.task == one.data.task
+    with pytest.raises(ExperimentError, match="length=200 .*max_positions=128"):
+        own.experiments(pretrained, str(tmp_path), length=200)
+
+
+def test_tags_of_a_file_are_learned_and_cut_rows_are_counted(pretrained, home, words):
+    root = task_examples.tags(home / "cut-tags")
+    (one,) = load_file("tags").experiments(pretrained, root, length=8, epochs=(1,))
+    assert one.data.task.labels == ("O", "B-LOC", "B-PER")
+    one, lines = replace(one, data=replace(one.data, store_dir=str(home / "stores"))), []
+    result = loop.train(one, home / "runs" / "cut-tags", lines.append)
+    store = Run.open(home / "runs" / "cut-tags").store
+    for split in (store.train_split, *store.eval_splits):
+        sizes = np.diff(split.sentence_offsets) - 1
+        assert result["cut_rows"][split.name] == (sizes > 6).sum() > 0
+        (line,) = (line for line in lines if f"{split.name}: {(sizes > 6).sum()} of {len(sizes)} rows" in line)
+        assert "warning" in line and "phases.seq_length=8" in line and "model.max_positions=128" in line
+    assert {"PER", "LOC"} == result["best"]["classes"].keys()
+
+
+def test_rows_that_fit_are_not_counted_as_cut(learned):
+    _, folder, result = learned
+    assert result["cut_rows"] == {"train": 0, "dev": 0}
+    assert result["best"]["confusion"].keys() == result["best"]["classes"].keys() == {"0", "1"}
+    (run,) = (run for run in read_runs(folder.parent)[0] if run.folder == folder)
+    table, best = run.build_class_table(), result["best"]
+    assert table.header[-2:] == ("predicted 0", "predicted 1")
+    assert table.rows[1] == (
+        "1",
+        *(f"{best['classes']['1'][key]:.4g}" for key in ("precision", "recall", "f1", "count")),
+        *(str(best["confusion"]["1"][label]) for label in ("0", "1")),
+    )
 
 
 # The table ------------------------------------------------------------------------------------------------------------

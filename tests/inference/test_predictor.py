@@ -25,8 +25,9 @@ from encoders.objectives.replaced_tokens import ReplacedTokenDetection
 from encoders.run.folder import RunError, build_run_record
 from encoders.tasks.classification import Classification
 from encoders.tasks.encoder_only import EncoderOnly
-from encoders.tasks.question_answering import SpanPrediction, SpanWithClassifier
+from encoders.tasks.question_answering import ConditionedSpanPrediction, SpanPrediction, SpanWithClassifier
 from encoders.tasks.text_tasks import TextRows
+from encoders.tasks.token_classification import TokenClassification
 from encoders.text.tokenization import load_tokenizer, make_blank_vocab
 from encoders.training import step
 from encoders.training.checkpoint import save_params
@@ -165,6 +166,46 @@ def test_an_answer_is_a_substring_at_its_offsets(objective, run):
     assert [said["answer"] for said in nothing] == ["", ""] and "start" not in nothing[0]
 
 
+@pytest.mark.parametrize(
+    "objective", [SpanPrediction(), ConditionedSpanPrediction()], ids=lambda objective: type(objective).__name__
+)
+def test_questions_of_short_and_long_windows_are_answered_alike_in_any_batches(objective, run):
+    folder = run(type(objective).__name__, objective).run.folder
+    asked = [("where", " ".join(TEXTS)), ("who", "tan sat")]  # windows of 64 tokens, and one of 6
+    alone, together = (list(encoders.load(folder, batch_size=n).answer_questions(asked)) for n in (1, 4))
+    assert [said["answer"] for said in alone] == [said["answer"] for said in together]
+    assert alone[1]["answer"] and alone[1]["answer"] in "tan sat"
+
+
+def test_words_are_tagged_at_their_places_in_the_text(run):
+    objective = TokenClassification(("O", "B-PER", "B-LOC"))
+    tagging = run("tags", objective)
+    text, other = " Tan-ber's sin,  tan!", "here"
+    first, second = tagging.tag_words([text, other])
+    assert (
+        [word["word"] for word in first]
+        == ["Tan-ber's", "sin", ",", "tan", "!"]
+        == [text[word["start"] : word["end"]] for word in first]
+    )
+    words = [word["word"] for word in first]
+    ids, (offsets,) = tagging.run.tokenizer.encode_with_offsets([" ".join(words)])
+    starts = [0, 10, 14, 16, 20]
+    facts = tagging.run.vocab
+    batch = jax.tree.map(jnp.asarray, build_single_example_batch(np.array([[facts.cls_id, *ids[0], facts.sep_id]])))
+    logits = tagging.run.module.apply({"params": tagging.params}, batch, method="compute_logits")
+    shares = np.asarray(jax.nn.softmax(logits[0]))
+    rows = [1 + next(i for i, (a, _) in enumerate(offsets) if a == start) for start in starts]
+    assert [word["tag"] for word in first] == [objective.labels[shares[row].argmax()] for row in rows]
+    np.testing.assert_allclose([word["probability"] for word in first], shares[rows].max(-1), atol=1e-5)
+    assert [word["word"] for word in second] == ["here"]
+
+
+def test_words_behind_the_cut_have_no_tag_and_are_counted(run):
+    tagging = run("tags", TokenClassification(("O", "B-PER", "B-LOC")))
+    (words,) = tagging.tag_words([" ".join(["tan"] * 200)])
+    assert len(words) == 62 and tagging.num_truncated == 1
+
+
 def test_masks_are_filled_with_the_likeliest_tokens(run):
     filling = run("masked", MaskedLM())
     one, two = filling.fill_masks([f"{TEXTS[0]} [MASK] tan", "[MASK] here <mask>"], top_k=3)
@@ -271,6 +312,7 @@ def test_windows_of_any_length_are_answered_as_alone(run):
     [
         (lambda run: run.classify(["tan"]), "classification head.*encoder, pooler"),
         (lambda run: run.answer_questions([("who", "tan")]), "question answering.*EncoderOnly"),
+        (lambda run: run.tag_words(["tan"]), "token classification.*EncoderOnly"),
         (lambda run: run.fill_masks(["[MASK]"]), "masked-token head.*encoder, pooler"),
         (lambda run: run.detect_replaced(["tan"]), "replaced-token head.*encoder, pooler"),
         (lambda run: run.embed(["tan", " "]), "' ' .*token"),
@@ -401,6 +443,16 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_run_is_read(
     assert launch.main(["predict", "no-run", *arguments, "--out", str(home / out)]) == 1
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1 and all(word in error for word in named)
+
+
+def test_tags_are_printed_and_are_json_lines(run, capsys):
+    folder = run("tags", TokenClassification(("O", "B-PER", "B-LOC"))).run.folder
+    (line,) = asked(capsys, folder, "tags", "tan sin", "--json")
+    printed = asked(capsys, folder, "tags", "tan sin")
+    for word, shown in zip(json.loads(line)["words"], printed[1:], strict=True):
+        assert [word["word"], word["tag"]] == shown.split()[:2] and {"start", "end", "probability"} < word.keys()
+    assert launch.main(["predict", str(folder), "tags", "tan", "--second", "sin"]) == 1
+    assert "('tan', 'sin')" in capsys.readouterr().err
 
 
 def test_a_wrong_number_of_second_texts_is_named(features, capsys):

@@ -20,6 +20,8 @@ from encoders.run.prepare_run import prepare_run
 from encoders.run.run import Run
 from encoders.run.warm_start import init_sharded_state
 from encoders.run.watchdog import Watchdog
+from encoders.tasks.classification import Classification
+from encoders.tasks.scores import score_accuracy, score_classes
 from encoders.text.tokenization import TokenizerSpec
 from encoders.training import step
 from encoders.training.sharding import Mesh, shard_batch
@@ -95,6 +97,23 @@ def test_the_diagnosis_of_an_electra_that_learns_nothing_names_a_field(scores, b
     for line, start in zip(lines, beginnings, strict=True):
         assert line.startswith(start)
         assert "objective." in line
+
+
+@pytest.mark.parametrize(
+    "labels, predictions, values",
+    [
+        ([0] * 8 + [1], [0] * 9, ["88.89%", "'no'"]),  # always the majority
+        ([0] * 8 + [1], [1] * 9, ["11.11%", "88.89%", "'yes'"]),
+        ([0] * 8 + [1], [1] + [0] * 8, ["77.78%", "88.89%"]),  # worse than that
+        ([0] * 8 + [1], [0] * 8 + [1], None),
+    ],
+)
+def test_a_classifier_that_is_no_better_than_the_majority_is_named(labels, predictions, values):
+    labels, predictions = np.array(labels), np.array(predictions)
+    scores = {"label_accuracy": score_accuracy(predictions, labels)} | score_classes(predictions, labels, ("no", "yes"))
+    lines = diagnostics.diagnose_scores(Classification(("no", "yes")), scores)
+    assert len(lines) == (values is not None)
+    assert all(value in line for line in lines for value in values)
 
 
 def test_an_error_for_too_little_memory_names_fields_and_sizes(corpus, tmp_path, monkeypatch):

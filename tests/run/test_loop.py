@@ -238,6 +238,9 @@ def test_a_run_of_updates_that_are_not_finite_stops_and_names_the_cause(corpus, 
     with pytest.raises(RunError, match="last 5 updates up to step 6.* mlm_loss.* 4 examples .* 0:.*") as error:
         loop.train(wild, tmp_path / "run", quiet)
     assert "optimizer.learning_rate" in str(error.value) and "optimizer.warmup_steps" in str(error.value)
+    rows = read_metric_rows(tmp_path / "run" / "metrics.jsonl")
+    assert [row["step"] for row in rows if "loss" in row] == [2]  # step 1 was applied; later intervals have no loss
+    assert [row["skipped"] for row in rows] == [0.5, 1.0, 1.0] and not any(row.get("mlm_loss") == 0 for row in rows)
 
 
 ALONE = """

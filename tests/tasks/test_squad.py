@@ -107,7 +107,60 @@ def test_bad_questions_may_be_skipped_and_are_counted(file):
     assert reader.skipped_rows[-1].partition("Foxes, paragraph 1, question q1: ")[2].startswith("context ")
 
 
-@pytest.mark.parametrize("content", [b"not", b"[]", b'{"a": 1}', b'{"data": 3}', b'{"data": [3]}', b'{"data": "\xff"}'])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"answers": {"text": ["fox"], "answer_start": [4]}},
+        {"id": 12345},
+        {"answers": None, "is_impossible": True},
+        {"is_impossible": False},
+    ],
+)
+def test_variants_of_a_question_are_read(file, change):
+    (row,) = TASK.read_examples(file(WHO | change), "train", RowReader())
+    assert row.target == (None if change.get("is_impossible") else (4, 7))
+    assert row.metadata["id"] == str(change.get("id", "q1"))
+
+
+@pytest.mark.parametrize(
+    "answers, target", [({"text": ["fox"], "answer_start": [4]}, (4, 7)), ([], None), (None, None)]
+)
+def test_rows_of_hugging_face_and_a_byte_order_mark_are_read(tmp_path, answers, target):
+    row = {"id": "q", "title": "Foxes", "context": TEXT, "question": "Who?", "answers": answers}
+    (tmp_path / "train-v1.1.json").write_text(json.dumps({"data": [row]}), encoding="utf-8-sig")
+    (found,) = TASK.read_examples(str(tmp_path), "train", RowReader())
+    assert (found.texts, found.target, found.metadata["id"]) == (("Who?", TEXT), target, "q")
+
+
+@pytest.mark.parametrize(
+    "article, values",
+    [
+        ({"paragraphs": None}, ("Hens", "paragraphs=None")),
+        ({"paragraphs": [3]}, ("Hens", "paragraphs=[3]")),
+        ({"paragraphs": [{"context": "A hen.", "qas": None}]}, ("Hens, paragraph 0", "qas=None")),
+        ({"paragraphs": [{"context": "A hen.", "qas": [[]]}]}, ("Hens, paragraph 0", "qas=[[]]")),
+        ({"paragraphs": [{"context": "A hen.", "qas": [WHO | {"answers": 7}]}]}, ("question q1", "answers=7")),
+        ({"paragraphs": [{"context": "A hen.", "qas": [WHO | {"answers": [7]}]}]}, ("question q1", "answers=[7]")),
+        ({"paragraphs": [{"context": TEXT, "qas": [WHO | {"is_impossible": "False"}]}]}, ("is_impossible='False'",)),
+        ({"paragraphs": [{"context": TEXT, "qas": [WHAT | {"answers": [RAN | {"answer_start": -4}]}]}]}, ("=-4",)),
+        ({"paragraphs": [{"context": TEXT, "qas": [WHO | {"id": None}]}]}, ("id ",)),
+    ],
+)
+def test_a_part_of_another_shape_is_named_and_can_be_skipped(tmp_path, article, values):
+    good = {"title": "Foxes", "paragraphs": [{"context": TEXT, "qas": [WHO]}]}
+    content = {"data": [{"title": "Hens"} | article, good]}
+    (tmp_path / "train-v1.1.json").write_text(json.dumps(content))
+    with pytest.raises(RowError) as caught:
+        list(TASK.read_examples(str(tmp_path), "train", RowReader()))
+    assert all(value in str(caught.value) for value in ("train-v1.1.json", *values))
+    reader = RowReader("skip")
+    assert [row.metadata["id"] for row in TASK.read_examples(str(tmp_path), "train", reader)] == ["q1"]
+    assert reader.skipped_rows == [str(caught.value)]
+
+
+@pytest.mark.parametrize(
+    "content", [b"not", b"[" * 100_000, b"[]", b'{"a": 1}', b'{"data": 3}', b'{"data": [3]}', b'{"data": "\xff"}']
+)
 def test_a_file_of_another_layout_is_named_and_never_skipped(tmp_path, content):
     (tmp_path / "dev-v1.1.json").write_bytes(content)
     with pytest.raises(RowError, match="dev-v1.1.json: .*" + ("UTF-8 .*10" if b"\xff" in content else "JSON")):
@@ -140,6 +193,20 @@ def test_a_store_has_the_answer_in_tokens_and_the_place_of_every_token(file, tmp
     text = [(0, 3), (4, 7), (8, 11), (11, 12), (13, 15), (16, 19), (19, 20), (0, 0)]
     places = [(0, 3), (4, 7), (7, 8), *text, (0, 4), (5, 9), (9, 10), *text]
     assert [tuple(place) for place in store.train_split.label_columns["places"].tolist()] == places
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram"])
+def test_a_question_without_tokens_is_a_bad_row(kind, file, tmp_path):
+    blank = chr(0) if kind == "bpe" else "\u200b"  # bytes have a token each
+    tokenizer = train_tokenizer(TokenizerSpec(kind, 400), [[f"who what the fox ran it . ? {TEXT}"]] * 4)
+    (ids,), (offsets,) = tokenizer.encode_with_offsets([blank])
+    assert len(ids) == len(offsets)
+    tokenizer.save(tmp_path / "tokenizer.json")
+    root = file(question("blank", "\u200b", RAN), WHO)
+    file(WHAT, split="dev")
+    data = LabelledData(TASK, root, TokenizerSpec(path=f"{root}/tokenizer.json"), "skip", f"{root}/stores")
+    skipped = prepare_store(data).metadata["skipped"]
+    assert skipped == {"train": int(not tokenizer.encode_batch(["\u200b"])[0]), "dev": 0}
 
 
 # Windows

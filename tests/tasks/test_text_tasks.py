@@ -152,7 +152,7 @@ def test_an_unknown_label_is_named_with_the_known_ones():
             YES.parse_label("f:2", label)
 
 
-@pytest.mark.parametrize("label", ["high", "", "nan", "inf", float("nan"), None, "1,5"])
+@pytest.mark.parametrize("label", ["high", "", "nan", "inf", float("nan"), None, "1,5", "1e39", "-1e300"])
 def test_a_label_that_is_not_a_finite_number_is_named(label):
     assert SCORE.parse_label("f:2", "-1.5") == -1.5 and SCORE.parse_label("f:2", 3) == 3
     with pytest.raises(RowError, match=f"^f:2: score={label!r} "):
