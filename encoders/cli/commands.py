@@ -14,7 +14,7 @@ from encoders.bench.results_table import run_measurement
 from encoders.cli.experiment_files import ExperimentChoice, ExperimentFile, load_experiment_file, refresh_table
 from encoders.cli.inspect_store import RowSettings, describe_pass, describe_store
 from encoders.cli.predict_lines import predict_lines
-from encoders.costs.ledger import format_ledger
+from encoders.costs.ledger import eval_param_shapes, format_ledger
 from encoders.data.beam_runner import BeamRunner, LocalRunner, Runner
 from encoders.data.labelled import LabelledData
 from encoders.data.prepare import find_damaged_units, prepare_store, repair_store
@@ -76,7 +76,19 @@ def show_experiments(choice: ExperimentChoice) -> None:
         print(f"== {experiment.name}")
         if len(experiments) == 1:
             print(describe_experiment(experiment))
-        print(format_ledger(experiment), end="\n\n")
+        print(format_ledger(experiment))
+        print(describe_experiment_export(experiment), end="\n\n")
+
+
+def describe_experiment_export(experiment: Experiment) -> str:
+    """Return the classes of transformers that a run of the experiment exports as, or why it cannot."""
+    tokenizer, pad_id = experiment.data.tokenizer, 0
+    if tokenizer.path and Path(tokenizer.path).exists():
+        pad_id = tokenizer.load().vocab.pad_id
+    elif not tokenizer.path:
+        pad_id = list(SPECIAL_TOKEN_NAMES[tokenizer.kind]).index("pad")
+    shapes = eval_param_shapes(experiment.model, experiment.objective)
+    return convert.describe_export(experiment, pad_id, shapes)
 
 
 def prepare_stores(
@@ -238,6 +250,11 @@ def check_and_save_table(experiment_file: ExperimentFile, runs_dir: Path) -> Non
     # Labelled rows first: the check of a corpus reads it.
     for data in sorted(datasets, key=lambda data: isinstance(data, PretrainingData)):
         data.check_readable()
+    exports = {}
+    for experiment in experiment_file.experiments:
+        exports.setdefault(describe_experiment_export(experiment), []).append(experiment.name)
+    for description, names in exports.items():
+        log_to_stderr(f"{', '.join(names)}: {description}")
     if experiment_file.table and distributed.is_primary():
         save_table(experiment_file.table, runs_dir)
 

@@ -3,6 +3,7 @@
 import itertools
 import json
 import sys
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 
@@ -35,8 +36,11 @@ def predict_lines(
             shown = text if isinstance(text, str) else "  |  ".join(text)
             print(shown, *format_prediction(kind, prediction), sep="\n   ")
     if predictor.num_truncated:
-        max_positions = predictor.config.max_positions
-        log(f"truncated {predictor.num_truncated} texts that exceed model.max_positions={max_positions} tokens")
+        own_limit, max_positions = predictor.sentence_embedding.max_length, predictor.config.max_positions
+        limit = f"model.max_positions={max_positions}"
+        if kind in ("embed", "similarity") and own_limit and own_limit < max_positions:
+            limit = f"max_seq_length={own_limit}"
+        log(f"truncated {predictor.num_truncated} texts that exceed {limit} tokens")
 
 
 def pair_texts(texts: Sequence[str], second_texts: Sequence[str]) -> Iterable[TextOrPair]:
@@ -55,7 +59,7 @@ def read_texts(name: str) -> Iterator[TextOrPair]:
     source = "standard input" if name == "-" else name
     with nullcontext(sys.stdin.buffer) if name == "-" else open(name, "rb") as lines:
         for line_number, line in enumerate(lines, 1):
-            yield parse_line(line, f"{source}:{line_number}")
+            yield parse_line(line.removeprefix(BOM_UTF8) if line_number == 1 else line, f"{source}:{line_number}")
 
 
 def parse_line(line: bytes, location: str) -> TextOrPair:
@@ -87,7 +91,7 @@ def iter_predictions(
     kind: str,
     texts: Iterator[TextOrPair],
     top_k: int = 5,
-    pooling: str = "mean",
+    pooling: str | None = None,
     layer: int = -1,
     threshold: float | None = None,
 ) -> Iterator[dict]:
@@ -120,7 +124,7 @@ def round_vector(vector) -> list[float]:
     return np.asarray(vector, float).round(6).tolist()
 
 
-def iter_similarities(predictor: Predictor, texts: Iterator[TextOrPair], pooling: str, layer: int) -> Iterator:
+def iter_similarities(predictor: Predictor, texts: Iterator[TextOrPair], pooling: str | None, layer: int) -> Iterator:
     """Yield the cosine of each pair, or, for texts alone, those of each text with all texts."""
     first = next(texts, None)
     texts = itertools.chain([first] if first else [], texts)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 OnBadRow = Literal["stop", "skip"]
+MAX_FIELD_CHARS = 64 << 20  # of a CSV field; Python's own limit is 131,072
 
 
 class RowError(ValueError):
@@ -109,6 +110,7 @@ def split_tsv_lines(file) -> Iterator[tuple[int, list[str]]]:
 
 
 def split_csv_lines(file) -> Iterator[tuple[int, list[str] | str]]:
+    csv.field_size_limit(MAX_FIELD_CHARS)
     rows = csv.reader(file, strict=True)
     while True:
         try:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -23,10 +22,11 @@ from encoders.data.formats import Format
 from encoders.data.store import Split
 from encoders.data.stream import Phase, iter_batches_longest_first
 from encoders.experiment import Experiment
+from encoders.inference.sentence_embedding import Pooling, SentenceEmbedding
 from encoders.model.encoder import Encoder, find_encoder_name
 from encoders.model.heads import Pooler, summarize_examples
 from encoders.objectives.masking import MaskedBatch
-from encoders.run.folder import RunError
+from encoders.run.folder import RunError, read_run_record
 from encoders.run.run import Run
 from encoders.tasks.answers import QAPrediction
 from encoders.tasks.classification import Classification
@@ -37,7 +37,13 @@ from encoders.tasks.text_tasks import TextRows
 CHUNK_SIZE = 4096  # texts that are sorted by length at a time
 NUM_LENGTH_BUCKETS = 16  # lengths that batches may have
 DEFAULT_WINDOW_LENGTH = 384  # tokens, for imported runs
-Pooling = Literal["cls", "mean", "pooled"]
+HEAD_COMMANDS = {  # commands that make a run with a head; RUN is the one without it
+    "tokens": "train mini --only mini-bert --set init_from=RUN data.tokenizer.path=RUN/tokenizer.json",
+    "pooler": "train mini --only mini-bert --set init_from=RUN data.tokenizer.path=RUN/tokenizer.json",
+    "replaced": "train mini --only mini-electra --set init_from=RUN data.tokenizer.path=RUN/tokenizer.json",
+    "classes": "train own --with init_from=RUN root=FOLDER texts=COLUMN labels=A,B",
+    "spans": "train squad --with init_from=RUN root=FOLDER",
+}
 TextOrPair = str | tuple[str, str]
 
 
@@ -76,8 +82,11 @@ class Predictor:
             print(next(predictor.fill_masks([text], top_k=3)))
     """
 
-    def __init__(self, run: Run, params: dict, batch_size: int = 32):
+    def __init__(
+        self, run: Run, params: dict, batch_size: int = 32, sentence_embedding: SentenceEmbedding | None = None
+    ):
         self.run, self.params, self.batch_size = run, params, batch_size
+        self.sentence_embedding = sentence_embedding or SentenceEmbedding()
         self.config, self.objective = run.spec.model, run.spec.objective
         self.num_separators = self.config.conventions.num_separators
         self.num_truncated = 0
@@ -86,7 +95,7 @@ class Predictor:
     def labels(self) -> tuple[str, ...]:
         """Labels of a classifier. Raises `RunError` for another run."""
         if not isinstance(self.objective, Classification):
-            raise RunError(f"{self.run.folder} needs a classification head and has {', '.join(sorted(self.params))}")
+            raise self.missing_head("classes", "classification")
         return self.objective.labels
 
     def fill_masks(self, texts: Iterable[str], top_k: int = 5) -> Iterator[list[list[tuple[str, float]]]]:
@@ -152,8 +161,7 @@ class Predictor:
         score exceeds `null_threshold`, by default the threshold tuned at the run's evaluation.
         """
         if not isinstance(self.objective, QAObjective):
-            kind = type(self.objective).__name__
-            raise RunError(f"{self.run.folder} needs an objective of question answering and has {kind}")
+            raise self.missing_head("spans", "question-answering")
         result_file = self.run.folder / "result.json"
         if null_threshold is None and result_file.exists():  # None for a run on answerable questions
             null_threshold = json.loads(result_file.read_text(encoding="utf-8")).get("best", {}).get("threshold")
@@ -190,14 +198,22 @@ class Predictor:
         predictions = self.objective.decode_predictions(outputs, windows, split)
         return [predictions[document] for document in range(len(questions))]
 
-    def embed(self, texts: Iterable[TextOrPair], pooling: Pooling = "mean", layer: int = -1) -> Iterator[np.ndarray]:
+    def embed(
+        self, texts: Iterable[TextOrPair], pooling: Pooling | None = None, layer: int = -1
+    ) -> Iterator[np.ndarray]:
         """Yield a vector `[d]` of each text: of [CLS] ("cls"), the mean over tokens, or the pooler's ("pooled").
 
-        `layer` is 0 for the embedding, n for the n-th layer, -1 for the last.
+        Without a pooling it is the run's own: that of sentence-transformers, with its scaling to length 1, where the
+        run was imported with one, else the mean. Texts are cut at the run's own longest length. `layer` is 0 for the
+        embedding, n for the n-th layer, -1 for the last.
         """
+        own = self.sentence_embedding
+        is_scaled, pooling = pooling is None and own.normalize, pooling or own.pooling
         if pooling == "pooled":
             self.require_params("pooler", "pooler")
-        yield from self.predict_texts(texts, lambda batch: list(self.encode_rows(batch, layer, pooling)))
+        encode_batch = lambda batch: list(self.encode_rows(batch, layer, pooling))
+        vectors = self.predict_texts(texts, encode_batch, max_length=own.max_length)
+        yield from map(normalize_vector, vectors) if is_scaled else vectors
 
     def embed_tokens(self, texts: Iterable[TextOrPair], layer: int = -1) -> Iterator[list[tuple[str, np.ndarray]]]:
         """Yield the tokens of each text, special ones included, with their vectors `[d]`."""
@@ -205,14 +221,14 @@ class Predictor:
         yield from self.predict_texts(texts, pair_rows)
 
     def compare_pairs(
-        self, pairs: Iterable[tuple[str, str]], pooling: Pooling = "mean", layer: int = -1
+        self, pairs: Iterable[tuple[str, str]], pooling: Pooling | None = None, layer: int = -1
     ) -> Iterator[float]:
         """Yield the cosine of the vectors of two texts, each encoded alone. (A head on a pair is `classify`.)"""
         vectors = map(normalize_vector, self.embed(chain.from_iterable(pairs), pooling, layer))
         for first, second in zip(vectors, vectors, strict=True):
             yield float(first @ second)
 
-    def similarity_matrix(self, texts: Sequence[str], pooling: Pooling = "mean", layer: int = -1) -> np.ndarray:
+    def similarity_matrix(self, texts: Sequence[str], pooling: Pooling | None = None, layer: int = -1) -> np.ndarray:
         """Return the cosines of all pairs of texts, `[n n]`."""
         vectors = np.stack([normalize_vector(vector) for vector in self.embed(texts, pooling, layer)])
         return vectors @ vectors.T
@@ -231,7 +247,13 @@ class Predictor:
 
     def require_params(self, param_name: str, head_name: str) -> None:
         if param_name not in self.params:
-            raise RunError(f"{self.run.folder} needs a {head_name} head and has {', '.join(sorted(self.params))}")
+            raise self.missing_head(param_name, head_name)
+
+    def missing_head(self, param_name: str, head_name: str) -> RunError:
+        """Return the error for a head that the run lacks, with a command that makes it."""
+        folder = self.run.folder
+        problem = f"{folder} needs a {head_name} head and has {', '.join(sorted(self.params))}"
+        return RunError(f"{problem}; this makes one: {HEAD_COMMANDS[param_name].replace('RUN', str(folder))}")
 
     def apply_module(self, batch: Batch, method: str):
         return apply_jitted(self.params, batch, module=self.run.module, method=method)
@@ -275,9 +297,11 @@ class Predictor:
         texts: Iterable[TextOrPair],
         predict_rows: Callable[[Batch], list],
         encode: Callable[[TextOrPair], list[list[int]]] | None = None,
+        max_length: int | None = None,
     ) -> Iterator:
         """Yield the result of `predict_rows` for each text, in the order of the texts; `encode` returns its tokens."""
-        seq_length, row_format = self.config.max_positions, TextRows(num_separators=self.num_separators)
+        seq_length = min(self.config.max_positions, max_length or self.config.max_positions)
+        row_format = TextRows(num_separators=self.num_separators)
         for chunk in chunk_items(texts, CHUNK_SIZE):
             ids = [self.require_tokens((encode or self.encode_text)(text), text) for text in chunk]
             sizes = np.array([sum(map(len, row)) + (2 if len(row) == 1 else 2 + self.num_separators) for row in ids])
@@ -317,4 +341,5 @@ def load_predictor(run: str | Path, step: str = "best", batch_size: int = 32) ->
     `step` is "best" (the latest where none was scored), "latest", or a number.
     """
     opened = Run.open(Path(run))
-    return Predictor(opened, opened.load_params(step)[1], batch_size)
+    embedding = SentenceEmbedding.from_record(read_run_record(opened.folder))
+    return Predictor(opened, opened.load_params(step)[1], batch_size, embedding)

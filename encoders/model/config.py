@@ -36,7 +36,7 @@ class EncoderConfig:
 
     `embeddings`, `attention` and `feed_forward` are the classes of its parts. Layers share the parameters of
     `shared_parts` (ALBERT: both) in `num_groups` sets, and layer `i` uses set `i * num_groups // num_layers`. Raises
-    `ValueError` for sizes that do not fit together.
+    `ValueError` for sizes that do not fit together. `embedding_size` is `hidden_size` unless it is given.
     """
 
     vocab_size: int
@@ -44,7 +44,7 @@ class EncoderConfig:
     num_layers: int
     num_heads: int
     intermediate_size: int
-    embedding_size: int
+    embedding_size: int | None = None
     max_positions: int = 512
     num_token_types: int = 2
     position_offset: int = 0  # RoBERTa: 2, its padding index + 1; padding reads the entry before it
@@ -69,6 +69,8 @@ class EncoderConfig:
     remat: Literal["none", "dots", "full"] = not_fingerprinted("none")
 
     def __post_init__(self):
+        if self.embedding_size is None:
+            object.__setattr__(self, "embedding_size", self.hidden_size)  # the dataclass is frozen
         checks = (
             (SIZE_FIELDS, lambda size: size >= 1, "at least 1"),
             (SIZE_FIELDS, lambda size: size < 2**31, "below 2147483648"),

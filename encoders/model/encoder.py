@@ -63,7 +63,10 @@ class Encoder(nn.Module):
         self.shared = self.param("shared", self.init_shared_params) if config.shared_parts else {}
         body = EncoderLayer
         if config.remat != "none":
-            body = nn.remat(body, policy=REMAT_POLICIES[config.remat], prevent_cse=False, static_argnums=(4, 5))
+            # A loop keeps what is computed again apart. Without one the compiler would merge it with the first time.
+            has_loop = config.num_layers > 1 and not config.unroll_layers
+            policy = REMAT_POLICIES[config.remat]
+            body = nn.remat(body, policy=policy, prevent_cse=not has_loop, static_argnums=(4, 5))
         self.layers = nn.scan(
             body,
             variable_axes={"params": 0},

@@ -2,8 +2,9 @@
 
 An item is `"embedded"`, `"tfds:NAME@SPLIT"` (NAME may be the folder of a prepared data set), or a path or glob. The
 files of a path are UTF-8, plain or compressed as .gz, .bz2, .xz or .zst. Files named .jsonl, .json and .ndjson hold
-an object a line; .parquet a row a document. Every other file is text: a paragraph or sentence a line, a blank line
-between documents. `text_field` names the field of an object, row or record that holds its text.
+an object a line; .parquet a row a document; .fasta and .fa a sequence a document. Every other file is text: a paragraph
+or sentence a line, a blank line between documents, or with `document_per_line` a document a line. `text_field` names
+the field of an object, row or record that holds its text.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ from encoders.text.tfds_reader import TfdsSource
 RANGE_BYTES = 64 << 20  # of text that is read in one go
 
 
-def check_corpus(corpus, sentence_splitting: str = "split", language: str = "en", text_field=None) -> None:
+def check_corpus(
+    corpus, sentence_splitting: str = "split", language: str = "en", text_field=None, document_per_line: bool = False
+) -> None:
     """Raise `CorpusError` for the errors of a corpus that show without reading it all."""
     make_sentence_splitter(sentence_splitting, language)
-    for source in make_sources(corpus, text_field):
+    for source in make_sources(corpus, text_field, document_per_line):
         source.check_readable()
 
 
@@ -36,17 +39,21 @@ def describe_corpus(corpus: tuple[str, ...], text_field=None, cache_path: Path |
     return content
 
 
-def make_sources(corpus: tuple[str, ...], text_field: str | None = None) -> list[CorpusSource]:
+def make_sources(
+    corpus: tuple[str, ...], text_field: str | None = None, document_per_line: bool = False
+) -> list[CorpusSource]:
     """Return a source for each item. Raises `CorpusError` where an item names nothing."""
     if isinstance(corpus, str) or not corpus or not all(isinstance(item, str) and item for item in corpus):
         raise CorpusError(f"corpus {corpus!r} must be a tuple of names: ('embedded',), ('tfds:NAME',), ('PATH',)")
-    return [make_source(item, text_field) for item in corpus]
+    return [make_source(item, text_field, document_per_line) for item in corpus]
 
 
-def make_source(item: str, text_field: str | None) -> CorpusSource:
+def make_source(item: str, text_field: str | None, document_per_line: bool = False) -> CorpusSource:
     if item == "embedded":
         return EmbeddedSource()
-    return TfdsSource(item, text_field) if item.startswith("tfds:") else make_file_source(item, text_field)
+    if item.startswith("tfds:"):
+        return TfdsSource(item, text_field)
+    return make_file_source(item, text_field, document_per_line)
 
 
 def make_sentence_splitter(sentence_splitting: str, language: str) -> Callable[[str], list[str]]:
