@@ -32,7 +32,7 @@ from encoders.run.folder import differing_fields, read_result, wrong_experiment
 from encoders.run.preemption import STOPPED_STATUS, StopRequest, format_duration, parse_duration
 from encoders.run.run import Run
 from encoders.sweeps.local_workers import launch_processes, launch_workers
-from encoders.sweeps.paper_table import load_saved_tables, save_table
+from encoders.sweeps.paper_table import PaperTable, load_saved_tables, save_table
 from encoders.sweeps.sweep import WORKER_VARIABLE, Sweep, measure_progress
 from encoders.training import distributed
 from encoders.utils.code_files import import_file
@@ -82,13 +82,8 @@ def show_experiments(choice: ExperimentChoice) -> None:
 
 def describe_experiment_export(experiment: Experiment) -> str:
     """Return the classes of transformers that a run of the experiment exports as, or why it cannot."""
-    tokenizer, pad_id = experiment.data.tokenizer, 0
-    if tokenizer.path and Path(tokenizer.path).exists():
-        pad_id = tokenizer.load().vocab.pad_id
-    elif not tokenizer.path:
-        pad_id = list(SPECIAL_TOKEN_NAMES[tokenizer.kind]).index("pad")
     shapes = eval_param_shapes(experiment.model, experiment.objective)
-    return convert.describe_export(experiment, pad_id, shapes)
+    return convert.describe_export(experiment, experiment.data.tokenizer.find_pad_id(), shapes)
 
 
 def prepare_stores(
@@ -249,7 +244,7 @@ def check_and_save_table(experiment_file: ExperimentFile, runs_dir: Path) -> Non
     datasets = dict.fromkeys(experiment.data for experiment in experiment_file.experiments)
     # Labelled rows first: the check of a corpus reads it.
     for data in sorted(datasets, key=lambda data: isinstance(data, PretrainingData)):
-        data.check_readable()
+        check_readable(data, experiment_file.table)
     exports = {}
     for experiment in experiment_file.experiments:
         exports.setdefault(describe_experiment_export(experiment), []).append(experiment.name)
@@ -257,6 +252,16 @@ def check_and_save_table(experiment_file: ExperimentFile, runs_dir: Path) -> Non
         log_to_stderr(f"{', '.join(names)}: {description}")
     if experiment_file.table and distributed.is_primary():
         save_table(experiment_file.table, runs_dir)
+
+
+def check_readable(data: PretrainingData | LabelledData, table: PaperTable | None) -> None:
+    """Raise `ValueError` for texts or rows that cannot be read; that of a table names the argument of `--with`."""
+    try:
+        data.check_readable()
+    except ValueError as error:
+        if table is None or table.study is None:
+            raise
+        raise ExperimentError(f"{error}; --with {table.study.find_argument(data)}=... says where it is") from None
 
 
 def run_sweep(

@@ -205,11 +205,11 @@ def sample_documents(job: PreparationJob, units: list[WorkUnit]) -> Iterator[Doc
     share, num_read = job.data.tokenizer.train_chars // min(len(units), MAX_SAMPLED_UNITS), {}
     for max_chars in (share, None):
         for unit in order:
-            num_before, size = num_read.get(unit, 0), 0
+            num_before, size = num_read.get(unit.unit_index, 0), 0
             for number, document in enumerate(job.read_sentences(unit, Counter())):
                 if number >= num_before:
                     yield document
-                    num_read[unit], size = number + 1, size + sum(map(len, document))
+                    num_read[unit.unit_index], size = number + 1, size + sum(map(len, document))
                     if max_chars is not None and size >= max_chars:
                         break
 

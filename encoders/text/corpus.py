@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 
 from encoders.text.embedded import EmbeddedSource
@@ -19,6 +20,8 @@ from encoders.text.source import CorpusError, CorpusSource, DigestCache, import_
 from encoders.text.tfds_reader import TfdsSource
 
 RANGE_BYTES = 64 << 20  # of text that is read in one go
+MAX_LINE_CHARS = 50_000  # that are split at once: quotation marks without a partner take the square of it
+LONG_LINE_PATTERN = re.compile(rf".{{1,{MAX_LINE_CHARS}}}(?: |$)|.{{{MAX_LINE_CHARS}}}")
 
 
 def check_corpus(
@@ -64,4 +67,10 @@ def make_sentence_splitter(sentence_splitting: str, language: str) -> Callable[[
     if not isinstance(language, str) or not re.fullmatch(r"[a-z]{2,3}([-_]\w+)*", language):
         raise CorpusError(f"language={language!r} must be a language code such as 'en', 'de' or 'zh'")
     segment = import_optional("sentencex", "sentence_splitting='split'").segment
-    return lambda line: [" ".join(words) for sentence in segment(language, line) if (words := sentence.split())]
+
+    def split(line: str) -> list[str]:
+        pieces = [line] if len(line) <= MAX_LINE_CHARS else LONG_LINE_PATTERN.findall(line)
+        sentences = chain.from_iterable(segment(language, piece) for piece in pieces)
+        return [" ".join(words) for sentence in sentences if (words := sentence.split())]
+
+    return split

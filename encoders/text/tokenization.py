@@ -97,6 +97,14 @@ class TokenizerSpec:
         own_names = dict(entry.split("=", 1) for entry in self.special_tokens)
         return load_tokenizer(self.path, self.lowercase, kind=self.kind, own_names=own_names)
 
+    def find_pad_id(self) -> int:
+        """Return the id of padding; 0, as BERT's, for a published vocabulary that does not exist yet."""
+        from encoders.text.tokenizer_backends import SPECIAL_TOKEN_NAMES
+
+        if self.path is None:
+            return list(SPECIAL_TOKEN_NAMES[self.kind]).index("pad")
+        return self.load().vocab.pad_id if Path(self.path).expanduser().exists() else 0
+
 
 class Tokenizer:
     """Vocabulary and its rules, over `tokenizers.Tokenizer`.
