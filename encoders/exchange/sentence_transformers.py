@@ -17,6 +17,7 @@ from encoders.inference.sentence_embedding import SentenceEmbedding
 
 MODULES_FILE, LENGTH_FILE, POOLING_FOLDER = "modules.json", "sentence_bert_config.json", "1_Pooling"
 POOLING_FLAGS = {"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens"}
+MIN_LENGTH = 8  # tokens of the shortest rows
 MODULE_TYPES = "sentence_transformers.models."
 
 
@@ -45,8 +46,10 @@ def read_sentence_embedding(folder: Path, lowers_text: bool, ignored: Iterable[s
     if settings.get("do_lower_case") and not lowers_text:
         raise CheckpointError(f"{LENGTH_FILE}: do_lower_case=True lowers texts, and the tokenizer keeps capitals")
     max_length = settings.get("max_seq_length")
-    if max_length is not None and (type(max_length) is not int or max_length < 3):
-        raise CheckpointError(f"{LENGTH_FILE}: max_seq_length={shorten(max_length)} must be an integer from 3")
+    if max_length is not None and (type(max_length) is not int or max_length < MIN_LENGTH):
+        raise CheckpointError(
+            f"{LENGTH_FILE}: max_seq_length={shorten(max_length)} must be an integer from {MIN_LENGTH}"
+        )
     return SentenceEmbedding(**values, max_length=max_length)
 
 

@@ -248,9 +248,20 @@ def test_missing_unexpected_and_misshapen_tensors_are_one_list(tmp_path):
     assert "bert.pooler.dense.weight is [12, 13] and should be [12, 12]" in said
 
 
+def test_extra_tensors_are_left_out_by_name(tmp_path):
+    folder = copied("bert-pretraining", tmp_path / "theirs")
+    rewrite(folder, lambda tensors: tensors | {"probe.0.weight": np.zeros(3, np.float32)})
+    said = refused("bert-pretraining", folder, tmp_path / "run")
+    assert "unexpected: probe.0.weight" in said and "--ignore" in said
+    words = ["import", str(folder), str(tmp_path / "run"), "--vocabulary", str(HOME / "vocabularies" / "bert")]
+    assert launch.main([*words, "--ignore", "probe.*"]) == 0
+    assert same(params_of(tmp_path / "run"), params_of(brought_in("bert-pretraining", tmp_path / "plain")))
+
+
 @pytest.mark.parametrize(
     "change, said",
     [
+        ({"max_position_embeddings": 10**9}, "position_embeddings.weight is [19, 12] and should be [1000000000, 12]"),
         ({"model_type": "gpt2"}, "model_type='gpt2' is not one of bert, roberta, albert, electra"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type='relative_key'"),
         ({"is_decoder": True}, "is_decoder=True"),
