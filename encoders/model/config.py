@@ -65,7 +65,7 @@ class EncoderConfig:
     conventions: FamilyConventions = not_fingerprinted(FamilyConventions())
     # cudnn takes one example a row, padded at its end.
     attention_impl: Literal["xla", "cudnn", "cudnn_packed"] = not_fingerprinted("xla")
-    unroll_layers: bool = not_fingerprinted(False)
+    unroll_layers: bool = not_fingerprinted(False)  # without effect where layers are rematerialised
     remat: Literal["none", "dots", "full"] = not_fingerprinted("none")
 
     def __post_init__(self):

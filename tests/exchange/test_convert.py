@@ -24,7 +24,7 @@ from encoders.run.folder import RunError, build_run_record
 from encoders.run.run import Run
 from encoders.training.checkpoint import save_params
 from encoders.training.step import init_params
-from encoders.utils.files import write_json
+from encoders.utils.files import sign_json, write_json
 from tests.exchange.outputs import furthest, ours
 from tests.exchange.references import CASES, HOME
 
@@ -342,3 +342,12 @@ def test_a_folder_without_a_checkpoint_or_without_a_vocabulary_is_refused(tmp_pa
     assert "config.json" in refused("bert-encoder", tmp_path / "empty", tmp_path / "run")
     assert launch.main(["import", str(HOME / "bert-encoder"), str(tmp_path / "run")]) == 1
     assert "--vocabulary" in capsys.readouterr().err
+
+
+def test_a_record_of_other_sizes_than_its_parameters_is_refused_before_anything_is_built(tmp_path):
+    run = brought_in("bert-encoder", tmp_path / "run")
+    record = json.loads((run / "experiment.json").read_text())
+    record["experiment"]["model"]["max_positions"] = 10**9
+    write_json(run / "experiment.json", sign_json(record))
+    with pytest.raises(RunError, match=r"embed/position/embedding is \[19, 12\] .*\[1000000000, 12\]"):
+        load_predictor(run)

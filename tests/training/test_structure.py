@@ -62,15 +62,14 @@ def test_the_new_state_lies_where_the_old_one_lay(objective, model):
     assert program.compile().memory_analysis().alias_size_in_bytes >= size
 
 
-def test_rematerialised_layers_take_less_memory_with_and_without_a_loop():
-    """Without a barrier XLA merges what unrolled layers compute again with the first time."""
-    model = replace(MODEL, num_layers=4, max_positions=128)
-    for is_unrolled in (False, True):
-        temporary = {}
-        for remat in ("none", "full"):
-            program = lowered(PAIRS, replace(model, unroll_layers=is_unrolled, remat=remat), 8, 128)[1]
-            temporary[remat] = program.compile().memory_analysis().temp_size_in_bytes
-        assert temporary["full"] < 0.7 * temporary["none"], (is_unrolled, temporary)
+def test_rematerialised_layers_take_less_memory_where_they_are_to_be_unrolled_too():
+    """XLA merges what unrolled layers compute again with the first time."""
+    sizes = dict(num_layers=4, max_positions=128, hidden_dropout=0.0, attention_dropout=0.0, unroll_layers=True)
+    temporary = {}
+    for remat in ("none", "full"):
+        program = lowered(PAIRS, replace(MODEL, **sizes, remat=remat), 8, 128)[1]
+        temporary[remat] = program.compile().memory_analysis().temp_size_in_bytes
+    assert temporary["full"] < 0.5 * temporary["none"]
 
 
 @pytest.mark.live
