@@ -261,7 +261,9 @@ def check_readable(data: PretrainingData | LabelledData, table: PaperTable | Non
     except ValueError as error:
         if table is None or table.study is None:
             raise
-        raise ExperimentError(f"{error}; --with {table.study.find_argument(data)}=... says where it is") from None
+        raise ExperimentError(
+            f"{error}; --with {table.study.find_argument(data)}=... names the folder or the files"
+        ) from None
 
 
 def run_sweep(

@@ -22,7 +22,8 @@ MODULE_TYPES = "sentence_transformers.models."
 
 
 def read_sentence_embedding(folder: Path, lowers_text: bool, ignored: Iterable[str] = ()) -> SentenceEmbedding:
-    """Return how the model of a folder gives vectors; the default where sentence-transformers has not written it.
+    """Return how the model of a folder gives vectors; the default without files of
+    sentence-transformers.
 
     Modules whose folder or type matches a pattern of `ignored` are left out. Raises `CheckpointError` for others that
     are not supported, and for a text that is lowered where the tokenizer does not lower it.

@@ -160,7 +160,7 @@ def build_combining_pattern() -> str:
 
 
 def build_word_list(tokens: dict[str, int], own_names: Mapping[str, str] = NO_NAMES):
-    """Build the rules of a word list: a token is what stands between spaces. Case is kept."""
+    """Build the rules of a word list: the tokens are the words between spaces. Case is kept."""
     backend = Tokenizer(models.WordLevel(tokens, find_special_token_names(tokens, "words", own_names)["unk"]))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return configure_special_tokens(backend, own_names)
