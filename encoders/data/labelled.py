@@ -15,7 +15,7 @@ import numpy as np
 from encoders.data.beam_runner import LogFunction, Runner
 from encoders.data.prepare import compute_unknown_rate, write_store
 from encoders.data.row_files import OnBadRow, RowError, RowReader
-from encoders.data.spec import MAX_UNKNOWN_RATE, hash_path
+from encoders.data.spec import MAX_UNKNOWN_RATE, check_share, hash_path
 from encoders.data.store import SplitWriter, describe_vocab
 from encoders.model.config import FamilyConventions
 from encoders.text.tfds_reader import describe_tfds_version
@@ -91,6 +91,7 @@ class LabelledData:
             raise ValueError("data.tokenizer.path is missing: labelled rows are read with a vocabulary that exists")
         if (limit := self.max_train_examples) is not None and limit < 1:
             raise ValueError(f"data.max_train_examples={limit} must be at least 1, or None for all rows")
+        check_share("data.max_unknown_rate", self.max_unknown_rate)
 
     @property
     def label_names(self) -> tuple[str, ...]:

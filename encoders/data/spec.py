@@ -82,6 +82,7 @@ class PretrainingData:
             raise ValueError("data.corpus is empty; it takes 'embedded', 'tfds:NAME', or files")
         if not 0 < self.heldout_fraction < 1:
             raise ValueError(f"data.heldout_fraction={self.heldout_fraction} must be above 0 and below 1")
+        check_share("data.max_unknown_rate", self.max_unknown_rate)
 
     def check_readable(self) -> None:
         corpora.check_corpus(
@@ -125,6 +126,11 @@ class PretrainingData:
                 groups[-1][1].append(byte_range)
                 num_bytes += byte_range.approx_bytes
         return [WorkUnit(index, item, tuple(ranges)) for index, (item, ranges) in enumerate(groups)]
+
+
+def check_share(name: str, share: float) -> None:
+    if not 0 <= share <= 1:
+        raise ValueError(f"{name}={share} must be a share from 0 to 1")
 
 
 def hash_path(path: Path) -> str:
