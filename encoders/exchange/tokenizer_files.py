@@ -30,8 +30,8 @@ PYTHON_CLASSES = ("BertJapaneseTokenizer", "BertweetTokenizer", "PhobertTokenize
 
 
 def read_tokenizer(path: Path, log: Callable[[str], None] = lambda line: None) -> Tokenizer:
-    """Return the tokenizer at `path`: a folder, or one of the files that `TokenizerSpec.path` accepts. Lost capitals are
-    logged.
+    """Return the tokenizer at `path`: a folder, or one of the files that `TokenizerSpec.path` accepts. Capitals that it
+    lowers are logged.
 
     Raises `CheckpointError` for missing files and for rules that only transformers applies.
     """
