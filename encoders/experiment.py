@@ -133,15 +133,21 @@ def apply_settings(experiment: Experiment, settings: Iterable[str]) -> Experimen
     """Return an experiment with settings such as "model.num_layers=4", each read by the declared type of its field.
 
     A phase is named by its index, or `*` for all. A field that holds a class's value takes the name of the class:
-    "objective.sentence_task=SentenceOrderPrediction". All settings apply at once. Raises `ExperimentError`.
+    "objective.sentence_task=SentenceOrderPrediction". All settings apply at once. An embedding as wide as the hidden
+    states stays so unless it is set too. Raises `ExperimentError`.
 
     >>> import encoders
     >>> quickstart = encoders.load_experiments("quickstart")["quickstart-bert"]
     >>> apply_settings(quickstart, ["seed=3", "phases.*.batch_size=8"]).phases[0].batch_size
     8
     """
+    model = experiment.model
     try:
-        return apply_changes(experiment, parse_settings(settings))
+        changes = parse_settings(settings)
+        sizes = changes.get("model")
+        if isinstance(sizes, dict) and "hidden_size" in sizes and model.embedding_size == model.hidden_size:
+            sizes.setdefault("embedding_size", "none")
+        return apply_changes(experiment, changes)
     except ExperimentError as error:
         raise ExperimentError(shorten_text(str(error))) from None
 

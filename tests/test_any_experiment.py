@@ -140,6 +140,8 @@ FIELDS = {
     "intervals.max_bad_updates": ("1", "0"),
     "data.tokenizer.vocab_size": ("300", "4 301"),
     "data.corpus": ("text.txt", "()"),
+    "data.max_unknown_rate": ("0.5 1", "-1 1.5"),
+    "data.document_per_line": ("false", "1"),
     "data.sentence_splitting": ("lines", "words"),
 }
 GARBAGE = [

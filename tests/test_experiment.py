@@ -5,6 +5,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import encoders
 from encoders.data.filters import CorpusFilters
 from encoders.data.formats import ElectraPairs, FullSentences, SegmentPairs
 from encoders.data.mixing import MixedFormat
@@ -369,3 +370,12 @@ def test_any_setting_works_or_is_an_experiment_error(experiment, given):
         assert str(error)
     else:
         assert from_json_value(json.loads(json.dumps(to_json_value(changed)))) == changed
+
+
+def test_the_embedding_follows_the_hidden_size_unless_it_is_set():
+    sizes = dict(vocab_size=30, num_layers=1, num_heads=2, intermediate_size=8)
+    assert EncoderConfig(**sizes, hidden_size=16) == EncoderConfig(**sizes, hidden_size=16, embedding_size=16)
+    plain, factorised = encoders.load_experiments("quickstart", only=["*-bert", "*-albert"]).values()
+    for changes, size in (("model.hidden_size=64", 64), ("model.hidden_size=64 model.embedding_size=32", 32)):
+        assert apply_settings(plain, changes.split()).model.embedding_size == size
+    assert apply_settings(factorised, ["model.hidden_size=256"]).model.embedding_size == factorised.model.embedding_size

@@ -344,3 +344,52 @@ def test_fill_gives_the_likeliest_tokens_of_each_mask(typed, home, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3 and all(len(re.findall(r"\d%", line)) == 3 for line in lines[1:])
     assert_refused(capsys, *command, "no mask here", values=["[MASK]", "'no mask here'"])
+
+
+# What a run will export as, and where a message leads
+
+
+@pytest.mark.parametrize(
+    "only, settings, values",
+    [
+        ("quickstart-bert", [], ["exports as BertForPreTraining"]),
+        ("quickstart-roberta", [], ["exports as RobertaForMaskedLM"]),
+        ("quickstart-electra", [], ["exports as ElectraForPreTraining and ElectraForMaskedLM"]),
+        (
+            "quickstart-roberta",
+            ["model.position_offset=5"],
+            ["cannot be exported", "roberta", "model.position_offset=2", "padding id 1"],
+        ),
+    ],
+)
+def test_show_says_what_a_run_exports_as_or_why_it_cannot(only, settings, values, capsys):
+    setting_words = ["--set", *settings] if settings else []
+    assert launch.main(["show", "quickstart", "--only", only, *setting_words]) == 0
+    shown = capsys.readouterr().out
+    assert all(value in shown for value in values), shown
+
+
+def test_messages_name_the_command_that_leads_on(capsys, tmp_path):
+    runs = ["--runs", str(tmp_path / "runs")]
+    published = [
+        "train",
+        "quickstart",
+        "--only",
+        "quickstart-bert",
+        *runs,
+        "--set",
+        f"init_from={HOME / 'bert-encoder'}",
+    ]
+    assert_refused(capsys, *published, values=["import", str(HOME / "bert-encoder")])
+    texts.write(tmp_path / "text.txt", documents=20)
+    table = ["train", "albert_t5", *runs, "--with", f"corpus={tmp_path / 'text.txt'}"]
+    assert_refused(capsys, *table, values=["--with glue=", "glue/SST-2"])
+    table[-1] = f"corpus={tmp_path / 'none.txt'}"
+    assert_refused(capsys, *table, f"glue={tmp_path}", values=["--with glue="])
+
+
+def test_a_model_beyond_the_machines_memory_is_refused_before_any_work(capsys, tmp_path):
+    command = ["train", "quickstart", "--only", "quickstart-bert", "--runs", str(tmp_path / "runs")]
+    settings = ["model.max_positions=1000000000", f"data.store_dir={tmp_path / 'stores'}"]
+    assert_refused(capsys, *command, "--set", *settings, values=["GiB", "model.max_positions=1000000000"])
+    assert not (tmp_path / "stores").exists()

@@ -21,7 +21,7 @@ from encoders.cli.experiment_files import (
 )
 from encoders.cli.inspect_store import RowSettings, describe_pass, describe_store
 from encoders.cli.predict_lines import predict_lines
-from encoders.costs.ledger import format_ledger
+from encoders.costs.ledger import eval_param_shapes, format_ledger
 from encoders.data.beam_runner import BeamRunner, LocalRunner, Runner
 from encoders.data.labelled import LabelledData
 from encoders.data.prepare import find_damaged_units, prepare_store, repair_store
@@ -39,7 +39,7 @@ from encoders.run.folder import differing_fields, read_result, wrong_experiment
 from encoders.run.preemption import STOPPED_STATUS, StopRequest, format_duration, parse_duration
 from encoders.run.run import Run
 from encoders.sweeps.local_workers import end_with_parent, launch_processes, launch_workers
-from encoders.sweeps.paper_table import load_saved_tables, save_table
+from encoders.sweeps.paper_table import PaperTable, load_saved_tables, save_table
 from encoders.sweeps.sweep import WORKER_VARIABLE, Sweep, measure_progress
 from encoders.training import distributed
 from encoders.utils.code_files import import_file
@@ -78,10 +78,17 @@ def show_experiments(choice: ExperimentChoice) -> None:
         print(f"{len(experiments)} experiments: {names}\nEach with the fields in which they differ:\n")
     for experiment, description in zip(experiments, describe_experiments(experiments), strict=True):
         print(f"== {experiment.name}\n{escape_control(description)}")
-        print(format_ledger(experiment), end="\n\n")
+        print(format_ledger(experiment))
+        print(describe_experiment_export(experiment), end="\n\n")
     if chosen.table:
         for line in describe_small_scale(chosen.table):
             print(line)
+
+
+def describe_experiment_export(experiment: Experiment) -> str:
+    """Return the classes of transformers that a run of the experiment exports as, or why it cannot."""
+    shapes = eval_param_shapes(experiment.model, experiment.objective)
+    return convert.describe_export(experiment, experiment.data.tokenizer.find_pad_id(), shapes)
 
 
 def prepare_stores(
@@ -253,9 +260,26 @@ def check_and_save_table(experiment_file: ExperimentFile, runs_dir: Path) -> Non
     datasets = dict.fromkeys(experiment.data for experiment in experiment_file.experiments)
     # Labelled rows first: the check of a corpus reads it.
     for data in sorted(datasets, key=lambda data: isinstance(data, PretrainingData)):
-        data.check_readable()
+        check_readable(data, experiment_file.table)
+    exports = {}
+    for experiment in experiment_file.experiments:
+        exports.setdefault(describe_experiment_export(experiment), []).append(experiment.name)
+    for description, names in exports.items():
+        log_to_stderr(f"{', '.join(names)}: {description}")
     if experiment_file.table and distributed.is_primary():
         save_table(experiment_file.table, runs_dir)
+
+
+def check_readable(data: PretrainingData | LabelledData, table: PaperTable | None) -> None:
+    """Raise `ValueError` for texts or rows that cannot be read; that of a table names the argument of `--with`."""
+    try:
+        data.check_readable()
+    except ValueError as error:
+        if table is None or table.study is None:
+            raise
+        raise ExperimentError(
+            f"{error}; --with {table.study.find_argument(data)}=... names the folder or the files"
+        ) from None
 
 
 def run_sweep(

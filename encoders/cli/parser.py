@@ -144,7 +144,9 @@ VERBS = {
         make_flag("--json", "print JSON lines", dest="as_json"),
         make_option("--out FILE", "write the vectors of embed to a .npy, .npz or .parquet file, a row for each text"),
         number_option("--top N", "tokens for each mask (5)", "top_k"),
-        make_option("--pool", "the vector of a text (mean)", choices=("cls", "mean", "pooled"), dest="pooling"),
+        make_option(
+            "--pool", "the vector of a text (as imported, or mean)", choices=("cls", "mean", "pooled"), dest="pooling"
+        ),
         number_option("--layer N", "0 is the embedding, -1 the last layer (-1)"),
         make_option("--threshold X", "no answer where its score is above this (tuned on dev)", type=float),
         number_option("--batch N", "texts at a time (32)", "batch_size"),
@@ -162,6 +164,9 @@ VERBS = {
         make_option("run RUN", "the folder of the run to make"),
         make_option("--generator DIR", "ELECTRA's generator (DIR/generator, if it exists)"),
         make_option("--vocabulary PATH", "tokenizer files, if they are not in DIR", dest="tokenizer_files"),
+        make_option(
+            "--ignore PATTERN", "leave out extra tensors of this name (globs)", action="append", dest="ignored"
+        ),
     ),
     "export": (
         "write a run as a folder that transformers loads",

@@ -3,6 +3,7 @@
 import itertools
 import json
 import sys
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -53,8 +54,11 @@ def predict_lines(
         for prediction, text in predictions:
             print_prediction(kind, text, prediction, as_json)
     if predictor.num_truncated:
-        max_positions = predictor.config.max_positions
-        log(f"truncated {predictor.num_truncated} texts that exceed model.max_positions={max_positions} tokens")
+        own_limit, max_positions = predictor.sentence_embedding.max_length, predictor.config.max_positions
+        limit = f"model.max_positions={max_positions}"
+        if kind in ("embed", "similarity") and own_limit and own_limit < max_positions:
+            limit = f"max_seq_length={own_limit}"
+        log(f"truncated {predictor.num_truncated} texts that exceed {limit} tokens")
     if selection.bad_indices:
         log(f"{len(selection.bad_indices)} of {selection.num_texts} texts were not predicted")
     return 1 if selection.bad_indices else 0
@@ -120,7 +124,7 @@ def read_lines(name: str) -> Iterator[tuple[str, bytes]]:
     source = "standard input" if name == "-" else name
     with nullcontext(sys.stdin.buffer) if name == "-" else open(name, "rb") as lines:
         for line_number, line in enumerate(lines, 1):
-            yield f"{source}:{line_number}", line
+            yield f"{source}:{line_number}", line.removeprefix(BOM_UTF8) if line_number == 1 else line
 
 
 def parse_line(line: bytes) -> TextOrPair:
@@ -152,7 +156,7 @@ def iter_predictions(
     kind: str,
     texts: Iterator[TextOrPair],
     top_k: int = 5,
-    pooling: str = "mean",
+    pooling: str | None = None,
     layer: int = -1,
     threshold: float | None = None,
 ) -> Iterator[dict]:
@@ -191,7 +195,7 @@ def round_vector(vector) -> list[float]:
     return np.asarray(vector, float).round(6).tolist()
 
 
-def iter_similarities(predictor: Predictor, texts: Iterator[TextOrPair], pooling: str, layer: int) -> Iterator:
+def iter_similarities(predictor: Predictor, texts: Iterator[TextOrPair], pooling: str | None, layer: int) -> Iterator:
     """Yield the cosine of each pair, or, for texts alone, those of each text with all texts."""
     first = next(texts, None)
     texts = itertools.chain([first] if first else [], texts)

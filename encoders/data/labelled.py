@@ -13,12 +13,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from encoders.data.beam_runner import LogFunction, Runner
-from encoders.data.prepare import write_store
+from encoders.data.prepare import compute_unknown_rate, write_store
 from encoders.data.row_files import OnBadRow, RowError, RowReader
-from encoders.data.spec import hash_path
+from encoders.data.spec import MAX_UNKNOWN_RATE, check_share, hash_path
 from encoders.data.store import SplitWriter, describe_vocab
 from encoders.model.config import FamilyConventions
-from encoders.text import tokenization
 from encoders.text.tfds_reader import describe_tfds_version
 from encoders.text.tokenization import TokenizerSpec
 from encoders.utils.errors import UserError
@@ -77,7 +76,8 @@ def to_tfds_split(split: str) -> str:
 @dataclass(frozen=True)
 class LabelledData:
     """Rows of `task` in the folder `root` (or "tfds:NAME"), under an existing vocabulary. `on_bad_row` stops at a bad
-    row, or skips and counts it. Training reads the first `max_train_examples` rows, or all."""
+    row, or skips and counts it. Training reads the first `max_train_examples` rows, or all. A share of unknown tokens
+    above `max_unknown_rate` is refused."""
 
     task: TaskSpec
     root: str
@@ -85,12 +85,14 @@ class LabelledData:
     on_bad_row: OnBadRow = "stop"
     store_dir: str = field(default="stores", metadata={"not_fingerprinted": True})
     max_train_examples: int | None = None
+    max_unknown_rate: float = field(default=MAX_UNKNOWN_RATE, metadata={"not_fingerprinted": True})
 
     def __post_init__(self):
         if self.tokenizer.path is None:
             raise UserError("data.tokenizer.path is missing: labelled rows are read with a vocabulary that exists")
         if (limit := self.max_train_examples) is not None and limit < 1:
             raise UserError(f"data.max_train_examples={limit} must be at least 1, or None for all rows")
+        check_share("data.max_unknown_rate", self.max_unknown_rate)
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -152,7 +154,7 @@ class LabelledData:
 @write_store.register
 def write_labelled_store(data: LabelledData, path: Path, work_dir: Path, runner: Runner, log: LogFunction) -> dict:
     """Write a store of labelled rows, which are few enough for one process."""
-    tokenizer = tokenization.load_tokenizer(data.tokenizer.path, data.tokenizer.lowercase)
+    tokenizer = data.tokenizer.load()
     tokenizer.save(path / "tokenizer.json")
     splits, skipped, token_counts = {}, {}, {}
     for split in data.find_split_sources():
@@ -175,4 +177,6 @@ def write_labelled_store(data: LabelledData, path: Path, work_dir: Path, runner:
         for line in reader.skipped_rows[:5]:
             log(f"skipped: {line}")
         log(f"{data.task.name}, {split}: {len(metadata_lines):,} rows, {skipped[split]:,} skipped")
-    return describe_vocab(tokenizer.vocab, token_counts["train"]) | {"splits": splits, "skipped": skipped}
+    unknown_rate = compute_unknown_rate(tokenizer.vocab, token_counts["train"])
+    content = {"splits": splits, "skipped": skipped, "unknown_rate": unknown_rate}
+    return describe_vocab(tokenizer.vocab, token_counts["train"]) | content

@@ -24,15 +24,43 @@ from encoders.data.spec import PretrainingData, StoreSpec, WorkUnit, compute_sto
 from encoders.data.store import OFFSET_FILES, STORE_FILE, TEXT_SPLITS, Store, UnitSpan
 from encoders.data.work_units import PreparationJob
 from encoders.text import tokenization
+from encoders.text.tokenization import Tokenizer, VocabInfo
 from encoders.utils.errors import UserError, is_disk_full
 from encoders.utils.files import atomic_dir, check_local_paths, hash_file, lock_dir, sign_json, write_json
+
+WARNED_UNKNOWN_RATE = 0.01  # of a text's tokens
+SAMPLE_CHARS = 200_000  # in which unknown tokens are counted before the whole text is tokenised
 
 
 def prepare_store(
     data: StoreSpec, log: LogFunction = work_units.ignore_log_line, runner: Runner = DEFAULT_RUNNER
 ) -> Store:
     """Return the store of `data`, and make it first if it does not exist. Raises `CorpusError` or `ValueError` before
-    any long work."""
+    any long work, also where more than `data.max_unknown_rate` of its tokens are unknown."""
+    store = open_or_make_store(data, log, runner)
+    check_unknown_rate(data, store.metadata.get("unknown_rate", 0.0), log)
+    return store
+
+
+def check_unknown_rate(data: StoreSpec, unknown_rate: float, log: LogFunction) -> None:
+    """Log a warning where more than a hundredth of the tokens are unknown. Raises `ValueError` above
+    `data.max_unknown_rate`."""
+    problem = f"{unknown_rate:.1%} of the tokens are unknown to the vocabulary"
+    remedy = "raise data.tokenizer.vocab_size, or take data.tokenizer.kind=bpe, unigram or character"
+    if data.tokenizer.path:
+        remedy = f"data.tokenizer.path={data.tokenizer.path} is of another language or kind of text"
+    if unknown_rate > data.max_unknown_rate:
+        limit = f"data.max_unknown_rate={data.max_unknown_rate:g}"
+        raise UserError(f"{problem}, more than {limit}: {remedy}; a higher limit accepts them")
+    if unknown_rate > WARNED_UNKNOWN_RATE:
+        log(f"warning: {problem}: {remedy}")
+
+
+def compute_unknown_rate(vocab: VocabInfo, token_counts: np.ndarray) -> float:
+    return float(token_counts[vocab.unk_id] / max(token_counts.sum(), 1))
+
+
+def open_or_make_store(data: StoreSpec, log: LogFunction, runner: Runner) -> Store:
     check_local_paths(data.store_dir)
     data.check_readable()
     content = data.describe_content()
@@ -113,7 +141,7 @@ def write_text_store(data: PretrainingData, path: Path, work_dir: Path, runner: 
         "tokenizer": hash_path(path / "tokenizer.json"),
         "splits": splits,
         "filtered": dict(sum((Counter(unit["filtered"]) for unit in units), Counter())),
-        "unknown_rate": float(counts[tokenizer.vocab.unk_id] / max(counts.sum(), 1)),
+        "unknown_rate": compute_unknown_rate(tokenizer.vocab, counts),
         "characters": sum(unit["characters"] for unit in units),
         "seconds": seconds,
         "peak_memory_mb": max(own_memory_mb, *(unit["peak_memory_mb"] for unit in units)),
@@ -148,14 +176,28 @@ def load_or_train_tokenizer(job: PreparationJob, all_units: list[WorkUnit], log:
     if not path.exists():
         if spec.path:
             log(f"vocabulary: read from {spec.path}")
-            tokenizer = tokenization.load_tokenizer(spec.path, spec.lowercase)
+            tokenizer = spec.load()
+            if lost := tokenizer.describe_lost_capitals():
+                log(f"warning: {spec.path}: {lost}; data.tokenizer.lowercase=false keeps capitals")
         else:
             log(f"vocabulary: training {spec.kind} of {spec.vocab_size:,}")
             tokenizer = tokenization.train_tokenizer(spec, work_units.sample_documents(job, all_units))
+        check_sample(job, all_units, tokenizer, log)
         partial_file = path.with_suffix(".partial")
         tokenizer.save(partial_file)
         partial_file.rename(path)
     return tokenization.load_tokenizer(path)
+
+
+def check_sample(job: PreparationJob, all_units: list[WorkUnit], tokenizer: Tokenizer, log: LogFunction) -> None:
+    """Check the share of unknown tokens in the first `SAMPLE_CHARS` characters, before all are tokenised."""
+    counts, num_chars = np.zeros(tokenizer.vocab.vocab_size, int), 0
+    for document in work_units.sample_documents(job, all_units):
+        for row in tokenizer.encode_batch(document):
+            counts += np.bincount(np.array(row, int), minlength=len(counts))
+        if (num_chars := num_chars + sum(map(len, document))) >= SAMPLE_CHARS:
+            break
+    check_unknown_rate(job.data, compute_unknown_rate(tokenizer.vocab, counts), work_units.ignore_log_line)
 
 
 def join_finished_units(

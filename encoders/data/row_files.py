@@ -12,6 +12,7 @@ from typing import Any, Literal
 from encoders.utils.errors import UserError
 
 OnBadRow = Literal["stop", "skip"]
+MAX_FIELD_CHARS = 64 << 20  # of a CSV field; Python's own limit is 131,072
 
 
 class RowError(UserError):
@@ -119,6 +120,7 @@ def split_tsv_lines(file) -> Iterator[tuple[int, list[str]]]:
 
 
 def split_csv_lines(file) -> Iterator[tuple[int, list[str] | str]]:
+    csv.field_size_limit(MAX_FIELD_CHARS)
     rows = csv.reader(file, strict=True)
     while True:
         try:
@@ -143,5 +145,5 @@ def parse_json_lines(file) -> Iterator[tuple[int, dict | str]]:
 def build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return a JSON object. Raises `ValueError` for one that names a value twice."""
     if repeated := find_repeated_name(name for name, _ in pairs):
-        raise ValueError(f"two values have the name {repeated!r}")
+        raise UserError(f"two values have the name {repeated!r}")
     return dict(pairs)

@@ -16,6 +16,7 @@ from encoders.text.source import ByteRange
 from encoders.text.tokenization import TokenizerSpec
 from encoders.utils.errors import UserError
 
+MAX_UNKNOWN_RATE = 0.2  # of a text's tokens, by default
 STORE_VERSION = 2  # of the store's layout and of the names in its content; a change gives every store another key
 
 
@@ -25,6 +26,7 @@ class StoreSpec(Protocol):
     tokenizer: TokenizerSpec
     store_dir: str  # the folder of all stores
     label_names: tuple[str, ...]  # classes of labelled rows, empty for running text
+    max_unknown_rate: float  # share of unknown tokens above which the text is refused
 
     def check_readable(self) -> None:
         """Raise `ValueError` for sources that cannot be read, before any long work."""
@@ -58,6 +60,8 @@ class PretrainingData:
         heldout_fraction: Share of the documents that evaluation reads and training does not.
         store_dir: Folder of the stores.
         text_field: JSON field or Parquet column of the text, "text" by default.
+        document_per_line: True if a line of a text file is a document, such as a protein; else a blank line ends one.
+        max_unknown_rate: Share of unknown tokens above which the text is refused.
         filters: Documents and paragraphs to leave out.
     """
 
@@ -69,6 +73,8 @@ class PretrainingData:
     store_dir: str = field(default="stores", metadata={"not_fingerprinted": True})
     text_field: str | None = None
     filters: CorpusFilters = CorpusFilters()
+    document_per_line: bool = False
+    max_unknown_rate: float = field(default=MAX_UNKNOWN_RATE, metadata={"not_fingerprinted": True})
 
     label_names: ClassVar[tuple[str, ...]] = ()
 
@@ -77,9 +83,12 @@ class PretrainingData:
             raise UserError("data.corpus is empty; it takes 'embedded', 'tfds:NAME', or files")
         if not 0 < self.heldout_fraction < 1:
             raise UserError(f"data.heldout_fraction={self.heldout_fraction} must be above 0 and below 1")
+        check_share("data.max_unknown_rate", self.max_unknown_rate)
 
     def check_readable(self) -> None:
-        corpora.check_corpus(self.corpus, self.sentence_splitting, self.language, self.text_field)
+        corpora.check_corpus(
+            self.corpus, self.sentence_splitting, self.language, self.text_field, self.document_per_line
+        )
 
     def describe_content(self) -> dict:
         # These keys are hashed: they keep their spelling when a field is renamed, so that stores stay valid.
@@ -94,6 +103,10 @@ class PretrainingData:
         # Fields added after the first stores count only where they are used.
         if self.text_field is not None:
             content["text_field"] = self.text_field
+        if not self.tokenizer.special_tokens:
+            del tokenizer["special_tokens"]
+        if self.document_per_line:
+            content["document_per_line"] = True
         if self.filters != CorpusFilters():
             content["filters"] = asdict(self.filters)
         num_units = Counter(unit.item_index for unit in self.list_units())
@@ -105,7 +118,7 @@ class PretrainingData:
     def list_units(self) -> list[WorkUnit]:
         """Divide the corpus into units of about `RANGE_BYTES`, none of which crosses two items."""
         groups: list[tuple[int, list[ByteRange]]] = []
-        for item, source in enumerate(corpora.make_sources(self.corpus, self.text_field)):
+        for item, source in enumerate(corpora.make_sources(self.corpus, self.text_field, self.document_per_line)):
             num_bytes = inf  # of the last unit, so that a new item starts a new one
             for byte_range in source.split_ranges(corpora.RANGE_BYTES):
                 if num_bytes + byte_range.approx_bytes > corpora.RANGE_BYTES:
@@ -114,6 +127,11 @@ class PretrainingData:
                 groups[-1][1].append(byte_range)
                 num_bytes += byte_range.approx_bytes
         return [WorkUnit(index, item, tuple(ranges)) for index, (item, ranges) in enumerate(groups)]
+
+
+def check_share(name: str, share: float) -> None:
+    if not 0 <= share <= 1:
+        raise UserError(f"{name}={share} must be a share from 0 to 1")
 
 
 def hash_path(path: Path) -> str:

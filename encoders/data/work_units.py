@@ -58,9 +58,10 @@ class PreparationJob:
 
     def read_filtered_documents(self, unit: WorkUnit, counts: Counter) -> Iterator[Document]:
         """Yield the documents of a unit that pass the filters of single documents."""
-        source = make_source_cached(self.data.corpus[unit.item_index], self.data.text_field)
+        item, data = self.data.corpus[unit.item_index], self.data
+        source = make_source_cached(item, data.text_field, data.document_per_line)
         documents = chain.from_iterable(map(source.read_documents, unit.byte_ranges))
-        return self.data.filters.filter_documents(documents, counts)
+        return self.data.filters.filter_documents(drop_null_documents(documents, counts), counts)
 
     def read_sentences(self, unit: WorkUnit, counts: Counter) -> Iterator[Document]:
         """Yield the documents of a unit as sentences, after all filters."""
@@ -83,6 +84,15 @@ class PreparationJob:
     def get_tokenizer(self) -> tokenization.Tokenizer:
         path = self.work_dir / "tokenizer.json"
         return load_tokenizer_cached(path, path.stat().st_mtime_ns)
+
+
+def drop_null_documents(documents: Iterator[Document], counts: Counter) -> Iterator[Document]:
+    """Yield the documents with text; count the records whose text is null."""
+    for document in documents:
+        if document:
+            yield document
+        else:
+            counts["records with a null text"] += 1
 
 
 def load_sorted_rows(path: Path, lowest: int | np.uint64, highest: int | np.uint64) -> np.ndarray:
@@ -195,11 +205,11 @@ def sample_documents(job: PreparationJob, units: list[WorkUnit]) -> Iterator[Doc
     share, num_read = job.data.tokenizer.train_chars // min(len(units), MAX_SAMPLED_UNITS), {}
     for max_chars in (share, None):
         for unit in order:
-            num_before, size = num_read.get(unit, 0), 0
+            num_before, size = num_read.get(unit.unit_index, 0), 0
             for number, document in enumerate(job.read_sentences(unit, Counter())):
                 if number >= num_before:
                     yield document
-                    num_read[unit], size = number + 1, size + sum(map(len, document))
+                    num_read[unit.unit_index], size = number + 1, size + sum(map(len, document))
                     if max_chars is not None and size >= max_chars:
                         break
 

@@ -156,7 +156,7 @@ class Architecture:
         values = {}
         for name, hf_name, default in self.list_config_fields():
             values[name] = hf_config.get(hf_name, default)
-            check_number_or_text(hf_name, values[name], declared_types[name])
+            check_number_or_text(hf_name, values[name], declared_types[name].removesuffix(" | None"))
         if values["activation"] not in ACTIVATION_NAMES:
             raise UserError(f"hidden_act={shorten(values['activation'])} is not one of {', '.join(ACTIVATION_NAMES)}")
         values["activation"] = ACTIVATION_NAMES[values["activation"]]
@@ -165,9 +165,13 @@ class Architecture:
             pad_id = hf_config.get("pad_token_id", 1)
             if type(pad_id) is not int or pad_id < 0:
                 raise UserError(f"pad_token_id={pad_id!r} is not a token id; it must be an integer from 0")
-            values["position_offset"] = pad_id + 1
+            values["position_offset"] = self.get_position_offset(pad_id)
             values["max_positions"] -= values["position_offset"]
         return EncoderConfig(**values)
+
+    def get_position_offset(self, pad_id: int) -> int:
+        """Return the row of the position table that the first token reads."""
+        return pad_id + 1 if self.positions_start_after_pad else 0
 
     def list_config_differences(self, config: EncoderConfig, pad_id: int) -> list[str]:
         """Return the fields of `config` that this type computes otherwise, as name=value.

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -18,13 +18,16 @@ import numpy as np
 from encoders.exchange import fairseq
 from encoders.exchange.architectures import ARCHITECTURES, Architecture, has_different_groups
 from encoders.exchange.published_folder import PublishedCheckpoint, build_label_config, read_transformers_folder
+from encoders.exchange.sentence_transformers import read_sentence_embedding, write_sentence_embedding
 from encoders.exchange.tokenizer_files import read_tokenizer, write_tokenizer
 from encoders.exchange.weights import CheckpointError, list_names, write_safetensors
 from encoders.experiment import RunSpec
+from encoders.inference.sentence_embedding import SentenceEmbedding
 from encoders.model.config import EncoderConfig
 from encoders.objectives.replaced_tokens import ReplacedTokenDetection
-from encoders.run.folder import CHECKPOINTS_FOLDER, build_run_record, write_run_record
+from encoders.run.folder import CHECKPOINTS_FOLDER, build_run_record, read_run_record, write_run_record
 from encoders.run.run import Run
+from encoders.text.tokenization import VocabInfo
 from encoders.training import sharding, step
 from encoders.training.checkpoint import save_params
 from encoders.training.optimizer import flatten_with_paths, is_stacked, tree_paths
@@ -43,28 +46,33 @@ def import_checkpoint(
     *,
     generator: str | Path | None = None,
     tokenizer_files: str | Path | None = None,
+    ignored: Sequence[str] = (),
     log: LogFn = lambda line: None,
 ) -> None:
     """Convert the published checkpoint in `folder` to a new run in the folder `run`.
 
     `folder` is one of transformers, fairseq's .pt file, or a folder with one such file. `generator` is the folder of an
     ELECTRA discriminator's generator, by default the folder "generator" inside its own. `tokenizer_files` is the folder
-    of the tokenizer's files, by default that of the weights. Raises `CheckpointError`, a `ValueError`, that lists every
-    problem.
+    of the tokenizer's files, by default that of the weights. `ignored` are patterns of tensors, and of modules of
+    sentence-transformers, to leave out. Raises `CheckpointError`, a `ValueError`, that lists every problem.
     """
     limit_malloc_arenas()
     folder, run = Path(folder), Path(run)
     if run.exists():
         raise CheckpointError(f"{run} exists; choose another name, or remove it")
     fairseq_file = fairseq.find_fairseq_file(folder)
-    checkpoint = fairseq.read_fairseq_checkpoint(fairseq_file) if fairseq_file else read_transformers_folder(folder)
+    if fairseq_file:
+        checkpoint = fairseq.read_fairseq_checkpoint(fairseq_file, ignored)
+    else:
+        checkpoint = read_transformers_folder(folder, ignored)
     if generator is None and (folder / "generator" / "config.json").is_file():
         generator = folder / "generator"
     if generator is None:
         sources = ImportSources(checkpoint.config, checkpoint.objective, {"": checkpoint})
     else:
-        sources = pair_electra_checkpoints(checkpoint, read_transformers_folder(Path(generator)))
-    tokenizer = read_tokenizer(Path(tokenizer_files or (fairseq_file.parent if fairseq_file else folder)))
+        sources = pair_electra_checkpoints(checkpoint, read_transformers_folder(Path(generator), ignored))
+    tokenizer = read_tokenizer(Path(tokenizer_files or (fairseq_file.parent if fairseq_file else folder)), log)
+    embedding = read_sentence_embedding(folder, tokenizer.lowers_text, ignored)
     # Parameters are read into a mesh of all devices, each of which holds its share.
     spec = RunSpec(name=run.name, model=sources.config, objective=sources.objective, mesh=Mesh(data=1, fsdp=-1))
     shapes = sources.build_param_shapes(tokenizer.vocab)
@@ -79,10 +87,13 @@ def import_checkpoint(
     with atomic_dir(run) as partial_run:
         tokenizer.save(partial_run)
         fingerprint = sources.fingerprint_files()
-        write_run_record(partial_run, build_run_record(spec, fingerprint, tokenizer.vocab))
+        record = build_run_record(spec, fingerprint, tokenizer.vocab)
+        write_run_record(partial_run, record | embedding.to_record())
         params = jax.tree.map(sources.load_leaf, tree_paths(shapes), shapes, shardings)
         save_params(partial_run / CHECKPOINTS_FOLDER, params, fingerprint)
     log(f"{run}: {sources.config.num_layers} layers, {type(sources.objective).__name__}, {', '.join(shapes)}")
+    if embedding != SentenceEmbedding():
+        log(f"{run}: vectors of sentence-transformers: {', '.join(f'{k}={v}' for k, v in asdict(embedding).items())}")
 
 
 @dataclass(frozen=True)
@@ -201,24 +212,44 @@ def export_run(run: str | Path, folder: str | Path, *, step: str = "latest", log
     """
     limit_malloc_arenas()
     opened, folder = Run.open(Path(run)), Path(folder)
+    embedding, config = SentenceEmbedding.from_record(read_run_record(opened.folder)), opened.spec.model
     if folder.exists():
         raise CheckpointError(f"{folder} exists; choose another name, or remove it")
     _, params = opened.load_params(step)
-    checkpoints = [(name, *build_hf_checkpoint(opened, *network)) for name, *network in split_networks(opened, params)]
+    checkpoints = [
+        (name, *build_hf_checkpoint(opened.spec, opened.vocab, *network))
+        for name, *network in split_networks(opened.spec, params)
+    ]
     with atomic_dir(folder) as partial_folder:
         for subfolder, hf_config, tensors, omitted in checkpoints:
             path = partial_folder / subfolder
             path.mkdir(exist_ok=True)
             write_json(path / "config.json", hf_config)
             write_safetensors(path / "model.safetensors", tensors)
-            write_tokenizer(opened.tokenizer, path, opened.spec.model)
+            write_tokenizer(opened.tokenizer, path, config)
+            if embedding != SentenceEmbedding():
+                write_sentence_embedding(embedding, path, config.hidden_size, config.max_positions)
             omission = f" without the {omitted}" if omitted else ""
             log(f"{folder / subfolder}: {hf_config['architectures'][0]}{omission}")
 
 
-def split_networks(run: Run, params: dict) -> Iterator[tuple[str, EncoderConfig, dict]]:
+def describe_export(spec: RunSpec, pad_id: int, shapes: dict) -> str:
+    """Return the classes of transformers that hold a run with parameters of these shapes, or why none does."""
+    try:
+        networks = list(split_networks(spec, shapes))
+        described = []
+        for _, config, params in networks:
+            architecture, (heads, class_name) = choose_model_class(spec, pad_id, config, params)
+            omitted = sorted(params.keys() - {"encoder", *heads})
+            described.append(class_name + (f" without {' and '.join(omitted)}" if omitted else ""))
+    except CheckpointError as error:
+        return f"cannot be exported: {error}"
+    return f"exports as {' and '.join(described)}"
+
+
+def split_networks(spec: RunSpec, params: dict) -> Iterator[tuple[str, EncoderConfig, dict]]:
     """Yield subfolder, encoder and parameters of each network that transformers has a folder of its own for."""
-    config, objective = run.spec.model, run.spec.objective
+    config, objective = spec.model, spec.objective
     if not isinstance(objective, ReplacedTokenDetection):
         yield "", config, params
         return
@@ -230,19 +261,28 @@ def split_networks(run: Run, params: dict) -> Iterator[tuple[str, EncoderConfig,
         yield "generator", objective.get_generator_config(config), {"encoder": encoder, "tokens": params["tokens"]}
 
 
-def build_hf_checkpoint(run: Run, config: EncoderConfig, params: dict) -> tuple[dict, HFTensors, str]:
+def choose_model_class(
+    spec: RunSpec, pad_id: int, config: EncoderConfig, params: dict
+) -> tuple[Architecture, tuple[tuple[str, ...], str]]:
+    """Return the architecture of a network, and the heads and the name of the class that holds most of its heads."""
+    architecture, heads = find_architecture(spec, pad_id, config, params), frozenset(params) - {"encoder"}
+    writable = [row for row in architecture.model_classes if heads.issuperset(row[0])]
+    return architecture, max(writable, key=lambda row: len(row[0]))
+
+
+def build_hf_checkpoint(
+    spec: RunSpec, vocab: VocabInfo, config: EncoderConfig, params: dict
+) -> tuple[dict, HFTensors, str]:
     """Return config.json and the tensors of one network, and the names of its heads that are left out.
 
     Raises `CheckpointError` where no architecture represents it.
     """
-    architecture = find_architecture(run, config, params)
+    architecture, (written_heads, class_name) = choose_model_class(spec, vocab.pad_id, config, params)
     if "project" not in params["encoder"] and architecture.fixed_fields.get("always_project"):
         width = config.hidden_size
         identity = {"kernel": np.eye(width, dtype=np.float32), "bias": np.zeros(width, np.float32)}
         params = params | {"encoder": params["encoder"] | {"project": identity}}
-    vocab, heads = run.vocab, frozenset(params) - {"encoder"}
-    writable = [(names, name) for names, name in architecture.model_classes if heads.issuperset(names)]
-    written_heads, class_name = max(writable, key=lambda row: len(row[0]))
+    heads = frozenset(params) - {"encoder"}
     hf_config = {
         "architectures": [class_name],
         "model_type": architecture.name,
@@ -251,7 +291,7 @@ def build_hf_checkpoint(run: Run, config: EncoderConfig, params: dict) -> tuple[
         "bos_token_id": vocab.cls_id,
         "eos_token_id": vocab.sep_id,
         "dtype": "float32",
-        **build_label_config(architecture, run.spec.objective),
+        **build_label_config(architecture, spec.objective),
     }
     tensors = {}
     for path, leaf in flatten_with_paths({module: params[module] for module in ("encoder", *written_heads)}):
@@ -266,32 +306,38 @@ def to_hf_layout(path: str, leaf, layer: int) -> np.ndarray:
     return values.T if path.endswith("/kernel") else values
 
 
-def find_architecture(run: Run, config: EncoderConfig, params: dict) -> Architecture:
+def find_architecture(spec: RunSpec, pad_id: int, config: EncoderConfig, params: dict) -> Architecture:
     """Return the first architecture that represents a network. Raises `CheckpointError` with each one's reason."""
     reasons = {}
     for name, architecture in ARCHITECTURES.items():
-        reasons[name] = explain_incompatibility(run, architecture, config, params)
+        reasons[name] = explain_incompatibility(spec, pad_id, architecture, config, params)
         if reasons[name] is None:
             return architecture
     lines = [f"\n  {name}: {reason}" for name, reason in reasons.items()]
     raise CheckpointError(f"no architecture of transformers represents this run:{''.join(lines)}")
 
 
-def explain_incompatibility(run: Run, architecture: Architecture, config: EncoderConfig, params: dict) -> str | None:
+def explain_incompatibility(
+    spec: RunSpec, pad_id: int, architecture: Architecture, config: EncoderConfig, params: dict
+) -> str | None:
     """Return why `architecture` cannot represent this network, or None."""
     try:
-        differences = architecture.list_config_differences(config, run.vocab.pad_id)
+        differences = architecture.list_config_differences(config, pad_id)
     except ValueError as error:
         return str(error)
     if has_different_groups(config):
         return f"it divides {config.num_layers} layers into other groups than num_groups={config.num_groups} does here"
     differences += [path for path, _ in flatten_with_paths(params) if architecture.find_hf_leaf(path) is None]
     if differences:
-        return f"it does not have {list_names(differences)}"
+        offset = architecture.get_position_offset(pad_id)
+        is_shifted = offset != config.position_offset
+        hint = f"; its positions start at {offset}, which needs model.position_offset={offset}" if is_shifted else ""
+        hint += f": one more than the vocabulary's padding id {pad_id}" if is_shifted and offset else ""
+        return f"it does not have {list_names(differences)}{hint}"
     gelu_heads = [head for head in architecture.gelu_heads if head in params]
     if config.activation != "gelu" and gelu_heads:
         return f"its {gelu_heads[0]} head has gelu and not {config.activation}"
-    head = getattr(run.spec.objective, "head", architecture.classifier_head)
+    head = getattr(spec.objective, "head", architecture.classifier_head)
     if head != architecture.classifier_head:
         return f"its classifier is {architecture.classifier_head} and not {head}"
     return None

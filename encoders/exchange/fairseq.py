@@ -7,13 +7,14 @@ https://github.com/facebookresearch/fairseq, models/roberta.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from encoders.exchange import pickle_reader
 from encoders.exchange.published_folder import PublishedCheckpoint, interpret_checkpoint
-from encoders.exchange.weights import CheckpointError, LazyTensor, collect_torch_tensors
+from encoders.exchange.weights import CheckpointError, LazyTensor, collect_torch_tensors, drop_ignored
 
 RENAME_PATTERNS = (
     (r"(encoder|decoder)\.(?=sentence_encoder|lm_head)", ""),
@@ -50,8 +51,9 @@ def find_fairseq_file(path: Path) -> Path | None:
     return files[0] if len(files) == 1 else None
 
 
-def read_fairseq_checkpoint(path: Path) -> PublishedCheckpoint:
-    """Read a .pt file. Raises `CheckpointError` for one that cannot be read."""
+def read_fairseq_checkpoint(path: Path, ignored: Iterable[str] = ()) -> PublishedCheckpoint:
+    """Read a .pt file, without the tensors whose renamed names match a pattern of `ignored`. Raises `CheckpointError`
+    for one that cannot be read."""
     content, read_tensor = pickle_reader.load_torch_file(path)
     tensors = content.get("model") if isinstance(content, dict) else None
     options = find_model_options(content) if isinstance(tensors, dict) else None
@@ -64,6 +66,7 @@ def read_fairseq_checkpoint(path: Path) -> PublishedCheckpoint:
         if duplicates := hf_tensors.keys() & renamed.keys():
             raise CheckpointError(f"two tensors have the name {min(duplicates)}")
         hf_tensors |= renamed
+    hf_tensors = drop_ignored(hf_tensors, ignored)
     if any(name.startswith("classifier.") for name in hf_tensors):  # fine-tuned files keep an unused masked-token head
         hf_tensors = {name: tensor for name, tensor in hf_tensors.items() if not name.startswith("lm_head.")}
     hf_config = convert_options(options, hf_tensors)

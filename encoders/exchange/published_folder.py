@@ -57,7 +57,8 @@ class PublishedCheckpoint:
         known.update(architecture.find_hf_leaf(path)[0] for path in tied_leaves)
         missing, unexpected = sorted(wanted.keys() - self.tensors.keys()), sorted(self.tensors.keys() - known)
         problems = [f"missing: {list_names(missing)}"] if missing else []
-        problems += [f"unexpected: {list_names(unexpected)}"] if unexpected else []
+        if unexpected:
+            problems.append(f"unexpected: {list_names(unexpected)}; --ignore PATTERN leaves tensors out")
         problems += self.find_type_problems({name: shape for name, shape in wanted.items() if name in self.tensors})
         return problems or list(self.find_value_problems(wanted)) or list(self.find_tie_problems())
 
@@ -89,12 +90,13 @@ class PublishedCheckpoint:
                 yield f"{copy} should repeat {original} and differs by up to {largest:.3g}"
 
 
-def read_transformers_folder(folder: Path) -> PublishedCheckpoint:
-    """Read a folder that transformers wrote. Raises `CheckpointError`."""
+def read_transformers_folder(folder: Path, ignored: Iterable[str] = ()) -> PublishedCheckpoint:
+    """Read a folder that transformers wrote, without the tensors that match a pattern of `ignored`. Raises
+    `CheckpointError`."""
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder; give one with config.json and weights")
     hf_config = read_json(folder / "config.json")
-    tensors, files = read_weights(folder)
+    tensors, files = read_weights(folder, ignored)
     return interpret_checkpoint(hf_config, tensors, (folder / "config.json", *files))
 
 

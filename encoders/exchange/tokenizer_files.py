@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from encoders.exchange.weights import CheckpointError, list_names, read_json
@@ -17,10 +18,20 @@ SPECIAL_TOKEN_ROLES = {
     "sep_token": "sep_id",
     "mask_token": "mask_id",
 }
+# Classes of transformers, without "Fast", whose rules a vocabulary file of each kind has here.
+TOKENIZER_CLASSES = {
+    "wordpiece": ("BertTokenizer", "ElectraTokenizer", "DistilBertTokenizer", "MobileBertTokenizer"),
+    "bpe": ("RobertaTokenizer", "GPT2Tokenizer", "LongformerTokenizer", "BartTokenizer"),
+    "unigram": ("AlbertTokenizer",),
+}
+ANY_FAST_CLASS = ("PreTrainedTokenizer", "TokenizersBackend")
+# Classes whose rules are Python code: a tokenizer.json beside them has other ones.
+PYTHON_CLASSES = ("BertJapaneseTokenizer", "BertweetTokenizer", "PhobertTokenizer", "EsmTokenizer", "CanineTokenizer")
 
 
-def read_tokenizer(path: Path) -> Tokenizer:
-    """Return the tokenizer at `path`: a folder, or one of the files that `TokenizerSpec.path` accepts.
+def read_tokenizer(path: Path, log: Callable[[str], None] = lambda line: None) -> Tokenizer:
+    """Return the tokenizer at `path`: a folder, or one of the files that `TokenizerSpec.path` accepts. Capitals that it
+    lowers are logged.
 
     Raises `CheckpointError` for missing files and for rules that only transformers applies.
     """
@@ -42,18 +53,35 @@ def read_tokenizer(path: Path) -> Tokenizer:
                 f"{folder.name}: tokenizer_config.json has {name}={rules[name]} and tokenizer.json has {value}; "
                 "transformers applies one or the other, by its version and class: make them agree"
             )
-    if path.name != "tokenizer.json" and not (path / "tokenizer.json").is_file():
-        if unsupported := list_unsupported_rules(folder, settings, tokenizer, lowercase):
-            raise CheckpointError(
-                f"{folder.name}: {list_names(unsupported)} can be read from a tokenizer.json only; save the tokenizer "
-                "with transformers first"
-            )
+    has_own_rules = path.name == "tokenizer.json" or (path / "tokenizer.json").is_file()
+    check_tokenizer_class(settings, tokenizer, has_own_rules)
+    if lost := tokenizer.describe_lost_capitals():
+        log(f"{folder.name}: {lost}; do_lower_case=false in tokenizer_config.json keeps capitals")
+    if not has_own_rules and (unsupported := list_unsupported_rules(folder, settings, tokenizer, lowercase)):
+        raise CheckpointError(
+            f"{folder.name}: {list_names(unsupported)} can be read from a tokenizer.json only; save the tokenizer with "
+            "transformers first"
+        )
     return tokenizer
+
+
+def check_tokenizer_class(settings: dict, tokenizer: Tokenizer, has_own_rules: bool) -> None:
+    """Raise `CheckpointError` for a class of transformers that applies other rules than `tokenizer`, which has those of
+    tokenizer.json if `has_own_rules`."""
+    name = settings.get("tokenizer_class")
+    if not isinstance(name, str):
+        return
+    base_name, known = name.removesuffix("Fast"), TOKENIZER_CLASSES.get(tokenizer.kind, ())
+    is_other = base_name in PYTHON_CLASSES if has_own_rules else base_name not in (*known, *ANY_FAST_CLASS)
+    if is_other:
+        hint = f"a vocabulary of {tokenizer.kind} is read as {' or '.join(known) or 'a tokenizer.json'}"
+        raise CheckpointError(f"tokenizer_config.json: tokenizer_class={name!r} has rules of its own; {hint}")
 
 
 def list_unsupported_rules(folder: Path, settings: dict, tokenizer: Tokenizer, lowercase: bool) -> list[str]:
     """Return the settings and added tokens beside a vocabulary file that its tokenizer does not apply."""
     supported = {"strip_accents": lowercase, "tokenize_chinese_chars": True, "keep_accents": False}
+    supported |= {"do_basic_tokenize": True, "never_split": []}
     rules = [f"{n}={settings[n]!r}" for n, value in supported.items() if settings.get(n) not in (None, value)]
     added_file = folder / "added_tokens.json"
     added_tokens = read_json(added_file) if added_file.is_file() else {}

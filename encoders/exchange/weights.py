@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +24,8 @@ WEIGHT_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+PARALLEL_PREFIX = "module."
+NESTED_KEYS = ("state_dict", "model_state_dict")  # below which training scripts save the tensors
 WRITTEN_DTYPE = np.dtype("<f4")
 
 
@@ -49,11 +52,26 @@ class LazyTensor:
             raise CheckpointError(f"{description} cannot be read: {error}") from None
 
 
-def read_weights(folder: Path) -> tuple[dict[str, LazyTensor], list[Path]]:
-    """Return the tensors of a folder that transformers wrote, and the files that hold them.
+def read_weights(folder: Path, ignored: Iterable[str] = ()) -> tuple[dict[str, LazyTensor], list[Path]]:
+    """Return the tensors of a folder that transformers wrote, without those that match a pattern of `ignored`, and the
+    files that hold them. The prefix of torch's DataParallel is removed.
 
     Raises `CheckpointError` for missing and for damaged weights.
     """
+    tensors, files = read_weight_files(folder)
+    if all(name.startswith(PARALLEL_PREFIX) for name in tensors):
+        tensors = {name.removeprefix(PARALLEL_PREFIX): tensor for name, tensor in tensors.items()}
+    return drop_ignored(tensors, ignored), files
+
+
+def drop_ignored(tensors: dict[str, LazyTensor], ignored: Iterable[str]) -> dict[str, LazyTensor]:
+    """Return the tensors whose names match none of the patterns."""
+    return {
+        name: tensor for name, tensor in tensors.items() if not any(fnmatchcase(name, pattern) for pattern in ignored)
+    }
+
+
+def read_weight_files(folder: Path) -> tuple[dict[str, LazyTensor], list[Path]]:
     name = next((name for name in WEIGHT_FILES if (folder / name).is_file()), None)
     if name is None:
         raise CheckpointError(f"{folder} holds none of the weight files {', '.join(WEIGHT_FILES)}")
@@ -86,7 +104,8 @@ def read_torch_weights(path: Path) -> dict[str, LazyTensor]:
     content, read_tensor = pickle_reader.load_torch_file(path)
     if not isinstance(content, dict):
         raise CheckpointError(f"{path.name} must hold tensors by name, and holds a {type(content).__name__}")
-    return collect_torch_tensors(content, read_tensor)
+    nested = next((content[key] for key in NESTED_KEYS if isinstance(content.get(key), dict)), content)
+    return collect_torch_tensors(nested, read_tensor)
 
 
 def collect_torch_tensors(content: dict, read_tensor: Callable) -> dict[str, LazyTensor]:

@@ -8,9 +8,8 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain, islice, product
+from itertools import chain, product
 from pathlib import Path
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -20,25 +19,16 @@ from encoders.data.batch import Batch
 from encoders.data.example_table import Table, add_example_axis
 from encoders.data.store import Split
 from encoders.experiment import Experiment
-from encoders.inference.text_batch import (
-    TextBatch,
-    TextOrPair,
-    check_shapes,
-    cut_texts,
-    iter_pairs,
-    iter_text_batches,
-    iter_texts,
-    list_batch_sizes,
-    list_lengths,
-    make_padding_batch,
-    measure_row,
-)
+from encoders.inference import text_batch
+from encoders.inference.missing_head import missing_head
+from encoders.inference.sentence_embedding import Pooling, SentenceEmbedding, normalize_vector
+from encoders.inference.text_batch import TextBatch, TextOrPair
 from encoders.inference.word_tags import TextWords, split_words
 from encoders.model.encoder import Encoder, find_encoder_name
 from encoders.model.heads import Pooler, summarize_examples
 from encoders.objectives.masking import MaskedBatch
 from encoders.run.evaluate import concatenate_padded
-from encoders.run.folder import RunError, read_result
+from encoders.run.folder import RunError, read_result, read_run_record
 from encoders.run.run import Run
 from encoders.tasks.answers import QAPrediction
 from encoders.tasks.classification import Classification
@@ -49,7 +39,6 @@ from encoders.tasks.token_classification import TokenClassification
 CHUNK_SIZE = 4096  # texts that are sorted by length at a time
 DEFAULT_WINDOW_LENGTH = 384  # tokens, for imported runs
 EXAMPLE_TEXTS = {"fill_masks": "[MASK]", "answer_questions": ("a", "a"), "compare_pairs": ("a", "a")}
-Pooling = Literal["cls", "mean", "pooled"]
 
 
 class Predictor:
@@ -69,13 +58,21 @@ class Predictor:
     compiled once for each length and size: at first use, or before by `warm_up`.
     """
 
-    def __init__(self, run: Run, params: dict, batch_size: int = 32, lengths: Sequence[int] | None = None):
+    def __init__(
+        self,
+        run: Run,
+        params: dict,
+        batch_size: int = 32,
+        lengths: Sequence[int] | None = None,
+        sentence_embedding: SentenceEmbedding | None = None,
+    ):
         self.run, self.params = run, params
+        self.sentence_embedding = sentence_embedding or SentenceEmbedding()
         self.config, self.objective = run.spec.model, run.spec.objective
         self.num_separators = self.config.conventions.num_separators
-        self.lengths = list_lengths(self.config.max_positions) if lengths is None else tuple(lengths)
-        check_shapes(self.lengths, batch_size, self.config.max_positions)
-        self.batch_sizes = list_batch_sizes(batch_size)
+        self.lengths = text_batch.list_lengths(self.config.max_positions) if lengths is None else tuple(lengths)
+        text_batch.check_shapes(self.lengths, batch_size, self.config.max_positions)
+        self.batch_sizes = text_batch.list_batch_sizes(batch_size)
         self.programs: dict[tuple, dict[tuple[int, int], Callable]] = {}  # compiled, by function and by shape
         self.num_truncated = 0
 
@@ -88,13 +85,13 @@ class Predictor:
         """
         deque(getattr(self, method)([EXAMPLE_TEXTS.get(method, "a")], **arguments), maxlen=0)
         for (function, *static), shape in product([*self.programs], product(self.batch_sizes, self.lengths)):
-            self.get_program(function, make_padding_batch(shape), *static)
+            self.get_program(function, text_batch.make_padding_batch(shape), *static)
 
     @property
     def labels(self) -> tuple[str, ...]:
         """Labels of a classifier. Raises `RunError` for another run."""
         if not isinstance(self.objective, Classification):
-            raise RunError(f"{self.run.folder} needs a classification head and has {', '.join(sorted(self.params))}")
+            raise missing_head(self.run.folder, self.params, "classes", "classification")
         return self.objective.labels
 
     def fill_masks(self, texts: str | Iterable[str], top_k: int = 5) -> Iterator[list[list[tuple[str, float]]]]:
@@ -139,8 +136,7 @@ class Predictor:
         `start` and `end` are characters of the text. Words behind the cut, and words without tokens, are left out.
         """
         if not isinstance(self.objective, TokenClassification):
-            kind = type(self.objective).__name__
-            raise RunError(f"{self.run.folder} needs an objective of token classification and has {kind}")
+            raise missing_head(self.run.folder, self.params, "tags", "token-classification")
         encoded: deque[TextWords] = deque()
 
         def encode_words(text: str) -> list[list[int]]:
@@ -160,11 +156,10 @@ class Predictor:
         score exceeds `null_threshold`, by default the threshold tuned at the run's evaluation.
         """
         if not isinstance(self.objective, QAObjective):
-            kind = type(self.objective).__name__
-            raise RunError(f"{self.run.folder} needs an objective of question answering and has {kind}")
+            raise missing_head(self.run.folder, self.params, "spans", "question-answering")
         if null_threshold is None:  # and it stays None for a run on answerable questions
             null_threshold = (read_result(self.run.folder) or {}).get("best", {}).get("threshold")
-        for chunk in chunk_items(iter_pairs(questions), CHUNK_SIZE):
+        for chunk in text_batch.chunk_items(text_batch.iter_pairs(questions), CHUNK_SIZE):
             for prediction in self.predict_spans(chunk):
                 result = {"answer": prediction.best_text(null_threshold)}
                 if result["answer"]:
@@ -201,21 +196,27 @@ class Predictor:
         places = [place for a, b in zip(offsets[::2], offsets[1::2], strict=True) for place in (*a, *b, (0, 0))]
         columns = {"answer": np.full((len(questions), 2), -1), "places": np.array(places)}
         metadata = tuple({"context": context, "place": repr(question)} for question, context in questions)
-        split = build_split(rows, self.run.vocab, columns, metadata)
+        split = text_batch.build_split(rows, self.run.vocab, columns, metadata)
         seq_length = min(seq_length, self.lengths[-1])
         return split, row_format.build_example_table(split, range(split.num_documents), seq_length, 0, 0)
 
     def embed(
-        self, texts: str | Iterable[TextOrPair], pooling: Pooling = "mean", layer: int = -1
+        self, texts: str | Iterable[TextOrPair], pooling: Pooling | None = None, layer: int = -1
     ) -> Iterator[np.ndarray]:
         """Yield a vector `[d]` of each text: of [CLS] ("cls"), the mean over tokens, or the pooler's ("pooled").
 
-        `layer` is 0 for the embedding, n for the n-th layer, -1 for the last.
+        Without a pooling it is the run's own: that of sentence-transformers, with its scaling to length 1, where the
+        run was imported with one, else the mean. Texts are cut at the run's own longest length. `layer` is 0 for the
+        embedding, n for the n-th layer, -1 for the last.
         """
+        own = self.sentence_embedding
+        is_scaled, pooling = pooling is None and own.normalize, pooling or own.pooling
         if pooling == "pooled":
             self.require_params("pooler", "pooler")
         self.check_layer(layer)
-        yield from self.predict_texts(texts, lambda batch: list(self.compute(self.embed_rows, batch, layer, pooling)))
+        encode_batch = lambda batch: list(self.compute(self.embed_rows, batch, layer, pooling))
+        vectors = self.predict_texts(texts, encode_batch, max_length=own.max_length)
+        yield from map(normalize_vector, vectors) if is_scaled else vectors
 
     def embed_tokens(
         self, texts: str | Iterable[TextOrPair], layer: int = -1
@@ -226,14 +227,16 @@ class Predictor:
         yield from self.predict_texts(texts, pair_rows)
 
     def compare_pairs(
-        self, pairs: tuple[str, str] | Iterable[tuple[str, str]], pooling: Pooling = "mean", layer: int = -1
+        self, pairs: tuple[str, str] | Iterable[tuple[str, str]], pooling: Pooling | None = None, layer: int = -1
     ) -> Iterator[float]:
         """Yield the cosine of the vectors of two texts, each encoded alone. (A head on a pair is `classify`.)"""
-        vectors = map(normalize_vector, self.embed(chain.from_iterable(iter_pairs(pairs)), pooling, layer))
+        vectors = map(normalize_vector, self.embed(chain.from_iterable(text_batch.iter_pairs(pairs)), pooling, layer))
         for first, second in zip(vectors, vectors, strict=True):
             yield float(first @ second)
 
-    def similarity_matrix(self, texts: str | Sequence[str], pooling: Pooling = "mean", layer: int = -1) -> np.ndarray:
+    def similarity_matrix(
+        self, texts: str | Sequence[str], pooling: Pooling | None = None, layer: int = -1
+    ) -> np.ndarray:
         """Return the cosines of all pairs of texts, `[n n]`."""
         vectors = np.stack([normalize_vector(vector) for vector in self.embed(texts, pooling, layer)])
         return vectors @ vectors.T
@@ -304,7 +307,7 @@ class Predictor:
 
     def require_params(self, param_name: str, head_name: str) -> None:
         if param_name not in self.params:
-            raise RunError(f"{self.run.folder} needs a {head_name} head and has {', '.join(sorted(self.params))}")
+            raise missing_head(self.run.folder, self.params, param_name, head_name)
 
     def check_layer(self, layer: int) -> None:
         """Raise `RunError` for a layer that the encoder lacks."""
@@ -360,46 +363,28 @@ class Predictor:
         return ids
 
     def iter_batches(self, rows: Sequence[list[list[int]]]) -> Iterator[tuple[list[int], TextBatch]]:
-        return iter_text_batches(rows, self.lengths, self.batch_sizes, self.run.vocab, self.num_separators)
+        return text_batch.iter_text_batches(rows, self.lengths, self.batch_sizes, self.run.vocab, self.num_separators)
 
     def predict_texts(
         self,
         texts: str | Iterable[TextOrPair],
         predict_rows: Callable[[TextBatch], Sequence],
         encode: Callable[[TextOrPair], list[list[int]]] | None = None,
+        max_length: int | None = None,
     ) -> Iterator:
         """Yield the result of `predict_rows` for each text, in the order of the texts; `encode` returns its tokens."""
-        max_length = self.lengths[-1]
-        for chunk in chunk_items(iter_texts(texts), CHUNK_SIZE):
+        max_length = min(self.lengths[-1], max_length or self.lengths[-1])
+        for chunk in text_batch.chunk_items(text_batch.iter_texts(texts), CHUNK_SIZE):
             rows = [(encode or self.encode_text)(text) for text in chunk]
             for i, ids in enumerate(rows):
-                if measure_row(ids, self.num_separators) > max_length:
-                    rows[i] = cut_texts(ids, max_length, self.num_separators)
+                if text_batch.measure_row(ids, self.num_separators) > max_length:
+                    rows[i] = text_batch.cut_texts(ids, max_length, self.num_separators)
                     self.num_truncated += 1
             results = [None] * len(rows)
             for indices, batch in self.iter_batches(rows):
                 for index, result in zip(indices, predict_rows(batch), strict=False):  # without the rows that fill it
                     results[index] = result
             yield from results
-
-
-def chunk_items(items: Iterable, size: int) -> Iterator[tuple]:
-    """Yield the items in tuples of `size`; `itertools.batched` needs Python 3.12."""
-    iterator = iter(items)
-    while chunk := tuple(islice(iterator, size)):
-        yield chunk
-
-
-def normalize_vector(vector: np.ndarray) -> np.ndarray:
-    return vector / max(float(np.linalg.norm(vector)), 1e-12)
-
-
-def build_split(rows: list[list[list[int]]], vocab, columns: dict, metadata: tuple[dict, ...] = ()) -> Split:
-    """Return rows of one or two token sequences as a split in memory: a row is a document, a sequence a sentence."""
-    tokens = list(chain.from_iterable(ids for sequences in rows for ids in (*sequences, [vocab.sep_id])))
-    sizes = [size for sequences in rows for size in (*map(len, sequences[:-1]), len(sequences[-1]) + 1)]
-    sentence_offsets, document_offsets = np.cumsum([0, *sizes]), np.cumsum([0, *map(len, rows)])
-    return Split("new", np.array(tokens), sentence_offsets, document_offsets, columns, in_memory_metadata=metadata)
 
 
 def load_predictor(
@@ -411,4 +396,5 @@ def load_predictor(
     padded to, in tokens and ascending; the last one cuts texts. By default they reach to the model's positions.
     """
     opened = Run.open(Path(run))
-    return Predictor(opened, opened.load_params(step)[1], batch_size, lengths)
+    embedding = SentenceEmbedding.from_record(read_run_record(opened.folder))
+    return Predictor(opened, opened.load_params(step)[1], batch_size, lengths, embedding)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, pairwise
+from itertools import chain, islice, pairwise
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from jaxtyping import Int
 
 from encoders.data.batch import Batch, HostOrDeviceArray, build_single_example_batch
 from encoders.data.example_table import build_empty_table
+from encoders.data.store import Split
 from encoders.run.folder import RunError
 from encoders.tasks.text_tasks import truncate_pairs
 from encoders.text.tokenization import VocabInfo
@@ -145,3 +146,18 @@ def make_padding_batch(shape: tuple[int, int]) -> TextBatch:
     """Return a batch of padding, for shapes."""
     row_counts = np.zeros(shape[0], np.int32)
     return TextBatch(np.zeros(shape, np.int32), row_counts, row_counts)
+
+
+def chunk_items(items: Iterable, size: int) -> Iterator[tuple]:
+    """Yield the items in tuples of `size`; `itertools.batched` needs Python 3.12."""
+    iterator = iter(items)
+    while chunk := tuple(islice(iterator, size)):
+        yield chunk
+
+
+def build_split(rows: list[list[list[int]]], vocab, columns: dict, metadata: tuple[dict, ...] = ()) -> Split:
+    """Return rows of one or two token sequences as a split in memory: a row is a document, a sequence a sentence."""
+    tokens = list(chain.from_iterable(ids for sequences in rows for ids in (*sequences, [vocab.sep_id])))
+    sizes = [size for sequences in rows for size in (*map(len, sequences[:-1]), len(sequences[-1]) + 1)]
+    sentence_offsets, document_offsets = np.cumsum([0, *sizes]), np.cumsum([0, *map(len, rows)])
+    return Split("new", np.array(tokens), sentence_offsets, document_offsets, columns, in_memory_metadata=metadata)

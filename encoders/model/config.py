@@ -37,7 +37,7 @@ class EncoderConfig:
 
     `embeddings`, `attention` and `feed_forward` are the classes of its parts. Layers share the parameters of
     `shared_parts` (ALBERT: both) in `num_groups` sets, and layer `i` uses set `i * num_groups // num_layers`. Raises
-    `ValueError` for sizes that do not fit together.
+    `ValueError` for sizes that do not fit together. `embedding_size` is `hidden_size` unless it is given.
     """
 
     vocab_size: int
@@ -45,7 +45,7 @@ class EncoderConfig:
     num_layers: int
     num_heads: int
     intermediate_size: int
-    embedding_size: int
+    embedding_size: int | None = None
     max_positions: int = 512
     num_token_types: int = 2
     position_offset: int = 0  # RoBERTa: 2, its padding index + 1; padding reads the entry before it
@@ -66,10 +66,12 @@ class EncoderConfig:
     conventions: FamilyConventions = not_fingerprinted(FamilyConventions())
     # cudnn takes one example a row, padded at its end.
     attention_impl: Literal["xla", "cudnn", "cudnn_packed"] = not_fingerprinted("xla")
-    unroll_layers: bool = not_fingerprinted(False)
+    unroll_layers: bool = not_fingerprinted(False)  # without effect where layers are rematerialised
     remat: Literal["none", "dots", "full"] = not_fingerprinted("none")
 
     def __post_init__(self):
+        if self.embedding_size is None:
+            object.__setattr__(self, "embedding_size", self.hidden_size)  # the dataclass is frozen
         checks = (
             (SIZE_FIELDS, lambda size: size >= 1, "at least 1"),
             (SIZE_FIELDS, lambda size: size < 2**31, "below 2147483648"),

@@ -64,13 +64,15 @@ class Encoder(nn.Module):
         body = EncoderLayer
         if config.remat != "none":
             body = nn.remat(body, policy=REMAT_POLICIES[config.remat], prevent_cse=False, static_argnums=(4, 5))
+        # Only a loop keeps what is computed again apart: XLA merges it with the first time where layers are unrolled.
+        is_unrolled = config.unroll_layers and config.remat == "none"
         self.layers = nn.scan(
             body,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=(*[nn.broadcast] * 4, 0),
             length=config.num_layers,
-            unroll=config.num_layers if config.unroll_layers else 1,
+            unroll=config.num_layers if is_unrolled else 1,
         )(config)
 
     def init_shared_params(self, key) -> dict:

@@ -126,7 +126,9 @@ def read_run_record(folder: Path) -> dict:
     """Return the content of a run's `experiment.json`. Raises `RunError` if it is missing or damaged."""
     path = Path(folder) / RECORD_FILE
     if not path.exists():
-        raise RunError(f"{folder} holds no run (no {RECORD_FILE})")
+        is_published = (Path(folder) / "config.json").is_file()
+        hint = f"; it is a published checkpoint: `import {folder} RUN` makes it a run" if is_published else ""
+        raise RunError(f"{folder} holds no run (no {RECORD_FILE}){hint}")
     return read_run_file(path, RECORD_SHAPE)
 
 

@@ -1,16 +1,38 @@
 """Everything that can refuse a run, before any long work: mesh, folder, source run, store, vocabulary and lock."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+import jax
+
+from encoders.costs.ledger import estimate_memory, format_gibibytes
 from encoders.data.prepare import prepare_store
 from encoders.data.stream import load_eval_table
 from encoders.experiment import Experiment, fingerprint_experiment
-from encoders.run.folder import differing_fields, lock_run, register_run, wrong_experiment
+from encoders.run.folder import RunError, differing_fields, lock_run, register_run, wrong_experiment
 from encoders.run.run import Run, check_batch_sizes
 from encoders.run.warm_start import WarmStart
 from encoders.training import distributed
+
+
+def check_memory(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
+    """Raise `RunError` where parameters, moments and gradients alone exceed the memory of a device."""
+    sizes = {name: size for name, size in estimate_memory(experiment, mesh).items() if name != "activations"}
+    available = find_device_memory(mesh.local_devices[0])
+    if sum(sizes.values()) > available:
+        problem = f"{experiment.name} needs {format_gibibytes(sizes)} on a device of {available / 2**30:.2f} GiB"
+        model = experiment.model
+        fields = f"model.vocab_size={model.vocab_size}, model.max_positions={model.max_positions}"
+        raise RunError(f"{problem}; lower the model's sizes ({fields}), or spread it with mesh.fsdp")
+
+
+def find_device_memory(device: jax.Device) -> int:
+    """Return the bytes of a device; devices of a CPU share those of the machine."""
+    if device.platform == "cpu":
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
+    return (device.memory_stats() or {}).get("bytes_limit", 2**63)
 
 
 @contextmanager
@@ -22,7 +44,9 @@ def prepare_run(
     Raises `RunError`, `RunInUse`, or the `ValueError` of a store, mesh or corpus. Of several processes the primary one
     locks and records.
     """
-    check_batch_sizes(experiment, experiment.mesh.build())
+    mesh = experiment.mesh.build()
+    check_batch_sizes(experiment, mesh)
+    check_memory(experiment, mesh)
     if differences := differing_fields(experiment, folder):
         raise wrong_experiment(folder, differences)
     warm_start = WarmStart(experiment) if experiment.init_from else None

@@ -13,6 +13,7 @@ from encoders.data.stream import BatchStream
 from encoders.experiment import Experiment, RunSpec
 from encoders.run.folder import (
     CHECKPOINTS_FOLDER,
+    RECORD_FILE,
     TOKENIZER_FILE,
     RunError,
     check_recorded_file,
@@ -22,6 +23,7 @@ from encoders.run.folder import (
 from encoders.text.tokenization import VocabInfo, load_tokenizer
 from encoders.training import distributed, sharding, step
 from encoders.training.checkpoint import CheckpointDamaged, Checkpoints, build_abstract_state
+from encoders.training.optimizer import flatten_with_paths
 from encoders.utils.files import DamagedFile
 
 
@@ -161,12 +163,22 @@ class Run:
         try:
             if checkpoints.read_saved_steps().get(step_name, chosen) != chosen:
                 raise RunError(f"{self.folder}: the {step_name} checkpoint is missing; --step takes {', '.join(steps)}")
-            return chosen, checkpoints.restore_params(chosen, infer_shardings or self.infer_shardings)
+            params = checkpoints.restore_params(chosen, infer_shardings or self.infer_shardings)
+            self.check_param_shapes(params)
+            return chosen, params
         except (CheckpointDamaged, DamagedFile) as error:
             others = ", ".join(name for name, saved_step in steps.items() if saved_step != chosen) or "none"
             raise RunError(f"{self.folder}: {error}; other steps, for --step: {others}") from error
         finally:
             checkpoints.close()
+
+    def check_param_shapes(self, params: dict) -> None:
+        """Raise `RunError` where the model of the record has other shapes than its parameters."""
+        expected = dict(flatten_with_paths(jax.eval_shape(partial(step.init_params, 0, self.module))))
+        for path, leaf in flatten_with_paths(params):
+            if path in expected and expected[path].shape != leaf.shape:
+                shapes = f"{path} is {list(leaf.shape)} there and {list(expected[path].shape)} by the record"
+                raise RunError(f"{self.folder}: {RECORD_FILE} does not fit the checkpoint: {shapes}")
 
 
 def open_recorded_store(folder: Path, record: dict, moved_to: str | None) -> Store:

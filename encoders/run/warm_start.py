@@ -13,7 +13,6 @@ from encoders.objectives.base import Objective
 from encoders.objectives.generator import GeneratorObjective
 from encoders.run.folder import TOKENIZER_FILE, RunError, read_run_record
 from encoders.run.run import Run
-from encoders.text.tokenization import load_tokenizer
 from encoders.training.optimizer import flatten_with_paths
 
 
@@ -41,8 +40,8 @@ class WarmStart:
             fields["model.num_layers"] = new_fields["model.num_layers"]
         if differences := list_differences(fields, new_fields):
             raise RunError(f"init_from={experiment.init_from} has another model: {'; '.join(differences)}")
-        if (path := experiment.data.tokenizer.path) is not None:
-            self.check_tokenizer(load_tokenizer(path, experiment.data.tokenizer.lowercase))
+        if experiment.data.tokenizer.path is not None:
+            self.check_tokenizer(experiment.data.tokenizer.load())
 
     def check_tokenizer(self, tokenizer) -> None:
         """Raise `RunError` unless `tokenizer` gives every token the id that it has in the source run."""

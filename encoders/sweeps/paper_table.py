@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from encoders.costs.ledger import run_flops
-from encoders.data.labelled import TaskSpec
+from encoders.data.labelled import LabelledData, TaskSpec
+from encoders.data.spec import PretrainingData
 from encoders.experiment import Experiment, strip_seeds
 from encoders.finetuning.grids import build_finetuning, build_finetuning_grid
 from encoders.finetuning.recipes import build_recipes
@@ -309,6 +310,14 @@ class Study:
             return [build_finetuning(f"{name}-seed{seed}", task, root, SMALL_RECIPE, num_train_rows, **source)]
         recipes = build_recipes(pretrain_run.model.conventions.name, task_name, pretrain_run.model)
         return build_finetuning_grid(name, task, root, recipes, num_train_rows, num_seeds=self.seeds or 5, **source)
+
+    def find_argument(self, data: PretrainingData | LabelledData) -> str:
+        """Return the argument of `--with` that names the texts or the rows of an experiment."""
+        if isinstance(data, PretrainingData):
+            return "corpus"
+        root = Path(data.root)
+        names = ("glue", "squad", "race", "entities")
+        return next((name for name in names if Path(getattr(self, name)) in (root, *root.parents)), "glue")
 
     def find_task(self, name: str) -> tuple[TaskSpec, str, int]:
         """Return a task, the folder of its rows, and the number of its training rows."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from encoders.data.row_files import Record, RowError, read_records
+from encoders.utils.errors import UserError
 
 SCHEMES = {"IOB": "BI", "BIOES": "BIES", "BILOU": "BILU", "BMES": "BMES"}
 POSITION = "(?P<position>[BIESLUM])"
@@ -102,7 +103,7 @@ def parse_tags(labels: Sequence[str]) -> list[Tag]:
     if others or not any(positions <= set(letters) for letters in SCHEMES.values()):
         known = ", ".join(f"{name} ({', '.join(letters)})" for name, letters in SCHEMES.items())
         problem = ", ".join(others) or f"the positions {', '.join(sorted(positions))}"
-        raise ValueError(
+        raise UserError(
             f"labels={tuple(labels)} are of no scheme: beside {next(iter(parsed))!r} they have {problem}; "
             f"the schemes are {known}, each with O"
         )

@@ -25,6 +25,7 @@ from encoders.tasks.classification import compute_label_metrics
 from encoders.tasks.conll import OUTSIDE, extract_entities, parse_tags, read_sentences
 from encoders.tasks.scores import score_entities
 from encoders.tasks.text_tasks import LabelledFormat
+from encoders.utils.errors import UserError
 
 IGNORED_TAG = -1  # of tokens that are not the first of a word
 
@@ -145,9 +146,9 @@ class TokenClassification(SupervisedObjective):
 
     def __post_init__(self):
         if not self.labels or len(set(self.labels)) < len(self.labels):
-            raise ValueError(f"objective.labels={self.labels} must be one or more different names")
+            raise UserError(f"objective.labels={self.labels} must be one or more different names")
         if not 0 <= self.head_dropout < 1:
-            raise ValueError(f"objective.head_dropout={self.head_dropout} must be at least 0 and below 1")
+            raise UserError(f"objective.head_dropout={self.head_dropout} must be at least 0 and below 1")
 
     @property
     def label_names(self) -> tuple[str, ...]:

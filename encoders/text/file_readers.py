@@ -1,4 +1,4 @@
-"""Documents from files: text, JSON lines (both plain or compressed) and Parquet."""
+"""Documents from files: text, FASTA, JSON lines (all plain or compressed) and Parquet."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from encoders.text.source import ByteRange, CorpusError, DigestCache, Document, 
 MAX_CHECKED_CHARS = 1 << 16  # that `check_readable` reads of a file
 MAX_LINE_BYTES = 64 << 20
 COMPRESSED_SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
+FASTA_SUFFIXES = (".fasta", ".fa", ".faa", ".fna")
 
 
 class FileSource:
@@ -98,30 +99,72 @@ class TextSource(FileSource):
             yield document
 
 
-class JsonLinesSource(FileSource):
-    """Source of JSON lines: an object a line, whose text is a document."""
+def find_next_line(file, offset: int) -> int:
+    """Return the first offset from `offset` on at which a line starts."""
+    file.seek(offset - 1)
+    file.readline(MAX_LINE_BYTES)
+    return file.tell()
+
+
+class LineSource(TextSource):
+    """Source of UTF-8 text whose lines are documents, such as a protein, a molecule or a sentence each."""
+
+    def find_document_start(self, file, offset: int) -> int:
+        return find_next_line(file, offset)
+
+    def read_documents(self, byte_range: ByteRange) -> Iterator[Document]:
+        return ([line] for line in self.iter_lines(byte_range) if line)
+
+
+class FastaSource(FileSource):
+    """Source of FASTA files: a sequence, whose lines are joined, is a document; its name, after ">", is left out."""
 
     def find_document_start(self, file, offset: int) -> int:
         file.seek(offset - 1)
         file.readline(MAX_LINE_BYTES)
-        return file.tell()
+        while (line := file.readline(MAX_LINE_BYTES)) and not line.startswith(b">"):
+            pass
+        return file.tell() - len(line)
+
+    def read_documents(self, byte_range: ByteRange) -> Iterator[Document]:
+        sequence, is_first = [], True
+        for number, line in iter_numbered_lines(byte_range):
+            line = "".join(line.split())
+            if line and is_first and not line.startswith((">", ";")):
+                raise build_line_error(byte_range, number, "a FASTA file starts with the name of a sequence, after >")
+            is_first = is_first and not line
+            if not line.startswith((">", ";")):
+                sequence.append(line)
+            elif any(sequence):
+                yield ["".join(sequence)]
+                sequence = []
+        if any(sequence):
+            yield ["".join(sequence)]
+
+
+class JsonLinesSource(FileSource):
+    """Source of JSON lines: an object a line, whose text is a document. A null is an empty one, as in Parquet."""
+
+    def find_document_start(self, file, offset: int) -> int:
+        return find_next_line(file, offset)
 
     def read_documents(self, byte_range: ByteRange) -> Iterator[Document]:
         for number, line in iter_numbered_lines(byte_range):
             if line.strip():
                 try:
-                    document = split_paragraphs(self.parse_text(line))
+                    text = self.parse_text(line)
                 except CorpusError as error:
                     raise build_line_error(byte_range, number, error) from error
-                if document:
-                    yield document
+                yield from split_record(text)
 
-    def parse_text(self, line: str) -> str:
+    def parse_text(self, line: str) -> str | None:
         try:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise CorpusError(f"not JSON: {str(error)[:200]}") from error
         fields = record if isinstance(record, dict) else {}
+        if self.text_field in fields and fields[self.text_field] is None:
+            return None
         if not isinstance(fields.get(self.text_field), str):
             content = ", ".join(record) or "nothing" if record is fields else f"a {type(record).__name__}"
             raise CorpusError(f"no text {self.text_field!r} (data.text_field names it); the line has {content}")
@@ -151,9 +194,14 @@ class ParquetSource(FileSource):
                 raise CorpusError(f"{path}: {problem}")
             groups = range(byte_range.start, file.num_row_groups if byte_range.stop is None else byte_range.stop)
             for batch in file.iter_batches(256, list(groups), [self.text_field]):
-                for text in batch.column(0).to_pylist():
-                    if document := split_paragraphs(text or ""):
-                        yield document
+                yield from chain.from_iterable(map(split_record, batch.column(0).to_pylist()))
+
+
+def split_record(text: str | None) -> Iterator[Document]:
+    """Yield the document of a record's text: none for a blank text, an empty one for null, which is counted."""
+    document = split_paragraphs(text or "")
+    if document or text is None:
+        yield document
 
 
 @contextmanager
@@ -167,12 +215,14 @@ def open_parquet(path: Path):
         raise CorpusError(f"{path}: cannot be read as Parquet, damaged or cut off: {error}") from error
 
 
-def make_file_source(item: str, text_field: str | None) -> FileSource:
-    """Return the source of the files that `item` names, by their suffix."""
+def make_file_source(item: str, text_field: str | None, document_per_line: bool = False) -> FileSource:
+    """Return the source of the files that `item` names, by their suffix. `document_per_line` concerns text files."""
     paths = expand_paths(item)
     plain_names = [path.with_suffix("").name if path.suffix in COMPRESSED_SUFFIXES else path.name for path in paths]
     kinds = {".jsonl": JsonLinesSource, ".ndjson": JsonLinesSource, ".json": JsonLinesSource, ".parquet": ParquetSource}
-    source_class, *others = {kinds.get(Path(name).suffix.lower(), TextSource) for name in plain_names}
+    kinds |= dict.fromkeys(FASTA_SUFFIXES, FastaSource)
+    text_class = LineSource if document_per_line else TextSource
+    source_class, *others = {kinds.get(Path(name).suffix.lower(), text_class) for name in plain_names}
     if others:
         names = ", ".join(path.name for path in paths[:5])
         raise CorpusError(f"corpus {item!r} names files of several kinds: {names}; name each kind apart")

@@ -1,12 +1,13 @@
-"""WordPiece, byte-level BPE and unigram vocabularies behind one class, trained or published."""
+"""Vocabularies behind one class, trained or published: WordPiece, byte-level BPE, unigram, characters, a word list."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -15,6 +16,8 @@ from encoders.utils.errors import UserError
 
 MAX_CACHED_WORDS = 1 << 18  # about 60 MB; then the cache is cleared
 MAX_CHUNK_CHARS = 64  # longer words are not cached
+NO_NAMES: Mapping[str, str] = MappingProxyType({})
+SPECIAL_ROLES = ("pad", "unk", "cls", "sep", "mask")
 BERT_WORD_PATTERN = re.compile(r"[a-zA-Z0-9]+|[^a-zA-Z0-9 ]")
 GPT2_WORD_PATTERN = re.compile(r"'(?:s|t|re|ve|m|ll|d)| ?[a-zA-Z]+| ?[0-9]+| ?[^a-zA-Z0-9 ]+| +(?![^ ])| +")
 
@@ -66,18 +69,22 @@ class TokenizerSpec:
     """Specification of a tokenizer: a published vocabulary by its `path`, or one to train.
 
     A path is vocab.txt, a folder or file of vocab.json and merges.txt, fairseq's folder of encoder.json, vocab.bpe
-    and dict.txt, spiece.model or tokenizer.json. Byte-level BPE ignores `lowercase`, and tokenizer.json has its own
-    rules. Raises `ValueError` for a `vocab_size` below the number of fixed tokens.
+    and dict.txt, spiece.model or tokenizer.json. With kind "character" or "words" it may be a list, a token a line.
+    Only WordPiece and unigram vocabularies apply `lowercase`, and tokenizer.json has its own rules. `special_tokens`
+    names those of tokenizer.json or of a list that are not the usual ones, as in ("cls=<cls>", "sep=<eos>"). Raises
+    `ValueError` for a `vocab_size` below the number of fixed tokens.
     """
 
-    kind: Literal["wordpiece", "bpe", "unigram"] = "wordpiece"
+    kind: Literal["wordpiece", "bpe", "unigram", "character", "words"] = "wordpiece"
     vocab_size: int = 30522
     path: str | None = None
     lowercase: bool = True
     train_chars: int = 20_000_000  # characters of the corpus to train on
+    special_tokens: tuple[str, ...] = ()
 
     def __post_init__(self):
         fixed = {"wordpiece": (16, "letters"), "bpe": (256, "bytes"), "unigram": (24, "symbols and letters")}
+        fixed |= {"character": (1, "character"), "words": (1, "word")}
         if self.kind not in fixed:
             raise UserError(f"tokenizer.kind={self.kind!r} must be one of {', '.join(fixed)}")
         num_fixed, fixed_kind = fixed[self.kind]
@@ -88,20 +95,41 @@ class TokenizerSpec:
             )
         if self.train_chars < 1:
             raise UserError(f"tokenizer.train_chars={self.train_chars} must be at least 1 character")
+        if self.special_tokens and self.path is None:
+            raise UserError(f"tokenizer.special_tokens={self.special_tokens} needs tokenizer.path, which is None")
+        for entry in self.special_tokens:
+            role, equals, name = entry.partition("=")
+            if role not in SPECIAL_ROLES or not name:
+                accepted = f"ROLE=NAME with a role of {', '.join(SPECIAL_ROLES)}"
+                raise UserError(f"tokenizer.special_tokens holds {entry!r}; it must be {accepted}")
+
+    def load(self) -> Tokenizer:
+        """Return the published vocabulary at `path`. Raises `UserError` as `load_tokenizer` does."""
+        own_names = dict(entry.split("=", 1) for entry in self.special_tokens)
+        return load_tokenizer(self.path, self.lowercase, kind=self.kind, own_names=own_names)
+
+    def find_pad_id(self) -> int:
+        """Return the id of padding; 0, as BERT's, for a published vocabulary that does not exist yet."""
+        from encoders.text.tokenizer_backends import SPECIAL_TOKEN_NAMES
+
+        if self.path is None:
+            return list(SPECIAL_TOKEN_NAMES[self.kind]).index("pad")
+        return self.load().vocab.pad_id if Path(self.path).expanduser().exists() else 0
 
 
 class Tokenizer:
     """Vocabulary and its rules, over `tokenizers.Tokenizer`.
 
-    `sentence_joiner` precedes each sentence of a text but the first: byte-level BPE sees the space of running text.
+    `sentence_joiner` precedes each sentence of a text but the first: byte-level BPE and characters see the space of
+    running text. `own_names` are the special tokens that are not found by a usual name.
     """
 
-    def __init__(self, backend):
+    def __init__(self, backend, own_names: Mapping[str, str] = NO_NAMES):
         from encoders.text import tokenizer_backends
 
         self.kind = tokenizer_backends.detect_tokenizer_kind(backend)
-        self.vocab = VocabInfo(**tokenizer_backends.describe_vocabulary(backend, self.kind))
-        self.sentence_joiner, self._backend = " " if self.kind == "bpe" else "", backend
+        self.vocab = VocabInfo(**tokenizer_backends.describe_vocabulary(backend, self.kind, own_names))
+        self.sentence_joiner, self._backend = get_sentence_joiner(self.kind), backend
         literal = type(backend).from_str(backend.to_str())
         literal.encode_special_tokens = True
         encode_texts = lambda texts: [row.ids for row in literal.encode_batch_fast(texts, add_special_tokens=False)]
@@ -142,6 +170,18 @@ class Tokenizer:
             return {"add_prefix_space": words is not None and words.pre_tokenize_str("a")[:1] == [("Ġa", (0, 1))]}
         return {"do_lower_case": normalizer is not None and normalizer.normalize_str("A") == "a"}
 
+    @property
+    def lowers_text(self) -> bool:
+        return self.get_transformers_options().get("do_lower_case", False)
+
+    def describe_lost_capitals(self) -> str | None:
+        """Return a line about the tokens with capitals that no text gives, for its letters are lowered first."""
+        special = set(self.vocab.special_ids)
+        names = [name for name, id in self._backend.get_vocab().items() if id not in special and name != name.lower()]
+        if not names or not self.lowers_text:
+            return None
+        return f"{len(names):,} tokens have capitals, such as {min(names)!r}, and texts are lowered"
+
     def has_same_ids(self, other: Tokenizer) -> bool:
         return self._backend.get_vocab() == other._backend.get_vocab()
 
@@ -150,6 +190,10 @@ class Tokenizer:
         path = Path(path)
         path = path / "tokenizer.json" if path.is_dir() else path
         path.write_text(self._backend.to_str(pretty=True), encoding="utf-8")  # its own `save` raises no OSError
+
+
+def get_sentence_joiner(kind: str) -> str:
+    return " " if kind in ("bpe", "character") else ""
 
 
 def trim_span(text: str, start: int, end: int) -> tuple[int, int]:
@@ -192,21 +236,28 @@ def find_word_splitter(backend) -> Callable[[str], list[str] | None]:
     return lambda text: None
 
 
-def load_tokenizer(path, lowercase: bool = True, add_prefix_space: bool = False) -> Tokenizer:
-    """Load a published vocabulary in any of the forms of `TokenizerSpec.path`; special tokens are found by name.
-    `add_prefix_space` lets byte-level BPE see a space before a text, as in transformers. Raises `ValueError` for a path
-    in no such form and for missing special tokens."""
+def load_tokenizer(
+    path,
+    lowercase: bool = True,
+    add_prefix_space: bool = False,
+    kind: str = "",
+    own_names: Mapping[str, str] = NO_NAMES,
+) -> Tokenizer:
+    """Load a published vocabulary in any of the forms of `TokenizerSpec.path`; special tokens are found by name, those
+    of `own_names` by role. `add_prefix_space` lets byte-level BPE see a space before a text, as in transformers. Raises
+    `ValueError` for a path in no such form and for missing special tokens."""
     from encoders.text.tokenizer_backends import read_published_tokenizer
 
-    return Tokenizer(read_published_tokenizer(Path(path).expanduser(), lowercase, add_prefix_space))
+    path = Path(path).expanduser()
+    return Tokenizer(*read_published_tokenizer(path, lowercase, add_prefix_space, kind, own_names))
 
 
 def train_tokenizer(spec: TokenizerSpec, documents: Iterable[list[str]]) -> Tokenizer:
     """Train a vocabulary of at most `spec.vocab_size` tokens on the first `spec.train_chars` characters of `documents`.
     The same texts give the same ids in every process."""
-    from encoders.text.tokenizer_backends import train_backend
+    from encoders.text.tokenizer_training import train_backend
 
-    texts, num_left, sentence_joiner = [], spec.train_chars, " " if spec.kind == "bpe" else ""
+    texts, num_left, sentence_joiner = [], spec.train_chars, get_sentence_joiner(spec.kind)
     for index, sentence in ((i, sentence) for document in documents for i, sentence in enumerate(document)):
         texts.append((sentence_joiner if index else "") + sentence[:num_left])
         num_left -= len(sentence)

@@ -1,4 +1,4 @@
-"""Vocabularies of the released models over `tokenizers`: their rules, readers of their files, and their training."""
+"""Vocabularies over `tokenizers`: their rules, and readers of the files of released ones."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import re
 import struct
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from itertools import accumulate, chain
+from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from encoders.utils.errors import UserError
 
@@ -24,11 +25,12 @@ SPECIAL_TOKEN_NAMES = {
     "bpe": {"cls": "<s>", "pad": "<pad>", "sep": "</s>", "unk": "<unk>", "mask": "<mask>"},
     "unigram": {"pad": "<pad>", "unk": "<unk>", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"},
 }
+SPECIAL_TOKEN_NAMES |= dict.fromkeys(("character", "words"), SPECIAL_TOKEN_NAMES["wordpiece"])
 ALBERT_SYMBOLS = ("(", ")", '"', "-", ".", "–", "£", "€")  # always separate pieces: ALBERT's spm_train flags
 ASCII_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz")
 ALBERT_PUNCTUATION = frozenset('!"#$%&()*+,-./:;?@[\\]^_`{|}~£€')  # of ALBERT's _is_start_piece_sp
-CHARACTER_COVERAGE = 0.99995  # of a unigram vocabulary's training characters, as ALBERT's spm_train flags
-MAX_ALPHABET_SIZE = 1000  # distinct characters of a WordPiece vocabulary
+NO_NAMES: Mapping[str, str] = MappingProxyType({})
+SPACE = "▁"
 AVOIDED_PIECE_SCORE = -1000.0  # of a piece that is kept for its id only
 MAX_VOCAB_SIZE = 2**24  # memory grows with the largest id; no published vocabulary comes near
 # In order of preference.
@@ -38,26 +40,40 @@ VOCABULARY_FORMS += ("dict.txt", "spiece.model")
 
 def detect_tokenizer_kind(backend) -> str:
     kind, kinds = type(backend.model).__name__.lower(), ", ".join(SPECIAL_TOKEN_NAMES)
+    if kind == "wordlevel":
+        return "character" if type(backend.normalizer).__name__ == "Replace" else "words"
     if kind not in SPECIAL_TOKEN_NAMES:
         raise UserError(f"tokenizer kind {kind!r} is not supported; it must be one of {kinds}")
     return kind
 
 
-def find_special_token_names(tokens: dict[str, int], kind: str) -> dict[str, str]:
-    """Return the name of each special token. Raises `ValueError` when one has none of its usual names."""
+def list_special_names(kind: str, own_names: Mapping[str, str] = NO_NAMES) -> dict[str, list[str]]:
+    """Return the names that each special token may have: the one in `own_names`, or the usual ones."""
     usual_names = {
-        role: dict.fromkeys([SPECIAL_TOKEN_NAMES[kind][role], *(names[role] for names in SPECIAL_TOKEN_NAMES.values())])
-        for role in ("pad", "unk", "cls", "sep", "mask")
+        role: list(dict.fromkeys([name, *(names[role] for names in SPECIAL_TOKEN_NAMES.values())]))
+        for role, name in SPECIAL_TOKEN_NAMES[kind].items()
     }
-    if missing := [" or ".join(names) for names in usual_names.values() if not any(map(tokens.__contains__, names))]:
-        raise UserError(f"the vocabulary of {len(tokens)} tokens lacks {', '.join(missing)}")
-    return {role: next(name for name in names if name in tokens) for role, names in usual_names.items()}
+    return usual_names | {role: [name] for role, name in own_names.items() if role in usual_names}
 
 
-def describe_vocabulary(backend, kind: str) -> dict:
+def find_special_token_names(
+    tokens: dict[str, int], kind: str, own_names: Mapping[str, str] = NO_NAMES
+) -> dict[str, str]:
+    """Return the name of each special token. Raises `ValueError` where the vocabulary has none of its names."""
+    names_by_role = list_special_names(kind, own_names)
+    lacking = {role: names for role, names in names_by_role.items() if tokens.keys().isdisjoint(names)}
+    if lacking:
+        missing = ", ".join(" or ".join(names) for names in lacking.values())
+        hint = f"data.tokenizer.special_tokens names others, as in {next(iter(lacking))}=NAME"
+        raise UserError(f"the vocabulary of {len(tokens)} tokens lacks {missing}; {hint}")
+    return {role: next(name for name in names if name in tokens) for role, names in names_by_role.items()}
+
+
+def describe_vocabulary(backend, kind: str, own_names: Mapping[str, str] = NO_NAMES) -> dict:
     """Return the fields of `VocabInfo`."""
     vocabulary = backend.get_vocab()
-    roles = {f"{role}_id": vocabulary[name] for role, name in find_special_token_names(vocabulary, kind).items()}
+    names = find_special_token_names(vocabulary, kind, own_names)
+    roles = {f"{role}_id": vocabulary[name] for role, name in names.items()}
     added = {id for id, token in backend.get_added_tokens_decoder().items() if token.special}
     special = tuple(sorted(added | set(roles.values())))
     size = max(vocabulary.values()) + 1
@@ -73,6 +89,8 @@ def is_continuation(token: str, kind: str) -> bool:
         return token.startswith("##")
     if kind == "bpe":
         return not token.startswith(("Ġ", "madeupword"))
+    if kind in ("character", "words"):
+        return False
     # ALBERT: digits, letters beyond a-z and single punctuation marks are separate units.
     is_unit = token.startswith(("▁", "<")) or token in ALBERT_PUNCTUATION
     return not is_unit and set(token.lower()) <= ASCII_LETTERS | ALBERT_PUNCTUATION
@@ -143,11 +161,30 @@ def build_combining_pattern() -> str:
     return "[" + "".join(f"\\x{{{c:x}}}" for c in range(0x110000) if unicodedata.combining(chr(c))) + "]"
 
 
-def configure_special_tokens(backend):
+def build_word_list(tokens: dict[str, int], own_names: Mapping[str, str] = NO_NAMES):
+    """Build the rules of a word list: the tokens are the words between spaces. Case is kept."""
+    backend = Tokenizer(models.WordLevel(tokens, find_special_token_names(tokens, "words", own_names)["unk"]))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return configure_special_tokens(backend, own_names)
+
+
+def build_characters(tokens: dict[str, int], own_names: Mapping[str, str] = NO_NAMES):
+    """Build the rules of single characters, of which a space is the token ▁. Case is kept."""
+    backend = Tokenizer(models.WordLevel(tokens, find_special_token_names(tokens, "character", own_names)["unk"]))
+    backend.normalizer = normalizers.Replace(" ", SPACE)
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    backend.decoder = decoders.Sequence([decoders.Fuse(), decoders.Replace(SPACE, " ")])
+    return configure_special_tokens(backend, own_names)
+
+
+LIST_BUILDERS = {"character": build_characters, "words": build_word_list}
+
+
+def configure_special_tokens(backend, own_names: Mapping[str, str] = NO_NAMES):
     """Mark the special tokens of a backend, and set how they are added to a text or a pair; return the backend.
     Settings that the file already has are kept."""
     kind, tokens = detect_tokenizer_kind(backend), backend.get_vocab()
-    names = find_special_token_names(tokens, kind)
+    names = find_special_token_names(tokens, kind, own_names)
     if max(tokens.values()) >= MAX_VOCAB_SIZE:
         raise UserError(f"a token has the id {max(tokens.values())}; ids are below {MAX_VOCAB_SIZE}")
     backend.no_truncation()
@@ -158,6 +195,13 @@ def configure_special_tokens(backend):
             takes_space = kind == "bpe" and role == "mask"  # RoBERTa's mask takes the space before it
             backend.add_special_tokens([AddedToken(name, lstrip=takes_space, special=True, normalized=False)])
     cls, sep = ((names[role], backend.token_to_id(names[role])) for role in ("cls", "sep"))
+    if own_names:
+        # The template keeps the role of each special token, from which `find_own_names` reads it again.
+        roles = [{"id": role, "ids": [tokens[name]], "tokens": [name]} for role, name in names.items()]
+        backend.post_processor = processors.TemplateProcessing(
+            single="cls $A sep", pair="cls $A sep $B:1 sep:1", special_tokens=roles
+        )
+        return backend
     if [cls[1], sep[1]] == backend.encode("").ids:
         return backend
     if kind == "bpe":
@@ -168,11 +212,26 @@ def configure_special_tokens(backend):
     return backend
 
 
+def find_own_names(content: dict) -> dict[str, str]:
+    """Return the names of special tokens that the user has given to a tokenizer.json; none to most."""
+    entries = (content.get("post_processor") or {}).get("special_tokens") or {}
+    has_roles = set(entries) == set(SPECIAL_TOKEN_NAMES["wordpiece"])
+    return {role: entry["tokens"][0] for role, entry in entries.items()} if has_roles else {}
+
+
 # The files
 
 
-def read_published_tokenizer(path: Path, lowercase: bool, add_prefix_space: bool):
-    """Return the `tokenizers.Tokenizer` of a published vocabulary. Raises `ValueError` that names what is missing."""
+def read_published_tokenizer(
+    path: Path,
+    lowercase: bool,
+    add_prefix_space: bool,
+    kind: str = "",
+    own_names: Mapping[str, str] = NO_NAMES,
+):
+    """Return the `tokenizers.Tokenizer` of a published vocabulary, and the names of special tokens that are not the
+    usual ones. A list of tokens in a .txt file is WordPiece unless `kind` is "character" or "words". Raises
+    `ValueError` that names what is missing."""
     forms, names = "; ".join(VOCABULARY_FORMS), [form.partition(" + ")[0] for form in VOCABULARY_FORMS]
     if path.is_dir():
         if not (present := [path / name for name in names if (path / name).is_file()]):
@@ -181,21 +240,27 @@ def read_published_tokenizer(path: Path, lowercase: bool, add_prefix_space: bool
     if not path.is_file():
         raise UserError(f"vocabulary {str(path)!r} does not exist; it must be a file or folder of {forms}")
     try:
+        if path.suffix == ".txt" and kind in LIST_BUILDERS:
+            return LIST_BUILDERS[kind](number_listed_tokens(_read_rows(path), kind, own_names), own_names), own_names
+        text = path.read_text("utf-8-sig") if path.suffix == ".json" else "{}"
+        content = json.loads(text)
+        if "model" in content and "added_tokens" in content:
+            own_names = own_names or find_own_names(content)
+            return configure_special_tokens(Tokenizer.from_str(text), own_names), own_names
+        if own_names:
+            raise UserError("tokenizer.special_tokens is for tokenizer.json, and for lists of characters or words")
         if path.name in ("encoder.json", "vocab.bpe", "dict.txt"):
-            return _read_fairseq_dictionary(path.parent, add_prefix_space)
+            return _read_fairseq_dictionary(path.parent, add_prefix_space), {}
         if path.name == "merges.txt":
             path = path.with_name("vocab.json")
         if path.suffix == ".txt":
-            return build_wordpiece({token: id for id, token in enumerate(_read_rows(path))}, lowercase)
+            return build_wordpiece(number_word_pieces(_read_rows(path)), lowercase), {}
         if path.suffix == ".model":
-            return _parse_sentencepiece(path.read_bytes(), lowercase)
+            return _parse_sentencepiece(path.read_bytes(), lowercase), {}
         if path.suffix == ".json":
-            content = json.loads(path.read_text("utf-8"))
-            if "model" in content and "added_tokens" in content:
-                return configure_special_tokens(Tokenizer.from_file(str(path)))
             merges, gpt2_merges = path.with_name("merges.txt"), path.with_name("vocab.bpe")
             rows = _read_merges(gpt2_merges if gpt2_merges.is_file() and not merges.is_file() else merges)
-            return build_byte_level_bpe(content, rows, add_prefix_space)
+            return build_byte_level_bpe(json.loads(path.read_text("utf-8-sig")), rows, add_prefix_space), {}
     except FileNotFoundError as error:
         raise UserError(f"the vocabulary {str(path)!r} needs {error.filename} beside it") from error
     except BaseException as error:  # on damage the tokenizers library raises Exception, or panics
@@ -205,8 +270,33 @@ def read_published_tokenizer(path: Path, lowercase: bool, add_prefix_space: bool
     raise UserError(f"vocabulary {str(path)!r} has an unknown format; it must be one of {forms}")
 
 
+def number_word_pieces(rows: list[str]) -> dict[str, int]:
+    """Return WordPiece's tokens by name. Raises `ValueError` for the pieces of SentencePiece or of byte-level BPE."""
+    counts = Counter(mark for row in rows for mark in ("##", SPACE, "Ġ") if row.startswith(mark))
+    for mark, other in (
+        (SPACE, "SentencePiece, read from spiece.model"),
+        ("Ġ", "byte-level BPE, read from vocab.json"),
+    ):
+        if counts[mark] > counts["##"]:
+            raise UserError(f"{counts[mark]} tokens start with {mark} and {counts['##']} with ##: it is of {other}")
+    return {token: id for id, token in enumerate(rows)}
+
+
+def number_listed_tokens(rows: list[str], kind: str, own_names: Mapping[str, str]) -> dict[str, int]:
+    """Return the tokens of a list by name, with the usual special tokens behind those that it has. Raises `ValueError`
+    for a token that is there twice, and for one of a character list that is longer."""
+    names_by_role = list_special_names(kind, own_names)
+    special = set(chain.from_iterable(names_by_role.values()))
+    if repeated := [token for token, count in Counter(rows).items() if count > 1]:
+        raise UserError(f"the token {repeated[0]!r} is listed {rows.count(repeated[0])} times")
+    if kind == "character" and (long := [row for row in rows if len(row) != 1 and row not in special]):
+        raise UserError(f"the token {long[0]!r} is not a single character; tokenizer.kind=words takes any token")
+    added = [names[0] for names in names_by_role.values() if set(rows).isdisjoint(names)]
+    return {token: id for id, token in enumerate([*rows, *added])}
+
+
 def _read_rows(path: Path) -> list[str]:
-    with open(path, encoding="utf-8", newline="\n") as file:  # a token may be U+2028, which ends a line elsewhere
+    with open(path, encoding="utf-8-sig", newline="\n") as file:  # a token may be U+2028, which ends a line elsewhere
         return [row.rstrip("\r") for row in file.read().rstrip("\r\n").split("\n")]
 
 
@@ -224,7 +314,7 @@ def _read_fairseq_dictionary(folder: Path, add_prefix_space: bool):
     }
     if not (folder / "encoder.json").exists() and all(len(row) == 1 for row in rows):
         return build_byte_level_bpe(number_tokens(rows), [], add_prefix_space)
-    names = {str(id): token for token, id in json.loads((folder / "encoder.json").read_text("utf-8")).items()}
+    names = {str(id): token for token, id in json.loads((folder / "encoder.json").read_text("utf-8-sig")).items()}
     words = [row for row in rows if not row.startswith("madeupword")]
     # fairseq fills a dictionary up to a multiple of eight; the file may hold more than RoBERTa's three.
     filled = rows[: len(rows) if len(rows) == len(words) else len(words) + -(len(words) + 4) % 8]
@@ -265,76 +355,3 @@ def _parse_protobuf_fields(content: bytes) -> list[tuple[int, int | bytes]]:
         return [(field.field_number, field.data) for field in UnknownFieldSet(Empty.FromString(content))]
     except DecodeError as error:
         raise UserError(f"cut off, or not a protocol buffer: {error}") from error
-
-
-# Training
-
-
-def train_backend(kind: str, texts: list[str], vocab_size: int, lowercase: bool):
-    """Train a vocabulary of at most `vocab_size` tokens; the same texts give the same ids in every process."""
-    train = {"wordpiece": _train_wordpiece, "bpe": _train_bpe, "unigram": _train_unigram}[kind]
-    return train(texts, vocab_size, lowercase)
-
-
-def _train_wordpiece(texts: list[str], vocab_size: int, lowercase: bool):
-    names = list(SPECIAL_TOKEN_NAMES["wordpiece"].values())
-    rules = build_wordpiece({name: id for id, name in enumerate(names)}, lowercase)
-    # A letter may need two tokens, "a" and "##a".
-    texts = _normalize_texts(texts, rules.normalizer, 1.0, min(MAX_ALPHABET_SIZE, (vocab_size - len(names)) // 2))
-
-    def train_vocab(max_tokens: int, special_tokens: list[str]) -> dict[str, int]:
-        model, words = models.WordPiece(unk_token="[UNK]"), pre_tokenizers.BertPreTokenizer()
-        options = {"vocab_size": max_tokens, "special_tokens": special_tokens, "limit_alphabet": MAX_ALPHABET_SIZE}
-        return _train_model(model, words, texts, trainers.WordPieceTrainer, min_frequency=2, **options)["vocab"]
-
-    # The trainer numbers the letters in the order of a hash table, which differs between processes and decides ties.
-    # A first pass finds the letters; a second one gets them in order.
-    letters = sorted(set(train_vocab(len(names), names)) - set(names))
-    return build_wordpiece(train_vocab(vocab_size, names + letters), lowercase)
-
-
-def _train_bpe(texts: list[str], vocab_size: int, lowercase: bool):  # keeps case
-    *first, mask = SPECIAL_TOKEN_NAMES["bpe"].values()
-    options = {"vocab_size": vocab_size - 1, "special_tokens": first, "min_frequency": 2}
-    options["initial_alphabet"] = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    model = _train_model(models.BPE(), words, texts, trainers.BpeTrainer, **options)
-    return build_byte_level_bpe(model["vocab"] | {mask: len(model["vocab"])}, [tuple(pair) for pair in model["merges"]])
-
-
-def _train_unigram(texts: list[str], vocab_size: int, lowercase: bool):
-    fixed = [*SPECIAL_TOKEN_NAMES["unigram"].values(), *ALBERT_SYMBOLS]
-    normalizer, max_letters = build_albert_normalizer(lowercase), vocab_size - len(fixed) - 1
-    texts = _normalize_texts(texts, normalizer, CHARACTER_COVERAGE, max_letters)
-    words = build_albert_pre_tokenizer(ALBERT_SYMBOLS)
-    options = {"vocab_size": vocab_size, "special_tokens": fixed[:2], "unk_token": "<unk>"}
-    pieces = _train_model(models.Unigram(), words, texts, trainers.UnigramTrainer, **options)["vocab"]
-    # Two things differ between processes: the last digits of sums in the order of a hash table, and the order of the
-    # letters without a score, which the trainer sets 0.0001 apart above the lowest one.
-    scores = {piece: round(score, 3) for piece, score in pieces if piece not in fixed}
-    lowest = min(scores.values(), default=0.0)
-    letters = [piece for piece in scores if len(piece) == 1]
-    scores |= {piece: lowest for piece in letters if scores[piece] < lowest + 1e-4 * len(letters) + 1e-3}
-    ranked = sorted(scores, key=lambda piece: (len(piece) > 1, -scores[piece], piece))  # no letter is dropped
-    chosen = sorted(ranked[: vocab_size - len(fixed)], key=lambda piece: (-scores[piece], piece))
-    pieces = [(piece, scores.get(piece, 0.0)) for piece in fixed + chosen]
-    return build_unigram(pieces, lowercase, ALBERT_SYMBOLS)
-
-
-def _normalize_texts(texts: list[str], normalizer, coverage: float, max_letters: int) -> list[str]:
-    """Return normalised texts, with a space for each character that is too rare to get a token."""
-    texts = [normalizer.normalize_str(text) for text in texts]
-    counts = Counter(chain.from_iterable(texts))
-    counts.pop(" ", None)
-    ranked = sorted(counts, key=lambda letter: (-counts[letter], letter))[:max_letters]
-    num_before = accumulate((counts[letter] for letter in ranked), initial=0)
-    letters = {letter for letter, before in zip(ranked, num_before, strict=False) if before < coverage * counts.total()}
-    rare = str.maketrans({letter: " " for letter in set(counts) - letters})
-    return [text.translate(rare) for text in texts] if rare else texts
-
-
-def _train_model(model, pre_tokenizer, texts: list[str], trainer_class: type, **options) -> dict:
-    backend = Tokenizer(model)
-    backend.pre_tokenizer = pre_tokenizer
-    backend.train_from_iterator(iter(texts), trainer_class(show_progress=False, **options))
-    return json.loads(backend.to_str())["model"]

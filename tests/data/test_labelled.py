@@ -47,7 +47,8 @@ def write(path, rows, head=("first", "second", "label")):
 
 def labelled(folder, task=PAIRS, **given):
     beside = {"tokenizer": TokenizerSpec(path=str(folder.parent / "tokenizer.json")), "root": str(folder)}
-    return LabelledData(task, **(beside | {"store_dir": str(folder.parent / "stores")} | given))
+    beside |= {"store_dir": str(folder.parent / "stores"), "max_unknown_rate": 1.0}
+    return LabelledData(task, **(beside | given))
 
 
 def whole(folder):
@@ -253,7 +254,7 @@ def test_bad_rows_are_skipped_and_counted_where_one_asks_for_it(folder, tokenize
     dog, cat = tokenizer.encode_batch(["dog", "cat"])
     assert store.train_split.tokens.tolist() == [*dog, tokenizer.vocab.sep_id, *cat, tokenizer.vocab.sep_id]
     assert f"skipped: {Path(folder, 'train.tsv')}:4: a text gives no tokens" in lines
-    assert lines[-1] == "single, dev: 1 rows, 1 skipped"
+    assert "single, dev: 1 rows, 1 skipped" in lines
 
 
 def test_a_split_without_a_good_row_is_refused(folder):

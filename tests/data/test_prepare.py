@@ -99,7 +99,10 @@ def test_a_vocabulary_is_known_by_its_content(tmp_path, data):
 def test_a_vocabulary_in_the_home_folder_is_found(tmp_path, data, monkeypatch):
     (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "red"]))
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert prepare_store(replace(data, tokenizer=TokenizerSpec(path="~/vocab.txt"))).vocab.vocab_size == 6
+    assert (
+        prepare_store(replace(data, tokenizer=TokenizerSpec(path="~/vocab.txt"), max_unknown_rate=1.0)).vocab.vocab_size
+        == 6
+    )
 
 
 def test_a_vocabulary_that_is_missing_or_none_is_an_error_with_its_path(tmp_path, data):
@@ -119,7 +122,7 @@ def test_the_size_of_a_piece_of_work_does_not_show_in_the_store(data, monkeypatc
     assert len(sizes) > 5
     assert content(whole) == content(of_pieces)
     same = lambda store: {
-        name: store.metadata[name] for name in store.metadata if name not in ("seconds", "peak_memory_mb")
+        name: store.metadata[name] for name in store.metadata if name not in ("seconds", "peak_memory_mb", "digest")
     }
     assert same(whole) == same(of_pieces)
 
@@ -229,3 +232,64 @@ def test_data_that_cannot_be_is_refused_by_name(wrong):
     (name,) = wrong
     with pytest.raises(ValueError, match=f"data.{name}"):
         PretrainingData(**wrong)
+
+
+# Text that the vocabulary does not know
+
+
+def write_unknown(path, share):
+    """Write 400 documents of which every other word, or fewer, has a letter that a vocabulary of 3 letters lacks."""
+    lines = ["a b c " * 10 + "☃ " * round(share * 30 / (1 - share)) for _ in range(400)]
+    path.write_text("\n\n".join(lines), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("share, is_refused", [(0.0, False), (0.1, False), (0.5, True)])
+def test_unknown_tokens_are_warned_of_and_many_are_refused_unless_accepted(share, is_refused, tmp_path):
+    words = tmp_path / "vocab.txt"
+    words.write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\nb\nc\n")
+    text = write_unknown(tmp_path / "text.txt", share)
+    data = PretrainingData((str(text),), TokenizerSpec(path=str(words)), "lines", store_dir=str(tmp_path / "stores"))
+    lines = []
+    if is_refused:
+        with pytest.raises(ValueError, match=r"5\d\.\d% .*data.max_unknown_rate=0.2"):
+            prepare_store(data, lines.append)
+        assert not any(line.startswith("tokens:") for line in lines)  # before the text is tokenised
+        data = replace(data, max_unknown_rate=0.9)
+    for _ in range(2):  # when it is made, and when it is used again
+        lines.clear()
+        store = prepare_store(data, lines.append)
+        assert store.metadata["unknown_rate"] == pytest.approx(share, abs=0.03)
+        warnings = [line for line in lines if line.startswith("warning") and "unknown" in line]
+        assert len(warnings) == (share > 0.01)
+
+
+def test_capitals_that_are_lowered_are_warned_of(tmp_path):
+    words = tmp_path / "vocab.txt"
+    words.write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\nParis\nb\nc\n")
+    text = write_unknown(tmp_path / "text.txt", 0.0)
+    lines = []
+    tokenizer = TokenizerSpec(path=str(words))
+    prepare_store(PretrainingData((str(text),), tokenizer, "lines", store_dir=str(tmp_path / "stores")), lines.append)
+    assert [line for line in lines if line.startswith("warning") and "'Paris'" in line and "lowercase=false" in line]
+
+
+def test_a_null_text_is_counted_and_a_sequence_of_fasta_is_a_document(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a b."}\n{"text": null}\n{"text": "c d."}\n' * 30)
+    (tmp_path / "b.fa").write_text("".join(f">s{i}\nMKV\nLAA\n" for i in range(60)))
+    corpus = (str(tmp_path / "a.jsonl"), str(tmp_path / "b.fa"))
+    tokenizer, stores = TokenizerSpec("character", vocab_size=40), str(tmp_path / "stores")
+    store = prepare_store(PretrainingData(corpus, tokenizer, "lines", heldout_fraction=0.1, store_dir=stores))
+    assert store.metadata["filtered"]["records with a null text"] == 30
+    assert sum(split["documents"] for split in store.metadata["splits"].values()) == 120
+    assert store.metadata["unknown_rate"] == 0
+
+
+def test_a_vocabularys_sample_never_hashes_the_thousands_of_files_of_a_unit(tmp_path, monkeypatch):
+    for number in range(300):
+        write(tmp_path / f"{number}.txt", documents=1, seed=number)
+    data = PretrainingData(
+        (str(tmp_path / "*.txt"),), TokenizerSpec(vocab_size=300), store_dir=str(tmp_path / "stores")
+    )
+    monkeypatch.setattr(work_units.WorkUnit, "__hash__", None)
+    assert prepare_store(data).metadata["splits"]["train"]["documents"] > 250

@@ -236,3 +236,10 @@ def test_a_mistake_that_is_not_the_rows_is_never_skipped(file):
     with pytest.raises(ZeroDivisionError):
         list(reader.convert_rows(read_records(path), lambda row: 1 / 0))
     assert reader.skipped_rows == []
+
+
+def test_a_csv_field_may_be_longer_than_pythons_own_limit(tmp_path):
+    path = tmp_path / "long.csv"
+    path.write_text(f'text,label\n"{"a b " * 40_000}",0\n')
+    (row,) = read_records(path)
+    assert len(row.get_text("text")) == 160_000

@@ -32,7 +32,9 @@ def stored(folder, documents, words=WORDS, heldout=0.25):
     vocabulary = known_words(folder, words)
     where = dict(corpus=(str(text),), store_dir=str(folder / "stores"))
     return prepare_store(
-        PretrainingData(tokenizer=vocabulary, sentence_splitting="lines", heldout_fraction=heldout, **where)
+        PretrainingData(
+            tokenizer=vocabulary, sentence_splitting="lines", heldout_fraction=heldout, max_unknown_rate=1.0, **where
+        )
     )
 
 

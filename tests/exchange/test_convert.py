@@ -24,7 +24,7 @@ from encoders.run.folder import RunError, build_run_record
 from encoders.run.run import Run
 from encoders.training.checkpoint import save_params
 from encoders.training.step import init_params
-from encoders.utils.files import write_json
+from encoders.utils.files import sign_json, write_json
 from tests.exchange.outputs import furthest, ours
 from tests.exchange.references import CASES, HOME
 
@@ -248,9 +248,20 @@ def test_missing_unexpected_and_misshapen_tensors_are_one_list(tmp_path):
     assert "bert.pooler.dense.weight is [12, 13] and should be [12, 12]" in said
 
 
+def test_extra_tensors_are_left_out_by_name(tmp_path):
+    folder = copied("bert-pretraining", tmp_path / "theirs")
+    rewrite(folder, lambda tensors: tensors | {"probe.0.weight": np.zeros(3, np.float32)})
+    said = refused("bert-pretraining", folder, tmp_path / "run")
+    assert "unexpected: probe.0.weight" in said and "--ignore" in said
+    words = ["import", str(folder), str(tmp_path / "run"), "--vocabulary", str(HOME / "vocabularies" / "bert")]
+    assert launch.main([*words, "--ignore", "probe.*"]) == 0
+    assert same(params_of(tmp_path / "run"), params_of(brought_in("bert-pretraining", tmp_path / "plain")))
+
+
 @pytest.mark.parametrize(
     "change, said",
     [
+        ({"max_position_embeddings": 10**9}, "position_embeddings.weight is [19, 12] and should be [1000000000, 12]"),
         ({"model_type": "gpt2"}, "model_type='gpt2' is not one of bert, roberta, albert, electra"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type='relative_key'"),
         ({"is_decoder": True}, "is_decoder=True"),
@@ -331,3 +342,12 @@ def test_a_folder_without_a_checkpoint_or_without_a_vocabulary_is_refused(tmp_pa
     assert "config.json" in refused("bert-encoder", tmp_path / "empty", tmp_path / "run")
     assert launch.main(["import", str(HOME / "bert-encoder"), str(tmp_path / "run")]) == 1
     assert "--vocabulary" in capsys.readouterr().err
+
+
+def test_a_record_of_other_sizes_than_its_parameters_is_refused_before_anything_is_built(tmp_path):
+    run = brought_in("bert-encoder", tmp_path / "run")
+    record = json.loads((run / "experiment.json").read_text())
+    record["experiment"]["model"]["max_positions"] = 10**9
+    write_json(run / "experiment.json", sign_json(record))
+    with pytest.raises(RunError, match=r"embed/position/embedding is \[19, 12\] .*\[1000000000, 12\]"):
+        load_predictor(run)

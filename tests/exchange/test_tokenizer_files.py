@@ -215,3 +215,48 @@ def test_tokens_added_in_a_file_of_their_own_are_refused_unless_they_are_there_a
     (folder / "added_tokens.json").write_text('{"[MASK]": 4, "[NEW]": 61}')
     with pytest.raises(CheckpointError, match=r"'\[NEW\]' .*tokenizer.json"):
         read_tokenizer(folder)
+
+
+@pytest.mark.parametrize(
+    "settings, values",
+    [
+        ({"tokenizer_class": "BertJapaneseTokenizer"}, ["tokenizer_class='BertJapaneseTokenizer'", "BertTokenizer"]),
+        ({"tokenizer_class": "RobertaTokenizer"}, ["tokenizer_class='RobertaTokenizer'"]),
+        ({"never_split": ["[X]"]}, ["never_split=['[X]']"]),
+        ({"do_basic_tokenize": False}, ["do_basic_tokenize=False"]),
+    ],
+)
+def test_settings_that_change_ids_are_refused_by_name(settings, values, folder):
+    (folder / "tokenizer_config.json").write_text("\ufeff" + json.dumps(settings), encoding="utf-8")
+    with pytest.raises(CheckpointError) as caught:
+        read_tokenizer(folder)
+    assert all(value in str(caught.value) for value in values)
+
+
+@pytest.mark.parametrize("name", ["BertTokenizer", "BertTokenizerFast", "ElectraTokenizerFast", None])
+def test_classes_with_the_rules_of_the_vocabulary_are_read(name, folder):
+    settings = {"tokenizer_class": name, "never_split": [], "do_basic_tokenize": True, "strip_accents": None}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert read_tokenizer(folder).vocab.vocab_size == VOCABULARY["bert"]
+
+
+def test_a_class_of_python_rules_is_refused_beside_a_saved_tokenizer_too(tmp_path):
+    read_tokenizer(VOCABULARIES / "bert").save(tmp_path)
+    for name, is_refused in (("XLMRobertaTokenizer", False), ("BertJapaneseTokenizer", True)):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": name}))
+        if is_refused:
+            with pytest.raises(CheckpointError, match=name):
+                read_tokenizer(tmp_path)
+        else:
+            assert read_tokenizer(tmp_path).kind == "wordpiece"
+
+
+def test_a_cased_vocabulary_that_is_lowered_is_announced(folder):
+    path = folder / "vocab.txt"
+    path.write_text(path.read_text("utf-8") + "Paris\n", encoding="utf-8")
+    lines = []
+    read_tokenizer(folder, lines.append)
+    assert len(lines) == 1 and "'Paris'" in lines[0] and "do_lower_case" in lines[0]
+    (folder / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+    read_tokenizer(folder, lines.append)
+    assert len(lines) == 1

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from encoders.exchange import pickle_reader, weights
 from encoders.exchange.weights import CheckpointError, list_names, read_json, read_weights, write_safetensors
 
 TENSORS = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(4, np.float32)}
@@ -214,3 +215,19 @@ def test_tensors_that_are_not_floating_point_are_listed_and_not_read(dtype, fold
     assert entry.dtype == dtype
     with pytest.raises(CheckpointError, match=f"holds {dtype};"):
         entry.read()
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model_state_dict", None])
+def test_a_state_dict_may_be_nested(key, tmp_path, monkeypatch):
+    storage = pickle_reader.TorchStorage("0", np.dtype(np.float32), 3)
+    tensors = {"a.weight": pickle_reader.TorchTensor(storage, 0, (3,), (1,))}
+    content = {key: tensors, "epoch": 3} if key else tensors
+    monkeypatch.setattr(pickle_reader, "load_torch_file", lambda path: (content, lambda tensor: None))
+    assert list(weights.read_torch_weights(tmp_path / "pytorch_model.bin")) == ["a.weight"]
+
+
+def test_the_prefix_of_parallel_training_is_removed_and_named_tensors_are_left_out(tmp_path):
+    names = ("bert.a.weight", "bert.b.weight", "extra.0.weight")
+    save_file({f"module.{name}": np.zeros(1, np.float32) for name in names}, tmp_path / "model.safetensors")
+    assert list(weights.read_weights(tmp_path)[0]) == list(names)
+    assert list(weights.read_weights(tmp_path, ["extra.*"])[0]) == list(names[:2])

@@ -310,9 +310,15 @@ def test_windows_of_any_length_are_answered_as_alone(run):
 @pytest.mark.parametrize(
     "ask, named",
     [
-        (lambda run: run.classify(["tan"]), "classification head.*encoder, pooler"),
-        (lambda run: run.answer_questions([("who", "tan")]), "question answering.*EncoderOnly"),
-        (lambda run: run.tag_words(["tan"]), "token classification.*EncoderOnly"),
+        (lambda run: run.classify(["tan"]), "classification head.*encoder, pooler.*train own --with init_from="),
+        (
+            lambda run: run.answer_questions([("who", "tan")]),
+            "question-answering head.*encoder, pooler.*train squad --with init_from=",
+        ),
+        (
+            lambda run: run.tag_words(["tan"]),
+            "token-classification head.*encoder, pooler.*train tags --with init_from=",
+        ),
         (lambda run: run.fill_masks(["[MASK]"]), "masked-token head.*encoder, pooler"),
         (lambda run: run.detect_replaced(["tan"]), "replaced-token head.*encoder, pooler"),
         (lambda run: run.embed(["tan", " "]), "' ' .*token"),

@@ -234,7 +234,7 @@ def test_case_and_accents_are_kept_where_asked(bert):
 
 def test_missing_special_tokens_are_named(tmp_path):
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\nhello\n")
-    message = r"vocab.txt': .* 4 tokens .*\[SEP\] or </s>, \[MASK\] or <mask>$"
+    message = r"vocab.txt': .* 4 tokens .*\[SEP\] or </s>, \[MASK\] or <mask>; data.tokenizer.special_tokens"
     with pytest.raises(ValueError, match=message):
         load_tokenizer(tmp_path)
 

@@ -62,6 +62,16 @@ def test_the_new_state_lies_where_the_old_one_lay(objective, model):
     assert program.compile().memory_analysis().alias_size_in_bytes >= size
 
 
+def test_rematerialised_layers_take_less_memory_where_they_are_to_be_unrolled_too():
+    """XLA merges what unrolled layers compute again with the first time."""
+    sizes = dict(num_layers=4, max_positions=128, hidden_dropout=0.0, attention_dropout=0.0, unroll_layers=True)
+    temporary = {}
+    for remat in ("none", "full"):
+        program = lowered(PAIRS, replace(MODEL, **sizes, remat=remat), 8, 128)[1]
+        temporary[remat] = program.compile().memory_analysis().temp_size_in_bytes
+    assert temporary["full"] < 0.5 * temporary["none"]
+
+
 @pytest.mark.live
 def test_a_step_works_in_the_memory_that_the_ledger_expects():
     """Gradients and the ledger's activations, of the layers and two more at work; rematerialised, much less."""
