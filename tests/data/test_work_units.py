@@ -313,74 +313,6 @@ def test_a_glob_of_small_files_is_few_units_and_reads_in_the_order_of_names(tmp_
     )
 
 
-# What is left out
-
-
-@pytest.fixture
-def repeating(tmp_path):
-    lines = [
-        ["Tan man ran.", "All rights are ours."],
-        ["Pen den ten."],
-        ["Tan man ran.", "Sun bun run.", "All rights are ours."],
-        ["Pen den ten."],
-        ["12 34 56 78 90 ..."],
-        ["All rights are ours.", "No."],
-        ["All rights are ours."],
-    ]
-    path = written(tmp_path / "r.txt", lines)
-    return PretrainingData(
-        (str(path),), TokenizerSpec(vocab_size=300), "lines", heldout_fraction=0.01, store_dir=str(tmp_path / "s")
-    )
-
-
-def said(data, runner=None, **given):
-    store = prepare_store(replace(data, filters=CorpusFilters(**given)), runner=runner or LocalRunner())
-    return [text.replace(" .", ".") for text in sentences(store)], store.metadata["filtered"]
-
-
-def test_of_equal_documents_the_first_one_stays(repeating):
-    texts, counts = said(repeating, deduplicate="documents")
-    assert counts == {"documents read": 7, "duplicate documents": 1}
-    assert sum("pen den ten" in text for text in texts) == 1 and len(texts) == 6
-
-
-def test_of_equal_paragraphs_the_first_one_stays(repeating):
-    texts, counts = said(repeating, deduplicate="paragraphs")
-    assert counts == {"documents read": 7, "duplicate paragraphs": 5, "documents without a paragraph left": 2}
-    assert sorted(texts)[1:] == ["no.", "pen den ten.", "sun bun run.", "tan man ran. all rights are ours."]
-
-
-def test_boilerplate_goes_wherever_it_stands(repeating):
-    texts, counts = said(repeating, max_paragraph_repeats=3)
-    assert counts["boilerplate paragraphs"] == 4 and counts["documents without a paragraph left"] == 1
-    assert not any("rights" in text for text in texts) and sum("tan man" in text for text in texts) == 2
-
-
-def test_short_documents_and_those_with_few_letters_go(repeating):
-    texts, counts = said(repeating, min_characters=18, min_letter_fraction=0.5)
-    assert counts == {"documents read": 7, "short documents": 4}
-    texts, counts = said(repeating, min_letter_fraction=0.5)
-    assert counts == {"documents read": 7, "documents with few letters": 1} and len(texts) == 6
-
-
-def test_what_is_left_out_for_its_length_is_no_first_copy(repeating):
-    texts, counts = said(repeating, deduplicate="paragraphs", min_characters=18)
-    assert counts["short documents"] == 4 and counts["duplicate paragraphs"] == 3
-    assert sum("all rights" in text for text in texts) == 1
-
-
-def test_letters_are_those_of_every_script():
-    from encoders.data.filters import compute_letter_fraction
-
-    assert (
-        compute_letter_fraction(["नमस्ते दुनिया"])
-        == compute_letter_fraction(["日本語"])
-        == compute_letter_fraction(["é e\u0301"])
-        == 1.0
-    )
-    assert compute_letter_fraction(["ab 12"]) == 0.5 and compute_letter_fraction(["..."]) == 0.0
-
-
 def test_duplicates_are_found_over_all_units_in_any_number_of_buckets_and_processes(data, monkeypatch):
     repeated = replace(data, corpus=(*data.corpus, data.corpus[0]), filters=CorpusFilters(deduplicate="documents"))
     one = prepare_store(repeated)
@@ -395,20 +327,6 @@ def test_duplicates_are_found_over_all_units_in_any_number_of_buckets_and_proces
 def test_what_is_left_out_counts_in_the_key_only_where_something_is(data):
     assert compute_store_key(replace(data, filters=CorpusFilters())) == compute_store_key(data)
     assert compute_store_key(replace(data, filters=CorpusFilters(min_characters=1))) != compute_store_key(data)
-
-
-@pytest.mark.parametrize(
-    "field, value, accepted",
-    [
-        ("deduplicate", "lines", ["'kept'", "'documents'", "'paragraphs'"]),
-        ("max_paragraph_repeats", 0, ["1", "None"]),
-        ("min_characters", -1, ["0"]),
-        ("min_letter_fraction", 1.5, ["0 to 1"]),
-    ],
-)
-def test_filters_that_cannot_be_are_refused_by_name(field, value, accepted):
-    with raises_naming(ValueError, f"filters.{field}={value!r} ", *accepted):
-        CorpusFilters(**{field: value})
 
 
 # Runners

@@ -27,6 +27,7 @@ from encoders.training.step import init_params
 from encoders.utils.files import write_json
 from tests.exchange.outputs import furthest, ours
 from tests.exchange.references import CASES, HOME
+from tests.refusals import assert_names, raises_naming
 
 # float32 on both sides; sums in another order.
 TOLERANCE = 1e-5
@@ -161,15 +162,15 @@ def test_a_pooler_without_a_sentence_task_is_imported_and_left_out_of_the_export
 
 def test_only_a_run_with_a_masked_token_head_fills_masks(tmp_path):
     run = load_predictor(brought_in("bert-classes", tmp_path / "run"))
-    with pytest.raises(RunError, match="masked-token head .*classes, encoder, pooler"):
+    with raises_naming(RunError, "masked-token head", "classes, encoder, pooler"):
         next(run.fill_masks(["tan [MASK]"]))
 
 
 def test_a_folder_that_exists_is_never_written_to(tmp_path):
     run = brought_in("bert-encoder", tmp_path / "run")
-    with pytest.raises(CheckpointError, match="run exists"):
+    with raises_naming(CheckpointError, tmp_path / "run"):
         brought_in("bert-encoder", run)
-    with pytest.raises(CheckpointError, match=str(tmp_path)):
+    with raises_naming(CheckpointError, tmp_path):
         export_run(run, tmp_path)
 
 
@@ -210,13 +211,13 @@ def test_every_device_reads_its_share_of_the_parameters(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "setting, said",
+    "setting, shown",
     [
         ({"shared_parts": ("attention",)}, "shared_parts="),
         ({"position_offset": 3}, "position_offset=3"),
     ],
 )
-def test_a_network_that_no_architecture_represents_is_refused_with_reasons(setting, said, tmp_path):
+def test_a_network_that_no_architecture_represents_is_refused_with_reasons(setting, shown, tmp_path):
     run = brought_in("bert-masked", tmp_path / "like")
     like = Run.open(run)
     network = RunSpec(name="own", model=replace(bert.TINY, **setting), objective=MaskedLM())
@@ -225,10 +226,9 @@ def test_a_network_that_no_architecture_represents_is_refused_with_reasons(setti
     like.tokenizer.save(folder)
     write_json(folder / "experiment.json", build_run_record(network, "mark", like.vocab))
     save_params(folder / "checkpoints", init_params(0, network.objective.module(network.model, like.vocab)), "none")
-    with pytest.raises(CheckpointError, match="bert: .*") as caught:
+    with raises_naming(CheckpointError, *(f"{family}: " for family in ("bert", "roberta", "albert", "electra")), shown):
         export_run(folder, tmp_path / "out")
-    assert all(family in str(caught.value) for family in ("bert", "roberta", "albert", "electra"))
-    assert said in str(caught.value) and not (tmp_path / "out").exists()
+    assert not (tmp_path / "out").exists()
 
 
 # What does not fit --------------------------------------------------------------------------------------------------
@@ -242,52 +242,53 @@ def test_missing_unexpected_and_misshapen_tensors_are_one_list(tmp_path):
 
     folder = copied("bert-pretraining", tmp_path / "theirs")
     rewrite(folder, change)
-    said = refused("bert-pretraining", folder, tmp_path / "run")
-    assert "missing: bert.encoder.layer.1.output.dense.bias" in said
-    assert "unexpected: bert.encoder.layer.3.output.dense.bias" in said
-    assert "bert.pooler.dense.weight is [12, 13] and should be [12, 12]" in said
+    assert_names(
+        refused("bert-pretraining", folder, tmp_path / "run"),
+        "missing: bert.encoder.layer.1.output.dense.bias",
+        "unexpected: bert.encoder.layer.3.output.dense.bias",
+        *("bert.pooler.dense.weight is [12, 13]", "[12, 12]"),
+    )
 
 
 @pytest.mark.parametrize(
-    "change, said",
+    "change, values",
     [
-        ({"model_type": "gpt2"}, "model_type='gpt2' is not one of bert, roberta, albert, electra"),
-        ({"position_embedding_type": "relative_key"}, "position_embedding_type='relative_key'"),
-        ({"is_decoder": True}, "is_decoder=True"),
-        ({"hidden_act": "swish"}, "hidden_act='swish'"),
-        ({"hidden_size": "twelve"}, "hidden_size='twelve'"),
-        ({"hidden_size": 13}, "model.hidden_size=13"),
-        ({"num_hidden_layers": 10**9}, "num_hidden_layers=1000000000"),
-        ({"vocab_size": 60}, "word_embeddings.weight is [61, 12] and should be [60, 12]"),
-        ({"hidden_dropout_prob": 2.0}, "model.hidden_dropout=2.0"),
+        ({"model_type": "gpt2"}, ["model_type='gpt2'", "bert, roberta, albert, electra"]),
+        ({"position_embedding_type": "relative_key"}, ["position_embedding_type='relative_key'"]),
+        ({"is_decoder": True}, ["is_decoder=True"]),
+        ({"hidden_act": "swish"}, ["hidden_act='swish'"]),
+        ({"hidden_size": "twelve"}, ["hidden_size='twelve'"]),
+        ({"hidden_size": 13}, ["model.hidden_size=13"]),
+        ({"num_hidden_layers": 10**9}, ["num_hidden_layers=1000000000"]),
+        ({"vocab_size": 60}, ["word_embeddings.weight is [61, 12]", "[60, 12]"]),
+        ({"hidden_dropout_prob": 2.0}, ["model.hidden_dropout=2.0"]),
     ],
 )
-def test_a_configuration_that_does_not_fit_is_refused(change, said, tmp_path):
+def test_a_configuration_that_does_not_fit_is_refused(change, values, tmp_path):
     folder = copied("bert-pretraining", tmp_path / "theirs")
     configure(folder, **change)
-    assert said in refused("bert-pretraining", folder, tmp_path / "run")
+    assert_names(refused("bert-pretraining", folder, tmp_path / "run"), *values)
 
 
 def test_tied_tensors_that_disagree_are_refused(tmp_path):
     folder = copied("bert-pretraining", tmp_path / "theirs")
     copy = "cls.predictions.decoder.weight"
     rewrite(folder, lambda tensors: tensors | {copy: tensors["bert.embeddings.word_embeddings.weight"] + 0.5})
-    assert f"{copy} should repeat bert.embeddings.word_embeddings.weight and differs by up to 0.5" in refused(
-        "bert-pretraining", folder, tmp_path / "run"
-    )
+    message = refused("bert-pretraining", folder, tmp_path / "run")
+    assert_names(message, copy, "bert.embeddings.word_embeddings.weight", "0.5")
 
 
 def test_numbers_that_are_not_finite_are_refused(tmp_path):
     folder = copied("bert-encoder", tmp_path / "theirs")
     wrong = {"encoder.layer.2.output.dense.bias": np.nan, "pooler.dense.weight": np.inf}
     rewrite(folder, lambda tensors: {name: value + np.float32(wrong.get(name, 0)) for name, value in tensors.items()})
-    said = refused("bert-encoder", folder, tmp_path / "run")
-    assert all(f"bert.{name} holds numbers that are not finite" in said for name in wrong)
-    assert said.count("finite") == 2
+    message = refused("bert-encoder", folder, tmp_path / "run")
+    assert_names(message, *(f"bert.{name} " for name in wrong))
+    assert message.count("finite") == 2
 
 
 def test_a_vocabulary_larger_than_the_word_table_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match="291 entries .* 61 rows"):
+    with raises_naming(CheckpointError, "291 entries", "61 rows"):
         import_checkpoint(HOME / "bert-encoder", tmp_path / "run", tokenizer_files=HOME / "vocabularies" / "roberta")
 
 
@@ -301,7 +302,7 @@ def test_a_truncated_file_is_refused(tmp_path):
 def test_a_generator_of_another_discriminator_is_refused(tmp_path):
     folder = copied("electra-pair", tmp_path / "theirs")
     configure(folder / "generator", layer_norm_eps=1e-3)
-    assert "layer_norm_eps=0.001 must be 1e-12" in refused("electra-pair", folder, tmp_path / "run")
+    assert_names(refused("electra-pair", folder, tmp_path / "run"), "layer_norm_eps=0.001", "1e-12")
 
 
 def test_problems_of_a_generator_have_a_prefix(tmp_path):

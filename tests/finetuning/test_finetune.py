@@ -36,6 +36,7 @@ from encoders.training.metric_log import read_metric_rows
 from encoders.training.optimizer import AdamW
 from encoders.utils.serialization import ExperimentError, from_json_value, to_json_value
 from tests import task_examples
+from tests.refusals import raises_naming
 
 TINY = dict(
     vocab_size=400,
@@ -263,15 +264,15 @@ def test_a_head_is_transferred_only_for_the_same_labels(learned, sentiment, home
 
 
 def test_without_init_from_a_config_and_a_tokenizer_are_required(sentiment):
-    with pytest.raises(ExperimentError, match="init_from=None .*config and tokenizer_path"):
+    with raises_naming(ExperimentError, "init_from=None", "config", "tokenizer_path"):
         build_finetuning("x", GLUE_TASKS["SST-2"], sentiment, QUICK, 96, init_from=None, config=MODEL)
-    with pytest.raises(RunError, match="experiment.json"):
+    with raises_naming(RunError, "experiment.json"):
         build_finetuning("x", GLUE_TASKS["SST-2"], sentiment, QUICK, 96, init_from=sentiment)
 
 
 def test_labels_of_objective_and_rows_must_agree(home, words, sentiment):
     experiment = made("x", GLUE_TASKS["SST-2"], sentiment, home, words)
-    with pytest.raises(ExperimentError, match="label_names=.*no.*yes.* rows"):
+    with raises_naming(ExperimentError, "label_names=", "'no'", "'yes'"):
         replace(experiment, objective=Classification(("no", "yes")))
 
 
@@ -353,9 +354,9 @@ def test_rates_batch_sizes_and_epochs_override_a_recipes_own():
     assert build_recipes("roberta", "RTE", MODEL, learning_rates=(2e-5,)) == build_recipes("roberta", "RTE", MODEL)
 
 
-@pytest.mark.parametrize("name, named", [("SST2", "SST2.*CoLA, SST-2"), ("AX", "AX .*MNLI")])
-def test_a_name_that_is_not_a_glue_task_is_refused(name, named):
-    with pytest.raises(ExperimentError, match=named):
+@pytest.mark.parametrize("name, accepted", [("SST2", "CoLA, SST-2"), ("AX", "MNLI")])
+def test_a_name_that_is_not_a_glue_task_is_refused(name, accepted):
+    with raises_naming(ExperimentError, name, accepted):
         get_glue_task(name)
 
 

@@ -14,26 +14,17 @@ from encoders.data.store import Split
 from encoders.model.config import EncoderConfig
 from encoders.model.encoder import Encoder
 from encoders.tasks.question_answering import ConditionedSpanPrediction, SpanPrediction, SpanWithClassifier
-from encoders.text.tokenization import VocabInfo
 from encoders.training.step import init_params
 from encoders.utils.metrics import mean_value
 from tests.batches import make_batch
+from tests.networks import make_vocab
 
 SIZES = dict(
     vocab_size=20, hidden_size=8, num_layers=1, num_heads=2, intermediate_size=12, embedding_size=8, max_positions=30
 )
 MODEL = EncoderConfig(**SIZES, hidden_dropout=0.0, attention_dropout=0.0)
 CLS, SEP = 2, 3
-FACTS = VocabInfo(
-    vocab_size=20,
-    pad_id=0,
-    unk_id=1,
-    cls_id=CLS,
-    sep_id=SEP,
-    mask_id=4,
-    special_ids=(0, 1, 2, 3, 4),
-    continuation_bits=bytes(3),
-)
+FACTS = make_vocab(20)
 ALL = [
     SpanPrediction(),
     SpanWithClassifier(),

@@ -22,6 +22,7 @@ from encoders.training.sharding import (
     shard_batch,
 )
 from encoders.training.step import make_blank_batch
+from tests.refusals import assert_names, raises_naming
 
 TINY = EncoderConfig(
     vocab_size=20, hidden_size=8, num_layers=3, num_heads=2, intermediate_size=12, embedding_size=4, max_positions=10
@@ -242,16 +243,18 @@ def test_the_rest_of_the_devices_goes_to_the_axis_that_is_minus_one(eight):
 
 
 def test_a_mesh_that_does_not_divide_the_devices_is_refused(eight):
-    assert eight["refused"] == [
-        "mesh.data=3, mesh.fsdp=1, mesh.model=1 needs exactly 3 devices and there are 8; -1 takes the rest",
-        "mesh.data=-1, mesh.fsdp=3, mesh.model=1 needs a multiple of 3 devices and there are 8; -1 takes the rest",
-        "mesh.data=2, mesh.fsdp=2, mesh.model=1 needs exactly 4 devices and there are 8; -1 takes the rest",
+    named = [
+        ("mesh.data=3, mesh.fsdp=1, mesh.model=1", "exactly 3 devices"),
+        ("mesh.data=-1, mesh.fsdp=3, mesh.model=1", "multiple of 3 devices"),
+        ("mesh.data=2, mesh.fsdp=2, mesh.model=1", "exactly 4 devices"),
     ]
+    for message, values in zip(eight["refused"], named, strict=True):
+        assert_names(message, *values, "8", "-1")
 
 
 @pytest.mark.parametrize("sizes", [{"data": 0}, {"fsdp": -2}, {"model": 1.5}, {"data": -1, "model": -1}])
 def test_sizes_of_a_mesh_are_checked(sizes):
-    with pytest.raises(ValueError, match="at least 1|only one axis may be -1"):
+    with raises_naming(ValueError, "mesh.", "1"):
         Mesh(**sizes)
 
 
