@@ -166,7 +166,10 @@ def kinds(home):
 
 @pytest.mark.parametrize(
     "kind, family",
-    [*(("maybe", family) for family in FAMILIES), ("pair", "roberta")],
+    [
+        *[("maybe", "bert"), ("maybe", "albert"), ("pair", "roberta")],
+        *(pytest.param("maybe", family, marks=pytest.mark.live) for family in ("roberta", "electra")),
+    ],
 )
 def test_tasks_run_with_the_heads_of_each_family(kind, family, home, words):
     task, root, scores = kinds(home)[kind]

@@ -131,7 +131,9 @@ def test_every_set_starts_with_numbers_of_its_own():
     assert len({values.tobytes() for values in sets}) == len(sets)
 
 
-@pytest.mark.parametrize("change", [{"unroll_layers": True}, {"remat": "dots"}, {"remat": "full"}])
+@pytest.mark.parametrize(
+    "change", [{"unroll_layers": True}, {"remat": "full"}, pytest.param({"remat": "dots"}, marks=pytest.mark.live)]
+)
 def test_unrolling_and_rematerialisation_change_no_number_and_no_tree(change):
     model = replace(MODEL, num_layers=2, shared_parts=("attention",), hidden_dropout=0.2, attention_dropout=0.2)
     other, fields = replace(model, **change), rows(7, 4)

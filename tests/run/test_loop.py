@@ -114,7 +114,7 @@ def assert_same_run(a: Path, b: Path):
     assert without_time(a) == without_time(b)
 
 
-@pytest.mark.parametrize("family", ["bert", pytest.param("albert", marks=pytest.mark.live), "electra"])
+@pytest.mark.parametrize("family", ["bert", *(pytest.param(f, marks=pytest.mark.live) for f in ("albert", "electra"))])
 def test_a_run_interrupted_between_two_logs_resumes_to_the_same_numbers(family, corpus, tmp_path, monkeypatch):
     base = experiment(corpus, family, tmp_path)
     if family == "bert":  # two phases, and the second is resumed in its middle
