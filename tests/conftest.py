@@ -35,7 +35,7 @@ def not_too_many_programs():
         jax.clear_caches()
 
 
-# One worker gets a whole file, whose tests share runs and compiled programs; those of long files without such are apart.
+# One worker gets a whole file, whose tests share runs and compiled programs. These are long and share little.
 APART = ("test_golden.py", "test_convert.py", "test_masking.py", "test_loop.py", "test_structure.py")
 
 

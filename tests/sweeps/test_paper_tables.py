@@ -57,15 +57,17 @@ def test_tables_share_the_members_that_they_have_in_common(scale):
         assert names.setdefault(same, member.name) == member.name
 
 
-def test_every_network_initialises_at_its_full_size():
-    networks = {(e.model, replace_tokens(e)) for e in pre_trained("paper")}
-    assert len(networks) > 30
+@pytest.mark.parametrize("step, least", [pytest.param(1, 31, marks=pytest.mark.live), (6, 6)])
+def test_networks_initialise_at_their_full_size(step, least):
+    """All of them live, else one in six."""
+    networks = list(dict.fromkeys((e.model, replace_tokens(e)) for e in pre_trained("paper")))[::step]
+    assert len(networks) >= least
     for model, objective in networks:
         assert count_params(eval_param_shapes(model, objective)) > 4_000_000
 
 
 def replace_tokens(experiment: Experiment):
-    """The objective without what changes no parameter, so that each network is initialised once."""
+    """Return the objective without what changes no parameter, so that each network is initialised once."""
     objective = experiment.objective
     return replace(objective, masking=type(objective.masking)()) if hasattr(objective, "sentence_task") else objective
 
