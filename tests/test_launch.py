@@ -225,7 +225,7 @@ def statuses(home) -> dict[str, int]:
 
 def test_every_command_of_the_readme_works(statuses):
     assert len(statuses) >= 8
-    assert set(typed.values()) == {0}, typed
+    assert set(statuses.values()) == {0}, statuses
 
 
 def test_the_page_of_a_report_has_the_table_and_every_run(statuses, home):
