@@ -20,7 +20,7 @@ from encoders.objectives.replaced_tokens import (
 from encoders.run.diagnostics import diagnose_scores
 from encoders.utils.metrics import Mean
 from tests.networks import make_vocab, random_parameters
-from tests.refusals import raises_naming
+from tests.refusals import assert_names, raises_naming
 
 QUICK = {"xla_backend_optimization_level": 0}  # compiles in a third of the time
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}  # float32 sums of some terms in another order
@@ -303,7 +303,7 @@ def test_a_lone_verdict_reaches_the_larger_of_two_shares():
     scores = CHOSEN.scores({name: Mean(*map(np.float64, pair)) for name, pair in sums.items()})
     assert scores["rtd_baseline"] == 0.75
     accuracies = {"generator_mask_accuracy": 1.0, "generator_mask_baseline": 0.0}
-    assert "always answering 'replaced' would be for 75.00%" in diagnose_scores(CHOSEN, scores | accuracies)[0]
+    assert_names(diagnose_scores(CHOSEN, scores | accuracies)[0], "'replaced'", "75.00%")
 
 
 @cache

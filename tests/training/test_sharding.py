@@ -253,9 +253,17 @@ def test_a_mesh_that_does_not_divide_the_devices_is_refused(eight):
         assert_names(message, *values, "8", "-1")
 
 
-@pytest.mark.parametrize("sizes", [{"data": 0}, {"fsdp": -2}, {"model": 1.5}, {"data": -1, "model": -1}])
-def test_sizes_of_a_mesh_are_checked(sizes):
-    with raises_naming(ValueError, "mesh.", "1"):
+@pytest.mark.parametrize(
+    "sizes, values",
+    [
+        ({"data": 0}, ["mesh.data=0", "at least 1"]),
+        ({"fsdp": -2}, ["mesh.fsdp=-2", "at least 1"]),
+        ({"model": 1.5}, ["mesh.model=1.5", "at least 1"]),
+        ({"data": -1, "model": -1}, ["data=-1", "model=-1", "only one"]),
+    ],
+)
+def test_sizes_of_a_mesh_are_checked(sizes, values):
+    with raises_naming(ValueError, *values):
         Mesh(**sizes)
 
 
