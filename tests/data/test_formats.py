@@ -9,13 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import ks_2samp
 
 from encoders.data.example_table import SPAN_DTYPE, measure_segments
-from encoders.data.formats import (
-    ElectraPairs,
-    FullSentences,
-    SegmentPairs,
-    make_keyed_rng,
-    truncate_pair,
-)
+from encoders.data.formats import ElectraPairs, FullSentences, SegmentPairs, make_keyed_rng, truncate_pair
 from encoders.data.store import Split
 
 # Samples are drawn from fixed seeds; a share or a mean is then asked to lie within four standard errors.

@@ -14,13 +14,7 @@ from jax.sharding import PartitionSpec as P
 from encoders.model.config import EncoderConfig
 from encoders.model.encoder import Encoder
 from encoders.training.optimizer import AdamW, is_stacked, tree_paths
-from encoders.training.sharding import (
-    MESH_AXES,
-    Mesh,
-    infer_shardings,
-    make_batch_sharding,
-    shard_batch,
-)
+from encoders.training.sharding import MESH_AXES, Mesh, infer_shardings, make_batch_sharding, shard_batch
 from encoders.training.step import make_blank_batch
 from tests.refusals import assert_names, raises_naming
 
@@ -208,14 +202,8 @@ def test_an_axis_that_is_taken_is_not_split_again():
 
 def test_an_axis_may_fall_to_one_before_it_but_never_to_the_stack():
     tree = {"layers": {"attend": {"out": {"kernel": leaf(4, 6, 7)}, "query": {"bias": leaf(4, 7)}}}}
-    assert specs(tree, mesh(1, 2, 1)) == {
-        "layers/attend/out/kernel": P(None, "fsdp"),
-        "layers/attend/query/bias": P(),
-    }
-    assert specs(tree, mesh(1, 1, 2)) == {
-        "layers/attend/out/kernel": P(None, "model"),
-        "layers/attend/query/bias": P(),
-    }
+    assert specs(tree, mesh(1, 2, 1)) == {"layers/attend/out/kernel": P(None, "fsdp"), "layers/attend/query/bias": P()}
+    assert specs(tree, mesh(1, 1, 2)) == {"layers/attend/out/kernel": P(None, "model"), "layers/attend/query/bias": P()}
 
 
 def test_a_small_generator_with_one_head_is_split_where_it_can_be():
