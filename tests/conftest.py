@@ -7,6 +7,8 @@ from typing import runtime_checkable
 
 # Tests compile much and compute little: a third of the compile time without most of XLA's optimisations.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# XLA's generator of code for fusions takes another third of it, and changes no result beyond its rounding.
+os.environ["XLA_FLAGS"] = f"--xla_cpu_use_fusion_emitters=false {os.environ.get('XLA_FLAGS', '')}"
 # One cache of compiled programs for this session: its workers and the processes that tests start share it.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="encoders-tests-"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
@@ -33,19 +35,8 @@ def not_too_many_programs():
         jax.clear_caches()
 
 
-# Files whose tests share runs that take long to make: one worker gets the whole file, the others single tests.
-TOGETHER = (
-    "test_launch.py",
-    "test_finetune.py",
-    "test_predictor.py",
-    "test_sharding.py",
-    "test_meshes.py",
-    "test_faults.py",
-    "test_surroundings.py",
-    "test_distributed.py",
-    "test_paper_tables.py",
-    "test_cross_evaluation.py",
-)
+# One worker gets a whole file, whose tests share runs and compiled programs. These are long and share little.
+APART = ("test_golden.py", "test_convert.py", "test_masking.py", "test_loop.py", "test_structure.py")
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -55,6 +46,6 @@ def pytest_xdist_make_scheduler(config, log):
     class Together(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
-            return file if file.endswith(TOGETHER) else nodeid
+            return nodeid if file.endswith(APART) else file
 
     return Together(config, log)

@@ -4,6 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from encoders.text.tokenization import VocabInfo
+
+
+def make_vocab(vocab_size: int) -> VocabInfo:
+    """Return a vocabulary with BERT's order of special tokens, in which every token is a word."""
+    special_ids = (0, 1, 2, 3, 4)
+    return VocabInfo(vocab_size, *special_ids, special_ids, bytes(-(-vocab_size // 8)), most_frequent_id=6)
+
 
 def random_parameters(objective, model, facts, rows: dict):
     """Random parameters of an objective's module, no bias 0 and no scale 1; `rows` is a batch, for shapes."""

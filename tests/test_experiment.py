@@ -107,11 +107,7 @@ def test_an_experiment_ends_with_its_last_phase():
         (FULL, BASE.objective, "next_sentence.*FullSentences"),
         (SWAPPED, BASE.objective, "next_sentence.*SegmentPairs.*sentence_order"),
         ((BASE.phases[0], FULL[1]), BASE.objective, "next_sentence"),
-        (
-            BASE.phases,
-            MaskedLM(Masking(), SentenceOrderPrediction()),
-            "sentence_order.*next_sentence",
-        ),
+        (BASE.phases, MaskedLM(Masking(), SentenceOrderPrediction()), "sentence_order.*next_sentence"),
     ],
 )
 def test_a_format_without_the_label_that_an_objective_needs_is_refused(phases, objective, message):
@@ -136,14 +132,8 @@ def test_an_objective_may_leave_a_label_unread():
         ({"seed": 2**31}, "seed=2147483648 .*2147483647"),
         ({"grad_accum_steps": 0}, "grad_accum_steps=0 .*1"),
         ({"grad_accum_steps": 3}, "phases.batch_size=8 .*grad_accum_steps=3"),
-        (
-            {"model": replace(BASE.model, vocab_size=51)},
-            "data.tokenizer.vocab_size=50 .*model.vocab_size=51",
-        ),
-        (
-            {"model": replace(BASE.model, max_positions=63)},
-            "phases.seq_length=64 .*model.max_positions=63",
-        ),
+        ({"model": replace(BASE.model, vocab_size=51)}, "data.tokenizer.vocab_size=50 .*model.vocab_size=51"),
+        ({"model": replace(BASE.model, max_positions=63)}, "phases.seq_length=64 .*model.max_positions=63"),
         (
             {"optimizer": AdamW(learning_rate=1e-3, warmup_steps=101)},
             "optimizer.warmup_steps=101 .*100 steps.*phases.until_step",
@@ -157,10 +147,7 @@ def test_an_objective_may_leave_a_label_unread():
             {"objective": TWO_STAGE, "model": replace(BASE.model, num_heads=1, intermediate_size=32)},
             "generator and tokens.*init_from",
         ),
-        (
-            {"phases": MIXED},
-            r"phases.format.corpus_weights=\(1.0, 0.5\) .*1 items of data.corpus",
-        ),
+        ({"phases": MIXED}, r"phases.format.corpus_weights=\(1.0, 0.5\) .*1 items of data.corpus"),
     ],
 )
 def test_parts_that_do_not_fit_together_are_refused(wrong, message):
@@ -261,10 +248,7 @@ def test_settings_apply_at_once():
 @pytest.mark.parametrize(
     "setting, message",
     [
-        (
-            "modle.layers=4",
-            "'modle' .*'model'.*data, early_stopping, grad_accum_steps",
-        ),
+        ("modle.layers=4", "'modle' .*'model'.*data, early_stopping, grad_accum_steps"),
         ("model.layer=4", "'layer' .*model .*'num_layers'"),
         ("phases.0.bach_size=4", "'bach_size' .*phases.0 .*'batch_size'"),
         ("=4", "''.*data, early_stopping, grad_accum_steps"),
@@ -284,10 +268,7 @@ def test_settings_apply_at_once():
         ("model.hidden_size=9", "model.hidden_size=9 .*model.num_heads=2"),
         ("model.shared_parts=attention,atend", "model.shared_parts=.*'atend'.*'attention' .*'feed_forward'"),
         ("model.shared_parts.*=attention", "model.shared_parts"),
-        (
-            "model.embeddings=ElectraEmbeddings",
-            "model.embeddings .*experiment file",
-        ),
+        ("model.embeddings=ElectraEmbeddings", "model.embeddings .*experiment file"),
         ("model.embeddings.name=x", "model.embeddings=.*Embeddings"),
         ("model.num_layers.x=4", "model.num_layers=3"),
         ("model=EncoderConfig", "model='EncoderConfig' .*model.vocab_size="),

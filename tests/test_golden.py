@@ -315,7 +315,9 @@ def test_rows_masks_and_samples_are_the_recorded_ones(family, tmp_path):
     compare(f"batches/{family}", values)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", ["albert", "electra", *(pytest.param(f, marks=pytest.mark.live) for f in FAMILIES[:2])]
+)
 def test_a_run_has_the_recorded_losses_parameters_scores_and_bytes(family, tmp_path):
     experiment = start_filled(build_experiment(family, tmp_path), tmp_path)
     values = train(experiment, tmp_path / "run")

@@ -16,6 +16,7 @@ from encoders.utils import code_files, overrides, serialization
 from encoders.utils.code_files import build_child_environment, import_file
 from encoders.utils.serialization import ExperimentError
 from tests import task_examples, texts
+from tests.refusals import raises_naming
 from tests.test_experiment import BASE
 
 OWN_FILE = """
@@ -151,16 +152,16 @@ def test_a_file_is_executed_once_until_it_changes(home, tmp_path):
     first = import_file(path)
     path.write_text("NUMBER = 22\n")
     assert (first.NUMBER, import_file(path).NUMBER) == (1, 22)
-    with pytest.raises(ExperimentError, match="text.txt"):
+    with raises_naming(ExperimentError, "text.txt"):
         import_file(home / "text.txt")
 
 
 def test_a_setting_chooses_a_registered_class_by_its_base_class(home):
     assert apply_settings(BASE, ["objective=HalvedLM"]).objective.halved
     assert apply_settings(BASE, ["objective=TokenCopy"]).objective.rate == 1.0
-    with pytest.raises(ExperimentError, match="objective='TokenCopies' .*MaskedLM.*EncoderOnly.*HalvedLM, TokenCopy"):
+    with raises_naming(ExperimentError, "objective='TokenCopies'", "MaskedLM", "EncoderOnly", "HalvedLM, TokenCopy"):
         apply_settings(BASE, ["objective=TokenCopies"])
-    with pytest.raises(ExperimentError, match="optimizer='HalvedLM' .*AdamW, Lamb"):
+    with raises_naming(ExperimentError, "optimizer='HalvedLM'", "AdamW, Lamb"):
         apply_settings(BASE, ["optimizer=HalvedLM"])
 
 

@@ -15,20 +15,19 @@ from encoders.bench.results_table import run_measurement
 from encoders.cli.experiment_files import (
     ExperimentChoice,
     ExperimentFile,
-    describe_small_scale,
     load_experiment_file,
     refresh_table,
 )
 from encoders.cli.inspect_store import RowSettings, describe_pass, describe_store
 from encoders.cli.predict_lines import predict_lines
-from encoders.costs.ledger import eval_param_shapes, format_ledger
+from encoders.cli.show import describe_experiment_export, show_experiments
 from encoders.data.beam_runner import BeamRunner, LocalRunner, Runner
 from encoders.data.labelled import LabelledData
 from encoders.data.prepare import find_damaged_units, prepare_store, repair_store
 from encoders.data.spec import PretrainingData
 from encoders.data.store import Store
 from encoders.exchange import convert
-from encoders.experiment import Experiment, describe_experiments
+from encoders.experiment import Experiment
 from encoders.inference.cross_evaluation import evaluate_with_overrides
 from encoders.inference.predictor import load_predictor
 from encoders.reporting import summaries, table_results
@@ -65,30 +64,6 @@ def run_verb(verb: str, code: Sequence[str] = (), **arguments) -> int:
 def log_to_stderr(line: str) -> None:
     if distributed.is_primary():
         print(escape_control(line), file=sys.stderr)
-
-
-def show_experiments(choice: ExperimentChoice) -> None:
-    if choice.experiment == "table-2.1":
-        print(summaries.format_table_2_1())
-        return
-    chosen = load_experiment_file(choice)
-    experiments = chosen.experiments
-    if len(experiments) > 1:
-        names = ", ".join(experiment.name for experiment in experiments)
-        print(f"{len(experiments)} experiments: {names}\nEach with the fields in which they differ:\n")
-    for experiment, description in zip(experiments, describe_experiments(experiments), strict=True):
-        print(f"== {experiment.name}\n{escape_control(description)}")
-        print(format_ledger(experiment))
-        print(describe_experiment_export(experiment), end="\n\n")
-    if chosen.table:
-        for line in describe_small_scale(chosen.table):
-            print(line)
-
-
-def describe_experiment_export(experiment: Experiment) -> str:
-    """Return the classes of transformers that a run of the experiment exports as, or why it cannot."""
-    shapes = eval_param_shapes(experiment.model, experiment.objective)
-    return convert.describe_export(experiment, experiment.data.tokenizer.find_pad_id(), shapes)
 
 
 def prepare_stores(

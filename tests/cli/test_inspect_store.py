@@ -130,5 +130,5 @@ def test_what_stands_behind_two_dashes_goes_to_beam(monkeypatch, capsys):
 
 def test_a_folder_that_is_no_store_is_refused(capsys, tmp_path):
     assert launch.main(["inspect", str(tmp_path)]) == 1
-    assert "is not a prepared store" in capsys.readouterr().err
+    assert str(tmp_path) in capsys.readouterr().err
     assert Path(tmp_path).exists()

@@ -9,16 +9,7 @@ from encoders.data.stream import BatchStream, Phase
 from encoders.text.tokenization import VocabInfo
 
 PAD, CLS, SEP = 1, 2, 3  # padding is not 0, as in RoBERTa
-FACTS = VocabInfo(
-    vocab_size=100,
-    pad_id=PAD,
-    unk_id=0,
-    cls_id=CLS,
-    sep_id=SEP,
-    mask_id=4,
-    special_ids=(0, 1, 2, 3, 4),
-    continuation_bits=bytes(13),
-)
+FACTS = VocabInfo(100, PAD, 0, CLS, SEP, 4, (0, 1, 2, 3, 4), bytes(13))
 PAIRS, FULL = SegmentPairs("swapped"), FullSentences()
 
 

@@ -11,6 +11,7 @@ from encoders.data.formats import FullSentences
 from encoders.data.stream import ExampleTables, Phase, assemble_rows, iter_eval_batches, permute_indices
 from tests.batches import TOKEN_FIELDS
 from tests.data.streams import FACTS, FULL, ONE, PAIRS, concatenate, counts, names, opener, prose, same, share, split_of
+from tests.refusals import raises_naming
 
 
 @pytest.fixture
@@ -78,7 +79,7 @@ def test_held_out_batches_stop_at_their_limit(tmp_path):
 
 
 def test_too_little_held_out_text_is_named(tmp_path):
-    with pytest.raises(ValueError, match="SegmentPairs.* makes no example of the heldout split"):
+    with raises_naming(ValueError, "SegmentPairs", "heldout"):
         list(iter_eval_batches(split_of([[[5, 6]]], "heldout"), FACTS, ONE[0], 4, 2, tmp_path))
 
 
@@ -189,5 +190,5 @@ def test_rows_of_like_length_leave_less_padding(opened):
 
 
 def test_a_phase_without_a_cut_is_refused():
-    with pytest.raises(ValueError, match="phases.num_length_buckets=0 must be at least 1"):
+    with raises_naming(ValueError, "phases.num_length_buckets=0 ", "1"):
         replace(ONE[0], num_length_buckets=0)

@@ -3,6 +3,7 @@
 import pytest
 
 from encoders.data.row_files import RowError, RowReader, read_records
+from tests.refusals import assert_names, raises_naming
 
 
 @pytest.fixture
@@ -26,11 +27,17 @@ def places(path, columns=()):
     return [row.location for row in RowReader().convert_rows(read_records(path, columns), lambda row: row)]
 
 
-def refused(path, make=lambda row: row, columns=()):
-    """What is said of the first row that cannot be used."""
-    with pytest.raises(RowError) as caught:
-        list(RowReader().convert_rows(read_records(path, columns), make))
-    return str(caught.value)
+def assert_names_row(message, path, line, *values):
+    """Check that a message begins with a file and a line, if any, and names the values."""
+    assert message.startswith(f"{path}:{line}: " if line else f"{path}: "), message
+    assert_names(message, *values)
+
+
+def assert_refused(path, line, *values, convert=lambda row: row):
+    """Check which is the first row that cannot be used, and which values its error names."""
+    with pytest.raises(RowError) as error:
+        list(RowReader().convert_rows(read_records(path), convert))
+    assert_names_row(str(error.value), path, line, *values)
 
 
 # TSV
@@ -69,7 +76,7 @@ def test_columns_that_are_given_make_the_first_line_a_row(file, name, between):
 def test_a_row_with_too_many_or_too_few_fields_is_named(file, name, between, fields):
     rows = [["text", "label"], ["dog", "0"], fields]
     path = file(name, "\n".join(map(between.join, rows)).encode())
-    assert refused(path) == f"{path}:3: {len(fields)} fields for 2 columns: text, label"
+    assert_refused(path, 3, len(fields), "2 columns", "text, label")
 
 
 def test_line_ends_of_windows_are_not_part_of_the_last_field(file):
@@ -118,16 +125,17 @@ def test_a_quoted_field_may_hold_commas_quotes_and_newlines(file):
 
 def test_damaged_quoting_is_named_with_its_line(file):
     path = file("a.csv", b'text,label\nred,1\n"blue" cat,0\n')
-    assert refused(path) == f"{path}:3: ',' expected after '\"'"
+    assert_refused(path, 3, "','", "'\"'")
     path = file("b.csv", b'text,label\nred,1\n"blue cat,0\nall,of it\n')  # the quote is never closed
-    assert refused(path) == f"{path}:4: unexpected end of data"
+    assert_refused(path, 4)
 
 
 def test_a_row_of_damaged_quoting_is_skipped_and_the_next_one_read(file):
     path = file("a.csv", b'text,label\n"blue" cat,0\nred,1\n')
     reader = RowReader("skip")
     assert list(reader.convert_rows(read_records(path), lambda row: row["text"])) == ["red"]
-    assert reader.skipped_rows == [f"{path}:2: ',' expected after '\"'"]
+    (line,) = reader.skipped_rows
+    assert_names_row(line, path, 2, "','", "'\"'")
 
 
 # JSON lines
@@ -141,13 +149,13 @@ def test_json_lines_are_objects_and_blank_lines_are_none(file):
 
 def test_a_line_that_is_not_json_is_named_with_its_place(file):
     path = file("a.jsonl", b'{"text": "red"}\n{"text": }\n')
-    assert refused(path) == f"{path}:2: not JSON: Expecting value: line 1 column 10 (char 9)"
+    assert_refused(path, 2, "JSON", "column 10")
 
 
 @pytest.mark.parametrize("line", [b'["text", "red"]', b'"red"', b"7", b"null"])
 def test_json_that_is_no_object_is_named(file, line):
     path = file("a.jsonl", b'\n{"text": "red"}\n' + line)
-    assert refused(path) == f"{path}:3: not a JSON object"
+    assert_refused(path, 3, "JSON object")
 
 
 # Files and fields
@@ -156,20 +164,20 @@ def test_json_that_is_no_object_is_named(file, line):
 @pytest.mark.parametrize("name, ending", [("a.xlsx", ".xlsx"), ("a.TSV", ".TSV"), ("a", "")])
 def test_an_ending_that_is_not_known_is_named_with_those_that_are(file, name, ending):
     path = file(name, b"text\nred\n")
-    assert refused(path) == f"{path}: the suffix {ending!r} must be one of .tsv, .txt, .csv, .jsonl"
+    assert_refused(path, None, repr(ending), ".tsv, .txt, .csv, .jsonl")
 
 
 @pytest.mark.parametrize("name", ["a.tsv", "a.csv", "a.jsonl"])
 @pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbf", b"\n\n"])
 def test_an_empty_file_is_named(file, name, content):
     path = file(name, content)
-    assert refused(path) == f"{path}: the file holds no rows"
+    assert_refused(path, None, "rows")
 
 
 @pytest.mark.parametrize("name, head", [("a.tsv", b"text\tlabel\n"), ("a.csv", b"text,label\n")])
 def test_a_file_with_nothing_but_its_columns_is_named(file, name, head):
     path = file(name, head)
-    assert refused(path) == f"{path}: the file holds no rows"
+    assert_refused(path, None, "rows")
 
 
 @pytest.mark.parametrize(
@@ -183,7 +191,7 @@ def test_a_file_with_nothing_but_its_columns_is_named(file, name, head):
 )
 def test_a_text_that_is_not_utf_8_is_named_and_the_others_are_read(file, name, content):
     path = file(name, content)
-    assert refused(path, lambda row: row.get_text("text")) == f"{path}:3: text is not UTF-8"
+    assert_refused(path, 3, "text", "UTF-8", convert=lambda row: row.get_text("text"))
     reader = RowReader("skip")
     assert (
         list(reader.convert_rows(read_records(path), lambda row: row.get_text("text"))) == ["red"]
@@ -194,19 +202,19 @@ def test_a_text_that_is_not_utf_8_is_named_and_the_others_are_read(file, name, c
 @pytest.mark.parametrize("text", [b"", b" ", b"\xc2\xa0"])
 def test_an_empty_text_is_named(file, text):
     path = file("a.tsv", b"text\tlabel\n" + text + b"\t1\n")
-    assert refused(path, lambda row: row.get_text("text")) == f"{path}:2: text is empty"
+    assert_refused(path, 2, "text", "empty", convert=lambda row: row.get_text("text"))
 
 
-@pytest.mark.parametrize("value, said", [(b"7", "7"), (b"null", "None"), (b'["red"]', "['red']")])
-def test_a_value_that_is_no_text_is_named(file, value, said):
+@pytest.mark.parametrize("value, shown", [(b"7", "7"), (b"null", "None"), (b'["red"]', "['red']")])
+def test_a_value_that_is_no_text_is_named(file, value, shown):
     path = file("a.jsonl", b'{"text": ' + value + b"}\n")
-    assert refused(path, lambda row: row.get_text("text")) == f"{path}:1: text={said} is not text"
+    assert_refused(path, 1, f"text={shown}", convert=lambda row: row.get_text("text"))
 
 
 def test_a_column_that_is_missing_is_named_with_those_that_are_there(file):
     path = file("a.tsv", b"text\tlabel\nred\t1\n")
-    assert refused(path, lambda row: row["score"]) == f"{path}:2: no column 'score'; it has text, label"
-    assert refused(path, lambda row: row.get_text("a")) == f"{path}:2: no column 'a'; it has text, label"
+    assert_refused(path, 2, "'score'", "text, label", convert=lambda row: row["score"])
+    assert_refused(path, 2, "'a'", "text, label", convert=lambda row: row.get_text("a"))
 
 
 # Stop or skip
@@ -216,18 +224,16 @@ def test_a_reader_that_skips_counts_bad_rows_and_goes_on(file):
     path = file("a.tsv", b"text\tlabel\nred\t1\n\t2\nblue\t3\t4\ngreen\t5\nalone\n")
     reader = RowReader("skip")
     assert list(reader.convert_rows(read_records(path), lambda row: row.get_text("text"))) == ["red", "green"]
-    assert reader.skipped_rows == [
-        f"{path}:3: text is empty",
-        f"{path}:4: 3 fields for 2 columns: text, label",
-        f"{path}:6: 1 fields for 2 columns: text, label",
-    ]
+    named = [(3, "text", "empty"), (4, "3 fields", "2 columns"), (6, "1 fields", "2 columns")]
+    for message, (line, *values) in zip(reader.skipped_rows, named, strict=True):
+        assert_names_row(message, path, line, *values)
 
 
 def test_a_reader_stops_at_the_first_bad_row_and_not_before(file):
     path = file("a.jsonl", b'{"text": "red"}\nred\n{"text": "blue"}\n')
     rows = RowReader().convert_rows(read_records(path), lambda row: row.get_text("text"))
     assert next(rows) == "red"
-    with pytest.raises(RowError, match="a.jsonl:2: not JSON"):
+    with raises_naming(RowError, "a.jsonl:2", "JSON"):
         next(rows)
 
 

@@ -4,6 +4,7 @@ import pytest
 from encoders.data.example_table import count_row_tokens
 from encoders.data.formats import SentencePairs
 from encoders.data.store import Split
+from tests.refusals import raises_naming
 from tests.texts import made_up
 
 LENGTH = 32
@@ -72,5 +73,5 @@ def test_the_second_sentence_is_named(split):
     assert SentencePairs().label_fields == ("next_sentence",) and SentencePairs("swapped").label_fields == (
         "sentence_order",
     )
-    with pytest.raises(ValueError, match="negatives='next' must be 'random' or 'swapped'"):
+    with raises_naming(ValueError, "negatives='next'", "'random'", "'swapped'"):
         SentencePairs("next")

@@ -31,6 +31,7 @@ from tests.data.streams import (
     share,
     split_of,
 )  # fmt: skip
+from tests.refusals import raises_naming
 
 
 @pytest.fixture
@@ -125,7 +126,7 @@ def test_batches_are_those_of_their_steps_from_any_start(opened):
 
 def test_an_error_in_the_making_of_a_batch_reaches_the_reader(opened):
     short = split_of([[[5, 6]], [[7]]])
-    with pytest.raises(ValueError, match="SegmentPairs.* makes no example of the train split"):
+    with raises_naming(ValueError, "SegmentPairs", "train"):
         next(opened(split=short).iter_batches(0, 3))
 
 
@@ -200,7 +201,7 @@ def test_formats_that_draw_nothing_have_one_table_for_all_seeds_and_passes(tmp_p
         tables = ExampleTables(tmp_path, PROSE, seed, None)
         for epoch in (0, 3):
             tables.get_table(FULL, 16, epoch)
-    assert len(list(tmp_path.iterdir())) == 1
+    assert len(list(tmp_path.glob("*.npy"))) == 1
 
 
 # Tables on disk
@@ -222,7 +223,7 @@ def test_a_table_depends_on_everything_that_makes_it(tmp_path):
         (0, 10, PROSE, PAIRS, 17),
     ]:
         ExampleTables(tmp_path, split, seed, copies).get_table(form, length, 0)
-    assert len(list(tmp_path.iterdir())) == 6
+    assert len(list(tmp_path.glob("*.npy"))) == 6
 
 
 def test_the_next_pass_is_built_ahead(opened):
@@ -256,7 +257,7 @@ def test_two_hosts_whose_processes_have_one_number_build_the_same_table(tmp_path
 
 def test_a_token_that_the_vocabulary_has_not_is_named(opened):
     tokens = np.full_like(PROSE.tokens, FACTS.vocab_size)
-    with pytest.raises(ValueError, match=f"token id {FACTS.vocab_size}; .* {FACTS.vocab_size}"):
+    with raises_naming(ValueError, f"token id {FACTS.vocab_size}"):
         opened(split=replace(PROSE, tokens=tokens)).build_batch(0)
 
 
@@ -312,5 +313,5 @@ def test_phases_of_another_format_count_apart(opened):
 @pytest.mark.parametrize("wrong", [{"until_step": 0}, {"seq_length": 7}, {"batch_size": 0}])
 def test_a_phase_that_cannot_be_is_refused_by_name(wrong):
     ((name, value),) = wrong.items()
-    with pytest.raises(ValueError, match=f"phases.{name}={value} must be at least"):
+    with raises_naming(ValueError, f"phases.{name}={value} "):
         replace(ONE[0], **wrong)

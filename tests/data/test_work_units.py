@@ -23,6 +23,7 @@ from encoders.text import corpus
 from encoders.text.source import CorpusError
 from encoders.text.tokenization import TokenizerSpec
 from tests.data.test_prepare import FILES, content
+from tests.refusals import raises_naming
 from tests.text.documents import read_corpus_documents
 from tests.texts import made_up, write, written
 
@@ -142,11 +143,11 @@ def test_what_is_finished_stays_when_a_worker_is_killed_or_a_runner_is_missing(d
         prepare_store(data, runner=Stops(after=3))
     parts = Path(data.store_dir) / f".{compute_store_key(data)}.work" / "units"
     monkeypatch.setattr(LocalRunner, "run_items", lambda *given: Killed.run_items(*given))
-    with pytest.raises(UnfinishedWork, match="was ended from outside"):
+    with pytest.raises(UnfinishedWork):
         prepare_store(data)
     assert len(list(parts.iterdir())) == 3
     monkeypatch.setitem(sys.modules, "apache_beam", None)
-    with pytest.raises(CorpusError, match="needs apache_beam"):
+    with raises_naming(CorpusError, "apache_beam"):
         prepare_store(data, runner=BeamRunner("DirectRunner"))
     assert len(list(parts.iterdir())) == 3
 
@@ -210,10 +211,10 @@ def test_a_repair_that_cannot_be_leaves_the_store_as_it_is(data):
     changed = tokenizer.read_text().replace('"ta"', '"TA"')
     with open(tokenizer, "w") as file:
         file.write(changed)
-    with pytest.raises(ValueError, match="tokenizer.json of .* has changed: remove the store"):
+    with raises_naming(ValueError, "tokenizer.json", "remove the store"):
         find_damaged_units(store)
     before = content(store)
-    with pytest.raises(ValueError, match=f"unit 0 of .*{store.key}"):
+    with raises_naming(ValueError, "unit 0 ", store.key):
         repair_store(store, data, [0])
     assert content(store) == before and (store.path / "tables").exists()
     assert [path.name for path in Path(data.store_dir).iterdir()] == [store.key]
@@ -236,7 +237,7 @@ def test_a_vocabulary_is_trained_on_all_units_the_beginning_of_each_first(tmp_pa
 
 def test_a_store_is_not_repaired_with_another_corpus(data):
     store = prepare_store(data)
-    with pytest.raises(ValueError, match="was made of another corpus or vocabulary"):
+    with raises_naming(ValueError, "corpus", "vocabulary"):
         repair_store(store, replace(data, corpus=data.corpus[:1]), [0])
 
 
@@ -312,74 +313,6 @@ def test_a_glob_of_small_files_is_few_units_and_reads_in_the_order_of_names(tmp_
     )
 
 
-# What is left out
-
-
-@pytest.fixture
-def repeating(tmp_path):
-    lines = [
-        ["Tan man ran.", "All rights are ours."],
-        ["Pen den ten."],
-        ["Tan man ran.", "Sun bun run.", "All rights are ours."],
-        ["Pen den ten."],
-        ["12 34 56 78 90 ..."],
-        ["All rights are ours.", "No."],
-        ["All rights are ours."],
-    ]
-    path = written(tmp_path / "r.txt", lines)
-    return PretrainingData(
-        (str(path),), TokenizerSpec(vocab_size=300), "lines", heldout_fraction=0.01, store_dir=str(tmp_path / "s")
-    )
-
-
-def said(data, runner=None, **given):
-    store = prepare_store(replace(data, filters=CorpusFilters(**given)), runner=runner or LocalRunner())
-    return [text.replace(" .", ".") for text in sentences(store)], store.metadata["filtered"]
-
-
-def test_of_equal_documents_the_first_one_stays(repeating):
-    texts, counts = said(repeating, deduplicate="documents")
-    assert counts == {"documents read": 7, "duplicate documents": 1}
-    assert sum("pen den ten" in text for text in texts) == 1 and len(texts) == 6
-
-
-def test_of_equal_paragraphs_the_first_one_stays(repeating):
-    texts, counts = said(repeating, deduplicate="paragraphs")
-    assert counts == {"documents read": 7, "duplicate paragraphs": 5, "documents without a paragraph left": 2}
-    assert sorted(texts)[1:] == ["no.", "pen den ten.", "sun bun run.", "tan man ran. all rights are ours."]
-
-
-def test_boilerplate_goes_wherever_it_stands(repeating):
-    texts, counts = said(repeating, max_paragraph_repeats=3)
-    assert counts["boilerplate paragraphs"] == 4 and counts["documents without a paragraph left"] == 1
-    assert not any("rights" in text for text in texts) and sum("tan man" in text for text in texts) == 2
-
-
-def test_short_documents_and_those_with_few_letters_go(repeating):
-    texts, counts = said(repeating, min_characters=18, min_letter_fraction=0.5)
-    assert counts == {"documents read": 7, "short documents": 4}
-    texts, counts = said(repeating, min_letter_fraction=0.5)
-    assert counts == {"documents read": 7, "documents with few letters": 1} and len(texts) == 6
-
-
-def test_what_is_left_out_for_its_length_is_no_first_copy(repeating):
-    texts, counts = said(repeating, deduplicate="paragraphs", min_characters=18)
-    assert counts["short documents"] == 4 and counts["duplicate paragraphs"] == 3
-    assert sum("all rights" in text for text in texts) == 1
-
-
-def test_letters_are_those_of_every_script():
-    from encoders.data.filters import compute_letter_fraction
-
-    assert (
-        compute_letter_fraction(["नमस्ते दुनिया"])
-        == compute_letter_fraction(["日本語"])
-        == compute_letter_fraction(["é e\u0301"])
-        == 1.0
-    )
-    assert compute_letter_fraction(["ab 12"]) == 0.5 and compute_letter_fraction(["..."]) == 0.0
-
-
 def test_duplicates_are_found_over_all_units_in_any_number_of_buckets_and_processes(data, monkeypatch):
     repeated = replace(data, corpus=(*data.corpus, data.corpus[0]), filters=CorpusFilters(deduplicate="documents"))
     one = prepare_store(repeated)
@@ -396,25 +329,11 @@ def test_what_is_left_out_counts_in_the_key_only_where_something_is(data):
     assert compute_store_key(replace(data, filters=CorpusFilters(min_characters=1))) != compute_store_key(data)
 
 
-@pytest.mark.parametrize(
-    "wrong, message",
-    [
-        ({"deduplicate": "lines"}, "filters.deduplicate='lines' must be 'kept', 'documents' or 'paragraphs'"),
-        ({"max_paragraph_repeats": 0}, "filters.max_paragraph_repeats=0 must be at least 1 occurrence, or None"),
-        ({"min_characters": -1}, "filters.min_characters=-1 must be at least 0"),
-        ({"min_letter_fraction": 1.5}, "filters.min_letter_fraction=1.5 must be a share from 0 to 1"),
-    ],
-)
-def test_filters_that_cannot_be_are_refused_by_name(wrong, message):
-    with pytest.raises(ValueError, match=message):
-        CorpusFilters(**wrong)
-
-
 # Runners
 
 
 def test_a_worker_that_is_killed_is_named_with_its_remedy(data):
-    with pytest.raises(UnfinishedWork, match="one of 2 workers was killed.*fewer --workers"):
+    with raises_naming(UnfinishedWork, "2 workers", "killed", "--workers"):
         LocalRunner(2).run_items(end, [1, 2, 3], lambda count: None, print)
 
 
@@ -425,16 +344,14 @@ def end(item, say=None):
 def test_an_error_in_a_worker_is_that_of_the_unit(data):
     with open(data.corpus[0], "ab") as file:
         file.write(b"\n\n" + b"caf\xe9\n")
-    with pytest.raises(CorpusError, match=r"a\.txt:\d+: the line is not UTF-8"):
+    with raises_naming(CorpusError, "a.txt:", "UTF-8"):
         prepare_store(data, runner=LocalRunner(2))
     assert not Path(data.store_dir).exists()
 
 
 def test_a_runner_without_beam_is_named_with_its_remedy(data, monkeypatch):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
-    with pytest.raises(
-        CorpusError, match=r"--runner DirectRunner needs apache_beam .*: pip install 'encoders\[beam\]'"
-    ):
+    with raises_naming(CorpusError, "--runner DirectRunner", "pip install 'encoders[beam]'"):
         prepare_store(data, runner=BeamRunner("DirectRunner"))
 
 

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -27,12 +28,14 @@ from encoders.training.step import init_params
 from encoders.utils.files import sign_json, write_json
 from tests.exchange.outputs import furthest, ours
 from tests.exchange.references import CASES, HOME
+from tests.refusals import assert_names, raises_naming
 
 # float32 on both sides; sums in another order.
 TOLERANCE = 1e-5
+ONE_A_FAMILY = ("bert-pretraining", "roberta-masked", "albert-masked", "electra-pair")
 
 
-def brought_in(name, run, folder=None):
+def import_reference(name, run, folder=None):
     import_checkpoint(folder or HOME / name, run, tokenizer_files=HOME / "vocabularies" / CASES[name].family)
     return run
 
@@ -68,24 +71,30 @@ def rewrite(folder, change) -> None:
 def refused(name, folder, run) -> str:
     """Return the error of a checkpoint that cannot be imported; nothing may be left of the run."""
     with pytest.raises(CheckpointError) as caught:
-        brought_in(name, run, folder)
+        import_reference(name, run, folder)
     assert not [path for path in run.parent.iterdir() if run.name in path.name]
     return str(caught.value)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_hidden_states_and_every_logit_equal_those_of_transformers(name, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "name, implementation",
+    [
+        pytest.param(name, how, marks=[] if how == "xla" or name in ONE_A_FAMILY else pytest.mark.live)
+        for name in CASES
+        for how in attention.ATTENTION_IMPLS
+    ],
+)
+def test_hidden_states_and_every_logit_equal_those_of_transformers(name, implementation, tmp_path, monkeypatch):
     """With every implementation of attention; those of cuDNN as XLA computes them, for a CPU has no cuDNN."""
-    run = brought_in(name, tmp_path / "run")
+    run = import_reference(name, tmp_path / "run")
+    monkeypatch.setitem(attention.ATTENTION_IMPLS, "xla", attention.ATTENTION_IMPLS[implementation])
     with np.load(HOME / name / "expected.npz") as expected:
-        for how in attention.ATTENTION_IMPLS.values():
-            monkeypatch.setitem(attention.ATTENTION_IMPLS, "xla", how)
-            assert max(furthest(ours(run, expected), expected).values()) < TOLERANCE
+        assert max(furthest(ours(run, expected), expected).values()) < TOLERANCE
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_an_export_comes_back_as_it_was_to_the_bit(name, tmp_path):
-    run = brought_in(name, tmp_path / "run")
+    run = import_reference(name, tmp_path / "run")
     export_run(run, tmp_path / "out")
     import_checkpoint(tmp_path / "out", tmp_path / "again")
     before, after = Run.open(run), Run.open(tmp_path / "again")
@@ -96,7 +105,7 @@ def test_an_export_comes_back_as_it_was_to_the_bit(name, tmp_path):
 
 
 def test_exported_tensors_have_their_published_names(tmp_path):
-    brought_in("bert-pretraining", tmp_path / "run")
+    import_reference("bert-pretraining", tmp_path / "run")
     export_run(tmp_path / "run", tmp_path / "out")
     before, after = read_weights(HOME / "bert-pretraining")[0], read_weights(tmp_path / "out")[0]
     assert before.keys() == after.keys()
@@ -109,7 +118,7 @@ def test_a_projection_that_google_does_not_have_is_exported_as_the_identity(tmp_
     name = "albert.encoder.embedding_hidden_mapping_in"
     eye = {f"{name}.weight": np.eye(12, dtype=np.float32), f"{name}.bias": np.zeros(12, np.float32)}
     rewrite(folder, lambda tensors: tensors | eye)
-    run = brought_in("albert-masked", tmp_path / "run", folder)
+    run = import_reference("albert-masked", tmp_path / "run", folder)
     assert "project" not in params_of(run)["encoder"] and not Run.open(run).spec.model.has_embedding_projection
     export_run(run, tmp_path / "out")
     again = read_weights(tmp_path / "out")[0]
@@ -119,7 +128,7 @@ def test_a_projection_that_google_does_not_have_is_exported_as_the_identity(tmp_
 
 
 def test_embeddings_shared_by_a_pair_are_stored_once(tmp_path):
-    params = params_of(brought_in("electra-pair", tmp_path / "run"))
+    params = params_of(import_reference("electra-pair", tmp_path / "run"))
     assert "embed" in params["discriminator"] and "embed" not in params["generator"]
     assert Run.open(tmp_path / "run").spec.objective.tie == "embeddings"
 
@@ -127,7 +136,7 @@ def test_embeddings_shared_by_a_pair_are_stored_once(tmp_path):
 def test_a_generator_that_shares_nothing_has_its_own_embeddings(tmp_path):
     folder = copied("electra-pair", tmp_path / "theirs")
     rewrite(folder, lambda tensors: {name: value + 1 for name, value in tensors.items()})
-    run = brought_in("electra-pair", tmp_path / "run", folder)
+    run = import_reference("electra-pair", tmp_path / "run", folder)
     assert Run.open(run).spec.objective.tie == "none"
     export_run(run, tmp_path / "out")
     import_checkpoint(tmp_path / "out", tmp_path / "again")
@@ -149,7 +158,7 @@ def test_a_pooler_without_a_sentence_task_is_imported_and_left_out_of_the_export
     """As in the published files of RoBERTa and of ALBERT's masked words; transformers would call it unexpected."""
     folder = copied("bert-pretraining", tmp_path / "theirs")
     rewrite(folder, lambda tensors: {name: x for name, x in tensors.items() if "seq_relationship" not in name})
-    run = brought_in("bert-pretraining", tmp_path / "run", folder)
+    run = import_reference("bert-pretraining", tmp_path / "run", folder)
     assert Run.open(run).spec.objective.sentence_task is None and "pooler" in params_of(run)
     said = []
     export_run(run, tmp_path / "out", log=said.append)
@@ -160,21 +169,21 @@ def test_a_pooler_without_a_sentence_task_is_imported_and_left_out_of_the_export
 
 
 def test_only_a_run_with_a_masked_token_head_fills_masks(tmp_path):
-    run = load_predictor(brought_in("bert-classes", tmp_path / "run"))
-    with pytest.raises(RunError, match="masked-token head .*classes, encoder, pooler"):
+    run = load_predictor(import_reference("bert-classes", tmp_path / "run"))
+    with raises_naming(RunError, "masked-token head", "classes, encoder, pooler"):
         next(run.fill_masks(["tan [MASK]"]))
 
 
 def test_a_folder_that_exists_is_never_written_to(tmp_path):
-    run = brought_in("bert-encoder", tmp_path / "run")
-    with pytest.raises(CheckpointError, match="run exists"):
-        brought_in("bert-encoder", run)
-    with pytest.raises(CheckpointError, match=str(tmp_path)):
+    run = import_reference("bert-encoder", tmp_path / "run")
+    with raises_naming(CheckpointError, tmp_path / "run"):
+        import_reference("bert-encoder", run)
+    with raises_naming(CheckpointError, tmp_path):
         export_run(run, tmp_path)
 
 
 def test_an_export_that_fails_leaves_nothing(tmp_path, monkeypatch):
-    run = brought_in("bert-encoder", tmp_path / "run")
+    run = import_reference("bert-encoder", tmp_path / "run")
     monkeypatch.setattr("encoders.exchange.convert.write_tokenizer", lambda *_: 1 / 0)
     for folder in (tmp_path / "out", tmp_path / "made" / "for" / "out"):
         with pytest.raises(ZeroDivisionError):
@@ -204,31 +213,31 @@ def test_every_device_reads_its_share_of_the_parameters(tmp_path):
     done = subprocess.run([sys.executable, "-c", FOUR.format(**places)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == [[61, 12], *[[61, 3]] * 4]
-    assert same(params_of(tmp_path / "run"), params_of(brought_in("bert-pretraining", tmp_path / "one")))
+    assert same(params_of(tmp_path / "run"), params_of(import_reference("bert-pretraining", tmp_path / "one")))
     before, after = read_weights(HOME / "bert-pretraining")[0], read_weights(tmp_path / "out")[0]
     assert all(np.array_equal(before[name].read(), after[name].read()) for name in before)
 
 
 @pytest.mark.parametrize(
-    "setting, said",
+    "setting, shown",
     [
         ({"shared_parts": ("attention",)}, "shared_parts="),
         ({"position_offset": 3}, "position_offset=3"),
     ],
 )
-def test_a_network_that_no_architecture_represents_is_refused_with_reasons(setting, said, tmp_path):
-    run = brought_in("bert-masked", tmp_path / "like")
+def test_a_network_that_no_architecture_represents_is_refused_with_reasons(setting, shown, tmp_path):
+    run = import_reference("bert-masked", tmp_path / "like")
     like = Run.open(run)
     network = RunSpec(name="own", model=replace(bert.TINY, **setting), objective=MaskedLM())
     folder = tmp_path / "own"
     folder.mkdir()
     like.tokenizer.save(folder)
     write_json(folder / "experiment.json", build_run_record(network, "mark", like.vocab))
-    save_params(folder / "checkpoints", init_params(0, network.objective.module(network.model, like.vocab)), "none")
-    with pytest.raises(CheckpointError, match="bert: .*") as caught:
+    shapes = jax.eval_shape(partial(init_params, 0, network.objective.module(network.model, like.vocab)))
+    save_params(folder / "checkpoints", jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes), "none")
+    with raises_naming(CheckpointError, *(f"{family}: " for family in ("bert", "roberta", "albert", "electra")), shown):
         export_run(folder, tmp_path / "out")
-    assert all(family in str(caught.value) for family in ("bert", "roberta", "albert", "electra"))
-    assert said in str(caught.value) and not (tmp_path / "out").exists()
+    assert not (tmp_path / "out").exists()
 
 
 # What does not fit --------------------------------------------------------------------------------------------------
@@ -242,10 +251,12 @@ def test_missing_unexpected_and_misshapen_tensors_are_one_list(tmp_path):
 
     folder = copied("bert-pretraining", tmp_path / "theirs")
     rewrite(folder, change)
-    said = refused("bert-pretraining", folder, tmp_path / "run")
-    assert "missing: bert.encoder.layer.1.output.dense.bias" in said
-    assert "unexpected: bert.encoder.layer.3.output.dense.bias" in said
-    assert "bert.pooler.dense.weight is [12, 13] and should be [12, 12]" in said
+    assert_names(
+        refused("bert-pretraining", folder, tmp_path / "run"),
+        "missing: bert.encoder.layer.1.output.dense.bias",
+        "unexpected: bert.encoder.layer.3.output.dense.bias",
+        *("bert.pooler.dense.weight is [12, 13]", "[12, 12]"),
+    )
 
 
 def test_extra_tensors_are_left_out_by_name(tmp_path):
@@ -259,46 +270,45 @@ def test_extra_tensors_are_left_out_by_name(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change, said",
+    "change, values",
     [
-        ({"max_position_embeddings": 10**9}, "position_embeddings.weight is [19, 12] and should be [1000000000, 12]"),
-        ({"model_type": "gpt2"}, "model_type='gpt2' is not one of bert, roberta, albert, electra"),
-        ({"position_embedding_type": "relative_key"}, "position_embedding_type='relative_key'"),
-        ({"is_decoder": True}, "is_decoder=True"),
-        ({"hidden_act": "swish"}, "hidden_act='swish'"),
-        ({"hidden_size": "twelve"}, "hidden_size='twelve'"),
-        ({"hidden_size": 13}, "model.hidden_size=13"),
-        ({"num_hidden_layers": 10**9}, "num_hidden_layers=1000000000"),
-        ({"vocab_size": 60}, "word_embeddings.weight is [61, 12] and should be [60, 12]"),
-        ({"hidden_dropout_prob": 2.0}, "model.hidden_dropout=2.0"),
+        ({"max_position_embeddings": 10**9}, ["position_embeddings.weight is [19, 12]", "[1000000000, 12]"]),
+        ({"model_type": "gpt2"}, ["model_type='gpt2'", "bert, roberta, albert, electra"]),
+        ({"position_embedding_type": "relative_key"}, ["position_embedding_type='relative_key'"]),
+        ({"is_decoder": True}, ["is_decoder=True"]),
+        ({"hidden_act": "swish"}, ["hidden_act='swish'"]),
+        ({"hidden_size": "twelve"}, ["hidden_size='twelve'"]),
+        ({"hidden_size": 13}, ["model.hidden_size=13"]),
+        ({"num_hidden_layers": 10**9}, ["num_hidden_layers=1000000000"]),
+        ({"vocab_size": 60}, ["word_embeddings.weight is [61, 12]", "[60, 12]"]),
+        ({"hidden_dropout_prob": 2.0}, ["model.hidden_dropout=2.0"]),
     ],
 )
-def test_a_configuration_that_does_not_fit_is_refused(change, said, tmp_path):
+def test_a_configuration_that_does_not_fit_is_refused(change, values, tmp_path):
     folder = copied("bert-pretraining", tmp_path / "theirs")
     configure(folder, **change)
-    assert said in refused("bert-pretraining", folder, tmp_path / "run")
+    assert_names(refused("bert-pretraining", folder, tmp_path / "run"), *values)
 
 
 def test_tied_tensors_that_disagree_are_refused(tmp_path):
     folder = copied("bert-pretraining", tmp_path / "theirs")
     copy = "cls.predictions.decoder.weight"
     rewrite(folder, lambda tensors: tensors | {copy: tensors["bert.embeddings.word_embeddings.weight"] + 0.5})
-    assert f"{copy} should repeat bert.embeddings.word_embeddings.weight and differs by up to 0.5" in refused(
-        "bert-pretraining", folder, tmp_path / "run"
-    )
+    message = refused("bert-pretraining", folder, tmp_path / "run")
+    assert_names(message, copy, "bert.embeddings.word_embeddings.weight", "0.5")
 
 
 def test_numbers_that_are_not_finite_are_refused(tmp_path):
     folder = copied("bert-encoder", tmp_path / "theirs")
     wrong = {"encoder.layer.2.output.dense.bias": np.nan, "pooler.dense.weight": np.inf}
     rewrite(folder, lambda tensors: {name: value + np.float32(wrong.get(name, 0)) for name, value in tensors.items()})
-    said = refused("bert-encoder", folder, tmp_path / "run")
-    assert all(f"bert.{name} holds numbers that are not finite" in said for name in wrong)
-    assert said.count("finite") == 2
+    message = refused("bert-encoder", folder, tmp_path / "run")
+    assert_names(message, *(f"bert.{name} " for name in wrong))
+    assert message.count("finite") == 2
 
 
 def test_a_vocabulary_larger_than_the_word_table_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match="291 entries .* 61 rows"):
+    with raises_naming(CheckpointError, "291 entries", "61 rows"):
         import_checkpoint(HOME / "bert-encoder", tmp_path / "run", tokenizer_files=HOME / "vocabularies" / "roberta")
 
 
@@ -312,7 +322,7 @@ def test_a_truncated_file_is_refused(tmp_path):
 def test_a_generator_of_another_discriminator_is_refused(tmp_path):
     folder = copied("electra-pair", tmp_path / "theirs")
     configure(folder / "generator", layer_norm_eps=1e-3)
-    assert "layer_norm_eps=0.001 must be 1e-12" in refused("electra-pair", folder, tmp_path / "run")
+    assert_names(refused("electra-pair", folder, tmp_path / "run"), "layer_norm_eps=0.001", "1e-12")
 
 
 def test_problems_of_a_generator_have_a_prefix(tmp_path):

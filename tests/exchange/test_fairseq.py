@@ -10,6 +10,7 @@ from encoders.exchange import fairseq, pickle_reader
 from encoders.exchange.fairseq import find_fairseq_file, rename_tensor
 from encoders.exchange.weights import CheckpointError, LazyTensor
 from tests.exchange.references import HOME
+from tests.refusals import raises_naming
 
 PATH = HOME / "roberta-fairseq" / "model.pt"
 PLACE = "decoder.sentence_encoder.layers.1.self_attn."
@@ -193,7 +194,7 @@ def test_two_classification_heads_are_refused(content):
     draw = content["model"]["decoder.lm_head.dense.weight"]
     for head in ("mnli", "rte"):
         content["model"][f"classification_heads.{head}.dense.weight"] = draw
-    with pytest.raises(CheckpointError, match="two tensors have the name classifier.dense.weight"):
+    with raises_naming(CheckpointError, "two tensors", "classifier.dense.weight"):
         fairseq.read_fairseq_checkpoint(PATH)
 
 

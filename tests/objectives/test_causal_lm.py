@@ -10,23 +10,13 @@ import pytest
 from encoders.model.config import EncoderConfig
 from encoders.model.layers import CausalSelfAttention
 from encoders.objectives.causal_lm import CausalLM
-from encoders.text.tokenization import VocabInfo
 from tests.batches import make_batch
+from tests.networks import make_vocab
 
 QUICK = {"xla_backend_optimization_level": 0}  # compiles in a third of the time
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}  # float32 sums of up to 20 terms in another order
 CLS, SEP, COMMON = 2, 3, 6
-FACTS = VocabInfo(
-    vocab_size=19,
-    pad_id=0,
-    unk_id=1,
-    cls_id=2,
-    sep_id=3,
-    mask_id=4,
-    special_ids=(0, 1, 2, 3, 4),
-    continuation_bits=bytes(3),
-    most_frequent_id=6,
-)
+FACTS = make_vocab(19)
 MODEL = EncoderConfig(
     vocab_size=19, hidden_size=12, num_layers=2, num_heads=3, intermediate_size=20, embedding_size=8, max_positions=17,
     hidden_dropout=0.0, attention_dropout=0.0, attention=CausalSelfAttention,

@@ -18,24 +18,14 @@ from encoders.objectives.replaced_tokens import (
     compute_rtd_metrics,
 )
 from encoders.run.diagnostics import diagnose_scores
-from encoders.text.tokenization import VocabInfo
 from encoders.utils.metrics import Mean
-from tests.networks import random_parameters
+from tests.networks import make_vocab, random_parameters
+from tests.refusals import assert_names, raises_naming
 
 QUICK = {"xla_backend_optimization_level": 0}  # compiles in a third of the time
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}  # float32 sums of some terms in another order
 CLS, SEP, MASK, WORD, OTHER = 2, 3, 4, 7, 8
-FACTS = VocabInfo(
-    vocab_size=21,
-    pad_id=0,
-    unk_id=1,
-    cls_id=2,
-    sep_id=3,
-    mask_id=4,
-    special_ids=(0, 1, 2, 3, 4),
-    continuation_bits=bytes(3),
-    most_frequent_id=6,
-)
+FACTS = make_vocab(21)
 MODEL = EncoderConfig(
     vocab_size=21, hidden_size=12, num_layers=2, num_heads=3, intermediate_size=20, embedding_size=8, max_positions=30,
     hidden_dropout=0.0, attention_dropout=0.0,
@@ -256,23 +246,20 @@ def test_the_discriminator_s_loss_weighs_fifty_times_the_generator_s():
 
 
 @pytest.mark.parametrize(
-    "change, said",
+    "change, values",
     [
-        ({"generator_width": 0}, "generator_width=0 must be above 0"),
-        ({"temperature": -1.0}, "temperature=-1.0 must be above 0"),
-        ({"masking": Masking(mask_special=True)}, "must not fill in"),
+        ({"generator_width": 0}, ["generator_width=0", "above 0"]),
+        ({"temperature": -1.0}, ["temperature=-1.0", "above 0"]),
+        ({"masking": Masking(mask_special=True)}, ["mask_special"]),
         (
             {"generator_width": None, "generator_training": "adversarial"},
-            "generator_training=adversarial needs a generator, and objective.generator_width is",
+            ["generator_training=adversarial", "objective.generator_width"],
         ),
-        (
-            {"generator_training": "two_stage"},
-            "with objective.tie=embeddings it would change .* set objective.tie=none",
-        ),
+        ({"generator_training": "two_stage"}, ["objective.tie=embeddings", "objective.tie=none"]),
     ],
 )
-def test_a_generator_that_cannot_be_is_refused(change, said):
-    with pytest.raises(ValueError, match=said):
+def test_a_generator_that_cannot_be_is_refused(change, values):
+    with raises_naming(ValueError, *values):
         ReplacedTokenDetection(**change)
 
 
@@ -316,7 +303,7 @@ def test_a_lone_verdict_reaches_the_larger_of_two_shares():
     scores = CHOSEN.scores({name: Mean(*map(np.float64, pair)) for name, pair in sums.items()})
     assert scores["rtd_baseline"] == 0.75
     accuracies = {"generator_mask_accuracy": 1.0, "generator_mask_baseline": 0.0}
-    assert "always answering 'replaced' would be for 75.00%" in diagnose_scores(CHOSEN, scores | accuracies)[0]
+    assert_names(diagnose_scores(CHOSEN, scores | accuracies)[0], "'replaced'", "75.00%")
 
 
 @cache
@@ -383,9 +370,8 @@ def test_each_adversarial_term_teaches_its_own_network():
 
 
 def test_a_generator_of_another_size_cannot_lend_the_discriminator_its_weights():
-    with pytest.raises(
-        ValueError,
-        match=r"of one size \(objective.generator_width=1.*num_heads is 3 and 1, .*intermediate_size is 20 and 48",
+    with raises_naming(
+        ValueError, "objective.generator_width=1", "num_heads is 3 and 1", "intermediate_size is 20 and 48"
     ):
         TWO_STAGE.module(MODEL, FACTS)
     TWO_STAGE.module(replace(MODEL, num_heads=1, intermediate_size=48), FACTS)

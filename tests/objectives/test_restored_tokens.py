@@ -11,22 +11,11 @@ from encoders.data.batch import build_single_example_batch
 from encoders.model.config import EncoderConfig
 from encoders.objectives.generator import ELECTRA_MASKING
 from encoders.objectives.restored_tokens import ReplaceMLM, copy_log_probability, predict_likeliest_tokens
-from encoders.text.tokenization import VocabInfo
-from tests.networks import random_parameters
+from tests.networks import make_vocab, random_parameters
 
 QUICK = {"xla_backend_optimization_level": 0}  # compiles in a third of the time
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}  # float32 sums of up to 20 terms in another order, through four layers
-FACTS = VocabInfo(
-    vocab_size=21,
-    pad_id=0,
-    unk_id=1,
-    cls_id=2,
-    sep_id=3,
-    mask_id=4,
-    special_ids=(0, 1, 2, 3, 4),
-    continuation_bits=bytes(3),
-    most_frequent_id=6,
-)
+FACTS = make_vocab(21)
 MODEL = EncoderConfig(
     vocab_size=21, hidden_size=12, num_layers=2, num_heads=3, intermediate_size=20, embedding_size=8, max_positions=30,
     hidden_dropout=0.0, attention_dropout=0.0,

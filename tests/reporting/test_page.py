@@ -26,6 +26,7 @@ from encoders.text.tokenization import TokenizerSpec, make_blank_vocab
 from encoders.training.optimizer import AdamW
 from encoders.utils.errors import is_control
 from encoders.utils.serialization import to_json_value
+from tests.refusals import raises_naming
 
 BERT = Experiment(
     name="bert",
@@ -233,7 +234,7 @@ def test_names_that_look_like_html_are_shown_as_they_are(tmp_path):
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
-    with pytest.raises(RunError, match="holds no runs"):
+    with raises_naming(RunError, tmp_path):
         build_page(tmp_path, [])
 
 

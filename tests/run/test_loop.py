@@ -40,6 +40,7 @@ from encoders.training.step import TrainState
 from encoders.utils.serialization import to_json_value
 from tests import texts
 from tests.batches import make_batch
+from tests.refusals import raises_naming
 
 ROOT = Path(__file__).parents[2]
 TINY = dict(vocab_size=300, hidden_size=16, num_layers=2, num_heads=2, intermediate_size=24, max_positions=32)
@@ -113,7 +114,7 @@ def assert_same_run(a: Path, b: Path):
     assert without_time(a) == without_time(b)
 
 
-@pytest.mark.parametrize("family", ["bert", pytest.param("albert", marks=pytest.mark.live), "electra"])
+@pytest.mark.parametrize("family", ["bert", *(pytest.param(f, marks=pytest.mark.live) for f in ("albert", "electra"))])
 def test_a_run_interrupted_between_two_logs_resumes_to_the_same_numbers(family, corpus, tmp_path, monkeypatch):
     base = experiment(corpus, family, tmp_path)
     if family == "bert":  # two phases, and the second is resumed in its middle
@@ -157,7 +158,7 @@ def test_batches_are_put_on_the_devices_one_ahead_and_in_order():
 
 def test_a_profile_needs_steps_to_trace(corpus, tmp_path):
     base = experiment(corpus, "roberta", tmp_path, steps=4)
-    with pytest.raises(RunError, match="--profile needs 5 steps.* 4 "):
+    with raises_naming(RunError, "--profile", "5 steps", " 4 "):
         loop.train(base, tmp_path / "run", quiet, profile=True)
 
 
@@ -172,7 +173,7 @@ def test_a_folder_of_another_experiment_is_refused_and_the_difference_named(corp
     base = experiment(corpus, "roberta", tmp_path, steps=4)
     loop.train(base, tmp_path / "run", quiet)
     other = replace(base, optimizer=AdamW(2e-3, 2))
-    with pytest.raises(RunError, match=r"optimizer.learning_rate is 0.001 there and 0.002 here.*--set name="):
+    with raises_naming(RunError, "optimizer.learning_rate is 0.001", "0.002", "--set name="):
         loop.train(other, tmp_path / "run", quiet)
     moved = replace(base, intervals=Intervals(log_every=1), name="renamed")
     assert loop.train(moved, tmp_path / "run", quiet)["steps"] == 4
@@ -180,7 +181,7 @@ def test_a_folder_of_another_experiment_is_refused_and_the_difference_named(corp
 
 def test_a_batch_that_does_not_divide_is_refused(corpus, tmp_path):
     base = experiment(corpus, "roberta", tmp_path)
-    with pytest.raises(ValueError, match="phases.batch_size=4 is not a multiple of grad_accum_steps=3"):
+    with raises_naming(ValueError, "phases.batch_size=4", "grad_accum_steps=3"):
         replace(base, grad_accum_steps=3)
 
 
@@ -193,7 +194,7 @@ def test_a_vocabulary_larger_than_the_model_is_refused(corpus, tmp_path):
         model=replace(base.model, vocab_size=50),
         data=replace(base.data, tokenizer=TokenizerSpec(path=str(path), vocab_size=50)),
     )
-    with pytest.raises(RunError, match="model.vocab_size=50"):
+    with raises_naming(RunError, "model.vocab_size=50"):
         loop.train(small, tmp_path / "small", quiet)
 
 
@@ -235,9 +236,9 @@ def test_a_run_of_updates_that_are_not_finite_stops_and_names_the_cause(corpus, 
         optimizer=AdamW(1e30, 0, clip_norm=None),
         intervals=Intervals(log_every=2, eval_every=100, save_every=100, max_bad_updates=4),
     )
-    with pytest.raises(RunError, match="last 5 updates up to step 6.* mlm_loss.* 4 examples .* 0:.*") as error:
+    fields = ("optimizer.learning_rate", "optimizer.warmup_steps")
+    with raises_naming(RunError, "5 updates", "step 6", "mlm_loss", "4 examples", " 0:", *fields):
         loop.train(wild, tmp_path / "run", quiet)
-    assert "optimizer.learning_rate" in str(error.value) and "optimizer.warmup_steps" in str(error.value)
     rows = read_metric_rows(tmp_path / "run" / "metrics.jsonl")
     assert [row["step"] for row in rows if "loss" in row] == [2]  # step 1 was applied; later intervals have no loss
     assert [row["skipped"] for row in rows] == [0.5, 1.0, 1.0] and not any(row.get("mlm_loss") == 0 for row in rows)

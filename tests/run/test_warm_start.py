@@ -31,6 +31,7 @@ from encoders.training.optimizer import AdamW
 from encoders.utils.metrics import mean_value
 from tests import texts
 from tests.exchange.references import CASES, HOME
+from tests.refusals import raises_naming
 
 
 def quiet(line):
@@ -182,7 +183,7 @@ def test_a_second_stage_keeps_the_generator_and_initialises_the_discriminator_fr
 def test_a_second_stage_without_a_generator_to_keep_is_refused(second_stage, tmp_path, monkeypatch):
     _, params = Run.open(second_stage.init_from).load_params()
     monkeypatch.setattr(Run, "load_params", lambda *_: (4, {"encoder": params["encoder"]}))
-    with pytest.raises(RunError, match="lacks tokens"):
+    with raises_naming(RunError, "tokens"):
         build_state(second_stage, tmp_path / "unused")
 
 
@@ -202,23 +203,20 @@ def test_a_deeper_albert_starts_from_the_one_layer_of_a_shallower_one_and_anothe
     _, before = Run.open(home / "albert-masked").load_params()
     jax.tree.map(np.testing.assert_array_equal, state.params["encoder"], before["encoder"])
     base = experiment(home, "bert-encoder", MaskedLM(), FullSentences())
-    with pytest.raises(RunError, match=f"model.num_layers is {base.model.num_layers} there and 7 here"):
+    with raises_naming(RunError, f"model.num_layers is {base.model.num_layers}", "7"):
         WarmStart(replace(base, model=replace(base.model, num_layers=7)))
 
 
 def test_a_source_run_that_does_not_fit_is_refused_before_any_work(home, tmp_path):
     base = experiment(home, "bert-pretraining", *BERT)
     refused = [
-        (replace(base, init_from=str(tmp_path)), "holds no run"),
-        (replace(base, model=replace(base.model, activation="gelu_tanh")), "model.activation is gelu there"),
-        (
-            replace(base, model=replace(base.model, intermediate_size=24)),
-            "model.intermediate_size is 20 there and 24 here",
-        ),
-        (replace(base, init_from=str(home / "electra-pair")), "model.embeddings is"),
+        (replace(base, init_from=str(tmp_path)), [tmp_path]),
+        (replace(base, model=replace(base.model, activation="gelu_tanh")), ["model.activation is gelu"]),
+        (replace(base, model=replace(base.model, intermediate_size=24)), ["model.intermediate_size is 20", "24"]),
+        (replace(base, init_from=str(home / "electra-pair")), ["model.embeddings is"]),
     ]
-    for wrong, message in refused:
-        with pytest.raises(RunError, match=message):
+    for wrong, values in refused:
+        with raises_naming(RunError, *values):
             loop.train(wrong, tmp_path / "run", quiet)
     assert not (tmp_path / "run").exists()
 
@@ -227,21 +225,21 @@ def test_another_vocabulary_is_refused_since_parameters_would_mean_other_tokens(
     base = experiment(home, "bert-pretraining", *BERT)
     for vocabulary in (TokenizerSpec(path=str(home / "electra-pair" / "tokenizer.json")), TokenizerSpec(vocab_size=61)):
         wrong = replace(base, data=replace(base.data, tokenizer=vocabulary))
-        with pytest.raises(RunError, match="set data.tokenizer.path="):
+        with raises_naming(RunError, "data.tokenizer.path="):
             loop.train(wrong, tmp_path / "run", quiet)
     assert not (tmp_path / "run").exists()
 
 
 def test_other_shapes_are_refused_with_their_names(home, tmp_path):
     base = experiment(home, "bert-pretraining", *BERT)
-    with pytest.raises(RunError, match=r"other shapes: embed/word/embedding is \(61, 12\) there and \(64, 12\) here"):
+    with raises_naming(RunError, "embed/word/embedding is (61, 12)", "(64, 12)"):
         build_state(replace(base, model=replace(base.model, vocab_size=64)), tmp_path / "unused")
 
 
 def test_an_imported_run_has_no_text_to_evaluate(home):
     run = Run.open(home / "bert-encoder")
     assert isinstance(run.spec, RunSpec)
-    with pytest.raises(RunError, match="--set init_from="):
+    with raises_naming(RunError, "--set init_from="):
         evaluate_run(run, run.load_params()[1])
 
 
@@ -249,5 +247,5 @@ def test_the_source_run_is_part_of_the_fingerprint(home, tmp_path):
     base = experiment(home, "bert-pretraining", *BERT, steps=4)
     loop.train(base, tmp_path / "run", quiet)
     other = replace(base, init_from=str(home / "bert-encoder"))
-    with pytest.raises(RunError, match="belongs to another experiment: .*init_from"):
+    with raises_naming(RunError, "init_from"):
         loop.train(other, tmp_path / "run", quiet)

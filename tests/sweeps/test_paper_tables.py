@@ -1,6 +1,5 @@
 """Every file of experiments/ablations/: its members at both scales, what they cost, and the papers' own numbers."""
 
-import re
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -15,6 +14,7 @@ from encoders.sweeps.paper_table import ALBERT_AVERAGE, ALBERT_COLUMNS, Study
 from encoders.sweeps.small_scale import SMALL_SIZES
 from encoders.tasks.question_answering import ConditionedSpanPrediction
 from encoders.utils.serialization import ExperimentError, fingerprint_content
+from tests.refusals import raises_naming
 
 HOME = Path(__file__).parents[2] / "experiments" / "ablations"
 FILES = [path.stem for path in sorted(HOME.glob("*.py"))]
@@ -57,15 +57,17 @@ def test_tables_share_the_members_that_they_have_in_common(scale):
         assert names.setdefault(same, member.name) == member.name
 
 
-def test_every_network_initialises_at_its_full_size():
-    networks = {(e.model, replace_tokens(e)) for e in pre_trained("paper")}
-    assert len(networks) > 30
+@pytest.mark.parametrize("step, least", [pytest.param(1, 31, marks=pytest.mark.live), (6, 6)])
+def test_networks_initialise_at_their_full_size(step, least):
+    """All of them live, else one in six."""
+    networks = list(dict.fromkeys((e.model, replace_tokens(e)) for e in pre_trained("paper")))[::step]
+    assert len(networks) >= least
     for model, objective in networks:
         assert count_params(eval_param_shapes(model, objective)) > 4_000_000
 
 
 def replace_tokens(experiment: Experiment):
-    """The objective without what changes no parameter, so that each network is initialised once."""
+    """Return the objective without what changes no parameter, so that each network is initialised once."""
     objective = experiment.objective
     return replace(objective, masking=type(objective.masking)()) if hasattr(objective, "sentence_task") else objective
 
@@ -152,17 +154,17 @@ def test_rows_of_alberts_tables_are_fine_tuned_alike_whatever_they_share():
 
 
 @pytest.mark.parametrize(
-    "given, said",
+    "option, values",
     [
-        ({"seeds": 0}, "--with seeds=0 must be at least 1"),
-        ({"tokens": 10.0}, "--with tokens=10 must be at least 4096"),
-        ({"rows": 0}, "--with rows=0 must be at least 1"),
-        ({"tasks": ("SST2",)}, "'SST2'; the tasks are CoLA, SST-2"),
+        ({"seeds": 0}, ["--with seeds=0 ", "1"]),
+        ({"tokens": 10.0}, ["--with tokens=10 ", "4096"]),
+        ({"rows": 0}, ["--with rows=0 ", "1"]),
+        ({"tasks": ("SST2",)}, ["'SST2'", "CoLA, SST-2"]),
     ],
 )
-def test_what_a_study_cannot_be_is_refused(given, said):
-    with pytest.raises(ExperimentError, match=re.escape(said)):
-        Study(**given)
+def test_what_a_study_cannot_be_is_refused(option, values):
+    with raises_naming(ExperimentError, *values):
+        Study(**option)
 
 
 def test_a_small_member_differs_from_the_papers_in_size_and_recipe_alone():

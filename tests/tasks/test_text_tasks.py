@@ -13,7 +13,7 @@ from encoders.data.labelled import EncodedExample, Example
 from encoders.data.row_files import RowError, RowReader
 from encoders.data.stream import assemble_rows
 from encoders.families import albert, bert, electra, roberta
-from encoders.inference.predictor import build_split
+from encoders.inference.text_batch import build_split
 from encoders.tasks import text_tasks
 from encoders.tasks.glue import GLUE_TASKS
 from encoders.tasks.text_tasks import TextRows, TextTask, truncate_pairs

@@ -12,6 +12,7 @@ import pytest
 from encoders.text import corpus, embedded
 from encoders.text.corpus import check_corpus, describe_corpus
 from encoders.text.source import CorpusError
+from tests.refusals import raises_naming
 from tests.text.documents import read_corpus_documents
 
 TEXT = "One line.  Two\there.\nThird.\n\nSecond document.\n"
@@ -79,7 +80,7 @@ def test_a_file_that_is_cut_off_is_an_error_wherever_it_is_cut(tmp_path, suffix,
     content = compress(text.encode()) if compress else zstd(text)
     for cut in (3, len(content) // 2, len(content) - 2):
         path = written(tmp_path / f"a{suffix}", content[:cut])
-        with pytest.raises(CorpusError, match=rf"a\{suffix}:\d+: cannot be read as \{suffix}, damaged or cut off"):
+        with raises_naming(CorpusError, f"a{suffix}:", f"read as {suffix}"):
             lines(path)
 
 
@@ -87,45 +88,45 @@ def test_a_file_that_is_cut_off_is_an_error_wherever_it_is_cut(tmp_path, suffix,
 def test_a_plain_file_with_a_compressed_name_is_an_error(tmp_path, suffix):
     pytest.importorskip("backports.zstd")
     path = written(tmp_path / f"a{suffix}", TEXT)
-    with pytest.raises(CorpusError, match=rf"a\{suffix}:1: cannot be read as \{suffix}"):
+    with raises_naming(CorpusError, f"a{suffix}:1: ", f"read as {suffix}"):
         check_corpus((str(path),))
 
 
 def test_text_that_is_not_utf8_is_named_by_file_and_line(tmp_path):
     path = written(tmp_path / "a.txt", b"Good.\n" * 20_000 + b"caf\xe9\n")
     check_corpus((str(path),))  # it lies beyond what is looked at beforehand
-    with pytest.raises(CorpusError, match=r"a\.txt:20001: the line is not UTF-8: byte 4 is 0xe9"):
+    with raises_naming(CorpusError, "a.txt:20001: ", "UTF-8", "byte 4", "0xe9"):
         lines(path)
 
 
 def test_a_check_finds_what_is_not_text(tmp_path):
-    for content, message in [
-        (b"caf\xe9\n", "a.txt:1: the line is not UTF-8: byte 4 is 0xe9$"),
-        (gzip.compress(b"text"), "the file looks like gzip"),
-        ("text".encode("utf-16"), "the file looks like UTF-16"),
-        ("text".encode("utf-16-le"), "holds zero bytes"),
+    for content, values in [
+        (b"caf\xe9\n", ["a.txt:1: ", "UTF-8", "byte 4", "0xe9"]),
+        (gzip.compress(b"text"), ["a.txt", "gzip"]),
+        ("text".encode("utf-16"), ["a.txt", "UTF-16"]),
+        ("text".encode("utf-16-le"), ["a.txt", "zero bytes"]),
     ]:
-        with pytest.raises(CorpusError, match=message):
+        with raises_naming(CorpusError, *values):
             check_corpus((str(written(tmp_path / "a.txt", content)),))
 
 
 def test_a_missing_file_is_answered_with_near_names(tmp_path):
     written(tmp_path / "wiki-1.txt", TEXT)
-    with pytest.raises(CorpusError, match=r"'.*wikl-1\.txt' names no file; '.*' holds wiki-1\.txt"):
+    with raises_naming(CorpusError, "wikl-1.txt'", "wiki-1.txt"):
         check_corpus((str(tmp_path / "wikl-1.txt"),))
-    with pytest.raises(CorpusError, match=r"'.*\*\.gz' names no file; '.*' holds wiki-1\.txt"):
+    with raises_naming(CorpusError, "*.gz'", "wiki-1.txt"):
         check_corpus((str(tmp_path / "*.gz"),))
-    with pytest.raises(CorpusError, match=r"'.*nowhere' does not exist"):
+    with raises_naming(CorpusError, "nowhere'"):
         check_corpus((str(tmp_path / "nowhere" / "a.txt"),))
-    with pytest.raises(CorpusError, match=r"is a folder; name its files, as in '.*\*\.txt'"):
+    with raises_naming(CorpusError, "folder", "*.txt'"):
         check_corpus((str(tmp_path),))
 
 
 def test_a_file_without_text_is_an_error_unless_others_of_its_pattern_have_some(tmp_path):
     empty = written(tmp_path / "a.txt", " \n\n")
-    with pytest.raises(CorpusError, match=r"a\.txt' holds no text"):
+    with raises_naming(CorpusError, "a.txt'"):
         check_corpus((str(empty),))
-    with pytest.raises(CorpusError, match=r"\*\.txt' holds no text"):
+    with raises_naming(CorpusError, "*.txt'"):
         check_corpus((str(tmp_path / "*.txt"),))
     written(tmp_path / "b.txt", TEXT)
     check_corpus((str(tmp_path / "*.txt"),))
@@ -138,24 +139,24 @@ def test_a_name_with_brackets_is_a_file_before_it_is_a_pattern(tmp_path):
 
 def test_a_corpus_is_a_tuple_of_names():
     for wrong in ("embedded", (), ("",), (1,)):
-        with pytest.raises(CorpusError, match="must be a tuple of names"):
+        with raises_naming(CorpusError, "tuple"):
             check_corpus(wrong)
 
 
 def test_the_ways_of_making_sentences_are_named(tmp_path):
     path = str(written(tmp_path / "a.txt", TEXT))
-    with pytest.raises(CorpusError, match="sentence_splitting='words' must be 'split' or 'lines'"):
+    with raises_naming(CorpusError, "sentence_splitting='words'", "'split'", "'lines'"):
         check_corpus((path,), "words")
-    with pytest.raises(CorpusError, match="language='English' must be a language code"):
+    with raises_naming(CorpusError, "language='English'"):
         check_corpus((path,), "split", "English")
 
 
 def test_a_missing_library_is_named_with_its_remedy(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "sentencex", None)
-    with pytest.raises(CorpusError, match=r"sentence_splitting='split' needs sentencex .*: pip install sentencex"):
+    with raises_naming(CorpusError, "sentence_splitting='split'", "pip install sentencex"):
         check_corpus((str(written(tmp_path / "a.txt", TEXT)),))
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
-    with pytest.raises(CorpusError, match=r"corpus 'tfds:x' needs tensorflow_datasets .*: pip install tensorflow-d"):
+    with raises_naming(CorpusError, "'tfds:x'", "pip install tensorflow-datasets"):
         check_corpus(("tfds:x",), "lines")
 
 
@@ -164,7 +165,7 @@ def test_files_are_read_as_they_are_asked_for(tmp_path):
     written(tmp_path / "b.txt", b"\xff")
     read = read_corpus_documents((str(tmp_path / "*.txt"),), "lines")
     assert [next(read), next(read)] == LINES
-    with pytest.raises(CorpusError, match=r"b\.txt:1"):
+    with raises_naming(CorpusError, "b.txt:1"):
         next(read)
 
 
@@ -233,7 +234,7 @@ def test_the_embedded_corpus_is_the_packages_in_a_fixed_order():
 
 def test_a_missing_package_of_the_embedded_corpus_is_named(monkeypatch):
     monkeypatch.setattr(embedded, "EMBEDDED_PACKAGES", ("no_such_package",))
-    with pytest.raises(CorpusError, match="needs no_such_package: pip install no_such_package"):
+    with raises_naming(CorpusError, "pip install no_such_package"):
         check_corpus(("embedded",))
 
 
@@ -312,11 +313,11 @@ def test_a_prepared_dataset_becomes_a_store_in_as_many_units_as_its_size_asks_fo
 
 
 def test_a_dataset_that_cannot_be_read_is_answered_with_what_can(folder):
-    with pytest.raises(CorpusError, match="split 'test'; it has "):
+    with raises_naming(CorpusError, "split 'test'"):
         check_corpus(("tfds:my_books@test",))
-    with pytest.raises(CorpusError, match="'imdb_reviewz'.* imdb_reviews"):
+    with raises_naming(CorpusError, "'imdb_reviewz'", "imdb_reviews"):
         check_corpus(("tfds:imdb_reviewz",))
-    with pytest.raises(CorpusError, match="wiki40b/en' is not prepared in .*TFDS_DATA_DIR.*tfds build wiki40b/en"):
+    with raises_naming(CorpusError, "wiki40b/en'", "TFDS_DATA_DIR", "tfds build wiki40b/en"):
         check_corpus(("tfds:wiki40b/en",))
-    with pytest.raises(CorpusError, match="neither a TFDS dataset nor a folder of a prepared one"):
+    with raises_naming(CorpusError, "TFDS dataset", "folder"):
         check_corpus((f"tfds:{folder}",))

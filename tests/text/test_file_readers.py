@@ -7,6 +7,7 @@ import pytest
 from encoders.text import file_readers
 from encoders.text.corpus import check_corpus, describe_corpus
 from encoders.text.source import CorpusError, DigestCache
+from tests.refusals import raises_naming
 from tests.text.documents import read_corpus_documents
 
 TEXTS = ["One line.  Two\there.\nThird.", "", "Second\u2028document.", " \n "]
@@ -44,28 +45,27 @@ def test_a_row_of_parquet_is_a_document(tmp_path):
 def test_the_field_of_the_text_is_named(tmp_path):
     assert read(json_lines(tmp_path / "a.jsonl", field="body"), text_field="body") == LINES
     assert read(parquet(tmp_path / "a.parquet", field="body"), text_field="body") == LINES
-    for path, place in ((tmp_path / "a.jsonl", r"a\.jsonl:1"), (tmp_path / "a.parquet", r"a\.parquet")):
-        message = rf"{place}: no text (column )?'text' \(data.text_field names it\).* has id.*body"
-        with pytest.raises(CorpusError, match=message):
-            check_corpus((str(path),))
+    for location in ("a.jsonl:1: ", "a.parquet: "):
+        with raises_naming(CorpusError, location, "'text'", "data.text_field", "id", "body"):
+            check_corpus((str(tmp_path / location.partition(":")[0]),))
 
 
 @pytest.mark.parametrize(
-    "line, message",
+    "line, values",
     [
-        (b'{"text": "cut of', "a.jsonl:3: not JSON: Unterminated string"),
-        (b"[1, 2]", "a.jsonl:3: no text 'text' .*; the line has a list"),
-        (b'{"text": 3}', "a.jsonl:3: no text 'text' .*; the line has text"),
-        (b"{}", "a.jsonl:3: no text 'text' .*; the line has nothing"),
-        (b'{"text": "caf\xe9"}', "a.jsonl:3: the line is not UTF-8: byte 14 is 0xe9"),
-        (b"[" * 100_000, "a.jsonl:3: not JSON"),
+        (b'{"text": "cut of', ["JSON"]),
+        (b"[1, 2]", ["'text'", "list"]),
+        (b'{"text": 3}', ["'text'", "has text"]),
+        (b"{}", ["'text'", "nothing"]),
+        (b'{"text": "caf\xe9"}', ["UTF-8", "byte 14", "0xe9"]),
+        (b"[" * 100_000, ["JSON"]),
     ],
 )
-def test_a_bad_line_is_named_by_its_file_and_number_wherever_the_file_is_cut(tmp_path, line, message):
+def test_a_bad_line_is_named_by_its_file_and_number_wherever_the_file_is_cut(tmp_path, line, values):
     path = json_lines(tmp_path / "a.jsonl", ["A b c.", "D."])
     path.write_bytes(path.read_bytes() + line + b"\n")
     for part in (1, 30, 1 << 20):
-        with pytest.raises(CorpusError, match=message):
+        with raises_naming(CorpusError, "a.jsonl:3: ", *values):
             read(path, range_bytes=part)
 
 
@@ -78,15 +78,15 @@ def test_a_lone_surrogate_is_no_character(tmp_path):
 def test_a_parquet_file_that_is_cut_off_is_an_error(tmp_path):
     path = parquet(tmp_path / "a.parquet", ["word " * 100] * 50)
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(CorpusError, match="a.parquet: cannot be read as Parquet, damaged or cut off"):
+    with raises_naming(CorpusError, "a.parquet: ", "Parquet"):
         check_corpus((str(path),))
-    with pytest.raises(CorpusError, match="cannot be read as Parquet"):
+    with raises_naming(CorpusError, "b.parquet: ", "Parquet"):
         check_corpus((str(json_lines(tmp_path / "b.parquet")),))
 
 
 def test_files_of_several_kinds_are_named_apart(tmp_path):
     json_lines(tmp_path / "a.jsonl"), (tmp_path / "a.txt").write_text("A.")
-    with pytest.raises(CorpusError, match=r"names files of several kinds: a\.jsonl, a\.txt; name each kind apart"):
+    with raises_naming(CorpusError, "a.jsonl, a.txt"):
         check_corpus((str(tmp_path / "*"),))
     assert read(tmp_path / "a.jsonl", tmp_path / "a.txt") == [*LINES, ["A."]]
 
@@ -95,10 +95,10 @@ def test_a_line_and_a_document_have_a_longest_size(tmp_path, monkeypatch):
     monkeypatch.setattr(file_readers, "MAX_LINE_BYTES", 1 << 20)
     path = tmp_path / "a.txt"
     path.write_text("Short.\n" + "word " * 300_000)
-    with pytest.raises(CorpusError, match=r"a\.txt:2: a line of more than 1 MB; is it text\?"):
+    with raises_naming(CorpusError, "a.txt:2: ", "1 MB"):
         read(path)
     path.write_text("Short.\n\n" + "Some words.\n" * 100_000)
-    with pytest.raises(CorpusError, match=r"a\.txt:\d+: a document of more than 1 M characters"):
+    with raises_naming(CorpusError, "a.txt:", "1 M characters"):
         read(path)
     path.write_text("Short.\n\n" + "Some words.\n\n" * 100_000)
     assert len(read(path)) == 100_001
@@ -108,7 +108,7 @@ def test_the_line_of_an_error_is_counted_from_the_start_of_the_file(tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes(b"Good.\n\n" * 1000 + b"caf\xe9\n")
     for part in (10, 333, 1 << 20):
-        with pytest.raises(CorpusError, match=r"a\.txt:2001: the line is not UTF-8: byte 4 is 0xe9"):
+        with raises_naming(CorpusError, "a.txt:2001: ", "UTF-8", "byte 4", "0xe9"):
             read(path, range_bytes=part)
 
 

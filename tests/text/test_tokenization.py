@@ -9,6 +9,7 @@ import pytest
 
 import encoders
 from encoders.text.tokenization import Tokenizer, TokenizerSpec, VocabInfo, load_tokenizer, train_tokenizer
+from tests.refusals import raises_naming
 
 DOCUMENTS = [
     ["The cat sat on the mat.", "The mat was flat, and the cat was fat (very).", "A naïve rat ran at the cat."],
@@ -43,14 +44,14 @@ def tokens(tokenizer: Tokenizer, text: str) -> list[str]:
 def test_a_vocabulary_holds_at_least_its_special_tokens_and_letters(kind, least):
     TokenizerSpec(kind, least)
     TokenizerSpec(kind, 0, path="vocab.txt")  # a published one has the size that it has
-    with pytest.raises(ValueError, match=rf"tokenizer.vocab_size={least - 1} .* 5 special tokens .* = {least}"):
+    with raises_naming(ValueError, f"tokenizer.vocab_size={least - 1} ", "5 special tokens", f"= {least}"):
         TokenizerSpec(kind, least - 1)
 
 
 def test_a_specification_names_what_it_could_have_been():
-    with pytest.raises(ValueError, match="kind='wordpeice' must be one of wordpiece, bpe, unigram"):
+    with raises_naming(ValueError, "kind='wordpeice'", "wordpiece, bpe, unigram"):
         TokenizerSpec("wordpeice")
-    with pytest.raises(ValueError, match="tokenizer.train_chars=0 must be at least 1"):
+    with raises_naming(ValueError, "tokenizer.train_chars=0 ", "1"):
         TokenizerSpec(train_chars=0)
 
 
@@ -118,7 +119,7 @@ def test_training_reads_no_more_than_its_sample(kind):
 
 @KINDS
 def test_training_on_nothing_is_an_error(kind):
-    with pytest.raises(ValueError, match=f"corpus is empty.* {kind} vocabulary"):
+    with raises_naming(ValueError, "corpus", kind):
         train_tokenizer(TokenizerSpec(kind, SIZES[kind]), [[" "], []])
 
 
@@ -172,7 +173,7 @@ def test_encoding_adds_nothing_and_decoding_is_readable(trained, kind):
     assert tokenizer.encode_batch([text, "cat"]) == [tokenizer.encode(text), tokenizer.encode("cat")]
     assert tokenizer.decode(tokenizer.encode(text)) == text
     assert tokenizer.decode(np.array([tokenizer.vocab.cls_id])) == tokenizer.id_to_token(tokenizer.vocab.cls_id)
-    with pytest.raises(IndexError, match=f"token id {tokenizer.vocab.vocab_size} .* {tokenizer.vocab.vocab_size - 1}"):
+    with raises_naming(IndexError, tokenizer.vocab.vocab_size, tokenizer.vocab.vocab_size - 1):
         tokenizer.id_to_token(tokenizer.vocab.vocab_size)
 
 
@@ -234,23 +235,21 @@ def test_case_and_accents_are_kept_where_asked(bert):
 
 def test_missing_special_tokens_are_named(tmp_path):
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\nhello\n")
-    message = r"vocab.txt': .* 4 tokens .*\[SEP\] or </s>, \[MASK\] or <mask>; data.tokenizer.special_tokens"
-    with pytest.raises(ValueError, match=message):
+    names = "[SEP] or </s>, [MASK] or <mask>"
+    with raises_naming(ValueError, "vocab.txt", "4 tokens", names, "data.tokenizer.special_tokens"):
         load_tokenizer(tmp_path)
 
 
 def test_a_path_that_is_no_vocabulary_is_answered_with_what_is_one(tmp_path):
-    with pytest.raises(
-        ValueError, match="vocabulary '.*nowhere' does not exist.* vocab.txt; vocab.json [+] merges.txt"
-    ):
+    with raises_naming(ValueError, "nowhere'", "vocab.txt; vocab.json + merges.txt"):
         load_tokenizer(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="folder '.*' holds no vocabulary: tokenizer.json; vocab.txt"):
+    with raises_naming(ValueError, "tokenizer.json; vocab.txt"):
         load_tokenizer(tmp_path)
     (tmp_path / "a.bin").write_bytes(b"")
-    with pytest.raises(ValueError, match="a.bin' .*tokenizer.json"):
+    with raises_naming(ValueError, "a.bin'", "tokenizer.json"):
         load_tokenizer(tmp_path / "a.bin")
     (tmp_path / "vocab.json").write_text("{}")
-    with pytest.raises(ValueError, match="vocab.json' needs .*merges.txt"):
+    with raises_naming(ValueError, "vocab.json'", "merges.txt"):
         load_tokenizer(tmp_path)
 
 
@@ -281,7 +280,7 @@ def test_fairseq_numbers_the_tokens_of_gpt2_by_its_dictionary(tmp_path, filled, 
     assert tokenizer.vocab.vocab_size == 5 + rows and tokenizer.vocab.mask_id == 4 + rows
     assert tokenizer.vocab.compute_word_starts()[14:].all()  # what fills the dictionary is no part of a word
     (tmp_path / "dict.txt").write_text("\n".join(words[:3]))
-    with pytest.raises(ValueError, match="dict.txt holds 3 of the 10 tokens of encoder.json"):
+    with raises_naming(ValueError, "dict.txt", "3 of the 10 tokens", "encoder.json"):
         load_tokenizer(tmp_path)
 
 
@@ -328,12 +327,12 @@ def test_an_albert_unit_starts_at_spaces_marks_digits_and_foreign_letters(tmp_pa
 
 def test_a_sentencepiece_model_of_another_kind_or_cut_off_is_an_error(tmp_path):
     path = tmp_path / "spiece.model"
-    for content, expected in [
-        (spiece(model=2), "a SentencePiece model of type 2; only unigram, type 1, is read"),
-        (spiece()[:-3], "spiece.model': cut off, or not a protocol buffer"),
-        (b"", "0 pieces without <unk>"),
-        (b"\x0f", "spiece.model': cut off, or not a protocol buffer"),
+    for content, values in [
+        (spiece(model=2), ["type 2", "unigram, type 1"]),
+        (spiece()[:-3], ["spiece.model'", "protocol buffer"]),
+        (b"", ["0 pieces", "<unk>"]),
+        (b"\x0f", ["spiece.model'", "protocol buffer"]),
     ]:
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=expected):
+        with raises_naming(ValueError, *values):
             load_tokenizer(path)

@@ -21,6 +21,7 @@ from encoders.training.distributed import DistributedError
 from encoders.training.metric_log import read_metric_rows
 from encoders.training.rendezvous import wait_for_all_processes
 from tests import texts
+from tests.refusals import raises_naming
 from tests.run.test_loop import experiment, final_state, quiet, without_time
 
 ROOT = Path(__file__).parents[2]
@@ -101,9 +102,9 @@ def test_a_coordinator_must_be_a_host_and_a_port(place):
 
 @pytest.mark.parametrize(("processes", "process"), [(None, 0), (2, None), (2, 2), (2, -1)])
 def test_a_coordinator_needs_a_number_and_how_many(processes, process):
-    with pytest.raises(DistributedError, match="--process 0 to N - 1"):
+    with raises_naming(DistributedError, "--process", "0 to N - 1"):
         distributed.initialize_distributed("here:8476", processes, process, timeout=1)
-    with pytest.raises(DistributedError, match="--process 1 needs --coordinator"):
+    with raises_naming(DistributedError, "--process 1", "--coordinator"):
         distributed.initialize_distributed(None, None, 1, timeout=1)
 
 
@@ -248,7 +249,7 @@ def test_what_one_process_refuses_all_refuse(home, tmp_path):
     (tmp_path / "tiny-roberta" / "experiment.json").write_text("{")
     refused = launched(home, tmp_path, "--processes", "2")
     assert refused.returncode == 1
-    assert "experiment.json is damaged" in refused.stderr
+    assert "experiment.json" in refused.stderr
     assert "Traceback" not in refused.stderr
     assert signal.strsignal(signal.SIGABRT) not in refused.stderr
 

@@ -12,6 +12,7 @@ from encoders.run.preemption import RunStopped, StopRequest
 from encoders.run.run import Run
 from encoders.training.optimizer import AdamW, Lamb, flatten_with_paths, is_stacked, tree_paths
 from tests import texts
+from tests.refusals import raises_naming
 from tests.run.test_loop import assert_same_run, experiment, quiet
 
 CLOSE = {"rtol": 2e-6, "atol": 1e-9}  # float32 sums in another order
@@ -302,30 +303,29 @@ def test_only_leaves_below_layers_or_shared_are_stacked():
 @pytest.mark.parametrize(
     "field, value, accepted",
     [
-        ("learning_rate", 0.0, "above 0"),
-        ("learning_rate", float("nan"), "above 0"),
-        ("warmup_steps", -1, "0 or more"),
-        ("warmup_steps", 0.1, "whole number of steps"),
-        ("weight_decay", -0.01, "0 or more"),
-        ("betas", (0.9,), "two numbers"),
-        ("betas", (0.9, 1.0), "below 1"),
-        ("eps", 0.0, "above 0"),
-        ("clip_norm", 0.0, "or None"),
-        ("bias_correction", "no", "True or False"),
-        ("schedule", "cosine", "replace, peak, product, constant"),
-        ("no_decay", "bias$", "tuple of regexes"),
-        ("no_decay", ("bias(",), "tuple of regexes"),
+        ("learning_rate", 0.0, ["above 0"]),
+        ("learning_rate", float("nan"), ["above 0"]),
+        ("warmup_steps", -1, ["0 or more"]),
+        ("warmup_steps", 0.1, ["whole number"]),
+        ("weight_decay", -0.01, ["0 or more"]),
+        ("betas", (0.9,), ["two"]),
+        ("betas", (0.9, 1.0), ["below 1"]),
+        ("eps", 0.0, ["above 0"]),
+        ("clip_norm", 0.0, ["None"]),
+        ("bias_correction", "no", ["True", "False"]),
+        ("schedule", "cosine", ["replace, peak, product, constant"]),
+        ("no_decay", "bias$", ["tuple", "regex"]),
+        ("no_decay", ("bias(",), ["tuple", "regex"]),
     ],
 )
 @pytest.mark.parametrize("kind", [AdamW, Lamb])
 def test_a_value_out_of_range_is_refused_by_name(kind, field, value, accepted):
-    with pytest.raises(ValueError, match=rf"^optimizer\.{field}=.*{accepted}") as error:
+    with raises_naming(ValueError, f"optimizer.{field}={value!r}", *accepted):
         kind(**{"learning_rate": 0.1, "warmup_steps": 1} | {field: value})
-    assert repr(value) in str(error.value)
 
 
 def test_a_warm_up_longer_than_the_run_is_refused():
-    with pytest.raises(ValueError, match=r"optimizer\.warmup_steps=3125 .*100"):
+    with raises_naming(ValueError, "optimizer.warmup_steps=3125 ", "100"):
         Lamb().build_transformation(100)
 
 
@@ -352,5 +352,5 @@ def test_a_layer_learns_at_a_share_of_the_rate_of_the_one_above(released, top):
 
 @pytest.mark.parametrize("wrong", [0.0, 1.1, "much"])
 def test_a_decay_that_is_none_is_refused(wrong):
-    with pytest.raises(ValueError, match="layer_lr_decay"):
+    with raises_naming(ValueError, f"layer_lr_decay={wrong!r}"):
         AdamW(1e-3, 1, layer_lr_decay=wrong)

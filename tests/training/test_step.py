@@ -15,7 +15,6 @@ from encoders.objectives.masked_lm import MaskedLM
 from encoders.objectives.masking import Masking
 from encoders.objectives.replaced_tokens import ReplacedTokenDetection
 from encoders.objectives.sentence_pair import NextSentencePrediction
-from encoders.text.tokenization import VocabInfo
 from encoders.training.optimizer import AdamW
 from encoders.training.step import (
     DROPOUT_STREAM,
@@ -28,20 +27,11 @@ from encoders.training.step import (
     split_micro_batches,
     train_step,
 )
+from tests.networks import make_vocab
 
 QUICK = {"xla_backend_optimization_level": 0}  # compiles in a third of the time
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}  # float32 sums of micro-steps in another order
-FACTS = VocabInfo(
-    vocab_size=19,
-    pad_id=0,
-    unk_id=1,
-    cls_id=2,
-    sep_id=3,
-    mask_id=4,
-    special_ids=(0, 1, 2, 3, 4),
-    continuation_bits=bytes(3),
-    most_frequent_id=6,
-)
+FACTS = make_vocab(19)
 MODEL = EncoderConfig(
     vocab_size=19, hidden_size=12, num_layers=2, num_heads=3, intermediate_size=20, embedding_size=8, max_positions=13,
     hidden_dropout=0.0, attention_dropout=0.0,
