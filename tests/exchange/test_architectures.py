@@ -8,10 +8,16 @@ from encoders.families import albert, bert, electra, roberta
 SIZES = {"bert": bert.SIZES, "roberta": roberta.SIZES, "albert": albert.SIZES, "electra": electra.SIZES}
 
 
+def without_tags(architecture):
+    """The rows of a table but that of the tags, whose name a classifier of texts has too: the model class decides."""
+    assert architecture.find_hf_leaf("tags/kernel") == ("classifier.weight", "kernel")
+    return [row for row in architecture.module_names if row[0] != "tags"]
+
+
 @pytest.mark.parametrize("family", ARCHITECTURES)
 def test_every_module_has_a_name_in_transformers_that_maps_back(family):
     architecture, seen = ARCHITECTURES[family], set()
-    for ours, _ in architecture.module_names:
+    for ours, _ in without_tags(architecture):
         for leaf in LEAF_NAMES:
             theirs, kind = architecture.find_hf_leaf(f"{ours}/{leaf}")
             assert architecture.find_top_module(theirs.replace("{}", "7")) == ours.partition("/")[0]
@@ -93,8 +99,8 @@ def test_a_config_number_out_of_range_is_named(name, value):
 
 def test_no_tensor_has_two_rows_in_a_table():
     for architecture in ARCHITECTURES.values():
-        theirs = [place for _, place in architecture.module_names]
-        assert len(set(theirs)) == len(theirs) == len({ours for ours, _ in architecture.module_names})
+        theirs = [place for _, place in without_tags(architecture)]
+        assert len(set(theirs)) == len(theirs) == len({ours for ours, _ in without_tags(architecture)})
         assert all(architecture.find_top_module(original) for _, original in architecture.tied_tensors)
         assert not {copy for copy, _ in architecture.tied_tensors} & {
             original for _, original in architecture.tied_tensors

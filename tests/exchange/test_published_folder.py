@@ -213,14 +213,20 @@ def test_the_dropout_of_alberts_classes_is_a_tenth_unless_it_has_its_own():
         assert read(config | change | {"hidden_dropout_prob": 0.4}, entries).objective.head_dropout == dropout
 
 
-@pytest.mark.parametrize("names", [["BertForTokenClassification"], ["BertForMultipleChoice", 7], "BertModel", {"a": 1}])
+@pytest.mark.parametrize("names", [["BertForMultipleChoice"], ["BertForMultipleChoice", 7], "BertModel", {"a": 1}])
 def test_a_class_with_another_task_is_refused(names):
-    """A classifier of tokens or of choices has tensors of the same names and shapes as one of sequences."""
+    """A classifier of choices has tensors of the same names and shapes as one of sequences."""
     config, entries = of("bert-classes")
     with pytest.raises(CheckpointError, match="architectures=.* BertForPreTraining, BertForMaskedLM"):
         read(config | {"architectures": names}, entries)
     for known in [], None, ["BertForSequenceClassification"], ["Other", "BertModel"]:
         assert read(config | {"architectures": known}, entries).heads == {"pooler", "classes"}
+
+
+def test_the_model_class_says_whether_a_classifier_is_of_texts_or_of_tokens():
+    config, entries = of("bert-classes")
+    tagger = read(config | {"architectures": ["BertForTokenClassification"]}, entries)  # earlier ones have a pooler
+    assert tagger.heads == {"pooler", "tags"} and tagger.objective.labels == ("no", "perhaps", "yes")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,12 @@ from encoders.data.example_table import rows_to_table
 from encoders.data.store import Split
 from encoders.model.config import EncoderConfig
 from encoders.model.encoder import Encoder
-from encoders.tasks.question_answering import ConditionedSpanPrediction, SpanPrediction, SpanWithClassifier
+from encoders.tasks.question_answering import (
+    N_BEST_SIZE,
+    ConditionedSpanPrediction,
+    SpanPrediction,
+    SpanWithClassifier,
+)
 from encoders.training.step import init_params
 from encoders.utils.metrics import mean_value
 from tests.batches import make_batch
@@ -115,7 +120,7 @@ def test_the_score_of_a_span_is_the_sum_of_its_two_logits(objective):
     """A row has fewer than 20 tokens, so each start goes with each end; places count from the text's first token."""
     params, hidden, _, said = ran(objective)
     logits = layer(params, "spans", hidden)
-    assert said["score"].shape == said["first"].shape == said["last"].shape == (2, 2, 15 * 15)
+    assert said["score"].shape == said["first"].shape == said["last"].shape == (2, 2, N_BEST_SIZE**2)
     for (row, slot), _, text, _ in EXAMPLES:
         pairs = {(a - text[0], b - text[0]): logits[row, a, 0] + logits[row, b, 1] for a in text for b in text}
         assert candidates(said, row, slot) == near(pairs)
