@@ -293,7 +293,7 @@ def test_a_disk_that_fills_up_is_named_and_leaves_nothing_that_looks_whole(data)
     environment = os.environ | {"PYTHONPATH": str(Path(encoders.__file__).parents[1])}
     command = [sys.executable, "-c", FULL, data.store_dir, data.corpus[0]]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert f"ValueError: no space is left in {data.store_dir}" in done.stderr
+    assert f"UserError: no space is left in {data.store_dir}" in done.stderr
     assert not [path for path in Path(data.store_dir).glob("*/store.json")]
     assert prepare_store(replace(data, tokenizer=TokenizerSpec(path=str(vocabulary)))).train_split.num_documents
 

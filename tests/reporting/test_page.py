@@ -1,7 +1,6 @@
 import json
 import re
 import sys
-import time
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -284,10 +283,8 @@ def test_a_page_of_a_thousand_runs_of_which_one_is_damaged_is_made(tmp_path):
     for number in range(1000):
         write_run(tmp_path, replace(BERT, name=f"run-{number}", seed=number), metric_rows(BERT))
     (tmp_path / "run-500" / "result.json").write_text("{")
-    started = time.monotonic()
     shown = build_page(tmp_path, [])
     assert "Could not be read: run-500: " in shown and "999 finished, 1 not readable" in shown
-    assert time.monotonic() - started < 120  # 30 s on a core of a busy machine
 
 
 def test_control_characters_are_shown_escaped(tmp_path):
