@@ -113,7 +113,7 @@ def test_pretraining_starts_from_an_imported_checkpoint(home, tmp_path):
 class Labelled(SegmentPairs):
     """Two texts with a label of whether the second follows the first: rows such as a task of text matching has."""
 
-    label_field = "label"
+    label_fields = ("label",)
 
 
 def test_fine_tuning_starts_from_an_imported_encoder_and_its_pooler(home, tmp_path):
