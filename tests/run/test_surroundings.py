@@ -18,7 +18,7 @@ from encoders.run.folder import RunError, read_result
 from encoders.run.run import Run
 from encoders.text.corpus import check_corpus
 from encoders.text.source import CorpusError
-from encoders.training.metric_log import Intervals, read_metric_rows
+from encoders.training.metric_log import Intervals, format_row, read_metric_rows
 from encoders.utils.files import sign_json, write_json
 from tests import texts
 from tests.refusals import raises_naming
@@ -119,7 +119,7 @@ def test_a_torn_last_row_is_left_out_and_no_row_comes_twice(bare, tmp_path, kept
     path = folder / "metrics.jsonl"
     *whole, last = path.read_text().splitlines(keepends=True)
     path.write_text("".join(whole) + last[:kept])
-    assert [json.dumps(row) + "\n" for row in read_metric_rows(path)] == whole
+    assert [format_row(number, row) for number, row in enumerate(read_metric_rows(path), 1)] == whole
     loop.train(bare[0], folder, quiet)
     logged = [(row["step"], row["split"]) for row in without_time(folder)]
     assert len(set(logged)) == len(logged) == 8
