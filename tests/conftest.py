@@ -40,6 +40,11 @@ def not_too_many_programs():
 
 # One worker gets a whole file, whose tests share runs and compiled programs. These are long and share little.
 APART = ("test_golden.py", "test_convert.py", "test_masking.py", "test_loop.py", "test_structure.py")
+FIRST = ("test_launch.py", "test_finetune.py", "test_warm_start.py")  # else one worker is left alone with them
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in FIRST)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -51,4 +56,5 @@ def pytest_xdist_make_scheduler(config, log):
             file = nodeid.partition("::")[0]
             return nodeid if file.endswith(APART) else file
 
+    config.option.loadscopereorder = False  # keep the order of the files
     return Together(config, log)

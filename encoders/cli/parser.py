@@ -215,7 +215,13 @@ def main(words: list[str] | None = None) -> int:
         for stream in (sys.stdout, sys.stderr):
             stream.reconfigure(errors="replace")  # ± and the like, where the locale is C
     try:
-        status = run_words(words)
+        arguments = parse_words(words)
+        if arguments["verb"] is None:
+            print(HELP.format(command=get_command_name()), end="")
+            return 0
+        from encoders.cli.commands import run_verb  # imports jax, which the help does not need
+
+        status = run_verb(**arguments)
         sys.stdout.flush()
         return status
     except KeyboardInterrupt:
@@ -228,19 +234,15 @@ def main(words: list[str] | None = None) -> int:
         return end_with_line(describe_error(error), 1)
 
 
-def run_words(words: list[str]) -> int:
+def parse_words(words: list[str]) -> dict:
+    """Return the arguments of `run_verb`; "verb" is None where nothing was typed."""
     end = words.index("--") if words[:1] == ["prepare"] and "--" in words else len(words)
     arguments = vars(build_parser().parse_args(words[:end]))
-    if arguments["verb"] is None:
-        print(HELP.format(command=get_command_name()), end="")
-        return 0
     if arguments["verb"] == "prepare":
         arguments["pipeline_options"] = words[end + 1 :]
     if arguments["verb"] == "train":
         arguments["command_line"] = words
-    from encoders.cli.commands import run_verb  # imports jax, which the help does not need
-
-    return run_verb(**arguments)
+    return arguments
 
 
 def end_with_line(line: str, status: int) -> int:

@@ -56,7 +56,7 @@ RESULT_SHAPE = {
     "steps": int,
     "parameters": int,
     "tokens_per_second": NUMBER,
-    "heldout": {str: NUMBER},
+    "heldout": {str: (*NUMBER, dict)},
 }
 PATH_FIELD_PREFIXES = ("data.corpus is ", "data.root is ", "data.tokenizer.path is ")
 

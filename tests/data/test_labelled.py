@@ -15,7 +15,7 @@ from encoders.tasks import text_tasks
 from encoders.tasks.text_tasks import TextTask
 from encoders.text import tokenization
 from encoders.text.tokenization import TokenizerSpec
-from tests.refusals import assert_names, raises_naming
+from tests.refusals import raises_naming
 from tests.texts import made_up, words
 
 PAIRS = TextTask("pairs", ("first", "second"), labels=("no", "yes"))
@@ -254,7 +254,7 @@ def test_bad_rows_are_skipped_and_counted_where_one_asks_for_it(folder, tokenize
     dog, cat = tokenizer.encode_batch(["dog", "cat"])
     assert store.train_split.tokens.tolist() == [*dog, tokenizer.vocab.sep_id, *cat, tokenizer.vocab.sep_id]
     assert any(f"{Path(folder, 'train.tsv')}:4: " in line and "no tokens" in line for line in lines)
-    assert_names(lines[-1], "single", "dev", "1 rows", "1 skipped")
+    assert any("single, dev" in line and "1 rows" in line and "1 skipped" in line for line in lines)
 
 
 def test_a_split_without_a_good_row_is_refused(folder):

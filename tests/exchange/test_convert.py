@@ -266,7 +266,7 @@ def test_extra_tensors_are_left_out_by_name(tmp_path):
     assert "unexpected: probe.0.weight" in said and "--ignore" in said
     words = ["import", str(folder), str(tmp_path / "run"), "--vocabulary", str(HOME / "vocabularies" / "bert")]
     assert launch.main([*words, "--ignore", "probe.*"]) == 0
-    assert same(params_of(tmp_path / "run"), params_of(brought_in("bert-pretraining", tmp_path / "plain")))
+    assert same(params_of(tmp_path / "run"), params_of(import_reference("bert-pretraining", tmp_path / "plain")))
 
 
 @pytest.mark.parametrize(
@@ -355,7 +355,7 @@ def test_a_folder_without_a_checkpoint_or_without_a_vocabulary_is_refused(tmp_pa
 
 
 def test_a_record_of_other_sizes_than_its_parameters_is_refused_before_anything_is_built(tmp_path):
-    run = brought_in("bert-encoder", tmp_path / "run")
+    run = import_reference("bert-encoder", tmp_path / "run")
     record = json.loads((run / "experiment.json").read_text())
     record["experiment"]["model"]["max_positions"] = 10**9
     write_json(run / "experiment.json", sign_json(record))

@@ -43,7 +43,7 @@ def batch(*sizes, length=22, word=None, epoch=0, seed=0):
     tokens = np.where(real, tokens, 0)
     tokens[:, 0] = CLS
     np.put_along_axis(tokens, size - 1, SEP, 1)
-    batch = build_single_example_batch(tokens, lengths=sizes)
+    batch = build_single_example_batch(tokens, lengths=np.array(sizes))
     return batch.replace(pass_index=batch.pass_index + np.int32(epoch))
 
 

@@ -29,7 +29,7 @@ def batch(*sizes, length=22):
     at, size = np.arange(length)[None], np.array(sizes)[:, None]
     tokens = np.where(at < size, np.random.default_rng(0).integers(5, 21, (len(sizes), length)), 0)
     tokens[:, 0] = 2
-    return build_single_example_batch(tokens, lengths=sizes)
+    return build_single_example_batch(tokens, lengths=np.array(sizes))
 
 
 @cache
