@@ -40,7 +40,7 @@ from encoders.run.run import Run
 from encoders.sweeps.local_workers import end_with_parent, launch_processes, launch_workers
 from encoders.sweeps.paper_table import PaperTable, load_saved_tables, save_table
 from encoders.sweeps.sweep import WORKER_VARIABLE, Sweep, measure_progress
-from encoders.training import distributed
+from encoders.training import distributed, sharding
 from encoders.utils.code_files import import_file
 from encoders.utils.errors import escape_control
 from encoders.utils.files import check_local_paths, write_file_atomically
@@ -182,6 +182,7 @@ def train_experiments(
     command = repr([choice.experiment, *choice.with_settings, *choice.settings, *choice.only])
     distributed.initialize_distributed(coordinator, num_processes, process_id, wait_seconds, command)
     enable_compilation_cache()
+    sharding.list_devices()  # raises in one line where there are none
     with StopRequest(time_limit) as stop:
         try:
             experiment_file = distributed.raise_on_all(lambda: load_experiment_file(choice))

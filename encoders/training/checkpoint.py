@@ -3,6 +3,7 @@
 import gc
 import io
 import logging
+import math
 import secrets
 import sys
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from encoders.training import distributed
 from encoders.training.metric_log import DAMAGED_FOLDER
 from encoders.training.optimizer import flatten_with_paths
 from encoders.utils.errors import UserError
-from encoders.utils.files import read_signed_json, sign_json, write_json
+from encoders.utils.files import NUMBER, read_signed_json, sign_json, write_json
 
 T = TypeVar("T")
 SAVED_STEPS_FILE = "saved_steps.json"  # beside the folder of checkpoints: the latest and the best step on the disk
@@ -46,7 +47,7 @@ class Checkpoints:
         handlers = {name: ocp.StandardCheckpointHandler() for name in ("params", "rest")}
         handlers["notes"] = ocp.JsonCheckpointHandler()
         self.folder, self.owner, self.saving_step = folder.resolve(), owner, None
-        is_writer, get_cost = keep_checkpoints is not None, lambda metrics: metrics["cost"]
+        is_writer = keep_checkpoints is not None
         with quiet_orbax():
             best = policies.BestN(get_metric_fn=get_cost, reverse=True, n=1, keep_checkpoints_without_metrics=False)
             options = ocp.CheckpointManagerOptions(
@@ -116,7 +117,8 @@ class Checkpoints:
         notes = read_or_raise(step, lambda: read_signed_json(path))
         if self.owner is not None:
             found = {"step": notes.get("step"), "owner": notes.get("owner"), "cost": notes.get("cost")}
-            cost = (read_or_raise(step, lambda: self.manager.metrics(step)) or {}).get("cost")
+            saved_metrics = read_or_raise(step, lambda: self.manager.metrics(step))
+            cost = saved_metrics.get("cost") if isinstance(saved_metrics, dict) else saved_metrics
             expected = {"step": step, "owner": self.owner, "cost": cost}
             if changed := [f"{name} {found[name]}" for name in found if str(found[name]) != str(expected[name])]:
                 wanted = ", ".join(f"{name} {value}" for name, value in expected.items())
@@ -154,6 +156,12 @@ class Checkpoints:
         """Wait until everything is on disk."""
         self.manager.wait_until_finished()
         self.manager.close()
+
+
+def get_cost(metrics) -> float:
+    """Return the cost in Orbax's metrics; the notes tell whether it is the one that was saved."""
+    cost = metrics.get("cost") if isinstance(metrics, dict) else None
+    return cost if isinstance(cost, NUMBER) else math.inf
 
 
 def get_rest(state) -> dict:

@@ -51,14 +51,7 @@ class Mesh:
 
     def build(self, devices=None) -> jax.sharding.Mesh:
         """Return the mesh over `devices`, by default all. Raises `ValueError` where it does not use every device."""
-        try:
-            devices = jax.devices() if devices is None else list(devices)
-        except (AssertionError, RuntimeError) as error:  # no device of the platform in JAX_PLATFORMS
-            reason = f" ({str(error).splitlines()[0][:200]})" if str(error) else ""
-            raise UserError(
-                f"JAX_PLATFORMS={jax.config.jax_platforms} finds no device{reason}; unset it to use any device, or "
-                "install the extra gpu or tpu"
-            ) from None
+        devices = list_devices() if devices is None else list(devices)
         sizes = astuple(self)
         fixed = math.prod(size for size in sizes if size != -1)
         if len(devices) % fixed or (-1 not in sizes and fixed != len(devices)):
@@ -73,6 +66,18 @@ class Mesh:
         fixed = math.prod(size for size in astuple(self) if size != -1)
         sizes = tuple(max(num_devices // fixed, 1) if size == -1 else size for size in astuple(self))
         return AbstractMesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def list_devices() -> list[jax.Device]:
+    """Return all devices. Raises `UserError` where this machine has none of the platform in `JAX_PLATFORMS`."""
+    try:
+        return jax.devices()
+    except (AssertionError, RuntimeError) as error:
+        reason = f" ({str(error).splitlines()[0][:200]})" if str(error) else ""
+        raise UserError(
+            f"JAX_PLATFORMS={jax.config.jax_platforms} finds no device{reason}; unset it to use any device, or install "
+            "the extra gpu or tpu"
+        ) from None
 
 
 def choose_partition_spec(path: str, shape: tuple[int, ...], mesh) -> P:

@@ -117,7 +117,12 @@ def atomic_dir(folder: Path) -> Iterator[Path]:
 
     def open_folder(partial: Path) -> int:
         partial.mkdir(parents=True, exist_ok=True)
-        return os.open(partial, os.O_RDONLY)
+        try:
+            return os.open(partial, os.O_RDONLY)
+        except OSError:
+            with suppress(OSError):  # not empty: another process fills it
+                partial.rmdir()
+            raise
 
     try:
         with claim_partial(folder, open_folder) as partial:

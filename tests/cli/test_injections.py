@@ -183,7 +183,9 @@ def check_contents(home: Path, verb: str, capsys, names) -> None:
         for name in names(number):
             path.write_bytes(CONTENTS[name])
             status = main(words)
-            if status:
+            if status and path.name == "lines.txt":  # each bad text is named by its line
+                assert f"{path}:1: " in capsys.readouterr().err
+            elif status:
                 assert_one_line(capsys, status, (verb, path, name))
             remove_outputs(home, (verb, path, name))
             path.write_bytes(before)
