@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, suppress
 from pathlib import Path
+from types import CoroutineType
 from typing import TypeVar
 
 import jax
@@ -184,8 +185,7 @@ def quiet_orbax() -> Iterator[None]:
     print_unraisable = sys.unraisablehook
 
     def print_others(unraisable) -> None:
-        coroutine_code = getattr(unraisable.object, "cr_code", None)
-        is_dropped = coroutine_code is not None and "orbax" in coroutine_code.co_filename
+        is_dropped = isinstance(unraisable.object, CoroutineType)  # only Orbax and asyncio make any here
         if not is_dropped and "Event loop is closed" not in str(unraisable.exc_value):
             print_unraisable(unraisable)
 
