@@ -1,10 +1,13 @@
 """The verb `show`: experiments, their costs, and what their runs export as."""
 
+from functools import cache
+
 from encoders.cli.experiment_files import ExperimentChoice, describe_small_scale, load_experiment_file
 from encoders.costs.ledger import eval_param_shapes, format_ledger
 from encoders.exchange import convert
-from encoders.experiment import Experiment, describe_experiments
+from encoders.experiment import Experiment, RunSpec, describe_experiments
 from encoders.reporting import summaries
+from encoders.text.tokenization import TokenizerSpec
 from encoders.utils.errors import escape_control
 
 
@@ -28,5 +31,10 @@ def show_experiments(choice: ExperimentChoice) -> None:
 
 def describe_experiment_export(experiment: Experiment) -> str:
     """Return the classes of transformers that a run of the experiment exports as, or why it cannot."""
-    shapes = eval_param_shapes(experiment.model, experiment.objective)
-    return convert.describe_export(experiment, experiment.data.tokenizer.find_pad_id(), shapes)
+    spec = RunSpec(name="any", model=experiment.model, objective=experiment.objective)
+    return describe_spec_export(spec, experiment.data.tokenizer)
+
+
+@cache  # seeds and recipes share a model, which is traced for its shapes
+def describe_spec_export(spec: RunSpec, tokenizer: TokenizerSpec) -> str:
+    return convert.describe_export(spec, tokenizer.find_pad_id(), eval_param_shapes(spec.model, spec.objective))

@@ -26,7 +26,7 @@ from encoders.data.work_units import PreparationJob
 from encoders.text import tokenization
 from encoders.text.tokenization import Tokenizer, VocabInfo
 from encoders.utils.errors import UserError, is_disk_full
-from encoders.utils.files import atomic_dir, check_local_paths, hash_file, lock_dir, sign_json, write_json
+from encoders.utils.files import atomic_dir, check_local_paths, hash_file, lock_dir, write_signed_json
 
 WARNED_UNKNOWN_RATE = 0.01  # of a text's tokens
 SAMPLE_CHARS = 200_000  # in which unknown tokens are counted before the whole text is tokenised
@@ -81,7 +81,7 @@ def open_or_make_store(data: StoreSpec, log: LogFunction, runner: Runner) -> Sto
                 metadata |= write_store(data, partial_dir, work_dir, runner, log)
                 files = sorted(file for file in partial_dir.rglob("*") if file.is_file())
                 metadata["files"] = {str(file.relative_to(partial_dir)): hash_file(file) for file in files}
-                write_json(partial_dir / STORE_FILE, sign_json(metadata))
+                write_signed_json(partial_dir / STORE_FILE, metadata)
         except ValueError as error:
             if not isinstance(error, UnfinishedWork):  # the corpus must change, and no finished unit would be of use
                 shutil.rmtree(work_dir, ignore_errors=True)

@@ -13,7 +13,9 @@ from encoders.experiment import Experiment, RunSpec, describe_experiments
 from encoders.reporting import plots
 from encoders.reporting.table_formats import ReportTable
 from encoders.run.folder import (
+    METRICS_FILE,
     RECORD_FILE,
+    RESULT_FILE,
     RunError,
     count_saved_steps,
     parse_run_spec,
@@ -92,7 +94,7 @@ def summarize_folder(folder: Path, runs: Sequence[RunSummary], unreadable: Seque
     kinds = [Counter(map(parse_device_kind, run.record["devices"])) for run in runs if run.is_trained]
     if devices := sorted({" and ".join(f"{count} {kind}" for kind, count in run.items()) for run in kinds}):
         sentences.append(f"Trained on {' or '.join(devices)}.")
-    names = ("experiment.json", "metrics.jsonl", "result.json")
+    names = (RECORD_FILE, METRICS_FILE, RESULT_FILE)
     files = [run.folder / name for run in runs for name in names if (run.folder / name).exists()]
     if files:
         times = sorted(f"{datetime.fromtimestamp(file.stat().st_mtime, UTC):%Y-%m-%d %H:%M}" for file in files)

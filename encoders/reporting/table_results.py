@@ -17,7 +17,7 @@ from encoders.inference import cross_evaluation
 from encoders.objectives.base import SupervisedObjective
 from encoders.reporting.page import parse_device_kind
 from encoders.reporting.table_formats import ReportTable, format_tables
-from encoders.run.folder import differing_fields, read_result, read_run_record, read_run_rows
+from encoders.run.folder import RECORD_FILE, differing_fields, read_result, read_run_record, read_run_rows
 from encoders.sweeps.paper_table import NUM_PARAMS, PaperRow, PaperTable, ScoreColumn
 from encoders.utils.errors import UserError, describe_error
 from encoders.utils.overrides import shorten_text
@@ -122,7 +122,7 @@ def sum_row_cost(table: PaperTable, row: PaperRow, runs_dir: Path, excluded: Col
         planned = sum(count * length for count, length in count_phase_rows(experiments[name]))
         tokens += seen
         flops += run_flops(experiments[name]) * seen / planned
-        if (runs_dir / name / "experiment.json").exists():
+        if (runs_dir / name / RECORD_FILE).exists():
             devices = read_run_record(runs_dir / name)["devices"]
             seconds += sum(row["time"]["seconds"] for row in rows) * len(devices)
             kinds |= {parse_device_kind(device) for device in devices}
@@ -279,7 +279,7 @@ def collect_table_results(table: PaperTable, runs_dir: Path) -> TableResults:
     cells = {(row.name, column.name): build_cell(table, row, column, runs_dir, reasons) for row, column in pairs}
     costs = {row.name: sum_row_cost(table, row, runs_dir, reasons) for row in table.rows}
     runs = [runs_dir / run.name for row in table.rows for run in row.pretrain_runs if run.name not in reasons]
-    records = [read_run_record(folder)["experiment"] for folder in runs if (folder / "experiment.json").exists()]
+    records = [read_run_record(folder)["experiment"] for folder in runs if (folder / RECORD_FILE).exists()]
     corpora = dict.fromkeys(", ".join(record["data"]["corpus"]) for record in records)
     excluded = tuple(
         f"{reason}, and the runs initialised from it" if count > 1 else reason

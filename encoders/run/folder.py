@@ -36,8 +36,7 @@ from encoders.utils.files import (
     lock_dir,
     lock_owner,
     read_signed_json,
-    sign_json,
-    write_json,
+    write_signed_json,
 )
 from encoders.utils.serialization import from_json_value, to_json_value
 
@@ -109,7 +108,7 @@ def register_run(folder: Path, experiment: Experiment, store: Store, fingerprint
 def write_run_record(folder: Path, record: dict) -> None:
     """Write `experiment.json` beside the tokenizer, whose digest it holds."""
     files = {TOKENIZER_FILE: hash_file(folder / TOKENIZER_FILE)}
-    write_json(folder / RECORD_FILE, sign_json(record | {"files": files}))
+    write_signed_json(folder / RECORD_FILE, record | {"files": files})
 
 
 def check_recorded_file(folder: Path, name: str) -> Path:

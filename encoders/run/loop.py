@@ -30,7 +30,7 @@ from encoders.training import distributed, sharding, step
 from encoders.training.checkpoint import Checkpoints, quiet_orbax
 from encoders.training.metric_log import MetricLog
 from encoders.utils.errors import is_disk_full
-from encoders.utils.files import sign_json, write_json
+from encoders.utils.files import write_signed_json
 from encoders.utils.metrics import Mean, sum_means
 
 HANG_SECONDS = 1800.0  # without progress; the first step includes its compilation
@@ -328,5 +328,5 @@ def write_result(session: TrainSession, fingerprint: str, scores: Scores, cut_ro
     if cut_rows:
         result["cut_rows"] = cut_rows
     if distributed.is_primary():
-        write_json(run.folder / RESULT_FILE, sign_json(result))
+        write_signed_json(run.folder / RESULT_FILE, result)
     return result

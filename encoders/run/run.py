@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import jax
 
-from encoders.data.store import Store
+from encoders.data.store import STORE_FILE, Store
 from encoders.data.stream import BatchStream
 from encoders.experiment import Experiment, RunSpec
 from encoders.run.folder import (
@@ -184,12 +184,12 @@ class Run:
 def open_recorded_store(folder: Path, record: dict, moved_to: str | None) -> Store:
     """Open the store that a run was trained on. Raises `RunError` if it is missing or its key differs."""
     path = Path(moved_to or record["store"])
-    if not (path / "store.json").exists():
+    if not (path / STORE_FILE).exists():
         raise RunError(f"the store of {folder} is not at {path}; pass its new path with --store DIR")
     store = Store.open(path)
-    store.verify()
     if store.key != record["store_key"]:
         raise RunError(f"{path} has the key {store.key}, but the run was trained on the store {record['store_key']}")
+    store.verify()
     return store
 
 

@@ -22,7 +22,7 @@ from encoders.training import distributed
 from encoders.training.metric_log import DAMAGED_FOLDER
 from encoders.training.optimizer import flatten_with_paths
 from encoders.utils.errors import UserError
-from encoders.utils.files import NUMBER, read_signed_json, sign_json, write_json
+from encoders.utils.files import NUMBER, read_signed_json, sign_json, write_signed_json
 
 T = TypeVar("T")
 SAVED_STEPS_FILE = "saved_steps.json"  # beside the folder of checkpoints: the latest and the best step on the disk
@@ -79,7 +79,7 @@ class Checkpoints:
     def record_saved_step(self) -> None:
         if distributed.is_primary():
             steps = {"latest": self.saving_step, "best": self.best_step()}
-            write_json(self.folder.with_name(SAVED_STEPS_FILE), sign_json(steps))
+            write_signed_json(self.folder.with_name(SAVED_STEPS_FILE), steps)
 
     def read_saved_steps(self) -> dict[str, int]:
         """Return the latest and the best step that were ever on the disk, {} before the first. Raises `DamagedFile`."""
@@ -102,13 +102,12 @@ class Checkpoints:
         args = ocp.args.Composite(
             params=ocp.args.StandardRestore(abstract_state.params),
             rest=ocp.args.StandardRestore(get_rest(abstract_state)),
-            notes=ocp.args.JsonRestore(),
         )
-        self.read_notes(step)
+        notes = self.read_notes(step)
         saved = read_or_raise(step, lambda: self.manager.restore(step, args=args))
-        for item, checksums in saved["notes"].get("checksums", {}).items():
+        for item, checksums in notes.get("checksums", {}).items():
             verify_checksums(step, saved[item], checksums)
-        return abstract_state.replace(params=saved["params"], **saved["rest"]), saved["notes"]
+        return abstract_state.replace(params=saved["params"], **saved["rest"]), notes
 
     def read_notes(self, step: int) -> dict:
         """Return the notes of `step`. Raises `CheckpointDamaged` where they are not those of this step and run."""
@@ -222,7 +221,7 @@ def save_params(folder: Path, params, owner: str) -> None:
     notes = {"step": 0, "owner": owner, "checksums": {"params": compute_checksums(params)}}
     path = folder / "0" / "notes" / "metadata"
     path.parent.mkdir()
-    write_json(path, sign_json(notes))
+    write_signed_json(path, notes)
 
 
 def compute_largest_array_gb(tree) -> float:

@@ -62,6 +62,11 @@ def read_json_file(path: Path) -> Any:
         raise DamagedFile(f"{path} is damaged: {error}") from None
 
 
+def write_signed_json(path: Path, value: dict) -> None:
+    """Write a JSON object that `read_signed_json` can verify."""
+    write_json(path, sign_json(value))
+
+
 def read_signed_json(path: Path) -> dict:
     """Return a JSON object that `sign_json` made. Raises `DamagedFile` if its content has changed."""
     value = read_json_file(path)

@@ -17,7 +17,7 @@ import pytest
 from encoders.bench.measurements import MEASUREMENTS
 from encoders.cli import commands
 from encoders.cli.parser import BROKEN_PIPE_STATUS, main
-from encoders.utils.files import sign_json, write_json
+from encoders.utils.files import write_signed_json
 from tests import texts
 
 EVENTS = ("open", "os.mkdir", "os.rename", "os.listdir", "os.scandir")
@@ -103,7 +103,7 @@ def home(built, tmp_path, monkeypatch):
     shutil.copytree(built, home)
     (home / "mine.py").write_text((home / "mine.py").read_text().replace(str(built), str(home)))
     record = home / "runs" / "tiny" / "experiment.json"
-    write_json(record, sign_json(json.loads(record.read_text().replace(str(built), str(home)))))
+    write_signed_json(record, json.loads(record.read_text().replace(str(built), str(home))))
     monkeypatch.chdir(tmp_path)
     return home
 

@@ -25,7 +25,7 @@ from encoders.run.folder import RunError, build_run_record
 from encoders.run.run import Run
 from encoders.training.checkpoint import save_params
 from encoders.training.step import init_params
-from encoders.utils.files import sign_json, write_json
+from encoders.utils.files import write_json, write_signed_json
 from tests.exchange.outputs import furthest, ours
 from tests.exchange.references import CASES, HOME
 from tests.refusals import assert_names, raises_naming
@@ -358,6 +358,6 @@ def test_a_record_of_other_sizes_than_its_parameters_is_refused_before_anything_
     run = import_reference("bert-encoder", tmp_path / "run")
     record = json.loads((run / "experiment.json").read_text())
     record["experiment"]["model"]["max_positions"] = 10**9
-    write_json(run / "experiment.json", sign_json(record))
+    write_signed_json(run / "experiment.json", record)
     with pytest.raises(RunError, match=r"embed/position/embedding is \[19, 12\] .*\[1000000000, 12\]"):
         load_predictor(run)

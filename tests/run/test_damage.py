@@ -11,7 +11,7 @@ from encoders.run.evaluate import evaluate_run
 from encoders.run.folder import RunError, read_run_rows
 from encoders.run.run import Run
 from encoders.training import checkpoint
-from encoders.utils.files import read_signed_json, sign_json, write_json
+from encoders.utils.files import read_signed_json, write_signed_json
 from tests.run.test_faults import corpus, finished, flip, largest, unfinished  # noqa: F401  (fixtures)
 from tests.run.test_loop import assert_same_run, quiet
 
@@ -103,7 +103,7 @@ def test_notes_of_a_checkpoint_that_were_changed_are_noticed(finished, unfinishe
 
 def test_a_checkpoint_of_another_run_is_noticed(finished, unfinished):  # noqa: F811
     path = unfinished / "checkpoints" / "9" / "notes" / "metadata"
-    write_json(path, sign_json(read_signed_json(path) | {"owner": "another"}))  # intact, but not of this run
+    write_signed_json(path, read_signed_json(path) | {"owner": "another"})  # intact, but not of this run
     assert "owner another" in resume(finished, unfinished)
 
 

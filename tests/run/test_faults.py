@@ -20,7 +20,7 @@ from encoders.run.preemption import STOPPED_STATUS, RunStopped, StopRequest, par
 from encoders.run.run import Run
 from encoders.training import checkpoint, metric_log
 from encoders.training.checkpoint import Checkpoints
-from encoders.utils.files import sign_json, write_json
+from encoders.utils.files import write_signed_json
 from tests import texts
 from tests.refusals import raises_naming
 from tests.run.test_loop import assert_same_run, experiment, quiet
@@ -54,7 +54,7 @@ def unfinished(finished, tmp_path):
     shutil.copytree(finished[1], folder)
     shutil.rmtree(folder / "checkpoints" / "12")
     (folder / "result.json").unlink()
-    write_json(folder / checkpoint.SAVED_STEPS_FILE, sign_json({"latest": 9, "best": 9}))
+    write_signed_json(folder / checkpoint.SAVED_STEPS_FILE, {"latest": 9, "best": 9})
     assert steps(folder) == ["3", "6", "9"]
     return folder
 

@@ -22,7 +22,7 @@ from encoders.run.folder import read_result, read_run_rows
 from encoders.run.run import Run
 from encoders.training import checkpoint
 from encoders.utils.errors import is_expected
-from encoders.utils.files import sign_json, write_json
+from encoders.utils.files import write_signed_json
 from tests import texts
 from tests.exchange.references import HOME
 from tests.run.test_loop import experiment, final_state, quiet, without_time
@@ -116,7 +116,7 @@ def home(tmp_path_factory):
     shutil.copytree(folder / "finished", folder / "unfinished")
     shutil.rmtree(folder / "unfinished" / "checkpoints" / "12")
     (folder / "unfinished" / "result.json").unlink()
-    write_json(folder / "unfinished" / checkpoint.SAVED_STEPS_FILE, sign_json({"latest": 9, "best": 9}))
+    write_signed_json(folder / "unfinished" / checkpoint.SAVED_STEPS_FILE, {"latest": 9, "best": 9})
     import_checkpoint(HOME / "bert-pretraining", folder / "imported", tokenizer_files=HOME / "vocabularies" / "bert")
     return folder, base
 

@@ -19,7 +19,7 @@ from encoders.run.run import Run
 from encoders.text.corpus import check_corpus
 from encoders.text.source import CorpusError
 from encoders.training.metric_log import Intervals, format_row, read_metric_rows
-from encoders.utils.files import sign_json, write_json
+from encoders.utils.files import write_signed_json
 from tests import texts
 from tests.refusals import raises_naming
 from tests.run.test_loop import assert_same_run, experiment, quiet, without_time
@@ -104,7 +104,7 @@ def test_a_moved_store_is_opened_by_its_new_path_and_another_store_is_refused(ba
     with pytest.raises(RunError, match=f"{tmp_path};.*--store DIR"):
         Run.open(bare[1], str(tmp_path)).open_store()
     meta = json.loads((moved / "store.json").read_text())
-    write_json(moved / "store.json", sign_json(meta | {"key": "0123456789abcdef"}))
+    write_signed_json(moved / "store.json", meta | {"key": "0123456789abcdef"})
     with raises_naming(RunError, moved, "0123456789abcdef", meta["key"]):
         Run.open(bare[1], str(moved)).open_store()
 
