@@ -8,6 +8,7 @@ import secrets
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, suppress
+from functools import cache
 from pathlib import Path
 from types import CoroutineType
 from typing import TypeVar
@@ -182,19 +183,23 @@ def quiet_orbax() -> Iterator[None]:
     """
     levels = {logger: logger.level for logger in (logging.getLogger("absl"), logging.getLogger("asyncio"))}
     print_unraisable = sys.unraisablehook
+    for logger in levels:
+        logger.setLevel(logging.CRITICAL)
+    sys.unraisablehook = build_unraisable_hook(print_unraisable)
+    yield
+    sys.unraisablehook = print_unraisable
+    for logger, level in levels.items():
+        logger.setLevel(level)
 
+
+@cache  # A thread of TensorStore may still be calling a hook that was replaced: none is ever freed.
+def build_unraisable_hook(print_unraisable: Callable) -> Callable:
     def print_others(unraisable) -> None:
         is_dropped = isinstance(unraisable.object, CoroutineType)  # only Orbax and asyncio make any here
         if not is_dropped and "Event loop is closed" not in str(unraisable.exc_value):
             print_unraisable(unraisable)
 
-    for logger in levels:
-        logger.setLevel(logging.CRITICAL)
-    sys.unraisablehook = print_others
-    yield
-    sys.unraisablehook = print_unraisable
-    for logger, level in levels.items():
-        logger.setLevel(level)
+    return print_others
 
 
 def read_or_raise(step: int, read: Callable[[], T]) -> T:

@@ -112,6 +112,14 @@ def test_any_file_that_is_cut_off_or_gone_costs_three_steps_and_no_more(finished
     assert int(state.step) == at
 
 
+def test_a_replaced_hook_is_not_freed_while_a_thread_may_call_it():
+    hooks = []
+    for _ in range(2):
+        with checkpoint.quiet_orbax():
+            hooks.append(sys.unraisablehook)
+    assert hooks[0] is hooks[1] is not sys.unraisablehook
+
+
 def test_folders_and_files_that_are_not_checkpoints_are_ignored(finished, unfinished):
     (unfinished / "checkpoints" / "11").mkdir()
     (unfinished / "checkpoints" / "10").mkdir()
