@@ -24,8 +24,8 @@ from encoders.costs.ledger import (
 )
 from encoders.data.batch import Batch
 from encoders.data.packing import PackedFormat
-from encoders.exchange.architectures import ARCHITECTURES
 from encoders.experiment import Experiment, apply_settings
+from encoders.families.registry import ARCHITECTURES
 from encoders.model.flops import forward_flops
 from encoders.objectives.replaced_tokens import ReplacedTokenDetection
 from encoders.text.tokenization import VocabInfo

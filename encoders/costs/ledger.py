@@ -15,7 +15,7 @@ import numpy as np
 
 from encoders.experiment import Experiment
 from encoders.model.config import EncoderConfig
-from encoders.model.encoder import find_encoder_name
+from encoders.model.encoder import find_encoder_name, is_stacked
 from encoders.model.flops import forward_flops, masked_token_head_flops
 from encoders.objectives.base import Objective
 from encoders.objectives.causal_lm import CausalLM
@@ -25,7 +25,7 @@ from encoders.objectives.replaced_tokens import ReplacedTokenDetection
 from encoders.objectives.restored_tokens import ReplaceMLM
 from encoders.text.tokenization import make_blank_vocab
 from encoders.training import sharding, step
-from encoders.training.optimizer import flatten_with_paths, is_stacked
+from encoders.training.optimizer import flatten_with_paths
 
 FlopsByPart = dict[str, np.ndarray]
 

@@ -25,7 +25,7 @@ from encoders.inference.sentence_embedding import Pooling, SentenceEmbedding, no
 from encoders.inference.text_batch import TextBatch, TextOrPair
 from encoders.inference.word_tags import TextWords, split_words
 from encoders.model.encoder import Encoder, find_encoder_name
-from encoders.model.heads import Pooler, summarize_examples
+from encoders.model.heads import summarize_examples
 from encoders.objectives.masking import MaskedBatch
 from encoders.run.evaluate import concatenate_padded
 from encoders.run.folder import RunError, read_result, read_run_record
@@ -298,9 +298,9 @@ class Predictor:
         if pooling == "mean":
             is_token = (rows.example_ids > 0)[..., None]
             return (hidden * is_token).sum(1) / jnp.maximum(is_token.sum(1), 1)
-        vectors = summarize_examples(config, hidden, rows)
+        vectors = summarize_examples(config if pooling == "pooled" else replace(config, pooling="cls"), hidden, rows)
         if pooling == "pooled":
-            vectors = Pooler(config).apply({"params": params["pooler"]}, vectors)
+            vectors = config.pooler(config).apply({"params": params["pooler"]}, vectors)
         return vectors[:, 0]
 
     # Shared by the methods above

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from encoders.model.encoder import is_stacked
 from encoders.utils.errors import UserError
 from encoders.utils.field_checks import check_fields
 
@@ -34,11 +35,6 @@ def tree_paths(tree):
 
 def flatten_with_paths(tree) -> list[tuple[str, Any]]:
     return list(zip(jax.tree.leaves(tree_paths(tree)), jax.tree.leaves(tree), strict=True))
-
-
-def is_stacked(path: str) -> bool:
-    """Return True where the first axis of the leaf at `path` counts layers, or groups that share parameters."""
-    return re.search(r"(^|/)(layers|shared)/", path) is not None
 
 
 class Moments(NamedTuple):

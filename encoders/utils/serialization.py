@@ -13,6 +13,7 @@ from encoders.utils.errors import UserError
 CLASS_NAMES = {
     "encoders.model.config": "EncoderConfig FamilyConventions",
     "encoders.model.layers": "Embeddings SelfAttention CausalSelfAttention FeedForward",
+    "encoders.model.heads": "MaskedTokenHead Pooler",
     "encoders.families.electra": "ElectraEmbeddings",
     "encoders.text.tokenization": "TokenizerSpec",
     "encoders.data.spec": "PretrainingData",

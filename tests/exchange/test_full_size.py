@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from encoders.exchange.architectures import BERT
 from encoders.exchange.convert import import_checkpoint
 from encoders.exchange.weights import write_safetensors
 from encoders.families import bert
@@ -75,11 +74,13 @@ def test_bert_large_is_converted_within_twice_its_size_of_memory(tmp_path):
     )
     theirs, tensors, draw = tmp_path / "theirs", {}, np.random.default_rng(0)
     for path, leaf in flatten_with_paths(shapes):
-        for name, shape in BERT.list_hf_tensors(path, leaf.shape):
+        for name, shape in bert.ARCHITECTURE.list_hf_tensors(path, leaf.shape):
             tensors[name] = shape, partial(draw.standard_normal, shape, np.float32)
     shutil.copytree(HOME / "vocabularies" / "bert", theirs)
     write_safetensors(theirs / "model.safetensors", dict(sorted(tensors.items())))
-    (theirs / "config.json").write_text(json.dumps({"model_type": "bert"} | BERT.build_hf_config(bert.LARGE)))
+    (theirs / "config.json").write_text(
+        json.dumps({"model_type": "bert"} | bert.ARCHITECTURE.build_hf_config(bert.LARGE))
+    )
     size = (theirs / "model.safetensors").stat().st_size
     steps = (("import_checkpoint", theirs, tmp_path / "run"), ("export_run", tmp_path / "run", tmp_path / "out"))
     for verb, source, target in steps:

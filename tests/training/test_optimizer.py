@@ -7,10 +7,11 @@ import optax
 import pytest
 
 import encoders
+from encoders.model.encoder import is_stacked
 from encoders.run import loop
 from encoders.run.preemption import RunStopped, StopRequest
 from encoders.run.run import Run
-from encoders.training.optimizer import AdamW, Lamb, flatten_with_paths, is_stacked, tree_paths
+from encoders.training.optimizer import AdamW, Lamb, flatten_with_paths, tree_paths
 from tests import texts
 from tests.refusals import raises_naming
 from tests.run.test_loop import assert_same_run, experiment, quiet
