@@ -15,6 +15,10 @@ CLASS_NAMES = {
     "encoders.model.layers": "Embeddings SelfAttention CausalSelfAttention FeedForward",
     "encoders.model.heads": "MaskedTokenHead Pooler",
     "encoders.families.electra": "ElectraEmbeddings",
+    "encoders.families.modernbert": (
+        "ModernBertConfig ModernBertEmbeddings ModernBertRotary ModernBertAttention ModernBertFeedForward "
+        "ModernBertTokenHead ModernBertPooler"
+    ),
     "encoders.text.tokenization": "TokenizerSpec",
     "encoders.data.spec": "PretrainingData",
     "encoders.data.labelled": "LabelledData",
