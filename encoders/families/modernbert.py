@@ -172,6 +172,9 @@ class ModernBertConfig(EncoderConfig):
     def attention_windows(self) -> tuple[int | None, ...]:
         return (None, *[self.local_window] * (self.global_every - 1))
 
+    def scale_intermediate_size(self, hidden_size: int) -> int:
+        return max(1, round(self.intermediate_size * hidden_size / self.hidden_size))
+
     def begin_layers(self, x: Hidden) -> tuple[Hidden, Hidden]:
         return x, x
 

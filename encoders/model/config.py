@@ -118,6 +118,10 @@ class EncoderConfig:
         """
         return (None,)
 
+    def scale_intermediate_size(self, hidden_size: int) -> int:
+        """Return the intermediate size of this family's model of another hidden size."""
+        return 4 * hidden_size
+
     def begin_layers(self, x):
         """Return what the first layer is given, a pytree, from the embeddings `[b l d]`."""
         return x
@@ -146,9 +150,13 @@ class EncoderConfig:
 
 
 def derive_generator_config(config: EncoderConfig, generator_width: float, generator_depth=1.0) -> EncoderConfig:
-    """Return ELECTRA's generator for `config`: a fraction of its width and depth, heads of 64, 4x intermediate."""
+    """Return ELECTRA's generator for `config`: a fraction of its width and depth, heads of 64.
+
+    Its intermediate size is that of the family, four times the hidden size in BERT.
+    """
     hidden, layers = round(config.hidden_size * generator_width), max(1, round(config.num_layers * generator_depth))
-    sizes = dict(hidden_size=hidden, num_layers=layers, num_heads=max(1, hidden // 64), intermediate_size=4 * hidden)
+    sizes = dict(hidden_size=hidden, num_layers=layers, num_heads=max(1, hidden // 64))
+    sizes["intermediate_size"] = config.scale_intermediate_size(hidden)
     try:
         return replace(config, **sizes, shared_parts=(), num_groups=1)
     except ValueError as error:
