@@ -15,7 +15,7 @@ from encoders.model.config import EncoderConfig
 from encoders.objectives.base import Objective, SupervisedObjective
 from encoders.text.tokenization import make_blank_vocab
 from encoders.training.metric_log import Intervals
-from encoders.training.optimizer import AdamW, Lamb
+from encoders.training.optimizer import OptimizerConfig
 from encoders.training.sharding import Mesh
 from encoders.utils.overrides import apply_changes, check_choices, parse_settings, shorten_text
 from encoders.utils.serialization import ExperimentError, fingerprint_content, flatten_fields, not_fingerprinted
@@ -51,7 +51,7 @@ class Experiment(RunSpec):
     """
 
     data: PretrainingData | LabelledData
-    optimizer: AdamW | Lamb
+    optimizer: OptimizerConfig
     phases: tuple[Phase, ...]
     seed: int = 0
     grad_accum_steps: int = 1
@@ -87,9 +87,8 @@ def find_problems(experiment: Experiment) -> Iterator[str]:
     tokenizer, vocab_size = experiment.data.tokenizer, model.vocab_size
     if not tokenizer.path and tokenizer.vocab_size != vocab_size:
         yield f"data.tokenizer.vocab_size={tokenizer.vocab_size} and model.vocab_size={vocab_size} differ; set both"
-    if optimizer.warmup_steps > experiment.num_steps:
-        steps = f"the run's {experiment.num_steps} steps; lower it or raise phases.until_step"
-        yield f"optimizer.warmup_steps={optimizer.warmup_steps} exceeds {steps}"
+    if problem := optimizer.find_schedule_problem(experiment.num_steps):
+        yield problem
     decay, shared = optimizer.layer_lr_decay, model.shared_parts
     if decay != 1 and shared:
         yield f"optimizer.layer_lr_decay={decay} needs layers that share nothing, and model.shared_parts={shared}"

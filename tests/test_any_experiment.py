@@ -119,7 +119,7 @@ FIELDS = {
     "optimizer.eps": ("1e-8", "0"),
     "optimizer.clip_norm": ("none 0.5", "0"),
     "optimizer.bias_correction": ("true false", "1"),
-    "optimizer.schedule": ("replace peak product constant", "cosine"),
+    "optimizer.schedule": ("replace peak product constant CosineDecay", "cosine"),
     "optimizer.no_decay": ("() bias$", "[ )"),
     "optimizer.layer_lr_decay": ("1 0.8", "0 2"),
     "optimizer.decay_top_layer_twice": ("true", "0"),

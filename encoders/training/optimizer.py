@@ -6,19 +6,20 @@ ALBERT follows `lamb_optimizer.py` of google-research/albert (You et al., 2019, 
 
 import math
 import re
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from encoders.training.schedules import Schedule, ScheduleName, compute_rate_fraction
 from encoders.utils.errors import UserError
 from encoders.utils.field_checks import check_fields
 
-ScheduleName = Literal["replace", "peak", "product", "constant"]
 ENCODER_PREFIXES = ("encoder/", "discriminator/")  # of parameters below the heads, for layer-wise rates
 
 
@@ -111,32 +112,8 @@ def scale_by_layer_rates(schedule: optax.Schedule, decay: float, decay_top_layer
     return optax.GradientTransformation(optax.scale_by_schedule(schedule).init, update)
 
 
-def compute_rate_fraction(schedule: ScheduleName, step, warmup_steps: int, total_steps: int) -> jax.Array:
-    """Return the fraction after t of T steps, w of them warm-up, as float32 of the shape of `step`.
-
-    - "replace": t / w before w and max(0, 1 - t / T) from there, as in BERT and ALBERT: it drops by w / T at t = w.
-    - "peak": t / w before w and (T - t) / (T - w) from there, as in RoBERTa. fairseq builds its scheduler with the rate
-      of t = 1, but its trainer sets the rate of t = 0 before the first update.
-    - "product": min(1, t / w) max(0, 1 - t / T), as in ELECTRA: the largest fraction is below 1.
-    - "constant": min(1, t / w).
-
-    >>> [round(float(compute_rate_fraction("peak", step, warmup_steps=2, total_steps=6)), 3) for step in range(7)]
-    [0.0, 0.5, 1.0, 0.75, 0.5, 0.25, 0.0]
-    """
-    step = jnp.asarray(step, jnp.float32)
-    warmup = jnp.minimum(1.0, step / warmup_steps) if warmup_steps else jnp.ones_like(step)
-    decay = jnp.maximum(0.0, 1.0 - step / total_steps)
-    if schedule == "constant":
-        return warmup
-    if schedule == "product":
-        return warmup * decay
-    if schedule == "peak":
-        decay = decay * total_steps / max(total_steps - warmup_steps, 1)
-    return jnp.where(step < warmup_steps, warmup, decay)
-
-
 @dataclass(frozen=True)
-class OptimizerConfig:
+class OptimizerConfig(ABC):
     """Base class of optimisers: a learning rate with its schedule, clipping and decoupled weight decay.
 
     A subclass returns its transforms by name from `build_transforms`; any of optax's may be among them. In an
@@ -162,7 +139,7 @@ class OptimizerConfig:
     weight_decay: float = 0.01
     no_decay: tuple[str, ...] = (r"norm/", r"bias$")  # regexes of paths; () for RoBERTa, where everything decays
     clip_norm: float | None = 1.0  # of the global norm of gradients; None is off
-    schedule: ScheduleName = "replace"
+    schedule: ScheduleName | Schedule = "replace"
     # Each layer's rate is this times that of the layer above; the heads have `learning_rate` (ELECTRA).
     layer_lr_decay: float = 1.0
     # The top layer's rate has the factor twice, as in all numbers of ELECTRA's code.
@@ -172,7 +149,7 @@ class OptimizerConfig:
     def __post_init__(self):
         is_regexes = lambda value: isinstance(value, tuple) and all(map(is_regex, value))
         is_optional_number = lambda value, above: value is None or (is_number(value) and value > above)
-        schedules = get_args(ScheduleName)
+        names = get_args(ScheduleName)
         checks = (
             ("learning_rate", lambda rate: is_number(rate) and rate > 0, "a number above 0"),
             ("warmup_steps", lambda steps: type(steps) is int and steps >= 0, "a whole number of steps, 0 or more"),
@@ -181,26 +158,33 @@ class OptimizerConfig:
             ("clip_norm", lambda norm: is_optional_number(norm, 0), "a number above 0, or None"),
             ("skip_spikes_above", lambda ratio: is_optional_number(ratio, 1), "a number above 1, or None"),
             ("layer_lr_decay", lambda decay: is_number(decay) and 0 < decay <= 1, "above 0 and at most 1"),
-            ("schedule", lambda name: name in schedules, f"one of {', '.join(schedules)}"),
+            ("schedule", lambda x: isinstance(x, Schedule) or x in names, f"one of {', '.join(names)}, or a Schedule"),
         )
         check_fields(self, "optimizer.", checks)
 
+    @abstractmethod
     def build_transforms(self, total_steps: int) -> dict[str, optax.GradientTransformation]:
         """Return the transforms in their order, by name; the names are those of their states in checkpoints."""
-        raise NotImplementedError
 
-    def build_transformation(self, total_steps: int) -> optax.GradientTransformationExtraArgs:
-        """Chain the transforms for a run of `total_steps`. Raises `ValueError` where the warm-up is longer."""
+    def find_schedule_problem(self, total_steps: int) -> str | None:
+        """Return why the schedule does not fit a run of `total_steps`, if it does not."""
         if total_steps < 1 or self.warmup_steps > total_steps:
-            raise UserError(
+            return (
                 f"optimizer.warmup_steps={self.warmup_steps} exceeds the run's {total_steps} steps; lower it or raise "
                 "phases.until_step"
             )
+        is_value = isinstance(self.schedule, Schedule)
+        return self.schedule.find_problem(self.warmup_steps, total_steps) if is_value else None
+
+    def build_transformation(self, total_steps: int) -> optax.GradientTransformationExtraArgs:
+        """Chain the transforms for a run of `total_steps`. Raises `ValueError` where the schedule does not fit it."""
+        if problem := self.find_schedule_problem(total_steps):
+            raise UserError(problem)
         return optax.named_chain(*self.build_transforms(total_steps).items())
 
     def init_moments(self, params) -> dict[str, Any]:
         """Return the state before the first update, by the name of each transform; no schedule changes it."""
-        return self.build_transformation(max(self.warmup_steps, 1)).init(params)
+        return optax.named_chain(*self.build_transforms(total_steps=1).items()).init(params)
 
     def compute_learning_rate(self, step, total_steps: int) -> jax.Array:
         """Return the rate of the update that follows `step` updates, in a run of `total_steps`."""

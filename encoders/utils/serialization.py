@@ -36,6 +36,7 @@ CLASS_NAMES = {
     "encoders.tasks.multiple_choice": "MultipleChoiceTask MultipleChoiceRows MultipleChoiceObjective",
     "encoders.tasks.token_classification": "TokenTask TaggedRows TokenClassification",
     "encoders.training.optimizer": "AdamW Lamb",
+    "encoders.training.schedules": "WarmupStableDecay CosineDecay PiecewiseSchedule SchedulePiece",
     "encoders.training.sharding": "Mesh",
     "encoders.training.metric_log": "Intervals",
     "encoders.experiment": "RunSpec Experiment",

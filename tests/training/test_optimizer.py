@@ -313,7 +313,7 @@ def test_only_leaves_below_layers_or_shared_are_stacked():
         ("eps", 0.0, ["above 0"]),
         ("clip_norm", 0.0, ["None"]),
         ("bias_correction", "no", ["True", "False"]),
-        ("schedule", "cosine", ["replace, peak, product, constant"]),
+        ("schedule", "cosine", ["replace, peak, product, constant", "Schedule"]),
         ("no_decay", "bias$", ["tuple", "regex"]),
         ("no_decay", ("bias(",), ["tuple", "regex"]),
     ],
