@@ -35,7 +35,7 @@ CLASS_NAMES = {
     "encoders.tasks.question_answering": "SpanPrediction SpanWithClassifier ConditionedSpanPrediction",
     "encoders.tasks.multiple_choice": "MultipleChoiceTask MultipleChoiceRows MultipleChoiceObjective",
     "encoders.tasks.token_classification": "TokenTask TaggedRows TokenClassification",
-    "encoders.training.optimizer": "AdamW Lamb",
+    "encoders.training.optimizer": "AdamW Lamb StableAdamW Muon",
     "encoders.training.schedules": "WarmupStableDecay CosineDecay PiecewiseSchedule SchedulePiece",
     "encoders.training.sharding": "Mesh",
     "encoders.training.metric_log": "Intervals",
