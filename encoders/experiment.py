@@ -10,7 +10,7 @@ from encoders.data.labelled import LabelledData
 from encoders.data.mixing import find_corpus_weights
 from encoders.data.packing import PackedFormat
 from encoders.data.spec import PretrainingData
-from encoders.data.stream import Phase
+from encoders.data.stream import Phase, expand_batch_ramps, find_ramp_problem
 from encoders.model.config import EncoderConfig
 from encoders.objectives.base import Objective, SupervisedObjective
 from encoders.text.tokenization import make_blank_vocab
@@ -105,7 +105,10 @@ def find_problems(experiment: Experiment) -> Iterator[str]:
     provided = experiment.data.label_names
     if expected and provided and expected != provided:
         yield f"objective.label_names={expected} differ from the labels of the rows, {provided}"
-    for phase in phases:
+    for phase, first_step in zip(phases, (0, *until_steps), strict=False):
+        if problem := find_ramp_problem(phase, first_step):
+            yield problem
+    for phase in expand_batch_ramps(phases):
         yield from find_phase_problems(experiment, phase)
 
 
@@ -119,6 +122,10 @@ def find_phase_problems(experiment: Experiment, phase: Phase) -> Iterator[str]:
         yield f"phases.batch_size={phase.batch_size} is not a multiple of grad_accum_steps={num_micro_steps}"
     if isinstance(row_format, PackedFormat) and experiment.model.attention_impl == "cudnn":
         yield "model.attention_impl='cudnn' is not for phases.format=PackedFormat; take 'cudnn_packed'"
+    try:
+        experiment.objective.replace_mask_rate(phase.mask_rate)
+    except ValueError as error:
+        yield str(error)
     weights, num_corpora = find_corpus_weights(row_format), len(getattr(experiment.data, "corpus", ()))
     if weights is not None and len(weights) != num_corpora:
         yield f"phases.format.corpus_weights={weights} must have one for each of the {num_corpora} items of data.corpus"

@@ -126,6 +126,7 @@ FIELDS = {
     "phases.*.seq_length": ("8 17 32", "7 41 1e18"),
     "phases.*.batch_size": ("4 8", "0 -4 2.5"),
     "phases.*.num_length_buckets": ("1 2 5", "0"),
+    "phases.*.mask_rate": ("none 0.05 0.4", "0 1 1.5"),
     "phases.*.format.negatives": ("random swapped", "next"),
     "phases.*.format.short_seq_prob": ("0 1", "-0.1 1.1"),
     "phases.*.format.match_released_code": ("true", "1"),

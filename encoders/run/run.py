@@ -9,7 +9,7 @@ from typing import Any, Self
 import jax
 
 from encoders.data.store import STORE_FILE, Store
-from encoders.data.stream import BatchStream
+from encoders.data.stream import BatchStream, Phase, expand_batch_ramps
 from encoders.experiment import Experiment, RunSpec
 from encoders.run.folder import (
     CHECKPOINTS_FOLDER,
@@ -66,6 +66,14 @@ class Run:
     @cached_property
     def module(self):
         return self.spec.objective.module(self.spec.model, self.vocab)
+
+    def build_train_module(self, phase: Phase):
+        """Return the module that trains in a phase: `module`, with the phase's mask rate where it has one."""
+        return self.spec.objective.replace_mask_rate(phase.mask_rate).module(self.spec.model, self.vocab)
+
+    def build_static_args(self, phase: Phase) -> dict:
+        """Return the arguments of `train_step` in a phase that its compilation depends on, besides shapes."""
+        return step.build_static_args(self.experiment, self.build_train_module(phase))
 
     @cached_property
     def store(self) -> Store:
@@ -197,6 +205,6 @@ def check_batch_sizes(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
     """Raise `RunError` for batches that the devices and the micro-steps do not divide."""
     divisor = sharding.count_batch_shards(mesh) * experiment.grad_accum_steps
     product = f"{divisor}: mesh.data x mesh.fsdp x grad_accum_steps"
-    for phase in experiment.phases:
+    for phase in expand_batch_ramps(experiment.phases):
         if phase.batch_size % divisor:
             raise RunError(f"phases.batch_size={phase.batch_size} is not a multiple of {product}")

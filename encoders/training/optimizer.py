@@ -339,8 +339,8 @@ class StableAdamW(AdamOptimizer):
 class Muon(AdamW):
     """Muon for the matrices of layers, AdamW for embeddings, heads, norms and biases.
 
-    The momentum of a matrix is orthogonalised (Jordan, 2024, https://kellerjordan.github.io/posts/muon) and scaled to
-    the size of AdamW's updates, so that both take one rate and one decay (Liu et al., 2025,
+    The momentum of a matrix is orthogonalised (Jordan, 2024, https://kellerjordan.github.io/posts/muon). It is scaled
+    to the size of AdamW's updates, so both take one rate and one decay (Liu et al., 2025,
     https://arxiv.org/abs/2502.16982, §2.2). Each layer of a stack is a matrix of its own; a fused projection is one.
     """
 

@@ -49,7 +49,7 @@ class SchedulePiece:
         )
         check_fields(self, "optimizer.schedule.pieces.", checks)
 
-    def build(self, first_step: int) -> optax.Schedule:
+    def build_schedule(self, first_step: int) -> optax.Schedule:
         """Return the fraction by the number of steps since `first_step`."""
         decay = build_decay(self.decay, max(self.until_step - first_step, 1))
         return lambda step: self.end + (self.start - self.end) * decay(step)
@@ -72,8 +72,8 @@ class Schedule:
         """Return the fraction after `step` updates, without the warm-up."""
         pieces = self.list_pieces(warmup_steps, total_steps)
         first_steps = (0, *(piece.until_step for piece in pieces[:-1]))
-        built = [piece.build(first_step) for piece, first_step in zip(pieces, first_steps, strict=True)]
-        return optax.join_schedules(built, first_steps[1:])(step)
+        schedules = [piece.build_schedule(first_step) for piece, first_step in zip(pieces, first_steps, strict=True)]
+        return optax.join_schedules(schedules, first_steps[1:])(step)
 
 
 @dataclass(frozen=True)

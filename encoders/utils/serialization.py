@@ -18,7 +18,7 @@ CLASS_NAMES = {
     "encoders.data.spec": "PretrainingData",
     "encoders.data.labelled": "LabelledData",
     "encoders.data.filters": "CorpusFilters",
-    "encoders.data.stream": "Phase",
+    "encoders.data.stream": "Phase BatchRamp",
     "encoders.data.formats": "SegmentPairs SentencePairs FullSentences ElectraPairs",
     "encoders.data.mixing": "MixedFormat",
     "encoders.data.packing": "PackedFormat",
