@@ -146,7 +146,10 @@ def measure_step(experiments: Sequence[Experiment], options: BenchOptions) -> It
             continue
         timing, peak = timings[variant.name], timings[matmul.name]
         sizes = bench_input.example_sizes  # neither padding nor recomputation counts
-        flops = step_flops(experiment, sizes) if options.task == "train" else forward_flops(experiment.model, sizes)
+        if options.task == "train":
+            flops = step_flops(experiment, sizes, experiment.phases[0].mask_rate)
+        else:
+            flops = forward_flops(experiment.model, sizes)
         flops_per_second = flops.sum() / NUM_BATCHES / timing.median_seconds()
         peak_flops = peak.info["flops"] / peak.median_seconds()
         yield bench_input.make_row(f"{name}, {options.task}, {dtype}", timing) | {
@@ -305,7 +308,7 @@ def estimate_roofline(experiments: Sequence[Experiment], options: BenchOptions) 
     for experiment in experiments:
         phase = experiment.phases[0]
         tokens = phase.batch_size * phase.seq_length
-        flops = step_flops(experiment, np.array([phase.seq_length])).sum() * phase.batch_size
+        flops = step_flops(experiment, np.array([phase.seq_length]), phase.mask_rate).sum() * phase.batch_size
         configs = list_trained_configs(experiment.objective, experiment.model)
         activations = sum(count_saved_activations(config, phase.seq_length) for config in configs)
         num_params = count_params(eval_param_shapes(experiment.model, experiment.objective))

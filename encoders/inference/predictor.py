@@ -392,8 +392,8 @@ def load_predictor(
 ) -> Predictor:
     """Return the predictor of a trained or imported run in the folder `run`.
 
-    `step` is "best" (the latest where none was scored), "latest", or a number. `lengths` are the lengths that rows are
-    padded to, in tokens and ascending; the last one cuts texts. By default they reach to the model's positions.
+    `step` is "best" (the latest where none was scored), or another of `Run.load_params`. `lengths` are the lengths
+    that rows are padded to, in tokens and ascending; the last one cuts texts. By default they reach to all positions.
     """
     opened = Run.open(Path(run))
     embedding = SentenceEmbedding.from_record(read_run_record(opened.folder))
