@@ -1,7 +1,7 @@
-"""Training steps of ModernBERT-base at lengths up to 8,192 tokens, with local attention and with global attention alone.
+"""Training steps of ModernBERT-base at lengths up to 8,192 tokens, with local attention and without.
 
-    python launch.py bench rows experiments/speed_long.py --only "*-1024"
-    python launch.py bench peers experiments/speed_long.py --only modernbert-base-512
+    python launch.py bench step speed_long --only "*-1024"
+    python launch.py bench peers speed_long --only modernbert-base-512
 
 `bench peers` times transformers beside it, which needs the extra `torch`. What was measured is in
 experiments/README.md, "Speed".

@@ -134,10 +134,13 @@ def count_encoder_params(config: EncoderConfig, objective) -> int:
 def count_saved_activations(config: EncoderConfig, seq_length: int) -> int:
     """Return the activations saved for the backward pass, for each token, without rematerialisation.
 
-    A layer saves about 10 d + 4 f, and for stored attention weights 3 a head and attended token.
+    A layer saves about 10 d + 4 f, or 6 f where a gate multiplies them, and for stored attention weights 3 a head and
+    attended token: in a window those of two blocks.
     """
-    weights = 3 * config.num_heads * seq_length if config.attention_impl == "xla" else 0
-    return config.num_layers * (10 * config.hidden_size + 4 * config.intermediate_size + weights)
+    spans = [seq_length if window is None else min(seq_length, 2 * window) for window in config.layer_windows]
+    weights = 3 * config.num_heads * sum(spans) if config.attention_impl == "xla" else 0
+    inner = 2 * config.feed_forward.num_matrices * config.intermediate_size
+    return config.num_layers * (10 * config.hidden_size + inner) + weights
 
 
 def estimate_memory(experiment: Experiment, mesh=None) -> dict[str, float]:

@@ -150,6 +150,7 @@ class ModernBertConfig(EncoderConfig):
 
     param_compatible_fields: ClassVar[tuple[str, ...]] = (
         *EncoderConfig.param_compatible_fields,
+        *("attention_out_dropout", "mlp_dropout"),
         *("max_positions", "rope_theta", "local_rope_theta"),  # the context can be extended
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Literal
@@ -117,6 +118,11 @@ class EncoderConfig:
         None is the whole example. Layers of different windows are compiled apart.
         """
         return (None,)
+
+    @property
+    def layer_windows(self) -> tuple[int | None, ...]:
+        """The window of each layer."""
+        return tuple(itertools.islice(itertools.cycle(self.attention_windows), self.num_layers))
 
     def scale_intermediate_size(self, hidden_size: int) -> int:
         """Return the intermediate size of this family's model of another hidden size."""

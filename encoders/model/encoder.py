@@ -132,7 +132,7 @@ class Encoder(nn.Module):
 
         Parameters are those of `self.layers`, whose scan initialises them.
         """
-        config, stack = self.config, self.layers.variables["params"]
+        config, stack = self.config, self.layers.variables.get("params", {})  # none where all parts are shared
         dropout_key = self.make_rng("dropout") if self.has_rng("dropout") else None
 
         def run_layer(x, params, index, window):

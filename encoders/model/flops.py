@@ -10,11 +10,11 @@ def forward_flops(config: EncoderConfig, sizes: np.ndarray) -> np.ndarray:
     d, f = config.hidden_size, config.intermediate_size
     projection = 2 * config.embedding_size * d if config.has_embedding_projection else 0
     products = 2.0 * (4 * d * d + config.feed_forward.num_matrices * d * f)
-    windows = [config.attention_windows[i % len(config.attention_windows)] for i in range(config.num_layers)]
-    num_full = windows.count(None)
-    attention = num_full * (4 * sizes * d)
-    for window in set(windows) - {None}:
-        attention = attention + windows.count(window) * 4 * np.minimum(sizes, window + 1) * d
+    windows = config.layer_windows
+    seen = windows.count(None) * sizes
+    for window in {*windows} - {None}:
+        seen = seen + windows.count(window) * np.minimum(sizes, window + 1)
+    attention = 4 * seen * d
     return sizes * (projection + config.num_layers * products + attention)
 
 
