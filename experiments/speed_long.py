@@ -3,8 +3,7 @@
     python launch.py bench step speed_long --only "*-1024"
     python launch.py bench peers speed_long --only modernbert-base-512
 
-`bench peers` times transformers beside it, which needs the extra `torch`. What was measured is in
-experiments/README.md, "Speed".
+`bench peers` times transformers beside it, which needs the extra `torch`. Cost: not measured here.
 """
 
 from dataclasses import replace
