@@ -1,4 +1,7 @@
-"""Every verb under every fault that its user or machine can cause: one line, its status, nothing half-written."""
+"""Every verb under every fault that its user or machine can cause: one line, its status, nothing half-written.
+
+`ENCODERS_INJECTIONS=1000 python -m pytest -m live -n 0 tests/cli/test_injections.py` prints what became of each kind.
+"""
 
 import errno
 import io
@@ -7,7 +10,7 @@ import os
 import resource
 import shutil
 import sys
-from contextlib import contextmanager
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -19,8 +22,8 @@ from encoders.cli import commands
 from encoders.cli.parser import BROKEN_PIPE_STATUS, main
 from encoders.utils.files import write_signed_json
 from tests import texts
+from tests.file_events import watch_files
 
-EVENTS = ("open", "os.mkdir", "os.rename", "os.listdir", "os.scandir")
 CODES = (errno.EACCES, errno.EMFILE, errno.ENOSPC, errno.EIO)
 CONTENTS = {
     "empty": b"",
@@ -31,26 +34,6 @@ CONTENTS = {
     "another object": b'{"class": {"type": 3}, "facts": [1], "files": 2}',
     "deep": b"[" * 100_000,
 }
-# What an audit hook, which no process can remove, does with an event and a path.
-on_file_event = None
-
-
-def audit(event: str, arguments: tuple) -> None:
-    if on_file_event is not None and event in EVENTS and isinstance(arguments[0], str | bytes | os.PathLike):
-        on_file_event(event, Path(os.fsdecode(arguments[0])))
-
-
-sys.addaudithook(audit)
-
-
-@contextmanager
-def watch_files(call):
-    global on_file_event
-    on_file_event = call
-    try:
-        yield
-    finally:
-        on_file_event = None
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +106,11 @@ def remove_outputs(home: Path, problem: object) -> None:
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
+def print_outcomes(capsys, verb: str, count: str, outcomes: Counter) -> None:
+    with capsys.disabled():
+        print(f"\n{verb}, {count}: {dict(sorted(outcomes.items()))}")
+
+
 def run_with_failing_call(home: Path, words: list[str], fails_at: int, code: int) -> tuple[int, int]:
     """Run a command in which the n-th call that touches a file of `home` fails; return status and number of calls."""
     count = 0
@@ -145,12 +133,15 @@ def check_failing_calls(home: Path, verb: str, capsys, choose_calls) -> None:
     remove_outputs(home, verb)
     capsys.readouterr()
     assert num_calls, verb
+    outcomes = Counter()
     for fails_at in choose_calls(num_calls):
         code = CODES[fails_at % len(CODES)]
         status, _ = run_with_failing_call(home, words, fails_at, code)
         if status:  # else it could do without the file
             assert_one_line(capsys, status, (verb, fails_at, os.strerror(code)))
+        outcomes[f"{os.strerror(code)}: {'one line' if status else 'done without it'}"] += 1
         remove_outputs(home, (verb, fails_at))
+    print_outcomes(capsys, verb, f"{num_calls} calls", outcomes)
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -178,6 +169,7 @@ def check_contents(home: Path, verb: str, capsys, names) -> None:
     files = [path for path in list_read_files(home, words) if path.parts[len(home.parts)] not in OUTPUTS]
     remove_outputs(home, verb)
     capsys.readouterr()
+    outcomes = Counter()
     for number, path in enumerate(files):
         before = path.read_bytes()
         for name in names(number):
@@ -187,8 +179,10 @@ def check_contents(home: Path, verb: str, capsys, names) -> None:
                 assert f"{path}:1: " in capsys.readouterr().err
             elif status:
                 assert_one_line(capsys, status, (verb, path, name))
+            outcomes[f"{name}: {'one line' if status else 'done without it'}"] += 1
             remove_outputs(home, (verb, path, name))
             path.write_bytes(before)
+    print_outcomes(capsys, verb, f"{len(files)} files", outcomes)
 
 
 @pytest.mark.parametrize("verb", VERBS)
