@@ -342,7 +342,7 @@ def print_scores(
             scores = evaluate_with_overrides(evaluated, params, settings, num_batches)
         else:
             scores = evaluate_run(evaluated, params, num_batches=num_batches)
-    print(json.dumps({"run": opened.experiment.name, "step": step_number} | scores, indent=1))
+    print(json.dumps({"run": opened.spec.name, "step": step_number} | scores, indent=1))
 
 
 def write_submission(run: str, folder: str, root: str | None = None, step: str = "best") -> None:

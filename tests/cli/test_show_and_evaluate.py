@@ -9,11 +9,14 @@ import encoders
 from encoders.cli.experiment_files import describe_small_scale, find_experiment_file, import_experiment_file
 from encoders.cli.parser import main
 from encoders.data.work_units import is_held_out
+from encoders.exchange.convert import import_checkpoint
 from encoders.experiment import describe_experiments
+from encoders.run.run import Run
 from encoders.sweeps.paper_table import Study
 from encoders.utils.errors import escape_control, is_control
 from encoders.utils.serialization import ExperimentError, flatten_fields
 from tests import texts
+from tests.exchange.references import HOME as REFERENCES
 from tests.test_experiment import BASE
 
 
@@ -106,3 +109,28 @@ def test_a_control_character_becomes_visible(text, home, capsys):
     shown = capsys.readouterr()
     assert not any(map(is_control, shown.out + shown.err))
     assert shown.out.count(escape_control(text)) == 2 and escape_control(text) in shown.err
+
+
+@pytest.mark.parametrize(
+    "name, family, scores",
+    [
+        ("bert-pretraining", "bert", {"mlm_loss", "nsp_accuracy"}),
+        ("albert-pretraining", "albert", {"mlm_loss", "sop_accuracy"}),
+        ("roberta-masked", "roberta", {"mlm_loss"}),
+        ("electra-discriminator", "electra", {"rtd_auc"}),
+        ("electra-pair", "electra", {"rtd_auc", "generator_accuracy"}),
+        ("bert-encoder", "bert", None),
+        ("bert-questions", "bert", None),
+    ],
+)
+def test_an_imported_run_is_scored_on_any_text_that_its_objective_reads(name, family, scores, home, tmp_path, capsys):
+    published = REFERENCES / name
+    import_checkpoint(published, tmp_path / "run", tokenizer_files=REFERENCES / "vocabularies" / family)
+    status = main(["evaluate", f"{tmp_path}/run", "--corpus", f"{home}/text.txt", f"{home}/other.txt"])
+    shown = capsys.readouterr()
+    if scores is None:
+        (line,) = shown.err.splitlines()
+        objective = type(Run.open(tmp_path / "run").spec.objective).__name__
+        assert status == 1 and f"{tmp_path}/run" in line and objective in line
+    else:
+        assert status == 0 and scores <= json.loads(shown.out).keys(), shown
