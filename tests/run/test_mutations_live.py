@@ -185,7 +185,9 @@ def test_damage_is_noticed_and_named_or_changes_nothing(target, home, tmp_path, 
         else:
             said = any("damaged" in line or "missing" in line or "checkpoint" in line for line in lines)
             outcomes[f"{change.split()[0]}: {'mended' if said else 'harmless'}"] += 1
-            if found != expected:
+            # Rows that are gone are named; all that was trained is the same.
+            only_rows_differ = use is resume and found[0] == expected[0] and "metrics.jsonl" in "".join(lines)
+            if found != expected and not only_rows_differ:
                 silent.append((change, lines))
         shutil.rmtree(copy)
     print(target, dict(sorted(outcomes.items())))
