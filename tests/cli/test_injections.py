@@ -106,9 +106,9 @@ def remove_outputs(home: Path, problem: object) -> None:
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def print_outcomes(capsys, verb: str, count: str, outcomes: Counter) -> None:
+def print_outcomes(capsys, verb: str, outcomes: Counter) -> None:
     with capsys.disabled():
-        print(f"\n{verb}, {count}: {dict(sorted(outcomes.items()))}")
+        print(f"\n{verb}: {dict(sorted(outcomes.items()))}")
 
 
 def run_with_failing_call(home: Path, words: list[str], fails_at: int, code: int) -> tuple[int, int]:
@@ -126,7 +126,8 @@ def run_with_failing_call(home: Path, words: list[str], fails_at: int, code: int
         return main(words), count
 
 
-def check_failing_calls(home: Path, verb: str, capsys, choose_calls) -> None:
+def check_failing_calls(home: Path, verb: str, capsys, choose_calls) -> Counter:
+    """Let chosen calls of a verb fail, and return what became of each kind of failure."""
     words = list_commands(home)[verb]
     status, num_calls = run_with_failing_call(home, words, 0, 0)
     assert status == (verb == "submit"), capsys.readouterr().err  # which needs a run of a task
@@ -141,7 +142,7 @@ def check_failing_calls(home: Path, verb: str, capsys, choose_calls) -> None:
             assert_one_line(capsys, status, (verb, fails_at, os.strerror(code)))
         outcomes[f"{os.strerror(code)}: {'one line' if status else 'done without it'}"] += 1
         remove_outputs(home, (verb, fails_at))
-    print_outcomes(capsys, verb, f"{num_calls} calls", outcomes)
+    return outcomes
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -152,7 +153,8 @@ def test_a_file_that_cannot_be_opened_made_or_renamed_costs_one_line(home, verb,
 @pytest.mark.live
 @pytest.mark.parametrize("verb", VERBS)
 def test_any_file_that_cannot_be_opened_made_or_renamed_costs_one_line(home, verb, capsys):
-    check_failing_calls(home, verb, capsys, lambda count: range(1, count + 1, max(1, count // NUM_INJECTIONS)))
+    choose_calls = lambda count: range(1, count + 1, max(1, count // NUM_INJECTIONS))
+    print_outcomes(capsys, verb, check_failing_calls(home, verb, capsys, choose_calls))
 
 
 def list_read_files(home: Path, words: list[str]) -> list[Path]:
@@ -164,7 +166,8 @@ def list_read_files(home: Path, words: list[str]) -> list[Path]:
     return sorted(path for path in read if home in path.parents and path.suffix in suffixes and path.is_file())
 
 
-def check_contents(home: Path, verb: str, capsys, names) -> None:
+def check_contents(home: Path, verb: str, capsys, names) -> Counter:
+    """Fill each file that a verb reads with something else, and return what became of each kind of content."""
     words = list_commands(home)[verb]
     files = [path for path in list_read_files(home, words) if path.parts[len(home.parts)] not in OUTPUTS]
     remove_outputs(home, verb)
@@ -182,7 +185,7 @@ def check_contents(home: Path, verb: str, capsys, names) -> None:
             outcomes[f"{name}: {'one line' if status else 'done without it'}"] += 1
             remove_outputs(home, (verb, path, name))
             path.write_bytes(before)
-    print_outcomes(capsys, verb, f"{len(files)} files", outcomes)
+    return outcomes
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -195,9 +198,8 @@ def test_a_file_that_holds_something_else_costs_one_line(home, verb, capsys):
 @pytest.mark.parametrize("verb", VERBS)
 def test_any_file_that_holds_anything_else_costs_one_line(home, verb, capsys):
     names = list(CONTENTS)
-    check_contents(
-        home, verb, capsys, lambda number: {names[(number + i) % len(names)] for i in range(1, NUM_INJECTIONS // 4)}
-    )
+    choose_names = lambda number: {names[(number + i) % len(names)] for i in range(1, NUM_INJECTIONS // 4)}
+    print_outcomes(capsys, verb, check_contents(home, verb, capsys, choose_names))
 
 
 @pytest.mark.parametrize("num_bytes", [0, 3000])
