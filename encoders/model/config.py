@@ -37,7 +37,8 @@ class EncoderConfig:
 
     `embeddings`, `attention` and `feed_forward` are the classes of its parts. Layers share the parameters of
     `shared_parts` (ALBERT: both) in `num_groups` sets, and layer `i` uses set `i * num_groups // num_layers`. Raises
-    `ValueError` for sizes that do not fit together. `embedding_size` is `hidden_size` unless it is given.
+    `ValueError` for sizes that do not fit together. `embedding_size` is `hidden_size` unless it is given; with
+    `dataclasses.replace` it keeps its number, and `embedding_size=None` follows the new hidden size.
     """
 
     vocab_size: int
