@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -42,7 +42,7 @@ from encoders.sweeps.paper_table import PaperTable, load_saved_tables, save_tabl
 from encoders.sweeps.sweep import WORKER_VARIABLE, Sweep, measure_progress
 from encoders.training import distributed, sharding
 from encoders.utils.code_files import import_file
-from encoders.utils.errors import escape_control
+from encoders.utils.errors import UserError, escape_control
 from encoders.utils.files import check_local_paths, write_file_atomically
 from encoders.utils.serialization import ExperimentError
 
@@ -223,16 +223,23 @@ def train_in_parallel(choice: ExperimentChoice, num_jobs: int, command_line: Seq
 
 
 def read_results(experiments: Sequence[Experiment], runs_dir: Path) -> dict[str, dict]:
-    """Return the results of finished experiments by name."""
-    results = {experiment.name: read_result(runs_dir / experiment.name) for experiment in experiments}
-    return {name: result for name, result in results.items() if result}
+    """Return the results of finished experiments by name, without damaged ones, which a sweep names."""
+    results = {}
+    for experiment in experiments:
+        with suppress(UserError):
+            if result := read_result(runs_dir / experiment.name):
+                results[experiment.name] = result
+    return results
 
 
 def check_and_save_table(experiment_file: ExperimentFile, runs_dir: Path) -> None:
     """Refuse folders of other experiments, and missing texts or rows, before any work; then save the file's table."""
     for experiment in experiment_file.experiments:
-        if changes := differing_fields(experiment, runs_dir / experiment.name):
-            raise wrong_experiment(runs_dir / experiment.name, changes)
+        folder, changes = runs_dir / experiment.name, []
+        with suppress(UserError) if len(experiment_file.experiments) > 1 else nullcontext():  # a sweep names the damage
+            changes = differing_fields(experiment, folder)
+        if changes:
+            raise wrong_experiment(folder, changes)
     datasets = dict.fromkeys(experiment.data for experiment in experiment_file.experiments)
     # Labelled rows first: the check of a corpus reads it.
     for data in sorted(datasets, key=lambda data: isinstance(data, PretrainingData)):
@@ -342,7 +349,7 @@ def print_scores(
             scores = evaluate_with_overrides(evaluated, params, settings, num_batches)
         else:
             scores = evaluate_run(evaluated, params, num_batches=num_batches)
-    print(json.dumps({"run": opened.experiment.name, "step": step_number} | scores, indent=1))
+    print(json.dumps({"run": opened.spec.name, "step": step_number} | scores, indent=1))
 
 
 def write_submission(run: str, folder: str, root: str | None = None, step: str = "best") -> None:

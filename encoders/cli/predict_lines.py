@@ -7,12 +7,13 @@ from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 
 from encoders.cli.vector_files import check_vector_file, write_vectors
 from encoders.data.row_files import RowError
-from encoders.inference.predictor import Predictor, load_predictor
+from encoders.inference.predictor import CHUNK_SIZE, Predictor, load_predictor
 from encoders.inference.text_batch import TextOrPair
 from encoders.run.folder import RunError
 from encoders.utils.errors import escape_control
@@ -74,6 +75,11 @@ class TextSelection:
     num_texts: int = 0
     bad_indices: list[int] = field(default_factory=list)
     are_pairs: bool | None = None  # of similarity, as the first text says
+
+    def __post_init__(self):
+        # The predictor encodes a text soon after it was checked here: what was encoded is remembered until then.
+        for name in ("encode_text", "encode_masked_text", "split_text"):
+            setattr(self.predictor, name, lru_cache(2 * CHUNK_SIZE)(getattr(self.predictor, name)))
 
     def iter_texts(self, lines: Iterable[tuple[str, TextOrPair | bytes]]) -> Iterator[TextOrPair]:
         """Yield the texts among locations and lines, or texts, that are accepted."""

@@ -95,8 +95,8 @@ def compute_letter_fraction(document: Document) -> float:
     return num_letters / max(len(text), 1)
 
 
-def hash_texts(documents: Iterable[Document], levels: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """Return 128 hash bits and the index of each document or paragraph, uint64 `[n, 3]`, sorted by the hash."""
+def hash_texts(documents: Iterable[Document], levels: tuple[str, ...], unit_index: int) -> dict[str, np.ndarray]:
+    """Return 128 hash bits, the unit and the index in it of each document or paragraph, uint64 `[n, 4]`."""
     digests, tables = {level: bytearray() for level in levels}, {}
     for document in documents:
         for level in levels:
@@ -104,22 +104,20 @@ def hash_texts(documents: Iterable[Document], levels: tuple[str, ...]) -> dict[s
                 digests[level] += hashlib.blake2b(text.encode(), digest_size=16).digest()
     for level in levels:
         hashes = np.frombuffer(digests[level], ">u8").reshape(-1, 2).astype(np.uint64)
-        rows = np.column_stack([hashes, np.arange(len(hashes), dtype=np.uint64)])
-        tables[level] = rows[np.lexsort(rows.T[::-1])]
+        indices = np.arange(len(hashes), dtype=np.uint64)
+        tables[level] = np.column_stack([hashes, np.full_like(indices, unit_index), indices])
     return tables
 
 
-def find_bucket_repeats(unit_hashes: list[np.ndarray], level: str, filters: CorpusFilters) -> np.ndarray:
-    """Return the repeats of a bucket: unit, index in the unit, reason, int64 `[m, 3]`. `unit_hashes` holds the bucket's
-    hashes of each unit, as `hash_texts` sorts them."""
-    units, rows = np.repeat(np.arange(len(unit_hashes)), [*map(len, unit_hashes)]), np.concatenate(unit_hashes)
-    order = np.lexsort((rows[:, 1], rows[:, 0]))  # is stable: equal hashes stay in the order of the corpus
-    units, rows = units[order], rows[order]
+def find_bucket_repeats(rows: np.ndarray, level: str, filters: CorpusFilters) -> np.ndarray:
+    """Return the repeats of a bucket: unit, index in the unit, reason, int64 `[m, 3]`. `rows` are those of `hash_texts`
+    in any order."""
+    rows = rows[np.lexsort(rows.T[::-1])]  # equal hashes in the order of the corpus
     is_first = np.ones(len(rows), bool)
     is_first[1:] = (rows[1:, :2] != rows[:-1, :2]).any(axis=1)
     group = np.cumsum(is_first) - 1
     reasons = np.where(is_first | (level != filters.deduplicate), -1, DUPLICATE)
     if level == "paragraphs" and filters.max_paragraph_repeats is not None:
         reasons[np.bincount(group)[group] > filters.max_paragraph_repeats] = BOILERPLATE
-    repeats = np.column_stack([units, rows[:, 2].astype(np.int64), reasons])[reasons >= 0]
+    repeats = np.column_stack([rows[:, 2:].astype(np.int64), reasons])[reasons >= 0]
     return repeats[np.lexsort((repeats[:, 1], repeats[:, 0]))]

@@ -49,7 +49,9 @@ class TaskSpec(Protocol):
 
     `files` gives the file of each split: train, dev..., test...; the dev of a TFDS data set is its validation split.
     `labels` are the classes, empty for a number. `symmetric` is true where the order of two texts means nothing.
-    `needs_offsets` is true where labels depend on the character spans of tokens.
+    `needs_offsets` is true where labels depend on the character spans of tokens. A class whose rows are read otherwise
+    than before takes the next `rows_version`, so that its stores are made anew; without one it has
+    `LABELLED_STORE_VERSION`.
     """
 
     name: str
@@ -127,7 +129,7 @@ class LabelledData:
             },
             "tokenizer": fingerprint_content(self.tokenizer) | {"path": hash_path(Path(self.tokenizer.path))},
             "on_bad_row": self.on_bad_row,
-            "version": LABELLED_STORE_VERSION,
+            "version": getattr(self.task, "rows_version", LABELLED_STORE_VERSION),
         }
         return content | ({"max_train_examples": self.max_train_examples} if self.max_train_examples else {})
 

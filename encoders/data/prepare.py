@@ -6,7 +6,6 @@ the number of processes, and an interrupted preparation resumes with the unfinis
 
 from __future__ import annotations
 
-import hashlib
 import resource
 import shutil
 import time
@@ -28,6 +27,7 @@ from encoders.text.tokenization import Tokenizer, VocabInfo
 from encoders.utils.errors import UserError, is_disk_full
 from encoders.utils.files import atomic_dir, check_local_paths, hash_file, lock_dir, write_signed_json
 
+UnitGroup = tuple[WorkUnit, ...]
 WARNED_UNKNOWN_RATE = 0.01  # of a text's tokens
 SAMPLE_CHARS = 200_000  # in which unknown tokens are counted before the whole text is tokenised
 
@@ -120,14 +120,15 @@ def write_text_store(data: PretrainingData, path: Path, work_dir: Path, runner: 
         seconds[stage], clock = round(time.monotonic() - clock, 2), time.monotonic()
 
     all_units = job.data.list_units()
-    find_corpus_repeats(job, all_units, runner, log)
+    groups = work_units.group_units(all_units)
+    find_corpus_repeats(job, groups, runner, log)
     record_seconds("repeats")
     tokenizer = load_or_train_tokenizer(job, all_units, log)
     tokenizer.save(path / "tokenizer.json")
     record_seconds("vocabulary")
-    run_stage("tokens", partial(work_units.tokenize_unit, job), all_units, runner, log)
+    run_stage("tokens", partial(work_units.tokenize_group, job), groups, runner, log)
     record_seconds("tokens")
-    units, counts, splits = join_finished_units(job, all_units, path, log)
+    units, counts, splits = join_finished_units(job, groups, path, log)
     record_seconds("joined")
     num_documents = sum(split["documents"] for split in splits.values())
     for split, split_counts in splits.items():
@@ -149,11 +150,11 @@ def write_text_store(data: PretrainingData, path: Path, work_dir: Path, runner: 
     }
 
 
-def find_corpus_repeats(job: PreparationJob, all_units: list[WorkUnit], runner: Runner, log: LogFunction) -> None:
+def find_corpus_repeats(job: PreparationJob, groups: list[UnitGroup], runner: Runner, log: LogFunction) -> None:
     """Find equal documents or paragraphs over the whole corpus, if the filters drop them."""
     if job.data.filters.compared_levels:
-        run_stage("hashes", partial(work_units.hash_unit, job), all_units, runner, log)
-        buckets = work_units.plan_hash_buckets(job, len(all_units))
+        run_stage("hashes", partial(work_units.hash_group, job), groups, runner, log)
+        buckets = work_units.plan_hash_buckets(job)
         run_stage("repeats", partial(work_units.find_repeats_in_bucket, job), buckets, runner, log)
 
 
@@ -165,7 +166,7 @@ def run_stage(name: str, function: Callable, items: list, runner: Runner, log: L
         nonlocal last
         if len(items) > 1 and (num_done == len(items) or time.monotonic() - last > 1):
             last = time.monotonic()
-            log(f"{name}: {num_done:,} of {len(items):,} units, {last - started:,.0f} s")
+            log(f"{name}: {num_done:,} of {len(items):,} groups of units, {last - started:,.0f} s")
 
     runner.run_items(function, items, log_progress, log)
 
@@ -201,10 +202,10 @@ def check_sample(job: PreparationJob, all_units: list[WorkUnit], tokenizer: Toke
 
 
 def join_finished_units(
-    job: PreparationJob, all_units: list[WorkUnit], path: Path, log: LogFunction
+    job: PreparationJob, groups: list[UnitGroup], path: Path, log: LogFunction
 ) -> tuple[list[dict], np.ndarray, dict[str, Counter]]:
     """Concatenate the files of all units into those of the store; return the units' records, the counts of each token,
-    and the counts of each split. A unit whose bytes have changed since they were written is made again."""
+    and the counts of each split. A group whose bytes have changed since they were written is made again."""
     for split in TEXT_SPLITS:
         (path / split).mkdir()
         (path / split / "tokens.bin").touch()
@@ -212,18 +213,19 @@ def join_finished_units(
             (path / split / f"{name}.bin").write_bytes(bytes(8))
     finished_units, token_counts, dtype = [], 0, store_files.choose_token_dtype(job.get_tokenizer().vocab)
     end_counts = {split: Counter() for split in TEXT_SPLITS}
-    for unit in all_units:
-        unit_dir = job.get_unit_dir(unit.unit_index)
-        if (finished := store_files.read_intact_unit(unit_dir)) is None:
-            log(f"unit {unit.unit_index} ({unit}) is damaged; making it again")
-            shutil.rmtree(unit_dir, ignore_errors=True)
-            work_units.tokenize_unit(job, unit, log)
-            finished = store_files.read_intact_unit(unit_dir)
-        finished_units.append(finished)
-        token_counts += np.load(unit_dir / "counts.npy")
+    for units in groups:
+        folder = job.get_group_dir(units)
+        if (finished := store_files.read_intact_units(folder)) is None:
+            ends = " to ".join(f"{unit.unit_index} ({unit})" for unit in units[:: len(units) - 1 or 1])
+            log(f"unit {ends} is damaged; making it again")
+            shutil.rmtree(folder, ignore_errors=True)
+            work_units.tokenize_group(job, units, log)
+            finished = store_files.read_intact_units(folder)
+        finished_units += finished
+        token_counts += np.load(folder / "counts.npy")
         for split in TEXT_SPLITS:
-            spans = store_files.locate_unit(end_counts[split], finished["splits"][split], dtype)
-            store_files.write_unit_split(unit_dir / split, path / split, spans)
+            spans = store_files.locate_unit(end_counts[split], store_files.sum_counts(finished, split), dtype)
+            store_files.write_unit_split(folder / split, path / split, spans)
     return finished_units, token_counts, end_counts
 
 
@@ -245,19 +247,11 @@ def find_damaged_units(store: Store) -> list[int]:
         raise UserError(f"tokenizer.json of {store.path} has changed: remove the store, and prepare it anew")
     units, damaged = store.metadata["units"], set()
     for split in TEXT_SPLITS:
-        folder, unit_spans = store.path / split, locate_all_units(store, split)
-        if not all(has_valid_ends(folder, last_span) for last_span in unit_spans[-1]):
+        folder, counts = store.path / split, [unit["splits"][split] for unit in units]
+        if not all(has_valid_ends(folder, last_span) for last_span in locate_all_units(store, split)[-1]):
             damaged.update(range(len(units)))
-        for unit_index, (unit, spans) in enumerate(zip(units, unit_spans, strict=True)):
-            digest = hashlib.sha256()
-            for file_name, dtype, start, stop, base_offset in spans:
-                if file_name != "tokens.bin":
-                    digest.update(bytes(8))  # the first offset of a unit's file is 0
-                if (folder / file_name).exists():
-                    for block in store_files.read_number_blocks(folder / file_name, dtype, start, stop):
-                        digest.update((block - dtype.type(base_offset)).tobytes())
-            if digest.hexdigest() != unit["splits"][split]["sha256"]:
-                damaged.add(unit_index)
+        digests = store_files.hash_units(folder, counts, store.metadata["dtype"])
+        damaged.update(i for i, digest in enumerate(digests) if digest != counts[i]["sha256"])
     return sorted(damaged)
 
 
@@ -292,14 +286,14 @@ def repair_store(
 def rebuild_units(store: Store, job: PreparationJob, unit_indices: list[int], log: LogFunction, runner: Runner) -> None:
     shutil.copy(store.path / "tokenizer.json", job.work_dir / "tokenizer.json")
     all_units = job.data.list_units()
-    find_corpus_repeats(job, all_units, runner, log)
-    damaged_units = [all_units[index] for index in unit_indices]
-    runner.run_items(partial(work_units.tokenize_unit, job), damaged_units, lambda num_done: None, log)
-    for split in TEXT_SPLITS:
-        for index in unit_indices:
-            recorded = store.metadata["units"][index]["splits"][split]["sha256"]
-            if store_files.hash_split_files(job.get_unit_dir(index) / split) != recorded:
-                raise UserError(f"unit {index} of {store.path} comes out otherwise than it was: prepare it anew")
+    find_corpus_repeats(job, work_units.group_units(all_units), runner, log)
+    folders = {index: job.get_group_dir([all_units[index]]) for index in unit_indices}
+    damaged_units = [(all_units[index],) for index in unit_indices]
+    runner.run_items(partial(work_units.tokenize_group, job), damaged_units, lambda num_done: None, log)
+    for index, folder in folders.items():
+        (finished,) = store_files.read_intact_units(folder)
+        if finished["splits"] != store.metadata["units"][index]["splits"]:
+            raise UserError(f"unit {index} of {store.path} comes out otherwise than it was: prepare it anew")
     shutil.rmtree(store.path / "tables", ignore_errors=True)  # built of damaged tokens, possibly
     for split in TEXT_SPLITS:
         spans = locate_all_units(store, split)
@@ -310,4 +304,4 @@ def rebuild_units(store: Store, job: PreparationJob, unit_indices: list[int], lo
                 if file_name != "tokens.bin":
                     file.write(bytes(8))
         for index in unit_indices:
-            store_files.write_unit_split(job.get_unit_dir(index) / split, store.path / split, spans[index])
+            store_files.write_unit_split(folders[index] / split, store.path / split, spans[index])

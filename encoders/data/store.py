@@ -8,7 +8,8 @@
 
 A document of labelled rows is a row; NAME.npy holds its labels, and notes.jsonl the metadata that scores need. Each
 document ends with one separator token, so that a span over several documents has one between any two. A finished
-unit of work has the files of both splits, counts.npy of the training split's tokens, and unit.json (`UNIT_FIELDS`).
+group of units of work has the files of both splits, counts.npy of the training split's tokens, and units.json: the
+records of the units (`UNIT_FIELDS`) and the SHA-256 of the files.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ READ_BLOCK_NUMBERS = 1 << 20  # numbers of a file that are read at a time
 TEXT_SPLITS = ("train", "heldout")
 OFFSET_FILES = ("sentences", "documents")
 COUNT_NAMES = ("documents", "sentences", "tokens")
-UNIT_FIELDS = "name item_index splits counts_sha256 characters filtered seconds peak_memory_mb".split()
+FINISHED_UNITS_FILE = "units.json"
+UNIT_FIELDS = "name item_index splits characters filtered seconds peak_memory_mb".split()
 
 
 STORE_SHAPE = {
@@ -169,13 +171,13 @@ def hash_if_exists(path: Path) -> str | None:
 # Writing
 
 
-def read_intact_unit(folder: Path) -> dict | None:
-    """Return unit.json of a finished unit, or None where the bytes of its files are not those that were written."""
+def read_intact_units(folder: Path) -> list[dict] | None:
+    """Return the records of a group of finished units, or None where its files are not those that were written."""
     try:
-        unit = json.loads((folder / "unit.json").read_text(encoding="utf-8"))
-        intact = hashlib.sha256((folder / "counts.npy").read_bytes()).hexdigest() == unit["counts_sha256"]
-        intact &= all(hash_split_files(folder / split) == unit["splits"][split]["sha256"] for split in TEXT_SPLITS)
-        return unit if intact and unit.keys() == set(UNIT_FIELDS) else None
+        content = json.loads((folder / FINISHED_UNITS_FILE).read_text(encoding="utf-8"))
+        intact = all(hash_file(folder / name) == digest for name, digest in content["files"].items())
+        intact &= all(unit.keys() == set(UNIT_FIELDS) for unit in content["units"])
+        return content["units"] if intact else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
@@ -235,14 +237,6 @@ def encode_npy(array: np.ndarray) -> memoryview:
     return buffer.getbuffer()
 
 
-def hash_split_files(folder: Path) -> str:
-    digest = hashlib.sha256()
-    for name in ("tokens", *OFFSET_FILES):
-        with open(folder / f"{name}.bin", "rb") as file:
-            hashlib.file_digest(file, lambda: digest)
-    return digest.hexdigest()
-
-
 class UnitSpan(NamedTuple):
     """Position of a unit's numbers in one file of a split, and the offset that is added to them there."""
 
@@ -274,11 +268,30 @@ def read_number_blocks(path: Path, dtype: np.dtype, start: int, stop: int | None
             start += len(block)
 
 
+def hash_units(folder: Path, unit_counts: Iterable[Mapping[str, int]], dtype) -> Iterator[str]:
+    """Yield the SHA-256 of each unit's numbers in the files of a split, as if they were those of files of its own."""
+    end_counts = Counter()
+    for counts in unit_counts:
+        digest = hashlib.sha256()
+        for file_name, file_dtype, start, stop, base_offset in locate_unit(end_counts, counts, dtype):
+            if file_name != "tokens.bin":
+                digest.update(bytes(8))  # the first offset of a unit's file is 0
+            if (folder / file_name).exists():
+                for block in read_number_blocks(folder / file_name, file_dtype, start, stop):
+                    digest.update((block - file_dtype.type(base_offset)).tobytes())
+        yield digest.hexdigest()
+
+
+def sum_counts(units: Iterable[dict], split: str) -> Counter:
+    """Return what a split of several units holds."""
+    return Counter({name: sum(unit["splits"][split][name] for unit in units) for name in COUNT_NAMES})
+
+
 def write_unit_split(unit_split_dir: Path, store_split_dir: Path, spans: Iterable[UnitSpan]) -> None:
-    """Write the numbers of a unit's files to their positions in the store, offsets shifted."""
+    """Write the numbers of the files of a group of units to their positions in the store, offsets shifted."""
     for span in spans:
         with open(store_split_dir / span.file_name, "r+b") as target:
             target.seek(span.start * span.dtype.itemsize)
-            num_skipped = 0 if span.file_name == "tokens.bin" else 1  # the unit's own first offset
+            num_skipped = 0 if span.file_name == "tokens.bin" else 1  # the group's own first offset
             for block in read_number_blocks(unit_split_dir / span.file_name, span.dtype, num_skipped):
                 target.write((block + span.dtype.type(span.base_offset)).tobytes())

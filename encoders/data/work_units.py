@@ -1,12 +1,12 @@
-"""UNITS OF WORK: each unit of a corpus becomes finished files on its own, in any process of any machine.
+"""UNITS OF WORK: groups of units of a corpus become finished files on their own, in any process of any machine.
 
     work/
       tokenizer.json
       documents/ paragraphs/       hashes of texts and the repeats among them, where duplicates are dropped;
-      units/000012/                a finished unit (encoders.data.store).
+      units/000012/                a finished group of adjacent units (encoders.data.store), named by its first one.
 
-The files of a unit depend on the corpus and the unit's number alone. A folder or file under its final name is complete
-and is not made again.
+The content of a unit depends on the corpus and the unit's number alone. Small units share a group, so that thousands of
+files cost no folders of their own. A folder or file under its final name is complete and is not made again.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ import json
 import resource
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import chain, islice
+from math import inf
 from pathlib import Path
 
 import numpy as np
@@ -28,10 +29,10 @@ import numpy as np
 from encoders.data import filters
 from encoders.data.beam_runner import LogFunction
 from encoders.data.spec import PretrainingData, WorkUnit
-from encoders.data.store import TEXT_SPLITS, SplitWriter, encode_npy, hash_split_files, save_array
+from encoders.data.store import FINISHED_UNITS_FILE, TEXT_SPLITS, SplitWriter, encode_npy, hash_units, save_array
 from encoders.text import corpus, tokenization
 from encoders.text.source import Document
-from encoders.utils.files import atomic_dir
+from encoders.utils.files import atomic_dir, hash_file
 
 TOKENIZE_CHUNK_CHARS = 4_000_000  # characters that are tokenised at a time
 MAX_SAMPLED_UNITS = 64  # units from which a vocabulary's sample is taken
@@ -78,8 +79,8 @@ class PreparationJob:
         paths = sorted((self.work_dir / level).glob("drop-*.npy"))
         return np.concatenate([load_sorted_rows(path, unit.unit_index, unit.unit_index) for path in paths])[:, 1:]
 
-    def get_unit_dir(self, unit_index: int) -> Path:
-        return self.work_dir / "units" / f"{unit_index:06}"
+    def get_group_dir(self, units: Sequence[WorkUnit]) -> Path:
+        return self.work_dir / "units" / f"{units[0].unit_index:06}"
 
     def get_tokenizer(self) -> tokenization.Tokenizer:
         path = self.work_dir / "tokenizer.json"
@@ -110,84 +111,132 @@ def load_tokenizer_cached(path: Path, modified_ns: int) -> tokenization.Tokenize
     return tokenization.load_tokenizer(path)
 
 
-# Stages of a unit, in this order. Any process may run them, and running one twice does no harm.
+def group_units(units: list[WorkUnit]) -> list[tuple[WorkUnit, ...]]:
+    """Group adjacent units of about `RANGE_BYTES` together."""
+    groups, num_bytes = [], inf
+    for unit in units:
+        unit_bytes = sum(byte_range.approx_bytes for byte_range in unit.byte_ranges)
+        if (num_bytes := num_bytes + unit_bytes) > corpus.RANGE_BYTES:
+            groups.append([])
+            num_bytes = unit_bytes
+        groups[-1].append(unit)
+    return [tuple(group) for group in groups]
 
 
-def hash_unit(job: PreparationJob, unit: WorkUnit, log: LogFunction = ignore_log_line) -> None:
-    """Write the sorted hashes of a unit's documents or paragraphs."""
+# Stages of a group of units, in this order. Any process may run them, and running one twice does no harm.
+
+
+def hash_group(job: PreparationJob, units: Sequence[WorkUnit], log: LogFunction = ignore_log_line) -> None:
+    """Write the sorted hashes of the documents or paragraphs of some units."""
     levels = job.data.filters.compared_levels
-    paths = {level: job.work_dir / level / f"hash-{unit.unit_index:06}.npy" for level in levels}
+    paths = {level: job.work_dir / level / f"hashes-{units[0].unit_index:06}.npy" for level in levels}
     if not all(path.exists() for path in paths.values()):
-        for level, rows in filters.hash_texts(job.read_filtered_documents(unit, Counter()), levels).items():
-            save_array(paths[level], rows)
+        tables = [
+            filters.hash_texts(job.read_filtered_documents(unit, Counter()), levels, unit.unit_index) for unit in units
+        ]
+        for level, path in paths.items():
+            rows = np.concatenate([table[level] for table in tables])
+            save_array(path, rows[np.lexsort(rows.T[::-1])])
 
 
 def find_repeats_in_bucket(job: PreparationJob, bucket: tuple, log: LogFunction = ignore_log_line) -> None:
-    """Write the repeats among the hashes of all units that fall into one bucket (level, index, buckets, units)."""
-    level, bucket_index, num_buckets, num_units = bucket
+    """Write the repeats among the hashes of all units that fall into one bucket (level, index, buckets)."""
+    level, bucket_index, num_buckets = bucket
     path = job.work_dir / level / f"drop-{bucket_index:06}.npy"
     if path.exists():
         return
     width = 2**64 // num_buckets
     low, high = np.uint64(bucket_index * width), np.uint64(min((bucket_index + 1) * width, 2**64) - 1)
-    hash_files = [job.work_dir / level / f"hash-{unit:06}.npy" for unit in range(num_units)]
-    unit_hashes = [load_sorted_rows(hash_file, low, high) for hash_file in hash_files]
-    save_array(path, filters.find_bucket_repeats(unit_hashes, level, job.data.filters))
+    hashes = [load_sorted_rows(hash_file, low, high) for hash_file in list_hash_files(job, level)]
+    save_array(path, filters.find_bucket_repeats(np.concatenate(hashes), level, job.data.filters))
 
 
-def plan_hash_buckets(job: PreparationJob, num_units: int) -> list[tuple[str, int, int, int]]:
+def list_hash_files(job: PreparationJob, level: str) -> list[Path]:
+    """Return the files that `hash_group` wrote, in the order of the corpus."""
+    return sorted((job.work_dir / level).glob("hashes-*.npy"), key=lambda path: int(path.stem.partition("-")[2]))
+
+
+def plan_hash_buckets(job: PreparationJob) -> list[tuple[str, int, int]]:
     """Divide the comparison of all hashes into buckets that fit in memory."""
     buckets = []
     for level in job.data.filters.compared_levels:
-        num_hashes = sum(len(np.load(path, mmap_mode="r")) for path in (job.work_dir / level).glob("hash-*.npy"))
+        num_hashes = sum(len(np.load(path, mmap_mode="r")) for path in list_hash_files(job, level))
         num_buckets = 1 << ((num_hashes - 1) // MAX_BUCKET_HASHES).bit_length() if num_hashes else 1
-        buckets += [(level, bucket_index, num_buckets, num_units) for bucket_index in range(num_buckets)]
+        buckets += [(level, bucket_index, num_buckets) for bucket_index in range(num_buckets)]
     return buckets
 
 
-def tokenize_unit(job: PreparationJob, unit: WorkUnit, log: LogFunction = ignore_log_line) -> None:
-    """Write the tokens of a unit's documents, in a folder that appears when it is complete."""
-    path = job.get_unit_dir(unit.unit_index)
-    if (path / "unit.json").exists():
+def tokenize_group(job: PreparationJob, units: Sequence[WorkUnit], log: LogFunction = ignore_log_line) -> None:
+    """Write the tokens of the documents of some units, in a folder that appears when it is complete."""
+    path = job.get_group_dir(units)
+    if (path / FINISHED_UNITS_FILE).exists():
         return
     try:
         with atomic_dir(path) as partial:
-            write_finished_unit(job, unit, partial, log)
+            write_finished_units(job, units, partial, log)
     except OSError:
         if not path.exists():  # else another process has finished it meanwhile
             raise
 
 
-def write_finished_unit(job: PreparationJob, unit: WorkUnit, path: Path, log: LogFunction) -> None:
-    started, tokenizer = time.monotonic(), job.get_tokenizer()
-    joiner, filtered, characters, num_documents = tokenizer.sentence_joiner, Counter(), 0, 0
+def write_finished_units(job: PreparationJob, units: Sequence[WorkUnit], path: Path, log: LogFunction) -> None:
+    started, tokenizer, num_chars, num_logged = time.monotonic(), job.get_tokenizer(), 0, -TOKENIZE_CHUNK_CHARS
+
+    def log_progress(num_new_chars: int) -> None:
+        nonlocal num_chars, num_logged
+        num_chars += num_new_chars
+        if num_chars >= num_logged + TOKENIZE_CHUNK_CHARS:
+            num_logged, num_documents = num_chars, sum(writer.counts["documents"] for writer in writers.values())
+            speed = num_chars / 1e6 / (time.monotonic() - started)
+            log(f"tokens: {num_documents:,} documents, {num_chars / 1e6:,.0f} M characters, {speed:.1f} M/s")
+
     with ExitStack() as stack:
         writers = {split: SplitWriter(stack, path / split, tokenizer.vocab) for split in TEXT_SPLITS}
-        for batch in batch_documents(job.read_sentences(unit, filtered)):
-            lines = [(joiner if i else "") + line for document in batch for i, line in enumerate(document)]
-            ids = iter(tokenizer.encode_batch(lines))
-            for document in batch:
-                held_out = is_held_out(unit.unit_index, num_documents, job.data.heldout_fraction)
-                writer = writers["heldout" if held_out else "train"]
-                if not writer.add_document([row for row in islice(ids, len(document)) if row]):
-                    filtered["documents without a token"] += 1
-                num_documents += 1
-            characters += sum(map(len, lines))
-            speed = characters / 1e6 / (time.monotonic() - started)
-            log(f"tokens: {num_documents:,} documents, {characters / 1e6:,.0f} M characters, {speed:.1f} M/s")
-    counts = encode_npy(writers["train"].token_counts)
-    (path / "counts.npy").write_bytes(counts)
-    unit_record = {
+        records = [write_unit(job, unit, tokenizer, writers, log_progress) for unit in units]
+    for split, writer in writers.items():
+        counts = [record["splits"][split] for record in records]
+        for unit_counts, digest in zip(counts, hash_units(path / split, counts, writer.dtype), strict=True):
+            unit_counts["sha256"] = digest
+    (path / "counts.npy").write_bytes(encode_npy(writers["train"].token_counts))
+    files = {str(file.relative_to(path)): hash_file(file) for file in path.rglob("*.*")}
+    (path / FINISHED_UNITS_FILE).write_text(json.dumps({"units": records, "files": files}), encoding="utf-8")
+
+
+def write_unit(
+    job: PreparationJob,
+    unit: WorkUnit,
+    tokenizer: tokenization.Tokenizer,
+    writers: dict[str, SplitWriter],
+    on_batch: Callable[[int], None],
+) -> dict:
+    """Write the documents of a unit behind those that the writers wrote before, and return its record. `on_batch` gets
+    the number of characters that were written since its last call."""
+    started, joiner, filtered, characters, num_documents = time.monotonic(), tokenizer.sentence_joiner, Counter(), 0, 0
+    counts_before = {split: dict(writer.counts) for split, writer in writers.items()}
+    for batch in batch_documents(job.read_sentences(unit, filtered)):
+        lines = [(joiner if i else "") + line for document in batch for i, line in enumerate(document)]
+        ids = iter(tokenizer.encode_batch(lines))
+        for document in batch:
+            held_out = is_held_out(unit.unit_index, num_documents, job.data.heldout_fraction)
+            writer = writers["heldout" if held_out else "train"]
+            if not writer.add_document([row for row in islice(ids, len(document)) if row]):
+                filtered["documents without a token"] += 1
+            num_documents += 1
+        num_chars = sum(map(len, lines))
+        characters += num_chars
+        on_batch(num_chars)
+    return {
         "name": str(unit),
         "item_index": unit.item_index,
-        "splits": {s: {**writers[s].counts, "sha256": hash_split_files(path / s)} for s in TEXT_SPLITS},
-        "counts_sha256": hashlib.sha256(counts).hexdigest(),
+        "splits": {
+            split: {name: writer.counts[name] - count for name, count in counts_before[split].items()}
+            for split, writer in writers.items()
+        },
         "characters": characters,
         "filtered": filtered,
         "seconds": round(time.monotonic() - started, 2),
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
     }
-    (path / "unit.json").write_text(json.dumps(unit_record), encoding="utf-8")
 
 
 def is_held_out(unit_index: int, document_index: int, heldout_fraction: float) -> bool:
@@ -202,16 +251,16 @@ def sample_documents(job: PreparationJob, units: list[WorkUnit]) -> Iterator[Doc
     `MAX_SAMPLED_UNITS` units come one unit after the other, then the rest."""
     step = -(-len(units) // MAX_SAMPLED_UNITS)
     order = [unit for first in range(step) for unit in units[first::step]]
-    share, num_read = job.data.tokenizer.train_chars // min(len(units), MAX_SAMPLED_UNITS), {}
-    for max_chars in (share, None):
-        for unit in order:
-            num_before, size = num_read.get(unit.unit_index, 0), 0
-            for number, document in enumerate(job.read_sentences(unit, Counter())):
-                if number >= num_before:
-                    yield document
-                    num_read[unit.unit_index], size = number + 1, size + sum(map(len, document))
-                    if max_chars is not None and size >= max_chars:
-                        break
+    share, unfinished = job.data.tokenizer.train_chars // min(len(units), MAX_SAMPLED_UNITS), []
+    for unit in order:
+        size = 0
+        for number, document in enumerate(job.read_sentences(unit, Counter()), 1):
+            yield document
+            if (size := size + sum(map(len, document))) >= share:
+                unfinished.append((unit, number))
+                break
+    for unit, num_read in unfinished:
+        yield from islice(job.read_sentences(unit, Counter()), num_read, None)
 
 
 def batch_documents(documents: Iterator[Document]) -> Iterator[list[Document]]:

@@ -13,15 +13,21 @@ import numpy as np
 
 from encoders.data.example_table import add_example_axis
 from encoders.data.filters import CorpusFilters
+from encoders.data.formats import FullSentences, SegmentPairs
 from encoders.data.spec import PretrainingData
 from encoders.data.store import Split, SplitWriter, Store, choose_token_dtype
 from encoders.data.stream import Phase, iter_eval_batches, load_eval_table
 from encoders.data.work_units import PreparationJob
+from encoders.experiment import Experiment
 from encoders.objectives.base import Scores, total_loss
-from encoders.run.folder import RunError
+from encoders.run.folder import TOKENIZER_FILE, RunError
 from encoders.run.run import Run, check_batch_sizes
+from encoders.text.tokenization import TokenizerSpec
 from encoders.training import sharding, step
+from encoders.training.optimizer import AdamW
 from encoders.utils import metrics
+
+EVAL_ROWS_PER_DEVICE = 8  # of imported runs, whose scores do not depend on it
 
 
 def evaluate_run(
@@ -49,11 +55,13 @@ def evaluate_run(
 
 @contextmanager
 def open_corpus(run: Run, corpus: Sequence[str]) -> Iterator[Run]:
-    """Yield the run with all documents of `corpus` as its held-out text, split and tokenised as its own text is.
+    """Yield the run with all documents of `corpus` as its held-out text, split and tokenised as its own text is; an
+    imported run with those of `build_text_experiment`.
 
-    Raises `RunError` for a run that was not pre-trained on text, and `CorpusError` for a corpus that cannot be read.
+    Raises `RunError` for a run whose objective needs labelled rows, and `CorpusError` for a corpus that cannot be read.
     """
-    data = run.experiment.data
+    experiment = run.spec if isinstance(run.spec, Experiment) else build_text_experiment(run)
+    data = experiment.data
     if not isinstance(data, PretrainingData):
         raise RunError(f"{run.folder} was fine-tuned on labelled rows; --corpus needs a run that was trained on text")
     data = replace(data, corpus=tuple(corpus), filters=CorpusFilters())
@@ -68,7 +76,27 @@ def open_corpus(run: Run, corpus: Sequence[str]) -> Iterator[Run]:
                     writer.add_document([ids for ids in run.tokenizer.encode_batch(lines) if ids])
         dtype = np.dtype(choose_token_dtype(run.vocab)).name
         store = Store(job.work_dir, {"splits": {"heldout": writer.counts}, "dtype": dtype})
-        yield Run(run.spec, run.folder, run.vocab, lambda: store)
+        yield Run(experiment, run.folder, run.vocab, lambda: store)
+
+
+def build_text_experiment(run: Run) -> Experiment:
+    """Return an experiment that scores an imported run on text, in rows of at most 512 tokens of the format that its
+    objective reads. Raises `RunError` for an objective that text does not score."""
+    objective, formats = run.spec.objective, (FullSentences(), SegmentPairs("random"), SegmentPairs("swapped"))
+    fitting = [row_format for row_format in formats if objective.required_fields <= set(row_format.label_fields)]
+    if not fitting or not objective.loss_weights:
+        accepted = "a run with a head for masked tokens, replaced tokens or sentence pairs"
+        raise RunError(f"{run.folder} holds {type(objective).__name__}, which text does not score; take {accepted}")
+    batch_size = EVAL_ROWS_PER_DEVICE * sharding.count_batch_shards(run.mesh)
+    return Experiment(
+        name=run.spec.name,
+        model=run.spec.model,
+        objective=objective,
+        mesh=run.spec.mesh,
+        data=PretrainingData(tokenizer=TokenizerSpec(path=str(run.folder / TOKENIZER_FILE))),
+        optimizer=AdamW(learning_rate=1e-4, warmup_steps=0),  # never used
+        phases=(Phase(1, min(512, run.spec.model.max_positions), batch_size, fitting[0]),),
+    )
 
 
 def evaluate_split(

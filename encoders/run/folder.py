@@ -94,7 +94,8 @@ def register_run(folder: Path, experiment: Experiment, store: Store, fingerprint
         record = read_run_record(folder)
         if record["fingerprint"] != fingerprint:
             differences = describe_differences(parse_run_spec(record), experiment)
-            raise wrong_experiment(folder, differences or ["the content of data.corpus or of init_from"])
+            content = "the content of data.corpus, data.root or init_from, or how this version reads it"
+            raise wrong_experiment(folder, differences or [content])
         return
     if found := [name for name in TRAINED_FILES if (folder / name).exists()]:
         remedy = "restore that file; to start over, remove the folder"

@@ -56,7 +56,8 @@ class Run:
     def experiment(self) -> Experiment:
         """The experiment. Raises `RunError` for an imported run, which has none."""
         if not isinstance(self.spec, Experiment):
-            hint = f"an experiment can start from its parameters: --set init_from={self.folder}"
+            hint = f"an experiment can start from its parameters (--set init_from={self.folder}), and "
+            hint += "evaluate --corpus scores it on any text"
             raise RunError(f"{self.folder} was imported and has neither text nor training; {hint}")
         return self.spec
 

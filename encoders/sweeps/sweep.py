@@ -75,7 +75,7 @@ class Sweep:
 
         done: it is finished.
         other: its folder holds the result of another experiment.
-        failed: it has failed since the sweep started.
+        failed: it has failed since the sweep started, or its folder is damaged.
         running: another process trains it.
         ready: it can be trained now.
         waiting: the experiment that it starts from is unfinished.
@@ -84,10 +84,15 @@ class Sweep:
         folder = self.run_folder(experiment)
         if experiment.name in self.failed_names:
             return "failed"
-        if read_result(folder):
-            if experiment.name not in self.finished_states:
-                self.finished_states[experiment.name] = self.find_finished_state(experiment)
-            return self.finished_states[experiment.name]
+        try:
+            if read_result(folder):
+                if experiment.name not in self.finished_states:
+                    self.finished_states[experiment.name] = self.find_finished_state(experiment)
+                return self.finished_states[experiment.name]
+        except UserError as error:  # a damaged file
+            self.log(f"{experiment.name} failed: {describe_error(error)}")
+            self.failed_names.append(experiment.name)
+            return "failed"
         failure = folder / FAILURE_FILE
         if failure.exists() and failure.stat().st_mtime > self.started_at:
             return "failed"
@@ -178,10 +183,10 @@ class Sweep:
         del self.remaining[experiment.name]
 
     def record_failure(self, experiment: Experiment, error: Exception) -> None:
-        """Write the reason of a failure into a folder that holds no result and no other experiment."""
+        """Write the reason of a failure into a folder that holds no result, no other experiment and no damage."""
         folder = self.run_folder(experiment)
-        if distributed.is_primary() and not read_result(folder) and not differing_fields(experiment, folder):
-            with suppress(OSError):  # a full disk may be the reason
+        with suppress(OSError, UserError):  # a full disk may be the reason
+            if distributed.is_primary() and not read_result(folder) and not differing_fields(experiment, folder):
                 folder.mkdir(parents=True, exist_ok=True)
                 write_file_atomically(
                     folder / FAILURE_FILE, f"{type(error).__name__}: {describe_error(error)}\n".encode()

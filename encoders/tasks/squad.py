@@ -38,6 +38,7 @@ class QATask:
     labels: ClassVar[tuple[str, ...]] = ()
     symmetric: ClassVar[bool] = False
     needs_offsets: ClassVar[bool] = True
+    rows_version: ClassVar[int] = 3
 
     def read_examples(self, root: str, split: str, reader: RowReader) -> Iterator[Example]:
         if root.startswith("tfds:"):

@@ -308,7 +308,9 @@ class WordCache:
         unsplit_ids = iter(self.encode_texts(unsplit_texts))
         if len(self.cached_ids) > MAX_CACHED_WORDS:
             self.cached_ids = {}
-        new_words = sorted(set(chain.from_iterable(filter(None, words))) - self.cached_ids.keys())
+        # Each word is looked up: `set - keys` walks through the whole cache.
+        distinct_words = set(chain.from_iterable(filter(None, words)))
+        new_words = sorted(word for word in distinct_words if word not in self.cached_ids)
         self.cached_ids |= zip(new_words, self.encode_texts(new_words), strict=True)
         ids = self.cached_ids.__getitem__
         return [

@@ -24,11 +24,13 @@ from encoders.text.tokenizer_backends import (
 )
 
 CHARACTER_COVERAGE = 0.99995  # of a unigram vocabulary's training characters, as ALBERT's spm_train flags
+MAX_LONG_WORD_CHARS = 1_000_000  # of words of more than 32 letters that a unigram vocabulary is trained on
 LONG_WORD_PATTERN = re.compile(r"\S{1000}(?=\S)")  # the trainers' time grows with the square of a word's length
 
 
 def train_backend(kind: str, texts: list[str], vocab_size: int, lowercase: bool):
-    """Train a vocabulary of at most `vocab_size` tokens. Words of more than 1,000 letters are cut."""
+    """Train a vocabulary of at most `vocab_size` tokens. Words of more than 1,000 letters are cut, and a unigram
+    vocabulary sees `MAX_LONG_WORD_CHARS` letters of long words at most."""
     if kind == "words":
         return build_word_list(_rank_units(map(str.split, texts), vocab_size))
     if kind == "character":
@@ -74,7 +76,7 @@ def _train_bpe(texts: list[str], vocab_size: int, lowercase: bool):  # keeps cas
 def _train_unigram(texts: list[str], vocab_size: int, lowercase: bool):
     fixed = [*SPECIAL_TOKEN_NAMES["unigram"].values(), *ALBERT_SYMBOLS]
     normalizer, max_letters = build_albert_normalizer(lowercase), vocab_size - len(fixed) - 1
-    texts = _normalize_texts(texts, normalizer, CHARACTER_COVERAGE, max_letters)
+    texts = _limit_long_words(_normalize_texts(texts, normalizer, CHARACTER_COVERAGE, max_letters))
     words = build_albert_pre_tokenizer(ALBERT_SYMBOLS)
     options = {"vocab_size": vocab_size, "special_tokens": fixed[:2], "unk_token": "<unk>"}
     pieces = _train_model(models.Unigram(), words, texts, trainers.UnigramTrainer, **options)["vocab"]
@@ -100,6 +102,19 @@ def _normalize_texts(texts: list[str], normalizer, coverage: float, max_letters:
     letters = {letter for letter, before in zip(ranked, num_before, strict=False) if before < coverage * counts.total()}
     rare = str.maketrans({letter: " " for letter in set(counts) - letters})
     return [text.translate(rare) for text in texts] if rare else texts
+
+
+def _limit_long_words(texts: list[str]) -> list[str]:
+    """Return texts without the long words after the first `MAX_LONG_WORD_CHARS` letters of such: words repeat, and in a
+    text without spaces every one is new, of which three million letters take minutes."""
+    chars_left = MAX_LONG_WORD_CHARS
+
+    def keep_or_drop(match: re.Match) -> str:
+        nonlocal chars_left
+        chars_left -= len(match[0])
+        return match[0] if chars_left >= 0 else ""
+
+    return [re.sub(r"\S{33,}", keep_or_drop, text) for text in texts]
 
 
 def _train_model(model, pre_tokenizer, texts: list[str], trainer_class: type, **options) -> dict:

@@ -62,7 +62,7 @@ class Checkpoints:
             )
             try:
                 self.manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
-            except ValueError as error:  # of the file that Orbax writes beside each step
+            except (ValueError, RecursionError) as error:  # of the file that Orbax writes beside each step
                 raise CheckpointDamaged(f"the metadata in {self.folder} cannot be read: {error}") from error
 
     def save(self, step: int, state, notes: dict, cost: float | None) -> None:

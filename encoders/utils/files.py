@@ -19,6 +19,7 @@ from encoders.utils.errors import UserError
 FORMAT = 2  # of signed JSON files; those of earlier versions have neither format nor digest
 NUMBER = (int, float)  # a shape of JSON
 LOCK_FILE = ".lock"
+NUM_REMOVALS = 40  # of a folder into which a library's threads still write after a failure
 LOCK_GRACE_SECONDS = 0.3  # longer than another process's look at the lock takes
 
 
@@ -163,7 +164,11 @@ def claim_partial(path: Path, open_partial: Callable[[Path], int]) -> Iterator[P
                 try:
                     yield partial
                 except BaseException:
-                    remove_path(partial)
+                    for _ in range(NUM_REMOVALS):
+                        remove_path(partial)
+                        if not partial.exists():
+                            break
+                        time.sleep(0.05)
                     raise
                 return
 

@@ -1,4 +1,7 @@
-"""Every verb under every fault that its user or machine can cause: one line, its status, nothing half-written."""
+"""Every verb under every fault that its user or machine can cause: one line, its status, nothing half-written.
+
+`ENCODERS_INJECTIONS=1000 python -m pytest -m live -n 0 tests/cli/test_injections.py` prints what became of each kind.
+"""
 
 import errno
 import io
@@ -7,7 +10,7 @@ import os
 import resource
 import shutil
 import sys
-from contextlib import contextmanager
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -19,8 +22,8 @@ from encoders.cli import commands
 from encoders.cli.parser import BROKEN_PIPE_STATUS, main
 from encoders.utils.files import write_signed_json
 from tests import texts
+from tests.file_events import watch_files
 
-EVENTS = ("open", "os.mkdir", "os.rename", "os.listdir", "os.scandir")
 CODES = (errno.EACCES, errno.EMFILE, errno.ENOSPC, errno.EIO)
 CONTENTS = {
     "empty": b"",
@@ -31,26 +34,6 @@ CONTENTS = {
     "another object": b'{"class": {"type": 3}, "facts": [1], "files": 2}',
     "deep": b"[" * 100_000,
 }
-# What an audit hook, which no process can remove, does with an event and a path.
-on_file_event = None
-
-
-def audit(event: str, arguments: tuple) -> None:
-    if on_file_event is not None and event in EVENTS and isinstance(arguments[0], str | bytes | os.PathLike):
-        on_file_event(event, Path(os.fsdecode(arguments[0])))
-
-
-sys.addaudithook(audit)
-
-
-@contextmanager
-def watch_files(call):
-    global on_file_event
-    on_file_event = call
-    try:
-        yield
-    finally:
-        on_file_event = None
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +106,11 @@ def remove_outputs(home: Path, problem: object) -> None:
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
+def print_outcomes(capsys, verb: str, outcomes: Counter) -> None:
+    with capsys.disabled():
+        print(f"\n{verb}: {dict(sorted(outcomes.items()))}")
+
+
 def run_with_failing_call(home: Path, words: list[str], fails_at: int, code: int) -> tuple[int, int]:
     """Run a command in which the n-th call that touches a file of `home` fails; return status and number of calls."""
     count = 0
@@ -138,19 +126,23 @@ def run_with_failing_call(home: Path, words: list[str], fails_at: int, code: int
         return main(words), count
 
 
-def check_failing_calls(home: Path, verb: str, capsys, choose_calls) -> None:
+def check_failing_calls(home: Path, verb: str, capsys, choose_calls) -> Counter:
+    """Let chosen calls of a verb fail, and return what became of each kind of failure."""
     words = list_commands(home)[verb]
     status, num_calls = run_with_failing_call(home, words, 0, 0)
     assert status == (verb == "submit"), capsys.readouterr().err  # which needs a run of a task
     remove_outputs(home, verb)
     capsys.readouterr()
     assert num_calls, verb
+    outcomes = Counter()
     for fails_at in choose_calls(num_calls):
         code = CODES[fails_at % len(CODES)]
         status, _ = run_with_failing_call(home, words, fails_at, code)
         if status:  # else it could do without the file
             assert_one_line(capsys, status, (verb, fails_at, os.strerror(code)))
+        outcomes[f"{os.strerror(code)}: {'one line' if status else 'done without it'}"] += 1
         remove_outputs(home, (verb, fails_at))
+    return outcomes
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -161,7 +153,8 @@ def test_a_file_that_cannot_be_opened_made_or_renamed_costs_one_line(home, verb,
 @pytest.mark.live
 @pytest.mark.parametrize("verb", VERBS)
 def test_any_file_that_cannot_be_opened_made_or_renamed_costs_one_line(home, verb, capsys):
-    check_failing_calls(home, verb, capsys, lambda count: range(1, count + 1, max(1, count // NUM_INJECTIONS)))
+    choose_calls = lambda count: range(1, count + 1, max(1, count // NUM_INJECTIONS))
+    print_outcomes(capsys, verb, check_failing_calls(home, verb, capsys, choose_calls))
 
 
 def list_read_files(home: Path, words: list[str]) -> list[Path]:
@@ -173,11 +166,13 @@ def list_read_files(home: Path, words: list[str]) -> list[Path]:
     return sorted(path for path in read if home in path.parents and path.suffix in suffixes and path.is_file())
 
 
-def check_contents(home: Path, verb: str, capsys, names) -> None:
+def check_contents(home: Path, verb: str, capsys, names) -> Counter:
+    """Fill each file that a verb reads with something else, and return what became of each kind of content."""
     words = list_commands(home)[verb]
     files = [path for path in list_read_files(home, words) if path.parts[len(home.parts)] not in OUTPUTS]
     remove_outputs(home, verb)
     capsys.readouterr()
+    outcomes = Counter()
     for number, path in enumerate(files):
         before = path.read_bytes()
         for name in names(number):
@@ -187,8 +182,10 @@ def check_contents(home: Path, verb: str, capsys, names) -> None:
                 assert f"{path}:1: " in capsys.readouterr().err
             elif status:
                 assert_one_line(capsys, status, (verb, path, name))
+            outcomes[f"{name}: {'one line' if status else 'done without it'}"] += 1
             remove_outputs(home, (verb, path, name))
             path.write_bytes(before)
+    return outcomes
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -201,9 +198,8 @@ def test_a_file_that_holds_something_else_costs_one_line(home, verb, capsys):
 @pytest.mark.parametrize("verb", VERBS)
 def test_any_file_that_holds_anything_else_costs_one_line(home, verb, capsys):
     names = list(CONTENTS)
-    check_contents(
-        home, verb, capsys, lambda number: {names[(number + i) % len(names)] for i in range(1, NUM_INJECTIONS // 4)}
-    )
+    choose_names = lambda number: {names[(number + i) % len(names)] for i in range(1, NUM_INJECTIONS // 4)}
+    print_outcomes(capsys, verb, check_contents(home, verb, capsys, choose_names))
 
 
 @pytest.mark.parametrize("num_bytes", [0, 3000])

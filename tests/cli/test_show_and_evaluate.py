@@ -9,11 +9,14 @@ import encoders
 from encoders.cli.experiment_files import describe_small_scale, find_experiment_file, import_experiment_file
 from encoders.cli.parser import main
 from encoders.data.work_units import is_held_out
+from encoders.exchange.convert import import_checkpoint
 from encoders.experiment import describe_experiments
+from encoders.run.run import Run
 from encoders.sweeps.paper_table import Study
 from encoders.utils.errors import escape_control, is_control
 from encoders.utils.serialization import ExperimentError, flatten_fields
 from tests import texts
+from tests.exchange.references import HOME as REFERENCES
 from tests.test_experiment import BASE
 
 
@@ -32,6 +35,20 @@ def test_one_experiment_is_shown_with_all_its_fields(home, capsys):
     lines = set(capsys.readouterr().out.splitlines())
     assert {"== tiny", "mesh.fsdp = 1", "intervals.eval_batches = 1", f"data.store_dir = {home}/stores"} <= lines
     assert {"seed = 0", "name = tiny", "init_from = None"} <= lines
+
+
+def test_the_fingerprint_is_shown_or_why_it_is_not_known(home, capsys, monkeypatch):
+    def show(*settings: str) -> str:
+        assert main(["show", "tiny", "--with", f"corpus={home}/text.txt", "--set", "name=x", *settings]) == 0
+        return next(line for line in capsys.readouterr().out.splitlines() if line.startswith("fingerprint"))
+
+    recorded = json.loads((home / "tiny" / "experiment.json").read_text())["fingerprint"]
+    assert recorded in show() and recorded not in show("seed=3")
+    assert f"{home}/nothing.txt" in show(f"data.corpus={home}/nothing.txt")
+    assert f"{home}/nothing" in show(f"init_from={home}/nothing")
+    monkeypatch.setattr("encoders.cli.show.MAX_HASHED_BYTES", 10)
+    size = (home / "text.txt").stat().st_size
+    assert f"{size:,} bytes" in show() and recorded not in show()
 
 
 def test_of_several_experiments_the_fields_that_differ_are_shown():
@@ -106,3 +123,28 @@ def test_a_control_character_becomes_visible(text, home, capsys):
     shown = capsys.readouterr()
     assert not any(map(is_control, shown.out + shown.err))
     assert shown.out.count(escape_control(text)) == 2 and escape_control(text) in shown.err
+
+
+@pytest.mark.parametrize(
+    "name, family, scores",
+    [
+        ("bert-pretraining", "bert", {"mlm_loss", "nsp_accuracy"}),
+        ("albert-pretraining", "albert", {"mlm_loss", "sop_accuracy"}),
+        ("roberta-masked", "roberta", {"mlm_loss"}),
+        ("electra-discriminator", "electra", {"rtd_auc"}),
+        ("electra-pair", "electra", {"rtd_auc", "generator_accuracy"}),
+        ("bert-encoder", "bert", None),
+        ("bert-questions", "bert", None),
+    ],
+)
+def test_an_imported_run_is_scored_on_any_text_that_its_objective_reads(name, family, scores, home, tmp_path, capsys):
+    published = REFERENCES / name
+    import_checkpoint(published, tmp_path / "run", tokenizer_files=REFERENCES / "vocabularies" / family)
+    status = main(["evaluate", f"{tmp_path}/run", "--corpus", f"{home}/text.txt", f"{home}/other.txt"])
+    shown = capsys.readouterr()
+    if scores is None:
+        (line,) = shown.err.splitlines()
+        objective = type(Run.open(tmp_path / "run").spec.objective).__name__
+        assert status == 1 and f"{tmp_path}/run" in line and objective in line
+    else:
+        assert status == 0 and scores <= json.loads(shown.out).keys(), shown

@@ -12,7 +12,9 @@ from encoders.data.prepare import prepare_store
 from encoders.data.row_files import RowError
 from encoders.data.spec import compute_store_key
 from encoders.tasks import text_tasks
+from encoders.tasks.squad import SQUAD_2_0
 from encoders.tasks.text_tasks import TextTask
+from encoders.tasks.token_classification import TokenTask
 from encoders.text import tokenization
 from encoders.text.tokenization import TokenizerSpec
 from tests.refusals import raises_naming
@@ -55,6 +57,11 @@ def whole(folder):
     write(folder / "train.tsv", TRAIN)
     write(folder / "dev.tsv", DEV)
     return folder
+
+
+@pytest.mark.parametrize("task, version", [(PAIRS, 2), (SQUAD_2_0, 3), (TokenTask(("O", "B-x", "I-x")), 3)])
+def test_a_task_whose_rows_are_read_otherwise_than_before_has_other_stores(folder, task, version):
+    assert labelled(folder, task).describe_content()["version"] == version
 
 
 def single(folder, train=("red\tyes", "dog\tno"), dev=("cat\tyes",)):

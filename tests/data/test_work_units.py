@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from encoders.text import corpus
 from encoders.text.source import CorpusError
 from encoders.text.tokenization import TokenizerSpec
 from tests.data.test_prepare import FILES, content
+from tests.file_events import watch_files
 from tests.refusals import raises_naming
 from tests.text.documents import read_corpus_documents
 from tests.texts import made_up, write, written
@@ -92,13 +94,13 @@ def test_a_finished_unit_is_not_made_again(data, monkeypatch):
         prepare_store(data, runner=Stops(after=3))
     parts = sorted((Path(data.store_dir) / f".{compute_store_key(data)}.work" / "units").iterdir())
     assert [path.name for path in parts] == ["000000", "000001", "000002"]
-    made, write_part = [], work_units.write_finished_unit
+    made, write_units = [], work_units.write_finished_units
 
-    def counted(work, unit, path, say):
-        made.append(unit.unit_index)
-        write_part(work, unit, path, say)
+    def counted(work, units, path, say):
+        made.extend(unit.unit_index for unit in units)
+        write_units(work, units, path, say)
 
-    monkeypatch.setattr(work_units, "write_finished_unit", counted)
+    monkeypatch.setattr(work_units, "write_finished_units", counted)
     again = prepare_store(data)
     assert made == list(range(3, len(again.metadata["units"])))
     assert content(again) == content(prepare_store(elsewhere(data)))
@@ -311,6 +313,27 @@ def test_a_glob_of_small_files_is_few_units_and_reads_in_the_order_of_names(tmp_
     assert store.metadata["units"][0]["name"].endswith(
         "29.txt from 0 to " + f"{(tmp_path / '29.txt').stat().st_size:,}"
     )
+
+
+@pytest.mark.parametrize("deduplicate", ["kept", "documents"])
+def test_a_small_file_costs_few_calls_and_no_folder_of_its_own_however_many_there_are(tmp_path, deduplicate):
+    written_files = [str(written(tmp_path / f"{i:02}.txt", [d])) for i, d in enumerate(made_up(90))]
+
+    def count_calls(num_files):
+        calls, lines = Counter(), []
+        tokenizer, filters = TokenizerSpec(vocab_size=300), CorpusFilters(deduplicate)
+        made = PretrainingData(
+            tuple(written_files[:num_files]), tokenizer, store_dir=str(tmp_path / f"{num_files}"), filters=filters
+        )
+        with watch_files(lambda event, path: calls.update([event] if tmp_path in path.parents else [])):
+            store = prepare_store(made, lines.append)
+        assert len(store.metadata["units"]) == num_files and find_damaged_units(store) == []
+        return calls, len(lines)
+
+    (few, few_lines), (many, many_lines) = count_calls(30), count_calls(90)
+    assert few["open"] and (many.total() - few.total()) / 60 < 30
+    assert (many["os.mkdir"], many["os.rename"]) == (few["os.mkdir"], few["os.rename"])
+    assert many_lines == few_lines
 
 
 def test_duplicates_are_found_over_all_units_in_any_number_of_buckets_and_processes(data, monkeypatch):

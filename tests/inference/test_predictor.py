@@ -29,7 +29,7 @@ from encoders.tasks.encoder_only import EncoderOnly
 from encoders.tasks.question_answering import ConditionedSpanPrediction, SpanPrediction, SpanWithClassifier
 from encoders.tasks.text_tasks import TextRows
 from encoders.tasks.token_classification import TokenClassification
-from encoders.text.tokenization import load_tokenizer, make_blank_vocab
+from encoders.text.tokenization import Tokenizer, load_tokenizer, make_blank_vocab
 from encoders.training import step
 from encoders.training.checkpoint import save_params
 from encoders.utils.files import write_json
@@ -391,6 +391,17 @@ def test_a_bad_line_is_named_and_the_others_are_answered(kind, run, home, capsys
     assert f"{len(bad)} of {len(bad) + 2}" in err
     if kind != "similarity":
         assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize("kind", ["embed", "fill"])
+def test_each_line_is_tokenised_once(kind, run, home, capsys, monkeypatch):
+    folder, encoded = run("masked", MaskedLM()).run.folder, []
+    path = home / "lines.txt"
+    path.write_text("".join(f"[MASK] tan {number}\n" for number in range(9)))
+    for name in ("encode", "encode_batch"):
+        real = getattr(Tokenizer, name)
+        monkeypatch.setattr(Tokenizer, name, lambda self, texts, real=real: encoded.append(texts) or real(self, texts))
+    assert len(asked(capsys, folder, kind, "--file", path, "--json")) == len(encoded) == 9
 
 
 def test_a_text_of_the_command_is_named_by_its_number_and_the_others_are_answered(features, capsys):

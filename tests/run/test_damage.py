@@ -118,6 +118,13 @@ def test_a_changed_file_of_a_run_is_named(finished, tmp_path, name):  # noqa: F8
         run.load_params("best"), run.tokenizer, read_run_rows(folder)
 
 
+@pytest.mark.parametrize("content", ["[]", "[" * 100_000])
+def test_the_file_that_orbax_writes_beside_a_step_is_named_where_it_holds_something_else(unfinished, content):  # noqa: F811
+    (unfinished / "checkpoints" / "9" / "_CHECKPOINT_METADATA").write_text(content)
+    with pytest.raises(ValueError, match="checkpoints"):
+        Run.open(unfinished).load_params("latest")
+
+
 @pytest.mark.parametrize("name", ["train/tokens.bin", "tokenizer.json", "store.json"])
 def test_training_and_evaluation_check_their_store(finished, unfinished, name):  # noqa: F811
     run = Run.open(unfinished)

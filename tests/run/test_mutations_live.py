@@ -134,12 +134,17 @@ def use_finished(home, base, log):
     run = Run.open(home / "finished")
     scores = evaluate_run(run, run.load_params("best")[1])
     (vector,) = load_predictor(home / "finished").embed(["a fox"])
-    return scores, vector.tobytes(), read_run_rows(home / "finished"), read_result(home / "finished")
+    # Without its result a run counts as unfinished, and the same command makes it again.
+    result = read_result(home / "finished") or loop.train(base, home / "finished", log)
+    return scores, vector.tobytes(), read_run_rows(home / "finished"), without_speed(result)
+
+
+def without_speed(result):
+    return {name: value for name, value in result.items() if name != "tokens_per_second"}
 
 
 def use_store(home, base, log):
-    result = loop.train(base, home / "again", log)
-    return {name: value for name, value in result.items() if name != "tokens_per_second"}
+    return without_speed(loop.train(base, home / "again", log))
 
 
 def use_imported(home, base, log):
@@ -180,7 +185,9 @@ def test_damage_is_noticed_and_named_or_changes_nothing(target, home, tmp_path, 
         else:
             said = any("damaged" in line or "missing" in line or "checkpoint" in line for line in lines)
             outcomes[f"{change.split()[0]}: {'mended' if said else 'harmless'}"] += 1
-            if found != expected:
+            # Rows that are gone are named; all that was trained is the same.
+            only_rows_differ = use is resume and found[0] == expected[0] and "metrics.jsonl" in "".join(lines)
+            if found != expected and not only_rows_differ:
                 silent.append((change, lines))
         shutil.rmtree(copy)
     print(target, dict(sorted(outcomes.items())))

@@ -133,8 +133,19 @@ def test_workers_start_with_different_experiments(build_sweep, monkeypatch):
     assert made.train(False, NO_STOP, 1) == 0 and trained == ["b", "a", "c"]
 
 
-def test_a_damaged_result_is_named(build_sweep, tmp_path):
-    made, _, _ = build_sweep(named("a"), named("b"))
+@pytest.mark.parametrize("name", ["result.json", "experiment.json"])
+def test_a_damaged_run_is_named_and_the_rest_is_trained(build_sweep, tmp_path, name):
+    made, trained, lines = build_sweep(named("a", "b", tmp_path), named("b"), named("c"))
+    finish(tmp_path / "b")
+    (tmp_path / "b" / name).write_text("{")
+    assert made.train(False, NO_STOP, 1) == 1 and trained == ["c"]
+    (line,) = [line for line in lines if f"b/{name}" in line]
+    assert line.startswith("b ") and lines[-1] == "failed: b"
+    assert not (tmp_path / "b" / FAILURE_FILE).exists()
+
+
+def test_a_run_that_is_damaged_while_it_is_the_only_one_is_named(build_sweep, tmp_path):
+    made, _, _ = build_sweep(named("a"), errors={"a": RunError("a/result.json is damaged")})
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "result.json").write_text("{")
     with pytest.raises(RunError, match="a/result.json is damaged"):

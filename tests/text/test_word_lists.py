@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from encoders.text import corpus
+from encoders.text import corpus, tokenizer_training
 from encoders.text.corpus import check_corpus, make_sentence_splitter
 from encoders.text.source import CorpusError
 from encoders.text.tokenization import TokenizerSpec, load_tokenizer, train_tokenizer
@@ -125,6 +125,20 @@ def test_no_word_that_a_trainer_reads_is_longer_than_a_thousand_letters(kind):
     assert max(map(len, LONG_WORD_PATTERN.sub(r"\g<0> ", word).split())) == 1000
     tokenizer = train_tokenizer(TokenizerSpec(kind, 300), [["a b ab"], [word]])
     assert tokenizer.encode_batch([word])[0]
+
+
+def test_a_unigram_vocabulary_is_trained_on_a_bounded_part_of_a_text_without_spaces(monkeypatch):
+    trained_on = []
+    real = tokenizer_training._train_model
+
+    def train(model, words, texts, *trainer, **options):
+        trained_on.extend(texts)
+        return real(model, words, texts, *trainer, **options)
+
+    monkeypatch.setattr(tokenizer_training, "_train_model", train)
+    monkeypatch.setattr(tokenizer_training, "MAX_LONG_WORD_CHARS", 3000)
+    train_tokenizer(TokenizerSpec("unigram", 300), [["a b ab"], ["ab" * 5000], ["abba " * 5000]])
+    assert [len(text.replace(" ", "")) for text in trained_on] == [4, 3000, 20_000]
 
 
 def test_a_long_line_is_split_piece_by_piece(monkeypatch):

@@ -46,6 +46,19 @@ def test_words_are_split_once_and_forgotten_when_there_are_too_many(monkeypatch)
     assert sys.getsizeof(cache.cached_ids) < 1000
 
 
+class NeverWalked(dict):
+    def __iter__(self):
+        raise AssertionError("every cached word was looked at")
+
+    keys = items = values = __iter__
+
+
+def test_a_short_text_costs_its_own_words_whatever_is_cached():
+    cache = tokenization.WordCache(lambda texts: [[len(text)] for text in texts], tokenization.split_bert_words)
+    cache.cached_ids = NeverWalked(ab=[2], c=[1])
+    assert cache.encode_batch(["ab def"]) == [[2, 3]] and "def" in cache.cached_ids
+
+
 def test_rules_that_are_not_known_see_the_whole_text():
     tokenizer = train_tokenizer(TokenizerSpec(kind="unigram", vocab_size=600), made_up(30))
     assert tokenizer._word_cache.split_words("plain text") is None

@@ -136,6 +136,20 @@ def test_a_failure_leaves_nothing(tmp_path):
     assert not list(tmp_path.iterdir()) and not list(tmp_path.parent.glob(f".{tmp_path.name}*"))
 
 
+def test_a_folder_into_which_a_thread_still_writes_is_removed_after_a_failure(tmp_path, monkeypatch):
+    removals, rmtree = [], shutil.rmtree
+
+    def write_and_remove(path, **options):
+        removals.append(path)
+        if len(removals) == 3:
+            rmtree(path)
+
+    monkeypatch.setattr(shutil, "rmtree", write_and_remove)
+    with pytest.raises(KeyError), atomic_dir(tmp_path / "a"):
+        raise KeyError
+    assert len(removals) == 3 and not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     "value, place",
     [({}, "lacks a, b"), ({"a": 1, "b": {"x": "y"}}, "b, x"), ({"a": [1], "b": {}}, "a"), ([], ""), (None, "")],
