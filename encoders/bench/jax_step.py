@@ -53,8 +53,7 @@ def compile_with_stats(function, *arguments, **static_args) -> tuple[Callable, d
 def build_train_work(spec: dict) -> TimedWork:
     """Return `train_step` of an experiment, with batches from host memory."""
     experiment, (vocab, batches) = from_json_value(spec["experiment"]), pickle.loads(Path(spec["inputs"]).read_bytes())
-    objective = experiment.objective.replace_mask_rate(experiment.phases[0].mask_rate)
-    module = objective.module(experiment.model, vocab)
+    module = experiment.objective.module(experiment.model, vocab)
     state = jax.jit(partial(step.init_train_state, module=module, optimizer=experiment.optimizer))(0)
     seed, static_args = jnp.int32(0), step.build_static_args(experiment, module)
     run_step, stats = compile_with_stats(step.train_step, state, jax.device_put(batches[0]), seed, **static_args)

@@ -200,7 +200,8 @@ def format_ledger(experiment: Experiment) -> str:
         forward = sum(compute_forward_flops(objective, experiment.model, row).values())
         training = step_flops(experiment, row, phase.mask_rate)
         training, forward = (flops.item() / length / 1e6 for flops in (training, forward))
-        lines.append(f"FLOPs per token at length {length}: {training:,.1f} M in training, {forward:,.1f} M forward")
+        row_kind = f"{length}" if phase.mask_rate is None else f"{length} and mask rate {phase.mask_rate:g}"
+        lines.append(f"FLOPs per token at length {row_kind}: {training:,.1f} M in training, {forward:,.1f} M forward")
     lines.append(f"memory, estimated, on one device: {format_gibibytes(estimate_memory(experiment))}")
     if (mesh := experiment.mesh.build_abstract(jax.device_count())).size > 1:
         axes = ", ".join(f"{name}={size}" for name, size in mesh.shape.items())

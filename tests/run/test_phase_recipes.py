@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from encoders.costs.ledger import run_flops
+from encoders.costs.ledger import format_ledger, run_flops
 from encoders.data.batch import build_single_example_batch
 from encoders.data.stream import BatchRamp
 from encoders.experiment import ExperimentError, apply_settings
@@ -88,3 +88,10 @@ def test_a_mask_rate_for_an_objective_that_masks_nothing_is_refused(objective, t
         objective.replace_mask_rate(0.3)
     with raises_naming(ExperimentError, "phases.mask_rate=0.3", type(objective).__name__):
         replace(made, model=causal, objective=objective, phases=(replace(made.phases[0], mask_rate=0.3),))
+
+
+def test_the_cost_of_each_phase_is_shown_with_its_mask_rate(tmp_path):
+    made = experiment("text.txt", "roberta", tmp_path)
+    made = replace(made, phases=(replace(made.phases[0], until_step=6, mask_rate=0.4), made.phases[0]))
+    first, second = [line for line in format_ledger(made).splitlines() if "FLOPs" in line]
+    assert "32 and mask rate 0.4:" in first and "32:" in second and "mask rate" not in second
