@@ -159,7 +159,7 @@ class Architecture:
     def infer_heads(self, tensor_names: Iterable[str], class_names: Iterable[str]) -> frozenset[str]:
         """Return the heads whose tensors these are.
 
-        Where a name is that of several, those of the first class that holds all tensors, the named classes first.
+        A name that several heads have means that of the first class that holds all tensors, the named classes first.
         """
         found = [self.list_top_modules(name) for name in tensor_names]
         rows = sorted(self.model_classes, key=lambda row: row[1] not in class_names)
