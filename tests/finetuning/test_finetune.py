@@ -11,7 +11,6 @@ import pytest
 
 import launch
 from encoders.costs.ledger import eval_param_shapes
-from encoders.data import stream
 from encoders.data.formats import SegmentPairs
 from encoders.data.spec import PretrainingData
 from encoders.data.stream import Phase
@@ -71,9 +70,7 @@ def quiet(line):
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stream, "EVAL_LENGTH_BUCKETS", 1)  # one length to compile
-        yield tmp_path_factory.mktemp("home")
+    return tmp_path_factory.mktemp("home")
 
 
 @pytest.fixture(scope="module")
