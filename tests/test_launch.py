@@ -10,6 +10,7 @@ import jax
 import pytest
 
 import launch
+from encoders.bench import measurements
 from encoders.cli.commands import enable_compilation_cache
 from encoders.cli.experiment_files import ExperimentChoice, load_experiment_file
 from tests import task_examples, texts
@@ -218,6 +219,7 @@ def statuses(home) -> dict[str, int]:
     task_examples.tags(home / "entities")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
+        patch.setattr(measurements, "MATMUL_SIZES", (64, 64, 64))
         return {command: launch.main(shorten(command, home)) for command in list_commands()}
 
 

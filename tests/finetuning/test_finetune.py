@@ -9,10 +9,7 @@ import numpy as np
 import pytest
 
 import launch
-from encoders.data.formats import SegmentPairs
-from encoders.data.spec import PretrainingData
-from encoders.data.stream import Phase
-from encoders.experiment import Experiment
+from encoders.experiment import RunSpec
 from encoders.finetuning.grids import build_finetuning
 from encoders.inference.predictor import load_predictor
 from encoders.objectives.masked_lm import MaskedLM
@@ -27,12 +24,12 @@ from encoders.tasks.multiple_choice import MultipleChoiceTask
 from encoders.tasks.squad import SQUAD_1_1, SQUAD_2_0
 from encoders.tasks.text_tasks import TextTask
 from encoders.tasks.token_classification import TokenTask
-from encoders.text.tokenization import TokenizerSpec
+from encoders.text.tokenization import load_tokenizer
 from encoders.training.metric_log import read_metric_rows
-from encoders.training.optimizer import AdamW
 from encoders.utils.serialization import ExperimentError, from_json_value, to_json_value
 from tests import task_examples
 from tests.finetuning.tiny import FAMILIES, MODEL, QUICK, TINY, build_run, load_file
+from tests.networks import write_random_run
 from tests.refusals import assert_names, raises_naming
 
 
@@ -191,20 +188,9 @@ def test_submit_needs_a_task_with_test_rows(learned, pretrained, tmp_path, capsy
 
 @pytest.fixture(scope="module")
 def pretrained(home, words):
-    from tests import texts
-
-    corpus = str(texts.write(home / "text.txt", documents=60))
-    experiment = Experiment(
-        name="pretrained",
-        model=MODEL,
-        objective=MaskedLM(sentence_task=NextSentencePrediction()),
-        data=PretrainingData(
-            (corpus,), TokenizerSpec(path=words), heldout_fraction=0.2, store_dir=str(home / "stores")
-        ),
-        optimizer=AdamW(1e-3, 1),
-        phases=(Phase(2, 32, 4, SegmentPairs()),),
-    )
-    loop.train(experiment, home / "runs" / "pretrained", quiet)
+    """A run with BERT's pre-training heads."""
+    spec = RunSpec(name="pretrained", model=MODEL, objective=MaskedLM(sentence_task=NextSentencePrediction()))
+    write_random_run(home / "runs" / "pretrained", spec, load_tokenizer(words))
     return str(home / "runs" / "pretrained")
 
 
