@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 
 import launch
-from encoders.experiment import RunSpec
+from encoders.data.formats import SegmentPairs
+from encoders.data.spec import PretrainingData
+from encoders.data.stream import Phase
+from encoders.experiment import Experiment
 from encoders.finetuning.grids import build_finetuning
 from encoders.inference.predictor import load_predictor
 from encoders.objectives.masked_lm import MaskedLM
@@ -24,8 +27,9 @@ from encoders.tasks.multiple_choice import MultipleChoiceTask
 from encoders.tasks.squad import SQUAD_1_1, SQUAD_2_0
 from encoders.tasks.text_tasks import TextTask
 from encoders.tasks.token_classification import TokenTask
-from encoders.text.tokenization import load_tokenizer
+from encoders.text.tokenization import TokenizerSpec, load_tokenizer
 from encoders.training.metric_log import read_metric_rows
+from encoders.training.optimizer import AdamW
 from encoders.utils.serialization import ExperimentError, from_json_value, to_json_value
 from tests import task_examples
 from tests.finetuning.tiny import FAMILIES, MODEL, QUICK, TINY, build_run, load_file
@@ -188,9 +192,16 @@ def test_submit_needs_a_task_with_test_rows(learned, pretrained, tmp_path, capsy
 
 @pytest.fixture(scope="module")
 def pretrained(home, words):
-    """A run with BERT's pre-training heads."""
-    spec = RunSpec(name="pretrained", model=MODEL, objective=MaskedLM(sentence_task=NextSentencePrediction()))
-    write_random_run(home / "runs" / "pretrained", spec, load_tokenizer(words))
+    """A run with BERT's pre-training heads, whose parameters are random."""
+    experiment = Experiment(
+        name="pretrained",
+        model=MODEL,
+        objective=MaskedLM(sentence_task=NextSentencePrediction()),
+        data=PretrainingData(("text.txt",), TokenizerSpec(path=words)),
+        optimizer=AdamW(1e-3, 1),
+        phases=(Phase(2, 32, 4, SegmentPairs()),),
+    )
+    write_random_run(home / "runs" / "pretrained", experiment, load_tokenizer(words))
     return str(home / "runs" / "pretrained")
 
 
