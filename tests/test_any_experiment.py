@@ -11,7 +11,6 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from encoders.data import stream
 from encoders.data.formats import ElectraPairs, FullSentences, SegmentPairs, SentencePairs
 from encoders.data.mixing import MixedFormat
 from encoders.data.packing import PackedFormat
@@ -185,7 +184,6 @@ def home(tmp_path_factory):
     texts.write(folder / "text.txt", documents=60)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(stream, "EVAL_LENGTH_BUCKETS", 1)  # one length to compile
         yield folder
 
 

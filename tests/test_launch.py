@@ -10,9 +10,9 @@ import jax
 import pytest
 
 import launch
+from encoders.bench import measurements
 from encoders.cli.commands import enable_compilation_cache
 from encoders.cli.experiment_files import ExperimentChoice, load_experiment_file
-from encoders.data import stream
 from tests import task_examples, texts
 from tests.exchange.references import HOME
 from tests.refusals import assert_names
@@ -58,9 +58,7 @@ def home(tmp_path_factory):
     """A folder with a text, and the stores and runs that the commands of this file make."""
     folder = tmp_path_factory.mktemp("home")
     texts.write(folder / "text.txt", documents=200)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stream, "EVAL_LENGTH_BUCKETS", 1)  # one length to compile
-        yield folder
+    return folder
 
 
 def run_refused(capsys, *arguments) -> str:
@@ -221,6 +219,7 @@ def statuses(home) -> dict[str, int]:
     task_examples.tags(home / "entities")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
+        patch.setattr(measurements, "MATMUL_SIZES", (64, 64, 64))
         return {command: launch.main(shorten(command, home)) for command in list_commands()}
 
 

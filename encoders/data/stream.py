@@ -27,7 +27,6 @@ from encoders.utils.files import hash_file, write_file_atomically
 
 SHUFFLE_BLOCK_ROWS = 1 << 14  # rows whose permuted indices are computed at a time
 BUCKETING_WINDOW_STEPS = 64  # batches whose rows are sorted by length together
-EVAL_LENGTH_BUCKETS = 8  # lengths of held-out batches, each of which is compiled
 
 
 @dataclass(frozen=True)
@@ -50,8 +49,9 @@ class BatchRamp:
 class Phase:
     """Training up to `until_step` with `batch_size` rows of `seq_length` tokens. BERT's 128-then-512 is two phases.
 
-    With `num_length_buckets` above 1 a batch holds rows of similar length. It is only as long as the smallest bucket,
-    a multiple of `seq_length / num_length_buckets`, that holds them. Every length is compiled.
+    With `num_length_buckets` above 1 a batch, of training or held out, holds rows of similar length. It is only as
+    long as the smallest bucket, a multiple of `seq_length / num_length_buckets`, that holds them. Every length is
+    compiled.
 
     `mask_rate` replaces that of the objective in training; evaluation keeps the objective's. With `batch_ramp` the
     batch grows to `batch_size`.
@@ -359,7 +359,7 @@ def iter_eval_batches(
     phase = replace(phase, format=remove_mixing(phase.format))
     table = load_eval_table(split, phase, folder)
     ids = permute_indices(np.arange(len(table)), len(table), 0)[: batch_size * max_batches]
-    yield from iter_batches_longest_first(split, vocab, table, ids, phase, batch_size, EVAL_LENGTH_BUCKETS)
+    yield from iter_batches_longest_first(split, vocab, table, ids, phase, batch_size, phase.num_length_buckets)
 
 
 def iter_batches_longest_first(

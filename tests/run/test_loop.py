@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 
 import launch
-from encoders.data import stream
 from encoders.data.formats import ElectraPairs, FullSentences, SegmentPairs
 from encoders.data.packing import PackedFormat
 from encoders.data.spec import PretrainingData
@@ -53,9 +52,7 @@ def quiet(line):
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stream, "EVAL_LENGTH_BUCKETS", 1)  # one length to compile
-        yield str(texts.write(tmp_path_factory.mktemp("texts") / "text.txt", documents=60))
+    return str(texts.write(tmp_path_factory.mktemp("texts") / "text.txt", documents=60))
 
 
 def experiment(corpus, family: str, folder, steps=12, **changes) -> Experiment:
