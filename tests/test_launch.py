@@ -270,7 +270,7 @@ def test_a_finished_run_is_named_with_how_to_start_over(statuses, home, capsys):
     settings = [f"data.corpus={home / 'text.txt'}", f"data.store_dir={home / 'stores'}", *SHORT]
     assert launch.main(["train", "quickstart", "--runs", f"{home}/runs", "--set", *settings]) == 0
     shown = capsys.readouterr()
-    assert_names(shown.err, "quickstart-bert, quickstart-roberta, quickstart-albert, quickstart-electra", "remove")
+    assert_names(shown.err, "quickstart-bert, quickstart-roberta, quickstart-electra, quickstart-albert", "remove")
     assert_names(shown.out, "quickstart-bert", "RTD AUC", "NSP", "SOP")
     assert before == {path: path.stat().st_mtime_ns for path in home.rglob("runs/*/metrics.jsonl")}
 

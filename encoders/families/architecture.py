@@ -159,12 +159,12 @@ class Architecture:
     def infer_heads(self, tensor_names: Iterable[str], class_names: Iterable[str]) -> frozenset[str]:
         """Return the heads whose tensors these are.
 
-        A name that several heads have means that of the first class that holds all tensors, the named classes first.
+        A name that several heads have means that of the named class, or else of the first class that holds all tensors.
         """
         found = [self.list_top_modules(name) for name in tensor_names]
-        rows = sorted(self.model_classes, key=lambda row: row[1] not in class_names)
+        named = [heads for heads, class_name in self.model_classes if class_name in class_names]
         covers = lambda heads: all(not modules or {"encoder", *heads} & {*modules} for modules in found)
-        heads = next((heads for heads, _ in rows if covers(heads)), rows[0][0])
+        heads = next(iter([*named, *(heads for heads, _ in self.model_classes if covers(heads))]), ())
         choose = lambda modules: next((module for module in modules if module in heads), modules[0])
         return frozenset(choose(modules) for modules in found if modules) - {"encoder"}
 

@@ -224,7 +224,8 @@ def read_layers(hf_config: dict) -> dict[str, Any]:
     if hf_config.get("rope_scaling") is not None:
         raise UserError(f"rope_scaling={shorten(hf_config['rope_scaling'])} is not supported; only null is")
     parameters = hf_config.get("rope_parameters") or {}
-    values: dict[str, Any] = {}
+    # Theirs is of the attention's weights and of its output.
+    values: dict[str, Any] = {"attention_out_dropout": hf_config.get("attention_dropout", 0.0)}
     for kind, (name, old_name) in KINDS.items():
         entry = parameters.get(kind) if isinstance(parameters, dict) else None
         entry = entry if isinstance(entry, dict) else {}
