@@ -1,16 +1,18 @@
-"""Encoder-only language models in JAX and Flax: BERT, RoBERTa, ALBERT and ELECTRA, pre-trained and fine-tuned.
+"""Encoder-only language models in JAX and Flax: BERT, RoBERTa, ALBERT, ELECTRA, ModernBERT, pre-trained and fine-tuned.
 
-A corpus is a text file, and an experiment a frozen value:
+A corpus is a text file:
 
 >>> import encoders, pathlib, tempfile
 >>> text = pathlib.Path(tempfile.mkdtemp(), "text.txt")
 >>> _ = text.write_text("The cat sat on the mat.\\nIt slept there.\\n\\n" * 60)
+
+An experiment is a frozen value. A run of it, made by `train`, is a folder:
+
 >>> experiment = encoders.load_experiments("tiny", corpus=text)["tiny"]
-
-`train` makes a run of it, in a folder. An interrupted run resumes:
-
 >>> encoders.train(experiment, text.parent / "tiny", log=lambda line: None)["steps"]
 4
+
+An interrupted run resumes with the same call.
 
 `load` opens that folder, or one of a published checkpoint that was imported, for predictions:
 

@@ -10,12 +10,12 @@ from encoders.data.labelled import LabelledData
 from encoders.data.mixing import find_corpus_weights
 from encoders.data.packing import PackedFormat
 from encoders.data.spec import PretrainingData
-from encoders.data.stream import Phase
+from encoders.data.stream import Phase, expand_batch_ramps, find_ramp_problem
 from encoders.model.config import EncoderConfig
 from encoders.objectives.base import Objective, SupervisedObjective
 from encoders.text.tokenization import make_blank_vocab
 from encoders.training.metric_log import Intervals
-from encoders.training.optimizer import AdamW, Lamb
+from encoders.training.optimizer import OptimizerConfig
 from encoders.training.sharding import Mesh
 from encoders.utils.overrides import apply_changes, check_choices, parse_settings, shorten_text
 from encoders.utils.serialization import ExperimentError, fingerprint_content, flatten_fields, not_fingerprinted
@@ -51,7 +51,7 @@ class Experiment(RunSpec):
     """
 
     data: PretrainingData | LabelledData
-    optimizer: AdamW | Lamb
+    optimizer: OptimizerConfig
     phases: tuple[Phase, ...]
     seed: int = 0
     grad_accum_steps: int = 1
@@ -87,9 +87,8 @@ def find_problems(experiment: Experiment) -> Iterator[str]:
     tokenizer, vocab_size = experiment.data.tokenizer, model.vocab_size
     if not tokenizer.path and tokenizer.vocab_size != vocab_size:
         yield f"data.tokenizer.vocab_size={tokenizer.vocab_size} and model.vocab_size={vocab_size} differ; set both"
-    if optimizer.warmup_steps > experiment.num_steps:
-        steps = f"the run's {experiment.num_steps} steps; lower it or raise phases.until_step"
-        yield f"optimizer.warmup_steps={optimizer.warmup_steps} exceeds {steps}"
+    if problem := optimizer.find_schedule_problem(experiment.num_steps):
+        yield problem
     decay, shared = optimizer.layer_lr_decay, model.shared_parts
     if decay != 1 and shared:
         yield f"optimizer.layer_lr_decay={decay} needs layers that share nothing, and model.shared_parts={shared}"
@@ -106,7 +105,10 @@ def find_problems(experiment: Experiment) -> Iterator[str]:
     provided = experiment.data.label_names
     if expected and provided and expected != provided:
         yield f"objective.label_names={expected} differ from the labels of the rows, {provided}"
-    for phase in phases:
+    for phase, first_step in zip(phases, (0, *until_steps), strict=False):
+        if problem := find_ramp_problem(phase, first_step):
+            yield problem
+    for phase in expand_batch_ramps(phases):
         yield from find_phase_problems(experiment, phase)
 
 
@@ -120,6 +122,10 @@ def find_phase_problems(experiment: Experiment, phase: Phase) -> Iterator[str]:
         yield f"phases.batch_size={phase.batch_size} is not a multiple of grad_accum_steps={num_micro_steps}"
     if isinstance(row_format, PackedFormat) and experiment.model.attention_impl == "cudnn":
         yield "model.attention_impl='cudnn' is not for phases.format=PackedFormat; take 'cudnn_packed'"
+    try:
+        experiment.objective.replace_mask_rate(phase.mask_rate)
+    except ValueError as error:
+        yield str(error)
     weights, num_corpora = find_corpus_weights(row_format), len(getattr(experiment.data, "corpus", ()))
     if weights is not None and len(weights) != num_corpora:
         yield f"phases.format.corpus_weights={weights} must have one for each of the {num_corpora} items of data.corpus"

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from encoders.data import stream
 from encoders.data.formats import ElectraPairs, FullSentences, SegmentPairs, SentencePairs
 from encoders.data.mixing import MixedFormat
 from encoders.data.packing import PackedFormat
@@ -119,13 +118,14 @@ FIELDS = {
     "optimizer.eps": ("1e-8", "0"),
     "optimizer.clip_norm": ("none 0.5", "0"),
     "optimizer.bias_correction": ("true false", "1"),
-    "optimizer.schedule": ("replace peak product constant", "cosine"),
+    "optimizer.schedule": ("replace peak product constant CosineDecay", "cosine"),
     "optimizer.no_decay": ("() bias$", "[ )"),
     "optimizer.layer_lr_decay": ("1 0.8", "0 2"),
     "optimizer.decay_top_layer_twice": ("true", "0"),
     "phases.*.seq_length": ("8 17 32", "7 41 1e18"),
     "phases.*.batch_size": ("4 8", "0 -4 2.5"),
     "phases.*.num_length_buckets": ("1 2 5", "0"),
+    "phases.*.mask_rate": ("none 0.05 0.4", "0 1 1.5"),
     "phases.*.format.negatives": ("random swapped", "next"),
     "phases.*.format.short_seq_prob": ("0 1", "-0.1 1.1"),
     "phases.*.format.match_released_code": ("true", "1"),
@@ -184,7 +184,6 @@ def home(tmp_path_factory):
     texts.write(folder / "text.txt", documents=60)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(stream, "EVAL_LENGTH_BUCKETS", 1)  # one length to compile
         yield folder
 
 

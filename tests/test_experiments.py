@@ -19,7 +19,7 @@ FILES = sorted(HOME.glob("*.py"))
 
 
 def load_experiments(path: Path) -> list[Experiment]:
-    """Return a file's experiments, or none if they depend on a run; tests/finetuning/test_finetune.py tests those."""
+    """Return a file's experiments, or none if they depend on a run; tests/finetuning/test_recipes.py tests those."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

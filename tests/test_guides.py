@@ -33,9 +33,7 @@ SMALL = [
 def home(tmp_path_factory):
     folder = tmp_path_factory.mktemp("home")
     texts.write(folder / "text.txt", documents=80)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stream, "EVAL_LENGTH_BUCKETS", 1)  # one length to compile
-        yield folder
+    return folder
 
 
 def train_guide(home: Path, guide: str, *arguments: str) -> int:

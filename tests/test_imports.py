@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import inspect
 import subprocess
 import sys
 import typing
@@ -73,7 +74,7 @@ def list_saved_classes() -> set[type]:
         if getattr(declared, "_is_protocol", False):
             methods = [name for name, value in vars(declared).items() if name[0] != "_" and callable(value)]
             return {cls for cls in defined if all(hasattr(cls, name) for name in methods)}
-        accepted = {cls for cls in defined if issubclass(cls, declared)}
+        accepted = {cls for cls in defined if issubclass(cls, declared) and not inspect.isabstract(cls)}
         return {cls for cls in accepted if cls is declared or not cls.__subclasses__()}
 
     reachable, waiting = set(), [Experiment, RunSpec, PaperTable]

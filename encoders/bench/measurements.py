@@ -24,8 +24,8 @@ from encoders.costs.ledger import (
 )
 from encoders.data.batch import Batch
 from encoders.data.packing import PackedFormat
-from encoders.exchange.architectures import ARCHITECTURES
 from encoders.experiment import Experiment, apply_settings
+from encoders.families.registry import ARCHITECTURES
 from encoders.model.flops import forward_flops
 from encoders.objectives.replaced_tokens import ReplacedTokenDetection
 from encoders.text.tokenization import VocabInfo
@@ -117,8 +117,12 @@ class BenchInput:
 
 @contextmanager
 def prepare_bench_input(experiment: Experiment, options: BenchOptions) -> Iterator[BenchInput]:
-    """Yield an experiment with batches of its text where they are packed or `options.use_text`, else of random ids."""
-    phase = experiment.phases[0]
+    """Yield an experiment with batches of its text where they are packed or `options.use_text`, else of random ids.
+
+    They are of the first phase, with its mask rate and the full size of its batch.
+    """
+    phase = replace(experiment.phases[0], batch_ramp=None)
+    experiment = replace(experiment, objective=experiment.objective.replace_mask_rate(phase.mask_rate))
     needs_text = options.use_text or isinstance(phase.format, PackedFormat)
     make_batches = inputs.read_text_batches if needs_text else inputs.make_random_batches
     vocab, batches = make_batches(experiment, phase, NUM_BATCHES)
@@ -146,7 +150,9 @@ def measure_step(experiments: Sequence[Experiment], options: BenchOptions) -> It
             continue
         timing, peak = timings[variant.name], timings[matmul.name]
         sizes = bench_input.example_sizes  # neither padding nor recomputation counts
-        flops = step_flops(experiment, sizes) if options.task == "train" else forward_flops(experiment.model, sizes)
+        flops = forward_flops(experiment.model, sizes)
+        if options.task == "train":
+            flops = step_flops(bench_input.experiment, sizes)
         flops_per_second = flops.sum() / NUM_BATCHES / timing.median_seconds()
         peak_flops = peak.info["flops"] / peak.median_seconds()
         yield bench_input.make_row(f"{name}, {options.task}, {dtype}", timing) | {
@@ -305,7 +311,7 @@ def estimate_roofline(experiments: Sequence[Experiment], options: BenchOptions) 
     for experiment in experiments:
         phase = experiment.phases[0]
         tokens = phase.batch_size * phase.seq_length
-        flops = step_flops(experiment, np.array([phase.seq_length])).sum() * phase.batch_size
+        flops = step_flops(experiment, np.array([phase.seq_length]), phase.mask_rate).sum() * phase.batch_size
         configs = list_trained_configs(experiment.objective, experiment.model)
         activations = sum(count_saved_activations(config, phase.seq_length) for config in configs)
         num_params = count_params(eval_param_shapes(experiment.model, experiment.objective))
@@ -337,7 +343,8 @@ def measure_communication(experiments: Sequence[Experiment], options: BenchOptio
         for mesh in MESH_LAYOUTS:
             axes = ", ".join(f"{name}={size}" for name, size in vars(mesh).items() if size > 1)
             name = f"{experiment.name}, {phase.batch_size} x {phase.seq_length}, {axes}"
-            spec = {"task": "links", "experiment": to_json_value(replace(experiment, phases=(phase,), mesh=mesh))}
+            only_phase = replace(phase, until_step=experiment.num_steps)  # the schedule is one of all steps
+            spec = {"task": "links", "experiment": to_json_value(replace(experiment, phases=(only_phase,), mesh=mesh))}
             timings = options.time_variants(options.make_variant(name, "jax", spec, **environment), rounds=0)
             if not timings:  # it does not compile, as was logged
                 break

@@ -20,6 +20,7 @@ from encoders.utils.errors import UserError
 PAIR_LABELS = {"bert": "next_sentence_label", "albert": "sentence_order_label"}  # the pair's label in ...ForPreTraining
 # The same function as one kernel, instead of a chain of eight.
 EQUIVALENT_ACTIVATIONS = {"gelu_new": "gelu_pytorch_tanh"}
+WITHOUT_POOLER = ("electra", "modernbert")
 LEARNING_RATE = 5e-4
 RTD_WEIGHT = 50.0  # factor of the discriminator's loss
 
@@ -97,7 +98,7 @@ def load_torch_batches(spec: dict) -> list[dict]:
     batches = [{name: array[i] for name, array in arrays.items()} for i in range(len(arrays["ids"]))]
     for batch in batches:
         batch["masked_positions"] = (batch["labels"] != -100).nonzero(as_tuple=True)
-        batch["inputs"] = {"token_type_ids": batch["types"]}
+        batch["inputs"] = {"token_type_ids": batch["types"]} if "type_vocab_size" in spec["config"] else {}
         if not arrays["mask"].all():
             batch["inputs"]["attention_mask"] = batch["mask"]
     return batches
@@ -107,8 +108,8 @@ def build_torch_model(spec: dict, auto_class, **model_options):
     """Return a freshly initialised model of transformers on the device, which compiles itself where the engine does."""
     from transformers import AutoConfig
 
-    activation = spec["config"]["hidden_act"]
-    changes = {"hidden_act": EQUIVALENT_ACTIVATIONS.get(activation, activation)}
+    activation = spec["config"].get("hidden_act")
+    changes = {"hidden_act": EQUIVALENT_ACTIVATIONS.get(activation, activation)} if activation else {}
     config = AutoConfig.for_model(spec["family"], **spec["config"] | changes)
     model = auto_class.from_config(config, attn_implementation=choose_torch_attention(spec)[0], **model_options)
     model.to(spec["device"]).train(spec["task"] == "train")
@@ -119,7 +120,9 @@ def build_torch_model(spec: dict, auto_class, **model_options):
 
 def choose_torch_attention(spec: dict) -> tuple[str, float]:
     """Return the faster attention and its dropout: on a CPU, sdpa lacks fused dropout and exports with more nodes."""
-    dropout = spec["config"]["attention_probs_dropout_prob"] if spec["task"] == "train" else 0.0
+    names = ("attention_probs_dropout_prob", "attention_dropout")
+    rate = next(spec["config"][name] for name in names if name in spec["config"])
+    dropout = rate if spec["task"] == "train" else 0.0
     is_eager = spec["device"] == "cpu" and (dropout > 0 or spec["engine"] == "onnxruntime")
     return "eager" if is_eager else "sdpa", dropout
 
@@ -209,7 +212,7 @@ def build_torch_inference(spec: dict, batches: list[dict]) -> tuple:
     import torch
     from transformers import AutoModel
 
-    model_options = {} if spec["family"] == "electra" else {"add_pooling_layer": False}
+    model_options = {} if spec["family"] in WITHOUT_POOLER else {"add_pooling_layer": False}
     model = build_torch_model(spec, AutoModel, **model_options).to(getattr(torch, spec["dtype"]))
     inputs = [{"input_ids": batch["ids"], **batch["inputs"]} for batch in batches]
     if spec["engine"] == "onnxruntime":

@@ -182,7 +182,7 @@ def train_experiments(
     command = repr([choice.experiment, *choice.with_settings, *choice.settings, *choice.only])
     distributed.initialize_distributed(coordinator, num_processes, process_id, wait_seconds, command)
     enable_compilation_cache()
-    sharding.list_devices()  # raises `UserError` if this machine has no device
+    sharding.list_devices()  # raises `UserError` where it finds none
     with StopRequest(time_limit) as stop:
         try:
             experiment_file = distributed.raise_on_all(lambda: load_experiment_file(choice))

@@ -100,7 +100,8 @@ def describe_pass(phase: Phase, split: Split, seed: int) -> Iterator[str]:
 
 def format_rows(batch: Batch, settings: RowSettings, phase: Phase, store: Store, marks: dict) -> Iterator[str]:
     """Yield corrupted rows as the model reads them, each with its counts and its labels."""
-    corrupted = settings.objective.corrupt(jax.tree.map(jnp.asarray, batch), store.vocab, settings.seed)
+    objective = settings.objective.replace_mask_rate(phase.mask_rate)
+    corrupted = objective.corrupt(jax.tree.map(jnp.asarray, batch), store.vocab, settings.seed)
     corrupted = jax.tree.map(np.asarray, corrupted)
     is_selected = np.zeros(corrupted.input_ids.shape, bool)  # [b l], positions to predict
     for row, (positions, weights) in enumerate(zip(corrupted.masked_positions, corrupted.masked_weights, strict=True)):

@@ -59,7 +59,7 @@ def make_flag(name: str, description: str, **settings) -> tuple[str, dict]:
 
 
 def step_option(default: str) -> tuple[str, dict]:
-    return make_option("--step N", f"best, latest, or a step ({default})")
+    return make_option("--step N", f"best, latest, a step, or average:N of the last N ({default})")
 
 
 SET_EXAMPLE = "this field, such as objective.sentence_task=SentenceOrderPrediction"

@@ -87,7 +87,8 @@ def parse_group_size(line: str) -> int:
 
 def compile_train_step(experiment: Experiment, vocab: VocabInfo, mesh):
     """Return `train_step` compiled from shapes, without memory, for unpacked batches of the first phase on a mesh."""
-    module, phase = experiment.objective.module(experiment.model, vocab), experiment.phases[0]
+    phase = experiment.phases[0]
+    module = experiment.objective.replace_mask_rate(phase.mask_rate).module(experiment.model, vocab)
     init = partial(step.init_train_state, module=module, optimizer=experiment.optimizer)
     state, rows_sharding = jax.eval_shape(init, experiment.seed), sharding.make_batch_sharding(mesh)
     shard = lambda x, leaf_sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=leaf_sharding)

@@ -13,9 +13,10 @@ from functools import cache, singledispatch
 import jax
 import numpy as np
 
+from encoders.data.stream import Phase, expand_batch_ramps
 from encoders.experiment import Experiment
 from encoders.model.config import EncoderConfig
-from encoders.model.encoder import find_encoder_name
+from encoders.model.encoder import find_encoder_name, is_stacked
 from encoders.model.flops import forward_flops, masked_token_head_flops
 from encoders.objectives.base import Objective
 from encoders.objectives.causal_lm import CausalLM
@@ -25,7 +26,7 @@ from encoders.objectives.replaced_tokens import ReplacedTokenDetection
 from encoders.objectives.restored_tokens import ReplaceMLM
 from encoders.text.tokenization import make_blank_vocab
 from encoders.training import sharding, step
-from encoders.training.optimizer import flatten_with_paths, is_stacked
+from encoders.training.optimizer import flatten_with_paths
 
 FlopsByPart = dict[str, np.ndarray]
 
@@ -97,27 +98,30 @@ def _(objective: GeneratorObjective, config: EncoderConfig) -> list[EncoderConfi
     return [config] if generator is None or "generator" in objective.frozen_params else [config, generator]
 
 
-def step_flops(experiment: Experiment, example_lengths: np.ndarray) -> np.ndarray:
+def step_flops(experiment: Experiment, example_lengths: np.ndarray, mask_rate: float | None = None) -> np.ndarray:
     """Return the matrix-product FLOPs of training on examples of `example_lengths` tokens: three forward passes.
 
-    Frozen parts count one. Padding, recomputation, softmax and the heads of tasks count nothing.
+    `mask_rate` is that of a phase. Frozen parts count one. Padding, recomputation, softmax and the heads of tasks count
+    nothing.
     """
-    objective = experiment.objective
+    objective = experiment.objective.replace_mask_rate(mask_rate)
     parts = compute_forward_flops(objective, experiment.model, example_lengths)
     return sum(flops * (1 if part in objective.frozen_params else 3) for part, flops in parts.items())
 
 
 def run_flops(experiment: Experiment) -> float:
     """Return the `step_flops` of all steps, for full rows."""
-    row_flops = lambda seq_length: step_flops(experiment, np.array([seq_length])).item()
-    return sum(rows * row_flops(length) for rows, length in count_phase_rows(experiment))
+    row_flops = lambda phase: step_flops(experiment, np.array([phase.seq_length]), phase.mask_rate).item()
+    return sum(rows * row_flops(phase) for rows, phase in count_phase_rows(experiment))
 
 
-def count_phase_rows(experiment: Experiment) -> list[tuple[int, int]]:
-    """Return the number of rows of each phase and their length."""
-    starts = (0, *(phase.until_step for phase in experiment.phases))
-    spans = zip(experiment.phases, starts, strict=False)
-    return [((phase.until_step - start) * phase.batch_size, phase.seq_length) for phase, start in spans]
+def count_phase_rows(experiment: Experiment) -> list[tuple[int, Phase]]:
+    """Return the number of rows of each phase, and of each size of a batch ramp, with the phase."""
+    phases = expand_batch_ramps(experiment.phases)
+    starts = (0, *(phase.until_step for phase in phases))
+    return [
+        ((phase.until_step - start) * phase.batch_size, phase) for phase, start in zip(phases, starts, strict=False)
+    ]
 
 
 @cache
@@ -130,10 +134,13 @@ def count_encoder_params(config: EncoderConfig, objective) -> int:
 def count_saved_activations(config: EncoderConfig, seq_length: int) -> int:
     """Return the activations saved for the backward pass, for each token, without rematerialisation.
 
-    A layer saves about 10 d + 4 f, and for stored attention weights 3 a head and attended token.
+    A layer saves about 10 d + 4 f, or 6 f where a gate multiplies them, and for stored attention weights 3 a head and
+    attended token: in a window those of two blocks.
     """
-    weights = 3 * config.num_heads * seq_length if config.attention_impl == "xla" else 0
-    return config.num_layers * (10 * config.hidden_size + 4 * config.intermediate_size + weights)
+    spans = [seq_length if window is None else min(seq_length, 2 * window) for window in config.layer_windows]
+    weights = 3 * config.num_heads * sum(spans) if config.attention_impl == "xla" else 0
+    inner = 2 * config.feed_forward.num_matrices * config.intermediate_size
+    return config.num_layers * (10 * config.hidden_size + inner) + weights
 
 
 def estimate_memory(experiment: Experiment, mesh=None) -> dict[str, float]:
@@ -187,11 +194,14 @@ def format_ledger(experiment: Experiment) -> str:
     width = max(map(len, sizes))
     lines = [f"  {name:{width}} {size:>13,}" for name, size in (sizes | {"total": count_params(tree)}).items()]
     lines.append(f"embedding: {describe_embedding_size(experiment.model)}")
-    for length in (phase.seq_length for phase in experiment.phases):
-        row = np.array([length])
-        forward = sum(compute_forward_flops(experiment.objective, experiment.model, row).values())
-        training, forward = (flops.item() / length / 1e6 for flops in (step_flops(experiment, row), forward))
-        lines.append(f"FLOPs per token at length {length}: {training:,.1f} M in training, {forward:,.1f} M forward")
+    for phase in experiment.phases:
+        length, row = phase.seq_length, np.array([phase.seq_length])
+        objective = experiment.objective.replace_mask_rate(phase.mask_rate)
+        forward = sum(compute_forward_flops(objective, experiment.model, row).values())
+        training = step_flops(experiment, row, phase.mask_rate)
+        training, forward = (flops.item() / length / 1e6 for flops in (training, forward))
+        row_kind = f"{length}" if phase.mask_rate is None else f"{length} and mask rate {phase.mask_rate:g}"
+        lines.append(f"FLOPs per token at length {row_kind}: {training:,.1f} M in training, {forward:,.1f} M forward")
     lines.append(f"memory, estimated, on one device: {format_gibibytes(estimate_memory(experiment))}")
     if (mesh := experiment.mesh.build_abstract(jax.device_count())).size > 1:
         axes = ", ".join(f"{name}={size}" for name, size in mesh.shape.items())

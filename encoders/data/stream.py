@@ -6,7 +6,7 @@ A run resumes by asking for its next step, without the state of an iterator. `Ba
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -22,19 +22,39 @@ from encoders.data.mixing import find_corpus_weights, remove_mixing
 from encoders.data.store import Split, Store, save_array
 from encoders.text.tokenization import VocabInfo
 from encoders.utils.errors import UserError
+from encoders.utils.field_checks import check_fields
 from encoders.utils.files import hash_file, write_file_atomically
 
 SHUFFLE_BLOCK_ROWS = 1 << 14  # rows whose permuted indices are computed at a time
 BUCKETING_WINDOW_STEPS = 64  # batches whose rows are sorted by length together
-EVAL_LENGTH_BUCKETS = 8  # lengths of held-out batches, each of which is compiled
+
+
+@dataclass(frozen=True)
+class BatchRamp:
+    """Growth of a batch over the first `num_steps` updates of a phase: from `start` rows in steps of `unit` rows.
+
+    Each size is held for the same number of updates, to within one (ModernBERT, https://arxiv.org/abs/2412.13663,
+    "Batch Size Schedule", in units of one row). Every size is compiled, so a large `unit` saves time.
+    """
+
+    start: int
+    unit: int
+    num_steps: int
+
+    def __post_init__(self):
+        check_fields(self, "phases.batch_ramp.", [("start unit num_steps", lambda count: count >= 1, "at least 1")])
 
 
 @dataclass(frozen=True)
 class Phase:
     """Training up to `until_step` with `batch_size` rows of `seq_length` tokens. BERT's 128-then-512 is two phases.
 
-    With `num_length_buckets` above 1 a batch holds rows of similar length. It is only as long as the smallest bucket,
-    a multiple of `seq_length / num_length_buckets`, that holds them. Every length is compiled.
+    With `num_length_buckets` above 1 a batch, of training or held out, holds rows of similar length. It is only as
+    long as the smallest bucket, a multiple of `seq_length / num_length_buckets`, that holds them. Every length is
+    compiled.
+
+    `mask_rate` replaces that of the objective in training; evaluation keeps the objective's. With `batch_ramp` the
+    batch grows to `batch_size`.
     """
 
     until_step: int
@@ -42,11 +62,48 @@ class Phase:
     batch_size: int
     format: Format
     num_length_buckets: int = 1
+    mask_rate: float | None = None
+    batch_ramp: BatchRamp | None = None
 
     def __post_init__(self):
         for name, least in (("until_step", 1), ("seq_length", 8), ("batch_size", 1), ("num_length_buckets", 1)):
             if getattr(self, name) < least:
                 raise UserError(f"phases.{name}={getattr(self, name)} must be at least {least}")
+        is_rate = lambda rate: rate is None or 0 < rate < 1
+        check_fields(self, "phases.", [("mask_rate", is_rate, "above 0 and below 1, or None")])
+
+    @property
+    def ramp_sizes(self) -> range:
+        """The batch sizes before `batch_size`."""
+        return range(self.batch_ramp.start, self.batch_size, self.batch_ramp.unit) if self.batch_ramp else range(0)
+
+
+def find_phase(phases: Sequence[Phase], step: int) -> Phase:
+    """Return the phase of `step`, from 0."""
+    return next(phase for phase in phases if step < phase.until_step)
+
+
+def find_ramp_problem(phase: Phase, first_step: int) -> str | None:
+    """Return why a phase that begins at `first_step` cannot have its batch ramp, if it cannot."""
+    ramp, num_sizes, num_steps = phase.batch_ramp, len(phase.ramp_sizes), phase.until_step - first_step
+    if ramp is None or (num_sizes and num_sizes <= ramp.num_steps <= num_steps):
+        return None
+    if not num_sizes:
+        return f"phases.batch_ramp.start={ramp.start} must be below phases.batch_size={phase.batch_size}"
+    limits = f"at least its {num_sizes} batch sizes and at most the {num_steps} steps of its phase"
+    return f"phases.batch_ramp.num_steps={ramp.num_steps} must be {limits}"
+
+
+def expand_batch_ramps(phases: Sequence[Phase]) -> tuple[Phase, ...]:
+    """Return phases of one batch size each, which have the same batches."""
+    expanded, first_step = [], 0
+    for phase in phases:
+        for i, size in enumerate(sizes := phase.ramp_sizes, start=1):
+            until_step = first_step + phase.batch_ramp.num_steps * i // len(sizes)
+            expanded.append(replace(phase, until_step=until_step, batch_size=size, batch_ramp=None))
+        expanded.append(replace(phase, batch_ramp=None))
+        first_step = phase.until_step
+    return tuple(expanded)
 
 
 def permute_indices(indices: np.ndarray, size: int, key: object) -> np.ndarray:
@@ -214,13 +271,14 @@ class BatchStream:
         return cls(split, store.vocab, phases, seed, num_distinct_passes, folder, select_local_rows)
 
     def __post_init__(self):
+        self.phases = expand_batch_ramps(self.phases)
         self.tables = ExampleTables(self.folder, self.split, self.seed, self.num_distinct_passes)
         # The first step, and for the steps from it on: rows, their lengths, rows of each batch `[steps, batch_size]`.
         self.bucketing_window: tuple[int, list[np.ndarray], np.ndarray, np.ndarray] | None = None
         self.cumulative_rows: dict[tuple, list[int]] = {}  # of all passes up to each one, by format and length
 
     def find_phase(self, step: int) -> Phase:
-        return next(phase for phase in self.phases if step < phase.until_step)
+        return find_phase(self.phases, step)
 
     def count_consumed_rows(self, step: int) -> int:
         """Return how many rows of this step's format and length earlier steps have read."""
@@ -301,7 +359,7 @@ def iter_eval_batches(
     phase = replace(phase, format=remove_mixing(phase.format))
     table = load_eval_table(split, phase, folder)
     ids = permute_indices(np.arange(len(table)), len(table), 0)[: batch_size * max_batches]
-    yield from iter_batches_longest_first(split, vocab, table, ids, phase, batch_size, EVAL_LENGTH_BUCKETS)
+    yield from iter_batches_longest_first(split, vocab, table, ids, phase, batch_size, phase.num_length_buckets)
 
 
 def iter_batches_longest_first(

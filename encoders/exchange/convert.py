@@ -16,21 +16,23 @@ import jax
 import numpy as np
 
 from encoders.exchange import fairseq
-from encoders.exchange.architectures import ARCHITECTURES, Architecture, has_different_groups
 from encoders.exchange.published_folder import PublishedCheckpoint, build_label_config, read_transformers_folder
 from encoders.exchange.sentence_transformers import read_sentence_embedding, write_sentence_embedding
 from encoders.exchange.tokenizer_files import read_tokenizer, write_tokenizer
 from encoders.exchange.weights import CheckpointError, list_names, write_safetensors
 from encoders.experiment import RunSpec
+from encoders.families.architecture import Architecture, has_different_groups
+from encoders.families.registry import ARCHITECTURES
 from encoders.inference.sentence_embedding import SentenceEmbedding
 from encoders.model.config import EncoderConfig
+from encoders.model.encoder import is_stacked
 from encoders.objectives.replaced_tokens import ReplacedTokenDetection
 from encoders.run.folder import CHECKPOINTS_FOLDER, build_run_record, read_run_record, write_run_record
 from encoders.run.run import Run
 from encoders.text.tokenization import VocabInfo
 from encoders.training import sharding, step
 from encoders.training.checkpoint import save_params
-from encoders.training.optimizer import flatten_with_paths, is_stacked, tree_paths
+from encoders.training.optimizer import flatten_with_paths, tree_paths
 from encoders.training.sharding import Mesh
 from encoders.utils.files import atomic_dir, write_json
 
@@ -340,6 +342,9 @@ def explain_incompatibility(
     head = getattr(spec.objective, "head", architecture.classifier_head)
     if head != architecture.classifier_head:
         return f"its classifier is {architecture.classifier_head} and not {head}"
+    token_head = getattr(spec.objective, "token_head", architecture.token_classifier_head)
+    if token_head != architecture.token_classifier_head:
+        return f"its classifier of tokens is {architecture.token_classifier_head} and not {token_head}"
     return None
 
 

@@ -11,16 +11,20 @@ from typing import Any
 
 import numpy as np
 
-from encoders.exchange.architectures import ARCHITECTURES, BUFFER_PATTERN, Architecture, has_different_groups
 from encoders.exchange.weights import CheckpointError, LazyTensor, list_names, read_json, read_weights
+from encoders.families.architecture import BUFFER_PATTERN, Architecture, has_different_groups
+from encoders.families.registry import ARCHITECTURES
 from encoders.model.config import EncoderConfig
 from encoders.objectives.masked_lm import MaskedLM
 from encoders.objectives.masking import Masking
 from encoders.objectives.replaced_tokens import ReplacedTokenDetection
+from encoders.objectives.sentence_pair import NextSentencePrediction, SentenceOrderPrediction
 from encoders.tasks.classification import Classification
 from encoders.tasks.encoder_only import EncoderOnly
 from encoders.tasks.question_answering import SpanPrediction
 from encoders.tasks.token_classification import TokenClassification
+
+SENTENCE_TASKS = {"nsp": NextSentencePrediction(), "sop": SentenceOrderPrediction()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,8 +40,8 @@ class PublishedCheckpoint:
 
     def read_leaf(self, path: str, layer: int = 0) -> np.ndarray:
         """Return the leaf at `path` of our tree, or one layer of it; kernels are transposed to ours."""
-        name, kind = self.architecture.find_hf_leaf(path)
-        values = self.tensors[name.format(layer)].read()
+        name, kind = self.architecture.find_hf_leaf(path, layer, self.config.num_layers)
+        values = self.tensors[name].read()
         return values.T if kind == "kernel" else values
 
     def has_equal_leaf(self, other: PublishedCheckpoint, path: str) -> bool:
@@ -128,9 +132,7 @@ def interpret_checkpoint(
         if is_identity(*map(tensors.get, projection), config.hidden_size):  # as in exports of models without one
             config = replace(config, always_project=False)
             tensors = {name: tensor for name, tensor in tensors.items() if name not in projection}
-    heads = frozenset(filter(None, map(architecture.find_top_module, tensors))) - {"encoder"}
-    if f"{architecture.name.capitalize()}ForTokenClassification" in names:  # "classifier" is the name of both heads
-        heads = heads - {"classes"} | {"tags"}
+    heads = architecture.infer_heads(tensors, names)
     gelu_heads = heads.intersection(architecture.gelu_heads)
     if config.activation != "gelu" and gelu_heads:
         raise CheckpointError(
@@ -157,13 +159,13 @@ def modernize_tensor_names(architecture: Architecture, tensors: dict[str, LazyTe
 
     A tied tensor that the file holds under its copy's name only gets its own.
     """
-    prefix, renamed = f"{architecture.name}.", {}
+    prefix, renamed = f"{architecture.root or architecture.name}.", {}
     has_prefix = any(name.startswith(prefix) for name in tensors)
     for original_name, tensor in tensors.items():
         if re.search(BUFFER_PATTERN, original_name):
             continue
         name = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", original_name))
-        if not has_prefix and architecture.find_top_module(prefix + name):
+        if not has_prefix and architecture.list_top_modules(prefix + name):
             name = prefix + name
         if name in renamed:
             raise CheckpointError(f"two tensors have the name {name}")
@@ -186,11 +188,11 @@ def infer_objective(architecture: Architecture, hf_config: dict, config: Encoder
     if heads & {"classes", "tags"}:
         return infer_classification(architecture, hf_config, config, heads)
     if "spans" in heads:
-        return SpanPrediction()
+        return SpanPrediction(architecture.token_classifier_head)
     if "replaced" in heads:
         return ReplacedTokenDetection(generator_width=None)
     if "tokens" in heads or "pair" in heads:
-        return MaskedLM(Masking(), architecture.sentence_task if "pair" in heads else None)
+        return MaskedLM(Masking(), SENTENCE_TASKS[architecture.sentence_task] if "pair" in heads else None)
     return EncoderOnly("pooler" in heads)
 
 
@@ -210,7 +212,7 @@ def infer_classification(
     dropout = config.hidden_dropout if dropout is None else dropout
     try:
         if "tags" in heads:
-            return TokenClassification(labels, dropout)
+            return TokenClassification(labels, dropout, architecture.token_classifier_head)
         return Classification(labels, architecture.classifier_head, dropout)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"config.json: {error}") from None

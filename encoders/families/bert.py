@@ -5,6 +5,7 @@ GELU is exact, as in the code of October 2018 that trained the checkpoints; the 
 
 from dataclasses import replace
 
+from encoders.families.architecture import LAYER_NAMES, SHARED_NAMES, Architecture, tie_decoder
 from encoders.model.config import EncoderConfig, FamilyConventions
 
 CONVENTIONS = FamilyConventions()  # which is also the default of a config
@@ -30,3 +31,21 @@ SIZES = {
     "bert-base-cased": replace(BASE, vocab_size=28_996),
     "bert-large-cased": replace(LARGE, vocab_size=28_996),
 }
+
+ARCHITECTURE = Architecture(
+    name="bert",
+    module_names=(
+        *SHARED_NAMES,
+        *LAYER_NAMES,
+        ("tokens/dense", "cls.predictions.transform.dense"),
+        ("tokens/norm", "cls.predictions.transform.LayerNorm"),
+        ("tokens", "cls.predictions"),
+        ("pooler/dense", "bert.pooler.dense"),
+        ("pair/out", "cls.seq_relationship"),
+        ("classes/out", "classifier"),
+        ("tags", "classifier"),
+    ),
+    tied_tensors=tie_decoder("cls.predictions", "bert"),
+    classifier_head="pooled",
+    sentence_task="nsp",
+)

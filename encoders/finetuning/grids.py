@@ -15,7 +15,7 @@ from encoders.model.config import EncoderConfig
 from encoders.run.folder import parse_run_spec, read_run_record
 from encoders.text.tokenization import TokenizerSpec
 from encoders.training.metric_log import Intervals
-from encoders.training.optimizer import AdamW
+from encoders.training.optimizer import AdamW, OptimizerConfig
 from encoders.utils.serialization import ExperimentError
 
 ALL_BATCHES = 10**9  # evaluation reads every labelled row
@@ -36,7 +36,7 @@ class Recipe:
     num_steps: int | None = None
     warmup: float = 0.1
     max_seq_length: int = 128
-    optimizer: AdamW = AdamW(learning_rate=1.0, warmup_steps=0)
+    optimizer: OptimizerConfig = AdamW(learning_rate=1.0, warmup_steps=0)
     head_dropout: float = 0.1
     model_overrides: tuple[tuple[str, float], ...] = ()
     both_orders: bool = False

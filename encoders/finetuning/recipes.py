@@ -92,6 +92,7 @@ RECIPE_BUILDERS = {
     "roberta": build_roberta_recipes,
     "albert": build_albert_recipes,
     "electra": build_electra_recipes,
+    "modernbert": build_roberta_recipes,  # the sweep of ModernBERT's paper is not written out
 }
 
 

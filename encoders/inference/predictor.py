@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import chain, product
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from encoders.inference.sentence_embedding import Pooling, SentenceEmbedding, no
 from encoders.inference.text_batch import TextBatch, TextOrPair
 from encoders.inference.word_tags import TextWords, split_words
 from encoders.model.encoder import Encoder, find_encoder_name
-from encoders.model.heads import Pooler, summarize_examples
+from encoders.model.heads import summarize_examples
 from encoders.objectives.masking import MaskedBatch
 from encoders.run.evaluate import concatenate_padded
 from encoders.run.folder import RunError, read_result, read_run_record
@@ -298,9 +299,9 @@ class Predictor:
         if pooling == "mean":
             is_token = (rows.example_ids > 0)[..., None]
             return (hidden * is_token).sum(1) / jnp.maximum(is_token.sum(1), 1)
-        vectors = summarize_examples(config, hidden, rows)
+        vectors = summarize_examples(config if pooling == "pooled" else replace(config, pooling="cls"), hidden, rows)
         if pooling == "pooled":
-            vectors = Pooler(config).apply({"params": params["pooler"]}, vectors)
+            vectors = config.pooler(config).apply({"params": params["pooler"]}, vectors)
         return vectors[:, 0]
 
     # Shared by the methods above
@@ -392,8 +393,8 @@ def load_predictor(
 ) -> Predictor:
     """Return the predictor of a trained or imported run in the folder `run`.
 
-    `step` is "best" (the latest where none was scored), "latest", or a number. `lengths` are the lengths that rows are
-    padded to, in tokens and ascending; the last one cuts texts. By default they reach to the model's positions.
+    `step` is "best" (the latest where none was scored), or another of `Run.load_params`. `lengths` are the lengths
+    that rows are padded to, in tokens and ascending; the last one cuts texts. By default they reach to all positions.
     """
     opened = Run.open(Path(run))
     embedding = SentenceEmbedding.from_record(read_run_record(opened.folder))

@@ -18,11 +18,15 @@ def dot_product_attention(
     dropout_fn: Callable[[Array], Array] = lambda weights: weights,
     implementation: str = "xla",
     is_causal: bool = False,
+    window: int | None = None,
 ) -> Float[Array, "b l h k"]:
     """Return softmax attention with float32 scores over the query's example; undefined on padding (example 0).
 
-    With `is_causal` no token attends to later ones. `implementation` is a key of `ATTENTION_IMPLS`.
+    With `is_causal` no token attends to later ones. With a `window`, an even number, a token attends to those at most
+    `window // 2` before and after it. `implementation` is a key of `ATTENTION_IMPLS`.
     """
+    if window is not None:
+        return local_attention(query, key, value, example_ids, dropout_fn, implementation, is_causal, window)
     return ATTENTION_IMPLS[implementation](query, key, value, example_ids, dropout_fn, is_causal)
 
 
@@ -34,8 +38,11 @@ def make_attention_mask(example_ids: Int[Array, "b l"], is_causal: bool) -> Bool
 
 def unfused_attention(query, key, value, example_ids, dropout_fn, is_causal):
     """Compute attention with the weights as an array, on which `dropout_fn` acts."""
+    return unfused_masked_attention(query, key, value, make_attention_mask(example_ids, is_causal), dropout_fn)
+
+
+def unfused_masked_attention(query, key, value, mask: Bool[Array, "b 1 l m"], dropout_fn):
     scores = jnp.einsum("blhk,bmhk->bhlm", query, key, preferred_element_type=jnp.float32) / query.shape[-1] ** 0.5
-    mask = make_attention_mask(example_ids, is_causal)
     weights = jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(jnp.float32).min)).astype(query.dtype)
     return jnp.einsum("bhlm,bmhk->blhk", dropout_fn(weights), value)
 
@@ -55,6 +62,37 @@ def fused_attention_by_length(query, key, value, example_ids, dropout_fn, is_cau
 def fused_attention_by_mask(query, key, value, example_ids, dropout_fn, is_causal):
     """Compute fused attention for any rows, by a mask of every pair of tokens."""
     return fused_attention(query, key, value, mask=make_attention_mask(example_ids, is_causal))
+
+
+def local_attention(query, key, value, example_ids, dropout_fn, implementation, is_causal, window):
+    """Compute attention within `window` in blocks: `window` queries read 2 * `window` keys, whatever the length.
+
+    Keys are padded by half a window at both ends and cut into blocks, and each block is put beside the next.
+    """
+    length, half = query.shape[1], window // 2
+    num_blocks = -(-length // window)
+    rest = num_blocks * window - length
+
+    def cut_queries(x, filler=0):
+        x = jnp.pad(x, ((0, 0), (0, rest), *[(0, 0)] * (x.ndim - 2)), constant_values=filler)
+        return x.reshape(-1, window, *x.shape[2:])
+
+    def cut_keys(x, filler=0):
+        x = jnp.pad(x, ((0, 0), (half, rest + half), *[(0, 0)] * (x.ndim - 2)), constant_values=filler)
+        x = x.reshape(-1, num_blocks + 1, window, *x.shape[2:])
+        return jnp.concatenate([x[:, :-1], x[:, 1:]], axis=2).reshape(-1, 2 * window, *x.shape[3:])
+
+    # The fillers are an example of their own, so that every query has a key.
+    same_example = cut_queries(example_ids, -1)[:, :, None] == cut_keys(example_ids, -1)[:, None, :]
+    distance = jnp.arange(2 * window) - half - jnp.arange(window)[:, None]
+    visible = (jnp.abs(distance) <= half) & ((distance <= 0) | (not is_causal))
+    mask = (same_example & visible)[:, None]
+    blocks = cut_queries(query), cut_keys(key), cut_keys(value)
+    if implementation == "xla":
+        mixed = unfused_masked_attention(*blocks, mask, dropout_fn)
+    else:
+        mixed = fused_attention(*blocks, mask=mask)
+    return mixed.reshape(query.shape[0], -1, *query.shape[2:])[:, :length]
 
 
 ATTENTION_IMPLS = {

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
+from encoders.model.heads import MaskedTokenHead, Pooler
 from encoders.model.layers import Embeddings, FeedForward, SelfAttention
 from encoders.utils.errors import UserError
 from encoders.utils.field_checks import check_fields
 from encoders.utils.serialization import not_fingerprinted
 
 SIZE_FIELDS = "vocab_size hidden_size num_layers num_heads intermediate_size embedding_size max_positions num_groups"
-# Fields that may differ between a run and the run that its parameters come from.
-PARAM_COMPATIBLE_FIELDS = (
-    "vocab_size hidden_dropout attention_dropout init_std truncated_init dtype always_project".split()
-)
 # Parts of a layer in their order, with the names of their parameters. Initial values depend on the names.
 LAYER_PARTS = {"attention": "attend", "feed_forward": "transform"}
 
@@ -26,16 +24,20 @@ class FamilyConventions:
 
     name: str = "bert"
     classifier_head: Literal["pooled", "linear", "tanh"] = "pooled"  # after the pooler, alone, after a dense and a tanh
+    token_classifier_head: Literal["linear", "pooled"] = "linear"  # alone, or after the pooler on every token
     num_separators: int = 1  # between two texts
     # The span head for questions that may have no answer (`encoders/tasks/question_answering.py`).
-    answerability: Literal["null_span", "classifier", "conditioned_span", "electra_conditioned_span"] = "null_span"
+    answerability: Literal[
+        "null_span", "pooled_null_span", "classifier", "conditioned_span", "electra_conditioned_span"
+    ] = "null_span"
 
 
 @dataclass(frozen=True)
 class EncoderConfig:
     """Sizes and parts of an encoder-only transformer.
 
-    `embeddings`, `attention` and `feed_forward` are the classes of its parts. Layers share the parameters of
+    `embeddings`, `attention`, `feed_forward`, `token_head`, `pooler` and `row_features` are the classes of its parts. A
+    family whose parts need other fields has a subclass. Layers share the parameters of
     `shared_parts` (ALBERT: both) in `num_groups` sets, and layer `i` uses set `i * num_groups // num_layers`. Raises
     `ValueError` for sizes that do not fit together. `embedding_size` is `hidden_size` unless it is given; with
     `dataclasses.replace` it keeps its number, and `embedding_size=None` follows the new hidden size.
@@ -63,12 +65,22 @@ class EncoderConfig:
     embeddings: type = Embeddings
     attention: type = SelfAttention
     feed_forward: type = FeedForward
+    token_head: type = MaskedTokenHead
+    pooler: type = Pooler
+    row_features: type | None = None  # computed once a step from the rows, for all layers to read
+    pooling: Literal["cls", "mean"] = "cls"  # of an example's hidden states, for heads that read one vector
     # Read when a task builds its objective and format, which are fingerprinted themselves.
     conventions: FamilyConventions = not_fingerprinted(FamilyConventions())
     # cudnn takes one example a row, padded at its end.
     attention_impl: Literal["xla", "cudnn", "cudnn_packed"] = not_fingerprinted("xla")
     unroll_layers: bool = not_fingerprinted(False)  # without effect where layers are rematerialised
     remat: Literal["none", "dots", "full"] = not_fingerprinted("none")
+
+    # Fields that may differ between a run and the run that its parameters come from.
+    param_compatible_fields: ClassVar[tuple[str, ...]] = (
+        *("vocab_size", "hidden_dropout", "attention_dropout", "init_std", "truncated_init", "dtype", "always_project"),
+        "pooling",
+    )
 
     def __post_init__(self):
         if self.embedding_size is None:
@@ -78,6 +90,7 @@ class EncoderConfig:
             (SIZE_FIELDS, lambda size: size < 2**31, "below 2147483648"),
             ("num_token_types position_offset", lambda count: count >= 0, "at least 0"),
             ("hidden_dropout attention_dropout", lambda rate: 0 <= rate < 1, "at least 0 and below 1"),
+            ("pooling", lambda name: name in ("cls", "mean"), "'cls' or 'mean'"),
             ("init_std layer_norm_eps", lambda value: 0 < value < math.inf, "above 0"),
         )
         check_fields(self, "model.", checks)
@@ -99,11 +112,42 @@ class EncoderConfig:
                 f"model.dtype=bfloat16 only, not {self.attention_dropout} and {self.dtype}"
             )
 
+    @property
+    def attention_windows(self) -> tuple[int | None, ...]:
+        """The tokens that a layer's attention sees around and with each token, for the first layers; they repeat.
+
+        None is the whole example. Layers of different windows are compiled apart.
+        """
+        return (None,)
+
+    @property
+    def layer_windows(self) -> tuple[int | None, ...]:
+        """The window of each layer."""
+        return tuple(itertools.islice(itertools.cycle(self.attention_windows), self.num_layers))
+
+    def scale_intermediate_size(self, hidden_size: int) -> int:
+        """Return the intermediate size of this family's model of another hidden size."""
+        return 4 * hidden_size
+
+    def begin_layers(self, x):
+        """Return what the first layer is given, a pytree, from the embeddings `[b l d]`."""
+        return x
+
+    def get_hidden_states(self, carried):
+        """Return the hidden states `[b l d]` in what a layer returns."""
+        return carried
+
+    def end_layers(self, carried):
+        """Return the encoder's hidden states `[b l d]` from what the last layer returns."""
+        return carried
+
     def collect_computation_fields(self) -> dict[str, object]:
         """Return the fields that change the output of given parameters, except for speed and memory."""
         selected = (field for field in fields(self) if not field.metadata.get("not_fingerprinted"))
         return {
-            field.name: getattr(self, field.name) for field in selected if field.name not in PARAM_COMPATIBLE_FIELDS
+            field.name: getattr(self, field.name)
+            for field in selected
+            if field.name not in self.param_compatible_fields
         }
 
     @property
@@ -113,9 +157,13 @@ class EncoderConfig:
 
 
 def derive_generator_config(config: EncoderConfig, generator_width: float, generator_depth=1.0) -> EncoderConfig:
-    """Return ELECTRA's generator for `config`: a fraction of its width and depth, heads of 64, 4x intermediate."""
+    """Return ELECTRA's generator for `config`: a fraction of its width and depth, heads of 64.
+
+    Its intermediate size is that of the family, four times the hidden size in BERT.
+    """
     hidden, layers = round(config.hidden_size * generator_width), max(1, round(config.num_layers * generator_depth))
-    sizes = dict(hidden_size=hidden, num_layers=layers, num_heads=max(1, hidden // 64), intermediate_size=4 * hidden)
+    sizes = dict(hidden_size=hidden, num_layers=layers, num_heads=max(1, hidden // 64))
+    sizes["intermediate_size"] = config.scale_intermediate_size(hidden)
     try:
         return replace(config, **sizes, shared_parts=(), num_groups=1)
     except ValueError as error:

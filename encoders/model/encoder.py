@@ -4,6 +4,7 @@ Layers run in one scan. A part in `config.shared_parts` has `num_groups` stacked
 every layer reads; any other part has one set a layer, stacked under `layers/`.
 """
 
+import re
 from collections.abc import Mapping
 
 import flax.linen as nn
@@ -23,8 +24,16 @@ def find_encoder_name(params: Mapping) -> str:
     return "discriminator" if "discriminator" in params else "encoder"
 
 
+def is_stacked(path: str) -> bool:
+    """Return True where the first axis of the leaf at `path` counts layers, or groups that share parameters."""
+    return re.search(r"(^|/)(layers|shared)/", path) is not None
+
+
 class EncoderLayer(nn.Module):
-    """One layer on hidden states `[b l d]`: attention, then feed-forward, with its own or with shared parameters."""
+    """One layer: attention, then feed-forward, with its own or with shared parameters.
+
+    Layers hand on hidden states `[b l d]`, or the pytree of `config.begin_layers`.
+    """
 
     config: EncoderConfig
 
@@ -43,8 +52,8 @@ class EncoderLayer(nn.Module):
                 x = part(self.config, parent=None).apply({"params": params}, x, context, train, rngs=rngs)
             else:
                 x = part(self.config, name=name)(x, context, train)
-        x = shard_rows(x)
-        return x, (x if output_hidden_states else None)
+        x = jax.tree.map(shard_rows, x)
+        return x, (self.config.get_hidden_states(x) if output_hidden_states else None)
 
 
 class Encoder(nn.Module):
@@ -60,6 +69,8 @@ class Encoder(nn.Module):
             self.embed = config.embeddings(config, tied_word_embedding=self.tied_word_embedding)
         if config.has_embedding_projection:
             self.project = make_dense(config, config.hidden_size, kernel_init=config.embeddings.projection_init)
+        if config.row_features is not None:
+            self.row_features = config.row_features(config)
         self.shared = self.param("shared", self.init_shared_params) if config.shared_parts else {}
         body = EncoderLayer
         if config.remat != "none":
@@ -78,7 +89,12 @@ class Encoder(nn.Module):
     def init_shared_params(self, key) -> dict:
         """Return the parameters of the shared parts by name, each a stack of `num_groups` sets."""
         config, ones, stacks = self.config, jnp.ones((1, 1), int), {}
-        x, context = jnp.zeros((1, 1, config.hidden_size), config.dtype), LayerContext(ones, ones, ones, 0)
+        x = config.begin_layers(jnp.zeros((1, 1, config.hidden_size), config.dtype))
+        context = LayerContext(ones, ones, ones, 0)
+        if config.row_features is not None:
+            context = context.replace(
+                row_features=config.row_features(config, parent=None).init_with_output(key, context)[0]
+            )
         for i, (field, name) in enumerate(LAYER_PARTS.items()):
             if field in config.shared_parts:
                 part = getattr(config, field)(config, parent=None)
@@ -99,7 +115,51 @@ class Encoder(nn.Module):
         x = self.active_embeddings(batch, train)
         if config.has_embedding_projection:
             x = self.project(x)
-        context = LayerContext(*map(jnp.asarray, (batch.example_ids, batch.token_type_ids, batch.position_ids)), 0)
-        layer_indices = jnp.arange(config.num_layers)
-        last, outputs = self.layers(x, context, self.shared, train, output_hidden_states, layer_indices)
-        return jnp.concatenate([x[None], outputs]) if output_hidden_states else last
+        rows = map(jnp.asarray, (batch.example_ids, batch.token_type_ids, batch.position_ids))
+        context = LayerContext(*rows, 0)
+        if config.row_features is not None:
+            context = context.replace(row_features=self.row_features(context))
+        run_layers = self.layers
+        if len(config.attention_windows) > 1 and not self.is_initializing():
+            run_layers = self.run_periods
+        args = context, self.shared, train, output_hidden_states, jnp.arange(config.num_layers)
+        last, outputs = run_layers(config.begin_layers(x), *args)
+        last = config.end_layers(last)
+        return jnp.concatenate([x[None], outputs[:-1], last[None]]) if output_hidden_states else last
+
+    def run_periods(self, x, context: LayerContext, shared_params, train: bool, output_hidden_states: bool, indices):
+        """Run layers whose windows repeat: one scan over periods, in each of which the windows are static.
+
+        Parameters are those of `self.layers`, whose scan initialises them.
+        """
+        config, stack = self.config, self.layers.variables.get("params", {})  # none where all parts are shared
+        dropout_key = self.make_rng("dropout") if self.has_rng("dropout") else None
+
+        def run_layer(x, params, index, window):
+            rngs = {} if dropout_key is None else {"dropout": jax.random.fold_in(dropout_key, index)}
+            layer, layer_context = EncoderLayer(config, parent=None), context.replace(window=window)
+            args = x, layer_context, shared_params, train, output_hidden_states, index
+            return layer.apply({"params": params}, *args, rngs=rngs)
+
+        if config.remat != "none":
+            policy = REMAT_POLICIES[config.remat]
+            run_layer = jax.checkpoint(run_layer, policy=policy, prevent_cse=False, static_argnums=3)
+
+        def run_period(x, period):
+            outputs = []
+            for i, window in enumerate(config.attention_windows[: len(period[1])]):
+                x, output = run_layer(x, *jax.tree.map(lambda leaf, i=i: leaf[i], period), window)
+                outputs.append(output)
+            return x, jnp.stack(outputs) if output_hidden_states else None
+
+        size = len(config.attention_windows)
+        num_in_periods = config.num_layers // size * size
+        split_periods = lambda leaf: leaf[:num_in_periods].reshape(-1, size, *leaf.shape[1:])
+        unroll = config.unroll_layers and config.remat == "none"
+        x, outputs = jax.lax.scan(run_period, x, jax.tree.map(split_periods, (stack, indices)), unroll=unroll)
+        if num_in_periods == config.num_layers:
+            return x, outputs.reshape(-1, *outputs.shape[2:]) if output_hidden_states else None
+        x, rest = run_period(x, jax.tree.map(lambda leaf: leaf[num_in_periods:], (stack, indices)))
+        if output_hidden_states:
+            outputs = jnp.concatenate([outputs.reshape(-1, *rest.shape[1:]), rest])
+        return x, outputs

@@ -9,7 +9,13 @@ def forward_flops(config: EncoderConfig, sizes: np.ndarray) -> np.ndarray:
     """Return the FLOPs of the encoder for examples of `sizes` tokens: dense layers and attention."""
     d, f = config.hidden_size, config.intermediate_size
     projection = 2 * config.embedding_size * d if config.has_embedding_projection else 0
-    return sizes * (projection + config.num_layers * (2.0 * (4 * d * d + 2 * d * f) + 4 * sizes * d))
+    products = 2.0 * (4 * d * d + config.feed_forward.num_matrices * d * f)
+    windows = config.layer_windows
+    seen = windows.count(None) * sizes
+    for window in {*windows} - {None}:
+        seen = seen + windows.count(window) * np.minimum(sizes, window + 1)
+    attention = 4 * seen * d
+    return sizes * (projection + config.num_layers * products + attention)
 
 
 def masked_token_head_flops(config: EncoderConfig, num_tokens: np.ndarray) -> np.ndarray:

@@ -9,7 +9,6 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from encoders.model.config import EncoderConfig
 from encoders.model.layers import EncoderInputs
 from encoders.model.ops import ACTIVATIONS, Dropout, make_dense, make_layer_norm
 
@@ -18,27 +17,33 @@ def gather_hidden_states(hidden: Float[Array, "b l d"], positions: Int[Array, "b
     return jnp.take_along_axis(hidden, positions[..., None], axis=1)
 
 
-def summarize_examples(
-    config: EncoderConfig, hidden: Float[Array, "b l d"], batch: EncoderInputs
-) -> Float[Array, "b s d"]:
-    """Return one hidden state for each example: of [CLS], or with causal attention of its last token."""
+def summarize_examples(config, hidden: Float[Array, "b l d"], batch: EncoderInputs) -> Float[Array, "b s d"]:
+    """Return one vector for each example: the hidden state of [CLS], or with causal attention of its last token, or
+    with `config.pooling="mean"` the mean of its tokens' hidden states."""
     start = batch.cls_positions
-    if not config.attention.is_causal:
+    if not config.attention.is_causal and config.pooling == "cls":
         return gather_hidden_states(hidden, start)
-    sizes = (batch.example_ids[:, None] == jnp.arange(1, start.shape[1] + 1)[:, None]).sum(-1)
-    return gather_hidden_states(hidden, jnp.maximum(start + sizes - 1, 0))
+    belongs = batch.example_ids[:, None] == jnp.arange(1, start.shape[1] + 1)[:, None]
+    sizes = belongs.sum(-1)
+    if config.attention.is_causal:
+        return gather_hidden_states(hidden, jnp.maximum(start + sizes - 1, 0))
+    sums = jnp.einsum("bsl,bld->bsd", belongs.astype(hidden.dtype), hidden, preferred_element_type=jnp.float32)
+    return (sums / jnp.maximum(sizes, 1)[..., None]).astype(hidden.dtype)
 
 
 class MaskedTokenHead(nn.Module):
     """Dense d → e, activation, layer norm, product with the word table, bias (BERT's `cls/predictions`)."""
 
-    config: EncoderConfig
+    config: object
+    has_biases = True  # of the dense layer and the norm
 
     @nn.compact
     def __call__(self, hidden: Float[Array, "b k d"], embedding_table: Float[Array, "v e"]) -> Float[Array, "b k v"]:
         config = self.config
-        x = ACTIVATIONS[config.activation](make_dense(config, config.embedding_size, "dense")(hidden))
-        x = make_layer_norm(config, "norm")(x)
+        x = ACTIVATIONS[config.activation](
+            make_dense(config, config.embedding_size, "dense", use_bias=self.has_biases)(hidden)
+        )
+        x = make_layer_norm(config, "norm", use_bias=self.has_biases)(x)
         bias = self.param("bias", nn.initializers.zeros, (embedding_table.shape[0],))
         flat, table = x.reshape(-1, x.shape[-1]), embedding_table.astype(x.dtype)
         logits = jnp.einsum("ne,ve->nv", flat, table, preferred_element_type=jnp.float32) + bias
@@ -48,7 +53,7 @@ class MaskedTokenHead(nn.Module):
 class Pooler(nn.Module):
     """Dense d → d and tanh on [CLS], trained by BERT's and ALBERT's sentence tasks."""
 
-    config: EncoderConfig
+    config: object
 
     @nn.compact
     def __call__(self, hidden: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
@@ -62,7 +67,7 @@ class ClassificationHead(nn.Module):
     ELECTRA.
     """
 
-    config: EncoderConfig
+    config: object
     num_outputs: int
     dropout: float = 0.0
     activation: Literal["none", "tanh", "gelu"] = "none"
@@ -79,7 +84,7 @@ class ClassificationHead(nn.Module):
 class ReplacedTokenHead(nn.Module):
     """Dense d → d, activation, dense d → 1, for every token (ELECTRA; the last layer's init is Glorot there)."""
 
-    config: EncoderConfig
+    config: object
 
     @nn.compact
     def __call__(self, hidden: Float[Array, "b l d"]) -> Float[Array, "b l"]:

@@ -32,6 +32,8 @@ class LayerContext(struct.PyTreeNode):
     token_type_ids: Any
     position_ids: Any
     layer_index: Any  # from 0
+    row_features: Any = None  # what `config.row_features` returns
+    window: int | None = struct.field(pytree_node=False, default=None)  # of the layer's attention; None: all tokens
 
 
 class Embeddings(nn.Module):
@@ -39,16 +41,19 @@ class Embeddings(nn.Module):
 
     config: object
     tied_word_embedding: nn.Embed | None = None  # the word table of another network (ELECTRA's tied token embeddings)
+    has_positions = True
+    norm_has_bias = True
     projection_init = None  # of the encoder's projection e → d; None selects that of the config
 
     def setup(self):
         config = self.config
         if self.tied_word_embedding is None:
             self.word = make_embedding_table(config, config.vocab_size)
-        self.position = make_embedding_table(config, config.max_positions + config.position_offset)
+        if self.has_positions:
+            self.position = make_embedding_table(config, config.max_positions + config.position_offset)
         if config.num_token_types:
             self.segment = make_embedding_table(config, config.num_token_types)
-        self.norm = make_layer_norm(config)
+        self.norm = make_layer_norm(config, use_bias=self.norm_has_bias)
         self.drop = Dropout(config.hidden_dropout)
 
     @property
@@ -57,9 +62,11 @@ class Embeddings(nn.Module):
         return self.word if self.tied_word_embedding is None else self.tied_word_embedding
 
     def __call__(self, batch: EncoderInputs, train: bool) -> Float[Array, "b l e"]:
-        offset = self.config.position_offset
-        position_ids = jnp.where(batch.example_ids > 0, batch.position_ids + offset, max(offset - 1, 0))
-        x = self.word_embedding(batch.input_ids) + self.position(position_ids)
+        x = self.word_embedding(batch.input_ids)
+        if self.has_positions:
+            offset = self.config.position_offset
+            position_ids = jnp.where(batch.example_ids > 0, batch.position_ids + offset, max(offset - 1, 0))
+            x = x + self.position(position_ids)
         if self.config.num_token_types:
             x = x + self.segment(jnp.minimum(batch.token_type_ids, self.config.num_token_types - 1))
         return self.drop(self.norm(shard_rows(x)), train).astype(jnp.dtype(self.config.dtype))
@@ -87,6 +94,7 @@ class FeedForward(nn.Module):
     """The feed-forward network, residual and layer norm after it (post-LN)."""
 
     config: object
+    num_matrices = 2  # of d x intermediate size
 
     @nn.compact
     def __call__(self, x: Float[Array, "b l d"], context: LayerContext, train: bool) -> Float[Array, "b l d"]:

@@ -19,10 +19,13 @@ ACTIVATIONS: dict[str, Callable] = {
 }
 
 
-def make_initializer(config):
-    """Return the weight initialiser of `config`: a normal of `init_std`, cut at two deviations if `truncated_init`."""
+def make_initializer(config, scale: float = 1.0):
+    """Return the weight initialiser of `config`: a normal of `init_std`, cut at two deviations if `truncated_init`.
+
+    `scale` multiplies the deviation.
+    """
     draw = nn.initializers.truncated_normal if config.truncated_init else nn.initializers.normal
-    return draw(config.init_std)
+    return draw(config.init_std * scale)
 
 
 def dense_dot_general(x: Float[Array, "n i"], w: Float[Array, "i o"], *_, **__) -> Float[Array, "n o"]:
@@ -68,8 +71,8 @@ class LayerNorm(nn.LayerNorm):
         return super().__call__(x.astype(jnp.float32)).astype(x.dtype)
 
 
-def make_layer_norm(config, name: str | None = None) -> LayerNorm:
-    return LayerNorm(epsilon=config.layer_norm_eps, dtype=jnp.float32, name=name)
+def make_layer_norm(config, name: str | None = None, use_bias: bool = True) -> LayerNorm:
+    return LayerNorm(epsilon=config.layer_norm_eps, dtype=jnp.float32, use_bias=use_bias, name=name)
 
 
 def shard_rows(x: Float[Array, "b ..."]) -> Float[Array, "b ..."]:

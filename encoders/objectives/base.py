@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -13,6 +14,7 @@ from encoders.data.batch import Batch
 from encoders.data.store import Split
 from encoders.model.config import EncoderConfig
 from encoders.text.tokenization import VocabInfo
+from encoders.utils.errors import UserError
 from encoders.utils.metrics import Mean, binomial_standard_error, mean_value
 
 Metrics = dict[str, Mean]
@@ -43,6 +45,15 @@ class Objective:
     def module(self, config: EncoderConfig, vocab: VocabInfo) -> ObjectiveModule:
         """Return the networks. Raises `ValueError` for an encoder that cannot learn this objective."""
         raise NotImplementedError
+
+    def replace_mask_rate(self, mask_rate: float | None) -> Objective:
+        """Return the objective with a phase's mask rate, None for its own. Raises `UserError` where it has none."""
+        if mask_rate is None:
+            return self
+        if not hasattr(self, "masking"):
+            needed = "an objective that masks tokens"
+            raise UserError(f"phases.mask_rate={mask_rate} needs {needed}; objective={type(self).__name__} masks none")
+        return replace(self, masking=replace(self.masking, mask_rate=mask_rate))
 
     def corrupt(self, batch: Batch, vocab: VocabInfo, seed) -> Batch:
         """Return what the networks read and predict: a pure function of its arguments, called once an update."""

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from encoders.data.batch import Batch
 from encoders.model.config import EncoderConfig
 from encoders.model.encoder import Encoder
-from encoders.model.heads import MaskedTokenHead, gather_hidden_states
+from encoders.model.heads import gather_hidden_states
 from encoders.objectives.base import Metrics, Objective, ObjectiveModule, perplexity
 from encoders.objectives.losses import compute_class_metrics
 from encoders.objectives.masking import MaskedBatch
@@ -54,7 +54,7 @@ class CausalLMModule(ObjectiveModule):
 
     def setup(self):
         self.encoder = Encoder(self.config)
-        self.tokens = MaskedTokenHead(self.config)
+        self.tokens = self.config.token_head(self.config)
 
     def __call__(self, batch: MaskedBatch, train: bool = False) -> Metrics:
         """Return loss, accuracy, and as `clm_baseline` the accuracy of always predicting the most frequent token."""

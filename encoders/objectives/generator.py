@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, UInt32
 from encoders.data.batch import Batch, HostOrDeviceArray
 from encoders.model.config import EncoderConfig, derive_generator_config
 from encoders.model.encoder import Encoder
-from encoders.model.heads import MaskedTokenHead, gather_hidden_states
+from encoders.model.heads import gather_hidden_states
 from encoders.objectives import masking as masks
 from encoders.objectives.base import Metrics, Objective, ObjectiveModule, perplexity
 from encoders.objectives.losses import compute_masked_lm_metrics
@@ -99,7 +99,7 @@ class GeneratorObjectiveModule(ObjectiveModule):
             tied_embeddings=embed if tie == "embeddings" else None,
             tied_word_embedding=embed.word_embedding if tie == "tokens" else None,
         )
-        self.tokens = MaskedTokenHead(generator)
+        self.tokens = generator.token_head(generator)
 
     def fill_masks(self, batch: GeneratorBatch, train: bool = False) -> GeneratorOutput:
         """Return the text that the network reads, and the generator's metrics."""

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 from encoders.data.batch import Batch
 from encoders.model.config import EncoderConfig
 from encoders.model.encoder import Encoder
-from encoders.model.heads import ClassificationHead, MaskedTokenHead, Pooler, gather_hidden_states, summarize_examples
+from encoders.model.heads import ClassificationHead, gather_hidden_states, summarize_examples
 from encoders.objectives.base import Metrics, Objective, ObjectiveModule, perplexity
 from encoders.objectives.losses import compute_class_metrics, compute_masked_lm_metrics
 from encoders.objectives.masking import MaskedBatch, Masking, mask_tokens
@@ -57,9 +57,9 @@ class MaskedLMModule(ObjectiveModule):
 
     def setup(self):
         self.encoder = Encoder(self.config)
-        self.tokens = MaskedTokenHead(self.config)
+        self.tokens = self.config.token_head(self.config)
         if self.objective.sentence_task:
-            self.pooler = Pooler(self.config)
+            self.pooler = self.config.pooler(self.config)
             self.pair = ClassificationHead(self.config, 2)
 
     def __call__(self, batch: MaskedBatch, train: bool = False) -> Metrics:

@@ -198,21 +198,38 @@ def choose_whole_words(
 def mask_tokens(masking: Masking, batch: Batch, vocab: VocabInfo, seed) -> MaskedBatch:
     """Return `batch` with the chosen tokens replaced, and their positions, labels and weights."""
     keys = make_example_keys(seed, MASK_STREAM, compute_mask_pass(masking, batch), batch.example_index)
-    token_keys, tokens = make_token_keys(keys, batch), batch.input_ids
-    where, weights = choose_positions(masking, batch, vocab, token_keys, seed)
-    targets = jnp.take_along_axis(tokens, where, axis=1)
+    token_keys = make_token_keys(keys, batch)
+    positions, weights = choose_positions(masking, batch, vocab, token_keys, seed)
     # A second hash, of the chosen tokens only: the replacement must not depend on the choice.
     hash_again = jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, 1)))
-    words = jax.random.key_data(hash_again(gather_keys(token_keys, where))).astype(jnp.uint32)
+    words = jax.random.key_data(hash_again(gather_keys(token_keys, positions))).astype(jnp.uint32)
+    return replace_tokens(masking, batch, vocab, positions, weights, words)
+
+
+def replace_tokens(
+    masking: Masking,
+    batch: Batch,
+    vocab: VocabInfo,
+    positions: Int[Array, "b k"],
+    weights: Float[Array, "b k"],
+    random_bits: UInt32[Array, "b k w"],
+) -> MaskedBatch:
+    """Return `batch` with the tokens at the positions of weight above 0 replaced, in the shares of `masking.split`.
+
+    Of the random words of a position the first decides between [MASK], a random token and no change, and the second is
+    the random token.
+    """
+    tokens = batch.input_ids
+    targets = jnp.take_along_axis(tokens, positions, axis=1)
     special = vocab.special_ids if masking.replacements == "words" else ()
     entries = jnp.asarray(np.setdiff1d(np.arange(vocab.vocab_size, dtype=np.int32), special))
-    fate = bits_to_uniform(words[..., 0])
-    random = entries[words[..., 1] % len(entries)]
+    fate = bits_to_uniform(random_bits[..., 0])
+    random = entries[random_bits[..., 1] % len(entries)]
     as_mask, as_random = masking.split[0], masking.split[0] + masking.split[1]
     shown = jnp.where(fate < as_mask, vocab.mask_id, jnp.where(fate < as_random, random, targets))
-    fields = batch.get_arrays() | {"input_ids": scatter_tokens(tokens, where, shown, weights)}
+    fields = batch.get_arrays() | {"input_ids": scatter_tokens(tokens, positions, shown, weights)}
     return MaskedBatch(
-        **fields, clean_ids=tokens, masked_positions=where, masked_labels=targets, masked_weights=weights
+        **fields, clean_ids=tokens, masked_positions=positions, masked_labels=targets, masked_weights=weights
     )
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from encoders.model.config import EncoderConfig
-from encoders.model.heads import MaskedTokenHead, gather_hidden_states
+from encoders.model.heads import gather_hidden_states
 from encoders.model.ops import make_dense
 from encoders.objectives.base import Metrics, ObjectiveModule
 from encoders.objectives.generator import GeneratorBatch, GeneratorObjective, GeneratorObjectiveModule
@@ -44,7 +44,7 @@ class ReplaceMLMModule(GeneratorObjectiveModule):
 
     def setup(self):
         super().setup()
-        self.restored = MaskedTokenHead(self.config)
+        self.restored = self.config.token_head(self.config)
         if self.objective.loss_over == "all":
             self.gate = make_dense(self.config, 1)
 

@@ -151,10 +151,9 @@ def compute_axes(experiment: Experiment, rows: Sequence[Mapping]) -> dict[str, n
     phase_ends = np.array([phase.until_step for phase in phases])
     knots = np.union1d(steps, phase_ends[phase_ends < steps[-1]])
     tokens = np.interp(knots, steps, tokens)
-    lengths = np.array([phase.seq_length for phase in phases])
-    token_flops = step_flops(experiment, lengths) / lengths
+    token_flops = [step_flops(experiment, np.array([p.seq_length]), p.mask_rate).item() / p.seq_length for p in phases]
     phase_index = np.minimum(np.searchsorted(phase_ends, knots[1:]), len(phases) - 1)
-    flops = np.concatenate([[0.0], np.cumsum(np.diff(tokens) * token_flops[phase_index])])
+    flops = np.concatenate([[0.0], np.cumsum(np.diff(tokens) * np.array(token_flops)[phase_index])])
     return {"steps": knots, "tokens": tokens, "FLOPs": flops}
 
 

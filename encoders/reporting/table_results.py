@@ -119,7 +119,7 @@ def sum_row_cost(table: PaperTable, row: PaperRow, runs_dir: Path, excluded: Col
     for name in (name for name in experiments if name not in excluded):
         rows = read_run_rows(runs_dir / name)
         seen = max((row["tokens"] for row in rows if "tokens" in row), default=0)
-        planned = sum(count * length for count, length in count_phase_rows(experiments[name]))
+        planned = sum(count * phase.seq_length for count, phase in count_phase_rows(experiments[name]))
         tokens += seen
         flops += run_flops(experiments[name]) * seen / planned
         if (runs_dir / name / RECORD_FILE).exists():

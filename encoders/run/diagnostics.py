@@ -12,7 +12,7 @@ from encoders.costs.ledger import estimate_memory, format_gibibytes
 from encoders.data.batch import Batch
 from encoders.data.example_table import count_cut_documents
 from encoders.data.labelled import LabelledData
-from encoders.data.stream import load_eval_table
+from encoders.data.stream import find_phase, load_eval_table
 from encoders.experiment import Experiment
 from encoders.objectives.base import Objective, Scores
 from encoders.objectives.replaced_tokens import ReplacedTokenDetection
@@ -42,7 +42,8 @@ def describe_nonfinite_update(run: Run, state: step.TrainState, batch: Batch, st
     """Return the loss terms, else the gradient leaves, that were not finite in the skipped update of `step_index`."""
     # A skipped update leaves the state unchanged, so it can be computed again.
     seed, grad_accum_steps = run.experiment.seed, run.experiment.grad_accum_steps
-    finite = check_finite(state.params, batch, seed, step_index, module=run.module, grad_accum_steps=grad_accum_steps)
+    module = run.build_train_module(find_phase(run.experiment.phases, step_index))
+    finite = check_finite(state.params, batch, seed, step_index, module=module, grad_accum_steps=grad_accum_steps)
     terms, grads = jax.device_get(finite)
     names = [name for name, is_finite in terms.items() if not is_finite]
     names = names or [f"the gradient of {path}" for path, is_finite in flatten_with_paths(grads) if not is_finite]

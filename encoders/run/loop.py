@@ -14,7 +14,7 @@ import numpy as np
 
 from encoders.costs.ledger import count_params
 from encoders.data.batch import Batch
-from encoders.data.stream import Phase
+from encoders.data.stream import Phase, find_phase
 from encoders.experiment import Experiment
 from encoders.objectives.base import Objective, Scores, select_numbers, total_loss
 from encoders.run import diagnostics
@@ -199,13 +199,15 @@ def run_train_steps(session: TrainSession, state: step.TrainState) -> Scores:
     num_steps, interval_metrics = experiment.num_steps, session.interval_metrics
     if session.start_step == num_steps or session.is_converged():  # stopped between the last checkpoint and the result
         return evaluate_run(run, state.params, on_batch=session.watchdog.record_progress)
-    stream, static_args = run.open_stream(), step.build_static_args(experiment, run.module)
+    stream = run.open_stream()
+    static_args = {phase: run.build_static_args(phase) for phase in experiment.phases}
     batches = prefetch_to_device(stream.iter_batches(session.start_step, num_steps), run.mesh)
     for current_step, batch in enumerate(batches, start=session.start_step + 1):
+        phase = find_phase(experiment.phases, current_step - 1)
         with interval_metrics.time_waiting():
-            state, step_metrics = step.train_step(state, batch, experiment.seed, **static_args)
+            state, step_metrics = step.train_step(state, batch, experiment.seed, **static_args[phase])
         if session.profiler:
-            session.profiler.record_step(state, batch, step_metrics)
+            session.profiler.record_step(state, batch, step_metrics, static_args[phase])
         interval_metrics.add_step(step_metrics)
         session.watchdog.record_progress(current_step)
         is_last = current_step == num_steps
@@ -216,7 +218,7 @@ def run_train_steps(session: TrainSession, state: step.TrainState) -> Scores:
             session.metric_log.advance_progress(current_step)
         cost = None
         if is_last or current_step % intervals.eval_every == 0:
-            scores = evaluate_step(session, current_step, state, stream.find_phase(current_step - 1))
+            scores = evaluate_step(session, current_step, state, phase)
             cost = compute_checkpoint_cost(experiment.objective, scores)
         is_converged = cost is not None and session.is_converged()
         stop_reason = None if is_last else session.stop.poll_reason()

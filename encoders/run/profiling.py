@@ -28,7 +28,7 @@ class StepProfiler:
             raise RunError(f"--profile needs {needed} steps, and {num_steps_left} of phases.until_step are left")
         self.run, self.log, self.num_steps_seen = run, log, 0
 
-    def record_step(self, state, batch, step_metrics) -> None:
+    def record_step(self, state, batch, step_metrics, static_args: dict) -> None:
         self.num_steps_seen += 1
         if self.num_steps_seen not in (2, 2 + PROFILED_STEPS):
             return
@@ -38,7 +38,6 @@ class StepProfiler:
             jax.profiler.start_trace(folder)
             return
         jax.profiler.stop_trace()
-        static_args = step.build_static_args(run.experiment, run.module)
         compiled = step.train_step.lower(state, batch, run.experiment.seed, **static_args).compile()
         summary = summarize_trace(folder, compiled.as_text(), PROFILED_STEPS)
         self.log(f"a trace of {PROFILED_STEPS} steps is in {folder}\n{summary}")

@@ -1,6 +1,7 @@
 """A run as a value: the model that is trained or was imported, its vocabulary, its folder and its checkpoints."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any, Self
 import jax
 
 from encoders.data.store import STORE_FILE, Store
-from encoders.data.stream import BatchStream
+from encoders.data.stream import BatchStream, Phase, expand_batch_ramps
 from encoders.experiment import Experiment, RunSpec
 from encoders.run.folder import (
     CHECKPOINTS_FOLDER,
@@ -67,6 +68,14 @@ class Run:
     @cached_property
     def module(self):
         return self.spec.objective.module(self.spec.model, self.vocab)
+
+    def build_train_module(self, phase: Phase):
+        """Return the module that trains in a phase: `module`, with the phase's mask rate where it has one."""
+        return self.spec.objective.replace_mask_rate(phase.mask_rate).module(self.spec.model, self.vocab)
+
+    def build_static_args(self, phase: Phase) -> dict:
+        """Return the arguments of `train_step` in a phase that its compilation depends on, besides shapes."""
+        return step.build_static_args(self.experiment, self.build_train_module(phase))
 
     @cached_property
     def store(self) -> Store:
@@ -153,18 +162,28 @@ class Run:
         return newest
 
     def load_params(self, step_name: str = "latest", infer_shardings: Callable | None = None) -> tuple[int, dict]:
-        """Return a step (latest, best, or its number) and its parameters, on the mesh or by `infer_shardings`."""
+        """Return a step and its parameters, on the mesh or by `infer_shardings`.
+
+        `step_name` is latest, best, a number, or average:N, the mean of the last N checkpoints (Vaswani et al., 2017,
+        https://arxiv.org/abs/1706.03762, §6.1), whose step is that of the newest. Raises `RunError`.
+        """
         checkpoints = self.open_checkpoints()
         if not (steps := {str(saved_step): saved_step for saved_step in checkpoints.all_steps()}):
             raise RunError(f"{self.folder} holds no checkpoint yet")
         names = {"latest": checkpoints.latest_step(), "best": checkpoints.best_step()} | steps
+        num_averaged = 1
+        if averaged := re.fullmatch(r"average:([1-9]\d*)", step_name):
+            num_averaged, step_name = int(averaged.group(1)), "latest"
+            self.check_num_averaged(num_averaged, [*steps])
         if step_name not in names:
-            raise RunError(f"--step {step_name}: {self.folder} has {', '.join(names)}")
+            raise RunError(f"--step {step_name}: {self.folder} has {', '.join(names)}, and average:N of the last N")
         chosen = names[step_name]
         try:
             if checkpoints.read_saved_steps().get(step_name, chosen) != chosen:
                 raise RunError(f"{self.folder}: the {step_name} checkpoint is missing; --step takes {', '.join(steps)}")
-            params = checkpoints.restore_params(chosen, infer_shardings or self.infer_shardings)
+            selected = [chosen] if num_averaged == 1 else [*steps.values()][-num_averaged:]
+            place = infer_shardings or self.infer_shardings
+            params = average_trees(checkpoints.restore_params(saved_step, place) for saved_step in selected)
             self.check_param_shapes(params)
             return chosen, params
         except (CheckpointDamaged, DamagedFile) as error:
@@ -173,6 +192,13 @@ class Run:
         finally:
             checkpoints.close()
 
+    def check_num_averaged(self, num_averaged: int, steps: list[str]) -> None:
+        """Raise `RunError` where the last `num_averaged` checkpoints are not all there: older ones may be the best."""
+        limit = self.spec.intervals.keep_checkpoints if isinstance(self.spec, Experiment) else 1
+        if num_averaged > min(limit, len(steps)):
+            kept = f"keeps the last {limit} (intervals.keep_checkpoints)" if limit < num_averaged else "has fewer"
+            raise RunError(f"--step average:{num_averaged}: {self.folder} {kept}, of steps {', '.join(steps)}")
+
     def check_param_shapes(self, params: dict) -> None:
         """Raise `RunError` where the model of the record has other shapes than its parameters."""
         expected = dict(flatten_with_paths(jax.eval_shape(partial(step.init_params, 0, self.module))))
@@ -180,6 +206,15 @@ class Run:
             if path in expected and expected[path].shape != leaf.shape:
                 shapes = f"{path} is {list(leaf.shape)} there and {list(expected[path].shape)} by the record"
                 raise RunError(f"{self.folder}: {RECORD_FILE} does not fit the checkpoint: {shapes}")
+
+
+def average_trees(trees: Iterable[dict]) -> dict:
+    """Return the mean of trees of arrays; one tree is in memory beside the mean."""
+    iterator = iter(trees)
+    mean = next(iterator)
+    for count, tree in enumerate(iterator, start=2):
+        mean = jax.tree.map(lambda m, x, n=count: m + (x - m) / n, mean, tree)
+    return mean
 
 
 def open_recorded_store(folder: Path, record: dict, moved_to: str | None) -> Store:
@@ -198,6 +233,6 @@ def check_batch_sizes(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
     """Raise `RunError` for batches that the devices and the micro-steps do not divide."""
     divisor = sharding.count_batch_shards(mesh) * experiment.grad_accum_steps
     product = f"{divisor}: mesh.data x mesh.fsdp x grad_accum_steps"
-    for phase in experiment.phases:
+    for phase in expand_batch_ramps(experiment.phases):
         if phase.batch_size % divisor:
             raise RunError(f"phases.batch_size={phase.batch_size} is not a multiple of {product}")

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from encoders.data.batch import Batch
 from encoders.data.store import Split
 from encoders.model.encoder import Encoder
-from encoders.model.heads import ClassificationHead, Pooler, summarize_examples
+from encoders.model.heads import ClassificationHead, summarize_examples
 from encoders.objectives.base import Metrics, Scores, SupervisedObjective, TaskModule
 from encoders.objectives.losses import cross_entropy
 from encoders.tasks.scores import CLASSIFICATION_SCORES, REGRESSION_SCORES, score_classes, score_macro_f1
@@ -44,7 +44,7 @@ class ClassificationModule(TaskModule):
         head, dropout = self.objective.head, self.objective.head_dropout
         self.encoder = Encoder(self.config)
         if head == "pooled":
-            self.pooler = Pooler(self.config)
+            self.pooler = self.config.pooler(self.config)
         activation = head if head in ("tanh", "gelu") else "none"
         setattr(self, self.head_name, ClassificationHead(self.config, self.num_logits, dropout, activation))
 

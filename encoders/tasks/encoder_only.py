@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from encoders.data.batch import Batch
 from encoders.model.config import EncoderConfig
 from encoders.model.encoder import Encoder
-from encoders.model.heads import Pooler, summarize_examples
+from encoders.model.heads import summarize_examples
 from encoders.objectives.base import Metrics, Objective
 from encoders.text.tokenization import VocabInfo
 
@@ -38,7 +38,7 @@ class EncoderOnlyModule(nn.Module):
     def setup(self):
         self.encoder = Encoder(self.config)
         if self.objective.has_pooler:
-            self.pooler = Pooler(self.config)
+            self.pooler = self.config.pooler(self.config)
 
     def __call__(self, batch: Batch, train: bool = False) -> Metrics:
         self.encode_batch(batch)

@@ -87,6 +87,8 @@ class SpanPredictionModule(TaskModule):
 
     def setup(self):
         self.encoder = Encoder(self.config)
+        if self.objective.token_head == "pooled":
+            self.pooler = self.config.pooler(self.config)
         self.spans = make_dense(self.config, 2)
         if isinstance(self.objective, SpanWithClassifier):
             self.answerable = make_dense(self.config, 1)
@@ -94,7 +96,8 @@ class SpanPredictionModule(TaskModule):
     def compute_logits(self, batch: Batch, train: bool = False):
         """Return start and end logits of every token, `[b l 2]`, and null logits of every example, `[b s]` or None."""
         hidden = self.encoder(batch, train=train)
-        spans = self.spans(hidden).astype(jnp.float32)
+        read = self.pooler(hidden) if self.objective.token_head == "pooled" else hidden
+        spans = self.spans(read).astype(jnp.float32)
         if not isinstance(self.objective, SpanWithClassifier):
             return spans, None
         return spans, self.answerable(summarize_examples(self.config, hidden, batch))[..., 0].astype(jnp.float32)
@@ -180,6 +183,7 @@ class QAObjective(SupervisedObjective):
     """Base of the three objectives."""
 
     module_class: ClassVar[type[TaskModule]] = SpanPredictionModule
+    token_head: ClassVar[str] = "linear"
     best_metric: ClassVar[str] = "f1"
     required_fields: ClassVar[frozenset[str]] = frozenset({"first", "last", "answerable"})
 
@@ -195,8 +199,11 @@ class QAObjective(SupervisedObjective):
 class SpanPrediction(QAObjective):
     """Mean of the cross-entropies of the answer's first and last token, over the example's tokens.
 
-    Both are [CLS] in a window without the answer, as in the released code.
+    Both are [CLS] in a window without the answer, as in the released code. With `token_head="pooled"` every token goes
+    through the pooler first (ModernBERT).
     """
+
+    token_head: Literal["linear", "pooled"] = "linear"
 
     required_fields: ClassVar[frozenset[str]] = frozenset({"first", "last"})
     loss_weights: ClassVar[dict[str, float]] = {"first_loss": 0.5, "last_loss": 0.5}
@@ -234,6 +241,7 @@ class ConditionedSpanPrediction(QAObjective):
 # By the value of `FamilyConventions.answerability`; ELECTRA's head differs from ALBERT's in size.
 ANSWERABILITY_OBJECTIVES = {
     "null_span": SpanPrediction(),
+    "pooled_null_span": SpanPrediction("pooled"),
     "classifier": SpanWithClassifier(),
     "conditioned_span": ConditionedSpanPrediction(),
     "electra_conditioned_span": ConditionedSpanPrediction(512, "gelu", False, head_dropout=0.0, beam_size=20),

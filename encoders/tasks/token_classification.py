@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -49,7 +49,7 @@ class TokenTask:
         parse_tags(self.labels)
 
     def build_objective_and_format(self, conventions: FamilyConventions, head_dropout: float, both_orders: bool):
-        return TokenClassification(self.labels, head_dropout), TaggedRows()
+        return TokenClassification(self.labels, head_dropout, conventions.token_classifier_head), TaggedRows()
 
     def read_examples(self, root: str, split: str, reader: RowReader) -> Iterator[Example]:
         path = Path(root).expanduser() / dict(self.files)[split]
@@ -115,15 +115,20 @@ class TaggedRows(LabelledFormat):
 
 
 class TokenClassificationModule(TaskModule):
-    """Module of an encoder and a linear layer on every token."""
+    """Module of an encoder and a linear layer on every token, after the pooler with the head "pooled"."""
 
     def setup(self):
         self.encoder = Encoder(self.config)
+        if self.objective.token_head == "pooled":
+            self.pooler = self.config.pooler(self.config)
         self.drop = Dropout(self.objective.head_dropout)
         self.tags = make_dense(self.config, len(self.objective.labels))
 
     def compute_logits(self, batch: Batch, train: bool = False) -> Float[Array, "b l c"]:
-        return self.tags(self.drop(self.encoder(batch, train=train), train)).astype(jnp.float32)
+        hidden = self.encoder(batch, train=train)
+        if self.objective.token_head == "pooled":
+            hidden = self.pooler(hidden)
+        return self.tags(self.drop(hidden, train)).astype(jnp.float32)
 
     def compute_metrics(self, logits: Float[Array, "b l c"], batch: Batch) -> Metrics:
         tags = jnp.broadcast_to(batch.labels["tags"], logits.shape[:2])
@@ -139,6 +144,7 @@ class TokenClassification(SupervisedObjective):
 
     labels: tuple[str, ...]
     head_dropout: float = 0.1
+    token_head: Literal["linear", "pooled"] = "linear"
 
     module_class: ClassVar[type[TaskModule]] = TokenClassificationModule
     best_metric: ClassVar[str] = "f1"

@@ -1,24 +1,28 @@
-"""AdamW and LAMB of the four papers as named chains of small optax transforms.
+"""AdamW, LAMB, StableAdamW and Muon as named chains of small optax transforms.
 
 BERT and ELECTRA follow `optimization.py` of google-research/bert and google-research/electra, RoBERTa fairseq's `adam`.
 ALBERT follows `lamb_optimizer.py` of google-research/albert (You et al., 2019, https://arxiv.org/abs/1904.00962).
+ModernBERT follows `optimizer.py` of AnswerDotAI/ModernBERT (StableAdamW; Wortsman et al., 2023,
+https://arxiv.org/abs/2304.13013).
 """
 
 import math
 import re
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from encoders.model.encoder import is_stacked
+from encoders.training.schedules import Schedule, ScheduleName, compute_rate_fraction
 from encoders.utils.errors import UserError
 from encoders.utils.field_checks import check_fields
 
-ScheduleName = Literal["replace", "peak", "product", "constant"]
 ENCODER_PREFIXES = ("encoder/", "discriminator/")  # of parameters below the heads, for layer-wise rates
 
 
@@ -36,11 +40,6 @@ def flatten_with_paths(tree) -> list[tuple[str, Any]]:
     return list(zip(jax.tree.leaves(tree_paths(tree)), jax.tree.leaves(tree), strict=True))
 
 
-def is_stacked(path: str) -> bool:
-    """Return True where the first axis of the leaf at `path` counts layers, or groups that share parameters."""
-    return re.search(r"(^|/)(layers|shared)/", path) is not None
-
-
 class Moments(NamedTuple):
     """State of Adam: the number of updates, and moving averages of gradients and of their squares."""
 
@@ -49,16 +48,18 @@ class Moments(NamedTuple):
     v: dict
 
 
+def init_adam_moments(params) -> Moments:
+    """Return zeros in float32, of which no buffer occurs twice: they are donated."""
+    make_zeros = lambda: optax.tree.zeros_like(params, dtype=jnp.float32)
+    return Moments(jnp.zeros([], jnp.int32), make_zeros(), make_zeros())
+
+
 def scale_by_adam(betas: tuple[float, float], eps: float, bias_correction: bool) -> optax.GradientTransformation:
     """Replace gradients by m / (√v + ε), with or without the bias correction of m and v.
 
     `optax.scale_by_adam` always corrects. Epsilon is added to the corrected root, as in apex and PyTorch.
     """
     beta1, beta2 = betas
-
-    def init(params) -> Moments:
-        make_zeros = lambda: optax.tree.zeros_like(params, dtype=jnp.float32)  # a donated buffer may occur once
-        return Moments(jnp.zeros([], jnp.int32), make_zeros(), make_zeros())
 
     def update(gradients, state: Moments, params=None):
         count = optax.safe_increment(state.count)
@@ -70,7 +71,47 @@ def scale_by_adam(betas: tuple[float, float], eps: float, bias_correction: bool)
         updates = jax.tree.map(lambda mean, square: mean / (jnp.sqrt(square) + eps), mean, square)
         return updates, Moments(count, m, v)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformation(init_adam_moments, update)
+
+
+def scale_by_stable_adam(betas: tuple[float, float], eps: float, decay: float, build_decay_mask):
+    """Replace gradients g by (m / (√v + ε) + λ θ) / max(1, r) with r = √mean(g² / max(v, ε²)), and λ = `decay`.
+
+    Bias is corrected inside the averages: their factor at update t is (β - βᵗ) / (1 - βᵗ). r is of one tensor, in
+    stacked leaves of one layer; a fused projection is one tensor.
+    """
+
+    def correct_beta(beta: float, count):  # 1 - (1 - β) / (1 - βᵗ), of which float32 loses no digit
+        return 1 - (1 - beta) / -jnp.expm1(count * (math.log(beta) if beta else -math.inf))
+
+    def update(gradients, state: Moments, params):
+        count = optax.safe_increment(state.count)
+        m = optax.tree.update_moment(gradients, state.m, correct_beta(betas[0], count), 1)
+        v = optax.tree.update_moment(gradients, state.v, correct_beta(betas[1], count), 2)
+
+        def compute_update(path: str, gradient, m, v, param, decays: bool):
+            axes = tuple(range(int(is_stacked(path)), param.ndim))
+            square = jnp.square(gradient) / jnp.maximum(v, eps**2)
+            ratio = jnp.sqrt(jnp.mean(square, axis=axes, keepdims=True))
+            direction = m / (jnp.sqrt(v) + eps) + (decay if decays else 0.0) * param
+            return direction / jnp.maximum(1.0, ratio)
+
+        trees = tree_paths(params), gradients, m, v, params, build_decay_mask(params)
+        return jax.tree.map(compute_update, *trees), Moments(count, m, v)
+
+    return optax.GradientTransformation(init_adam_moments, update)
+
+
+def scale_by_layer_muon(momentum: float, update_rms: float) -> optax.GradientTransformation:
+    """Replace gradients of matrices, `[layers, in, out]`, by `optax.contrib`'s Muon times ρ √max(in, out) each."""
+    dimensions = optax.contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
+    muon = optax.contrib.scale_by_muon(
+        beta=momentum,
+        mu_dtype=jnp.float32,
+        weight_dimension_numbers=lambda updates: jax.tree.map(lambda _: dimensions, updates),
+    )
+    scale_leaf = lambda update: update_rms * max(update.shape[-2:]) ** 0.5 * update
+    return optax.chain(muon, optax.stateless(lambda updates, params: jax.tree.map(scale_leaf, updates)))
 
 
 def scale_by_layer_trust_ratio() -> optax.GradientTransformation:
@@ -111,32 +152,8 @@ def scale_by_layer_rates(schedule: optax.Schedule, decay: float, decay_top_layer
     return optax.GradientTransformation(optax.scale_by_schedule(schedule).init, update)
 
 
-def compute_rate_fraction(schedule: ScheduleName, step, warmup_steps: int, total_steps: int) -> jax.Array:
-    """Return the fraction after t of T steps, w of them warm-up, as float32 of the shape of `step`.
-
-    - "replace": t / w before w and max(0, 1 - t / T) from there, as in BERT and ALBERT: it drops by w / T at t = w.
-    - "peak": t / w before w and (T - t) / (T - w) from there, as in RoBERTa. fairseq builds its scheduler with the rate
-      of t = 1, but its trainer sets the rate of t = 0 before the first update.
-    - "product": min(1, t / w) max(0, 1 - t / T), as in ELECTRA: the largest fraction is below 1.
-    - "constant": min(1, t / w).
-
-    >>> [round(float(compute_rate_fraction("peak", step, warmup_steps=2, total_steps=6)), 3) for step in range(7)]
-    [0.0, 0.5, 1.0, 0.75, 0.5, 0.25, 0.0]
-    """
-    step = jnp.asarray(step, jnp.float32)
-    warmup = jnp.minimum(1.0, step / warmup_steps) if warmup_steps else jnp.ones_like(step)
-    decay = jnp.maximum(0.0, 1.0 - step / total_steps)
-    if schedule == "constant":
-        return warmup
-    if schedule == "product":
-        return warmup * decay
-    if schedule == "peak":
-        decay = decay * total_steps / max(total_steps - warmup_steps, 1)
-    return jnp.where(step < warmup_steps, warmup, decay)
-
-
 @dataclass(frozen=True)
-class OptimizerConfig:
+class OptimizerConfig(ABC):
     """Base class of optimisers: a learning rate with its schedule, clipping and decoupled weight decay.
 
     A subclass returns its transforms by name from `build_transforms`; any of optax's may be among them. In an
@@ -162,7 +179,7 @@ class OptimizerConfig:
     weight_decay: float = 0.01
     no_decay: tuple[str, ...] = (r"norm/", r"bias$")  # regexes of paths; () for RoBERTa, where everything decays
     clip_norm: float | None = 1.0  # of the global norm of gradients; None is off
-    schedule: ScheduleName = "replace"
+    schedule: ScheduleName | Schedule = "replace"
     # Each layer's rate is this times that of the layer above; the heads have `learning_rate` (ELECTRA).
     layer_lr_decay: float = 1.0
     # The top layer's rate has the factor twice, as in all numbers of ELECTRA's code.
@@ -172,7 +189,7 @@ class OptimizerConfig:
     def __post_init__(self):
         is_regexes = lambda value: isinstance(value, tuple) and all(map(is_regex, value))
         is_optional_number = lambda value, above: value is None or (is_number(value) and value > above)
-        schedules = get_args(ScheduleName)
+        names = get_args(ScheduleName)
         checks = (
             ("learning_rate", lambda rate: is_number(rate) and rate > 0, "a number above 0"),
             ("warmup_steps", lambda steps: type(steps) is int and steps >= 0, "a whole number of steps, 0 or more"),
@@ -181,26 +198,33 @@ class OptimizerConfig:
             ("clip_norm", lambda norm: is_optional_number(norm, 0), "a number above 0, or None"),
             ("skip_spikes_above", lambda ratio: is_optional_number(ratio, 1), "a number above 1, or None"),
             ("layer_lr_decay", lambda decay: is_number(decay) and 0 < decay <= 1, "above 0 and at most 1"),
-            ("schedule", lambda name: name in schedules, f"one of {', '.join(schedules)}"),
+            ("schedule", lambda x: isinstance(x, Schedule) or x in names, f"one of {', '.join(names)}, or a Schedule"),
         )
         check_fields(self, "optimizer.", checks)
 
+    @abstractmethod
     def build_transforms(self, total_steps: int) -> dict[str, optax.GradientTransformation]:
         """Return the transforms in their order, by name; the names are those of their states in checkpoints."""
-        raise NotImplementedError
 
-    def build_transformation(self, total_steps: int) -> optax.GradientTransformationExtraArgs:
-        """Chain the transforms for a run of `total_steps`. Raises `ValueError` where the warm-up is longer."""
+    def find_schedule_problem(self, total_steps: int) -> str | None:
+        """Return why the schedule does not fit a run of `total_steps`, if it does not."""
         if total_steps < 1 or self.warmup_steps > total_steps:
-            raise UserError(
+            return (
                 f"optimizer.warmup_steps={self.warmup_steps} exceeds the run's {total_steps} steps; lower it or raise "
                 "phases.until_step"
             )
+        is_value = isinstance(self.schedule, Schedule)
+        return self.schedule.find_problem(self.warmup_steps, total_steps) if is_value else None
+
+    def build_transformation(self, total_steps: int) -> optax.GradientTransformationExtraArgs:
+        """Chain the transforms for a run of `total_steps`. Raises `ValueError` where the schedule does not fit it."""
+        if problem := self.find_schedule_problem(total_steps):
+            raise UserError(problem)
         return optax.named_chain(*self.build_transforms(total_steps).items())
 
     def init_moments(self, params) -> dict[str, Any]:
         """Return the state before the first update, by the name of each transform; no schedule changes it."""
-        return self.build_transformation(max(self.warmup_steps, 1)).init(params)
+        return optax.named_chain(*self.build_transforms(total_steps=1).items()).init(params)
 
     def compute_learning_rate(self, step, total_steps: int) -> jax.Array:
         """Return the rate of the update that follows `step` updates, in a run of `total_steps`."""
@@ -227,32 +251,44 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
-class AdamW(OptimizerConfig):
+class AdamOptimizer(OptimizerConfig):
+    """Base class of optimisers with Adam's two moving averages."""
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-6
+
+    def __post_init__(self):
+        super().__post_init__()
+        is_pair = lambda betas: isinstance(betas, tuple) and len(betas) == 2 and all(map(is_beta, betas))
+        checks = (
+            ("betas", is_pair, "two numbers from 0 to below 1"),
+            ("eps", lambda eps: is_number(eps) and eps > 0, "a number above 0"),
+        )
+        check_fields(self, "optimizer.", checks)
+
+    def prepare_gradients(self) -> dict[str, optax.GradientTransformation]:
+        """Return the transforms before the moving averages: float32, and clipping."""
+        to_float32 = optax.stateless(lambda updates, params: optax.tree.cast(updates, jnp.float32))
+        return {"float32": to_float32, "clip": self.clip_gradients()}
+
+
+@dataclass(frozen=True)
+class AdamW(AdamOptimizer):
     """Adam with decoupled weight decay; the defaults are those of BERT's code.
 
     >>> float(AdamW(learning_rate=1e-4, warmup_steps=10_000).compute_learning_rate(0, total_steps=1_000_000))
     0.0
     """
 
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-6
     bias_correction: bool = False  # True for RoBERTa; the code of BERT, ALBERT and ELECTRA has none
 
     def __post_init__(self):
         super().__post_init__()
-        is_beta = lambda beta: is_number(beta) and 0 <= beta < 1
-        is_pair = lambda betas: isinstance(betas, tuple) and len(betas) == 2 and all(map(is_beta, betas))
-        checks = (
-            ("betas", is_pair, "two numbers from 0 to below 1"),
-            ("eps", lambda eps: is_number(eps) and eps > 0, "a number above 0"),
-            ("bias_correction", lambda flag: isinstance(flag, bool), "True or False"),
-        )
+        checks = [("bias_correction", lambda flag: isinstance(flag, bool), "True or False")]
         check_fields(self, "optimizer.", checks)
 
     def build_transforms(self, total_steps: int) -> dict[str, optax.GradientTransformation]:
-        return {
-            "float32": optax.stateless(lambda updates, params: optax.tree.cast(updates, jnp.float32)),
-            "clip": self.clip_gradients(),
+        return self.prepare_gradients() | {
             "adam": scale_by_adam(self.betas, self.eps, self.bias_correction),
             "weight_decay": self.add_weight_decay(),
             "learning_rate": self.scale_by_learning_rate(total_steps),
@@ -273,6 +309,64 @@ class Lamb(AdamW):
         *transforms, learning_rate = super().build_transforms(total_steps).items()
         trust_ratio = optax.masked(scale_by_layer_trust_ratio(), self.build_decay_mask)
         return dict([*transforms, ("trust_ratio", trust_ratio), learning_rate])
+
+
+@dataclass(frozen=True)
+class StableAdamW(AdamOptimizer):
+    """AdamW whose update is clipped tensor by tensor, with fully decoupled decay; the defaults are ModernBERT's.
+
+    With r = √mean(g² / max(v, ε²)) of a tensor and the scheduled rate over max(1, r) as η (Wortsman et al., 2023):
+    θ ← θ (1 - `weight_decay` η / `learning_rate`) - η m / (√v + ε). The peak rate changes no decay, the schedule does.
+    """
+
+    weight_decay: float = 1e-5
+    clip_norm: float | None = None
+    betas: tuple[float, float] = (0.9, 0.98)
+
+    def build_transforms(self, total_steps: int) -> dict[str, optax.GradientTransformation]:
+        decay = self.weight_decay / self.learning_rate
+        return self.prepare_gradients() | {
+            "stable_adam": scale_by_stable_adam(self.betas, self.eps, decay, self.build_decay_mask),
+            "learning_rate": self.scale_by_learning_rate(total_steps),
+        }
+
+
+@dataclass(frozen=True)
+class Muon(AdamW):
+    """Muon for the matrices of layers, AdamW for embeddings, heads, norms and biases.
+
+    The momentum of a matrix is orthogonalised (Jordan, 2024, https://kellerjordan.github.io/posts/muon). It is scaled
+    to the size of AdamW's updates, so both take one rate and one decay (Liu et al., 2025,
+    https://arxiv.org/abs/2502.16982, §2.2). Each layer of a stack is a matrix of its own; a fused projection is one.
+    """
+
+    bias_correction: bool = True
+    momentum: float = 0.95
+    update_rms: float = 0.2  # of an orthogonal matrix's elements, times √max(in, out)
+
+    def __post_init__(self):
+        super().__post_init__()
+        checks = (
+            ("momentum", is_beta, "from 0 to below 1"),
+            ("update_rms", lambda rms: is_number(rms) and rms > 0, "a number above 0"),
+        )
+        check_fields(self, "optimizer.", checks)
+
+    def build_transforms(self, total_steps: int) -> dict[str, optax.GradientTransformation]:
+        transforms = super().build_transforms(total_steps)
+        muon = scale_by_layer_muon(self.momentum, self.update_rms)
+        transforms["adam"] = optax.partition({"adam": transforms["adam"], "muon": muon}, label_layer_matrices)
+        return transforms
+
+
+def label_layer_matrices(params):
+    """Return "muon" for stacked matrices, `[layers, in, out]`, and "adam" for all other leaves."""
+    choose_label = lambda path, param: "muon" if is_stacked(path) and param.ndim == 3 else "adam"
+    return jax.tree.map(choose_label, tree_paths(params), params)
+
+
+def is_beta(value) -> bool:
+    return is_number(value) and 0 <= value < 1
 
 
 def is_number(value) -> bool:

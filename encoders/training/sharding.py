@@ -15,8 +15,9 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from encoders.model.encoder import is_stacked
 from encoders.model.ops import BATCH_AXES
-from encoders.training.optimizer import is_stacked, tree_paths
+from encoders.training.optimizer import tree_paths
 from encoders.utils.errors import UserError
 from encoders.utils.field_checks import check_fields
 
@@ -24,7 +25,7 @@ MESH_AXES = ("data", "fsdp", "model")
 
 # The first rule whose regex matches holds, for the trailing axes; the first axis of stacked layers is never split.
 PARTITION_RULES = (
-    (r"(query|key|value|up)/kernel$", P("fsdp", "model")),
+    (r"(query|key|value|qkv|up)/kernel$", P("fsdp", "model")),
     (r"(query|key|value|up)/bias$", P("model")),
     (r"(attend/out|transform/down)/kernel$", P("model", "fsdp")),
     (r"word/embedding$", P("model", "fsdp")),

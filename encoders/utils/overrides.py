@@ -1,6 +1,7 @@
 """Frozen dataclasses changed by path, with texts read by the declared types of their fields."""
 
 import difflib
+import inspect
 import math
 import types
 import typing
@@ -112,11 +113,19 @@ def parse_value(text: str, declared_type: Any, path: str) -> Any:
         return parse_number(text, declared_type, path)
     if declared_type is str:
         return text
-    if (cls := find_subclass(text, (declared_type,))) or is_dataclass(declared_type):
+    is_value = is_dataclass(declared_type) and not inspect.isabstract(declared_type)
+    if (cls := find_subclass(text, (declared_type,))) or is_value:
         return parse_dataclass(text, cls or declared_type, path)
-    if names := [name for name in (*CLASS_ADDRESSES, *REGISTERED_CLASSES) if find_subclass(name, (declared_type,))]:
+    if names := list_choices(declared_type):
         raise ExperimentError(f"{path}={text!r} is not one of {', '.join(names)}")
     raise ExperimentError(f"{path} cannot be set on the command line; write an experiment file")
+
+
+def list_choices(declared_type: Any) -> list[str]:
+    """Return the texts that a `Literal` takes, or the names of the dataclasses that a field of a class takes."""
+    if typing.get_origin(declared_type) is typing.Literal:
+        return [*typing.get_args(declared_type)]
+    return [name for name in (*CLASS_ADDRESSES, *REGISTERED_CLASSES) if find_subclass(name, (declared_type,))]
 
 
 def parse_union(text: str, options: tuple, path: str) -> Any:
@@ -132,9 +141,9 @@ def parse_union(text: str, options: tuple, path: str) -> Any:
         except ExperimentError:
             if len(declared_types) == 1:
                 raise
-    names = [option.__name__ for option in declared_types]
+    names = [name for option in declared_types for name in list_choices(option) or [option.__name__]]
     names += [name for name, cls in REGISTERED_CLASSES.items() if is_accepted(cls, declared_types)]
-    raise ExperimentError(f"{path}={text!r} is not one of {', '.join(names)}")
+    raise ExperimentError(f"{path}={text!r} is not one of {', '.join(dict.fromkeys(names))}")
 
 
 def parse_tuple(text: str, item_types: tuple, path: str) -> tuple:

@@ -13,12 +13,17 @@ from encoders.utils.errors import UserError
 CLASS_NAMES = {
     "encoders.model.config": "EncoderConfig FamilyConventions",
     "encoders.model.layers": "Embeddings SelfAttention CausalSelfAttention FeedForward",
+    "encoders.model.heads": "MaskedTokenHead Pooler",
     "encoders.families.electra": "ElectraEmbeddings",
+    "encoders.families.modernbert": (
+        "ModernBertConfig ModernBertEmbeddings ModernBertRotary ModernBertAttention ModernBertFeedForward "
+        "ModernBertTokenHead ModernBertPooler"
+    ),
     "encoders.text.tokenization": "TokenizerSpec",
     "encoders.data.spec": "PretrainingData",
     "encoders.data.labelled": "LabelledData",
     "encoders.data.filters": "CorpusFilters",
-    "encoders.data.stream": "Phase",
+    "encoders.data.stream": "Phase BatchRamp",
     "encoders.data.formats": "SegmentPairs SentencePairs FullSentences ElectraPairs",
     "encoders.data.mixing": "MixedFormat",
     "encoders.data.packing": "PackedFormat",
@@ -35,7 +40,8 @@ CLASS_NAMES = {
     "encoders.tasks.question_answering": "SpanPrediction SpanWithClassifier ConditionedSpanPrediction",
     "encoders.tasks.multiple_choice": "MultipleChoiceTask MultipleChoiceRows MultipleChoiceObjective",
     "encoders.tasks.token_classification": "TokenTask TaggedRows TokenClassification",
-    "encoders.training.optimizer": "AdamW Lamb",
+    "encoders.training.optimizer": "AdamW Lamb StableAdamW Muon",
+    "encoders.training.schedules": "WarmupStableDecay CosineDecay PiecewiseSchedule SchedulePiece",
     "encoders.training.sharding": "Mesh",
     "encoders.training.metric_log": "Intervals",
     "encoders.experiment": "RunSpec Experiment",

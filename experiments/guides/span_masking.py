@@ -56,25 +56,14 @@ class SpanMaskedLM(MaskedLM):
 
         num_slots = self.masking.max_predictions_per_row(batch.input_ids.shape[1], membership.shape[1])
         weights, positions = jax.lax.top_k(is_chosen.astype(jnp.float32), num_slots)
-        labels = jnp.take_along_axis(batch.input_ids, positions, axis=1)
         # The draw of a span is that of its first token, so that the whole span has one fate.
         starts_span = is_chosen & ~jnp.pad(is_chosen, ((0, 0), (1, 0)))[:, :-1]
         columns = jnp.arange(batch.input_ids.shape[1])
         span_start = jax.lax.cummax(jnp.where(starts_span, columns, 0), axis=1)
         fate_bits = jnp.take_along_axis(bits[..., 0] ^ bits[..., 1], span_start, axis=1)
-        fate = jnp.take_along_axis(masks.bits_to_uniform(fate_bits), positions, axis=1)
-        random_ids = (jnp.take_along_axis(bits[..., 1], positions, axis=1) % vocab.vocab_size).astype(labels.dtype)
-        mask_share, random_share, _ = self.masking.split
-        new_ids = jnp.where(
-            fate < mask_share, vocab.mask_id, jnp.where(fate < mask_share + random_share, random_ids, labels)
-        )
-        return MaskedBatch(
-            **batch.get_arrays() | {"input_ids": masks.scatter_tokens(batch.input_ids, positions, new_ids, weights)},
-            clean_ids=batch.input_ids,
-            masked_positions=positions,
-            masked_labels=labels,
-            masked_weights=weights,
-        )
+        random_bits = jnp.stack([fate_bits, bits[..., 1]], axis=-1)
+        random_bits = jnp.take_along_axis(random_bits, positions[..., None], axis=1)
+        return masks.replace_tokens(self.masking, batch, vocab, positions, weights, random_bits)
 
     def draw_span_lengths(self, random_bits):
         """Return span lengths in words, 1 to `max_span`, with p(n) ∝ p (1 - p)^(n - 1)."""

@@ -45,8 +45,10 @@ def test_held_out_batches_hold_every_example_once_and_end_with_rows_that_count_n
     assert same(first, assemble_rows(heldout, table[ids[:batch]], 16, FACTS, PAIRS, ids[:batch]))
 
 
-def test_held_out_batches_are_as_long_as_the_eighth_that_holds_their_rows(tmp_path):
-    heldout, phase = prose(60, seed=1, name="heldout"), Phase(until_step=1, seq_length=44, batch_size=5, format=PAIRS)
+def test_held_out_batches_are_as_long_as_the_smallest_bucket_that_holds_their_rows(tmp_path):
+    heldout, whole = prose(60, seed=1, name="heldout"), Phase(until_step=1, seq_length=44, batch_size=5, format=PAIRS)
+    assert {b.input_ids.shape for b in iter_eval_batches(heldout, FACTS, whole, 5, 100, tmp_path)} == {(5, 44)}
+    phase = replace(whole, num_length_buckets=8)
     batches = list(iter_eval_batches(heldout, FACTS, phase, 5, 100, tmp_path))
     sizes = [(batch.example_ids > 0).sum(axis=1) for batch in batches]
     longest = np.concatenate(sizes)

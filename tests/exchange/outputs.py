@@ -34,7 +34,7 @@ def everything(module, batch: MaskedBatch) -> dict:
         out["tokens"] = module.compute_token_logits(batch)
     if hasattr(module, "pair"):
         out["pair"] = module.pair(module.pooler(first))[:, 0]
-    elif hasattr(module, "pooler") and not hasattr(module, "classes"):
+    elif hasattr(module, "pooler") and not any(hasattr(module, head) for head in ("classes", "tags", "spans")):
         out["pooled"] = module.pooler(first)[:, 0]
     if hasattr(module, "classes"):
         out["classes"] = module.compute_logits(batch)[:, 0]

@@ -1,6 +1,6 @@
 """Small published checkpoints with what transformers computes from them, for every family and head.
 
-    python tests/exchange/references.py
+    python tests/exchange/references.py [FAMILY ...]
 
 writes `tests/exchange/references/`, from which the tests run without PyTorch; it needs the packages of the `torch`
 extra and sentencepiece. The live tests make the same models anew with other numbers. Sizes are unequal, so that a
@@ -20,7 +20,15 @@ from pathlib import Path
 import numpy as np
 
 HOME = Path(__file__).with_suffix("")
-VOCABULARY = {"bert": 61, "roberta": 291, "albert": 47, "electra": 61}
+VOCABULARY = {"bert": 61, "roberta": 291, "albert": 47, "electra": 61, "modernbert": 300}
+CLASS_PREFIX = {
+    "bert": "Bert",
+    "roberta": "Roberta",
+    "albert": "Albert",
+    "electra": "Electra",
+    "modernbert": "ModernBert",
+}
+NO_TOKEN_TYPES = ("roberta", "modernbert")
 LENGTH = 11
 TEXTS = ["Tan ber, sin lon mut!", "ker (tan)  bér [MASK] lon", "sin, 中 and 7 tan.", " ", ""]
 
@@ -46,6 +54,20 @@ CLASSES = {
 }
 NUMBER = {"num_labels": 1}
 SPLIT = {"embedding_size": 8}
+# A window shorter than the rows, and layers after the last whole period.
+LOCAL = {
+    "num_hidden_layers": 5,
+    "local_attention": 4,
+    "rope_parameters": {
+        "full_attention": {"rope_type": "default", "rope_theta": 90.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 20.0},
+    },
+}
+MEAN = {"classifier_pooling": "mean"}
+SPECIAL = {
+    "roberta": {"pad_token_id": 1, "type_vocab_size": 1},
+    "modernbert": {"pad_token_id": 0, "cls_token_id": 2, "bos_token_id": 2, "sep_token_id": 3, "eos_token_id": 3},
+}
 HALF = {"hidden_size": 6, "num_attention_heads": 1, "intermediate_size": 24}
 CASES = {
     "bert-pretraining": Case("bert", "ForPreTraining"),
@@ -78,6 +100,13 @@ CASES = {
     "electra-questions": Case("electra", "ForQuestionAnswering", {"embedding_size": 12}),
     "electra-tags": Case("electra", "ForTokenClassification", CLASSES | SPLIT),
     "electra-encoder": Case("electra", "Model", SPLIT),
+    "modernbert-masked": Case("modernbert", "ForMaskedLM", LOCAL),
+    "modernbert-classes": Case("modernbert", "ForSequenceClassification", CLASSES | LOCAL),
+    "modernbert-mean-classes": Case("modernbert", "ForSequenceClassification", CLASSES | LOCAL | MEAN, files="archive"),
+    "modernbert-number": Case("modernbert", "ForSequenceClassification", NUMBER | LOCAL),
+    "modernbert-questions": Case("modernbert", "ForQuestionAnswering", LOCAL, files="sharded"),
+    "modernbert-tags": Case("modernbert", "ForTokenClassification", CLASSES | LOCAL),
+    "modernbert-encoder": Case("modernbert", "Model", {"num_hidden_layers": 3} | MEAN),
 }  # fmt: skip
 
 
@@ -85,9 +114,8 @@ def config_of(case: Case):
     """The configuration of a case as transformers has it."""
     import transformers
 
-    special = {"pad_token_id": 1, "type_vocab_size": 1} if case.family == "roberta" else {}
-    values = SIZES | {"vocab_size": VOCABULARY[case.family]} | special | case.config
-    return getattr(transformers, f"{case.family.capitalize()}Config")(**values)
+    values = SIZES | {"vocab_size": VOCABULARY[case.family]} | SPECIAL.get(case.family, {}) | case.config
+    return getattr(transformers, f"{CLASS_PREFIX[case.family]}Config")(**values)
 
 
 def model_of(case: Case, seed: int, scale: float = 0.3):
@@ -95,7 +123,7 @@ def model_of(case: Case, seed: int, scale: float = 0.3):
     import torch
     import transformers
 
-    model = getattr(transformers, f"{case.family.capitalize()}{case.kind}")(config_of(case)).eval()
+    model = getattr(transformers, f"{CLASS_PREFIX[case.family]}{case.kind}")(config_of(case)).eval()
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, leaf in model.named_parameters():
@@ -110,7 +138,7 @@ def inputs_of(case: Case, seed: int) -> dict[str, np.ndarray]:
     draw = np.random.default_rng(seed)
     mask = np.array([[1] * size + [0] * (LENGTH - size) for size in (LENGTH, 7, 4)])
     ids = np.where(mask, draw.integers(5, VOCABULARY[case.family], mask.shape), int(case.family == "roberta"))
-    types = np.where((np.arange(LENGTH) > 2) & (mask > 0), case.family != "roberta", 0)
+    types = np.where((np.arange(LENGTH) > 2) & (mask > 0), case.family not in NO_TOKEN_TYPES, 0)
     return {"ids": ids, "mask": mask, "types": types}
 
 
@@ -128,9 +156,11 @@ def outputs_of(case: Case, model, inputs: dict[str, np.ndarray]) -> dict[str, np
     """Hidden states of the embeddings and of every layer, and the logits of every head."""
     import torch
 
-    given = {name: torch.tensor(array) for name, array in inputs.items()}
+    given = {"input_ids": inputs["ids"], "attention_mask": inputs["mask"]}
+    if case.family != "modernbert":
+        given["token_type_ids"] = inputs["types"]
     with torch.no_grad():
-        out = model(given["ids"], given["mask"], given["types"], output_hidden_states=True)
+        out = model(**{name: torch.tensor(array) for name, array in given.items()}, output_hidden_states=True)
     found = {"hidden": torch.stack(out.hidden_states)}
     found |= {ours: out[theirs] for theirs, ours in OUTPUTS.items() if theirs in out}
     if "logits" in out:
@@ -246,6 +276,17 @@ def make_tokenizer(family: str, folder: Path) -> None:
         tokenizer.save_model(str(folder))
         vocabulary = json.loads((folder / "vocab.json").read_text())
         (folder / "vocab.json").write_text(json.dumps(vocabulary | {"<mask>": len(vocabulary)}))
+    elif family == "modernbert":
+        from tokenizers import processors
+
+        tokenizer = ByteLevelBPETokenizer()
+        special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+        tokenizer.train_from_iterator(lines, size, min_frequency=1, special_tokens=special, show_progress=False)
+        tokenizer._tokenizer.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        )
+        tokenizer.save(str(folder / "tokenizer.json"))
+        settings = {f"{token}_token": f"[{token.upper()}]" for token in ("pad", "unk", "cls", "sep", "mask")}
     elif family == "albert":
         import sentencepiece
 
@@ -264,8 +305,8 @@ def make_tokenizer(family: str, folder: Path) -> None:
         )
         tokenizer._tokenizer.train_from_iterator(lines, trainer)
         tokenizer.save_model(str(folder))
-    kind = {"bert": "Bert", "electra": "Electra", "roberta": "Roberta", "albert": "Albert"}[family]
-    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": f"{kind}Tokenizer"} | settings))
+    kind = "PreTrainedTokenizerFast" if family == "modernbert" else f"{CLASS_PREFIX[family]}Tokenizer"
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": kind} | settings))
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
     ids = {text: theirs(text, add_special_tokens=False)["input_ids"] for text in TEXTS}
     (folder / "ids.json").write_text(json.dumps(ids))
@@ -273,13 +314,16 @@ def make_tokenizer(family: str, folder: Path) -> None:
 
 def main() -> None:
     sys.path.insert(0, str(Path(__file__).parents[2]))
-    shutil.rmtree(HOME, ignore_errors=True)
-    for name in CASES:
+    families = sys.argv[1:] or list(VOCABULARY)
+    names = [name for name, case in CASES.items() if case.family in families]
+    for folder in (*names, *(f"vocabularies/{family}" for family in families)):
+        shutil.rmtree(HOME / folder, ignore_errors=True)
+    for name in names:
         make(name, HOME / name)
-    for family in VOCABULARY:
+    for family in families:
         make_tokenizer(family, HOME / "vocabularies" / family)
     total = sum(path.stat().st_size for path in HOME.rglob("*") if path.is_file())
-    print(f"{HOME}: {len(CASES)} checkpoints, {len(VOCABULARY)} vocabularies, {total / 1e3:.0f} kB")
+    print(f"{HOME}: {len(names)} checkpoints and {len(families)} vocabularies made, {total / 1e3:.0f} kB")
 
 
 if __name__ == "__main__":

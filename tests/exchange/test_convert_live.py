@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import launch
-from encoders.exchange.architectures import ARCHITECTURES
 from encoders.exchange.convert import export_run, import_checkpoint
+from encoders.families.registry import ARCHITECTURES
 from encoders.inference.predictor import load_predictor
 from encoders.model.config import EncoderConfig
 from encoders.run.run import Run
@@ -51,7 +51,7 @@ def test_transformers_loads_what_is_exported_whole_and_computes_the_same(name, t
         export_run(tmp_path / "run", tmp_path / "out")
         kind = getattr(transformers, "AutoModel" + case.kind.removeprefix("Model"))
         model, info = kind.from_pretrained(tmp_path / "out", output_loading_info=True)
-    assert type(model).__name__ == f"{case.family.capitalize()}{case.kind}"
+    assert type(model).__name__ == f"{references.CLASS_PREFIX[case.family]}{case.kind}"
     assert not any(info.values()), info
     assert not caplog.records
     with np.load(HOME / name / "expected.npz") as stored:
@@ -158,7 +158,7 @@ def test_sentence_transformers_loads_an_exported_encoder_without_a_warning(famil
 @pytest.mark.parametrize("family", ARCHITECTURES)
 def test_an_empty_configuration_means_what_it_means_to_transformers(family, transformers):
     architecture = ARCHITECTURES[family]
-    config = getattr(transformers, f"{family.capitalize()}Config")()
+    config = getattr(transformers, f"{references.CLASS_PREFIX[family]}Config")()
     mine, theirs = (
         architecture.read_encoder_config({}),
         architecture.read_encoder_config(json.loads(json.dumps(config.to_dict()))),

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from encoders.exchange.architectures import BERT
 from encoders.exchange.convert import import_checkpoint
 from encoders.exchange.weights import write_safetensors
 from encoders.families import bert
@@ -25,11 +24,13 @@ ROOT = Path(__file__).parents[2]
 BASE = dict(
     hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072, max_position_embeddings=512
 )  # fmt: skip
+MODERN = BASE | {"num_hidden_layers": 22, "intermediate_size": 1152, "local_attention": 4}  # a window below the rows
 SIZES = {
     "bert": Case("bert", "ForPreTraining", BASE | {"vocab_size": 30_522}),
     "roberta": Case("roberta", "ForMaskedLM", BASE | {"vocab_size": 50_265, "max_position_embeddings": 514}),
     "albert": Case("albert", "ForPreTraining", BASE | {"vocab_size": 30_000, "embedding_size": 128}),
     "electra": Case("electra", "ForPreTraining", BASE | {"vocab_size": 30_522, "embedding_size": 768}),
+    "modernbert": Case("modernbert", "ForMaskedLM", MODERN | {"vocab_size": 50_368, "max_position_embeddings": 8192}),
 }
 
 
@@ -75,11 +76,13 @@ def test_bert_large_is_converted_within_twice_its_size_of_memory(tmp_path):
     )
     theirs, tensors, draw = tmp_path / "theirs", {}, np.random.default_rng(0)
     for path, leaf in flatten_with_paths(shapes):
-        for name, shape in BERT.list_hf_tensors(path, leaf.shape):
+        for name, shape in bert.ARCHITECTURE.list_hf_tensors(path, leaf.shape):
             tensors[name] = shape, partial(draw.standard_normal, shape, np.float32)
     shutil.copytree(HOME / "vocabularies" / "bert", theirs)
     write_safetensors(theirs / "model.safetensors", dict(sorted(tensors.items())))
-    (theirs / "config.json").write_text(json.dumps({"model_type": "bert"} | BERT.build_hf_config(bert.LARGE)))
+    (theirs / "config.json").write_text(
+        json.dumps({"model_type": "bert"} | bert.ARCHITECTURE.build_hf_config(bert.LARGE))
+    )
     size = (theirs / "model.safetensors").stat().st_size
     steps = (("import_checkpoint", theirs, tmp_path / "run"), ("export_run", tmp_path / "run", tmp_path / "out"))
     for verb, source, target in steps:

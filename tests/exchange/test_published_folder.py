@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from encoders.exchange import published_folder
-from encoders.exchange.architectures import ARCHITECTURES, has_different_groups
 from encoders.exchange.convert import import_checkpoint
 from encoders.exchange.published_folder import (
     build_label_config,
@@ -20,6 +19,8 @@ from encoders.exchange.published_folder import (
     read_label_names,
 )
 from encoders.exchange.weights import CheckpointError, LazyTensor, read_weights
+from encoders.families.architecture import has_different_groups
+from encoders.families.registry import ARCHITECTURES
 from encoders.objectives.sentence_pair import NextSentencePrediction, SentenceOrderPrediction
 from encoders.tasks.classification import Classification
 from tests.exchange.references import HOME

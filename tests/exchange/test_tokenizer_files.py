@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import settings as set_up
 from hypothesis import strategies as st
 
-from encoders.exchange.architectures import ARCHITECTURES
 from encoders.exchange.tokenizer_files import read_tokenizer, write_tokenizer
 from encoders.exchange.weights import CheckpointError
+from encoders.families.registry import ARCHITECTURES
 from tests.exchange.references import HOME, VOCABULARY
 
 VOCABULARIES = HOME / "vocabularies"

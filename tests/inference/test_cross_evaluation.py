@@ -7,7 +7,6 @@ import jax
 import numpy as np
 import pytest
 
-from encoders.data import stream
 from encoders.data.formats import SegmentPairs
 from encoders.inference import cross_evaluation
 from encoders.objectives.masked_lm import MaskedLM
@@ -30,8 +29,6 @@ NEXT = ("objective.sentence_task=NextSentencePrediction", "phases.*.format.negat
 def runs(tmp_path_factory):
     """A run with next sentence, and one with masked tokens alone, on the same pairs."""
     home = tmp_path_factory.mktemp("home")
-    monkeypatch = pytest.MonkeyPatch()
-    monkeypatch.setattr(stream, "EVAL_LENGTH_BUCKETS", 1)  # one length to compile
     base = experiment(str(texts.write(home / "text.txt", documents=60)), "bert", home)
     form = SegmentPairs("random")
     base = replace(base, phases=tuple(replace(phase, format=form) for phase in base.phases))
@@ -40,8 +37,7 @@ def runs(tmp_path_factory):
         member = replace(base, name=name, objective=MaskedLM(Masking(), sentences))
         loop.train(member, home / name, quiet)
         made[name] = home / name
-    yield made
-    monkeypatch.undo()
+    return made
 
 
 def test_the_runs_own_settings_give_its_own_scores(runs):

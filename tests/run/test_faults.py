@@ -30,11 +30,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    from encoders.data import stream
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stream, "EVAL_LENGTH_BUCKETS", 1)  # one length to compile
-        yield str(texts.write(tmp_path_factory.mktemp("texts") / "text.txt", documents=60))
+    return str(texts.write(tmp_path_factory.mktemp("texts") / "text.txt", documents=60))
 
 
 @pytest.fixture(scope="module")

@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 
 import launch
-from encoders.data import stream
 from encoders.data.formats import ElectraPairs, FullSentences, SegmentPairs
+from encoders.data.packing import PackedFormat
 from encoders.data.spec import PretrainingData
 from encoders.data.stream import Phase
 from encoders.experiment import Experiment
-from encoders.families import albert, bert, electra, roberta
+from encoders.families import albert, bert, electra, modernbert, roberta
 from encoders.objectives.masked_lm import MaskedLM
 from encoders.objectives.masking import Masking
 from encoders.objectives.replaced_tokens import ReplacedTokenDetection
@@ -52,9 +52,7 @@ def quiet(line):
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stream, "EVAL_LENGTH_BUCKETS", 1)  # one length to compile
-        yield str(texts.write(tmp_path_factory.mktemp("texts") / "text.txt", documents=60))
+    return str(texts.write(tmp_path_factory.mktemp("texts") / "text.txt", documents=60))
 
 
 def experiment(corpus, family: str, folder, steps=12, **changes) -> Experiment:
@@ -74,6 +72,13 @@ def experiment(corpus, family: str, folder, steps=12, **changes) -> Experiment:
             ElectraPairs(),
             AdamW(1e-3, 2),
             "wordpiece",
+        ),
+        "modernbert": (
+            replace(modernbert.BASE, local_window=8, global_every=2, attention_out_dropout=0.1),
+            MaskedLM(Masking(0.3, dupe_factor=None)),
+            PackedFormat(SegmentPairs(), max_examples_per_row=3),
+            AdamW(1e-3, 2),
+            "bpe",
         ),
     }[family]
     embedding = 8 if family in ("albert", "electra") else 16
@@ -114,7 +119,9 @@ def assert_same_run(a: Path, b: Path):
     assert without_time(a) == without_time(b)
 
 
-@pytest.mark.parametrize("family", ["bert", *(pytest.param(f, marks=pytest.mark.live) for f in ("albert", "electra"))])
+@pytest.mark.parametrize(
+    "family", ["bert", *(pytest.param(f, marks=pytest.mark.live) for f in ("albert", "electra", "modernbert"))]
+)
 def test_a_run_interrupted_between_two_logs_resumes_to_the_same_numbers(family, corpus, tmp_path, monkeypatch):
     base = experiment(corpus, family, tmp_path)
     if family == "bert":  # two phases, and the second is resumed in its middle

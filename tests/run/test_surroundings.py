@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from encoders.data import stream
 from encoders.run import loop
 from encoders.run.folder import RunError, read_result
 from encoders.run.run import Run
@@ -55,7 +54,6 @@ def bare(tmp_path_factory):
     made = replace(made, name="été", data=replace(made.data, sentence_splitting="lines"))
     hours, now = itertools.count(), time.time
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stream, "EVAL_LENGTH_BUCKETS", 1)  # one length to compile
         patch.setattr(time, "time", lambda: now() - 3600 * next(hours))
         patch.chdir(gone)
         gone.rmdir()
@@ -110,8 +108,7 @@ def test_a_moved_store_is_opened_by_its_new_path_and_another_store_is_refused(ba
 
 
 @pytest.mark.parametrize("kept", [1, -2])  # bytes of the last row that have reached the disk
-def test_a_torn_last_row_is_left_out_and_no_row_comes_twice(bare, tmp_path, kept, monkeypatch):
-    monkeypatch.setattr(stream, "EVAL_LENGTH_BUCKETS", 1)
+def test_a_torn_last_row_is_left_out_and_no_row_comes_twice(bare, tmp_path, kept):
     folder = tmp_path / "run"
     shutil.copytree(bare[1], folder)
     (folder / "result.json").unlink()

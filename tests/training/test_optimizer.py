@@ -7,10 +7,11 @@ import optax
 import pytest
 
 import encoders
+from encoders.model.encoder import is_stacked
 from encoders.run import loop
 from encoders.run.preemption import RunStopped, StopRequest
 from encoders.run.run import Run
-from encoders.training.optimizer import AdamW, Lamb, flatten_with_paths, is_stacked, tree_paths
+from encoders.training.optimizer import AdamW, Lamb, StableAdamW, flatten_with_paths, tree_paths
 from tests import texts
 from tests.refusals import raises_naming
 from tests.run.test_loop import assert_same_run, experiment, quiet
@@ -156,7 +157,7 @@ def test_three_updates_agree_with_the_formula_in_numpy(kind, correction):
 
 @pytest.mark.parametrize(
     "optimizer",
-    [AdamW(learning_rate=0.1, warmup_steps=1), Lamb(learning_rate=0.1, warmup_steps=1), Lamb(0.1, 1, no_decay=())],
+    [AdamW(0.1, 1), Lamb(0.1, 1), Lamb(0.1, 1, no_decay=()), StableAdamW(0.1, 1)],
 )
 def test_an_update_of_a_stack_is_the_update_of_its_layers(optimizer):
     together, apart = run(optimizer, model(0)), run(optimizer, model(0), split=unstacked)
@@ -313,7 +314,7 @@ def test_only_leaves_below_layers_or_shared_are_stacked():
         ("eps", 0.0, ["above 0"]),
         ("clip_norm", 0.0, ["None"]),
         ("bias_correction", "no", ["True", "False"]),
-        ("schedule", "cosine", ["replace, peak, product, constant"]),
+        ("schedule", "cosine", ["replace, peak, product, constant", "Schedule"]),
         ("no_decay", "bias$", ["tuple", "regex"]),
         ("no_decay", ("bias(",), ["tuple", "regex"]),
     ],

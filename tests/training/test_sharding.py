@@ -12,8 +12,8 @@ from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
 from encoders.model.config import EncoderConfig
-from encoders.model.encoder import Encoder
-from encoders.training.optimizer import AdamW, is_stacked, tree_paths
+from encoders.model.encoder import Encoder, is_stacked
+from encoders.training.optimizer import AdamW, tree_paths
 from encoders.training.sharding import MESH_AXES, Mesh, infer_shardings, make_batch_sharding, shard_batch
 from encoders.training.step import make_blank_batch
 from tests.refusals import assert_names, raises_naming

@@ -113,7 +113,10 @@ def test_rows_go_to_the_micro_steps_in_turn():
     np.testing.assert_array_equal(found["b"][1], [[2, 3], [8, 9]])
 
 
-@pytest.mark.parametrize("objective, parts", [(PAIRS, 3), (REPLACED, 2)], ids=["joint", "replaced"])
+@pytest.mark.parametrize(
+    "objective, parts",
+    [pytest.param(PAIRS, 3, id="joint", marks=pytest.mark.live), pytest.param(REPLACED, 2, id="replaced")],
+)
 def test_micro_steps_add_up_to_one_step(objective, parts):
     (whole, metrics), (summed, more) = (step(state(objective), objective, accumulate=k) for k in (1, parts))
     assert metrics.keys() == more.keys()

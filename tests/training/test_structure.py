@@ -24,6 +24,13 @@ PAIRS, REPLACED = MaskedLM(Masking(), NextSentencePrediction()), ReplacedTokenDe
 BOTH = pytest.mark.parametrize(
     "objective, model", [(PAIRS, MODEL), (REPLACED, electra.to_electra_config(MODEL))], ids=["pairs", "rtd"]
 )
+LIVE_PAIRS = pytest.mark.parametrize(
+    "objective, model",
+    [
+        pytest.param(PAIRS, MODEL, id="pairs", marks=pytest.mark.live),
+        pytest.param(REPLACED, electra.to_electra_config(MODEL), id="rtd"),
+    ],
+)
 
 
 @cache
@@ -38,7 +45,7 @@ def lowered(objective, model, rows=ROWS, length=LENGTH):
     return state, step.train_step.lower(state, batch, 0, module=module, optimizer=optimizer, total_steps=10)
 
 
-@BOTH
+@LIVE_PAIRS
 def test_the_size_of_a_program_does_not_depend_on_depth(objective, model):
     shallow, deep = (lowered(objective, replace(model, num_layers=layers))[1].as_text() for layers in (2, 24))
     assert abs(len(deep) - len(shallow)) < 0.01 * len(shallow)
@@ -55,7 +62,7 @@ def test_no_buffer_holds_the_vocabulary_for_every_token(objective, model):
     assert max(with_vocabulary) < ROWS * LENGTH * VOCAB
 
 
-@BOTH
+@LIVE_PAIRS
 def test_the_new_state_lies_where_the_old_one_lay(objective, model):
     state, program = lowered(objective, model)
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))

@@ -1,4 +1,4 @@
-"""Hugging Face's checkpoints of each family: names of tensors, fields of config.json, model classes.
+"""Hugging Face's checkpoints of a family: names of tensors, fields of config.json, model classes.
 
 A table pairs modules of our parameter tree with modules of theirs; `{}` is the index of a layer, or of a group
 of layers that share parameters. `LEAF_NAMES` maps the leaves of a module; dense kernels are transposed.
@@ -7,21 +7,21 @@ of layers that share parameters. `LEAF_NAMES` maps the leaves of a module; dense
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from reprlib import repr as shorten
-from typing import Any
+from typing import Any, Literal
 
-from encoders.families import albert, electra, roberta
 from encoders.model.config import EncoderConfig
-from encoders.objectives.sentence_pair import NextSentencePrediction, SentenceOrderPrediction
-from encoders.training.optimizer import is_stacked
+from encoders.model.encoder import is_stacked
 from encoders.utils.errors import UserError
 
 LEAF_NAMES = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
 ACTIVATION_NAMES = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
 
 # Field of `EncoderConfig`, field of config.json, and the default of transformers.
-CONFIG_FIELDS = (
+ConfigRows = tuple[tuple[str, str, Any], ...]
+CONFIG_FIELDS: ConfigRows = (
     ("vocab_size", "vocab_size", 30_522),
     ("hidden_size", "hidden_size", 768),
     ("num_layers", "num_hidden_layers", 12),
@@ -67,10 +67,6 @@ LAYER_MODULES = (
     ("transform/norm", "output.LayerNorm", "full_layer_layer_norm"),
 )
 LAYER_NAMES = tuple((f"encoder/layers/{name}", "{root}.encoder.layer.{}." + hf) for name, hf, _ in LAYER_MODULES)
-ALBERT_LAYER_NAMES = tuple(
-    (f"encoder/shared/{name}", "albert.encoder.albert_layer_groups.{}.albert_layers.0." + hf)
-    for name, _, hf in LAYER_MODULES
-)
 
 
 def tie_decoder(head: str, root: str) -> tuple[tuple[str, str], ...]:
@@ -83,21 +79,31 @@ def tie_decoder(head: str, root: str) -> tuple[tuple[str, str], ...]:
 class Architecture:
     """One model type of transformers.
 
-    `module_names` has rows of (our module, their module). `tied_tensors` has rows of (copy, original); a file may omit
-    the copy. `fixed_fields` are fields of `EncoderConfig` that every model of the type shares. `hf_defaults` are
-    defaults of config.json that differ from `CONFIG_FIELDS`. `classifier_head` is the value of `Classification.head`
-    that computes its classifier. `classifier_dropout_field` is that head's dropout rate in config.json and its default;
-    None is the hidden dropout.
+    `module_names` has rows of (our module, their module); theirs may be a function of layer and number of layers.
+    `tied_tensors` has rows of (copy, original); a file may omit the copy. `root` is the prefix of the encoder's names,
+    by default `name`. `config_fields`, `read_nested` and `write_nested` say which fields of config.json are those of
+    `config_class`. `fixed_fields` are fields that every model of the type shares. `hf_defaults` are defaults of
+    config.json that differ from `config_fields`. `classifier_head` is the value of `Classification.head` that computes
+    its classifier, `token_classifier_head` that of `TokenClassification.token_head`. `classifier_dropout_field` is the
+    dropout rate of that head in config.json and its default; None is the hidden dropout.
     """
 
     name: str
-    module_names: tuple[tuple[str, str], ...]
+    module_names: tuple[tuple[str, str | Callable[[int, int], str]], ...]
     tied_tensors: tuple[tuple[str, str], ...]
     classifier_head: str
+    token_classifier_head: Literal["linear", "pooled"] = "linear"
     classifier_dropout_field: tuple[str, float | None] = ("classifier_dropout", None)
-    sentence_task: NextSentencePrediction | SentenceOrderPrediction | None = None  # of the published pair head
+    sentence_task: Literal["nsp", "sop"] | None = None  # of the published pair head
+    root: str = ""
+    class_prefix: str = ""  # of its classes, by default `name` with a capital
+    config_class: type[EncoderConfig] = EncoderConfig
+    config_fields: ConfigRows = CONFIG_FIELDS
+    required_values: dict[str, tuple] = field(default_factory=lambda: REQUIRED_VALUES)
+    read_nested: Callable[[dict], dict] = lambda hf_config: {}  # fields of ours from lists and nested keys of theirs
+    write_nested: Callable[[Any], dict] = lambda config: {}
     fixed_fields: dict[str, Any] = field(default_factory=dict)
-    extra_fields: tuple[tuple[str, str], ...] = ()  # rows of `CONFIG_FIELDS` that this type adds, without a default
+    extra_fields: tuple[tuple[str, str], ...] = ()  # rows of `config_fields` that this type adds, without a default
     hf_defaults: dict[str, Any] = field(default_factory=dict)
     gelu_heads: tuple[str, ...] = ()  # heads that have exact GELU under any hidden_act
     positions_start_after_pad: bool = False  # as in fairseq
@@ -107,67 +113,88 @@ class Architecture:
         """Rows of (heads beside the encoder, class of transformers that holds them)."""
         known = {module.partition("/")[0] for module, _ in self.module_names}
         classifier = ("pooler", "classes") if self.classifier_head == "pooled" else ("classes",)
+        pooled = ("pooler",) if self.token_classifier_head == "pooled" else ()
         rows = (
             (("tokens", "pooler", "pair"), "ForPreTraining"),
             (("replaced",), "ForPreTraining"),
             (("tokens",), "ForMaskedLM"),
             (classifier, "ForSequenceClassification"),
-            (("tags",), "ForTokenClassification"),
-            (("spans",), "ForQuestionAnswering"),
-            (("pooler",), "Model"),
+            ((*pooled, "tags"), "ForTokenClassification"),
+            ((*pooled, "spans"), "ForQuestionAnswering"),
+            *([] if pooled else [(("pooler",), "Model")]),
             ((), "Model"),
         )
-        return tuple((heads, f"{self.name.capitalize()}{suffix}") for heads, suffix in rows if known.issuperset(heads))
+        prefix = self.class_prefix or self.name.capitalize()
+        return tuple((heads, f"{prefix}{suffix}") for heads, suffix in rows if known.issuperset(heads))
 
-    def find_hf_leaf(self, path: str) -> tuple[str, str] | None:
-        """Return their name of the leaf at `path` of our tree, with `{}` for the layer, and the kind of leaf."""
+    def name_hf_module(self, hf_module: str | Callable[[int, int], str], layer: int, num_layers: int) -> str:
+        name = hf_module(layer, num_layers) if callable(hf_module) else hf_module
+        return name.replace("{root}", self.root or self.name).replace("{}", str(layer))
+
+    def find_hf_leaf(self, path: str, layer: int = 0, num_layers: int = 1) -> tuple[str, str] | None:
+        """Return their name of the leaf at `path` of our tree, in one of its layers, and the kind of leaf."""
         module, _, leaf = path.rpartition("/")
         hf_module = dict(self.module_names).get(module)
-        return None if hf_module is None else (f"{hf_module.replace('{root}', self.name)}.{LEAF_NAMES[leaf]}", leaf)
+        if hf_module is None:
+            return None
+        return f"{self.name_hf_module(hf_module, layer, num_layers)}.{LEAF_NAMES[leaf]}", leaf
 
     def list_hf_tensors(self, path: str, shape: tuple[int, ...]) -> list[tuple[str, tuple[int, ...]]]:
         """Return names and shapes of their tensors for the leaf at `path` of our tree, one a layer."""
-        name, kind = self.find_hf_leaf(path) or (None, None)
-        if name is None:
-            return []
         num_layers, layer_shape = (shape[0], shape[1:]) if is_stacked(path) else (1, shape)
-        hf_shape = layer_shape[::-1] if kind == "kernel" else layer_shape
-        return [(name.format(layer), hf_shape) for layer in range(num_layers)]
+        leaves = [self.find_hf_leaf(path, layer, num_layers) for layer in range(num_layers)]
+        return [(name, layer_shape[::-1] if kind == "kernel" else layer_shape) for name, kind in filter(None, leaves)]
 
-    def find_top_module(self, tensor_name: str) -> str | None:
-        """Return the top-level module of our tree that holds their tensor, such as "encoder" or "pooler"."""
+    def list_top_modules(self, tensor_name: str) -> list[str]:
+        """Return the top-level modules of our tree that may hold their tensor, such as "encoder" or "pooler"."""
+        module, _, leaf = tensor_name.rpartition(".")
+        module = re.sub(r"\.\d+\.", ".1.", module, count=1) if leaf in LEAF_NAMES.values() else ""
+        examples = ((1, 3), (0, 3), (1, 2))  # layers whose names may have the number 1, or be those of the last
+        names = {}
         for our_module, hf_module in self.module_names:
-            pattern = re.escape(hf_module.replace("{root}", self.name)).replace(r"\{\}", r"\d+")
-            if re.fullmatch(rf"{pattern}\.(weight|bias)", tensor_name):
-                return our_module.partition("/")[0]
-        return None
+            if module in (self.name_hf_module(hf_module, *example) for example in examples):
+                names[our_module.partition("/")[0]] = None
+        return list(names)
+
+    def infer_heads(self, tensor_names: Iterable[str], class_names: Iterable[str]) -> frozenset[str]:
+        """Return the heads whose tensors these are.
+
+        A name that several heads have means that of the named class, or else of the first class that holds all tensors.
+        """
+        found = [self.list_top_modules(name) for name in tensor_names]
+        named = [heads for heads, class_name in self.model_classes if class_name in class_names]
+        covers = lambda heads: all(not modules or {"encoder", *heads} & {*modules} for modules in found)
+        heads = next(iter([*named, *(heads for heads, _ in self.model_classes if covers(heads))]), ())
+        choose = lambda modules: next((module for module in modules if module in heads), modules[0])
+        return frozenset(choose(modules) for modules in found if modules) - {"encoder"}
 
     def list_config_fields(self) -> tuple[tuple[str, str, Any], ...]:
         """Return the rows of `CONFIG_FIELDS` for this type: our field, their field, and its default."""
-        rows = (*CONFIG_FIELDS, *((name, hf_name, None) for name, hf_name in self.extra_fields))
+        rows = (*self.config_fields, *((name, hf_name, None) for name, hf_name in self.extra_fields))
         return tuple((name, hf_name, self.hf_defaults.get(hf_name, default)) for name, hf_name, default in rows)
 
     def read_encoder_config(self, hf_config: dict) -> EncoderConfig:
         """Return the encoder that a config.json describes. Raises `ValueError` for a value that is not supported."""
-        for name, accepted in REQUIRED_VALUES.items():
+        for name, accepted in self.required_values.items():
             if hf_config.get(name, accepted[0]) not in accepted:
                 raise UserError(f"{name}={shorten(hf_config[name])} is not supported; only {accepted[0]!r} is")
-        declared_types = {f.name: f.type for f in fields(EncoderConfig)}
+        declared_types = {f.name: f.type for f in fields(self.config_class)}
         values = {}
         for name, hf_name, default in self.list_config_fields():
             values[name] = hf_config.get(hf_name, default)
             check_number_or_text(hf_name, values[name], declared_types[name].removesuffix(" | None"))
         if values["activation"] not in ACTIVATION_NAMES:
-            raise UserError(f"hidden_act={shorten(values['activation'])} is not one of {', '.join(ACTIVATION_NAMES)}")
+            hf_name = next(hf_name for name, hf_name, _ in self.config_fields if name == "activation")
+            raise UserError(f"{hf_name}={shorten(values['activation'])} is not one of {', '.join(ACTIVATION_NAMES)}")
         values["activation"] = ACTIVATION_NAMES[values["activation"]]
-        values = {"embedding_size": values["hidden_size"]} | values | self.fixed_fields
+        values |= self.read_nested(hf_config) | self.fixed_fields
         if self.positions_start_after_pad:
             pad_id = hf_config.get("pad_token_id", 1)
             if type(pad_id) is not int or pad_id < 0:
                 raise UserError(f"pad_token_id={pad_id!r} is not a token id; it must be an integer from 0")
             values["position_offset"] = self.get_position_offset(pad_id)
             values["max_positions"] -= values["position_offset"]
-        return EncoderConfig(**values)
+        return self.config_class(**values)
 
     def get_position_offset(self, pad_id: int) -> int:
         """Return the row of the position table that the first token reads."""
@@ -178,6 +205,8 @@ class Architecture:
 
         Raises `ValueError` as `read_encoder_config` does.
         """
+        if type(config) is not self.config_class:
+            return [f"model={type(config).__name__}"]
         hf_config = self.build_hf_config(config) | {"pad_token_id": pad_id}
         read_back = self.read_encoder_config(hf_config).collect_computation_fields()
         wanted = config.collect_computation_fields()
@@ -187,9 +216,10 @@ class Architecture:
         """Return the fields of config.json for an encoder."""
         hf_config = {hf_name: getattr(config, name) for name, hf_name, _ in self.list_config_fields()}
         hf_names = {name: hf_name for hf_name, name in reversed(ACTIVATION_NAMES.items())}
-        hf_config["hidden_act"] = hf_names[config.activation]
-        hf_config["max_position_embeddings"] += config.position_offset
-        return hf_config
+        rows = {name: hf_name for name, hf_name, _ in self.list_config_fields()}
+        hf_config[rows["activation"]] = hf_names[config.activation]
+        hf_config[rows["max_positions"]] += config.position_offset
+        return hf_config | self.write_nested(config)
 
 
 def check_number_or_text(hf_name: str, value: Any, declared_type: str) -> None:
@@ -206,102 +236,3 @@ def has_different_groups(config: EncoderConfig) -> bool:
     """Return whether transformers, which divides in floating point, puts a layer into another group."""
     num_layers, num_groups = config.num_layers, config.num_groups
     return any(int(i / (num_layers / num_groups)) != i * num_groups // num_layers for i in range(num_layers))
-
-
-BERT = Architecture(
-    name="bert",
-    module_names=(
-        *SHARED_NAMES,
-        *LAYER_NAMES,
-        ("tokens/dense", "cls.predictions.transform.dense"),
-        ("tokens/norm", "cls.predictions.transform.LayerNorm"),
-        ("tokens", "cls.predictions"),
-        ("pooler/dense", "bert.pooler.dense"),
-        ("pair/out", "cls.seq_relationship"),
-        ("classes/out", "classifier"),
-        ("tags", "classifier"),
-    ),
-    tied_tensors=tie_decoder("cls.predictions", "bert"),
-    classifier_head="pooled",
-    sentence_task=NextSentencePrediction(),
-)
-
-ROBERTA = Architecture(
-    name="roberta",
-    module_names=(
-        *SHARED_NAMES,
-        *LAYER_NAMES,
-        ("tokens/dense", "lm_head.dense"),
-        ("tokens/norm", "lm_head.layer_norm"),
-        ("tokens", "lm_head"),
-        ("pooler/dense", "roberta.pooler.dense"),
-        ("classes/dense", "classifier.dense"),
-        ("classes/out", "classifier.out_proj"),
-        ("tags", "classifier"),
-    ),
-    tied_tensors=tie_decoder("lm_head", "roberta"),
-    classifier_head="tanh",
-    fixed_fields={"truncated_init": False, "conventions": roberta.CONVENTIONS},
-    hf_defaults={"vocab_size": 50_265},
-    gelu_heads=("tokens",),
-    positions_start_after_pad=True,
-)
-
-ALBERT = Architecture(
-    name="albert",
-    module_names=(
-        *SHARED_NAMES,
-        ("encoder/project", "albert.encoder.embedding_hidden_mapping_in"),
-        *ALBERT_LAYER_NAMES,
-        ("tokens/dense", "predictions.dense"),
-        ("tokens/norm", "predictions.LayerNorm"),
-        ("tokens", "predictions"),
-        ("pooler/dense", "albert.pooler"),
-        ("pair/out", "sop_classifier.classifier"),
-        ("classes/out", "classifier"),
-        ("tags", "classifier"),
-    ),
-    tied_tensors=tie_decoder("predictions", "albert"),
-    classifier_head="pooled",
-    classifier_dropout_field=("classifier_dropout_prob", 0.1),
-    sentence_task=SentenceOrderPrediction(),
-    # It projects e → d also where the widths are equal, unlike Google's code.
-    fixed_fields={"shared_parts": albert.ALL_PARTS, "always_project": True, "conventions": albert.CONVENTIONS},
-    extra_fields=(("embedding_size", "embedding_size"), ("num_groups", "num_hidden_groups")),
-    hf_defaults={
-        "vocab_size": 30_000,
-        "embedding_size": 128,
-        "hidden_size": 4096,
-        "num_attention_heads": 64,
-        "intermediate_size": 16_384,
-        "num_hidden_groups": 1,
-        "hidden_act": "gelu_new",
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-    },
-)
-
-ELECTRA = Architecture(
-    name="electra",
-    module_names=(
-        *SHARED_NAMES,
-        ("encoder/project", "electra.embeddings_project"),
-        *LAYER_NAMES,
-        ("tokens/dense", "generator_predictions.dense"),
-        ("tokens/norm", "generator_predictions.LayerNorm"),
-        ("tokens", "generator_lm_head"),
-        ("replaced/dense", "discriminator_predictions.dense"),
-        ("replaced/out", "discriminator_predictions.dense_prediction"),
-        ("classes/dense", "classifier.dense"),
-        ("classes/out", "classifier.out_proj"),
-        ("tags", "classifier"),
-    ),
-    tied_tensors=(("generator_lm_head.weight", "electra.embeddings.word_embeddings.weight"),),
-    classifier_head="gelu",
-    fixed_fields={"embeddings": electra.ElectraEmbeddings, "conventions": electra.CONVENTIONS},
-    extra_fields=(("embedding_size", "embedding_size"),),
-    hf_defaults={"embedding_size": 128, "hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 1024},
-    gelu_heads=("tokens",),
-)
-
-ARCHITECTURES = {architecture.name: architecture for architecture in (BERT, ROBERTA, ALBERT, ELECTRA)}

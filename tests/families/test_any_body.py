@@ -1,0 +1,87 @@
+"""Every objective and every task trains every encoder: one update of each pair moves every parameter that it should."""
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+from encoders.costs.ledger import make_blank_vocab
+from encoders.data.batch import build_single_example_batch
+from encoders.families import albert, bert, electra, modernbert, roberta
+from encoders.model.config import EncoderConfig
+from encoders.objectives.masked_lm import MaskedLM
+from encoders.objectives.replaced_tokens import ReplacedTokenDetection
+from encoders.objectives.restored_tokens import ReplaceMLM
+from encoders.objectives.sentence_pair import NextSentencePrediction, SentenceOrderPrediction
+from encoders.tasks.classification import Classification
+from encoders.tasks.question_answering import ConditionedSpanPrediction, SpanPrediction, SpanWithClassifier
+from encoders.tasks.token_classification import TokenClassification
+from encoders.training import step
+from encoders.training.optimizer import flatten_with_paths
+
+SIZES = dict(vocab_size=90, hidden_size=128, num_layers=4, num_heads=2, intermediate_size=24, max_positions=12)
+BODIES: dict[str, EncoderConfig] = {
+    "bert": replace(bert.BASE, **SIZES, embedding_size=128),
+    "roberta": replace(roberta.BASE, **SIZES, embedding_size=128),
+    "albert": replace(albert.BASE, **SIZES, embedding_size=8),
+    "electra": replace(electra.BASE, **SIZES, embedding_size=8),
+    "modernbert": replace(modernbert.BASE, **SIZES, embedding_size=128, local_window=4),
+    "modernbert with shared layers": replace(
+        modernbert.BASE, **SIZES, embedding_size=8, local_window=4, shared_parts=("attention", "feed_forward")
+    ),
+}
+OBJECTIVES = {
+    "masked tokens": MaskedLM(),
+    "next sentence": MaskedLM(sentence_task=NextSentencePrediction()),
+    "sentence order": MaskedLM(sentence_task=SentenceOrderPrediction()),
+    "replaced tokens, tied": ReplacedTokenDetection(generator_width=0.5),
+    "replaced tokens, tied table": ReplacedTokenDetection(generator_width=1, generator_depth=0.5, tie="tokens"),
+    "restored tokens": ReplaceMLM(generator_width=0.5),
+    "classes": Classification(("a", "b"), "pooled"),
+    "number": Classification(("a",), "linear"),
+    "tags": TokenClassification(("O", "B-X"), 0.1, "pooled"),
+    "spans": SpanPrediction("pooled"),
+    "spans and a classifier": SpanWithClassifier(),
+    "conditioned spans": ConditionedSpanPrediction(),
+}
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
+@pytest.mark.parametrize("body", BODIES)
+def test_the_loss_is_finite_and_every_parameter_has_a_gradient(body, objective):
+    check_gradients(BODIES[body], objective)
+
+
+def test_the_parts_of_a_modern_encoder_share_and_tie_as_those_of_the_others():
+    check_gradients(BODIES["modernbert with shared layers"], OBJECTIVES["replaced tokens, tied"])
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
+def test_every_objective_and_task_has_a_module_on_a_modern_encoder(objective):
+    module = objective.module(BODIES["modernbert"], make_blank_vocab(90))
+    batch = make_rows(objective)
+    params = jax.eval_shape(lambda: step.init_params(0, module))
+    (loss, _), gradients = jax.eval_shape(lambda p, b: step.compute_gradients(p, b, 0, 0, module=module), params, batch)
+    assert loss.shape == () and jax.tree.structure(gradients) == jax.tree.structure(params)
+
+
+def make_rows(objective):
+    """Two rows of random tokens, in two segments, with labels of 0 or 1."""
+    ids = np.random.default_rng(0).integers(5, 90, (2, 12))
+    labels = {name: np.array([[0], [1]]) for name in objective.required_fields}
+    if "tags" in labels:
+        labels["tags"] = ids % 2
+    return build_single_example_batch(ids, (np.arange(12) > 5) * np.ones_like(ids), labels=labels)
+
+
+def check_gradients(config, objective):
+    """Assert a finite loss, and a gradient in every parameter but the biases of keys, which cancel out."""
+    module = objective.module(config, make_blank_vocab(90))
+    params = step.init_params(0, module)
+    compute = jax.jit(lambda p, b: step.compute_gradients(p, b, 0, 0, module=module))
+    (loss, _), gradients = compute(params, make_rows(objective))
+    assert np.isfinite(loss)
+    still = {path for path, leaf in flatten_with_paths(gradients) if not np.any(leaf) and "key/bias" not in path}
+    assert not still, still
