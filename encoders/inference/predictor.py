@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
 from itertools import chain, product
 from pathlib import Path
 
@@ -299,7 +298,7 @@ class Predictor:
         if pooling == "mean":
             is_token = (rows.example_ids > 0)[..., None]
             return (hidden * is_token).sum(1) / jnp.maximum(is_token.sum(1), 1)
-        vectors = summarize_examples(config if pooling == "pooled" else replace(config, pooling="cls"), hidden, rows)
+        vectors = summarize_examples(config, hidden, rows, config.pooling if pooling == "pooled" else "cls")
         if pooling == "pooled":
             vectors = config.pooler(config).apply({"params": params["pooler"]}, vectors)
         return vectors[:, 0]

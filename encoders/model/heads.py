@@ -17,11 +17,13 @@ def gather_hidden_states(hidden: Float[Array, "b l d"], positions: Int[Array, "b
     return jnp.take_along_axis(hidden, positions[..., None], axis=1)
 
 
-def summarize_examples(config, hidden: Float[Array, "b l d"], batch: EncoderInputs) -> Float[Array, "b s d"]:
+def summarize_examples(
+    config, hidden: Float[Array, "b l d"], batch: EncoderInputs, pooling: str | None = None
+) -> Float[Array, "b s d"]:
     """Return one vector for each example: the hidden state of [CLS], or with causal attention of its last token, or
-    with `config.pooling="mean"` the mean of its tokens' hidden states."""
+    with the pooling "mean", by default that of the config, the mean of its tokens' hidden states."""
     start = batch.cls_positions
-    if not config.attention.is_causal and config.pooling == "cls":
+    if not config.attention.is_causal and (pooling or config.pooling) == "cls":
         return gather_hidden_states(hidden, start)
     belongs = batch.example_ids[:, None] == jnp.arange(1, start.shape[1] + 1)[:, None]
     sizes = belongs.sum(-1)
