@@ -292,6 +292,7 @@ def build_hf_checkpoint(
         "pad_token_id": vocab.pad_id,
         "bos_token_id": vocab.cls_id,
         "eos_token_id": vocab.sep_id,
+        **{name: getattr(vocab, field) for name, field in architecture.token_id_fields},
         "dtype": "float32",
         **build_label_config(architecture, spec.objective),
     }

@@ -315,5 +315,6 @@ ARCHITECTURE = Architecture(
     read_nested=read_layers,
     write_nested=write_layers,
     classifier_dropout_field=("classifier_dropout", 0.0),
+    token_id_fields=(("cls_token_id", "cls_id"), ("sep_token_id", "sep_id")),
     gelu_heads=("tokens",),
 )

@@ -127,7 +127,7 @@ def trained(tmp_path_factory):
     return home / "runs"
 
 
-@pytest.mark.parametrize("family", references.VOCABULARY)
+@pytest.mark.parametrize("family", ["bert", "roberta", "albert", "electra"])
 def test_what_is_trained_here_reads_and_fills_in_the_same_there(family, trained, transformers, tmp_path):
     run = Run.open(trained / f"quickstart-{family}")
     export_run(run.folder, tmp_path / "out")
