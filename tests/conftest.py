@@ -23,7 +23,7 @@ import pytest  # noqa: E402
 from flax.linen import linear  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
-gc.set_threshold(50_000, 20, 20)  # tracing makes many objects and little garbage: a tenth of the time is saved
+gc.set_threshold(50_000, 20, 20)  # tracing makes many objects and little garbage
 
 runtime_checkable(linear.PromoteDtypeFn)  # the hook checks a dataclass's fields, and Flax has this one in its layers
 install_import_hook(

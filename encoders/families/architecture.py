@@ -105,9 +105,7 @@ class Architecture:
     fixed_fields: dict[str, Any] = field(default_factory=dict)
     extra_fields: tuple[tuple[str, str], ...] = ()  # rows of `config_fields` that this type adds, without a default
     hf_defaults: dict[str, Any] = field(default_factory=dict)
-    token_id_fields: tuple[
-        tuple[str, str], ...
-    ] = ()  # rows of (field of config.json, field of `VocabInfo`) of this type
+    token_id_fields: tuple[tuple[str, str], ...] = ()  # rows of (field of config.json, field of `VocabInfo`)
     gelu_heads: tuple[str, ...] = ()  # heads that have exact GELU under any hidden_act
     positions_start_after_pad: bool = False  # as in fairseq
 

@@ -90,17 +90,20 @@ class Encoder(nn.Module):
         """Return the parameters of the shared parts by name, each a stack of `num_groups` sets."""
         config, ones, stacks = self.config, jnp.ones((1, 1), int), {}
         x = config.begin_layers(jnp.zeros((1, 1, config.hidden_size), config.dtype))
-        context = LayerContext(ones, ones, ones, 0)
-        if config.row_features is not None:
-            context = context.replace(
-                row_features=config.row_features(config, parent=None).init_with_output(key, context)[0]
-            )
+        context = self.make_layer_context(ones, ones, ones)
         for i, (field, name) in enumerate(LAYER_PARTS.items()):
             if field in config.shared_parts:
                 part = getattr(config, field)(config, parent=None)
                 init_set = lambda key, part=part: part.init(key, x, context, False)["params"]
                 stacks[name] = jax.vmap(init_set)(jax.random.split(jax.random.fold_in(key, i), config.num_groups))
         return stacks
+
+    def make_layer_context(self, *rows) -> LayerContext:
+        """Return what the layers see of rows, with the features that are computed once for all of them."""
+        context = LayerContext(*rows, 0)
+        if self.config.row_features is None:
+            return context
+        return context.replace(row_features=self.row_features(context))
 
     @property
     def active_embeddings(self) -> Embeddings:
@@ -116,9 +119,7 @@ class Encoder(nn.Module):
         if config.has_embedding_projection:
             x = self.project(x)
         rows = map(jnp.asarray, (batch.example_ids, batch.token_type_ids, batch.position_ids))
-        context = LayerContext(*rows, 0)
-        if config.row_features is not None:
-            context = context.replace(row_features=self.row_features(context))
+        context = self.make_layer_context(*rows)
         run_layers = self.layers
         if len(config.attention_windows) > 1 and not self.is_initializing():
             run_layers = self.run_periods

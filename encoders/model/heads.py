@@ -20,8 +20,10 @@ def gather_hidden_states(hidden: Float[Array, "b l d"], positions: Int[Array, "b
 def summarize_examples(
     config, hidden: Float[Array, "b l d"], batch: EncoderInputs, pooling: str | None = None
 ) -> Float[Array, "b s d"]:
-    """Return one vector for each example: the hidden state of [CLS], or with causal attention of its last token, or
-    with the pooling "mean", by default that of the config, the mean of its tokens' hidden states."""
+    """Return one vector for each example: the hidden state of [CLS], or with causal attention of its last token.
+
+    With the pooling "mean", by default that of the config, it is the mean of the hidden states of its tokens.
+    """
     start = batch.cls_positions
     if not config.attention.is_causal and (pooling or config.pooling) == "cls":
         return gather_hidden_states(hidden, start)

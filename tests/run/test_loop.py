@@ -30,6 +30,7 @@ from encoders.objectives.sentence_pair import NextSentencePrediction, SentenceOr
 from encoders.run import loop
 from encoders.run.evaluate import evaluate_run
 from encoders.run.folder import RunError, read_result
+from encoders.run.preemption import RunStopped, StopRequest
 from encoders.run.run import Run
 from encoders.text.tokenization import TokenizerSpec
 from encoders.training import step
@@ -117,6 +118,16 @@ def assert_same_run(a: Path, b: Path):
     for x, y in zip(jax.tree.leaves(final_state(a)), jax.tree.leaves(final_state(b)), strict=True):
         np.testing.assert_array_equal(x, y)  # to the bit
     assert without_time(a) == without_time(b)
+
+
+def assert_stopped_run_is_the_same(made: Experiment, folder: Path, num_stops: int):
+    """Train `made` in one go, and with a stop after each of its first steps, to the same bits."""
+    loop.train(made, folder / "straight", quiet)
+    for _ in range(num_stops):
+        with pytest.raises(RunStopped):
+            loop.train(made, folder / "stopped", quiet, stop=StopRequest(0))
+    loop.train(made, folder / "stopped", quiet)
+    assert_same_run(folder / "straight", folder / "stopped")
 
 
 @pytest.mark.parametrize(

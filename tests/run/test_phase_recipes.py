@@ -19,7 +19,6 @@ from encoders.objectives.replaced_tokens import ReplacedTokenDetection
 from encoders.objectives.restored_tokens import ReplaceMLM
 from encoders.run import loop
 from encoders.run.evaluate import evaluate_run
-from encoders.run.preemption import RunStopped, StopRequest
 from encoders.run.run import Run
 from encoders.tasks.classification import Classification
 from encoders.training.optimizer import StableAdamW
@@ -27,7 +26,7 @@ from encoders.training.schedules import PiecewiseSchedule, SchedulePiece
 from encoders.utils.serialization import fingerprint_content
 from tests.networks import make_vocab
 from tests.refusals import raises_naming
-from tests.run.test_loop import assert_same_run, corpus, experiment, quiet  # noqa: F401
+from tests.run.test_loop import assert_stopped_run_is_the_same, corpus, experiment, quiet  # noqa: F401
 
 IDS = np.random.default_rng(0).integers(5, 200, (4, 64))
 
@@ -38,12 +37,7 @@ def test_a_run_of_phases_with_their_own_mask_rate_batch_and_rate_resumes_to_the_
     pieces = PiecewiseSchedule((SchedulePiece(4), SchedulePiece(6, 0.375, 0.0, "one_minus_sqrt")))
     last = replace(made.phases[0], mask_rate=0.05)
     made = replace(made, phases=(first, last), optimizer=StableAdamW(1e-2, 1, schedule=pieces))
-    loop.train(made, tmp_path / "straight", quiet)
-    for _ in range(5):
-        with pytest.raises(RunStopped):
-            loop.train(made, tmp_path / "stopped", quiet, stop=StopRequest(0))
-    loop.train(made, tmp_path / "stopped", quiet)
-    assert_same_run(tmp_path / "straight", tmp_path / "stopped")
+    assert_stopped_run_is_the_same(made, tmp_path, num_stops=5)
     assert Run.open(tmp_path / "stopped").experiment == made
 
 

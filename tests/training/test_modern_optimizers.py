@@ -8,14 +8,12 @@ import optax
 import pytest
 
 from encoders.model.encoder import is_stacked
-from encoders.run import loop
-from encoders.run.preemption import RunStopped, StopRequest
 from encoders.run.run import Run
 from encoders.training.optimizer import AdamW, Muon, StableAdamW, flatten_with_paths
 from encoders.training.schedules import PiecewiseSchedule, SchedulePiece, WarmupStableDecay
 from tests import texts
 from tests.refusals import raises_naming
-from tests.run.test_loop import assert_same_run, experiment, quiet
+from tests.run.test_loop import assert_stopped_run_is_the_same, experiment
 from tests.training.test_optimizer import CLOSE, model, run, unstacked
 
 STEPS, WARMUP, TOTAL = 6, 2, 10
@@ -153,12 +151,7 @@ def test_a_run_of_a_later_optimizer_and_schedule_resumes_to_the_same_bits(optimi
     made = experiment(
         str(texts.write(tmp_path / "text.txt", documents=60)), "bert", tmp_path, steps=4, optimizer=optimizer
     )
-    loop.train(made, tmp_path / "straight", quiet)
-    for _ in range(3):
-        with pytest.raises(RunStopped):
-            loop.train(made, tmp_path / "stopped", quiet, stop=StopRequest(0))
-    loop.train(made, tmp_path / "stopped", quiet)
-    assert_same_run(tmp_path / "straight", tmp_path / "stopped")
+    assert_stopped_run_is_the_same(made, tmp_path, num_stops=3)
     assert Run.open(tmp_path / "stopped").experiment.optimizer == optimizer
 
 

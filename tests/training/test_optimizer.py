@@ -8,13 +8,11 @@ import pytest
 
 import encoders
 from encoders.model.encoder import is_stacked
-from encoders.run import loop
-from encoders.run.preemption import RunStopped, StopRequest
 from encoders.run.run import Run
 from encoders.training.optimizer import AdamW, Lamb, StableAdamW, flatten_with_paths, tree_paths
 from tests import texts
 from tests.refusals import raises_naming
-from tests.run.test_loop import assert_same_run, experiment, quiet
+from tests.run.test_loop import assert_stopped_run_is_the_same, experiment
 
 CLOSE = {"rtol": 2e-6, "atol": 1e-9}  # float32 sums in another order
 BERT = AdamW(learning_rate=1e-4, warmup_steps=10_000)
@@ -279,11 +277,7 @@ def test_a_transform_of_optax_gives_the_updates_of_optax(lion):
 def test_an_optimiser_of_a_user_s_file_trains_and_resumes_to_the_same_numbers(lion, tmp_path):
     corpus = str(texts.write(tmp_path / "text.txt", documents=60))
     made = experiment(corpus, "bert", tmp_path, steps=4, optimizer=lion(1e-3, 1))
-    loop.train(made, tmp_path / "straight", quiet)
-    with pytest.raises(RunStopped):
-        loop.train(made, tmp_path / "stopped", quiet, stop=StopRequest(0))
-    loop.train(made, tmp_path / "stopped", quiet)
-    assert_same_run(tmp_path / "straight", tmp_path / "stopped")
+    assert_stopped_run_is_the_same(made, tmp_path, num_stops=1)
     assert Run.open(tmp_path / "stopped").experiment.optimizer == made.optimizer
 
 
