@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,6 +84,16 @@ def decode_tfds_value(value):
     return [decode_tfds_value(inner) for inner in value] if isinstance(value, list) or kind in ("O", "S") else value
 
 
+@contextmanager
+def log_errors_only(logger: logging.Logger) -> Iterator[None]:
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 def open_tfds_dataset(item: str):
     """Return the builder, split name and records of a prepared data set."""
     name, _, split = item.removeprefix("tfds:").partition("@")
@@ -101,7 +113,9 @@ def open_tfds_dataset(item: str):
             reason = "neither a TFDS dataset nor a folder of a prepared one, which holds dataset_info.json: "
             reason += (str(error).strip() or repr(error)).splitlines()[0]
         raise CorpusError(f"corpus {item!r}: {reason}") from error
-    if not builder.is_prepared():
+    with log_errors_only(logging.getLogger("absl")):  # its warning is the error below
+        is_prepared = builder.is_prepared()
+    if not is_prepared:
         raise CorpusError(
             f"corpus {item!r} is not prepared in {builder.data_dir} (TFDS_DATA_DIR sets where); nothing is downloaded "
             f"unasked: run `tfds build {name} --file_format=array_record`, or "

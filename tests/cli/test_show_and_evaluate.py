@@ -37,13 +37,15 @@ def test_one_experiment_is_shown_with_all_its_fields(home, capsys):
     assert {"seed = 0", "name = tiny", "init_from = None"} <= lines
 
 
-def test_the_fingerprint_is_shown_or_why_it_is_not_known(home, capsys, monkeypatch):
+def test_the_fingerprint_is_shown_or_why_it_is_not_known(home, capsys, monkeypatch, caplog):
     def show(*settings: str) -> str:
         assert main(["show", "tiny", "--with", f"corpus={home}/text.txt", "--set", "name=x", *settings]) == 0
         return next(line for line in capsys.readouterr().out.splitlines() if line.startswith("fingerprint"))
 
     recorded = json.loads((home / "tiny" / "experiment.json").read_text())["fingerprint"]
     assert recorded in show() and recorded not in show("seed=3")
+    monkeypatch.setenv("TFDS_DATA_DIR", str(home / "tfds"))
+    assert f"is not prepared in {home}/tfds" in show("data.corpus=tfds:wikipedia/20230601.en") and not caplog.records
     assert f"{home}/nothing.txt" in show(f"data.corpus={home}/nothing.txt")
     assert f"{home}/nothing" in show(f"init_from={home}/nothing")
     monkeypatch.setattr("encoders.cli.show.MAX_HASHED_BYTES", 10)
