@@ -17,7 +17,7 @@ from encoders.model.encoder import is_stacked
 from encoders.utils.errors import UserError
 
 LEAF_NAMES = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
-ACTIVATION_NAMES = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
+ACTIVATION_NAMES = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "silu": "silu"}
 
 # Field of `EncoderConfig`, field of config.json, and the default of transformers.
 ConfigRows = tuple[tuple[str, str, Any], ...]

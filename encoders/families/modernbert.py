@@ -17,7 +17,6 @@ from jaxtyping import Array, Float
 
 from encoders.families.architecture import Architecture, check_number_or_text
 from encoders.model import heads, layers, rotary
-from encoders.model.attention import dot_product_attention
 from encoders.model.config import EncoderConfig, FamilyConventions
 from encoders.model.layers import LayerContext
 from encoders.model.ops import ACTIVATIONS, Dropout, make_dense, make_initializer, make_layer_norm
@@ -69,17 +68,7 @@ class ModernBertAttention(nn.Module):
         query, key, value = jnp.moveaxis(qkv.reshape(*x.shape[:2], 3, config.num_heads, -1), 2, 0)
         table = context.row_features["global" if context.window is None else "local"]
         query, key = rotary.rotate_heads(query, table), rotary.rotate_heads(key, table)
-        drop = Dropout(config.attention_dropout)
-        mixed = dot_product_attention(
-            query,
-            key,
-            value,
-            context.example_ids,
-            lambda weights: drop(weights, train),
-            config.attention_impl,
-            self.is_causal,
-            context.window,
-        )
+        mixed = layers.attend(config, query, key, value, context, train, self.is_causal)
         out = make_output_dense(config, "out")(mixed.reshape(x.shape))
         return x + Dropout(config.attention_out_dropout)(out, train), normed
 

@@ -36,10 +36,10 @@ class FamilyConventions:
 class EncoderConfig:
     """Sizes and parts of an encoder-only transformer.
 
-    `embeddings`, `attention`, `feed_forward`, `token_head`, `pooler` and `row_features` are the classes of its parts. A
-    family whose parts need other fields has a subclass. Layers share the parameters of
-    `shared_parts` (ALBERT: both) in `num_groups` sets, and layer `i` uses set `i * num_groups // num_layers`. Raises
-    `ValueError` for sizes that do not fit together. `embedding_size` is `hidden_size` unless it is given; with
+    `embeddings`, `attention`, `feed_forward`, `token_head`, `pooler`, `final_norm` and `row_features` are the classes
+    of its parts. A family whose parts need other fields has a subclass. Layers share the parameters of `shared_parts`
+    (ALBERT: both) in `num_groups` sets, and layer `i` uses set `i * num_groups // num_layers`. Raises `ValueError` for
+    sizes that do not fit together. `embedding_size` is `hidden_size` unless it is given; with
     `dataclasses.replace` it keeps its number, and `embedding_size=None` follows the new hidden size.
     """
 
@@ -52,7 +52,7 @@ class EncoderConfig:
     max_positions: int = 512
     num_token_types: int = 2
     position_offset: int = 0  # RoBERTa: 2, its padding index + 1; padding reads the entry before it
-    activation: Literal["gelu", "gelu_tanh"] = "gelu"
+    activation: Literal["gelu", "gelu_tanh", "silu"] = "gelu"
     hidden_dropout: float = 0.1
     attention_dropout: float = 0.1
     layer_norm_eps: float = 1e-12
@@ -67,6 +67,7 @@ class EncoderConfig:
     feed_forward: type = FeedForward
     token_head: type = MaskedTokenHead
     pooler: type = Pooler
+    final_norm: type | None = None  # after the last layer, where layers have their norms before
     row_features: type | None = None  # computed once a step from the rows, for all layers to read
     pooling: Literal["cls", "mean"] = "cls"  # of an example's hidden states, for heads that read one vector
     # Read when a task builds its objective and format, which are fingerprinted themselves.

@@ -71,6 +71,8 @@ class Encoder(nn.Module):
             self.project = make_dense(config, config.hidden_size, kernel_init=config.embeddings.projection_init)
         if config.row_features is not None:
             self.row_features = config.row_features(config)
+        if config.final_norm is not None:
+            self.final_norm = config.final_norm(config)
         self.shared = self.param("shared", self.init_shared_params) if config.shared_parts else {}
         body = EncoderLayer
         if config.remat != "none":
@@ -126,6 +128,8 @@ class Encoder(nn.Module):
         args = context, self.shared, train, output_hidden_states, jnp.arange(config.num_layers)
         last, outputs = run_layers(config.begin_layers(x), *args)
         last = config.end_layers(last)
+        if config.final_norm is not None:
+            last = self.final_norm(last)
         return jnp.concatenate([x[None], outputs[:-1], last[None]]) if output_hidden_states else last
 
     def run_periods(self, x, context: LayerContext, shared_params, train: bool, output_hidden_states: bool, indices):

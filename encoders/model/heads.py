@@ -54,6 +54,18 @@ class MaskedTokenHead(nn.Module):
         return logits.reshape(*x.shape[:-1], -1)
 
 
+class UntiedTokenHead(nn.Module):
+    """Dense d → v with a matrix of its own, on the encoder's hidden states."""
+
+    config: object
+    has_bias = True
+
+    @nn.compact
+    def __call__(self, hidden: Float[Array, "b k d"], embedding_table: Float[Array, "v e"]) -> Float[Array, "b k v"]:
+        dense = make_dense(self.config, embedding_table.shape[0], "out", use_bias=self.has_bias)
+        return dense(hidden).astype(jnp.float32)
+
+
 class Pooler(nn.Module):
     """Dense d → d and tanh on [CLS], trained by BERT's and ALBERT's sentence tasks."""
 

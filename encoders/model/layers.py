@@ -72,6 +72,18 @@ class Embeddings(nn.Module):
         return self.drop(self.norm(shard_rows(x)), train).astype(jnp.dtype(self.config.dtype))
 
 
+def attend(config, query, key, value, context: LayerContext, train: bool, is_causal=False) -> Float[Array, "b l h k"]:
+    """Return attention within examples, and within the layer's window, with dropout of the weights.
+
+    A key head serves `query heads / key heads` query heads in a row.
+    """
+    drop = Dropout(config.attention_dropout)
+    key, value = (jnp.repeat(x, query.shape[2] // x.shape[2], axis=2) for x in (key, value))
+    drop_weights = lambda weights: drop(weights, train)
+    args = context.example_ids, drop_weights, config.attention_impl, is_causal, context.window
+    return dot_product_attention(query, key, value, *args)
+
+
 class SelfAttention(nn.Module):
     """Multi-head self-attention, residual and layer norm after it (post-LN)."""
 
@@ -83,9 +95,7 @@ class SelfAttention(nn.Module):
         config = self.config
         project = lambda name: make_dense(config, config.hidden_size, name)(x)
         qkv = [project(name).reshape(*x.shape[:2], config.num_heads, -1) for name in ("query", "key", "value")]
-        drop = Dropout(config.attention_dropout)
-        drop_weights = lambda weights: drop(weights, train)
-        mixed = dot_product_attention(*qkv, context.example_ids, drop_weights, config.attention_impl, self.is_causal)
+        mixed = attend(config, *qkv, context, train, self.is_causal)
         out = make_dense(config, config.hidden_size, "out")(mixed.reshape(x.shape))
         return make_layer_norm(config, "norm")(x + Dropout(config.hidden_dropout)(out, train))
 

@@ -16,6 +16,7 @@ BATCH_AXES = ("data", "fsdp")  # mesh axes over which a batch is sharded
 ACTIVATIONS: dict[str, Callable] = {
     "gelu": lambda x: nn.gelu(x, approximate=False),
     "gelu_tanh": lambda x: nn.gelu(x, approximate=True),
+    "silu": nn.silu,
 }
 
 
@@ -73,6 +74,17 @@ class LayerNorm(nn.LayerNorm):
 
 def make_layer_norm(config, name: str | None = None, use_bias: bool = True) -> LayerNorm:
     return LayerNorm(epsilon=config.layer_norm_eps, dtype=jnp.float32, use_bias=use_bias, name=name)
+
+
+class RMSNorm(nn.RMSNorm):
+    """Root-mean-square norm with float32 statistics, which returns the dtype of its input."""
+
+    def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
+        return super().__call__(x.astype(jnp.float32)).astype(x.dtype)
+
+
+def make_rms_norm(config, name: str | None = None) -> RMSNorm:
+    return RMSNorm(epsilon=config.layer_norm_eps, dtype=jnp.float32, name=name)
 
 
 def shard_rows(x: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
