@@ -1,0 +1,34 @@
+"""Objective and layers: masked tokens and replaced tokens, on BERT's layers and on ModernBERT's; no paper's table.
+
+    python launch.py train objective_body --with corpus=wiki-1.txt.xz glue=GLUE
+
+Cost and score: not measured here.
+
+All rows have the FLOPs of masked tokens on BERT's layers. ModernBERT's second layer attends within a window of 16
+tokens; its feed-forward network has two thirds of BERT's inner width, so that its three matrices have the size of
+BERT's two. Generators have the layers of their discriminators and half their width.
+"""
+
+from dataclasses import replace
+
+from encoders.library.ablations.electra_t5 import BASE, replace_with_masked_lm
+
+from encoders.costs.ledger import run_flops
+from encoders.families import modernbert
+from encoders.sweeps.paper_table import ELECTRA_COLUMNS, MLM_AT_MASK, SST2, PaperTable, Study
+
+COLUMNS = (SST2, MLM_AT_MASK, *ELECTRA_COLUMNS)
+MODERN = {"model": {"intermediate_size": 344, "local_window": 16, "global_every": 2}}
+
+
+def table(study: Study) -> PaperTable:
+    bert = replace(BASE, objective=replace(BASE.objective, generator_width=1 / 2))
+    modern = replace(bert, model=replace(modernbert.BASE, vocab_size=BASE.model.vocab_size, pooling="cls"))
+    compute = run_flops(study.build_pretrain_run("electra-bert", replace_with_masked_lm(bert)))
+    rows = []
+    for body, experiment, changes in (("BERT", bert, {}), ("ModernBERT", modern, MODERN)):
+        for objective, run in (("MLM", replace_with_masked_lm(experiment)), ("RTD", experiment)):
+            name = f"body-{body.lower()}-{objective.lower()}"
+            scaling = dict(small_changes=changes, total_flops=compute)
+            rows.append(study.build_row(f"{objective}, {body}'s layers", (), COLUMNS, name, run, **scaling))
+    return study.build_table("objective_body", "Objective and layers", COLUMNS, rows, "FLOPs")
