@@ -233,6 +233,19 @@ def check_number_or_text(hf_name: str, value: Any, declared_type: str) -> None:
         raise UserError(f"{hf_name}={value!r} must be at least {minimum} and below 2**31")
 
 
+def read_rope_theta(name: str, entry: Any, old_theta: Any) -> float:
+    """Return the base of rotary positions from an entry of `rope_parameters`, or the one of transformers 4.
+
+    Raises `ValueError` for another kind of rotary positions.
+    """
+    entry = entry if isinstance(entry, dict) else {}
+    if entry.get("rope_type", "default") != "default":
+        raise UserError(f"rope_type={shorten(entry['rope_type'])} is not supported; only 'default' is")
+    theta = entry.get("rope_theta", old_theta)
+    check_number_or_text(name, theta, "float")
+    return theta
+
+
 def has_different_groups(config: EncoderConfig) -> bool:
     """Return whether transformers, which divides in floating point, puts a layer into another group."""
     num_layers, num_groups = config.num_layers, config.num_groups

@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from encoders.families.architecture import Architecture, check_number_or_text
+from encoders.families.architecture import Architecture, check_number_or_text, read_rope_theta
 from encoders.model import heads, layers, rotary
 from encoders.model.config import EncoderConfig, FamilyConventions
 from encoders.model.layers import LayerContext
@@ -152,18 +152,15 @@ class ModernBertConfig(EncoderConfig):
             ("attention_out_dropout mlp_dropout", lambda rate: 0 <= rate < 1, "at least 0 and below 1"),
         )
         check_fields(self, "model.", checks)
-        if self.hidden_size // self.num_heads % 2:
-            raise UserError(
-                f"model.hidden_size={self.hidden_size} and model.num_heads={self.num_heads} make heads of "
-                f"{self.hidden_size // self.num_heads}; rotary positions need an even size"
-            )
+        rotary.check_head_size(self)
 
     @property
     def attention_windows(self) -> tuple[int | None, ...]:
         return (None, *[self.local_window] * (self.global_every - 1))
 
-    def scale_intermediate_size(self, hidden_size: int) -> int:
-        return max(1, round(self.intermediate_size * hidden_size / self.hidden_size))
+    def scale_sizes(self, hidden_size: int) -> dict[str, int | None]:
+        intermediate_size = max(1, round(self.intermediate_size * hidden_size / self.hidden_size))
+        return super().scale_sizes(hidden_size) | {"intermediate_size": intermediate_size}
 
     def begin_layers(self, x: Hidden) -> tuple[Hidden, Hidden]:
         return x, x
@@ -210,19 +207,13 @@ KINDS = {"full_attention": ("rope_theta", "global_rope_theta"), "sliding_attenti
 def read_layers(hf_config: dict) -> dict[str, Any]:
     """Return the fields of ours that config.json has as `layer_types` and `rope_parameters`, or under the names of
     transformers 4."""
-    if hf_config.get("rope_scaling") is not None:
-        raise UserError(f"rope_scaling={shorten(hf_config['rope_scaling'])} is not supported; only null is")
     parameters = hf_config.get("rope_parameters") or {}
     # Theirs is of the attention's weights and of its output.
     values: dict[str, Any] = {"attention_out_dropout": hf_config.get("attention_dropout", 0.0)}
     for kind, (name, old_name) in KINDS.items():
         entry = parameters.get(kind) if isinstance(parameters, dict) else None
-        entry = entry if isinstance(entry, dict) else {}
-        if entry.get("rope_type", "default") != "default":
-            raise UserError(f"rope_type={shorten(entry['rope_type'])} is not supported; only 'default' is")
-        default = ModernBertConfig.__dataclass_fields__[name].default
-        values[name] = entry.get("rope_theta", hf_config.get(old_name, default))
-        check_number_or_text(f"rope_theta of {kind}", values[name], "float")
+        old_theta = hf_config.get(old_name, ModernBertConfig.__dataclass_fields__[name].default)
+        values[name] = read_rope_theta(f"rope_theta of {kind}", entry, old_theta)
     values["global_every"] = hf_config.get("global_attn_every_n_layers", 3)
     check_number_or_text("global_attn_every_n_layers", values["global_every"], "int")
     if "layer_types" in hf_config:
@@ -299,7 +290,7 @@ ARCHITECTURE = Architecture(
         **{name: (False,) for name in ("norm_bias", "attention_bias", "mlp_bias", "classifier_bias")},
         **{name: (True,) for name in ("decoder_bias", "tie_word_embeddings")},
         "classifier_activation": ("gelu",),
-        "quantization_config": (None,),
+        **{name: (None,) for name in ("quantization_config", "rope_scaling")},
     },
     read_nested=read_layers,
     write_nested=write_layers,

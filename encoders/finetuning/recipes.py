@@ -92,7 +92,9 @@ RECIPE_BUILDERS = {
     "roberta": build_roberta_recipes,
     "albert": build_albert_recipes,
     "electra": build_electra_recipes,
-    "modernbert": build_roberta_recipes,  # the sweep of ModernBERT's paper is not written out
+    # The sweeps of these papers are not written out.
+    "modernbert": build_roberta_recipes,
+    "eurobert": build_roberta_recipes,
 }
 
 

@@ -25,7 +25,7 @@ from encoders.inference.sentence_embedding import Pooling, SentenceEmbedding, no
 from encoders.inference.text_batch import TextBatch, TextOrPair
 from encoders.inference.word_tags import TextWords, split_words
 from encoders.model.encoder import Encoder, find_encoder_name
-from encoders.model.heads import summarize_examples
+from encoders.model.heads import pool_examples, summarize_examples
 from encoders.objectives.masking import MaskedBatch
 from encoders.run.evaluate import concatenate_padded
 from encoders.run.folder import RunError, read_result, read_run_record
@@ -298,10 +298,10 @@ class Predictor:
         if pooling == "mean":
             is_token = (rows.example_ids > 0)[..., None]
             return (hidden * is_token).sum(1) / jnp.maximum(is_token.sum(1), 1)
-        vectors = summarize_examples(config, hidden, rows, config.pooling if pooling == "pooled" else "cls")
         if pooling == "pooled":
-            vectors = config.pooler(config).apply({"params": params["pooler"]}, vectors)
-        return vectors[:, 0]
+            pooler = partial(config.pooler(config).apply, {"params": params["pooler"]})
+            return pool_examples(config, pooler, hidden, rows)[:, 0]
+        return summarize_examples(config, hidden, rows, "cls")[:, 0]
 
     # Shared by the methods above
 

@@ -7,6 +7,8 @@ import math
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Literal
 
+import flax.linen as nn
+
 from encoders.model.heads import MaskedTokenHead, Pooler
 from encoders.model.layers import Embeddings, FeedForward, SelfAttention
 from encoders.utils.errors import UserError
@@ -69,7 +71,8 @@ class EncoderConfig:
     pooler: type = Pooler
     final_norm: type | None = None  # after the last layer, where layers have their norms before
     row_features: type | None = None  # computed once a step from the rows, for all layers to read
-    pooling: Literal["cls", "mean"] = "cls"  # of an example's hidden states, for heads that read one vector
+    # Of an example's hidden states, for heads that read one vector; "late" is the mean after the pooler.
+    pooling: Literal["cls", "mean", "late"] = "cls"
     # Read when a task builds its objective and format, which are fingerprinted themselves.
     conventions: FamilyConventions = not_fingerprinted(FamilyConventions())
     # cudnn takes one example a row, padded at its end.
@@ -91,7 +94,7 @@ class EncoderConfig:
             (SIZE_FIELDS, lambda size: size < 2**31, "below 2147483648"),
             ("num_token_types position_offset", lambda count: count >= 0, "at least 0"),
             ("hidden_dropout attention_dropout", lambda rate: 0 <= rate < 1, "at least 0 and below 1"),
-            ("pooling", lambda name: name in ("cls", "mean"), "'cls' or 'mean'"),
+            ("pooling", lambda name: name in ("cls", "mean", "late"), "'cls', 'mean' or 'late'"),
             ("init_std layer_norm_eps", lambda value: 0 < value < math.inf, "above 0"),
         )
         check_fields(self, "model.", checks)
@@ -126,9 +129,19 @@ class EncoderConfig:
         """The window of each layer."""
         return tuple(itertools.islice(itertools.cycle(self.attention_windows), self.num_layers))
 
-    def scale_intermediate_size(self, hidden_size: int) -> int:
-        """Return the intermediate size of this family's model of another hidden size."""
-        return 4 * hidden_size
+    def scale_sizes(self, hidden_size: int) -> dict[str, int | None]:
+        """Return the sizes of this family's model of another hidden size, with heads of 64, apart from its depth."""
+        sizes = {"hidden_size": hidden_size, "num_heads": max(1, hidden_size // 64)}
+        return sizes | {"intermediate_size": 4 * hidden_size}
+
+    def make_initializer(self, std: float):
+        """Return the initialiser of matrices and tables with a deviation of `std`."""
+        draw = nn.initializers.truncated_normal if self.truncated_init else nn.initializers.normal
+        return draw(std)
+
+    def count_projection_weights(self) -> int:
+        """Return the weights of a layer's projections of queries, keys, values and outputs."""
+        return 4 * self.hidden_size**2
 
     def begin_layers(self, x):
         """Return what the first layer is given, a pytree, from the embeddings `[b l d]`."""
@@ -163,10 +176,8 @@ def derive_generator_config(config: EncoderConfig, generator_width: float, gener
     Its intermediate size is that of the family, four times the hidden size in BERT.
     """
     hidden, layers = round(config.hidden_size * generator_width), max(1, round(config.num_layers * generator_depth))
-    sizes = dict(hidden_size=hidden, num_layers=layers, num_heads=max(1, hidden // 64))
-    sizes["intermediate_size"] = config.scale_intermediate_size(hidden)
     try:
-        return replace(config, **sizes, shared_parts=(), num_groups=1)
+        return replace(config, **config.scale_sizes(hidden), num_layers=layers, shared_parts=(), num_groups=1)
     except ValueError as error:
         raise UserError(
             f"objective.generator_width={generator_width:.4g} and objective.generator_depth={generator_depth:.4g} "

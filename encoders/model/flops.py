@@ -9,7 +9,7 @@ def forward_flops(config: EncoderConfig, sizes: np.ndarray) -> np.ndarray:
     """Return the FLOPs of the encoder for examples of `sizes` tokens: dense layers and attention."""
     d, f = config.hidden_size, config.intermediate_size
     projection = 2 * config.embedding_size * d if config.has_embedding_projection else 0
-    products = 2.0 * (4 * d * d + config.feed_forward.num_matrices * d * f)
+    products = 2.0 * (config.count_projection_weights() + config.feed_forward.num_matrices * d * f)
     windows = config.layer_windows
     seen = windows.count(None) * sizes
     for window in {*windows} - {None}:

@@ -35,6 +35,13 @@ def summarize_examples(
     return (sums / jnp.maximum(sizes, 1)[..., None]).astype(hidden.dtype)
 
 
+def pool_examples(config, pooler, hidden: Float[Array, "b l d"], batch: EncoderInputs) -> Float[Array, "b s d"]:
+    """Return `pooler` of one vector for each example, or with the pooling "late" the mean of `pooler` of its tokens."""
+    if config.pooling == "late":
+        return summarize_examples(config, pooler(hidden), batch, "mean")
+    return pooler(summarize_examples(config, hidden, batch))
+
+
 class MaskedTokenHead(nn.Module):
     """Dense d → e, activation, layer norm, product with the word table, bias (BERT's `cls/predictions`)."""
 

@@ -72,6 +72,16 @@ class Embeddings(nn.Module):
         return self.drop(self.norm(shard_rows(x)), train).astype(jnp.dtype(self.config.dtype))
 
 
+class WordEmbeddings(Embeddings):
+    """Word embeddings and dropout alone, `[b l e]`: for layers that have their norms before."""
+
+    has_positions = False
+
+    def __call__(self, batch: EncoderInputs, train: bool) -> Float[Array, "b l e"]:
+        x = shard_rows(self.word_embedding(batch.input_ids))
+        return self.drop(x, train).astype(jnp.dtype(self.config.dtype))
+
+
 def attend(config, query, key, value, context: LayerContext, train: bool, is_causal=False) -> Float[Array, "b l h k"]:
     """Return attention within examples, and within the layer's window, with dropout of the weights.
 

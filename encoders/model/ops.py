@@ -21,12 +21,8 @@ ACTIVATIONS: dict[str, Callable] = {
 
 
 def make_initializer(config, scale: float = 1.0):
-    """Return the weight initialiser of `config`: a normal of `init_std`, cut at two deviations if `truncated_init`.
-
-    `scale` multiplies the deviation.
-    """
-    draw = nn.initializers.truncated_normal if config.truncated_init else nn.initializers.normal
-    return draw(config.init_std * scale)
+    """Return the initialiser of `config` for matrices and tables, its deviation times `scale`."""
+    return config.make_initializer(config.init_std * scale)
 
 
 def dense_dot_general(x: Float[Array, "n i"], w: Float[Array, "i o"], *_, **__) -> Float[Array, "n o"]:

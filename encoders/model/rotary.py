@@ -5,8 +5,11 @@ Axes: b rows, l tokens, h heads, k size of a head, p = k / 2 pairs.
 
 from typing import NamedTuple
 
+import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+
+from encoders.utils.errors import UserError
 
 
 class RotaryTable(NamedTuple):
@@ -21,6 +24,34 @@ def make_rotary_table(position_ids: Int[Array, "b l"], head_size: int, theta: fl
     frequencies = 1.0 / theta ** (jnp.arange(0, head_size, 2, dtype=jnp.float32) / head_size)
     angles = (jnp.asarray(position_ids)[..., None].astype(jnp.float32) * frequencies)[:, :, None]
     return RotaryTable(jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype))
+
+
+class RotaryFeatures(nn.Module):
+    """The rotary table of all layers, of the base `config.rope_theta`; a part of the config as `row_features`."""
+
+    config: object
+
+    def __call__(self, context) -> RotaryTable:
+        config = self.config
+        head_size = config.hidden_size // config.num_heads
+        return make_rotary_table(context.position_ids, head_size, config.rope_theta, jnp.dtype(config.dtype))
+
+
+def check_head_size(config) -> None:
+    """Raise `UserError` for heads of an odd size, whose entries make no pairs."""
+    if config.hidden_size // config.num_heads % 2:
+        raise UserError(
+            f"model.hidden_size={config.hidden_size} and model.num_heads={config.num_heads} make heads of "
+            f"{config.hidden_size // config.num_heads}; rotary positions need an even size"
+        )
+
+
+def rotate_neighbours(x: Float[Array, "b l h k"], table: RotaryTable) -> Float[Array, "b l h k"]:
+    """Return `x` with the pairs (2t, 2t + 1) of each head rotated, computed in float32."""
+    first, second = jnp.moveaxis(x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2), -1, 0)
+    cos, sin = (part.astype(jnp.float32) for part in table)
+    rotated = jnp.stack([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.reshape(x.shape).astype(x.dtype)
 
 
 def rotate_heads(x: Float[Array, "b l h k"], table: RotaryTable) -> Float[Array, "b l h k"]:

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 from encoders.data.batch import Batch
 from encoders.model.config import EncoderConfig
 from encoders.model.encoder import Encoder
-from encoders.model.heads import ClassificationHead, gather_hidden_states, summarize_examples
+from encoders.model.heads import ClassificationHead, gather_hidden_states, pool_examples
 from encoders.objectives.base import Metrics, Objective, ObjectiveModule, perplexity
 from encoders.objectives.losses import compute_class_metrics, compute_masked_lm_metrics
 from encoders.objectives.masking import MaskedBatch, Masking, mask_tokens
@@ -66,7 +66,7 @@ class MaskedLMModule(ObjectiveModule):
         hidden = self.encoder(batch, train=train)
         metrics = compute_masked_lm_metrics(self.predict_tokens(hidden, batch), batch, self.vocab)
         if task := self.objective.sentence_task:
-            classes = self.pair(self.pooler(summarize_examples(self.config, hidden, batch)))
+            classes = self.pair(pool_examples(self.config, self.pooler, hidden, batch))
             labels, weights = batch.labels[task.label_field], batch.example_mask.astype(jnp.float32)
             metrics |= compute_class_metrics(classes, labels, weights, task.metric_prefix)
             metrics[f"{task.metric_prefix}_positives"] = Mean((labels * weights).sum(), weights.sum())

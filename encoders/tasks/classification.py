@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from encoders.data.batch import Batch
 from encoders.data.store import Split
 from encoders.model.encoder import Encoder
-from encoders.model.heads import ClassificationHead, summarize_examples
+from encoders.model.heads import ClassificationHead, pool_examples, summarize_examples
 from encoders.objectives.base import Metrics, Scores, SupervisedObjective, TaskModule
 from encoders.objectives.losses import cross_entropy
 from encoders.tasks.scores import CLASSIFICATION_SCORES, REGRESSION_SCORES, score_classes, score_macro_f1
@@ -50,9 +50,10 @@ class ClassificationModule(TaskModule):
 
     def compute_logits(self, batch: Batch, train: bool = False) -> Float[Array, "b s c"]:
         """Return a logit for each label of each example."""
-        vector = summarize_examples(self.config, self.encoder(batch, train=train), batch)
-        head = getattr(self, self.head_name)
-        return head(self.pooler(vector) if self.objective.head == "pooled" else vector, train)
+        hidden, head = self.encoder(batch, train=train), getattr(self, self.head_name)
+        if self.objective.head == "pooled":
+            return head(pool_examples(self.config, self.pooler, hidden, batch), train)
+        return head(summarize_examples(self.config, hidden, batch), train)
 
     def compute_metrics(self, logits: Float[Array, "b s c"], batch: Batch) -> Metrics:
         labels, mask = batch.labels["label"], batch.example_mask.astype(jnp.float32)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from encoders.data.batch import Batch
 from encoders.model.config import EncoderConfig
 from encoders.model.encoder import Encoder
-from encoders.model.heads import summarize_examples
+from encoders.model.heads import pool_examples
 from encoders.objectives.base import Metrics, Objective
 from encoders.text.tokenization import VocabInfo
 
@@ -47,5 +47,4 @@ class EncoderOnlyModule(nn.Module):
     def encode_batch(self, batch: Batch) -> tuple[Float[Array, "b l d"], Float[Array, "b s d"] | None]:
         """Return the hidden states, and with a pooler the pooled [CLS] of each example."""
         hidden = self.encoder(batch)
-        has_pooler = self.objective.has_pooler
-        return hidden, self.pooler(summarize_examples(self.config, hidden, batch)) if has_pooler else None
+        return hidden, pool_examples(self.config, self.pooler, hidden, batch) if self.objective.has_pooler else None

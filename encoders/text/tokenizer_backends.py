@@ -88,7 +88,7 @@ def is_continuation(token: str, kind: str) -> bool:
     if kind == "wordpiece":
         return token.startswith("##")
     if kind == "bpe":
-        return not token.startswith(("Ġ", "madeupword"))
+        return not token.startswith(("Ġ", SPACE, "madeupword"))
     if kind in ("character", "words"):
         return False
     # ALBERT: digits, letters beyond a-z and single punctuation marks are separate units.
@@ -219,6 +219,33 @@ def find_own_names(content: dict) -> dict[str, str]:
     return {role: entry["tokens"][0] for role, entry in entries.items()} if has_roles else {}
 
 
+# Fields of tokenizer_config.json that may name the token of a role, in order of preference. Byte-level vocabularies
+# often have no unknown token, and nothing gives it.
+ROLE_SETTINGS = {
+    "pad": ("pad_token", "eos_token"),
+    "unk": ("unk_token", "pad_token", "eos_token"),
+    "cls": ("cls_token", "bos_token"),
+    "sep": ("sep_token", "eos_token"),
+    "mask": ("mask_token",),
+}
+
+
+def infer_own_names(backend, settings: Mapping) -> dict[str, str]:
+    """Return the names of special tokens that tokenizer_config.json gives a tokenizer.json without the usual ones, such
+    as those of Llama and Gemma. Two tokens that the file puts around a text are [CLS] and [SEP]."""
+    tokens = backend.get_vocab()
+    roles = [role for role, names in list_special_names("wordpiece").items() if tokens.keys().isdisjoint(names)]
+    around = backend.encode("").tokens
+    found = dict(zip(("cls", "sep"), around, strict=True)) if len(around) == 2 else {}
+    for role in roles:
+        entries = (settings.get(name) for name in ROLE_SETTINGS[role])
+        names = [entry.get("content") if isinstance(entry, dict) else entry for entry in entries]
+        known = [name for name in names if name in tokens]
+        if known and role not in found:
+            found[role] = known[0]
+    return found if roles else {}
+
+
 # The files
 
 
@@ -245,8 +272,11 @@ def read_published_tokenizer(
         text = path.read_text("utf-8-sig") if path.suffix == ".json" else "{}"
         content = json.loads(text)
         if "model" in content and "added_tokens" in content:
+            backend, settings_file = Tokenizer.from_str(text), path.with_name("tokenizer_config.json")
             own_names = own_names or find_own_names(content)
-            return configure_special_tokens(Tokenizer.from_str(text), own_names), own_names
+            if not own_names and settings_file.is_file():
+                own_names = infer_own_names(backend, json.loads(settings_file.read_text("utf-8-sig")))
+            return configure_special_tokens(backend, own_names), own_names
         if own_names:
             raise UserError("tokenizer.special_tokens is for tokenizer.json, and for lists of characters or words")
         if path.name in ("encoder.json", "vocab.bpe", "dict.txt"):

@@ -12,12 +12,16 @@ from encoders.utils.errors import UserError
 # another module or is renamed in the code changes its address below, and what was saved before stays readable.
 CLASS_NAMES = {
     "encoders.model.config": "EncoderConfig FamilyConventions",
-    "encoders.model.layers": "Embeddings SelfAttention CausalSelfAttention FeedForward",
-    "encoders.model.heads": "MaskedTokenHead Pooler",
+    "encoders.model.layers": "Embeddings WordEmbeddings SelfAttention CausalSelfAttention FeedForward",
+    "encoders.model.heads": "MaskedTokenHead UntiedTokenHead Pooler",
     "encoders.families.electra": "ElectraEmbeddings",
     "encoders.families.modernbert": (
         "ModernBertConfig ModernBertEmbeddings ModernBertRotary ModernBertAttention ModernBertFeedForward "
         "ModernBertTokenHead ModernBertPooler"
+    ),
+    "encoders.model.rotary": "RotaryFeatures",
+    "encoders.families.eurobert": (
+        "EuroBertConfig EuroBertAttention EuroBertFeedForward EuroBertTokenHead EuroBertPooler FinalRMSNorm"
     ),
     "encoders.text.tokenization": "TokenizerSpec",
     "encoders.data.spec": "PretrainingData",

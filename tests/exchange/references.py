@@ -20,15 +20,26 @@ from pathlib import Path
 import numpy as np
 
 HOME = Path(__file__).with_suffix("")
-VOCABULARY = {"bert": 61, "roberta": 291, "albert": 47, "electra": 61, "modernbert": 300}
+VOCABULARY = {"bert": 61, "roberta": 291, "albert": 47, "electra": 61, "modernbert": 300, "eurobert": 300}
 CLASS_PREFIX = {
     "bert": "Bert",
     "roberta": "Roberta",
     "albert": "Albert",
     "electra": "Electra",
     "modernbert": "ModernBert",
+    "eurobert": "EuroBert",
 }
-NO_TOKEN_TYPES = ("roberta", "modernbert")
+NO_TOKEN_TYPES = ("roberta", "modernbert", "eurobert")
+# Special tokens in the order of their ids; EuroBERT's are Llama's.
+BYTE_LEVEL_NAMES = {
+    "modernbert": {f"{token}_token": f"[{token.upper()}]" for token in ("pad", "unk", "cls", "sep", "mask")},
+    "eurobert": {
+        "bos_token": "<|begin_of_text|>",
+        "eos_token": "<|end_of_text|>",
+        "pad_token": "<|end_of_text|>",
+        "mask_token": "<|mask|>",
+    },
+}
 LENGTH = 11
 TEXTS = ["Tan ber, sin lon mut!", "ker (tan)  bér [MASK] lon", "sin, 中 and 7 tan.", " ", ""]
 
@@ -66,8 +77,10 @@ LOCAL = {
 MEAN = {"classifier_pooling": "mean"}
 SPECIAL = {
     "roberta": {"pad_token_id": 1, "type_vocab_size": 1},
+    "eurobert": {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1, "mask_token_id": 2},
     "modernbert": {"pad_token_id": 0, "cls_token_id": 2, "bos_token_id": 2, "sep_token_id": 3, "eos_token_id": 3},
 }
+GROUPED = {"num_attention_heads": 6, "num_key_value_heads": 3, "hidden_size": 24}
 HALF = {"hidden_size": 6, "num_attention_heads": 1, "intermediate_size": 24}
 CASES = {
     "bert-pretraining": Case("bert", "ForPreTraining"),
@@ -106,6 +119,14 @@ CASES = {
     "modernbert-number": Case("modernbert", "ForSequenceClassification", NUMBER | LOCAL),
     "modernbert-questions": Case("modernbert", "ForQuestionAnswering", LOCAL, files="sharded"),
     "modernbert-tags": Case("modernbert", "ForTokenClassification", CLASSES | LOCAL),
+    "eurobert-masked": Case("eurobert", "ForMaskedLM", GROUPED),
+    "eurobert-classes": Case("eurobert", "ForSequenceClassification", CLASSES | GROUPED),
+    "eurobert-first-classes": Case(
+        "eurobert", "ForSequenceClassification", CLASSES | {"classifier_pooling": "bos"}, files="archive"
+    ),
+    "eurobert-number": Case("eurobert", "ForSequenceClassification", NUMBER | MEAN),
+    "eurobert-tags": Case("eurobert", "ForTokenClassification", CLASSES, files="sharded"),
+    "eurobert-encoder": Case("eurobert", "Model"),
     "modernbert-encoder": Case("modernbert", "Model", {"num_hidden_layers": 3} | MEAN),
 }  # fmt: skip
 
@@ -157,7 +178,7 @@ def outputs_of(case: Case, model, inputs: dict[str, np.ndarray]) -> dict[str, np
     import torch
 
     given = {"input_ids": inputs["ids"], "attention_mask": inputs["mask"]}
-    if case.family != "modernbert":
+    if case.family not in NO_TOKEN_TYPES[1:]:
         given["token_type_ids"] = inputs["types"]
     with torch.no_grad():
         out = model(**{name: torch.tensor(array) for name, array in given.items()}, output_hidden_states=True)
@@ -276,17 +297,21 @@ def make_tokenizer(family: str, folder: Path) -> None:
         tokenizer.save_model(str(folder))
         vocabulary = json.loads((folder / "vocab.json").read_text())
         (folder / "vocab.json").write_text(json.dumps(vocabulary | {"<mask>": len(vocabulary)}))
-    elif family == "modernbert":
+    elif family in BYTE_LEVEL_NAMES:
         from tokenizers import processors
 
-        tokenizer = ByteLevelBPETokenizer()
-        special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+        tokenizer, settings = ByteLevelBPETokenizer(), BYTE_LEVEL_NAMES[family]
+        special = list(dict.fromkeys(settings.values()))
         tokenizer.train_from_iterator(lines, size, min_frequency=1, special_tokens=special, show_progress=False)
+        first, last = (
+            settings.get(f"{a}_token", settings.get(f"{b}_token")) for a, b in (("cls", "bos"), ("sep", "eos"))
+        )
         tokenizer._tokenizer.post_processor = processors.TemplateProcessing(
-            single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+            single=f"{first} $A {last}",
+            pair=f"{first} $A {last} $B {last}",
+            special_tokens=[(name, special.index(name)) for name in (first, last)],
         )
         tokenizer.save(str(folder / "tokenizer.json"))
-        settings = {f"{token}_token": f"[{token.upper()}]" for token in ("pad", "unk", "cls", "sep", "mask")}
     elif family == "albert":
         import sentencepiece
 
@@ -305,7 +330,7 @@ def make_tokenizer(family: str, folder: Path) -> None:
         )
         tokenizer._tokenizer.train_from_iterator(lines, trainer)
         tokenizer.save_model(str(folder))
-    kind = "PreTrainedTokenizerFast" if family == "modernbert" else f"{CLASS_PREFIX[family]}Tokenizer"
+    kind = "PreTrainedTokenizerFast" if family in BYTE_LEVEL_NAMES else f"{CLASS_PREFIX[family]}Tokenizer"
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": kind} | settings))
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
     ids = {text: theirs(text, add_special_tokens=False)["input_ids"] for text in TEXTS}
