@@ -97,6 +97,7 @@ class Architecture:
     sentence_task: Literal["nsp", "sop"] | None = None  # of the published pair head
     root: str = ""
     class_prefix: str = ""  # of its classes, by default `name` with a capital
+    class_names: dict[str, str] = field(default_factory=dict)  # of classes that are named otherwise, by their suffix
     config_class: type[EncoderConfig] = EncoderConfig
     config_fields: ConfigRows = CONFIG_FIELDS
     required_values: dict[str, tuple] = field(default_factory=lambda: REQUIRED_VALUES)
@@ -126,7 +127,8 @@ class Architecture:
             ((), "Model"),
         )
         prefix = self.class_prefix or self.name.capitalize()
-        return tuple((heads, f"{prefix}{suffix}") for heads, suffix in rows if known.issuperset(heads))
+        name_class = lambda suffix: self.class_names.get(suffix, f"{prefix}{suffix}")
+        return tuple((heads, name_class(suffix)) for heads, suffix in rows if known.issuperset(heads))
 
     def name_hf_module(self, hf_module: str | Callable[[int, int], str], layer: int, num_layers: int) -> str:
         name = hf_module(layer, num_layers) if callable(hf_module) else hf_module
@@ -184,10 +186,11 @@ class Architecture:
         for name, hf_name, default in self.list_config_fields():
             values[name] = hf_config.get(hf_name, default)
             check_number_or_text(hf_name, values[name], declared_types[name].removesuffix(" | None"))
-        if values["activation"] not in ACTIVATION_NAMES:
-            hf_name = next(hf_name for name, hf_name, _ in self.config_fields if name == "activation")
-            raise UserError(f"{hf_name}={shorten(values['activation'])} is not one of {', '.join(ACTIVATION_NAMES)}")
-        values["activation"] = ACTIVATION_NAMES[values["activation"]]
+            if name == "activation":
+                if values[name] not in ACTIVATION_NAMES:
+                    known = ", ".join(ACTIVATION_NAMES)
+                    raise UserError(f"{hf_name}={shorten(values[name])} is not one of {known}")
+                values[name] = ACTIVATION_NAMES[values[name]]
         values |= self.read_nested(hf_config) | self.fixed_fields
         if self.positions_start_after_pad:
             pad_id = hf_config.get("pad_token_id", 1)
@@ -215,11 +218,11 @@ class Architecture:
 
     def build_hf_config(self, config: EncoderConfig) -> dict:
         """Return the fields of config.json for an encoder."""
-        hf_config = {hf_name: getattr(config, name) for name, hf_name, _ in self.list_config_fields()}
         hf_names = {name: hf_name for hf_name, name in reversed(ACTIVATION_NAMES.items())}
-        rows = {name: hf_name for name, hf_name, _ in self.list_config_fields()}
-        hf_config[rows["activation"]] = hf_names[config.activation]
-        hf_config[rows["max_positions"]] += config.position_offset
+        changed = {"activation": hf_names[config.activation]}
+        changed["max_positions"] = config.max_positions + config.position_offset
+        rows = self.list_config_fields()
+        hf_config = {hf_name: changed.get(name, getattr(config, name)) for name, hf_name, _ in rows}
         return hf_config | self.write_nested(config)
 
 

@@ -95,6 +95,7 @@ RECIPE_BUILDERS = {
     # The sweeps of these papers are not written out.
     "modernbert": build_roberta_recipes,
     "eurobert": build_roberta_recipes,
+    "neobert": build_roberta_recipes,
 }
 
 

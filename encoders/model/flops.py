@@ -20,4 +20,4 @@ def forward_flops(config: EncoderConfig, sizes: np.ndarray) -> np.ndarray:
 
 def masked_token_head_flops(config: EncoderConfig, num_tokens: np.ndarray) -> np.ndarray:
     """Return the FLOPs of the masked-token head at `num_tokens` positions."""
-    return num_tokens * 2.0 * (config.hidden_size * config.embedding_size + config.embedding_size * config.vocab_size)
+    return num_tokens * 2.0 * config.token_head.count_weights(config)

@@ -48,6 +48,11 @@ class MaskedTokenHead(nn.Module):
     config: object
     has_biases = True  # of the dense layer and the norm
 
+    @staticmethod
+    def count_weights(config) -> int:
+        """Return the weights of its matrices, the word table among them."""
+        return config.hidden_size * config.embedding_size + config.embedding_size * config.vocab_size
+
     @nn.compact
     def __call__(self, hidden: Float[Array, "b k d"], embedding_table: Float[Array, "v e"]) -> Float[Array, "b k v"]:
         config = self.config
@@ -66,6 +71,11 @@ class UntiedTokenHead(nn.Module):
 
     config: object
     has_bias = True
+
+    @staticmethod
+    def count_weights(config) -> int:
+        """Return the weights of its matrix."""
+        return config.hidden_size * config.vocab_size
 
     @nn.compact
     def __call__(self, hidden: Float[Array, "b k d"], embedding_table: Float[Array, "v e"]) -> Float[Array, "b k v"]:

@@ -23,6 +23,7 @@ CLASS_NAMES = {
     "encoders.families.eurobert": (
         "EuroBertConfig EuroBertAttention EuroBertFeedForward EuroBertTokenHead EuroBertPooler FinalRMSNorm"
     ),
+    "encoders.families.neobert": "NeoBertConfig NeoBertAttention NeoBertFeedForward",
     "encoders.text.tokenization": "TokenizerSpec",
     "encoders.data.spec": "PretrainingData",
     "encoders.data.labelled": "LabelledData",

@@ -20,7 +20,15 @@ from pathlib import Path
 import numpy as np
 
 HOME = Path(__file__).with_suffix("")
-VOCABULARY = {"bert": 61, "roberta": 291, "albert": 47, "electra": 61, "modernbert": 300, "eurobert": 300}
+VOCABULARY = {
+    "bert": 61,
+    "roberta": 291,
+    "albert": 47,
+    "electra": 61,
+    "modernbert": 300,
+    "eurobert": 300,
+    "neobert": 61,
+}
 CLASS_PREFIX = {
     "bert": "Bert",
     "roberta": "Roberta",
@@ -28,8 +36,9 @@ CLASS_PREFIX = {
     "electra": "Electra",
     "modernbert": "ModernBert",
     "eurobert": "EuroBert",
+    "neobert": "NeoBERT",
 }
-NO_TOKEN_TYPES = ("roberta", "modernbert", "eurobert")
+NO_TOKEN_TYPES = ("roberta", "modernbert", "eurobert", "neobert")
 # Special tokens in the order of their ids; EuroBERT's are Llama's.
 BYTE_LEVEL_NAMES = {
     "modernbert": {f"{token}_token": f"[{token.upper()}]" for token in ("pad", "unk", "cls", "sep", "mask")},
@@ -127,24 +136,39 @@ CASES = {
     "eurobert-number": Case("eurobert", "ForSequenceClassification", NUMBER | MEAN),
     "eurobert-tags": Case("eurobert", "ForTokenClassification", CLASSES, files="sharded"),
     "eurobert-encoder": Case("eurobert", "Model"),
+    "neobert-masked": Case("neobert", "ForMaskedLM", {"intermediate_size": 48}),
+    "neobert-classes": Case("neobert", "ForSequenceClassification", CLASSES),
+    "neobert-number": Case("neobert", "ForSequenceClassification", NUMBER),
+    "neobert-encoder": Case("neobert", "Model"),
     "modernbert-encoder": Case("modernbert", "Model", {"num_hidden_layers": 3} | MEAN),
 }  # fmt: skip
 
 
-def config_of(case: Case):
-    """The configuration of a case as transformers has it."""
+def get_class(family: str, kind: str):
+    """The class of transformers, or of PyTorch here where it has none."""
     import transformers
 
+    name = f"{CLASS_PREFIX[family]}{kind}"
+    if family == "neobert":
+        from tests.exchange import neobert_torch
+
+        return getattr(
+            neobert_torch, {"NeoBERTModel": "NeoBERT", "NeoBERTForMaskedLM": "NeoBERTLMHead"}.get(name, name)
+        )
+    return getattr(transformers, name)
+
+
+def config_of(case: Case):
+    """The configuration of a case as transformers has it."""
     values = SIZES | {"vocab_size": VOCABULARY[case.family]} | SPECIAL.get(case.family, {}) | case.config
-    return getattr(transformers, f"{CLASS_PREFIX[case.family]}Config")(**values)
+    return get_class(case.family, "Config")(**values)
 
 
 def model_of(case: Case, seed: int, scale: float = 0.3):
     """A model with random numbers, by default large enough for every part of a small model to matter."""
     import torch
-    import transformers
 
-    model = getattr(transformers, f"{CLASS_PREFIX[case.family]}{case.kind}")(config_of(case)).eval()
+    model = get_class(case.family, case.kind)(config_of(case)).eval()
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, leaf in model.named_parameters():
@@ -289,7 +313,7 @@ def make_tokenizer(family: str, folder: Path) -> None:
     folder.mkdir(parents=True)
     lines = [line for document in texts.made_up(60) for line in document]
     size = VOCABULARY[family]
-    settings = {"do_lower_case": True} if family in ("bert", "electra") else {}
+    settings = {"do_lower_case": True} if family in ("bert", "electra", "neobert") else {}
     if family == "roberta":
         tokenizer = ByteLevelBPETokenizer()
         special = ["<s>", "<pad>", "</s>", "<unk>"]
@@ -330,7 +354,8 @@ def make_tokenizer(family: str, folder: Path) -> None:
         )
         tokenizer._tokenizer.train_from_iterator(lines, trainer)
         tokenizer.save_model(str(folder))
-    kind = "PreTrainedTokenizerFast" if family in BYTE_LEVEL_NAMES else f"{CLASS_PREFIX[family]}Tokenizer"
+    kind = f"{CLASS_PREFIX['bert' if family == 'neobert' else family]}Tokenizer"
+    kind = "PreTrainedTokenizerFast" if family in BYTE_LEVEL_NAMES else kind
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": kind} | settings))
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
     ids = {text: theirs(text, add_special_tokens=False)["input_ids"] for text in TEXTS}
