@@ -235,6 +235,45 @@ def test_settings_that_change_ids_are_refused_by_name(settings, values, folder):
     assert all(value in str(caught.value) for value in values)
 
 
+GEMMA = {"bos_token": "<bos>", "eos_token": {"content": "<eos>"}, "cls_token": "<eos>", "mask_token": "<mask>"}
+LLAMA = {"bos_token": "<|begin|>", "eos_token": "<|end|>", "mask_token": "<|mask|>"}
+
+
+@pytest.mark.parametrize(
+    "settings, tokens, template, ids",
+    [
+        # The file's own template tells [CLS] and [SEP], whatever the settings call so.
+        (GEMMA, ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"], ["<bos>", "<eos>"], (0, 3, 2, 1, 4)),
+        # Without an unknown token and padding the end of a text stands for both.
+        (LLAMA, ["<|begin|>", "<|end|>", "<|mask|>"], ["<|begin|>", "<|end|>"], (1, 1, 0, 1, 2)),
+        (LLAMA, ["<|begin|>", "<|end|>", "<|mask|>"], ["<|begin|>"], (1, 1, 0, 1, 2)),
+    ],
+)
+def test_special_tokens_of_other_names_are_those_of_the_configuration(settings, tokens, template, ids, tmp_path):
+    """As in Gemma's and in Llama's vocabularies: words begin with a mark of SentencePiece, pieces are merged."""
+    from tokenizers import Tokenizer, models, normalizers, processors
+
+    vocabulary = {token: id for id, token in enumerate([*tokens, "▁", "a", "b", "▁a", "ab"])}
+    backend = Tokenizer(models.BPE(vocabulary, [("▁", "a"), ("a", "b")], unk_token=None))
+    backend.normalizer = normalizers.Replace(" ", "▁")
+    single = " ".join([template[0], "$A", *template[1:]])
+    special = [(name, vocabulary[name]) for name in template]
+    backend.post_processor = processors.TemplateProcessing(single=single, special_tokens=special)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(CheckpointError) as caught:
+        read_tokenizer(tmp_path)
+    assert "<s> or [CLS]" in str(caught.value) and "data.tokenizer.special_tokens" in str(caught.value)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    tokenizer = read_tokenizer(tmp_path)
+    vocab = tokenizer.vocab
+    assert (vocab.pad_id, vocab.unk_id, vocab.cls_id, vocab.sep_id, vocab.mask_id) == ids
+    starts = vocab.compute_word_starts()
+    assert starts[vocabulary["▁a"]] and not starts[vocabulary["ab"]]
+    (tmp_path / "tokenizer_config.json").unlink()
+    tokenizer.save(tmp_path)
+    assert read_tokenizer(tmp_path).vocab == vocab
+
+
 @pytest.mark.parametrize("name", ["BertTokenizer", "BertTokenizerFast", "ElectraTokenizerFast", None])
 def test_classes_with_the_rules_of_the_vocabulary_are_read(name, folder):
     settings = {"tokenizer_class": name, "never_split": [], "do_basic_tokenize": True, "strip_accents": None}
