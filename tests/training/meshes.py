@@ -1,4 +1,4 @@
-"""Five steps of three tiny families on meshes of eight devices, beside the same steps on one device.
+"""Five steps of tiny families on meshes of eight devices, beside the same steps on one device.
 
 python -m tests.training.meshes            every mesh of eight devices, every family
 python -m tests.training.meshes bert       one family; a mesh may follow, such as 2x2x2 (data x fsdp x model)
@@ -20,18 +20,18 @@ import numpy as np
 
 from encoders.bench.inputs import read_text_batches
 from encoders.costs.communication import Collective, compile_train_step, parse_collectives
-from encoders.data.formats import ElectraPairs, SegmentPairs
+from encoders.data.formats import ElectraPairs, FullSentences, SegmentPairs
 from encoders.data.spec import PretrainingData
 from encoders.data.stream import Phase
 from encoders.experiment import Experiment
-from encoders.families import albert, bert, electra
+from encoders.families import albert, bert, electra, eurobert, modernbert
 from encoders.objectives.masked_lm import MaskedLM
 from encoders.objectives.masking import Masking
 from encoders.objectives.replaced_tokens import ReplacedTokenDetection
 from encoders.objectives.sentence_pair import NextSentencePrediction, SentenceOrderPrediction
 from encoders.text.tokenization import TokenizerSpec
 from encoders.training import step
-from encoders.training.optimizer import AdamW, Lamb
+from encoders.training.optimizer import AdamW, Lamb, StableAdamW
 from encoders.training.sharding import Mesh, infer_shardings, shard_batch
 from tests import texts
 
@@ -56,6 +56,18 @@ FAMILIES = {
         replace(electra.BASE, **SIZES, embedding_size=32),
         ReplacedTokenDetection(generator_width=1 / 2),
         ElectraPairs(),
+        AdamW(1e-3, 2),
+    ),
+    "modernbert": (
+        replace(modernbert.BASE, **SIZES, embedding_size=32, local_window=4),
+        MaskedLM(Masking(0.3)),
+        FullSentences(),
+        StableAdamW(1e-3, 2),
+    ),
+    "eurobert": (
+        eurobert.make_config(32, 2, 8, 64, vocab_size=VOCABULARY, num_key_heads=4, max_positions=LENGTH),
+        MaskedLM(Masking(0.3)),
+        FullSentences(),
         AdamW(1e-3, 2),
     ),
 }
