@@ -283,11 +283,27 @@ def finish(process: subprocess.Popen, *statuses: int) -> None:
     assert process.returncode in statuses, errors.decode()
 
 
+LONG_LOCAL_ROWS = dict(
+    model=replace(
+        modernbert.BASE, **TINY | {"max_positions": 8192, "num_heads": 1}, embedding_size=16, attention_out_dropout=0.1
+    ),
+    phases=(Phase(16, 8192, 1, PackedFormat(SegmentPairs(), max_examples_per_row=512)),),
+)
+
+
 @pytest.mark.live
-def test_a_run_killed_at_a_random_moment_ends_bit_identical(corpus, tmp_path):
+@pytest.mark.parametrize(
+    "family, steps, changes",
+    [
+        ("electra", 250, {}),
+        ("modernbert", 16, LONG_LOCAL_ROWS),
+    ],
+)
+def test_a_run_killed_at_a_random_moment_ends_bit_identical(family, steps, changes, corpus, tmp_path):
     intervals = Intervals(log_every=5, eval_every=50, save_every=7, keep_checkpoints=2, eval_batches=2)
     path, finished, killed = (tmp_path / name for name in ("experiment.json", "finished", "killed"))
-    path.write_text(json.dumps(to_json_value(experiment(corpus, "electra", tmp_path, steps=250, intervals=intervals))))
+    made = experiment(corpus, family, tmp_path, steps=steps, intervals=intervals, **changes)
+    path.write_text(json.dumps(to_json_value(made)))
     finish(started(path, finished), 0)
     chance, left = random.Random(), int(os.environ.get("ENCODERS_KILLS", "1"))
     while read_result(killed) is None:
