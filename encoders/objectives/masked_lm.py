@@ -1,7 +1,9 @@
 """Masked language modelling with or without a sentence-pair task: the objective of BERT, RoBERTa and ALBERT."""
 
+import math
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -14,15 +16,25 @@ from encoders.objectives.losses import compute_class_metrics, compute_masked_lm_
 from encoders.objectives.masking import MaskedBatch, Masking, mask_tokens
 from encoders.objectives.sentence_pair import NextSentencePrediction, SentenceOrderPrediction
 from encoders.text.tokenization import VocabInfo
+from encoders.utils.field_checks import check_fields
 from encoders.utils.metrics import Mean
 
 
 @dataclass(frozen=True)
 class MaskedLM(Objective):
-    """The masked-token loss plus, unless `sentence_task` is None, a sentence-pair loss."""
+    """The masked-token loss plus, unless `sentence_task` is None, a sentence-pair loss.
+
+    `z_loss_weight`, for instance 1e-4, adds the mean square of log Σ exp(logits) at the masked positions, which keeps
+    logits small (Chowdhery et al., 2022, https://arxiv.org/abs/2204.02311, §5). Raises `ValueError` for one below 0.
+    """
 
     masking: Masking = Masking()
     sentence_task: NextSentencePrediction | SentenceOrderPrediction | None = None
+    z_loss_weight: float = 0.0
+
+    def __post_init__(self):
+        is_weight = lambda weight: 0 <= weight < math.inf
+        check_fields(self, "objective.", [("z_loss_weight", is_weight, "at least 0")])
 
     @property
     def required_fields(self) -> frozenset[str]:
@@ -30,7 +42,8 @@ class MaskedLM(Objective):
 
     @property
     def loss_weights(self) -> dict[str, float]:
-        return {"mlm_loss": 1.0} | ({f"{self.sentence_task.metric_prefix}_loss": 1.0} if self.sentence_task else {})
+        terms = {"mlm_loss": 1.0} | ({"z_loss": self.z_loss_weight} if self.z_loss_weight else {})
+        return terms | ({f"{self.sentence_task.metric_prefix}_loss": 1.0} if self.sentence_task else {})
 
     @property
     def num_distinct_passes(self) -> int | None:
@@ -64,7 +77,11 @@ class MaskedLMModule(ObjectiveModule):
 
     def __call__(self, batch: MaskedBatch, train: bool = False) -> Metrics:
         hidden = self.encoder(batch, train=train)
-        metrics = compute_masked_lm_metrics(self.predict_tokens(hidden, batch), batch, self.vocab)
+        logits = self.predict_tokens(hidden, batch)
+        metrics = compute_masked_lm_metrics(logits, batch, self.vocab)
+        if self.objective.z_loss_weight:
+            squares = jnp.square(jax.nn.logsumexp(logits, axis=-1)) * batch.masked_weights
+            metrics["z_loss"] = Mean(squares.sum(), batch.masked_weights.sum())
         if task := self.objective.sentence_task:
             classes = self.pair(pool_examples(self.config, self.pooler, hidden, batch))
             labels, weights = batch.labels[task.label_field], batch.example_mask.astype(jnp.float32)

@@ -124,6 +124,17 @@ def test_metrics_are_sums_over_the_chosen_positions_and_the_valid_examples():
     assert len(metrics) == 7
 
 
+def test_the_z_loss_is_the_mean_square_of_the_log_partition_at_masked_positions():
+    objective = MaskedLM(Masking(mask_rate=0.3), z_loss_weight=0.01)
+    seen, metrics, logits = jax.tree.map(np.asarray, forward(parameters(ALONE), ROWS, objective=objective))
+    squares = np.log(np.exp(logits.astype(np.float64)).sum(-1)) ** 2
+    np.testing.assert_allclose(metrics["z_loss"], ((squares * seen.masked_weights).sum(), 11), **CLOSE)
+    assert objective.loss_weights == {"mlm_loss": 1.0, "z_loss": 0.01}
+    assert "z_loss" not in metrics_of(ALONE, ROWS)
+    with pytest.raises(ValueError, match="objective.z_loss_weight=-1"):
+        MaskedLM(z_loss_weight=-1)
+
+
 @pytest.mark.parametrize(
     "sentences, field", [(NextSentencePrediction(), "next_sentence"), (SentenceOrderPrediction(), "sentence_order")]
 )
