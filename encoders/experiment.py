@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from encoders.data.labelled import LabelledData
 from encoders.data.mixing import find_corpus_weights
@@ -44,7 +45,8 @@ class RunSpec:
 class Experiment(RunSpec):
     """Everything that determines the numbers of a run, and what names, places and records it (mesh, name, intervals).
 
-    `init_from` is the folder of a trained or imported run whose parameters this one is initialised from.
+    `init_from` is the folder of a trained or imported run whose parameters this one is initialised from: those of equal
+    shapes, or with `init_by="tiling"` those of a smaller model, made larger (`encoders/run/tiling.py`).
     `grad_accum_steps` is the number of micro-steps that a batch is split into. `early_stopping` is the number of
     evaluations in a row without a better score that end the run. Raises `ExperimentError` for fields that do not fit
     together.
@@ -56,6 +58,7 @@ class Experiment(RunSpec):
     seed: int = 0
     grad_accum_steps: int = 1
     init_from: str | None = not_fingerprinted(None)
+    init_by: Literal["copying", "tiling"] = "copying"
     intervals: Intervals = not_fingerprinted(Intervals())
     early_stopping: int | None = None
 

@@ -10,9 +10,9 @@ Masked tokens are 30 % in training and 15 % in evaluation. Cost and score: not m
 FLOPs and memory.
 
 Differences that are known: the text is Wikipedia, since the paper's is not released; the vocabulary is trained here
-unless `data.tokenizer.path` names the published tokenizer.json; ModernBERT-large starts from scratch, where the paper
-tiles it from the base; the annealing of the last 50 B tokens has the same text; and the restart of the large model at
-5e-5 after 900 B tokens is a piece of its schedule.
+unless `data.tokenizer.path` names the published tokenizer.json; ModernBERT-large is tiled from the end of the base's
+first run; the annealing of the last 50 B tokens has the same text; and the restart of the large model at 5e-5 after
+900 B tokens is a piece of its schedule.
 """
 
 from dataclasses import replace
@@ -51,7 +51,9 @@ def count_steps(tokens: float, batch_size: int, seq_length: int) -> int:
     return round(tokens / (batch_size * seq_length))
 
 
-def build_size(size: str, model, rates, batch, ramp_tokens, warmup_tokens, long_rate, long_batch) -> list[Experiment]:
+def build_size(
+    size: str, model, rates, batch, ramp_tokens, warmup_tokens, long_rate, long_batch, **fields
+) -> list[Experiment]:
     """Return the two runs of a size; `rates` are those of the first 900 B tokens of the first run, and of the rest."""
     steps, long_steps = count_steps(1.719e12, batch, 1024), count_steps(300e9, long_batch, 8192)
     ramp = BatchRamp(start=batch // 6, unit=batch // 6, num_steps=count_steps(ramp_tokens, batch // 2, 1024))
@@ -77,6 +79,7 @@ def build_size(size: str, model, rates, batch, ramp_tokens, warmup_tokens, long_
             short,
             StableAdamW(first, warmup, schedule=schedule),
             Phase(steps, 1024, batch, ROWS, mask_rate=0.3, batch_ramp=ramp),
+            **fields,
         ),
         build_run(
             f"modernbert-{size}-8192",
@@ -88,7 +91,9 @@ def build_size(size: str, model, rates, batch, ramp_tokens, warmup_tokens, long_
     ]
 
 
+TILED_FROM_BASE = dict(init_from="runs/modernbert-base-1024", init_by="tiling")
+
 experiments = [
     *build_size("base", modernbert.BASE, (8e-4, 8e-4), 4608, 50e9, 3e9, 3e-4, 72),
-    *build_size("large", modernbert.LARGE, (5e-4, 5e-5), 4928, 10e9, 2e9, 5e-5, 77),
+    *build_size("large", modernbert.LARGE, (5e-4, 5e-5), 4928, 10e9, 2e9, 5e-5, 77, **TILED_FROM_BASE),
 ]

@@ -143,6 +143,9 @@ class ModernBertConfig(EncoderConfig):
         *("max_positions", "rope_theta", "local_rope_theta"),  # the context can be extended
     )
 
+    fused_matrices: ClassVar[dict[str, int]] = {"qkv": 3, "up": 2}
+    leading_norms: ClassVar[tuple[str, ...]] = ("next_norm",)
+
     def __post_init__(self):
         super().__post_init__()
         checks = (

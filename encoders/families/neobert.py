@@ -91,6 +91,8 @@ class NeoBertConfig(EncoderConfig):
         *("max_positions", "rope_theta"),  # the context can be extended
     )
 
+    fused_matrices: ClassVar[dict[str, int]] = {"up": 2}  # those of attention are apart in each head
+
     def __post_init__(self):
         super().__post_init__()
         check_fields(self, "model.", [("rope_theta", lambda theta: theta > 0, "above 0")])

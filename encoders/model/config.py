@@ -86,6 +86,11 @@ class EncoderConfig:
         "pooling",
     )
 
+    # Dense layers whose features are those of several matrices beside one another, with their number, and norms of a
+    # layer that the next layer reads.
+    fused_matrices: ClassVar[dict[str, int]] = {}
+    leading_norms: ClassVar[tuple[str, ...]] = ()
+
     def __post_init__(self):
         if self.embedding_size is None:
             object.__setattr__(self, "embedding_size", self.hidden_size)  # the dataclass is frozen

@@ -13,6 +13,7 @@ from encoders.objectives.base import Objective
 from encoders.objectives.generator import GeneratorObjective
 from encoders.run.folder import TOKENIZER_FILE, RunError, read_run_record
 from encoders.run.run import Run
+from encoders.run.tiling import TILED_FIELDS, check_sizes, tile_params
 from encoders.training.optimizer import flatten_with_paths
 
 
@@ -38,6 +39,9 @@ class WarmStart:
         if len(experiment.model.shared_parts) == 2 and experiment.model.num_groups == 1:
             # One set of parameters serves all layers, so the depth may differ (ALBERT, table 11).
             fields["model.num_layers"] = new_fields["model.num_layers"]
+        if experiment.init_by == "tiling":
+            check_sizes(self.run.spec.model, experiment.model)
+            fields |= {f"model.{name}": new_fields[f"model.{name}"] for name in TILED_FIELDS}
         if differences := list_differences(fields, new_fields):
             raise RunError(f"init_from={experiment.init_from} has another model: {'; '.join(differences)}")
         if experiment.data.tokenizer.path is not None:
@@ -55,6 +59,8 @@ class WarmStart:
         objective, new_shapes = run.spec.objective, run.state_shapes.params
         source_params = self.run.load_params(str(self.step), run.infer_shardings)[1]
         source_params = transfer_params(source_params, self.run.spec.objective, objective)
+        if run.experiment.init_by == "tiling":
+            source_params = tile_parts(source_params, new_shapes, run)
         transferred = {
             part: source_params[part]
             for part, shapes in new_shapes.items()
@@ -94,6 +100,14 @@ def transfer_params(source_params: dict, source_objective: Objective, objective:
         params["generator"] = jax.tree.map(jnp.copy, source_params[source_name])
         kept.append("tokens")
     return params | {part: source_params[part] for part in kept if part in source_params}
+
+
+def tile_parts(source_params: dict, new_shapes: dict, run: Run) -> dict:
+    """Return the parts that both runs have, tiled to the shapes of `run`, on the devices that hold them."""
+    shared = {part: new_shapes[part] for part in source_params if part in new_shapes}
+    tile = lambda params: {part: tile_params(params[part], shared[part], run.spec.model) for part in shared}
+    shardings = {part: run.state_shardings.params[part] for part in shared}
+    return jax.jit(tile, out_shardings=shardings)({part: source_params[part] for part in shared})
 
 
 def collect_shapes(params: dict) -> dict[str, tuple[int, ...]]:

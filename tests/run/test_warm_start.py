@@ -18,7 +18,7 @@ from encoders.objectives.masked_lm import MaskedLM
 from encoders.objectives.masking import Masking
 from encoders.objectives.replaced_tokens import ReplacedTokenDetection
 from encoders.objectives.sentence_pair import NextSentencePrediction
-from encoders.run import loop
+from encoders.run import loop, tiling
 from encoders.run.evaluate import evaluate_run
 from encoders.run.folder import RunError, register_run
 from encoders.run.run import Run
@@ -28,7 +28,9 @@ from encoders.text.tokenization import TokenizerSpec
 from encoders.training import step
 from encoders.training.metric_log import Intervals, read_metric_rows
 from encoders.training.optimizer import AdamW
+from encoders.utils.errors import UserError
 from encoders.utils.metrics import mean_value
+from encoders.utils.serialization import fingerprint_content
 from tests import texts
 from tests.exchange.references import CASES, HOME
 from tests.refusals import raises_naming
@@ -249,3 +251,54 @@ def test_the_source_run_is_part_of_the_fingerprint(home, tmp_path):
     other = replace(base, init_from=str(home / "bert-encoder"))
     with raises_naming(RunError, "init_from"):
         loop.train(other, tmp_path / "run", quiet)
+
+
+# Tiled from a smaller model -------------------------------------------------------------------------------------------
+
+
+def test_layers_are_those_of_the_same_relative_depth():
+    base_to_large = [round(j * 22 / 28) for j in range(28)]
+    assert tiling.choose_layers(22, 28).tolist() == base_to_large
+    # The norm that leads to layer j + 1 is the one that leads to its counterpart, and the last stays the last.
+    assert tiling.choose_layers(22, 28, leads=True).tolist() == [*(layer - 1 for layer in base_to_large[1:]), 21]
+
+
+def test_a_larger_model_has_the_smaller_one_in_the_middle_of_its_matrices(home, tmp_path):
+    import_checkpoint(HOME / "modernbert-masked", home / "modernbert", tokenizer_files=HOME / "vocabularies/modernbert")
+    small = Run.open(home / "modernbert").spec.model
+    large = replace(small, hidden_size=18, embedding_size=18, num_layers=7, num_heads=3, intermediate_size=24)
+    objective = (MaskedLM(Masking(dupe_factor=None)), FullSentences())
+    base = experiment(home, "modernbert", *objective, model=large, init_by="tiling")
+    state, line = build_state(base, tmp_path / "unused")
+    before, after = Run.open(home / "modernbert").load_params()[1], state.params
+    assert "fresh" not in line and jax.tree.structure(before) == jax.tree.structure(after)
+    old, new = (params["encoder"]["layers"] for params in (before, after))
+    for layer, source in enumerate(tiling.choose_layers(5, 7)):
+        # Inner features and gates are two halves, of 20 and of 24; 18 hidden features have 3 more at each side.
+        for half in range(2):
+            found = new["transform"]["up"]["kernel"][layer][:, half * 24 : half * 24 + 24]
+            expected = old["transform"]["up"]["kernel"][source][:, half * 20 : half * 20 + 20]
+            np.testing.assert_array_equal(found[3:15, 2:22], expected)
+            np.testing.assert_array_equal(found[:3, 2:22], expected[-3:])
+            np.testing.assert_array_equal(found[3:15, 22:], expected[:, :2])
+        for third in range(3):
+            found = new["attend"]["qkv"]["kernel"][layer][:, third * 18 : third * 18 + 18]
+            expected = old["attend"]["qkv"]["kernel"][source][:, third * 12 : third * 12 + 12]
+            np.testing.assert_array_equal(found[3:15, 3:15], expected)
+    np.testing.assert_array_equal(after["tokens"]["bias"], before["tokens"]["bias"])
+    np.testing.assert_array_equal(
+        new["transform"]["next_norm"]["scale"][-1][3:15], old["transform"]["next_norm"]["scale"][-1]
+    )
+    with raises_naming(RunError, "model.num_layers", "7"):
+        WarmStart(replace(base, init_by="copying"))
+    shorter = replace(base, model=replace(large, num_layers=4))
+    with raises_naming(UserError, "model.num_layers=4", "5"):
+        WarmStart(shorter)
+    with raises_naming(RunError, "local_window"):
+        WarmStart(replace(base, model=replace(large, local_window=6)))
+
+
+def test_a_tiled_run_is_another_experiment_than_a_copied_one(home):
+    base = experiment(home, "bert-pretraining", *BERT)
+    assert fingerprint_content(base) != fingerprint_content(replace(base, init_by="tiling"))
+    assert "init_by" not in fingerprint_content(base)
