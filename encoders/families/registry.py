@@ -1,6 +1,6 @@
 """All families, in the order in which a run looks for one that it exports as."""
 
-from encoders.families import albert, bert, electra, modernbert, roberta
+from encoders.families import albert, bert, electra, esm, modernbert, roberta
 
-FAMILIES = (bert, roberta, albert, electra, modernbert)
+FAMILIES = (bert, roberta, albert, electra, modernbert, esm)
 ARCHITECTURES = {family.ARCHITECTURE.name: family.ARCHITECTURE for family in FAMILIES}

@@ -130,6 +130,12 @@ class EncoderConfig:
         """Return the intermediate size of this family's model of another hidden size."""
         return 4 * hidden_size
 
+    def find_vocabulary_problem(self, vocab) -> str | None:
+        """Return why a vocabulary, a `VocabInfo`, does not fit this model, or None."""
+        if vocab.vocab_size <= self.vocab_size:
+            return None
+        return f"the vocabulary has {vocab.vocab_size} entries and the word table {self.vocab_size} rows (model.vocab_size)"
+
     def begin_layers(self, x):
         """Return what the first layer is given, a pytree, from the embeddings `[b l d]`."""
         return x

@@ -19,6 +19,7 @@ CLASS_NAMES = {
         "ModernBertConfig ModernBertEmbeddings ModernBertRotary ModernBertAttention ModernBertFeedForward "
         "ModernBertTokenHead ModernBertPooler"
     ),
+    "encoders.families.esm": "EsmConfig EsmEmbeddings EsmRotary EsmAttention EsmFeedForward EsmFinalNorm",
     "encoders.text.tokenization": "TokenizerSpec",
     "encoders.data.spec": "PretrainingData",
     "encoders.data.labelled": "LabelledData",

@@ -20,16 +20,18 @@ from pathlib import Path
 import numpy as np
 
 HOME = Path(__file__).with_suffix("")
-VOCABULARY = {"bert": 61, "roberta": 291, "albert": 47, "electra": 61, "modernbert": 300}
+VOCABULARY = {"bert": 61, "roberta": 291, "albert": 47, "electra": 61, "modernbert": 300, "esm": 33}
 CLASS_PREFIX = {
     "bert": "Bert",
     "roberta": "Roberta",
     "albert": "Albert",
     "electra": "Electra",
     "modernbert": "ModernBert",
+    "esm": "Esm",
 }
-NO_TOKEN_TYPES = ("roberta", "modernbert")
+NO_TOKEN_TYPES = ("roberta", "modernbert", "esm")
 LENGTH = 11
+OWN_TEXTS = {"esm": ["MKTAYIAKQR", "M K <mask>V\tJlag ala-.\n", "<null_1>AX JJ Z"]}
 TEXTS = ["Tan ber, sin lon mut!", "ker (tan)  bér [MASK] lon", "sin, 中 and 7 tan.", " ", ""]
 
 
@@ -64,8 +66,13 @@ LOCAL = {
     },
 }
 MEAN = {"classifier_pooling": "mean"}
+# Fields without which transformers builds no model of the type.
+NECESSARY = {"esm": {"vocab_size": 33, "position_embedding_type": "rotary", "mask_token_id": 32}}
+# Tensors of theirs that a run of ours does not have.
+UNREAD = {"esm": {"contact_head.regression.weight", "contact_head.regression.bias"}}
 SPECIAL = {
     "roberta": {"pad_token_id": 1, "type_vocab_size": 1},
+    "esm": {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "token_dropout": True, **NECESSARY["esm"]},
     "modernbert": {"pad_token_id": 0, "cls_token_id": 2, "bos_token_id": 2, "sep_token_id": 3, "eos_token_id": 3},
 }
 HALF = {"hidden_size": 6, "num_attention_heads": 1, "intermediate_size": 24}
@@ -107,6 +114,11 @@ CASES = {
     "modernbert-questions": Case("modernbert", "ForQuestionAnswering", LOCAL, files="sharded"),
     "modernbert-tags": Case("modernbert", "ForTokenClassification", CLASSES | LOCAL),
     "modernbert-encoder": Case("modernbert", "Model", {"num_hidden_layers": 3} | MEAN),
+    "esm-masked": Case("esm", "ForMaskedLM", {"layer_norm_eps": 1e-5, "rope_theta": 90.0}),
+    "esm-classes": Case("esm", "ForSequenceClassification", CLASSES, files="archive"),
+    "esm-number": Case("esm", "ForSequenceClassification", NUMBER),
+    "esm-tags": Case("esm", "ForTokenClassification", CLASSES | {"token_dropout": False}),
+    "esm-encoder": Case("esm", "Model", {"num_hidden_layers": 4}, files="sharded"),
 }  # fmt: skip
 
 
@@ -137,7 +149,10 @@ def inputs_of(case: Case, seed: int) -> dict[str, np.ndarray]:
     """Three rows of ids, of unequal lengths, and two segments where the family has them."""
     draw = np.random.default_rng(seed)
     mask = np.array([[1] * size + [0] * (LENGTH - size) for size in (LENGTH, 7, 4)])
-    ids = np.where(mask, draw.integers(5, VOCABULARY[case.family], mask.shape), int(case.family == "roberta"))
+    pad_id = SPECIAL.get(case.family, {}).get("pad_token_id", 0)
+    ids = np.where(mask, draw.integers(5, VOCABULARY[case.family], mask.shape), pad_id)
+    if case.family == "esm":  # whose embeddings depend on the share of <mask>
+        ids[0, [2, 3, 7]] = ids[1, 4] = 32
     types = np.where((np.arange(LENGTH) > 2) & (mask > 0), case.family not in NO_TOKEN_TYPES, 0)
     return {"ids": ids, "mask": mask, "types": types}
 
@@ -157,7 +172,7 @@ def outputs_of(case: Case, model, inputs: dict[str, np.ndarray]) -> dict[str, np
     import torch
 
     given = {"input_ids": inputs["ids"], "attention_mask": inputs["mask"]}
-    if case.family != "modernbert":
+    if case.family not in ("modernbert", "esm"):
         given["token_type_ids"] = inputs["types"]
     with torch.no_grad():
         out = model(**{name: torch.tensor(array) for name, array in given.items()}, output_hidden_states=True)
@@ -298,6 +313,8 @@ def make_tokenizer(family: str, folder: Path) -> None:
         )  # fmt: skip
         for extra in ("lines.txt", "spiece.vocab"):
             (folder / extra).unlink()
+    elif family == "esm":
+        (folder / "vocab.txt").write_text("\n".join(transformers.models.esm.configuration_esm.get_default_vocab_list()))
     else:
         tokenizer = BertWordPieceTokenizer()
         trainer = trainers.WordPieceTrainer(
@@ -308,7 +325,7 @@ def make_tokenizer(family: str, folder: Path) -> None:
     kind = "PreTrainedTokenizerFast" if family == "modernbert" else f"{CLASS_PREFIX[family]}Tokenizer"
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": kind} | settings))
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
-    ids = {text: theirs(text, add_special_tokens=False)["input_ids"] for text in TEXTS}
+    ids = {text: theirs(text, add_special_tokens=False)["input_ids"] for text in (*TEXTS, *OWN_TEXTS.get(family, ()))}
     (folder / "ids.json").write_text(json.dumps(ids))
 
 

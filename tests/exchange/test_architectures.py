@@ -2,7 +2,7 @@
 
 import pytest
 
-from encoders.families import albert, bert, electra, modernbert, roberta
+from encoders.families import albert, bert, electra, esm, modernbert, roberta
 from encoders.families.architecture import LEAF_NAMES, REQUIRED_VALUES
 from encoders.families.registry import ARCHITECTURES
 
@@ -12,6 +12,7 @@ SIZES = {
     "albert": albert.SIZES,
     "electra": electra.SIZES,
     "modernbert": modernbert.SIZES,
+    "esm": esm.SIZES,
 }
 
 

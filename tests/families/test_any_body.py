@@ -8,7 +8,7 @@ import pytest
 
 from encoders.costs.ledger import make_blank_vocab
 from encoders.data.batch import build_single_example_batch
-from encoders.families import albert, bert, electra, modernbert, roberta
+from encoders.families import albert, bert, electra, esm, modernbert, roberta
 from encoders.model.config import EncoderConfig
 from encoders.objectives.masked_lm import MaskedLM
 from encoders.objectives.replaced_tokens import ReplacedTokenDetection
@@ -27,6 +27,7 @@ BODIES: dict[str, EncoderConfig] = {
     "albert": replace(albert.BASE, **SIZES, embedding_size=8),
     "electra": replace(electra.BASE, **SIZES, embedding_size=8),
     "modernbert": replace(modernbert.BASE, **SIZES, embedding_size=128, local_window=4),
+    "esm": replace(esm.SIZES["esm2-8m"], **SIZES, embedding_size=128, mask_token_id=4),
     "modernbert with shared layers": replace(
         modernbert.BASE, **SIZES, embedding_size=8, local_window=4, shared_parts=("attention", "feed_forward")
     ),
