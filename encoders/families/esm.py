@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 from encoders.families.architecture import LAYER_MODULES, Architecture
 from encoders.model import layers, rotary
 from encoders.model.config import EncoderConfig, FamilyConventions
-from encoders.model.layers import EncoderInputs, LayerContext
+from encoders.model.layers import EncoderInputs, LayerContext, make_membership_mask
 from encoders.model.ops import ACTIVATIONS, Dropout, make_dense, make_embedding_table, make_layer_norm, shard_rows
 from encoders.utils.errors import UserError
 from encoders.utils.field_checks import check_fields
@@ -55,8 +55,7 @@ def compute_token_scale(batch: EncoderInputs, mask_token_id: int) -> Float[Array
     r is the share of <mask> among the tokens of the example. Training and evaluation have the same mean so.
     """
     is_mask = batch.input_ids == mask_token_id
-    slots = jnp.arange(1, batch.cls_positions.shape[1] + 1)
-    belongs = batch.example_ids[:, None] == slots[:, None]  # [b s l]
+    belongs = make_membership_mask(batch)
     sizes, num_masks = belongs.sum(-1), (belongs & is_mask[:, None]).sum(-1)
     shares = num_masks / jnp.maximum(sizes, 1)
     example_scales = (1 - TRAINING_MASK_SHARE) / jnp.where(shares < 1, 1 - shares, 1)
@@ -171,7 +170,7 @@ class EsmConfig(EncoderConfig):
 
     def find_vocabulary_problem(self, vocab) -> str | None:
         if self.token_dropout and vocab.mask_id != self.mask_token_id:
-            return f"model.mask_token_id={self.mask_token_id}, and the vocabulary's mask is {vocab.mask_id}; set it so"
+            return f"model.mask_token_id={self.mask_token_id} must be the id of the vocabulary's mask, {vocab.mask_id}"
         return super().find_vocabulary_problem(vocab)
 
 
@@ -229,13 +228,15 @@ def write_esm_fields(config: EsmConfig) -> dict[str, Any]:
 
 def read_frequencies(config: EsmConfig, tensors: Mapping[str, Any]) -> EsmConfig:
     """Return `config` with the precision of the frequencies in a file. Raises `UserError` for other frequencies."""
-    stored = {name: tensor.read() for name, tensor in tensors.items() if re.search(rf"(^|\.){FREQUENCIES}$", name)}
-    for name, values in stored.items():
-        candidates = [replace(config, rotary_precision=precision) for precision in ("float32", "float16")]
-        is_near = lambda candidate, values=values: np.allclose(values, compute_stored_frequencies(candidate), 1e-6, 0)
-        if values.size != config.hidden_size // config.num_heads // 2 or not any(map(is_near, candidates)):
-            raise UserError(f"{name} is not rope_theta={config.rope_theta} in float32 or float16: {values.tolist()}")
-        config = next(filter(is_near, candidates))
+    stored = {name: tensor for name, tensor in tensors.items() if re.search(rf"(^|\.){FREQUENCIES}$", name)}
+    for name, tensor in stored.items():
+        for precision in ("float32", "float16"):
+            config = replace(config, rotary_precision=precision)
+            has_size = tensor.shape == (config.hidden_size // config.num_heads // 2,)
+            if has_size and np.allclose(tensor.read(), compute_stored_frequencies(config), rtol=1e-6, atol=0):
+                break
+        else:
+            raise UserError(f"{name} is not of rope_theta={config.rope_theta} in float32 or float16")
     return config
 
 

@@ -124,7 +124,7 @@ def test_a_vocabulary_whose_mask_has_another_id_is_refused_before_anything_runs(
     assert_names(config.find_vocabulary_problem(vocab), "mask_token_id=32", vocab.mask_id)
     for fitting in (replace(config, mask_token_id=vocab.mask_id), replace(config, token_dropout=False)):
         assert fitting.find_vocabulary_problem(vocab) is None
-    with raises_naming(CheckpointError, "mask_token_id=32", "is 4"):
+    with raises_naming(CheckpointError, "mask_token_id=32", "mask, 4"):
         import_checkpoint(HOME / "esm-masked", tmp_path / "run", tokenizer_files=HOME / "vocabularies" / "bert")
     run = import_run("esm-masked", tmp_path / "run")
     opened = Run.open(run)
