@@ -21,6 +21,8 @@ from encoders.run.folder import RunError
 from encoders.run.run import Run
 from encoders.text.tokenization import TokenizerSpec, load_tokenizer
 from encoders.utils.errors import UserError
+from tests.exchange import references
+from tests.exchange.outputs import furthest, ours
 from tests.exchange.references import HOME
 from tests.refusals import assert_names, raises_naming
 
@@ -258,3 +260,42 @@ def test_tensors_that_are_no_part_of_the_network_are_left_out_and_others_are_nam
     theirs = change_tensors("esm-masked", tmp_path / "more", lambda tensors: tensors | other)
     with raises_naming(CheckpointError, "unexpected: esm.contact_head.other.weight"):
         import_run("esm-masked", tmp_path / "again", theirs)
+
+
+# Beside transformers --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.live
+@pytest.mark.parametrize(
+    "name, heads, head_size", [("8m", 20, 16), ("35m", 20, 24), ("150m", 20, 32), ("650m", 20, 64)]
+)
+def test_rounded_frequencies_of_published_sizes_are_those_of_torch(name, heads, head_size):
+    import torch
+
+    theirs = (1.0 / 10000 ** (torch.arange(0, head_size, 2).float() / head_size)).half().float().numpy()
+    np.testing.assert_array_equal(esm.compute_stored_frequencies(config), theirs)
+
+
+@pytest.mark.live
+def test_outputs_with_rounded_frequencies_equal_those_of_transformers(tmp_path):
+    case = references.CASES["esm-masked"]
+    model, inputs = references.model_of(case, seed=3), references.inputs_of(case, seed=3)
+    frequencies = model.esm.rotary_embeddings.inv_freq
+    frequencies.copy_(frequencies.half().float())
+    references.safetensors(model, tmp_path / "theirs")
+    expected = inputs | references.outputs_of(case, model, inputs)
+    run = import_run("", tmp_path / "run", tmp_path / "theirs")
+    assert max(furthest(ours(run, expected), expected).values()) < 1e-5
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("reader", ["EsmTokenizer", "AutoTokenizer"])
+def test_transformers_reads_the_exported_alphabet_with_equal_ids(reader, tmp_path):
+    import transformers
+
+    export_run(import_run("esm-masked", tmp_path / "run"), tmp_path / "out")
+    published = transformers.EsmTokenizer.from_pretrained(ALPHABET)
+    exported = getattr(transformers, reader).from_pretrained(tmp_path / "out")
+    for text in (*references.TEXTS, *references.OWN_TEXTS["esm"]):
+        assert exported(text)["input_ids"] == published(text)["input_ids"], text
+    assert exported("MKV", "LAG")["input_ids"] == published("MKV", "LAG")["input_ids"]
