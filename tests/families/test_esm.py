@@ -266,12 +266,12 @@ def test_tensors_that_are_no_part_of_the_network_are_left_out_and_others_are_nam
 
 
 @pytest.mark.live
-@pytest.mark.parametrize(
-    "name, heads, head_size", [("8m", 20, 16), ("35m", 20, 24), ("150m", 20, 32), ("650m", 20, 64)]
-)
-def test_rounded_frequencies_of_published_sizes_are_those_of_torch(name, heads, head_size):
+@pytest.mark.parametrize("name", COUNTS)
+def test_rounded_frequencies_of_published_sizes_are_those_of_torch(name):
     import torch
 
+    config = replace(esm.SIZES[name], rotary_precision="float16")
+    head_size = config.hidden_size // config.num_heads
     theirs = (1.0 / 10000 ** (torch.arange(0, head_size, 2).float() / head_size)).half().float().numpy()
     np.testing.assert_array_equal(esm.compute_stored_frequencies(config), theirs)
 
