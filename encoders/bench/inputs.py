@@ -14,7 +14,7 @@ from encoders.data.batch import Batch, build_single_example_batch
 from encoders.data.prepare import prepare_store
 from encoders.data.stream import BatchStream, Phase
 from encoders.experiment import Experiment
-from encoders.objectives.masking import make_membership_mask
+from encoders.model.layers import make_membership_mask
 from encoders.text.tokenization import VocabInfo
 
 

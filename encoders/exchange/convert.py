@@ -79,10 +79,8 @@ def import_checkpoint(
     spec = RunSpec(name=run.name, model=sources.config, objective=sources.objective, mesh=Mesh(data=1, fsdp=-1))
     shapes = sources.build_param_shapes(tokenizer.vocab)
     problems = sources.list_problems(shapes)
-    if tokenizer.vocab.vocab_size > spec.model.vocab_size:
-        problems.append(
-            f"the vocabulary has {tokenizer.vocab.vocab_size} entries and the word table {spec.model.vocab_size} rows"
-        )
+    if problem := spec.model.find_vocabulary_problem(tokenizer.vocab):
+        problems.append(problem)
     if problems:
         raise CheckpointError(f"{folder} cannot be imported:\n  " + "\n  ".join(problems))
     shardings = sharding.infer_shardings(shapes, spec.mesh.build())
@@ -296,7 +294,8 @@ def build_hf_checkpoint(
         "dtype": "float32",
         **build_label_config(architecture, spec.objective),
     }
-    tensors = {}
+    buffers = architecture.write_buffers(config)
+    tensors = {name: (values.shape, partial(np.asarray, values)) for name, values in buffers.items()}
     for path, leaf in flatten_with_paths({module: params[module] for module in ("encoder", *written_heads)}):
         for layer, (name, shape) in enumerate(architecture.list_hf_tensors(path, leaf.shape)):
             tensors[name] = shape, partial(to_hf_layout, path, leaf, layer)

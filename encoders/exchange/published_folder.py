@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from encoders.exchange.weights import CheckpointError, LazyTensor, list_names, read_json, read_weights
-from encoders.families.architecture import BUFFER_PATTERN, Architecture, has_different_groups
+from encoders.families.architecture import Architecture, has_different_groups
 from encoders.families.registry import ARCHITECTURES
 from encoders.model.config import EncoderConfig
 from encoders.objectives.masked_lm import MaskedLM
@@ -109,11 +109,11 @@ def interpret_checkpoint(
 ) -> PublishedCheckpoint:
     """Return the checkpoint that a configuration and tensors describe. Raises `CheckpointError`."""
     architecture = identify_architecture(hf_config, tensors)
-    tensors = modernize_tensor_names(architecture, tensors)
     try:
-        config = architecture.read_encoder_config(hf_config)
+        config = architecture.read_buffers(architecture.read_encoder_config(hf_config), tensors)
     except ValueError as error:
         raise CheckpointError(f"config.json: {error}") from None
+    tensors = modernize_tensor_names(architecture, tensors)
     if config.num_layers > len(tensors):  # checked before anything is built of that size
         raise CheckpointError(
             f"config.json: num_hidden_layers={config.num_layers} exceeds the {len(tensors)} tensors of the weights"
@@ -162,7 +162,7 @@ def modernize_tensor_names(architecture: Architecture, tensors: dict[str, LazyTe
     prefix, renamed = f"{architecture.root or architecture.name}.", {}
     has_prefix = any(name.startswith(prefix) for name in tensors)
     for original_name, tensor in tensors.items():
-        if re.search(BUFFER_PATTERN, original_name):
+        if re.search(architecture.unread_tensors, original_name):
             continue
         name = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", original_name))
         if not has_prefix and architecture.list_top_modules(prefix + name):

@@ -23,6 +23,11 @@ TOKENIZER_CLASSES = {
     "wordpiece": ("BertTokenizer", "ElectraTokenizer", "DistilBertTokenizer", "MobileBertTokenizer"),
     "bpe": ("RobertaTokenizer", "GPT2Tokenizer", "LongformerTokenizer", "BartTokenizer"),
     "unigram": ("AlbertTokenizer",),
+    "character": ("EsmTokenizer",),
+}
+# Classes whose vocab.txt is a list of characters, with the names of their special tokens.
+CHARACTER_LIST_CLASSES = {
+    "EsmTokenizer": {"cls": "<cls>", "pad": "<pad>", "sep": "<eos>", "unk": "<unk>", "mask": "<mask>"}
 }
 ANY_FAST_CLASS = ("PreTrainedTokenizer", "TokenizersBackend")
 # Classes whose rules are Python code: a tokenizer.json beside them has other ones.
@@ -43,8 +48,12 @@ def read_tokenizer(path: Path, log: Callable[[str], None] = lambda line: None) -
         if not isinstance(value, bool):
             raise CheckpointError(f"tokenizer_config.json: {name}={value!r} is not true or false")
     lowercase = rules.get("do_lower_case", True)
+    own_names = CHARACTER_LIST_CLASSES.get(str(settings.get("tokenizer_class")), {})
+    if own_names and path.is_dir():  # transformers reads the list, whatever is beside it
+        path = path / "vocab.txt"
+    kind = "character" if own_names and path.suffix == ".txt" else ""
     try:
-        tokenizer = load_tokenizer(path, lowercase, rules.get("add_prefix_space", False))
+        tokenizer = load_tokenizer(path, lowercase, rules.get("add_prefix_space", False), kind, own_names)
     except ValueError as error:
         raise CheckpointError(f"{error}; other files can be named with --vocabulary") from None
     for name, value in tokenizer.get_transformers_options().items():
@@ -90,7 +99,7 @@ def list_unsupported_rules(folder: Path, settings: dict, tokenizer: Tokenizer, l
 
 
 def write_tokenizer(tokenizer: Tokenizer, folder: Path, config: EncoderConfig) -> None:
-    """Write tokenizer.json, tokenizer_config.json and, for WordPiece, the vocab.txt of older tools."""
+    """Write tokenizer.json, tokenizer_config.json and, for WordPiece and characters, the vocab.txt of older tools."""
     tokenizer.save(folder)
     token_types = ["token_type_ids"] if config.num_token_types > 1 else []
     settings = {
@@ -100,6 +109,6 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, config: EncoderConfig) -
         "clean_up_tokenization_spaces": False,
     } | {name: tokenizer.id_to_token(getattr(tokenizer.vocab, field)) for name, field in SPECIAL_TOKEN_ROLES.items()}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")
-    if tokenizer.kind == "wordpiece":
+    if tokenizer.kind in ("wordpiece", "character"):
         words = [tokenizer.id_to_token(id) for id in range(tokenizer.vocab.vocab_size)]
         (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in words), encoding="utf-8")

@@ -109,6 +109,9 @@ class Architecture:
     token_id_fields: tuple[tuple[str, str], ...] = ()  # rows of (field of config.json, field of `VocabInfo`)
     gelu_heads: tuple[str, ...] = ()  # heads that have exact GELU under any hidden_act
     positions_start_after_pad: bool = False  # as in fairseq
+    unread_tensors: str = BUFFER_PATTERN  # regex of tensors that are no parameters of ours
+    read_buffers: Callable[[Any, dict], Any] = lambda config, tensors: config  # the config that all tensors agree with
+    write_buffers: Callable[[Any], dict] = lambda config: {}  # arrays by name that a file has beside the parameters
 
     @property
     def model_classes(self) -> tuple[tuple[tuple[str, ...], str], ...]:

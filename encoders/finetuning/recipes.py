@@ -96,6 +96,7 @@ RECIPE_BUILDERS = {
     "modernbert": build_roberta_recipes,
     "eurobert": build_roberta_recipes,
     "neobert": build_roberta_recipes,
+    "esm": build_roberta_recipes,
 }
 
 

@@ -299,7 +299,7 @@ class Predictor:
             is_token = (rows.example_ids > 0)[..., None]
             return (hidden * is_token).sum(1) / jnp.maximum(is_token.sum(1), 1)
         if pooling == "pooled":
-            pooler = partial(config.pooler(config).apply, {"params": params["pooler"]})
+            pooler = lambda states: config.pooler(config).apply({"params": params["pooler"]}, states)
             return pool_examples(config, pooler, hidden, rows)[:, 0]
         return summarize_examples(config, hidden, rows, "cls")[:, 0]
 

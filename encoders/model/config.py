@@ -148,6 +148,13 @@ class EncoderConfig:
         """Return the weights of a layer's projections of queries, keys, values and outputs."""
         return 4 * self.hidden_size**2
 
+    def find_vocabulary_problem(self, vocab) -> str | None:
+        """Return why a vocabulary, a `VocabInfo`, does not fit this model, or None."""
+        if vocab.vocab_size <= self.vocab_size:
+            return None
+        num_rows = f"{self.vocab_size} rows (model.vocab_size)"
+        return f"the vocabulary has {vocab.vocab_size} entries and the word table {num_rows}"
+
     def begin_layers(self, x):
         """Return what the first layer is given, a pytree, from the embeddings `[b l d]`."""
         return x

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from encoders.model.layers import EncoderInputs
+from encoders.model.layers import EncoderInputs, make_membership_mask
 from encoders.model.ops import ACTIVATIONS, Dropout, make_dense, make_layer_norm
 
 
@@ -27,7 +27,7 @@ def summarize_examples(
     start = batch.cls_positions
     if not config.attention.is_causal and (pooling or config.pooling) == "cls":
         return gather_hidden_states(hidden, start)
-    belongs = batch.example_ids[:, None] == jnp.arange(1, start.shape[1] + 1)[:, None]
+    belongs = make_membership_mask(batch)
     sizes = belongs.sum(-1)
     if config.attention.is_causal:
         return gather_hidden_states(hidden, jnp.maximum(start + sizes - 1, 0))

@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import flax.linen as nn
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from encoders.model.attention import dot_product_attention
 from encoders.model.ops import ACTIVATIONS, Dropout, make_dense, make_embedding_table, make_layer_norm, shard_rows
@@ -23,6 +23,11 @@ class EncoderInputs(Protocol):
     token_type_ids: Any
     position_ids: Any
     cls_positions: Any
+
+
+def make_membership_mask(batch: EncoderInputs) -> Bool[Array, "b s l"]:
+    """Return True at the tokens of the n-th example of a row."""
+    return batch.example_ids[:, None, :] == jnp.arange(1, batch.cls_positions.shape[1] + 1)[:, None]
 
 
 class LayerContext(struct.PyTreeNode):

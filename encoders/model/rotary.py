@@ -22,6 +22,11 @@ class RotaryTable(NamedTuple):
 def make_rotary_table(position_ids: Int[Array, "b l"], head_size: int, theta: float, dtype) -> RotaryTable:
     """Return the table of angles `position * theta ** (-2 t / head_size)` for the pairs t, in float32 until the end."""
     frequencies = 1.0 / theta ** (jnp.arange(0, head_size, 2, dtype=jnp.float32) / head_size)
+    return make_frequency_table(position_ids, frequencies, dtype)
+
+
+def make_frequency_table(position_ids: Int[Array, "b l"], frequencies: Float[Array, "p"], dtype) -> RotaryTable:
+    """Return the table of angles `position * frequency`, computed in float32."""
     angles = (jnp.asarray(position_ids)[..., None].astype(jnp.float32) * frequencies)[:, :, None]
     return RotaryTable(jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype))
 

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from encoders.data.batch import Batch, HostOrDeviceArray
+from encoders.model.layers import make_membership_mask
 from encoders.text.tokenization import VocabInfo
 from encoders.utils.errors import UserError
 from encoders.utils.field_checks import check_fields
@@ -99,11 +100,6 @@ def bits_to_uniform(random_bits: UInt32[Array, "..."]) -> Float[Array, "..."]:
 
 def compute_mask_pass(masking: Masking, batch: Batch) -> Int[Array, "b s"]:
     return batch.pass_index if masking.dupe_factor is None else batch.pass_index % masking.dupe_factor
-
-
-def make_membership_mask(batch: Batch) -> Bool[Array, "b s l"]:
-    """Return True at the tokens of the n-th example of a row."""
-    return batch.example_ids[:, None, :] == jnp.arange(1, batch.example_index.shape[1] + 1)[:, None]
 
 
 def draw_ngram_lengths(random_bits: UInt32[Array, "..."], max_ngram: int) -> Int[Array, "..."]:

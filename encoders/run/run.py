@@ -32,7 +32,7 @@ from encoders.utils.files import DamagedFile
 class Run:
     """A model and its vocabulary in a folder; `open_store` opens the store of its text or rows.
 
-    Raises `RunError` for a vocabulary that the model's embeddings cannot hold.
+    Raises `RunError` for a vocabulary that the model cannot have.
     """
 
     spec: RunSpec
@@ -41,9 +41,8 @@ class Run:
     open_store: Callable[[], Store]
 
     def __post_init__(self):
-        if self.vocab.vocab_size > self.spec.model.vocab_size:
-            size = self.spec.model.vocab_size
-            raise RunError(f"the vocabulary of {self.vocab.vocab_size} exceeds model.vocab_size={size}; raise it")
+        if problem := self.spec.model.find_vocabulary_problem(self.vocab):
+            raise RunError(problem)
 
     @classmethod
     def open(cls, folder: Path, store_path: str | None = None) -> Self:

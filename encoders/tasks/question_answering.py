@@ -22,10 +22,10 @@ from encoders.data.batch import Batch
 from encoders.data.store import Split
 from encoders.model.encoder import Encoder
 from encoders.model.heads import gather_hidden_states, summarize_examples
+from encoders.model.layers import make_membership_mask
 from encoders.model.ops import ACTIVATIONS, Dropout, make_dense, make_layer_norm
 from encoders.objectives.base import Metrics, Scores, SupervisedObjective, TaskModule
 from encoders.objectives.losses import binary_cross_entropy, cross_entropy
-from encoders.objectives.masking import make_membership_mask
 from encoders.tasks.answers import QAPredictions, decode_predictions, score_questions, subtract_best_score
 from encoders.text.tokenization import VocabInfo
 from encoders.utils.metrics import Mean

@@ -31,6 +31,7 @@ ASCII_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz")
 ALBERT_PUNCTUATION = frozenset('!"#$%&()*+,-./:;?@[\\]^_`{|}~£€')  # of ALBERT's _is_start_piece_sp
 NO_NAMES: Mapping[str, str] = MappingProxyType({})
 SPACE = "▁"
+NAME_PATTERN = re.compile(r"<\w+>|\[\w+\]")  # of a token that is no text
 AVOIDED_PIECE_SCORE = -1000.0  # of a piece that is kept for its id only
 MAX_VOCAB_SIZE = 2**24  # memory grows with the largest id; no published vocabulary comes near
 # In order of preference.
@@ -177,7 +178,20 @@ def build_characters(tokens: dict[str, int], own_names: Mapping[str, str] = NO_N
     return configure_special_tokens(backend, own_names)
 
 
-LIST_BUILDERS = {"character": build_characters, "words": build_word_list}
+def build_listed_characters(tokens: dict[str, int], own_names: Mapping[str, str] = NO_NAMES):
+    """Build the rules of a list of characters. A list without ▁, such as an alphabet of amino acids, has no token for
+    white space, which is left out; a run of other characters is one unknown token, as in transformers' EsmTokenizer."""
+    backend = build_characters(tokens, own_names)
+    long_names = [token for token in tokens if len(token) > 1]
+    backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in long_names])
+    if SPACE not in tokens:
+        known = "".join(f"\\x{{{ord(token):x}}}" for token in tokens if len(token) == 1)
+        units = Regex(rf"[{known}]|[^{known}{SPACE}\s\x1c-\x1f]+")
+        backend.pre_tokenizer = pre_tokenizers.Split(units, "removed", invert=True)
+    return backend
+
+
+LIST_BUILDERS = {"character": build_listed_characters, "words": build_word_list}
 
 
 def configure_special_tokens(backend, own_names: Mapping[str, str] = NO_NAMES):
@@ -314,12 +328,13 @@ def number_word_pieces(rows: list[str]) -> dict[str, int]:
 
 def number_listed_tokens(rows: list[str], kind: str, own_names: Mapping[str, str]) -> dict[str, int]:
     """Return the tokens of a list by name, with the usual special tokens behind those that it has. Raises `ValueError`
-    for a token that is there twice, and for one of a character list that is longer."""
+    for a token that is there twice, and for one of a character list that is longer and no name, as <null_1> is."""
     names_by_role = list_special_names(kind, own_names)
     special = set(chain.from_iterable(names_by_role.values()))
     if repeated := [token for token, count in Counter(rows).items() if count > 1]:
         raise UserError(f"the token {repeated[0]!r} is listed {rows.count(repeated[0])} times")
-    if kind == "character" and (long := [row for row in rows if len(row) != 1 and row not in special]):
+    is_name = lambda row: row in special or NAME_PATTERN.fullmatch(row)
+    if kind == "character" and (long := [row for row in rows if len(row) != 1 and not is_name(row)]):
         raise UserError(f"the token {long[0]!r} is not a single character; tokenizer.kind=words takes any token")
     added = [names[0] for names in names_by_role.values() if set(rows).isdisjoint(names)]
     return {token: id for id, token in enumerate([*rows, *added])}

@@ -24,6 +24,7 @@ CLASS_NAMES = {
         "EuroBertConfig EuroBertAttention EuroBertFeedForward EuroBertTokenHead EuroBertPooler FinalRMSNorm"
     ),
     "encoders.families.neobert": "NeoBertConfig NeoBertAttention NeoBertFeedForward",
+    "encoders.families.esm": "EsmConfig EsmEmbeddings EsmRotary EsmAttention EsmFeedForward EsmFinalNorm",
     "encoders.text.tokenization": "TokenizerSpec",
     "encoders.data.spec": "PretrainingData",
     "encoders.data.labelled": "LabelledData",

@@ -28,6 +28,7 @@ VOCABULARY = {
     "modernbert": 300,
     "eurobert": 300,
     "neobert": 61,
+    "esm": 33,
 }
 CLASS_PREFIX = {
     "bert": "Bert",
@@ -37,8 +38,9 @@ CLASS_PREFIX = {
     "modernbert": "ModernBert",
     "eurobert": "EuroBert",
     "neobert": "NeoBERT",
+    "esm": "Esm",
 }
-NO_TOKEN_TYPES = ("roberta", "modernbert", "eurobert", "neobert")
+NO_TOKEN_TYPES = ("roberta", "modernbert", "eurobert", "neobert", "esm")
 # Special tokens in the order of their ids; EuroBERT's are Llama's.
 BYTE_LEVEL_NAMES = {
     "modernbert": {f"{token}_token": f"[{token.upper()}]" for token in ("pad", "unk", "cls", "sep", "mask")},
@@ -50,6 +52,7 @@ BYTE_LEVEL_NAMES = {
     },
 }
 LENGTH = 11
+OWN_TEXTS = {"esm": ["MKTAYIAKQR", "M K <mask>V\tJlag ala-.\n", "<null_1>AX JJ Z"]}
 TEXTS = ["Tan ber, sin lon mut!", "ker (tan)  bér [MASK] lon", "sin, 中 and 7 tan.", " ", ""]
 
 
@@ -84,9 +87,14 @@ LOCAL = {
     },
 }
 MEAN = {"classifier_pooling": "mean"}
+# Fields without which transformers builds no model of the type.
+NECESSARY = {"esm": {"vocab_size": 33, "position_embedding_type": "rotary", "mask_token_id": 32}}
+# Tensors of theirs that a run of ours does not have.
+UNREAD = {"esm": {"contact_head.regression.weight", "contact_head.regression.bias"}}
 SPECIAL = {
     "roberta": {"pad_token_id": 1, "type_vocab_size": 1},
     "eurobert": {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1, "mask_token_id": 2},
+    "esm": {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "token_dropout": True, **NECESSARY["esm"]},
     "modernbert": {"pad_token_id": 0, "cls_token_id": 2, "bos_token_id": 2, "sep_token_id": 3, "eos_token_id": 3},
 }
 GROUPED = {"num_attention_heads": 6, "num_key_value_heads": 3, "hidden_size": 24}
@@ -141,6 +149,11 @@ CASES = {
     "neobert-number": Case("neobert", "ForSequenceClassification", NUMBER),
     "neobert-encoder": Case("neobert", "Model"),
     "modernbert-encoder": Case("modernbert", "Model", {"num_hidden_layers": 3} | MEAN),
+    "esm-masked": Case("esm", "ForMaskedLM", {"layer_norm_eps": 1e-5, "rope_theta": 90.0}),
+    "esm-classes": Case("esm", "ForSequenceClassification", CLASSES, files="archive"),
+    "esm-number": Case("esm", "ForSequenceClassification", NUMBER),
+    "esm-tags": Case("esm", "ForTokenClassification", CLASSES | {"token_dropout": False}),
+    "esm-encoder": Case("esm", "Model", {"num_hidden_layers": 4}, files="sharded"),
 }  # fmt: skip
 
 
@@ -182,7 +195,10 @@ def inputs_of(case: Case, seed: int) -> dict[str, np.ndarray]:
     """Three rows of ids, of unequal lengths, and two segments where the family has them."""
     draw = np.random.default_rng(seed)
     mask = np.array([[1] * size + [0] * (LENGTH - size) for size in (LENGTH, 7, 4)])
-    ids = np.where(mask, draw.integers(5, VOCABULARY[case.family], mask.shape), int(case.family == "roberta"))
+    pad_id = SPECIAL.get(case.family, {}).get("pad_token_id", 0)
+    ids = np.where(mask, draw.integers(5, VOCABULARY[case.family], mask.shape), pad_id)
+    if case.family == "esm":  # whose embeddings depend on the share of <mask>
+        ids[0, [2, 3, 7]] = ids[1, 4] = 32
     types = np.where((np.arange(LENGTH) > 2) & (mask > 0), case.family not in NO_TOKEN_TYPES, 0)
     return {"ids": ids, "mask": mask, "types": types}
 
@@ -347,6 +363,8 @@ def make_tokenizer(family: str, folder: Path) -> None:
         )  # fmt: skip
         for extra in ("lines.txt", "spiece.vocab"):
             (folder / extra).unlink()
+    elif family == "esm":
+        (folder / "vocab.txt").write_text("\n".join(transformers.models.esm.configuration_esm.get_default_vocab_list()))
     else:
         tokenizer = BertWordPieceTokenizer()
         trainer = trainers.WordPieceTrainer(
@@ -358,7 +376,7 @@ def make_tokenizer(family: str, folder: Path) -> None:
     kind = "PreTrainedTokenizerFast" if family in BYTE_LEVEL_NAMES else kind
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": kind} | settings))
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
-    ids = {text: theirs(text, add_special_tokens=False)["input_ids"] for text in TEXTS}
+    ids = {text: theirs(text, add_special_tokens=False)["input_ids"] for text in (*TEXTS, *OWN_TEXTS.get(family, ()))}
     (folder / "ids.json").write_text(json.dumps(ids))
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from encoders.families import albert, bert, electra, eurobert, modernbert, neobert, roberta
+from encoders.families import albert, bert, electra, esm, eurobert, modernbert, neobert, roberta
 from encoders.families.architecture import LEAF_NAMES, REQUIRED_VALUES
 from encoders.families.registry import ARCHITECTURES
 
@@ -14,6 +14,7 @@ SIZES = {
     "modernbert": modernbert.SIZES,
     "eurobert": eurobert.SIZES,
     "neobert": neobert.SIZES,
+    "esm": esm.SIZES,
 }
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from encoders.costs.ledger import make_blank_vocab
 from encoders.data.batch import build_single_example_batch
-from encoders.families import albert, bert, electra, eurobert, modernbert, neobert, roberta
+from encoders.families import albert, bert, electra, esm, eurobert, modernbert, neobert, roberta
 from encoders.model.config import EncoderConfig
 from encoders.objectives.masked_lm import MaskedLM
 from encoders.objectives.replaced_tokens import ReplacedTokenDetection
@@ -29,6 +29,7 @@ BODIES: dict[str, EncoderConfig] = {
     "modernbert": replace(modernbert.BASE, **SIZES, embedding_size=128, local_window=4),
     "eurobert": eurobert.make_config(128, 4, 2, 24, vocab_size=90, max_positions=12, num_key_heads=1),
     "neobert": replace(neobert.BASE, **SIZES, embedding_size=128),
+    "esm": replace(esm.SIZES["esm2-8m"], **SIZES, embedding_size=128, mask_token_id=4),
     "modernbert with shared layers": replace(
         modernbert.BASE, **SIZES, embedding_size=8, local_window=4, shared_parts=("attention", "feed_forward")
     ),
