@@ -32,10 +32,14 @@ from tests.refusals import assert_names, raises_naming
 
 # float32 on both sides; sums in another order.
 TOLERANCE = 1e-5
-ONE_A_FAMILY = ("bert-pretraining", "roberta-masked", "albert-masked", "electra-pair")
+ONE_A_FAMILY = (
+    *("bert-pretraining", "roberta-masked", "albert-masked", "electra-pair"),
+    *("modernbert-masked", "eurobert-masked", "neobert-masked", "esm-masked"),
+)
 ONE_A_HEAD = (
     *("bert-encoder", "bert-classes", "roberta-questions", "roberta-fairseq", "albert-tags"),
     *("electra-number", "electra-discriminator", "electra-generator"),
+    *("modernbert-mean-classes", "modernbert-tags", "eurobert-classes"),
 )
 
 
@@ -80,10 +84,15 @@ def refused(name, folder, run) -> str:
     return str(caught.value)
 
 
+def is_quick(name: str, implementation: str) -> bool:
+    """Every case is run with the live tests."""
+    return name in (*ONE_A_FAMILY, *ONE_A_HEAD) if implementation == "xla" else name in ONE_A_FAMILY[:4:3]
+
+
 @pytest.mark.parametrize(
     "name, implementation",
     [
-        pytest.param(name, how, marks=[] if how == "xla" or name in ONE_A_FAMILY[::3] else pytest.mark.live)
+        pytest.param(name, how, marks=[] if is_quick(name, how) else pytest.mark.live)
         for name in CASES
         for how in attention.ATTENTION_IMPLS
     ],
