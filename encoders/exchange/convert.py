@@ -93,6 +93,9 @@ def import_checkpoint(
         write_run_record(partial_run, record | embedding.to_record())
         params = jax.tree.map(sources.load_leaf, tree_paths(shapes), shapes, shardings)
         save_params(partial_run / CHECKPOINTS_FOLDER, params, fingerprint)
+    for checkpoint in sources.checkpoint_by_module.values():
+        if checkpoint.unread:
+            log(f"{checkpoint.files[0].parent}: not read: {list_names(checkpoint.unread)}")
     log(f"{run}: {sources.config.num_layers} layers, {type(sources.objective).__name__}, {', '.join(shapes)}")
     if embedding != SentenceEmbedding():
         log(f"{run}: vectors of sentence-transformers: {', '.join(f'{k}={v}' for k, v in asdict(embedding).items())}")
@@ -189,14 +192,13 @@ def pair_electra_checkpoints(discriminator: PublishedCheckpoint, generator: Publ
     ]
     if differences:
         raise CheckpointError(f"the generator does not belong to the discriminator: {'; '.join(differences)}")
-    equal_leaves = [
-        leaf for leaf in EMBEDDING_LEAVES if discriminator.has_equal_leaf(generator, f"encoder/embed/{leaf}")
-    ]
+    leaves = [leaf for leaf in EMBEDDING_LEAVES if discriminator.architecture.find_hf_leaf(f"encoder/embed/{leaf}")]
+    equal_leaves = [leaf for leaf in leaves if discriminator.has_equal_leaf(generator, f"encoder/embed/{leaf}")]
     tie, tied_leaves = "none", ()
     if "word/embedding" in equal_leaves:
         tie, tied_leaves = "tokens", ("word/embedding",)
-    if equal_leaves == list(EMBEDDING_LEAVES):
-        tie, tied_leaves = "embeddings", EMBEDDING_LEAVES
+    if equal_leaves == leaves:
+        tie, tied_leaves = "embeddings", leaves
     return ImportSources(
         config,
         replace(objective, tie=tie),

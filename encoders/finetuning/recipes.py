@@ -93,6 +93,7 @@ RECIPE_BUILDERS = {
     "albert": build_albert_recipes,
     "electra": build_electra_recipes,
     "modernbert": build_roberta_recipes,  # the sweep of ModernBERT's paper is not written out
+    "deberta": build_roberta_recipes,  # as above
 }
 
 

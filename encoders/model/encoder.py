@@ -92,7 +92,10 @@ class Encoder(nn.Module):
         """Return the parameters of the shared parts by name, each a stack of `num_groups` sets."""
         config, ones, stacks = self.config, jnp.ones((1, 1), int), {}
         x = config.begin_layers(jnp.zeros((1, 1, config.hidden_size), config.dtype))
-        context = self.make_layer_context(ones, ones, ones)
+        context = LayerContext(ones, ones, ones, 0)
+        if config.row_features is not None:
+            features, _ = config.row_features(config, parent=None).init_with_output(key, context)
+            context = context.replace(row_features=features)
         for i, (field, name) in enumerate(LAYER_PARTS.items()):
             if field in config.shared_parts:
                 part = getattr(config, field)(config, parent=None)

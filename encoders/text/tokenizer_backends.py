@@ -35,7 +35,7 @@ AVOIDED_PIECE_SCORE = -1000.0  # of a piece that is kept for its id only
 MAX_VOCAB_SIZE = 2**24  # memory grows with the largest id; no published vocabulary comes near
 # In order of preference.
 VOCABULARY_FORMS = ("tokenizer.json", "vocab.txt", "vocab.json + merges.txt", "encoder.json + vocab.bpe + dict.txt")
-VOCABULARY_FORMS += ("dict.txt", "spiece.model")
+VOCABULARY_FORMS += ("dict.txt", "spiece.model", "spm.model")
 
 
 def detect_tokenizer_kind(backend) -> str:
@@ -138,9 +138,31 @@ def build_albert_pre_tokenizer(symbols: Iterable[str]):
     steps = [pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")]
     pattern = "|".join(re.escape(symbol) for symbol in sorted(symbols, key=len, reverse=True))
     steps += [pre_tokenizers.Split(Regex(pattern), "isolated")] if pattern else []
-    # A model of this kind would take the name of a special token in a text for that piece; SentencePiece does not.
-    names = r"<(?=(?:pad|unk)>)|\[(?=(?:CLS|SEP|MASK)\])"
-    return pre_tokenizers.Sequence([*steps, pre_tokenizers.Split(Regex(names), "merged_with_previous")])
+    return pre_tokenizers.Sequence([*steps, build_name_splitter(r"<(?=(?:pad|unk)>)|\[(?=(?:CLS|SEP|MASK)\])")])
+
+
+def build_name_splitter(pattern: str):
+    """Split the names of special tokens in a text, which a unigram model would take for those pieces; SentencePiece
+    does not."""
+    return pre_tokenizers.Split(Regex(pattern), "merged_with_previous")
+
+
+def build_deberta_unigram(pieces: list[tuple[str, float]], lowercase: bool, normalizes_mask: bool):
+    """Build the rules of `DebertaV2Tokenizer` in transformers 5, with [MASK] after the pieces of the model.
+
+    They have NFC in place of the model's own charsmap, which is usually NFKC and writes ① as 1. With `normalizes_mask`
+    the space before [MASK] is a token, as in transformers where added_tokens.json names [MASK].
+    """
+    backend = Tokenizer(models.Unigram(pieces, [piece for piece, _ in pieces].index("[UNK]"), byte_fallback=False))
+    steps = [normalizers.Replace(Regex(r"\s{2,}|[\n\r\t]"), " "), normalizers.NFC()]
+    steps = [*([normalizers.Lowercase()] if lowercase else []), *steps, normalizers.Strip(left=False, right=True)]
+    backend.normalizer = normalizers.Sequence(steps)
+    words = pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="always")
+    names = build_name_splitter(r"\[(?=(?:PAD|UNK|CLS|SEP|MASK)\])")
+    backend.pre_tokenizer = pre_tokenizers.Sequence([words, names])
+    backend.decoder = decoders.Metaspace(replacement=SPACE, prepend_scheme="always")
+    backend.add_special_tokens([AddedToken("[MASK]", special=True, normalized=normalizes_mask)])
+    return configure_special_tokens(backend)
 
 
 def build_albert_normalizer(lowercase: bool, precompiled_charsmap: bytes | None = None):
@@ -256,7 +278,8 @@ def read_published_tokenizer(
         if path.suffix == ".txt":
             return build_wordpiece(number_word_pieces(_read_rows(path)), lowercase), {}
         if path.suffix == ".model":
-            return _parse_sentencepiece(path.read_bytes(), lowercase), {}
+            has_added_tokens = path.with_name("added_tokens.json").is_file()
+            return _parse_sentencepiece(path.read_bytes(), lowercase, has_added_tokens), {}
         if path.suffix == ".json":
             merges, gpt2_merges = path.with_name("merges.txt"), path.with_name("vocab.bpe")
             rows = _read_merges(gpt2_merges if gpt2_merges.is_file() and not merges.is_file() else merges)
@@ -326,8 +349,11 @@ def _read_fairseq_dictionary(folder: Path, add_prefix_space: bool):
     return build_byte_level_bpe(tokens, _read_merges(folder / "vocab.bpe"), add_prefix_space)
 
 
-def _parse_sentencepiece(content: bytes, lowercase: bool):
-    """Read a spiece.model (SentencePiece's sentencepiece_model.proto) by field number."""
+def _parse_sentencepiece(content: bytes, lowercase: bool, normalizes_mask: bool):
+    """Read a spiece.model or spm.model (SentencePiece's sentencepiece_model.proto) by field number.
+
+    The name of the unknown piece says whose rules it has: ALBERT's or DeBERTa's.
+    """
     pieces, symbols, charsmap = [], [], None
     for field, value in _parse_protobuf_fields(content):
         if field == 1:  # pieces: the text, its score as the bits of a float, and its kind, which is 1 by default
@@ -340,9 +366,11 @@ def _parse_sentencepiece(content: bytes, lowercase: bool):
             raise UserError(f"a SentencePiece model of type {kind}; only unigram, type 1, is read")
         elif field == 3:  # normalizer_spec.precompiled_charsmap
             charsmap = dict(_parse_protobuf_fields(value)).get(2)
-    if "<unk>" not in dict(pieces):
-        raise UserError(f"{len(pieces)} pieces without <unk>: not a SentencePiece model of ALBERT's kind")
-    return build_unigram(pieces, lowercase, symbols, charsmap)
+    if "<unk>" in dict(pieces):
+        return build_unigram(pieces, lowercase, symbols, charsmap)
+    if "[UNK]" in dict(pieces):
+        return build_deberta_unigram(pieces, lowercase, normalizes_mask)
+    raise UserError(f"{len(pieces)} pieces without <unk> and [UNK]: not a SentencePiece model of ALBERT or DeBERTa")
 
 
 def _parse_protobuf_fields(content: bytes) -> list[tuple[int, int | bytes]]:

@@ -13,11 +13,14 @@ from encoders.utils.errors import UserError
 CLASS_NAMES = {
     "encoders.model.config": "EncoderConfig FamilyConventions",
     "encoders.model.layers": "Embeddings SelfAttention CausalSelfAttention FeedForward",
-    "encoders.model.heads": "MaskedTokenHead Pooler",
+    "encoders.model.heads": "MaskedTokenHead Pooler ReplacedTokenHead",
     "encoders.families.electra": "ElectraEmbeddings",
     "encoders.families.modernbert": (
         "ModernBertConfig ModernBertEmbeddings ModernBertRotary ModernBertAttention ModernBertFeedForward "
         "ModernBertTokenHead ModernBertPooler"
+    ),
+    "encoders.families.deberta": (
+        "DebertaConfig DebertaEmbeddings RelativePositions DisentangledAttention DebertaPooler DebertaReplacedTokenHead"
     ),
     "encoders.text.tokenization": "TokenizerSpec",
     "encoders.data.spec": "PretrainingData",

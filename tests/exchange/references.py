@@ -20,15 +20,16 @@ from pathlib import Path
 import numpy as np
 
 HOME = Path(__file__).with_suffix("")
-VOCABULARY = {"bert": 61, "roberta": 291, "albert": 47, "electra": 61, "modernbert": 300}
+VOCABULARY = {"bert": 61, "roberta": 291, "albert": 47, "electra": 61, "modernbert": 300, "deberta-v2": 48}
 CLASS_PREFIX = {
     "bert": "Bert",
     "roberta": "Roberta",
     "albert": "Albert",
     "electra": "Electra",
     "modernbert": "ModernBert",
+    "deberta-v2": "DebertaV2",
 }
-NO_TOKEN_TYPES = ("roberta", "modernbert")
+NO_TOKEN_TYPES = ("roberta", "modernbert", "deberta-v2")
 LENGTH = 11
 TEXTS = ["Tan ber, sin lon mut!", "ker (tan)  bér [MASK] lon", "sin, 中 and 7 tan.", " ", ""]
 
@@ -64,6 +65,16 @@ LOCAL = {
     },
 }
 MEAN = {"classifier_pooling": "mean"}
+# Buckets smaller than the rows, of which some hold several distances.
+DISTANCES = {
+    "relative_attention": True,
+    "position_biased_input": False,
+    "pos_att_type": "p2c|c2p",
+    "share_att_key": True,
+    "norm_rel_ebd": "layer_norm",
+    "position_buckets": 6,
+    "type_vocab_size": 0,
+}
 SPECIAL = {
     "roberta": {"pad_token_id": 1, "type_vocab_size": 1},
     "modernbert": {"pad_token_id": 0, "cls_token_id": 2, "bos_token_id": 2, "sep_token_id": 3, "eos_token_id": 3},
@@ -107,6 +118,13 @@ CASES = {
     "modernbert-questions": Case("modernbert", "ForQuestionAnswering", LOCAL, files="sharded"),
     "modernbert-tags": Case("modernbert", "ForTokenClassification", CLASSES | LOCAL),
     "modernbert-encoder": Case("modernbert", "Model", {"num_hidden_layers": 3} | MEAN),
+    "deberta-v2-masked": Case("deberta-v2", "ForMaskedLM", DISTANCES | {"hidden_act": "gelu_new"}),
+    "deberta-v2-released": Case("deberta-v2", "ForMaskedLM", DISTANCES | {"legacy": False}, files="half"),
+    "deberta-v2-classes": Case("deberta-v2", "ForSequenceClassification", CLASSES | DISTANCES, files="archive"),
+    "deberta-v2-number": Case("deberta-v2", "ForSequenceClassification", NUMBER | DISTANCES),
+    "deberta-v2-questions": Case("deberta-v2", "ForQuestionAnswering", DISTANCES | {"max_relative_positions": 7}),
+    "deberta-v2-tags": Case("deberta-v2", "ForTokenClassification", CLASSES | DISTANCES),
+    "deberta-v2-encoder": Case("deberta-v2", "Model", DISTANCES),
 }  # fmt: skip
 
 
@@ -157,7 +175,7 @@ def outputs_of(case: Case, model, inputs: dict[str, np.ndarray]) -> dict[str, np
     import torch
 
     given = {"input_ids": inputs["ids"], "attention_mask": inputs["mask"]}
-    if case.family != "modernbert":
+    if case.family not in ("modernbert", "deberta-v2"):
         given["token_type_ids"] = inputs["types"]
     with torch.no_grad():
         out = model(**{name: torch.tensor(array) for name, array in given.items()}, output_hidden_states=True)
@@ -176,6 +194,8 @@ def make(name: str, folder: Path, seed: int = 0) -> None:
     """Write the checkpoint `name`, the inputs and the outputs to `folder`."""
     case = CASES[name]
     model, inputs = model_of(case, seed), inputs_of(case, seed)
+    if case.files == "half":
+        model = model.half().float()
     outputs = outputs_of(case, model, inputs)
     folder.mkdir(parents=True)
     SAVE[case.files](model, folder)
@@ -250,10 +270,25 @@ def fairseq(model, folder: Path) -> None:
 
 SAVE: dict[str, Callable] = {
     "safetensors": safetensors,
+    "half": lambda model, folder: safetensors(model.half(), folder),
     "sharded": lambda model, folder: safetensors(model, folder, max_shard_size="6KB"),
     "archive": lambda model, folder: pickled(model, folder, True),
     "plain": lambda model, folder: pickled(model, folder, False),
     "fairseq": fairseq,
+}
+
+
+# Name of the file, and options of its training, which leave [MASK] to be added to DeBERTa's.
+SENTENCEPIECE = {
+    "albert": (
+        "spiece",
+        dict(vocab_size=47, unk_id=1, bos_id=-1, eos_id=-1, control_symbols=["[CLS]", "[SEP]", "[MASK]"]),
+    ),
+    "deberta-v2": (
+        "spm",
+        dict(vocab_size=47, bos_id=1, eos_id=2, unk_id=3)
+        | dict(pad_piece="[PAD]", bos_piece="[CLS]", eos_piece="[SEP]", unk_piece="[UNK]"),
+    ),
 }
 
 
@@ -287,16 +322,16 @@ def make_tokenizer(family: str, folder: Path) -> None:
         )
         tokenizer.save(str(folder / "tokenizer.json"))
         settings = {f"{token}_token": f"[{token.upper()}]" for token in ("pad", "unk", "cls", "sep", "mask")}
-    elif family == "albert":
+    elif family in SENTENCEPIECE:
         import sentencepiece
 
         (folder / "lines.txt").write_text("\n".join(lines))
+        name, options = SENTENCEPIECE[family]
         sentencepiece.SentencePieceTrainer.train(
-            input=str(folder / "lines.txt"), model_prefix=str(folder / "spiece"), vocab_size=size, pad_id=0, unk_id=1,
-            bos_id=-1, eos_id=-1, control_symbols=["[CLS]", "[SEP]", "[MASK]"], minloglevel=2, hard_vocab_limit=True,
-            normalization_rule_name="nfkc",
+            input=str(folder / "lines.txt"), model_prefix=str(folder / name), pad_id=0, minloglevel=2,
+            hard_vocab_limit=True, normalization_rule_name="nfkc", **options,
         )  # fmt: skip
-        for extra in ("lines.txt", "spiece.vocab"):
+        for extra in ("lines.txt", f"{name}.vocab"):
             (folder / extra).unlink()
     else:
         tokenizer = BertWordPieceTokenizer()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from encoders.families import albert, bert, electra, modernbert, roberta
+from encoders.families import albert, bert, deberta, electra, modernbert, roberta
 from encoders.families.architecture import LEAF_NAMES, REQUIRED_VALUES
 from encoders.families.registry import ARCHITECTURES
 
@@ -12,6 +12,7 @@ SIZES = {
     "albert": albert.SIZES,
     "electra": electra.SIZES,
     "modernbert": modernbert.SIZES,
+    "deberta-v2": deberta.SIZES,
 }
 
 
@@ -46,7 +47,7 @@ def test_every_model_class_has_heads_of_the_table(family):
     architecture = ARCHITECTURES[family]
     known = {ours.partition("/")[0] for ours, _ in architecture.module_names}
     assert all(known.issuperset(heads) for heads, _ in architecture.model_classes)
-    assert all(name.lower().startswith(family) for _, name in architecture.model_classes)
+    assert all(name.lower().startswith(family.replace("-", "")) for _, name in architecture.model_classes)
 
 
 @pytest.mark.parametrize("name", REQUIRED_VALUES)

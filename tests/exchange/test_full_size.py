@@ -30,6 +30,7 @@ SIZES = {
     "roberta": Case("roberta", "ForMaskedLM", BASE | {"vocab_size": 50_265, "max_position_embeddings": 514}),
     "albert": Case("albert", "ForPreTraining", BASE | {"vocab_size": 30_000, "embedding_size": 128}),
     "electra": Case("electra", "ForPreTraining", BASE | {"vocab_size": 30_522, "embedding_size": 768}),
+    "deberta-v2": Case("deberta-v2", "ForMaskedLM", BASE | references.DISTANCES | {"vocab_size": 128_100}),
     "modernbert": Case("modernbert", "ForMaskedLM", MODERN | {"vocab_size": 50_368, "max_position_embeddings": 8192}),
 }
 
