@@ -1,4 +1,4 @@
-"""Encoder-only language models in JAX and Flax: BERT, RoBERTa, ALBERT, ELECTRA, ModernBERT, pre-trained and fine-tuned.
+"""Encoder-only language models in JAX and Flax: BERT, RoBERTa, ALBERT, ELECTRA, ModernBERT, DeBERTa-v3.
 
 A corpus is a text file:
 

@@ -83,11 +83,12 @@ class Architecture:
     `tied_tensors` has rows of (copy, original); a file may omit the copy. `root` is the prefix of the encoder's names,
     by default `name`. `former_names` has rows of (regex of a tensor's name, its replacement) for files of another
     layout. Tensors whose names match `unread_tensors` are in published files without a place in the encoder.
-    `replaced_class` is the suffix of the class that holds the head of replaced tokens. `config_fields`, `read_nested` and `write_nested` say which fields of config.json are those of
-    `config_class`. `fixed_fields` are fields that every model of the type shares. `hf_defaults` are defaults of
-    config.json that differ from `config_fields`. `classifier_head` is the value of `Classification.head` that computes
-    its classifier, `token_classifier_head` that of `TokenClassification.token_head`. `classifier_dropout_field` is the
-    dropout rate of that head in config.json and its default; None is the hidden dropout.
+    `replaced_class` is the suffix of the class that holds the head of replaced tokens. `config_fields`, `read_nested`
+    and `write_nested` say which fields of config.json are those of `config_class`. `fixed_fields` are fields that every
+    model of the type shares. `hf_defaults` are defaults of config.json that differ from `config_fields`.
+    `classifier_head` is the value of `Classification.head` that computes its classifier, `token_classifier_head` that
+    of `TokenClassification.token_head`. `classifier_dropout_field` is the dropout rate of that head in config.json and
+    its default; None is the hidden dropout.
     """
 
     name: str

@@ -37,9 +37,9 @@ class EncoderConfig:
     """Sizes and parts of an encoder-only transformer.
 
     `embeddings`, `attention`, `feed_forward`, `token_head`, `pooler`, `replaced_head`, `final_norm` and `row_features`
-    are the classes of its parts. A family whose parts need other fields has a subclass. Layers share the parameters of `shared_parts`
-    (ALBERT: both) in `num_groups` sets, and layer `i` uses set `i * num_groups // num_layers`. Raises `ValueError` for
-    sizes that do not fit together. `embedding_size` is `hidden_size` unless it is given; with
+    are the classes of its parts. A family whose parts need other fields has a subclass. Layers share the parameters of
+    `shared_parts` (ALBERT: both) in `num_groups` sets, and layer `i` uses set `i * num_groups // num_layers`. Raises
+    `ValueError` for sizes that do not fit together. `embedding_size` is `hidden_size` unless it is given; with
     `dataclasses.replace` it keeps its number, and `embedding_size=None` follows the new hidden size.
     """
 

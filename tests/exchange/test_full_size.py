@@ -25,12 +25,13 @@ BASE = dict(
     hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072, max_position_embeddings=512
 )  # fmt: skip
 MODERN = BASE | {"num_hidden_layers": 22, "intermediate_size": 1152, "local_attention": 4}  # a window below the rows
+V3 = BASE | references.DISTANCES | {"vocab_size": 128_100, "position_buckets": 256}
 SIZES = {
     "bert": Case("bert", "ForPreTraining", BASE | {"vocab_size": 30_522}),
     "roberta": Case("roberta", "ForMaskedLM", BASE | {"vocab_size": 50_265, "max_position_embeddings": 514}),
     "albert": Case("albert", "ForPreTraining", BASE | {"vocab_size": 30_000, "embedding_size": 128}),
     "electra": Case("electra", "ForPreTraining", BASE | {"vocab_size": 30_522, "embedding_size": 768}),
-    "deberta-v2": Case("deberta-v2", "ForMaskedLM", BASE | references.DISTANCES | {"vocab_size": 128_100}),
+    "deberta-v2": Case("deberta-v2", "ForMaskedLM", V3),
     "modernbert": Case("modernbert", "ForMaskedLM", MODERN | {"vocab_size": 50_368, "max_position_embeddings": 8192}),
 }
 

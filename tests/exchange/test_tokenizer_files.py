@@ -68,11 +68,9 @@ def test_debertas_mask_comes_after_the_pieces_and_case_is_kept_unless_a_file_say
     assert 1 in tokenizer.encode("tan [CLS]") and 1 not in tokenizer.encode_batch(["tan [CLS]"])[0]
     (folder / "tokenizer_config.json").write_text('{"do_lower_case": true}')
     assert read_tokenizer(folder).encode("Tan") == tokenizer.encode("tan")
-    for name, content in (
-        ("added_tokens.json", '{"[MASK]": 48}'),
-        ("tokenizer_config.json", '{"split_by_punct": true}'),
-    ):
-        (folder / name).write_text(content)
+    refused = {"added_tokens.json": {"[MASK]": 48}, "tokenizer_config.json": {"split_by_punct": True}}
+    for name, content in refused.items():
+        (folder / name).write_text(json.dumps(content))
         with pytest.raises(CheckpointError, match=r"\[MASK\]|split_by_punct=True"):
             read_tokenizer(folder)
         (folder / name).write_text("{}")
