@@ -25,7 +25,7 @@ from encoders.families.architecture import Architecture, has_different_groups
 from encoders.families.registry import ARCHITECTURES
 from encoders.inference.sentence_embedding import SentenceEmbedding
 from encoders.model.config import EncoderConfig
-from encoders.model.encoder import is_stacked
+from encoders.model.encoder import is_stacked, merge_word_tables
 from encoders.objectives.replaced_tokens import ReplacedTokenDetection
 from encoders.run.folder import CHECKPOINTS_FOLDER, build_run_record, read_run_record, write_run_record
 from encoders.run.run import Run
@@ -222,7 +222,7 @@ def export_run(run: str | Path, folder: str | Path, *, step: str = "latest", log
     _, params = opened.load_params(step)
     checkpoints = [
         (name, *build_hf_checkpoint(opened.spec, opened.vocab, *network))
-        for name, *network in split_networks(opened.spec, params)
+        for name, *network in split_networks(opened.spec, merge_word_tables(params))
     ]
     with atomic_dir(folder) as partial_folder:
         for subfolder, hf_config, tensors, omitted in checkpoints:
@@ -240,7 +240,7 @@ def export_run(run: str | Path, folder: str | Path, *, step: str = "latest", log
 def describe_export(spec: RunSpec, pad_id: int, shapes: dict) -> str:
     """Return the classes of transformers that hold a run with parameters of these shapes, or why none does."""
     try:
-        networks = list(split_networks(spec, shapes))
+        networks = list(split_networks(spec, jax.eval_shape(merge_word_tables, shapes)))
         described = []
         for _, config, params in networks:
             architecture, (heads, class_name) = choose_model_class(spec, pad_id, config, params)
@@ -252,7 +252,10 @@ def describe_export(spec: RunSpec, pad_id: int, shapes: dict) -> str:
 
 
 def split_networks(spec: RunSpec, params: dict) -> Iterator[tuple[str, EncoderConfig, dict]]:
-    """Yield subfolder, encoder and parameters of each network that transformers has a folder of its own for."""
+    """Yield subfolder, encoder and parameters of each network that transformers has a folder of its own for.
+
+    The parameters are those of `merge_word_tables`.
+    """
     config, objective = spec.model, spec.objective
     if not isinstance(objective, ReplacedTokenDetection):
         yield "", config, params

@@ -41,7 +41,11 @@ OBJECTIVES = {
     "sentence order": MaskedLM(sentence_task=SentenceOrderPrediction()),
     "replaced tokens, tied": ReplacedTokenDetection(generator_width=0.5),
     "replaced tokens, tied table": ReplacedTokenDetection(generator_width=1, generator_depth=0.5, tie="tokens"),
+    "replaced tokens, disentangled table": ReplacedTokenDetection(
+        generator_width=1, generator_depth=0.5, tie="disentangled"
+    ),
     "restored tokens": ReplaceMLM(generator_width=0.5),
+    "restored tokens, disentangled table": ReplaceMLM(generator_width=0.5, tie="disentangled"),
     "classes": Classification(("a", "b"), "pooled"),
     "number": Classification(("a",), "linear"),
     "tags": TokenClassification(("O", "B-X"), 0.1, "pooled"),

@@ -15,16 +15,24 @@ from encoders.costs.ledger import count_params, eval_param_shapes
 from encoders.data.batch import build_single_example_batch
 from encoders.exchange.convert import export_run, import_checkpoint
 from encoders.exchange.weights import CheckpointError, read_weights
+from encoders.experiment import RunSpec
 from encoders.families import deberta
+from encoders.inference.predictor import load_predictor
 from encoders.model.encoder import Encoder
 from encoders.model.flops import forward_flops
 from encoders.objectives.masked_lm import MaskedLM
 from encoders.objectives.replaced_tokens import ReplacedTokenDetection
+from encoders.run.folder import build_run_record
 from encoders.run.run import Run
+from encoders.run.warm_start import transfer_params
 from encoders.tasks.classification import Classification
 from encoders.tasks.question_answering import SpanPrediction
 from encoders.tasks.token_classification import TokenClassification
+from encoders.text.tokenization import load_tokenizer
+from encoders.training.checkpoint import save_params
+from encoders.training.step import init_params
 from encoders.utils.errors import UserError
+from encoders.utils.files import write_json
 from tests.exchange.references import DISTANCES, HOME
 
 # DebertaV2Model, ForMaskedLM, ForSequenceClassification of two classes, ForTokenClassification of two.
@@ -230,6 +238,36 @@ def test_an_exported_discriminator_has_the_names_of_the_released_files_and_comes
     before, after = (Run.open(tmp_path / name) for name in ("run", "again"))
     assert before.spec.objective == after.spec.objective
     jax.tree.map(np.testing.assert_array_equal, before.load_params()[1], after.load_params()[1])
+
+
+def test_a_disentangled_discriminator_leaves_its_run_with_the_sum_of_its_tables(tmp_path):
+    """In an export, and as what other objectives start from."""
+    objective = ReplacedTokenDetection(generator_width=1, generator_depth=0.5, tie="disentangled")
+    tokenizer = load_tokenizer(HOME / "vocabularies" / "deberta-v2")
+    model = replace(TINY, vocab_size=48, num_heads=1, intermediate_size=48)
+    params = jax.jit(partial(init_params, module=objective.module(model, tokenizer.vocab)))(0)
+    params["words"]["shift"] = jax.random.normal(jax.random.key(1), params["words"]["shift"].shape)
+    own = params["generator"]["embed"]["word"]["embedding"]
+    run = tmp_path / "run"
+    run.mkdir()
+    tokenizer.save(run)
+    spec = RunSpec(name="own", model=model, objective=objective)
+    write_json(run / "experiment.json", build_run_record(spec, "mark", tokenizer.vocab))
+    save_params(run / "checkpoints", params, "none")
+    export_run(run, tmp_path / "out")
+    name = "deberta.embeddings.word_embeddings.weight"
+    read_table = lambda folder: read_weights(tmp_path / folder)[0][name].read()
+    np.testing.assert_array_equal(read_table("out"), own + params["words"]["shift"])
+    np.testing.assert_array_equal(read_table("out/generator"), own)
+    encoder = transfer_params(params, objective, MaskedLM())["encoder"]
+    np.testing.assert_array_equal(encoder["embed"]["word"]["embedding"], own + params["words"]["shift"])
+    assert transfer_params(params, objective, objective) == params
+    # The tables that an import finds differ, so each network has one of its own there.
+    import_checkpoint(tmp_path / "out", tmp_path / "again")
+    again = Run.open(tmp_path / "again")
+    assert again.spec.objective.tie == "none" and again.spec.objective.generator_depth == 0.5
+    vectors = [list(load_predictor(folder).embed(["tan ber", "mut"])) for folder in (run, tmp_path / "again")]
+    np.testing.assert_allclose(*vectors, rtol=0, atol=1e-5)
 
 
 def test_a_file_with_the_masked_token_head_twice_is_refused(released, tmp_path):
