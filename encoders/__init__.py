@@ -1,4 +1,4 @@
-"""Encoder-only language models in JAX and Flax: BERT, RoBERTa, ALBERT, ELECTRA, ModernBERT, ESM-2, trained and tuned.
+"""Encoder-only language models in JAX and Flax, from BERT to ModernBERT, DeBERTa-v3 and ESM-2: trained and tuned.
 
 A corpus is a text file:
 

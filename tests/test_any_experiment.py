@@ -110,7 +110,7 @@ FIELDS = {
     "objective.temperature": ("1 0.5", "0"),
     "objective.loss_over": ("all chosen", "some"),
     "objective.generator_training": ("joint adversarial two_stage", "none"),
-    "objective.tie": ("none tokens embeddings", "all"),
+    "objective.tie": ("none tokens embeddings disentangled", "all"),
     "optimizer.learning_rate": ("1e-3 1", "0 nan"),
     "optimizer.warmup_steps": ("0 1 2", "3 -1 0.5"),
     "optimizer.weight_decay": ("0 0.1", "-1"),

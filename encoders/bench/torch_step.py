@@ -20,7 +20,7 @@ from encoders.utils.errors import UserError
 PAIR_LABELS = {"bert": "next_sentence_label", "albert": "sentence_order_label"}  # the pair's label in ...ForPreTraining
 # The same function as one kernel, instead of a chain of eight.
 EQUIVALENT_ACTIVATIONS = {"gelu_new": "gelu_pytorch_tanh"}
-WITHOUT_POOLER = ("electra", "modernbert")
+WITHOUT_POOLER = ("electra", "modernbert", "deberta-v2")
 LEARNING_RATE = 5e-4
 RTD_WEIGHT = 50.0  # factor of the discriminator's loss
 

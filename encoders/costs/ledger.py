@@ -16,7 +16,7 @@ import numpy as np
 from encoders.data.stream import Phase, expand_batch_ramps
 from encoders.experiment import Experiment
 from encoders.model.config import EncoderConfig
-from encoders.model.encoder import find_encoder_name, is_stacked
+from encoders.model.encoder import find_encoder_name, is_stacked, merge_word_tables
 from encoders.model.flops import forward_flops, masked_token_head_flops
 from encoders.objectives.base import Objective
 from encoders.objectives.causal_lm import CausalLM
@@ -127,7 +127,7 @@ def count_phase_rows(experiment: Experiment) -> list[tuple[int, Phase]]:
 @cache
 def count_encoder_params(config: EncoderConfig, objective) -> int:
     """Return the number of parameters of encoder and pooler, as papers count them."""
-    tree = eval_param_shapes(config, objective)
+    tree = jax.eval_shape(merge_word_tables, eval_param_shapes(config, objective))
     return count_params(tree[find_encoder_name(tree)]) + (count_params(tree["pooler"]) if "pooler" in tree else 0)
 
 

@@ -25,7 +25,7 @@ from encoders.families.architecture import Architecture, has_different_groups
 from encoders.families.registry import ARCHITECTURES
 from encoders.inference.sentence_embedding import SentenceEmbedding
 from encoders.model.config import EncoderConfig
-from encoders.model.encoder import is_stacked
+from encoders.model.encoder import is_stacked, merge_word_tables
 from encoders.objectives.replaced_tokens import ReplacedTokenDetection
 from encoders.run.folder import CHECKPOINTS_FOLDER, build_run_record, read_run_record, write_run_record
 from encoders.run.run import Run
@@ -91,6 +91,9 @@ def import_checkpoint(
         write_run_record(partial_run, record | embedding.to_record())
         params = jax.tree.map(sources.load_leaf, tree_paths(shapes), shapes, shardings)
         save_params(partial_run / CHECKPOINTS_FOLDER, params, fingerprint)
+    for checkpoint in sources.checkpoint_by_module.values():
+        if checkpoint.unread:
+            log(f"{checkpoint.files[0].parent}: not read: {list_names(checkpoint.unread)}")
     log(f"{run}: {sources.config.num_layers} layers, {type(sources.objective).__name__}, {', '.join(shapes)}")
     if embedding != SentenceEmbedding():
         log(f"{run}: vectors of sentence-transformers: {', '.join(f'{k}={v}' for k, v in asdict(embedding).items())}")
@@ -187,14 +190,13 @@ def pair_electra_checkpoints(discriminator: PublishedCheckpoint, generator: Publ
     ]
     if differences:
         raise CheckpointError(f"the generator does not belong to the discriminator: {'; '.join(differences)}")
-    equal_leaves = [
-        leaf for leaf in EMBEDDING_LEAVES if discriminator.has_equal_leaf(generator, f"encoder/embed/{leaf}")
-    ]
+    leaves = [leaf for leaf in EMBEDDING_LEAVES if discriminator.architecture.find_hf_leaf(f"encoder/embed/{leaf}")]
+    equal_leaves = [leaf for leaf in leaves if discriminator.has_equal_leaf(generator, f"encoder/embed/{leaf}")]
     tie, tied_leaves = "none", ()
     if "word/embedding" in equal_leaves:
         tie, tied_leaves = "tokens", ("word/embedding",)
-    if equal_leaves == list(EMBEDDING_LEAVES):
-        tie, tied_leaves = "embeddings", EMBEDDING_LEAVES
+    if equal_leaves == leaves:
+        tie, tied_leaves = "embeddings", leaves
     return ImportSources(
         config,
         replace(objective, tie=tie),
@@ -218,7 +220,7 @@ def export_run(run: str | Path, folder: str | Path, *, step: str = "latest", log
     _, params = opened.load_params(step)
     checkpoints = [
         (name, *build_hf_checkpoint(opened.spec, opened.vocab, *network))
-        for name, *network in split_networks(opened.spec, params)
+        for name, *network in split_networks(opened.spec, merge_word_tables(params))
     ]
     with atomic_dir(folder) as partial_folder:
         for subfolder, hf_config, tensors, omitted in checkpoints:
@@ -236,7 +238,7 @@ def export_run(run: str | Path, folder: str | Path, *, step: str = "latest", log
 def describe_export(spec: RunSpec, pad_id: int, shapes: dict) -> str:
     """Return the classes of transformers that hold a run with parameters of these shapes, or why none does."""
     try:
-        networks = list(split_networks(spec, shapes))
+        networks = list(split_networks(spec, jax.eval_shape(merge_word_tables, shapes)))
         described = []
         for _, config, params in networks:
             architecture, (heads, class_name) = choose_model_class(spec, pad_id, config, params)
@@ -248,7 +250,10 @@ def describe_export(spec: RunSpec, pad_id: int, shapes: dict) -> str:
 
 
 def split_networks(spec: RunSpec, params: dict) -> Iterator[tuple[str, EncoderConfig, dict]]:
-    """Yield subfolder, encoder and parameters of each network that transformers has a folder of its own for."""
+    """Yield subfolder, encoder and parameters of each network that transformers has a folder of its own for.
+
+    The parameters are those of `merge_word_tables`.
+    """
     config, objective = spec.model, spec.objective
     if not isinstance(objective, ReplacedTokenDetection):
         yield "", config, params

@@ -29,7 +29,10 @@ SENTENCE_TASKS = {"nsp": NextSentencePrediction(), "sop": SentenceOrderPredictio
 
 @dataclass(frozen=True, eq=False)
 class PublishedCheckpoint:
-    """A checkpoint with the tensor names of `architecture`; `heads` are its top-level modules but the encoder."""
+    """A checkpoint with the tensor names of `architecture`; `heads` are its top-level modules but the encoder.
+
+    `unread` are the names of tensors that published files hold and no parameter here is for.
+    """
 
     architecture: Architecture
     config: EncoderConfig
@@ -37,6 +40,7 @@ class PublishedCheckpoint:
     heads: frozenset[str]
     tensors: dict[str, LazyTensor]
     files: tuple[Path, ...]
+    unread: tuple[str, ...] = ()
 
     def read_leaf(self, path: str, layer: int = 0) -> np.ndarray:
         """Return the leaf at `path` of our tree, or one layer of it; kernels are transposed to ours."""
@@ -133,6 +137,11 @@ def interpret_checkpoint(
             config = replace(config, always_project=False)
             tensors = {name: tensor for name, tensor in tensors.items() if name not in projection}
     heads = architecture.infer_heads(tensors, names)
+    unread = [name for name in tensors if re.search(architecture.unread_tensors or r"(?!)", name)]
+    if heads >= {"replaced", "tokens"}:  # a released discriminator brings a masked-token head, and no generator
+        heads -= {"tokens"}
+        unread += [name for name in tensors if architecture.list_top_modules(name) == ["tokens"]]
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in unread}
     gelu_heads = heads.intersection(architecture.gelu_heads)
     if config.activation != "gelu" and gelu_heads:
         raise CheckpointError(
@@ -140,7 +149,7 @@ def interpret_checkpoint(
             f"{list_names(gelu_heads)} head; only gelu is supported with it"
         )
     objective = infer_objective(architecture, hf_config, config, heads)
-    return PublishedCheckpoint(architecture, config, objective, heads, tensors, files)
+    return PublishedCheckpoint(architecture, config, objective, heads, tensors, files, tuple(unread))
 
 
 def identify_architecture(hf_config: dict, tensors: dict[str, LazyTensor]) -> Architecture:
@@ -155,7 +164,7 @@ def identify_architecture(hf_config: dict, tensors: dict[str, LazyTensor]) -> Ar
 
 
 def modernize_tensor_names(architecture: Architecture, tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
-    """Rename tensors with TensorFlow's names of layer norms or without the model type's prefix; drop buffers.
+    """Rename tensors with names of another layout or without the model type's prefix; drop buffers.
 
     A tied tensor that the file holds under its copy's name only gets its own.
     """
@@ -165,6 +174,8 @@ def modernize_tensor_names(architecture: Architecture, tensors: dict[str, LazyTe
         if re.search(architecture.unread_tensors, original_name):
             continue
         name = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", original_name))
+        for pattern, replacement in architecture.former_names:
+            name = re.sub(pattern, replacement, name)
         if not has_prefix and architecture.list_top_modules(prefix + name):
             name = prefix + name
         if name in renamed:

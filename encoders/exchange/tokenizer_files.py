@@ -22,7 +22,7 @@ SPECIAL_TOKEN_ROLES = {
 TOKENIZER_CLASSES = {
     "wordpiece": ("BertTokenizer", "ElectraTokenizer", "DistilBertTokenizer", "MobileBertTokenizer"),
     "bpe": ("RobertaTokenizer", "GPT2Tokenizer", "LongformerTokenizer", "BartTokenizer"),
-    "unigram": ("AlbertTokenizer",),
+    "unigram": ("AlbertTokenizer", "DebertaV2Tokenizer"),
     "character": ("EsmTokenizer",),
 }
 # Classes whose vocab.txt is a list of characters, with the names of their special tokens.
@@ -47,7 +47,7 @@ def read_tokenizer(path: Path, log: Callable[[str], None] = lambda line: None) -
     for name, value in rules.items():
         if not isinstance(value, bool):
             raise CheckpointError(f"tokenizer_config.json: {name}={value!r} is not true or false")
-    lowercase = rules.get("do_lower_case", True)
+    lowercase = rules.get("do_lower_case", not (folder / "spm.model").is_file())  # DeBERTa's default is False
     own_names = CHARACTER_LIST_CLASSES.get(str(settings.get("tokenizer_class")), {})
     if own_names and path.is_dir():  # transformers reads the list, whatever is beside it
         path = path / "vocab.txt"
@@ -90,7 +90,7 @@ def check_tokenizer_class(settings: dict, tokenizer: Tokenizer, has_own_rules: b
 def list_unsupported_rules(folder: Path, settings: dict, tokenizer: Tokenizer, lowercase: bool) -> list[str]:
     """Return the settings and added tokens beside a vocabulary file that its tokenizer does not apply."""
     supported = {"strip_accents": lowercase, "tokenize_chinese_chars": True, "keep_accents": False}
-    supported |= {"do_basic_tokenize": True, "never_split": []}
+    supported |= {"do_basic_tokenize": True, "never_split": [], "split_by_punct": False}
     rules = [f"{n}={settings[n]!r}" for n, value in supported.items() if settings.get(n) not in (None, value)]
     added_file = folder / "added_tokens.json"
     added_tokens = read_json(added_file) if added_file.is_file() else {}

@@ -81,11 +81,14 @@ class Architecture:
 
     `module_names` has rows of (our module, their module); theirs may be a function of layer and number of layers.
     `tied_tensors` has rows of (copy, original); a file may omit the copy. `root` is the prefix of the encoder's names,
-    by default `name`. `config_fields`, `read_nested` and `write_nested` say which fields of config.json are those of
-    `config_class`. `fixed_fields` are fields that every model of the type shares. `hf_defaults` are defaults of
-    config.json that differ from `config_fields`. `classifier_head` is the value of `Classification.head` that computes
-    its classifier, `token_classifier_head` that of `TokenClassification.token_head`. `classifier_dropout_field` is the
-    dropout rate of that head in config.json and its default; None is the hidden dropout.
+    by default `name`. `former_names` has rows of (regex of a tensor's name, its replacement) for files of another
+    layout. Tensors whose names match `unread_tensors` are in published files without a place in the encoder.
+    `replaced_class` is the suffix of the class that holds the head of replaced tokens. `config_fields`, `read_nested`
+    and `write_nested` say which fields of config.json are those of `config_class`. `fixed_fields` are fields that every
+    model of the type shares. `hf_defaults` are defaults of config.json that differ from `config_fields`.
+    `classifier_head` is the value of `Classification.head` that computes its classifier, `token_classifier_head` that
+    of `TokenClassification.token_head`. `classifier_dropout_field` is the dropout rate of that head in config.json and
+    its default; None is the hidden dropout.
     """
 
     name: str
@@ -95,6 +98,9 @@ class Architecture:
     token_classifier_head: Literal["linear", "pooled"] = "linear"
     classifier_dropout_field: tuple[str, float | None] = ("classifier_dropout", None)
     sentence_task: Literal["nsp", "sop"] | None = None  # of the published pair head
+    replaced_class: str = "ForPreTraining"
+    former_names: tuple[tuple[str, str], ...] = ()
+    unread_tensors: str | None = None
     root: str = ""
     class_prefix: str = ""  # of its classes, by default `name` with a capital
     class_names: dict[str, str] = field(default_factory=dict)  # of classes that are named otherwise, by their suffix
@@ -119,14 +125,15 @@ class Architecture:
         known = {module.partition("/")[0] for module, _ in self.module_names}
         classifier = ("pooler", "classes") if self.classifier_head == "pooled" else ("classes",)
         pooled = ("pooler",) if self.token_classifier_head == "pooled" else ()
+        pooler_name = self.name_hf_module(dict(self.module_names).get("pooler/dense", ""), 0, 1)
         rows = (
             (("tokens", "pooler", "pair"), "ForPreTraining"),
-            (("replaced",), "ForPreTraining"),
+            (("replaced",), self.replaced_class),
             (("tokens",), "ForMaskedLM"),
             (classifier, "ForSequenceClassification"),
             ((*pooled, "tags"), "ForTokenClassification"),
             ((*pooled, "spans"), "ForQuestionAnswering"),
-            *([] if pooled else [(("pooler",), "Model")]),
+            *([(("pooler",), "Model")] if pooler_name.startswith(f"{self.root or self.name}.") else []),
             ((), "Model"),
         )
         prefix = self.class_prefix or self.name.capitalize()
@@ -182,8 +189,9 @@ class Architecture:
     def read_encoder_config(self, hf_config: dict) -> EncoderConfig:
         """Return the encoder that a config.json describes. Raises `ValueError` for a value that is not supported."""
         for name, accepted in self.required_values.items():
-            if hf_config.get(name, accepted[0]) not in accepted:
-                raise UserError(f"{name}={shorten(hf_config[name])} is not supported; only {accepted[0]!r} is")
+            value = hf_config.get(name, self.hf_defaults.get(name, accepted[0]))
+            if value not in accepted:
+                raise UserError(f"{name}={shorten(value)} is not supported; only {accepted[0]!r} is")
         declared_types = {f.name: f.type for f in fields(self.config_class)}
         values = {}
         for name, hf_name, default in self.list_config_fields():

@@ -97,6 +97,7 @@ RECIPE_BUILDERS = {
     "eurobert": build_roberta_recipes,
     "neobert": build_roberta_recipes,
     "esm": build_roberta_recipes,
+    "deberta": build_roberta_recipes,
 }
 
 

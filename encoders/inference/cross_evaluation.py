@@ -19,7 +19,7 @@ import numpy as np
 from encoders.data.batch import Batch
 from encoders.data.stream import BatchStream, iter_eval_batches
 from encoders.experiment import apply_settings
-from encoders.model.encoder import Encoder, find_encoder_name
+from encoders.model.encoder import Encoder, find_encoder_name, merge_word_tables
 from encoders.model.heads import gather_hidden_states
 from encoders.run.evaluate import evaluate_run
 from encoders.run.folder import RunError
@@ -84,6 +84,7 @@ def evaluate_with_overrides(
         raise RunError(f"{problem} of the shapes for {', '.join(settings)}")
     if distributed.is_multi_process():
         raise RunError(f"{problem}; a regression in their place needs a single process")
+    params = merge_word_tables(params)
     return score_linear_probe(other, params[find_encoder_name(params)], sentence_task)
 
 

@@ -24,7 +24,7 @@ from encoders.inference.missing_head import missing_head
 from encoders.inference.sentence_embedding import Pooling, SentenceEmbedding, normalize_vector
 from encoders.inference.text_batch import TextBatch, TextOrPair
 from encoders.inference.word_tags import TextWords, split_words
-from encoders.model.encoder import Encoder, find_encoder_name
+from encoders.model.encoder import Encoder, find_encoder_name, merge_word_tables
 from encoders.model.heads import pool_examples, summarize_examples
 from encoders.objectives.masking import MaskedBatch
 from encoders.run.evaluate import concatenate_padded
@@ -289,7 +289,7 @@ class Predictor:
 
     def embed_rows(self, params: dict, batch: TextBatch, layer: int, pooling: Pooling | None):
         """Return the hidden states of a layer, `[b l d]`, or with a pooling one vector of each row, `[b d]`."""
-        config, rows = self.config, batch.to_batch()
+        config, rows, params = self.config, batch.to_batch(), merge_word_tables(params)
         is_last, encoder_params = layer in (-1, config.num_layers), {"params": params[find_encoder_name(params)]}
         hidden = Encoder(config).apply(encoder_params, rows, output_hidden_states=not is_last)
         hidden = hidden if is_last else hidden[layer]

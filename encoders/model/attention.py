@@ -43,7 +43,14 @@ def unfused_attention(query, key, value, example_ids, dropout_fn, is_causal):
 
 def unfused_masked_attention(query, key, value, mask: Bool[Array, "b 1 l m"], dropout_fn):
     scores = jnp.einsum("blhk,bmhk->bhlm", query, key, preferred_element_type=jnp.float32) / query.shape[-1] ** 0.5
-    weights = jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(jnp.float32).min)).astype(query.dtype)
+    return average_values(scores, value, mask, dropout_fn)
+
+
+def average_values(
+    scores: Float[Array, "b h l m"], value: Float[Array, "b m h k"], mask: Bool[Array, "b 1 l m"], dropout_fn
+) -> Float[Array, "b l h k"]:
+    """Return the average of the values, weighted by the softmax of float32 scores where `mask` is True."""
+    weights = jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(jnp.float32).min)).astype(value.dtype)
     return jnp.einsum("bhlm,bmhk->blhk", dropout_fn(weights), value)
 
 

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 
 import flax.linen as nn
 
-from encoders.model.heads import MaskedTokenHead, Pooler
+from encoders.model.heads import MaskedTokenHead, Pooler, ReplacedTokenHead
 from encoders.model.layers import Embeddings, FeedForward, SelfAttention
 from encoders.utils.errors import UserError
 from encoders.utils.field_checks import check_fields
@@ -38,10 +38,10 @@ class FamilyConventions:
 class EncoderConfig:
     """Sizes and parts of an encoder-only transformer.
 
-    `embeddings`, `attention`, `feed_forward`, `token_head`, `pooler`, `final_norm` and `row_features` are the classes
-    of its parts. A family whose parts need other fields has a subclass. Layers share the parameters of `shared_parts`
-    (ALBERT: both) in `num_groups` sets, and layer `i` uses set `i * num_groups // num_layers`. Raises `ValueError` for
-    sizes that do not fit together. `embedding_size` is `hidden_size` unless it is given; with
+    `embeddings`, `attention`, `feed_forward`, `token_head`, `pooler`, `replaced_head`, `final_norm` and `row_features`
+    are the classes of its parts. A family whose parts need other fields has a subclass. Layers share the parameters of
+    `shared_parts` (ALBERT: both) in `num_groups` sets, and layer `i` uses set `i * num_groups // num_layers`. Raises
+    `ValueError` for sizes that do not fit together. `embedding_size` is `hidden_size` unless it is given; with
     `dataclasses.replace` it keeps its number, and `embedding_size=None` follows the new hidden size.
     """
 
@@ -69,6 +69,7 @@ class EncoderConfig:
     feed_forward: type = FeedForward
     token_head: type = MaskedTokenHead
     pooler: type = Pooler
+    replaced_head: type = ReplacedTokenHead
     final_norm: type | None = None  # after the last layer, where layers have their norms before
     row_features: type | None = None  # computed once a step from the rows, for all layers to read
     # Of an example's hidden states, for heads that read one vector; "late" is the mean after the pooler.
@@ -128,6 +129,11 @@ class EncoderConfig:
         None is the whole example. Layers of different windows are compiled apart.
         """
         return (None,)
+
+    @property
+    def num_attention_products(self) -> int:
+        """The matrix products of d numbers for each token and token that it attends to: a score, and its value."""
+        return 2
 
     @property
     def layer_windows(self) -> tuple[int | None, ...]:

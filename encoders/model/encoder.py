@@ -24,6 +24,19 @@ def find_encoder_name(params: Mapping) -> str:
     return "discriminator" if "discriminator" in params else "encoder"
 
 
+def merge_word_tables(params: Mapping) -> dict:
+    """Return parameters in which the discriminator has a word table of its own, also where it shifts the generator's.
+
+    Under `jax.eval_shape` these are shapes.
+    """
+    if "words" not in params:
+        return dict(params)
+    encoder = params["discriminator"]
+    table = params["generator"]["embed"]["word"]["embedding"] + params["words"]["shift"]
+    encoder = encoder | {"embed": encoder["embed"] | {"word": {"embedding": table}}}
+    return {name: tree for name, tree in params.items() if name != "words"} | {"discriminator": encoder}
+
+
 def is_stacked(path: str) -> bool:
     """Return True where the first axis of the leaf at `path` counts layers, or groups that share parameters."""
     return re.search(r"(^|/)(layers|shared)/", path) is not None
@@ -61,7 +74,7 @@ class Encoder(nn.Module):
 
     config: EncoderConfig
     tied_embeddings: Embeddings | None = None  # the embedding block of another network (ELECTRA)
-    tied_word_embedding: nn.Embed | None = None  # its word table alone
+    tied_word_embedding: nn.Module | None = None  # its word table alone
 
     def setup(self):
         config = self.config
@@ -92,7 +105,10 @@ class Encoder(nn.Module):
         """Return the parameters of the shared parts by name, each a stack of `num_groups` sets."""
         config, ones, stacks = self.config, jnp.ones((1, 1), int), {}
         x = config.begin_layers(jnp.zeros((1, 1, config.hidden_size), config.dtype))
-        context = self.make_layer_context(ones, ones, ones)
+        context = LayerContext(ones, ones, ones, 0)
+        if config.row_features is not None:
+            features, _ = config.row_features(config, parent=None).init_with_output(key, context)
+            context = context.replace(row_features=features)
         for i, (field, name) in enumerate(LAYER_PARTS.items()):
             if field in config.shared_parts:
                 part = getattr(config, field)(config, parent=None)

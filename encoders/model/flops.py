@@ -14,7 +14,7 @@ def forward_flops(config: EncoderConfig, sizes: np.ndarray) -> np.ndarray:
     seen = windows.count(None) * sizes
     for window in {*windows} - {None}:
         seen = seen + windows.count(window) * np.minimum(sizes, window + 1)
-    attention = 4 * seen * d
+    attention = 2 * config.num_attention_products * seen * d
     return sizes * (projection + config.num_layers * products + attention)
 
 

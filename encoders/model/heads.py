@@ -120,7 +120,7 @@ class ReplacedTokenHead(nn.Module):
     config: object
 
     @nn.compact
-    def __call__(self, hidden: Float[Array, "b l d"]) -> Float[Array, "b l"]:
+    def __call__(self, hidden: Float[Array, "b l d"], batch: EncoderInputs) -> Float[Array, "b l"]:
         config = self.config
         x = ACTIVATIONS[config.activation](make_dense(config, config.hidden_size, "dense")(hidden))
         out = make_dense(config, 1, "out", kernel_init=nn.initializers.glorot_uniform())(x)

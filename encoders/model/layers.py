@@ -6,6 +6,7 @@ Axes: b rows, l tokens of a row, d hidden, e embedding.
 from typing import Any, Protocol, runtime_checkable
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float
@@ -45,7 +46,7 @@ class Embeddings(nn.Module):
     """Sum of word, position and token-type embeddings, layer norm and dropout (BERT §3.2), `[b l e]`."""
 
     config: object
-    tied_word_embedding: nn.Embed | None = None  # the word table of another network (ELECTRA's tied token embeddings)
+    tied_word_embedding: nn.Module | None = None  # the word table of another network (ELECTRA's tied token embeddings)
     has_positions = True
     norm_has_bias = True
     projection_init = None  # of the encoder's projection e → d; None selects that of the config
@@ -62,7 +63,7 @@ class Embeddings(nn.Module):
         self.drop = Dropout(config.hidden_dropout)
 
     @property
-    def word_embedding(self) -> nn.Embed:
+    def word_embedding(self) -> nn.Module:
         """The word table, own or tied."""
         return self.word if self.tied_word_embedding is None else self.tied_word_embedding
 
@@ -85,6 +86,26 @@ class WordEmbeddings(Embeddings):
     def __call__(self, batch: EncoderInputs, train: bool) -> Float[Array, "b l e"]:
         x = shard_rows(self.word_embedding(batch.input_ids))
         return self.drop(x, train).astype(jnp.dtype(self.config.dtype))
+
+
+class ShiftedEmbedding(nn.Module):
+    """The word table of another network plus a shift that starts at zero; only the shift has a gradient.
+
+    Gradient-disentangled embedding sharing (He et al., 2021, https://arxiv.org/abs/2111.09543, §3.3).
+    """
+
+    base: nn.Embed
+
+    def setup(self):
+        self.shift = self.param("shift", nn.initializers.zeros, (self.base.num_embeddings, self.base.features))
+
+    @property
+    def embedding(self) -> Float[Array, "v e"]:
+        """The whole table."""
+        return jax.lax.stop_gradient(self.base.embedding) + self.shift
+
+    def __call__(self, input_ids: Any) -> Float[Array, "b l e"]:
+        return jax.lax.stop_gradient(self.base(input_ids)) + jnp.take(self.shift, input_ids, axis=0)
 
 
 def attend(config, query, key, value, context: LayerContext, train: bool, is_causal=False) -> Float[Array, "b l h k"]:

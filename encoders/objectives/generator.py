@@ -15,6 +15,7 @@ from encoders.data.batch import Batch, HostOrDeviceArray
 from encoders.model.config import EncoderConfig, derive_generator_config
 from encoders.model.encoder import Encoder
 from encoders.model.heads import gather_hidden_states
+from encoders.model.layers import ShiftedEmbedding
 from encoders.objectives import masking as masks
 from encoders.objectives.base import Metrics, Objective, ObjectiveModule, perplexity
 from encoders.objectives.losses import compute_masked_lm_metrics
@@ -43,8 +44,9 @@ class GeneratorObjective(Objective):
     generator_depth: float = 1.0  # of the network's
     masking: Masking = ELECTRA_MASKING
     temperature: float = 1.0
-    # Shared with the network: the token embeddings, or all embeddings with their norm, as in the released code.
-    tie: Literal["none", "tokens", "embeddings"] = "embeddings"
+    # Shared with the network: the token embeddings, or all embeddings with their norm, as in the released code. With
+    # "disentangled" the network reads the generator's token embeddings without a gradient, plus a shift (DeBERTa-v3).
+    tie: Literal["none", "tokens", "embeddings", "disentangled"] = "embeddings"
 
     def __post_init__(self):
         is_positive = lambda value: value is None or 0 < value < math.inf
@@ -86,10 +88,20 @@ class GeneratorOutput(NamedTuple):
 
 
 class GeneratorObjectiveModule(ObjectiveModule):
-    """The network, which owns the tied tables, and its generator if there is one."""
+    """The network, which owns the tied tables, and its generator if there is one.
+
+    A disentangled table is the generator's, and `words` holds the network's shift of it.
+    """
 
     def setup(self):
         tie, generator = self.objective.tie, self.objective.get_generator_config(self.config)
+        if generator is not None:
+            self.tokens = generator.token_head(generator)
+        if generator is not None and tie == "disentangled":
+            self.generator = Encoder(generator)
+            self.words = ShiftedEmbedding(self.generator.embed.word_embedding)
+            self.discriminator = Encoder(self.config, tied_word_embedding=self.words)
+            return
         self.discriminator = Encoder(self.config)
         if generator is None:
             return
@@ -99,7 +111,6 @@ class GeneratorObjectiveModule(ObjectiveModule):
             tied_embeddings=embed if tie == "embeddings" else None,
             tied_word_embedding=embed.word_embedding if tie == "tokens" else None,
         )
-        self.tokens = generator.token_head(generator)
 
     def fill_masks(self, batch: GeneratorBatch, train: bool = False) -> GeneratorOutput:
         """Return the text that the network reads, and the generator's metrics."""

@@ -12,7 +12,6 @@ from jaxtyping import Array, Float, Int
 
 from encoders.data.batch import Batch
 from encoders.model.config import EncoderConfig
-from encoders.model.heads import ReplacedTokenHead
 from encoders.model.ops import make_dense
 from encoders.objectives.base import Metrics, ObjectiveModule
 from encoders.objectives.generator import GeneratorBatch, GeneratorObjective, GeneratorObjectiveModule, GeneratorOutput
@@ -91,7 +90,7 @@ class ReplacedTokenDetectionModule(GeneratorObjectiveModule):
 
     def setup(self):
         super().setup()
-        self.replaced = ReplacedTokenHead(self.config)
+        self.replaced = self.config.replaced_head(self.config)
         if self.objective.generator_training == "adversarial":
             self.baseline = make_dense(self.objective.get_generator_config(self.config), 1)
 
@@ -113,7 +112,7 @@ class ReplacedTokenDetectionModule(GeneratorObjectiveModule):
 
     def compute_replaced_logits(self, batch: Batch, train: bool = False) -> Float[Array, "b l"]:
         """Return the discriminator's logit of every token that it was replaced."""
-        return self.replaced(self.discriminator(batch, train=train))
+        return self.replaced(self.discriminator(batch, train=train), batch)
 
 
 def compute_policy_metrics(

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from encoders.experiment import Experiment, list_differences
-from encoders.model.encoder import find_encoder_name
+from encoders.model.encoder import find_encoder_name, merge_word_tables
 from encoders.objectives.base import Objective
 from encoders.objectives.generator import GeneratorObjective
 from encoders.run.folder import TOKENIZER_FILE, RunError, read_run_record
@@ -89,6 +89,8 @@ def transfer_params(source_params: dict, source_objective: Objective, objective:
     A head keeps it if both objectives have the same kind of encoder and, for a classifier, the same classes. ELECTRA's
     two-stage training starts discriminator and generator from the same masked language model.
     """
+    if getattr(objective, "tie", "none") != "disentangled":
+        source_params = merge_word_tables(source_params)
     source_name = find_encoder_name(source_params)
     name = "discriminator" if isinstance(objective, GeneratorObjective) else "encoder"
     source_labels, labels = (getattr(value, "label_names", ()) for value in (source_objective, objective))

@@ -68,11 +68,11 @@ def make_blank_vocab(vocab_size: int) -> VocabInfo:
 class TokenizerSpec:
     """Specification of a tokenizer: a published vocabulary by its `path`, or one to train.
 
-    A path is vocab.txt, a folder or file of vocab.json and merges.txt, fairseq's folder of encoder.json, vocab.bpe
-    and dict.txt, spiece.model or tokenizer.json. With kind "character" or "words" it may be a list, a token a line.
-    Only WordPiece and unigram vocabularies apply `lowercase`, and tokenizer.json has its own rules. `special_tokens`
-    names those of tokenizer.json or of a list that are not the usual ones, as in ("cls=<cls>", "sep=<eos>"). Raises
-    `ValueError` for a `vocab_size` below the number of fixed tokens.
+    A path is vocab.txt, a folder or file of vocab.json and merges.txt, fairseq's folder of encoder.json, vocab.bpe and
+    dict.txt, spiece.model, spm.model or tokenizer.json. With kind "character" or "words" it may be a list, a token a
+    line. Only WordPiece and unigram vocabularies apply `lowercase`, and tokenizer.json has its own rules.
+    `special_tokens` names those of tokenizer.json or of a list that are not the usual ones, as in ("cls=<cls>",
+    "sep=<eos>"). Raises `ValueError` for a `vocab_size` below the number of fixed tokens.
     """
 
     kind: Literal["wordpiece", "bpe", "unigram", "character", "words"] = "wordpiece"
@@ -246,7 +246,7 @@ def load_tokenizer(
     """Load a published vocabulary in any of the forms of `TokenizerSpec.path`; special tokens are found by name, those
     of `own_names` by role. `add_prefix_space` lets byte-level BPE see a space before a text, as in transformers. Raises
     `ValueError` for a path in no such form and for missing special tokens."""
-    from encoders.text.tokenizer_backends import read_published_tokenizer
+    from encoders.text.vocabulary_files import read_published_tokenizer
 
     path = Path(path).expanduser()
     return Tokenizer(*read_published_tokenizer(path, lowercase, add_prefix_space, kind, own_names))

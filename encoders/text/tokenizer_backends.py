@@ -1,16 +1,11 @@
-"""Vocabularies over `tokenizers`: their rules, and readers of the files of released ones."""
+"""Vocabularies over `tokenizers`: their special tokens, and the rules of each kind."""
 
 from __future__ import annotations
 
-import json
 import re
-import struct
 import unicodedata
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from itertools import chain
-from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
@@ -31,12 +26,8 @@ ASCII_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz")
 ALBERT_PUNCTUATION = frozenset('!"#$%&()*+,-./:;?@[\\]^_`{|}~£€')  # of ALBERT's _is_start_piece_sp
 NO_NAMES: Mapping[str, str] = MappingProxyType({})
 SPACE = "▁"
-NAME_PATTERN = re.compile(r"<\w+>|\[\w+\]")  # of a token that is no text
 AVOIDED_PIECE_SCORE = -1000.0  # of a piece that is kept for its id only
 MAX_VOCAB_SIZE = 2**24  # memory grows with the largest id; no published vocabulary comes near
-# In order of preference.
-VOCABULARY_FORMS = ("tokenizer.json", "vocab.txt", "vocab.json + merges.txt", "encoder.json + vocab.bpe + dict.txt")
-VOCABULARY_FORMS += ("dict.txt", "spiece.model")
 
 
 def detect_tokenizer_kind(backend) -> str:
@@ -139,9 +130,31 @@ def build_albert_pre_tokenizer(symbols: Iterable[str]):
     steps = [pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")]
     pattern = "|".join(re.escape(symbol) for symbol in sorted(symbols, key=len, reverse=True))
     steps += [pre_tokenizers.Split(Regex(pattern), "isolated")] if pattern else []
-    # A model of this kind would take the name of a special token in a text for that piece; SentencePiece does not.
-    names = r"<(?=(?:pad|unk)>)|\[(?=(?:CLS|SEP|MASK)\])"
-    return pre_tokenizers.Sequence([*steps, pre_tokenizers.Split(Regex(names), "merged_with_previous")])
+    return pre_tokenizers.Sequence([*steps, build_name_splitter(r"<(?=(?:pad|unk)>)|\[(?=(?:CLS|SEP|MASK)\])")])
+
+
+def build_name_splitter(pattern: str):
+    """Split the names of special tokens in a text, which a unigram model would take for those pieces; SentencePiece
+    does not."""
+    return pre_tokenizers.Split(Regex(pattern), "merged_with_previous")
+
+
+def build_deberta_unigram(pieces: list[tuple[str, float]], lowercase: bool, normalizes_mask: bool):
+    """Build the rules of `DebertaV2Tokenizer` in transformers 5, with [MASK] after the pieces of the model.
+
+    They have NFC in place of the model's own charsmap, which is usually NFKC and writes ① as 1. With `normalizes_mask`
+    the space before [MASK] is a token, as in transformers where added_tokens.json names [MASK].
+    """
+    backend = Tokenizer(models.Unigram(pieces, [piece for piece, _ in pieces].index("[UNK]"), byte_fallback=False))
+    steps = [normalizers.Replace(Regex(r"\s{2,}|[\n\r\t]"), " "), normalizers.NFC()]
+    steps = [*([normalizers.Lowercase()] if lowercase else []), *steps, normalizers.Strip(left=False, right=True)]
+    backend.normalizer = normalizers.Sequence(steps)
+    words = pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="always")
+    names = build_name_splitter(r"\[(?=(?:PAD|UNK|CLS|SEP|MASK)\])")
+    backend.pre_tokenizer = pre_tokenizers.Sequence([words, names])
+    backend.decoder = decoders.Metaspace(replacement=SPACE, prepend_scheme="always")
+    backend.add_special_tokens([AddedToken("[MASK]", special=True, normalized=normalizes_mask)])
+    return configure_special_tokens(backend)
 
 
 def build_albert_normalizer(lowercase: bool, precompiled_charsmap: bytes | None = None):
@@ -258,145 +271,3 @@ def infer_own_names(backend, settings: Mapping) -> dict[str, str]:
         if known and role not in found:
             found[role] = known[0]
     return found if roles else {}
-
-
-# The files
-
-
-def read_published_tokenizer(
-    path: Path,
-    lowercase: bool,
-    add_prefix_space: bool,
-    kind: str = "",
-    own_names: Mapping[str, str] = NO_NAMES,
-):
-    """Return the `tokenizers.Tokenizer` of a published vocabulary, and the names of special tokens that are not the
-    usual ones. A list of tokens in a .txt file is WordPiece unless `kind` is "character" or "words". Raises
-    `ValueError` that names what is missing."""
-    forms, names = "; ".join(VOCABULARY_FORMS), [form.partition(" + ")[0] for form in VOCABULARY_FORMS]
-    if path.is_dir():
-        if not (present := [path / name for name in names if (path / name).is_file()]):
-            raise UserError(f"the folder {str(path)!r} holds no vocabulary: {forms}")
-        path = present[0]
-    if not path.is_file():
-        raise UserError(f"vocabulary {str(path)!r} does not exist; it must be a file or folder of {forms}")
-    try:
-        if path.suffix == ".txt" and kind in LIST_BUILDERS:
-            return LIST_BUILDERS[kind](number_listed_tokens(_read_rows(path), kind, own_names), own_names), own_names
-        text = path.read_text("utf-8-sig") if path.suffix == ".json" else "{}"
-        content = json.loads(text)
-        if "model" in content and "added_tokens" in content:
-            backend, settings_file = Tokenizer.from_str(text), path.with_name("tokenizer_config.json")
-            own_names = own_names or find_own_names(content)
-            if not own_names and settings_file.is_file():
-                own_names = infer_own_names(backend, json.loads(settings_file.read_text("utf-8-sig")))
-            return configure_special_tokens(backend, own_names), own_names
-        if own_names:
-            raise UserError("tokenizer.special_tokens is for tokenizer.json, and for lists of characters or words")
-        if path.name in ("encoder.json", "vocab.bpe", "dict.txt"):
-            return _read_fairseq_dictionary(path.parent, add_prefix_space), {}
-        if path.name == "merges.txt":
-            path = path.with_name("vocab.json")
-        if path.suffix == ".txt":
-            return build_wordpiece(number_word_pieces(_read_rows(path)), lowercase), {}
-        if path.suffix == ".model":
-            return _parse_sentencepiece(path.read_bytes(), lowercase), {}
-        if path.suffix == ".json":
-            merges, gpt2_merges = path.with_name("merges.txt"), path.with_name("vocab.bpe")
-            rows = _read_merges(gpt2_merges if gpt2_merges.is_file() and not merges.is_file() else merges)
-            return build_byte_level_bpe(json.loads(path.read_text("utf-8-sig")), rows, add_prefix_space), {}
-    except FileNotFoundError as error:
-        raise UserError(f"the vocabulary {str(path)!r} needs {error.filename} beside it") from error
-    except BaseException as error:  # on damage the tokenizers library raises Exception, or panics
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        raise UserError(f"vocabulary {str(path)!r}: {error}") from error
-    raise UserError(f"vocabulary {str(path)!r} has an unknown format; it must be one of {forms}")
-
-
-def number_word_pieces(rows: list[str]) -> dict[str, int]:
-    """Return WordPiece's tokens by name. Raises `ValueError` for the pieces of SentencePiece or of byte-level BPE."""
-    counts = Counter(mark for row in rows for mark in ("##", SPACE, "Ġ") if row.startswith(mark))
-    for mark, other in (
-        (SPACE, "SentencePiece, read from spiece.model"),
-        ("Ġ", "byte-level BPE, read from vocab.json"),
-    ):
-        if counts[mark] > counts["##"]:
-            raise UserError(f"{counts[mark]} tokens start with {mark} and {counts['##']} with ##: it is of {other}")
-    return {token: id for id, token in enumerate(rows)}
-
-
-def number_listed_tokens(rows: list[str], kind: str, own_names: Mapping[str, str]) -> dict[str, int]:
-    """Return the tokens of a list by name, with the usual special tokens behind those that it has. Raises `ValueError`
-    for a token that is there twice, and for one of a character list that is longer and no name, as <null_1> is."""
-    names_by_role = list_special_names(kind, own_names)
-    special = set(chain.from_iterable(names_by_role.values()))
-    if repeated := [token for token, count in Counter(rows).items() if count > 1]:
-        raise UserError(f"the token {repeated[0]!r} is listed {rows.count(repeated[0])} times")
-    is_name = lambda row: row in special or NAME_PATTERN.fullmatch(row)
-    if kind == "character" and (long := [row for row in rows if len(row) != 1 and not is_name(row)]):
-        raise UserError(f"the token {long[0]!r} is not a single character; tokenizer.kind=words takes any token")
-    added = [names[0] for names in names_by_role.values() if set(rows).isdisjoint(names)]
-    return {token: id for id, token in enumerate([*rows, *added])}
-
-
-def _read_rows(path: Path) -> list[str]:
-    with open(path, encoding="utf-8-sig", newline="\n") as file:  # a token may be U+2028, which ends a line elsewhere
-        return [row.rstrip("\r") for row in file.read().rstrip("\r\n").split("\n")]
-
-
-def _read_merges(path: Path) -> list[tuple[str, str]]:
-    rows = [row for row in _read_rows(path) if row and not row.startswith("#version")]
-    return [tuple(row.split(" ", 1)) for row in rows]
-
-
-def _read_fairseq_dictionary(folder: Path, add_prefix_space: bool):
-    """Read GPT-2's tokens under the ids of fairseq's dictionary: four special tokens, the dictionary's rows, <mask>. A
-    dictionary of single characters, such as amino acids, needs no other file."""
-    rows = [row.split(" ")[0] for row in _read_rows(folder / "dict.txt") if row]
-    number_tokens = lambda words: {
-        token: id for id, token in enumerate(["<s>", "<pad>", "</s>", "<unk>", *words, "<mask>"])
-    }
-    if not (folder / "encoder.json").exists() and all(len(row) == 1 for row in rows):
-        return build_byte_level_bpe(number_tokens(rows), [], add_prefix_space)
-    names = {str(id): token for token, id in json.loads((folder / "encoder.json").read_text("utf-8-sig")).items()}
-    words = [row for row in rows if not row.startswith("madeupword")]
-    # fairseq fills a dictionary up to a multiple of eight; the file may hold more than RoBERTa's three.
-    filled = rows[: len(rows) if len(rows) == len(words) else len(words) + -(len(words) + 4) % 8]
-    if unknown := [row for row in words if row not in names]:
-        raise UserError(f"dict.txt names {unknown[0]!r}, which is not an id of encoder.json")
-    if (num_words := len(set(words))) < len(names):
-        raise UserError(f"dict.txt holds {num_words} of the {len(names)} tokens of encoder.json; it must hold all")
-    tokens = number_tokens(names.get(row, row) for row in filled)
-    return build_byte_level_bpe(tokens, _read_merges(folder / "vocab.bpe"), add_prefix_space)
-
-
-def _parse_sentencepiece(content: bytes, lowercase: bool):
-    """Read a spiece.model (SentencePiece's sentencepiece_model.proto) by field number."""
-    pieces, symbols, charsmap = [], [], None
-    for field, value in _parse_protobuf_fields(content):
-        if field == 1:  # pieces: the text, its score as the bits of a float, and its kind, which is 1 by default
-            entry = {1: b"", 2: 0, 3: 1} | dict(_parse_protobuf_fields(value))
-            piece, (score,) = entry[1].decode(), struct.unpack("<f", struct.pack("<I", entry[2]))
-            pieces.append((piece, score))
-            if entry[3] == 4:  # user-defined
-                symbols.append(piece)
-        elif field == 2 and (kind := dict(_parse_protobuf_fields(value)).get(3, 1)) != 1:  # trainer_spec.model_type
-            raise UserError(f"a SentencePiece model of type {kind}; only unigram, type 1, is read")
-        elif field == 3:  # normalizer_spec.precompiled_charsmap
-            charsmap = dict(_parse_protobuf_fields(value)).get(2)
-    if "<unk>" not in dict(pieces):
-        raise UserError(f"{len(pieces)} pieces without <unk>: not a SentencePiece model of ALBERT's kind")
-    return build_unigram(pieces, lowercase, symbols, charsmap)
-
-
-def _parse_protobuf_fields(content: bytes) -> list[tuple[int, int | bytes]]:
-    """Return the (number, value) pairs of a protocol-buffer message. Raises `ValueError` where it is damaged."""
-    from google.protobuf.empty_pb2 import Empty
-    from google.protobuf.message import DecodeError
-    from google.protobuf.unknown_fields import UnknownFieldSet
-
-    try:
-        return [(field.field_number, field.data) for field in UnknownFieldSet(Empty.FromString(content))]
-    except DecodeError as error:
-        raise UserError(f"cut off, or not a protocol buffer: {error}") from error

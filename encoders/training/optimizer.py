@@ -23,6 +23,7 @@ from encoders.training.schedules import Schedule, ScheduleName, compute_rate_fra
 from encoders.utils.errors import UserError
 from encoders.utils.field_checks import check_fields
 
+GENERATOR_PARTS = ("generator", "tokens")  # top-level parameters of ELECTRA's generator
 ENCODER_PREFIXES = ("encoder/", "discriminator/")  # of parameters below the heads, for layer-wise rates
 
 
@@ -152,6 +153,19 @@ def scale_by_layer_rates(schedule: optax.Schedule, decay: float, decay_top_layer
     return optax.GradientTransformation(optax.scale_by_schedule(schedule).init, update)
 
 
+def clip_networks_apart(max_norm: float) -> optax.GradientTransformation:
+    """Clip the gradients of a generator with its head, and those of all other parameters, each to `max_norm`."""
+    clip = optax.clip_by_global_norm(max_norm)
+
+    def clip_networks(updates, params):
+        is_generator = lambda name: "generator" in updates and name in GENERATOR_PARTS
+        networks = [{n: tree for n, tree in updates.items() if is_generator(n) == flag} for flag in (True, False)]
+        first, second = (clip.update(network, optax.EmptyState())[0] for network in networks)
+        return first | second
+
+    return optax.stateless(clip_networks)
+
+
 @dataclass(frozen=True)
 class OptimizerConfig(ABC):
     """Base class of optimisers: a learning rate with its schedule, clipping and decoupled weight decay.
@@ -185,6 +199,7 @@ class OptimizerConfig(ABC):
     # The top layer's rate has the factor twice, as in all numbers of ELECTRA's code.
     decay_top_layer_twice: bool = False
     skip_spikes_above: float | None = None  # skip updates whose gradient norm exceeds so many times the recent mean
+    clip_by_network: bool = False  # clip a generator's gradients apart from the others (DeBERTa-v3)
 
     def __post_init__(self):
         is_regexes = lambda value: isinstance(value, tuple) and all(map(is_regex, value))
@@ -197,6 +212,7 @@ class OptimizerConfig(ABC):
             ("no_decay", is_regexes, "a tuple of regexes"),
             ("clip_norm", lambda norm: is_optional_number(norm, 0), "a number above 0, or None"),
             ("skip_spikes_above", lambda ratio: is_optional_number(ratio, 1), "a number above 1, or None"),
+            ("clip_by_network", lambda flag: isinstance(flag, bool), "True or False"),
             ("layer_lr_decay", lambda decay: is_number(decay) and 0 < decay <= 1, "above 0 and at most 1"),
             ("schedule", lambda x: isinstance(x, Schedule) or x in names, f"one of {', '.join(names)}, or a Schedule"),
         )
@@ -236,7 +252,10 @@ class OptimizerConfig(ABC):
 
     def clip_gradients(self) -> optax.GradientTransformation:
         """Clip the norm of the global batch's gradient; the released BERT clips each replica's before adding them."""
-        return optax.identity() if self.clip_norm is None else optax.clip_by_global_norm(self.clip_norm)
+        if self.clip_norm is None:
+            return optax.identity()
+        clip = clip_networks_apart if self.clip_by_network else optax.clip_by_global_norm
+        return clip(self.clip_norm)
 
     def add_weight_decay(self) -> optax.GradientTransformation:
         """Add `weight_decay` times the parameters that decay."""

@@ -28,7 +28,7 @@ PARTITION_RULES = (
     (r"(query|key|value|qkv|up)/kernel$", P("fsdp", "model")),
     (r"(query|key|value|up)/bias$", P("model")),
     (r"(attend/out|transform/down)/kernel$", P("model", "fsdp")),
-    (r"word/embedding$", P("model", "fsdp")),
+    (r"(word/embedding|words/shift)$", P("model", "fsdp")),
     (r"(position|segment)/embedding$", P(None, "fsdp")),
     (r"(tokens|restored)/bias$", P("model")),  # of the vocabulary, as the rows of the word table
     (r"kernel$", P("fsdp", None)),  # the projection e → d, and heads

@@ -13,7 +13,7 @@ from encoders.utils.errors import UserError
 CLASS_NAMES = {
     "encoders.model.config": "EncoderConfig FamilyConventions",
     "encoders.model.layers": "Embeddings WordEmbeddings SelfAttention CausalSelfAttention FeedForward",
-    "encoders.model.heads": "MaskedTokenHead UntiedTokenHead Pooler",
+    "encoders.model.heads": "MaskedTokenHead UntiedTokenHead Pooler ReplacedTokenHead",
     "encoders.families.electra": "ElectraEmbeddings",
     "encoders.families.modernbert": (
         "ModernBertConfig ModernBertEmbeddings ModernBertRotary ModernBertAttention ModernBertFeedForward "
@@ -25,6 +25,9 @@ CLASS_NAMES = {
     ),
     "encoders.families.neobert": "NeoBertConfig NeoBertAttention NeoBertFeedForward",
     "encoders.families.esm": "EsmConfig EsmEmbeddings EsmRotary EsmAttention EsmFeedForward EsmFinalNorm",
+    "encoders.families.deberta": (
+        "DebertaConfig DebertaEmbeddings RelativePositions DisentangledAttention DebertaPooler DebertaReplacedTokenHead"
+    ),
     "encoders.text.tokenization": "TokenizerSpec",
     "encoders.data.spec": "PretrainingData",
     "encoders.data.labelled": "LabelledData",

@@ -10,7 +10,6 @@ swapped axis shows; rows are padded, and have two segments where the family has.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import sys
 from collections.abc import Callable
@@ -29,6 +28,7 @@ VOCABULARY = {
     "eurobert": 300,
     "neobert": 61,
     "esm": 33,
+    "deberta-v2": 48,
 }
 CLASS_PREFIX = {
     "bert": "Bert",
@@ -39,18 +39,9 @@ CLASS_PREFIX = {
     "eurobert": "EuroBert",
     "neobert": "NeoBERT",
     "esm": "Esm",
+    "deberta-v2": "DebertaV2",
 }
-NO_TOKEN_TYPES = ("roberta", "modernbert", "eurobert", "neobert", "esm")
-# Special tokens in the order of their ids; EuroBERT's are Llama's.
-BYTE_LEVEL_NAMES = {
-    "modernbert": {f"{token}_token": f"[{token.upper()}]" for token in ("pad", "unk", "cls", "sep", "mask")},
-    "eurobert": {
-        "bos_token": "<|begin_of_text|>",
-        "eos_token": "<|end_of_text|>",
-        "pad_token": "<|end_of_text|>",
-        "mask_token": "<|mask|>",
-    },
-}
+NO_TOKEN_TYPES = ("roberta", "modernbert", "eurobert", "neobert", "esm", "deberta-v2")
 LENGTH = 11
 OWN_TEXTS = {"esm": ["MKTAYIAKQR", "M K <mask>V\tJlag ala-.\n", "<null_1>AX JJ Z"]}
 TEXTS = ["Tan ber, sin lon mut!", "ker (tan)  bér [MASK] lon", "sin, 中 and 7 tan.", " ", ""]
@@ -91,6 +82,16 @@ MEAN = {"classifier_pooling": "mean"}
 NECESSARY = {"esm": {"vocab_size": 33, "position_embedding_type": "rotary", "mask_token_id": 32}}
 # Tensors of theirs that a run of ours does not have.
 UNREAD = {"esm": {"contact_head.regression.weight", "contact_head.regression.bias"}}
+# Buckets smaller than the rows, of which some hold several distances.
+DISTANCES = {
+    "relative_attention": True,
+    "position_biased_input": False,
+    "pos_att_type": "p2c|c2p",
+    "share_att_key": True,
+    "norm_rel_ebd": "layer_norm",
+    "position_buckets": 6,
+    "type_vocab_size": 0,
+}
 SPECIAL = {
     "roberta": {"pad_token_id": 1, "type_vocab_size": 1},
     "eurobert": {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1, "mask_token_id": 2},
@@ -154,6 +155,13 @@ CASES = {
     "esm-number": Case("esm", "ForSequenceClassification", NUMBER),
     "esm-tags": Case("esm", "ForTokenClassification", CLASSES | {"token_dropout": False}),
     "esm-encoder": Case("esm", "Model", {"num_hidden_layers": 4}, files="sharded"),
+    "deberta-v2-masked": Case("deberta-v2", "ForMaskedLM", DISTANCES | {"hidden_act": "gelu_new"}),
+    "deberta-v2-released": Case("deberta-v2", "ForMaskedLM", DISTANCES | {"legacy": False}, files="half"),
+    "deberta-v2-classes": Case("deberta-v2", "ForSequenceClassification", CLASSES | DISTANCES, files="archive"),
+    "deberta-v2-number": Case("deberta-v2", "ForSequenceClassification", NUMBER | DISTANCES),
+    "deberta-v2-questions": Case("deberta-v2", "ForQuestionAnswering", DISTANCES | {"max_relative_positions": 7}),
+    "deberta-v2-tags": Case("deberta-v2", "ForTokenClassification", CLASSES | DISTANCES),
+    "deberta-v2-encoder": Case("deberta-v2", "Model", DISTANCES),
 }  # fmt: skip
 
 
@@ -237,6 +245,8 @@ def make(name: str, folder: Path, seed: int = 0) -> None:
     """Write the checkpoint `name`, the inputs and the outputs to `folder`."""
     case = CASES[name]
     model, inputs = model_of(case, seed), inputs_of(case, seed)
+    if case.files == "half":
+        model = model.half().float()
     outputs = outputs_of(case, model, inputs)
     folder.mkdir(parents=True)
     SAVE[case.files](model, folder)
@@ -311,6 +321,7 @@ def fairseq(model, folder: Path) -> None:
 
 SAVE: dict[str, Callable] = {
     "safetensors": safetensors,
+    "half": lambda model, folder: safetensors(model.half(), folder),
     "sharded": lambda model, folder: safetensors(model, folder, max_shard_size="6KB"),
     "archive": lambda model, folder: pickled(model, folder, True),
     "plain": lambda model, folder: pickled(model, folder, False),
@@ -318,70 +329,10 @@ SAVE: dict[str, Callable] = {
 }
 
 
-def make_tokenizer(family: str, folder: Path) -> None:
-    """The vocabulary of a family in its published files, and the ids transformers gives `TEXTS`."""
-    import transformers
-    from tokenizers import ByteLevelBPETokenizer, trainers
-    from tokenizers.implementations import BertWordPieceTokenizer
-
-    from tests import texts
-
-    folder.mkdir(parents=True)
-    lines = [line for document in texts.made_up(60) for line in document]
-    size = VOCABULARY[family]
-    settings = {"do_lower_case": True} if family in ("bert", "electra", "neobert") else {}
-    if family == "roberta":
-        tokenizer = ByteLevelBPETokenizer()
-        special = ["<s>", "<pad>", "</s>", "<unk>"]
-        tokenizer.train_from_iterator(lines, size - 1, min_frequency=1, special_tokens=special, show_progress=False)
-        tokenizer.save_model(str(folder))
-        vocabulary = json.loads((folder / "vocab.json").read_text())
-        (folder / "vocab.json").write_text(json.dumps(vocabulary | {"<mask>": len(vocabulary)}))
-    elif family in BYTE_LEVEL_NAMES:
-        from tokenizers import processors
-
-        tokenizer, settings = ByteLevelBPETokenizer(), BYTE_LEVEL_NAMES[family]
-        special = list(dict.fromkeys(settings.values()))
-        tokenizer.train_from_iterator(lines, size, min_frequency=1, special_tokens=special, show_progress=False)
-        first, last = (
-            settings.get(f"{a}_token", settings.get(f"{b}_token")) for a, b in (("cls", "bos"), ("sep", "eos"))
-        )
-        tokenizer._tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{first} $A {last}",
-            pair=f"{first} $A {last} $B {last}",
-            special_tokens=[(name, special.index(name)) for name in (first, last)],
-        )
-        tokenizer.save(str(folder / "tokenizer.json"))
-    elif family == "albert":
-        import sentencepiece
-
-        (folder / "lines.txt").write_text("\n".join(lines))
-        sentencepiece.SentencePieceTrainer.train(
-            input=str(folder / "lines.txt"), model_prefix=str(folder / "spiece"), vocab_size=size, pad_id=0, unk_id=1,
-            bos_id=-1, eos_id=-1, control_symbols=["[CLS]", "[SEP]", "[MASK]"], minloglevel=2, hard_vocab_limit=True,
-            normalization_rule_name="nfkc",
-        )  # fmt: skip
-        for extra in ("lines.txt", "spiece.vocab"):
-            (folder / extra).unlink()
-    elif family == "esm":
-        (folder / "vocab.txt").write_text("\n".join(transformers.models.esm.configuration_esm.get_default_vocab_list()))
-    else:
-        tokenizer = BertWordPieceTokenizer()
-        trainer = trainers.WordPieceTrainer(
-            vocab_size=size, special_tokens=["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"], show_progress=False
-        )
-        tokenizer._tokenizer.train_from_iterator(lines, trainer)
-        tokenizer.save_model(str(folder))
-    kind = f"{CLASS_PREFIX['bert' if family == 'neobert' else family]}Tokenizer"
-    kind = "PreTrainedTokenizerFast" if family in BYTE_LEVEL_NAMES else kind
-    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": kind} | settings))
-    theirs = transformers.AutoTokenizer.from_pretrained(folder)
-    ids = {text: theirs(text, add_special_tokens=False)["input_ids"] for text in (*TEXTS, *OWN_TEXTS.get(family, ()))}
-    (folder / "ids.json").write_text(json.dumps(ids))
-
-
 def main() -> None:
     sys.path.insert(0, str(Path(__file__).parents[2]))
+    from tests.exchange.reference_vocabularies import make_tokenizer
+
     families = sys.argv[1:] or list(VOCABULARY)
     names = [name for name, case in CASES.items() if case.family in families]
     for folder in (*names, *(f"vocabularies/{family}" for family in families)):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from encoders.families import albert, bert, electra, esm, eurobert, modernbert, neobert, roberta
+from encoders.families import albert, bert, deberta, electra, esm, eurobert, modernbert, neobert, roberta
 from encoders.families.architecture import LEAF_NAMES, REQUIRED_VALUES
 from encoders.families.registry import ARCHITECTURES
 
@@ -15,6 +15,7 @@ SIZES = {
     "eurobert": eurobert.SIZES,
     "neobert": neobert.SIZES,
     "esm": esm.SIZES,
+    "deberta-v2": deberta.SIZES,
 }
 
 
@@ -49,7 +50,7 @@ def test_every_model_class_has_heads_of_the_table(family):
     architecture = ARCHITECTURES[family]
     known = {ours.partition("/")[0] for ours, _ in architecture.module_names}
     assert all(known.issuperset(heads) for heads, _ in architecture.model_classes)
-    assert all(name.lower().startswith(family) for _, name in architecture.model_classes)
+    assert all(name.lower().startswith(family.replace("-", "")) for _, name in architecture.model_classes)
 
 
 @pytest.mark.parametrize("name", REQUIRED_VALUES)

@@ -34,12 +34,12 @@ from tests.refusals import assert_names, raises_naming
 TOLERANCE = 1e-5
 ONE_A_FAMILY = (
     *("bert-pretraining", "roberta-masked", "albert-masked", "electra-pair"),
-    *("modernbert-masked", "eurobert-masked", "neobert-masked", "esm-masked"),
+    *("modernbert-masked", "eurobert-masked", "neobert-masked", "esm-masked", "deberta-v2-masked"),
 )
 ONE_A_HEAD = (
     *("bert-encoder", "bert-classes", "roberta-questions", "roberta-fairseq", "albert-tags"),
     *("electra-number", "electra-discriminator", "electra-generator"),
-    *("modernbert-mean-classes", "modernbert-tags", "eurobert-classes"),
+    *("modernbert-mean-classes", "modernbert-tags", "eurobert-classes", "deberta-v2-released"),
 )
 
 

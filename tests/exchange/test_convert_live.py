@@ -158,7 +158,8 @@ def test_sentence_transformers_loads_an_exported_encoder_without_a_warning(famil
     assert vectors.shape == (2, 12) and np.isfinite(vectors).all()
 
 
-@pytest.mark.parametrize("family", ARCHITECTURES)
+# DeBERTa's means absolute positions, which are refused.
+@pytest.mark.parametrize("family", [name for name in ARCHITECTURES if name != "deberta-v2"])
 def test_an_empty_configuration_means_what_it_means_to_transformers(family, transformers):
     architecture = ARCHITECTURES[family]
     necessary = references.NECESSARY.get(family, {})

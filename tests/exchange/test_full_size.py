@@ -28,11 +28,13 @@ MODERN = BASE | {"num_hidden_layers": 22, "intermediate_size": 1152, "local_atte
 ESM_35M = dict(
     hidden_size=480, num_hidden_layers=12, num_attention_heads=20, intermediate_size=1920, max_position_embeddings=1026
 )  # fmt: skip
+V3 = BASE | references.DISTANCES | {"vocab_size": 128_100, "position_buckets": 256}
 SIZES = {
     "bert": Case("bert", "ForPreTraining", BASE | {"vocab_size": 30_522}),
     "roberta": Case("roberta", "ForMaskedLM", BASE | {"vocab_size": 50_265, "max_position_embeddings": 514}),
     "albert": Case("albert", "ForPreTraining", BASE | {"vocab_size": 30_000, "embedding_size": 128}),
     "electra": Case("electra", "ForPreTraining", BASE | {"vocab_size": 30_522, "embedding_size": 768}),
+    "deberta-v2": Case("deberta-v2", "ForMaskedLM", V3),
     "modernbert": Case("modernbert", "ForMaskedLM", MODERN | {"vocab_size": 50_368, "max_position_embeddings": 8192}),
     "esm": Case("esm", "ForMaskedLM", ESM_35M),
 }

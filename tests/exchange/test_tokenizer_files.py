@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from encoders.exchange.tokenizer_files import read_tokenizer, write_tokenizer
 from encoders.exchange.weights import CheckpointError
+from encoders.families import bert
 from encoders.families.registry import ARCHITECTURES
-from tests.exchange.references import HOME, NECESSARY, VOCABULARY
+from tests.exchange.references import HOME, VOCABULARY
 
 VOCABULARIES = HOME / "vocabularies"
 
@@ -30,7 +31,7 @@ def test_published_files_give_the_ids_of_transformers(family):
 @pytest.mark.parametrize("family", VOCABULARY)
 def test_a_written_tokenizer_reads_back_equal(family, tmp_path):
     before = read_tokenizer(VOCABULARIES / family)
-    write_tokenizer(before, tmp_path, ARCHITECTURES[family].read_encoder_config(NECESSARY.get(family, {})))
+    write_tokenizer(before, tmp_path, bert.BASE)
     after = read_tokenizer(tmp_path)
     assert before.has_same_ids(after) and before.vocab == after.vocab
     assert {text: after.encode(text) for text in expected(family)} == expected(family)
@@ -54,6 +55,25 @@ def test_the_written_configuration_names_special_tokens_and_inputs(tmp_path):
     config = json.loads((tmp_path / "tokenizer_config.json").read_text())
     assert (config["cls_token"], config["sep_token"], config["mask_token"]) == ("<s>", "</s>", "<mask>")
     assert config["model_max_length"] == 512 and config["model_input_names"] == ["input_ids", "attention_mask"]
+
+
+def test_debertas_mask_comes_after_the_pieces_and_case_is_kept_unless_a_file_says_otherwise(tmp_path):
+    folder = shutil.copytree(VOCABULARIES / "deberta-v2", tmp_path / "theirs")
+    tokenizer = read_tokenizer(folder)
+    vocab = tokenizer.vocab
+    assert (vocab.pad_id, vocab.cls_id, vocab.sep_id, vocab.unk_id, vocab.mask_id) == (0, 1, 2, 3, 47)
+    assert tokenizer.encode("T") != tokenizer.encode("t") and not tokenizer.lowers_text
+    assert vocab.unk_id in tokenizer.encode("①")  # NFC keeps what the model's own NFKC writes as 1
+    # The name of a special token in a text is the token for a template, and ordinary text in a corpus.
+    assert 1 in tokenizer.encode("tan [CLS]") and 1 not in tokenizer.encode_batch(["tan [CLS]"])[0]
+    (folder / "tokenizer_config.json").write_text('{"do_lower_case": true}')
+    assert read_tokenizer(folder).encode("Tan") == tokenizer.encode("tan")
+    refused = {"added_tokens.json": {"[MASK]": 48}, "tokenizer_config.json": {"split_by_punct": True}}
+    for name, content in refused.items():
+        (folder / name).write_text(json.dumps(content))
+        with pytest.raises(CheckpointError, match=r"\[MASK\]|split_by_punct=True"):
+            read_tokenizer(folder)
+        (folder / name).write_text("{}")
 
 
 @pytest.fixture
@@ -187,7 +207,7 @@ def published(tmp_path_factory):
     return {path: path.read_bytes() for path in home.rglob("*") if path.name != "ids.json" and path.is_file()}
 
 
-PLACES = ["bert/vocab.txt", "roberta/vocab.json", "roberta/merges.txt", "albert/spiece.model"]
+PLACES = ["bert/vocab.txt", "roberta/vocab.json", "roberta/merges.txt", "albert/spiece.model", "deberta-v2/spm.model"]
 
 
 @pytest.mark.parametrize("place", [*PLACES, "bert-saved/tokenizer.json", "roberta-saved/tokenizer.json"])

@@ -8,7 +8,7 @@ import pytest
 
 from encoders.costs.ledger import make_blank_vocab
 from encoders.data.batch import build_single_example_batch
-from encoders.families import albert, bert, electra, esm, eurobert, modernbert, neobert, roberta
+from encoders.families import albert, bert, deberta, electra, esm, eurobert, modernbert, neobert, roberta
 from encoders.model.config import EncoderConfig
 from encoders.objectives.masked_lm import MaskedLM
 from encoders.objectives.replaced_tokens import ReplacedTokenDetection
@@ -30,6 +30,10 @@ BODIES: dict[str, EncoderConfig] = {
     "eurobert": eurobert.make_config(128, 4, 2, 24, vocab_size=90, max_positions=12, num_key_heads=1),
     "neobert": replace(neobert.BASE, **SIZES, embedding_size=128),
     "esm": replace(esm.SIZES["esm2-8m"], **SIZES, embedding_size=128, mask_token_id=4),
+    "deberta": replace(deberta.BASE, **SIZES, embedding_size=128, position_buckets=4),
+    "deberta with shared layers": replace(
+        deberta.BASE, **SIZES, embedding_size=8, position_buckets=4, shared_parts=("attention", "feed_forward")
+    ),
     "modernbert with shared layers": replace(
         modernbert.BASE, **SIZES, embedding_size=8, local_window=4, shared_parts=("attention", "feed_forward")
     ),
@@ -40,7 +44,11 @@ OBJECTIVES = {
     "sentence order": MaskedLM(sentence_task=SentenceOrderPrediction()),
     "replaced tokens, tied": ReplacedTokenDetection(generator_width=0.5),
     "replaced tokens, tied table": ReplacedTokenDetection(generator_width=1, generator_depth=0.5, tie="tokens"),
+    "replaced tokens, disentangled table": ReplacedTokenDetection(
+        generator_width=1, generator_depth=0.5, tie="disentangled"
+    ),
     "restored tokens": ReplaceMLM(generator_width=0.5),
+    "restored tokens, disentangled table": ReplaceMLM(generator_width=0.5, tie="disentangled"),
     "classes": Classification(("a", "b"), "pooled"),
     "number": Classification(("a",), "linear"),
     "tags": TokenClassification(("O", "B-X"), 0.1, "pooled"),
@@ -57,13 +65,15 @@ def test_the_loss_is_finite_and_every_parameter_has_a_gradient(body, objective):
     check_gradients(BODIES[body], objective)
 
 
-def test_the_parts_of_a_modern_encoder_share_and_tie_as_those_of_the_others():
-    check_gradients(BODIES["modernbert with shared layers"], OBJECTIVES["replaced tokens, tied"])
+@pytest.mark.parametrize("body", [name for name in BODIES if "shared" in name])
+def test_the_parts_of_a_modern_encoder_share_and_tie_as_those_of_the_others(body):
+    check_gradients(BODIES[body], OBJECTIVES["replaced tokens, tied"])
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
-def test_every_objective_and_task_has_a_module_on_a_modern_encoder(objective):
-    module = objective.module(BODIES["modernbert"], make_blank_vocab(90))
+@pytest.mark.parametrize("body", ["modernbert", "deberta"])
+def test_every_objective_and_task_has_a_module_on_a_modern_encoder(body, objective):
+    module = objective.module(BODIES[body], make_blank_vocab(90))
     batch = make_rows(objective)
     params = jax.eval_shape(lambda: step.init_params(0, module))
     (loss, _), gradients = jax.eval_shape(lambda p, b: step.compute_gradients(p, b, 0, 0, module=module), params, batch)

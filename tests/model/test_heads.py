@@ -29,6 +29,9 @@ def normal(seed, *shape):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
+ROWS = make_batch(np.ones((2, 7), np.int32))  # for a head that reads none of them
+
+
 def parameters(head, *args):
     """Random parameters, no bias 0 and no scale 1, so that one that is left out shows."""
     shapes = jax.eval_shape(lambda: head.init(jax.random.key(0), *args)["params"])
@@ -92,16 +95,16 @@ def test_the_class_head_is_linear_or_has_a_dense_layer_of_its_own_before(activat
 
 def test_the_replaced_token_head_gives_every_token_one_number():
     hidden = normal(0, 2, 7, 12)
-    p = parameters(ReplacedTokenHead(MODEL), jnp.asarray(hidden))
+    p = parameters(ReplacedTokenHead(MODEL), jnp.asarray(hidden), ROWS)
     expected = through(GELU(through(hidden, p["dense"])), p["out"])[..., 0]
-    found = apply(ReplacedTokenHead(MODEL), p, hidden)
+    found = apply(ReplacedTokenHead(MODEL), p, hidden, ROWS)
     assert found.shape == (2, 7)
     np.testing.assert_allclose(found, expected, **CLOSE)
 
 
 def test_the_last_layer_of_the_replaced_token_head_starts_from_glorot():
     start = jax.jit(ReplacedTokenHead(MODEL).init, compiler_options=QUICK)
-    p = start(jax.random.key(0), np.zeros((1, 1, 12), np.float32))["params"]
+    p = start(jax.random.key(0), np.zeros((1, 1, 12), np.float32), ROWS)["params"]
     limit = np.sqrt(6 / (12 + 1))
     assert 0.1 < np.abs(p["out"]["kernel"]).max() <= limit  # of the others, 0.04 is the most
     assert np.abs(p["dense"]["kernel"]).max() <= 0.04
@@ -118,7 +121,7 @@ def test_logits_are_float32_whatever_the_states_are():
         dtype="bfloat16",
     )
     hidden = jnp.ones((2, 3, 12), jnp.bfloat16)
-    given = {MaskedTokenHead(half): (hidden, jnp.ones((19, 8))), ReplacedTokenHead(half): (hidden,)}
+    given = {MaskedTokenHead(half): (hidden, jnp.ones((19, 8))), ReplacedTokenHead(half): (hidden, ROWS)}
     given |= {ClassificationHead(half, 3, activation=name): (hidden,) for name in ("none", "tanh")}
     for head, args in given.items():
         out, variables = jax.eval_shape(head.init_with_output, jax.random.key(0), *args)

@@ -22,7 +22,7 @@ from encoders.data.packing import PackedFormat
 from encoders.data.spec import PretrainingData
 from encoders.data.stream import Phase
 from encoders.experiment import Experiment
-from encoders.families import albert, bert, electra, modernbert, roberta
+from encoders.families import albert, bert, deberta, electra, modernbert, roberta
 from encoders.objectives.masked_lm import MaskedLM
 from encoders.objectives.masking import Masking
 from encoders.objectives.replaced_tokens import ReplacedTokenDetection
@@ -73,6 +73,13 @@ def experiment(corpus, family: str, folder, steps=12, **changes) -> Experiment:
             ElectraPairs(),
             AdamW(1e-3, 2),
             "wordpiece",
+        ),
+        "deberta": (
+            replace(deberta.BASE, position_buckets=8),
+            ReplacedTokenDetection(generator_width=1, generator_depth=0.5, tie="disentangled"),
+            PackedFormat(SegmentPairs(), max_examples_per_row=3),
+            AdamW(1e-3, 2, clip_by_network=True),
+            "unigram",
         ),
         "modernbert": (
             replace(modernbert.BASE, local_window=8, global_every=2, attention_out_dropout=0.1),
@@ -131,7 +138,8 @@ def assert_stopped_run_is_the_same(made: Experiment, folder: Path, num_stops: in
 
 
 @pytest.mark.parametrize(
-    "family", ["bert", *(pytest.param(f, marks=pytest.mark.live) for f in ("albert", "electra", "modernbert"))]
+    "family",
+    ["bert", *(pytest.param(f, marks=pytest.mark.live) for f in ("albert", "electra", "modernbert", "deberta"))],
 )
 def test_a_run_interrupted_between_two_logs_resumes_to_the_same_numbers(family, corpus, tmp_path, monkeypatch):
     base = experiment(corpus, family, tmp_path)

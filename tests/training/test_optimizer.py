@@ -222,6 +222,21 @@ def test_gradients_are_clipped_to_the_global_norm_before_the_moments(clip, by_ha
     np.testing.assert_allclose([state["adam"].m["a"][0], state["adam"].m["b"][0]], by_hand, **CLOSE)
 
 
+@pytest.mark.parametrize("by_network, by_hand", [(True, [0.1, 0.06, 0.08]), (False, [0.07071, 0.04243, 0.05657])])
+def test_a_generator_and_a_discriminator_may_be_clipped_apart(by_network, by_hand):
+    gradients = {"discriminator": jnp.array([10.0]), "generator": jnp.array([6.0]), "tokens": jnp.array([8.0])}
+    params = jax.tree.map(jnp.zeros_like, gradients)
+    adamw = AdamW(learning_rate=1.0, warmup_steps=0, clip_by_network=by_network)
+    transform, state = adamw.build_transformation(10), adamw.init_moments(params)
+    assert jax.tree.structure(state) == jax.tree.structure(AdamW(1.0, 0).init_moments(params))
+    _, state = transform.update(gradients, state, params)
+    np.testing.assert_allclose([state["adam"].m[name][0] for name in gradients], by_hand, rtol=1e-3)
+    # The head of a masked language model is part of its one network.
+    alone = {"encoder": jnp.array([6.0]), "tokens": jnp.array([8.0])}
+    _, state = transform.update(alone, adamw.init_moments(alone), alone)
+    np.testing.assert_allclose([state["adam"].m[name][0] for name in alone], [0.06, 0.08], rtol=1e-5)
+
+
 @pytest.mark.parametrize("kind", [AdamW, Lamb])
 def test_the_moments_are_a_count_and_two_float32_trees_that_can_be_donated(kind):
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), model(0))
@@ -308,6 +323,7 @@ def test_only_leaves_below_layers_or_shared_are_stacked():
         ("eps", 0.0, ["above 0"]),
         ("clip_norm", 0.0, ["None"]),
         ("bias_correction", "no", ["True", "False"]),
+        ("clip_by_network", "no", ["True", "False"]),
         ("schedule", "cosine", ["replace, peak, product, constant", "Schedule"]),
         ("no_decay", "bias$", ["tuple", "regex"]),
         ("no_decay", ("bias(",), ["tuple", "regex"]),
