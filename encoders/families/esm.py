@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from reprlib import repr as shorten
 from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
@@ -35,6 +36,8 @@ Hidden = Float[Array, "b l d"]
 
 class EsmEmbeddings(layers.Embeddings):
     """Word embeddings without norm and dropout, scaled by `compute_token_scale`; zero on padding."""
+
+    has_positions = False
 
     def setup(self):
         if self.tied_word_embedding is None:
@@ -206,14 +209,14 @@ def read_esm_fields(hf_config: dict) -> dict[str, Any]:
     """Return `token_dropout` and `mask_token_id`. Raises `UserError` for positions that are not rotary."""
     position_type = hf_config.get("position_embedding_type", "absolute")
     if position_type != "rotary":
-        raise UserError(f"position_embedding_type={position_type!r} is not supported; only 'rotary' (ESM-2) is")
+        raise UserError(f"position_embedding_type={shorten(position_type)} is not supported; only 'rotary' (ESM-2) is")
     token_dropout, mask_id = hf_config.get("token_dropout") or False, hf_config.get("mask_token_id")
     if not isinstance(token_dropout, bool):
-        raise UserError(f"token_dropout={token_dropout!r} is not true or false")
+        raise UserError(f"token_dropout={shorten(token_dropout)} is not true or false")
     if mask_id is None and not token_dropout:
         return {"token_dropout": False}
     if type(mask_id) is not int or mask_id < 0:
-        raise UserError(f"mask_token_id={mask_id!r} is not a token id; it must be an integer from 0")
+        raise UserError(f"mask_token_id={shorten(mask_id)} is not a token id; it must be an integer from 0")
     return {"token_dropout": token_dropout, "mask_token_id": mask_id}
 
 
