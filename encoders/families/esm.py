@@ -177,18 +177,18 @@ class EsmConfig(EncoderConfig):
         return super().find_vocabulary_problem(vocab)
 
 
-def make_config(hidden_size: int, num_layers: int, num_heads: int = 20, **fields) -> EsmConfig:
+def make_esm_config(hidden_size: int, num_layers: int, num_heads: int = 20, **fields) -> EsmConfig:
     """Return a size with a feed-forward network four times as wide, and ESM-2's alphabet of 33 tokens."""
     values: dict[str, Any] = dict(vocab_size=33, num_heads=num_heads, intermediate_size=4 * hidden_size)
     return EsmConfig(hidden_size=hidden_size, num_layers=num_layers, **values | fields)
 
 
 SIZES = {
-    "esm2-8m": make_config(320, 6),
-    "esm2-35m": make_config(480, 12),
-    "esm2-150m": make_config(640, 30),
-    "esm2-650m": make_config(1280, 33),
-    "esm2-3b": make_config(2560, 36, num_heads=40),
+    "esm2-8m": make_esm_config(320, 6),
+    "esm2-35m": make_esm_config(480, 12),
+    "esm2-150m": make_esm_config(640, 30),
+    "esm2-650m": make_esm_config(1280, 33),
+    "esm2-3b": make_esm_config(2560, 36, num_heads=40),
 }
 
 # Exchange

@@ -40,7 +40,7 @@ COUNTS = {
     "esm2-3b": (2_832_442_880, 2_839_004_193),
 }
 MASK = 32
-TINY = esm.make_config(12, 3, 3, init_std=0.5, rope_theta=90.0)
+TINY = esm.make_esm_config(12, 3, 3, init_std=0.5, rope_theta=90.0)
 ALPHABET = HOME / "vocabularies" / "esm"
 
 
