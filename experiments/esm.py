@@ -79,6 +79,6 @@ def with_electra(run: Experiment, width: float) -> Experiment:
 
 
 RUNS = {name: build_run(name, model, 500_000, 2048, 1024) for name, model in esm.SIZES.items()}
-TINY = build_run("esm2-tiny", esm.make_config(64, 4, 4), 2000, 32, 128, learning_rate=2e-3, warmup_steps=100)
+TINY = build_run("esm2-tiny", esm.make_esm_config(64, 4, 4), 2000, 32, 128, learning_rate=2e-3, warmup_steps=100)
 
 experiments = [*RUNS.values(), TINY, with_electra(RUNS["esm2-150m"], 1 / 4), with_electra(TINY, 1 / 2)]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from reprlib import repr as shorten
 from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
@@ -35,6 +36,8 @@ Hidden = Float[Array, "b l d"]
 
 class EsmEmbeddings(layers.Embeddings):
     """Word embeddings without norm and dropout, scaled by `compute_token_scale`; zero on padding."""
+
+    has_positions = False
 
     def setup(self):
         if self.tied_word_embedding is None:
@@ -170,18 +173,18 @@ class EsmConfig(EncoderConfig):
         return super().find_vocabulary_problem(vocab)
 
 
-def make_config(hidden_size: int, num_layers: int, num_heads: int = 20, **fields) -> EsmConfig:
+def make_esm_config(hidden_size: int, num_layers: int, num_heads: int = 20, **fields) -> EsmConfig:
     """Return a size with a feed-forward network four times as wide, and ESM-2's alphabet of 33 tokens."""
     values: dict[str, Any] = dict(vocab_size=33, num_heads=num_heads, intermediate_size=4 * hidden_size)
     return EsmConfig(hidden_size=hidden_size, num_layers=num_layers, **values | fields)
 
 
 SIZES = {
-    "esm2-8m": make_config(320, 6),
-    "esm2-35m": make_config(480, 12),
-    "esm2-150m": make_config(640, 30),
-    "esm2-650m": make_config(1280, 33),
-    "esm2-3b": make_config(2560, 36, num_heads=40),
+    "esm2-8m": make_esm_config(320, 6),
+    "esm2-35m": make_esm_config(480, 12),
+    "esm2-150m": make_esm_config(640, 30),
+    "esm2-650m": make_esm_config(1280, 33),
+    "esm2-3b": make_esm_config(2560, 36, num_heads=40),
 }
 
 # Exchange
@@ -202,14 +205,14 @@ def read_esm_fields(hf_config: dict) -> dict[str, Any]:
     """Return `token_dropout` and `mask_token_id`. Raises `UserError` for positions that are not rotary."""
     position_type = hf_config.get("position_embedding_type", "absolute")
     if position_type != "rotary":
-        raise UserError(f"position_embedding_type={position_type!r} is not supported; only 'rotary' (ESM-2) is")
+        raise UserError(f"position_embedding_type={shorten(position_type)} is not supported; only 'rotary' (ESM-2) is")
     token_dropout, mask_id = hf_config.get("token_dropout") or False, hf_config.get("mask_token_id")
     if not isinstance(token_dropout, bool):
-        raise UserError(f"token_dropout={token_dropout!r} is not true or false")
+        raise UserError(f"token_dropout={shorten(token_dropout)} is not true or false")
     if mask_id is None and not token_dropout:
         return {"token_dropout": False}
     if type(mask_id) is not int or mask_id < 0:
-        raise UserError(f"mask_token_id={mask_id!r} is not a token id; it must be an integer from 0")
+        raise UserError(f"mask_token_id={shorten(mask_id)} is not a token id; it must be an integer from 0")
     return {"token_dropout": token_dropout, "mask_token_id": mask_id}
 
 

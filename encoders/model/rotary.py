@@ -25,7 +25,7 @@ def make_rotary_table(position_ids: Int[Array, "b l"], head_size: int, theta: fl
     return make_frequency_table(position_ids, frequencies, dtype)
 
 
-def make_frequency_table(position_ids: Int[Array, "b l"], frequencies: Float[Array, "p"], dtype) -> RotaryTable:
+def make_frequency_table(position_ids: Int[Array, "b l"], frequencies: Float[Array, " p"], dtype) -> RotaryTable:
     """Return the table of angles `position * frequency`, computed in float32."""
     angles = (jnp.asarray(position_ids)[..., None].astype(jnp.float32) * frequencies)[:, :, None]
     return RotaryTable(jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype))

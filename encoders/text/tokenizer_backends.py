@@ -192,8 +192,8 @@ def build_characters(tokens: dict[str, int], own_names: Mapping[str, str] = NO_N
 
 
 def build_listed_characters(tokens: dict[str, int], own_names: Mapping[str, str] = NO_NAMES):
-    """Build the rules of a list of characters. A list without ▁, such as an alphabet of amino acids, has no token for
-    white space, which is left out; a run of other characters is one unknown token, as in transformers' EsmTokenizer."""
+    """Build the rules of a list of characters and names of special tokens. A list without ▁ follows transformers'
+    EsmTokenizer: white space is left out, and a run of unknown characters is one token."""
     backend = build_characters(tokens, own_names)
     long_names = [token for token in tokens if len(token) > 1]
     backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in long_names])

@@ -30,7 +30,7 @@ from encoders.utils.errors import UserError
 # In order of preference.
 VOCABULARY_FORMS = ("tokenizer.json", "vocab.txt", "vocab.json + merges.txt", "encoder.json + vocab.bpe + dict.txt")
 VOCABULARY_FORMS += ("dict.txt", "spiece.model", "spm.model")
-NAME_PATTERN = re.compile(r"<\w+>|\[\w+\]")  # of a token that is no text
+NAME_PATTERN = re.compile(r"<\w+>|\[\w+\]")  # a token of several letters in a list of characters
 
 
 def read_published_tokenizer(

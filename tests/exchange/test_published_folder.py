@@ -23,7 +23,7 @@ from encoders.families.architecture import has_different_groups
 from encoders.families.registry import ARCHITECTURES
 from encoders.objectives.sentence_pair import NextSentencePrediction, SentenceOrderPrediction
 from encoders.tasks.classification import Classification
-from tests.exchange.references import HOME
+from tests.exchange.references import HOME, NECESSARY
 from tests.refusals import raises_naming
 
 
@@ -109,7 +109,8 @@ def test_classes_in_a_configuration_read_back(family, names):
     before = Classification(names, architecture.classifier_head, 0.25)
     config = json.loads(json.dumps(build_label_config(architecture, before)))
     assert read_label_names(config) == names
-    assert infer_objective(architecture, config, architecture.read_encoder_config({}), frozenset({"classes"})) == before
+    encoder_config = architecture.read_encoder_config(NECESSARY.get(family, {}))
+    assert infer_objective(architecture, config, encoder_config, frozenset({"classes"})) == before
 
 
 @pytest.mark.parametrize(

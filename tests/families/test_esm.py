@@ -11,15 +11,20 @@ import pytest
 
 from encoders.costs.ledger import count_params, eval_param_shapes
 from encoders.data.batch import build_single_example_batch
-from encoders.exchange.convert import export_run, import_checkpoint
+from encoders.exchange.convert import describe_export, export_run, import_checkpoint
+from encoders.exchange.tokenizer_files import CHARACTER_LIST_CLASSES
 from encoders.exchange.weights import CheckpointError, read_weights
+from encoders.experiment import RunSpec
 from encoders.families import esm
 from encoders.model.config import derive_generator_config
 from encoders.model.encoder import Encoder
 from encoders.objectives.masked_lm import MaskedLM
+from encoders.objectives.replaced_tokens import ReplacedTokenDetection
 from encoders.run.folder import RunError
 from encoders.run.run import Run
+from encoders.tasks.question_answering import SpanPrediction
 from encoders.text.tokenization import TokenizerSpec, load_tokenizer
+from encoders.training.step import init_params
 from encoders.utils.errors import UserError
 from tests.exchange import references
 from tests.exchange.outputs import furthest, ours
@@ -35,7 +40,7 @@ COUNTS = {
     "esm2-3b": (2_832_442_880, 2_839_004_193),
 }
 MASK = 32
-TINY = esm.make_config(12, 3, 3, init_std=0.5, rope_theta=90.0)
+TINY = esm.make_esm_config(12, 3, 3, init_std=0.5, rope_theta=90.0)
 ALPHABET = HOME / "vocabularies" / "esm"
 
 
@@ -137,6 +142,17 @@ def test_a_vocabulary_whose_mask_has_another_id_is_refused_before_anything_runs(
 def test_a_generator_of_half_the_width_has_heads_that_rotate():
     generator = derive_generator_config(esm.SIZES["esm2-150m"], 0.25)
     assert (generator.hidden_size, generator.num_heads, generator.intermediate_size) == (160, 2, 640)
+
+
+@pytest.mark.parametrize("objective, head", [(SpanPrediction(), "spans"), (ReplacedTokenDetection(0.5), "replaced")])
+def test_a_head_that_transformers_has_no_class_for_is_named_before_training(objective, head):
+    vocab = load_tokenizer(
+        ALPHABET / "vocab.txt", kind="character", own_names=CHARACTER_LIST_CLASSES["EsmTokenizer"]
+    ).vocab
+    module = objective.module(replace(esm.SIZES["esm2-8m"], num_layers=1), vocab)
+    shapes = jax.eval_shape(lambda: init_params(0, module))
+    described = describe_export(RunSpec(name="own", model=module.config, objective=objective), vocab.pad_id, shapes)
+    assert_names(described, f"esm: it does not have {head}")
 
 
 # The alphabet ---------------------------------------------------------------------------------------------------------
