@@ -137,7 +137,7 @@ def interpret_checkpoint(
             config = replace(config, always_project=False)
             tensors = {name: tensor for name, tensor in tensors.items() if name not in projection}
     heads = architecture.infer_heads(tensors, names)
-    unread = [name for name in tensors if re.search(architecture.unread_tensors or r"(?!)", name)]
+    unread = [name for name in tensors if re.search(architecture.unread_tensors, name)]
     if heads >= {"replaced", "tokens"}:  # a released discriminator brings a masked-token head, and no generator
         heads -= {"tokens"}
         unread += [name for name in tensors if architecture.list_top_modules(name) == ["tokens"]]
@@ -171,7 +171,7 @@ def modernize_tensor_names(architecture: Architecture, tensors: dict[str, LazyTe
     prefix, renamed = f"{architecture.root or architecture.name}.", {}
     has_prefix = any(name.startswith(prefix) for name in tensors)
     for original_name, tensor in tensors.items():
-        if re.search(architecture.unread_tensors, original_name):
+        if re.search(architecture.buffers, original_name):
             continue
         name = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", original_name))
         for pattern, replacement in architecture.former_names:

@@ -82,7 +82,7 @@ class Architecture:
     `module_names` has rows of (our module, their module); theirs may be a function of layer and number of layers.
     `tied_tensors` has rows of (copy, original); a file may omit the copy. `root` is the prefix of the encoder's names,
     by default `name`. `former_names` has rows of (regex of a tensor's name, its replacement) for files of another
-    layout. Tensors whose names match `unread_tensors` are in published files without a place in the encoder.
+    layout. Tensors whose names match `unread_tensors` have no place in our models, and an import names them.
     `replaced_class` is the suffix of the class that holds the head of replaced tokens. `config_fields`, `read_nested`
     and `write_nested` say which fields of config.json are those of `config_class`. `fixed_fields` are fields that every
     model of the type shares. `hf_defaults` are defaults of config.json that differ from `config_fields`.
@@ -100,7 +100,7 @@ class Architecture:
     sentence_task: Literal["nsp", "sop"] | None = None  # of the published pair head
     replaced_class: str = "ForPreTraining"
     former_names: tuple[tuple[str, str], ...] = ()
-    unread_tensors: str | None = None
+    unread_tensors: str = r"(?!)"
     root: str = ""
     class_prefix: str = ""  # of its classes, by default `name` with a capital
     class_names: dict[str, str] = field(default_factory=dict)  # of classes that are named otherwise, by their suffix
@@ -115,7 +115,7 @@ class Architecture:
     token_id_fields: tuple[tuple[str, str], ...] = ()  # rows of (field of config.json, field of `VocabInfo`)
     gelu_heads: tuple[str, ...] = ()  # heads that have exact GELU under any hidden_act
     positions_start_after_pad: bool = False  # as in fairseq
-    unread_tensors: str = BUFFER_PATTERN  # regex of tensors that are no parameters of ours
+    buffers: str = BUFFER_PATTERN  # regex of tensors that are no parameters
     read_buffers: Callable[[Any, dict], Any] = lambda config, tensors: config  # the config that all tensors agree with
     write_buffers: Callable[[Any], dict] = lambda config: {}  # arrays by name that a file has beside the parameters
 

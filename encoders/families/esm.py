@@ -190,10 +190,8 @@ SIZES = {
 # Exchange
 
 FREQUENCIES = "rotary_embeddings.inv_freq"
-UNREAD_PATTERN = (
-    r"(^|\.)(embeddings\.(position_ids|position_embeddings\.weight)"
-    r"|rotary_embeddings\.inv_freq|contact_head\.regression\.(weight|bias))$"
-)
+BUFFERS = r"(^|\.)(embeddings\.position_ids|rotary_embeddings\.inv_freq)$"
+UNREAD_TENSORS = r"(^|\.)(embeddings\.position_embeddings\.weight|contact_head\.regression\.(weight|bias))$"
 # Our module of a layer, and theirs: as BERT's, with the norm of attention before it.
 LAYER_NAMES = {ours: theirs for ours, theirs, _ in LAYER_MODULES} | {
     "attend/norm": "attention.LayerNorm",
@@ -285,7 +283,8 @@ ARCHITECTURE = Architecture(
     },
     read_nested=read_esm_fields,
     write_nested=write_esm_fields,
-    unread_tensors=UNREAD_PATTERN,
+    buffers=BUFFERS,
+    unread_tensors=UNREAD_TENSORS,
     read_buffers=read_frequencies,
     write_buffers=write_frequencies,
 )

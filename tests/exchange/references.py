@@ -78,10 +78,6 @@ LOCAL = {
     },
 }
 MEAN = {"classifier_pooling": "mean"}
-# Fields without which transformers builds no model of the type.
-NECESSARY = {"esm": {"vocab_size": 33, "position_embedding_type": "rotary", "mask_token_id": 32}}
-# Tensors of theirs that a run of ours does not have.
-UNREAD = {"esm": {"contact_head.regression.weight", "contact_head.regression.bias"}}
 # Buckets smaller than the rows, of which some hold several distances.
 DISTANCES = {
     "relative_attention": True,
@@ -92,6 +88,13 @@ DISTANCES = {
     "position_buckets": 6,
     "type_vocab_size": 0,
 }
+# Fields without which transformers builds no model of the type, or one that is not published.
+NECESSARY = {
+    "esm": {"vocab_size": 33, "position_embedding_type": "rotary", "mask_token_id": 32},
+    "deberta-v2": DISTANCES,
+}
+# Tensors of theirs that a run of ours does not have.
+UNREAD = {"esm": {"contact_head.regression.weight", "contact_head.regression.bias"}}
 SPECIAL = {
     "roberta": {"pad_token_id": 1, "type_vocab_size": 1},
     "eurobert": {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1, "mask_token_id": 2},
