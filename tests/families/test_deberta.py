@@ -43,7 +43,7 @@ COUNTS = {
     "deberta-v3-large": (434_012_160, 435_191_908, 435_063_810, 434_014_210),
     "mdeberta-v3-base": (278_218_752, 279_061_880, 278_810_882, 278_220_290),
 }
-TINY = deberta.make_config(
+TINY = deberta.make_deberta_config(
     12, 2, num_heads=3, vocab_size=40, max_positions=64, position_buckets=6, init_std=0.5, hidden_dropout=0.0
 )
 
