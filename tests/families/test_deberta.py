@@ -120,6 +120,15 @@ class Discriminator(Encoder):
         return self.config.replaced_head(self.config, parent=None).init(jax.random.key(1), hidden, batch)
 
 
+def test_shared_layers_compute_what_equal_layers_do():
+    batch, config = make_rows(9, 14), replace(TINY, shared_parts=("attention", "feed_forward"))
+    params = jax.jit(Encoder(config).init)(jax.random.key(0), batch)["params"]
+    layers = jax.tree.map(lambda stack: jnp.repeat(stack, TINY.num_layers, axis=0), params["shared"])
+    equal = {"embed": params["embed"], "row_features": params["row_features"], "layers": layers}
+    outputs = [jax.jit(Encoder(c).apply)({"params": p}, batch) for c, p in ((config, params), (TINY, equal))]
+    np.testing.assert_allclose(*outputs, rtol=0, atol=2e-6)
+
+
 def test_layers_that_are_computed_again_give_equal_outputs_and_gradients():
     batch, config = make_rows(9, 14), replace(TINY, remat="full")
     params = Encoder(TINY).init(jax.random.key(0), batch)
