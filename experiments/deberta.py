@@ -1,7 +1,7 @@
 """Pre-training of DeBERTa-v3 (He et al., 2021, §3 and appendix A), its four English sizes.
 
-    python launch.py show experiments/deberta.py --only deberta-v3-base
-    python launch.py train experiments/deberta.py --only deberta-v3-base
+    python launch.py show deberta --only deberta-v3-base
+    python launch.py train deberta --only deberta-v3-base
 
 Replaced tokens with disentangled embedding sharing: the generator, of the discriminator's width and half its depth,
 owns the word table, and the discriminator reads it without a gradient and adds a shift of its own. Cost, as `show`

@@ -48,10 +48,10 @@ class RelativeTable(NamedTuple):
     """Embeddings of distances, and the row of each distance i - j of tokens i and j, from 1 - l to l - 1."""
 
     embeddings: Float[Array, "s d"]
-    buckets: Int[np.ndarray, "r"]
+    buckets: Int[np.ndarray, " r"]
 
 
-def bucket_distances(distances: Int[np.ndarray, "r"], num_buckets: int, max_distance: int) -> Int[np.ndarray, "r"]:
+def bucket_distances(distances: Int[np.ndarray, " r"], num_buckets: int, max_distance: int) -> Int[np.ndarray, " r"]:
     """Return the row of each distance in a table of `2 * num_buckets`, whose middle is the distance 0.
 
     Distances up to `num_buckets // 2` have rows of their own, and longer ones share rows, whose sizes grow
@@ -186,20 +186,20 @@ class DebertaConfig(EncoderConfig):
         return 6  # scores of 2 l distances from either side
 
 
-def make_config(hidden_size: int, num_layers: int, **fields) -> DebertaConfig:
+def make_deberta_config(hidden_size: int, num_layers: int, **fields) -> DebertaConfig:
     """Return a size with heads of 64 and, unless `fields` say otherwise, v3's vocabulary."""
     sizes = dict(hidden_size=hidden_size, num_layers=num_layers, intermediate_size=4 * hidden_size)
     return DebertaConfig(**{"vocab_size": 128_100, **sizes, "num_heads": hidden_size // 64, **fields})
 
 
-BASE = make_config(768, 12)
+BASE = make_deberta_config(768, 12)
 
 SIZES = {
-    "deberta-v3-xsmall": make_config(384, 12),
-    "deberta-v3-small": make_config(768, 6),
+    "deberta-v3-xsmall": make_deberta_config(384, 12),
+    "deberta-v3-small": make_deberta_config(768, 6),
     "deberta-v3-base": BASE,
-    "deberta-v3-large": make_config(1024, 24),
-    "mdeberta-v3-base": make_config(768, 12, vocab_size=251_000),
+    "deberta-v3-large": make_deberta_config(1024, 24),
+    "mdeberta-v3-base": make_deberta_config(768, 12, vocab_size=251_000),
 }
 
 

@@ -12,6 +12,7 @@ import pytest
 
 import launch
 from encoders.exchange.convert import export_run, import_checkpoint
+from encoders.exchange.tokenizer_files import read_tokenizer
 from encoders.families.registry import ARCHITECTURES
 from encoders.inference.predictor import load_predictor
 from encoders.model.config import EncoderConfig
@@ -105,6 +106,20 @@ def test_a_space_before_a_text_is_there_where_the_configuration_says_so(settings
         ids = theirs(text, add_special_tokens=False)["input_ids"]
         assert again(text, add_special_tokens=False)["input_ids"] == ids == mine.encode(text)
         assert again(text, text)["input_ids"] == theirs(text, text)["input_ids"]
+
+
+@pytest.mark.parametrize("added_tokens", [{}, {"[MASK]": 47}])
+def test_debertas_pieces_give_the_ids_of_transformers_with_and_without_a_file_that_names_the_mask(
+    added_tokens, transformers, tmp_path
+):
+    folder = shutil.copytree(HOME / "vocabularies" / "deberta-v2", tmp_path / "theirs")
+    if added_tokens:
+        (folder / "added_tokens.json").write_text(json.dumps(added_tokens))
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    theirs.save_pretrained(tmp_path / "saved")
+    for text in (*references.TEXTS, "  tan\n\nber \t e\u0301 ① ", "tan [MASK]  [MASK]ber", "tan[CLS]ber [UNK]"):
+        ids = theirs(text, add_special_tokens=False)["input_ids"]
+        assert read_tokenizer(folder).encode(text) == read_tokenizer(tmp_path / "saved").encode(text) == ids
 
 
 @pytest.mark.parametrize("family", references.VOCABULARY)

@@ -43,7 +43,7 @@ COUNTS = {
     "deberta-v3-large": (434_012_160, 435_191_908, 435_063_810, 434_014_210),
     "mdeberta-v3-base": (278_218_752, 279_061_880, 278_810_882, 278_220_290),
 }
-TINY = deberta.make_config(
+TINY = deberta.make_deberta_config(
     12, 2, num_heads=3, vocab_size=40, max_positions=64, position_buckets=6, init_std=0.5, hidden_dropout=0.0
 )
 
@@ -118,6 +118,15 @@ class Discriminator(Encoder):
     def head_params(self, batch):
         hidden = jnp.zeros((*batch.input_ids.shape, self.config.hidden_size))
         return self.config.replaced_head(self.config, parent=None).init(jax.random.key(1), hidden, batch)
+
+
+def test_shared_layers_compute_what_equal_layers_do():
+    batch, config = make_rows(9, 14), replace(TINY, shared_parts=("attention", "feed_forward"))
+    params = jax.jit(Encoder(config).init)(jax.random.key(0), batch)["params"]
+    layers = jax.tree.map(lambda stack: jnp.repeat(stack, TINY.num_layers, axis=0), params["shared"])
+    equal = {"embed": params["embed"], "row_features": params["row_features"], "layers": layers}
+    outputs = [jax.jit(Encoder(c).apply)({"params": p}, batch) for c, p in ((config, params), (TINY, equal))]
+    np.testing.assert_allclose(*outputs, rtol=0, atol=2e-6)
 
 
 def test_layers_that_are_computed_again_give_equal_outputs_and_gradients():
