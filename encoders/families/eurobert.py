@@ -94,8 +94,8 @@ class EuroBertPooler(nn.Module):
 class EuroBertConfig(EncoderConfig):
     """`num_key_heads` heads of keys and values serve `num_heads` heads of queries.
 
-    Fields of `EncoderConfig` have EuroBERT's defaults here. The published models have no `hidden_dropout`: it is that
-    of the embeddings and of what a layer adds.
+    Fields of `EncoderConfig` have EuroBERT's defaults here. `hidden_dropout` is 0 in the published models. It acts
+    on the embeddings and on what a layer adds.
     """
 
     num_key_heads: int | None = None  # as many as `num_heads` by default
@@ -145,15 +145,17 @@ class EuroBertConfig(EncoderConfig):
         return super().scale_sizes(hidden_size) | {"intermediate_size": intermediate_size, "num_key_heads": None}
 
 
-def make_config(hidden_size: int, num_layers: int, num_heads: int, intermediate_size: int, **fields) -> EuroBertConfig:
+def make_eurobert_config(
+    hidden_size: int, num_layers: int, num_heads: int, intermediate_size: int, **fields
+) -> EuroBertConfig:
     sizes = dict(hidden_size=hidden_size, num_layers=num_layers, intermediate_size=intermediate_size)
     return EuroBertConfig(**{"vocab_size": 128_256, **sizes, "num_heads": num_heads, **fields})
 
 
 SIZES = {
-    "eurobert-210m": make_config(768, 12, 12, 3072),
-    "eurobert-610m": make_config(1152, 26, 18, 4096, num_key_heads=6),
-    "eurobert-2.1b": make_config(2304, 32, 18, 6144, num_key_heads=6),
+    "eurobert-210m": make_eurobert_config(768, 12, 12, 3072),
+    "eurobert-610m": make_eurobert_config(1152, 26, 18, 4096, num_key_heads=6),
+    "eurobert-2.1b": make_eurobert_config(2304, 32, 18, 6144, num_key_heads=6),
 }
 
 

@@ -1,8 +1,8 @@
 """NeoBERT (Le Breton et al., 2025, https://arxiv.org/abs/2502.19587) and the released checkpoint.
 
 Pre-norm layers with RMS norms and without biases, a gated feed-forward network, and rotary positions on neighbouring
-pairs. The masked-token head is a dense layer of its own. transformers has no class for it: the released folder brings
-its own code, which an export does not repeat.
+pairs. The masked-token head is a dense layer of its own. transformers does not implement it. The released folder
+brings its own code, and an export does not repeat that.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ class NeoBertFeedForward(nn.Module):
 class NeoBertConfig(EncoderConfig):
     """Fields of `EncoderConfig` have NeoBERT's defaults here; its `init_std` is the bound of a uniform distribution.
 
-    `intermediate_size` is that of the matrices, two thirds of the number in config.json. The published model has no
-    `hidden_dropout`: it is that of the embeddings and of what a layer adds.
+    `intermediate_size` is that of the matrices, two thirds of the number in config.json. `hidden_dropout` is 0 in the
+    published model. It acts on the embeddings and on what a layer adds.
     """
 
     rope_theta: float = 10_000.0

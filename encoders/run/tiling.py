@@ -1,8 +1,8 @@
 """Parameters of a large encoder from those of a smaller one of its family, by tiling.
 
-As ModernBERT-large starts from ModernBERT-base: a layer of the large model takes that of the small one at the same
-relative depth, and every matrix is put into the middle of the larger one, whose margins wrap around (Warner et al.,
-2024, https://arxiv.org/abs/2412.13663, appendix A, and its released code).
+ModernBERT-large starts from ModernBERT-base so (Warner et al., 2024, https://arxiv.org/abs/2412.13663, appendix A). A
+layer of the large model takes that of the small one at the same relative depth. Every matrix is put into the middle of
+the larger one, whose margins wrap around.
 """
 
 from __future__ import annotations

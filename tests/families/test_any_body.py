@@ -27,7 +27,7 @@ BODIES: dict[str, EncoderConfig] = {
     "albert": replace(albert.BASE, **SIZES, embedding_size=8),
     "electra": replace(electra.BASE, **SIZES, embedding_size=8),
     "modernbert": replace(modernbert.BASE, **SIZES, embedding_size=128, local_window=4),
-    "eurobert": eurobert.make_config(128, 4, 2, 24, vocab_size=90, max_positions=12, num_key_heads=1),
+    "eurobert": eurobert.make_eurobert_config(128, 4, 2, 24, vocab_size=90, max_positions=12, num_key_heads=1),
     "neobert": replace(neobert.BASE, **SIZES, embedding_size=128),
     "esm": replace(esm.SIZES["esm2-8m"], **SIZES, embedding_size=128, mask_token_id=4),
     "deberta": replace(deberta.BASE, **SIZES, embedding_size=128, position_buckets=4),

@@ -19,7 +19,7 @@ COUNTS = {
     "eurobert-610m": (607_874_688, 755_625_600, 609_205_250),
     "eurobert-2.1b": (2_107_590_912, 2_403_092_736, 2_112_906_242),
 }
-TINY = eurobert.make_config(24, 2, 6, 20, vocab_size=40, num_key_heads=3, max_positions=64)
+TINY = eurobert.make_eurobert_config(24, 2, 6, 20, vocab_size=40, num_key_heads=3, max_positions=64)
 
 
 @pytest.mark.parametrize("name", COUNTS)

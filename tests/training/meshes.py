@@ -65,7 +65,7 @@ FAMILIES = {
         StableAdamW(1e-3, 2),
     ),
     "eurobert": (
-        eurobert.make_config(32, 2, 8, 64, vocab_size=VOCABULARY, num_key_heads=4, max_positions=LENGTH),
+        eurobert.make_eurobert_config(32, 2, 8, 64, vocab_size=VOCABULARY, num_key_heads=4, max_positions=LENGTH),
         MaskedLM(Masking(0.3)),
         FullSentences(),
         AdamW(1e-3, 2),
