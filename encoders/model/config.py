@@ -158,8 +158,7 @@ class EncoderConfig:
         """Return why a vocabulary, a `VocabInfo`, does not fit this model, or None."""
         if vocab.vocab_size <= self.vocab_size:
             return None
-        num_rows = f"{self.vocab_size} rows (model.vocab_size)"
-        return f"the vocabulary has {vocab.vocab_size} entries and the word table {num_rows}"
+        return f"the vocabulary has {vocab.vocab_size} entries, more than model.vocab_size={self.vocab_size}"
 
     def begin_layers(self, x):
         """Return what the first layer is given, a pytree, from the embeddings `[b l d]`."""

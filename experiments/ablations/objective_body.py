@@ -24,11 +24,13 @@ MODERN = {"model": {"intermediate_size": 344, "local_window": 16, "global_every"
 def table(study: Study) -> PaperTable:
     bert = replace(BASE, objective=replace(BASE.objective, generator_width=1 / 2))
     modern = replace(bert, model=replace(modernbert.BASE, vocab_size=BASE.model.vocab_size, pooling="cls"))
-    compute = run_flops(study.build_pretrain_run("electra-bert", replace_with_masked_lm(bert)))
+    compute = run_flops(study.build_pretrain_run("rate-mlm-15", replace_with_masked_lm(bert)))
     rows = []
     for body, experiment, changes in (("BERT", bert, {}), ("ModernBERT", modern, MODERN)):
         for objective, run in (("MLM", replace_with_masked_lm(experiment)), ("RTD", experiment)):
             name = f"body-{body.lower()}-{objective.lower()}"
+            if (body, objective) == ("BERT", "MLM"):
+                name = "rate-mlm-15"  # which the table `mask_rate` has as well
             scaling = dict(small_changes=changes, total_flops=compute)
             rows.append(study.build_row(f"{objective}, {body}'s layers", (), COLUMNS, name, run, **scaling))
     return study.build_table("objective_body", "Objective and layers", COLUMNS, rows, "FLOPs")

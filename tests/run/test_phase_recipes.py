@@ -31,6 +31,7 @@ from tests.run.test_loop import assert_stopped_run_is_the_same, corpus, experime
 IDS = np.random.default_rng(0).integers(5, 200, (4, 64))
 
 
+@pytest.mark.live
 def test_a_run_of_phases_with_their_own_mask_rate_batch_and_rate_resumes_to_the_same_bits(corpus, tmp_path):  # noqa: F811
     made = experiment(corpus, "bert", tmp_path, steps=6)
     first = replace(made.phases[0], until_step=4, mask_rate=0.4, batch_ramp=BatchRamp(2, 1, 3))

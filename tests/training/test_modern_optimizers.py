@@ -143,7 +143,7 @@ def test_an_update_of_muon_has_nearly_equal_singular_values():
     "optimizer",
     [
         StableAdamW(1e-2, 1, schedule=PiecewiseSchedule((SchedulePiece(2), SchedulePiece(4, 0.5, 0.0)))),
-        Muon(1e-2, 1, schedule=WarmupStableDecay(0.5, "linear")),
+        pytest.param(Muon(1e-2, 1, schedule=WarmupStableDecay(0.5, "linear")), marks=pytest.mark.live),
     ],
     ids=["stable", "muon"],
 )
