@@ -65,11 +65,6 @@ def test_the_loss_is_finite_and_every_parameter_has_a_gradient(body, objective):
     check_gradients(BODIES[body], objective)
 
 
-@pytest.mark.live
-def test_the_parts_of_a_modern_encoder_share_and_tie_as_those_of_the_others():
-    check_gradients(BODIES["modernbert with shared layers"], OBJECTIVES["replaced tokens, tied"])
-
-
 @pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
 @pytest.mark.parametrize("body", ["modernbert", "deberta"])
 def test_every_objective_and_task_has_a_module_on_a_modern_encoder(body, objective):
