@@ -19,6 +19,8 @@ from tests import task_examples, texts
 from tests.refusals import raises_naming
 from tests.test_experiment import BASE
 
+pytestmark = pytest.mark.live
+
 OWN_FILE = """
 from dataclasses import dataclass, replace
 

@@ -202,7 +202,7 @@ def test_any_file_that_holds_anything_else_costs_one_line(home, verb, capsys):
     print_outcomes(capsys, verb, check_contents(home, verb, capsys, choose_names))
 
 
-@pytest.mark.parametrize("num_bytes", [0, 3000])
+@pytest.mark.parametrize("num_bytes", [pytest.param(0, marks=pytest.mark.live), 3000])
 @pytest.mark.parametrize("verb", ["prepare", "train", "report", "export", "import", "bench"])
 def test_a_disk_that_is_full_or_fills_up_costs_one_line(home, verb, num_bytes, capsys):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)

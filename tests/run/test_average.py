@@ -72,6 +72,7 @@ def test_an_average_of_checkpoints_that_are_not_there_is_refused(trained, step, 
         Run.open(trained).load_params(step)
 
 
+@pytest.mark.live
 def test_the_best_checkpoint_is_none_of_the_last_ones(corpus, tmp_path):  # noqa: F811
     made = experiment(corpus, "bert", tmp_path, steps=4, intervals=replace(INTERVALS, keep_checkpoints=1))
     loop.train(replace(made, optimizer=replace(made.optimizer, learning_rate=0.3)), tmp_path / "run", quiet)

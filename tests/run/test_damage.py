@@ -92,7 +92,13 @@ def test_a_checkpoint_under_another_step_is_not_taken_for_that_step(finished, un
     assert_same_run(unfinished, finished[1])
 
 
-@pytest.mark.parametrize("field, value", [("cost", -1.0), ("checksums", {}), ("owner", "another run")])
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("owner", "another run"),
+        *(pytest.param(*case, marks=pytest.mark.live) for case in (("cost", -1.0), ("checksums", {}))),
+    ],
+)
 def test_notes_of_a_checkpoint_that_were_changed_are_noticed(finished, unfinished, field, value):  # noqa: F811
     path = unfinished / "checkpoints" / "9" / "notes" / "metadata"
     path.write_text(json.dumps(read_signed_json(path) | {field: value}))
@@ -125,7 +131,10 @@ def test_the_file_that_orbax_writes_beside_a_step_is_named_where_it_holds_someth
         Run.open(unfinished).load_params("latest")
 
 
-@pytest.mark.parametrize("name", ["train/tokens.bin", "tokenizer.json", "store.json"])
+@pytest.mark.parametrize(
+    "name",
+    ["train/tokens.bin", *(pytest.param(name, marks=pytest.mark.live) for name in ("tokenizer.json", "store.json"))],
+)
 def test_training_and_evaluation_check_their_store(finished, unfinished, name):  # noqa: F811
     run = Run.open(unfinished)
     path, content = run.store.path / name, (run.store.path / name).read_bytes()

@@ -189,6 +189,7 @@ def test_a_second_stage_without_a_generator_to_keep_is_refused(second_stage, tmp
         build_state(second_stage, tmp_path / "unused")
 
 
+@pytest.mark.live
 def test_a_trained_run_starts_another_from_its_newest_checkpoint(home, tmp_path):
     first = experiment(home, "bert-pretraining", *BERT, steps=4)
     loop.train(first, tmp_path / "first", quiet)

@@ -289,6 +289,7 @@ def test_a_transform_of_optax_gives_the_updates_of_optax(lion):
     assert step == 2
 
 
+@pytest.mark.live
 def test_an_optimiser_of_a_user_s_file_trains_and_resumes_to_the_same_numbers(lion, tmp_path):
     corpus = str(texts.write(tmp_path / "text.txt", documents=60))
     made = experiment(corpus, "bert", tmp_path, steps=4, optimizer=lion(1e-3, 1))

@@ -115,7 +115,10 @@ def test_rows_go_to_the_micro_steps_in_turn():
 
 @pytest.mark.parametrize(
     "objective, parts",
-    [pytest.param(PAIRS, 3, id="joint", marks=pytest.mark.live), pytest.param(REPLACED, 2, id="replaced")],
+    [
+        pytest.param(PAIRS, 3, id="joint", marks=pytest.mark.live),
+        pytest.param(REPLACED, 2, id="replaced", marks=pytest.mark.live),
+    ],
 )
 def test_micro_steps_add_up_to_one_step(objective, parts):
     (whole, metrics), (summed, more) = (step(state(objective), objective, accumulate=k) for k in (1, parts))
