@@ -104,6 +104,8 @@ def find_problems(experiment: Experiment) -> Iterator[str]:
     if objective.frozen_params and not experiment.init_from:
         frozen = " and ".join(objective.frozen_params)
         yield f"the objective never updates {frozen}, so init_from must name a run that has them; it is None"
+    if experiment.init_by == "tiling" and not experiment.init_from:
+        yield "init_by=tiling needs init_from, the run of a smaller model; it is None"
     expected = objective.label_names if isinstance(objective, SupervisedObjective) else ()
     provided = experiment.data.label_names
     if expected and provided and expected != provided:

@@ -147,6 +147,7 @@ def test_an_objective_may_leave_a_label_unread():
             {"objective": TWO_STAGE, "model": replace(BASE.model, num_heads=1, intermediate_size=32)},
             "generator and tokens.*init_from",
         ),
+        ({"init_by": "tiling"}, "init_by=tiling .*init_from.*None"),
         ({"phases": MIXED}, r"phases.format.corpus_weights=\(1.0, 0.5\) .*1 items of data.corpus"),
     ],
 )
