@@ -30,7 +30,8 @@ PARTITION_RULES = (
     (r"(attend/out|transform/down)/kernel$", P("model", "fsdp")),
     (r"(word/embedding|words/shift)$", P("model", "fsdp")),
     (r"(position|segment)/embedding$", P(None, "fsdp")),
-    (r"(tokens|restored)/bias$", P("model")),  # of the vocabulary, as the rows of the word table
+    (r"(tokens|restored)/(out/)?bias$", P("model")),  # of the vocabulary, as the rows of the word table
+    (r"(tokens|restored)/out/kernel$", P("fsdp", "model")),  # of a masked-token head of its own
     (r"kernel$", P("fsdp", None)),  # the projection e → d, and heads
     (r"", P()),  # norms, other biases, scalars
 )

@@ -3,7 +3,7 @@
     python tests/exchange/references.py [FAMILY ...]
 
 writes `tests/exchange/references/`, from which the tests run without PyTorch; it needs the packages of the `torch`
-extra and sentencepiece. The live tests make the same models anew with other numbers. Sizes are unequal, so that a
+extra. The live tests make the same models anew with other numbers. Sizes are unequal, so that a
 swapped axis shows; rows are padded, and have two segments where the family has.
 """
 

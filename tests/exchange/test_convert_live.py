@@ -164,6 +164,7 @@ def test_what_is_trained_here_reads_and_fills_in_the_same_there(family, trained,
 @pytest.mark.parametrize("family", references.VOCABULARY)
 def test_sentence_transformers_loads_an_exported_encoder_without_a_warning(family, transformers, tmp_path, caplog):
     library = pytest.importorskip("sentence_transformers")
+    references.get_class(family, "Config")  # its registration
     import_checkpoint(HOME / f"{family}-encoder", tmp_path / "run", tokenizer_files=HOME / "vocabularies" / family)
     export_run(tmp_path / "run", tmp_path / "out")
     with caplog.at_level(logging.WARNING):

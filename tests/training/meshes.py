@@ -35,7 +35,7 @@ from encoders.training.optimizer import AdamW, Lamb, StableAdamW
 from encoders.training.sharding import Mesh, infer_shardings, shard_batch
 from tests import texts
 
-STEPS, ROWS, LENGTH, VOCABULARY = 5, 16, 24, 88
+STEPS, ROWS, LENGTH, VOCABULARY = 5, 16, 20, 88  # no axis of a parameter is a multiple of the length
 SIZES = dict(
     vocab_size=VOCABULARY, hidden_size=32, num_layers=2, num_heads=8, intermediate_size=64, max_positions=LENGTH
 )
