@@ -42,6 +42,8 @@ ONE_A_HEAD = (
     *("modernbert-mean-classes", "modernbert-tags", "eurobert-classes", "deberta-v2-released"),
 )
 
+CHOSEN = (*ONE_A_FAMILY, *ONE_A_HEAD)
+
 
 def import_reference(name, run, folder=None):
     import_checkpoint(folder or HOME / name, run, tokenizer_files=HOME / "vocabularies" / CASES[name].family)
@@ -85,8 +87,8 @@ def refused(name, folder, run) -> str:
 
 
 def is_quick(name: str, implementation: str) -> bool:
-    """Every case is run with the live tests."""
-    return name in (*ONE_A_FAMILY, *ONE_A_HEAD) if implementation == "xla" else name in ONE_A_FAMILY[:4:3]
+    """All are run with the live tests."""
+    return name in CHOSEN if implementation == "xla" else name in ONE_A_FAMILY[:4:3]
 
 
 @pytest.mark.parametrize(
@@ -95,6 +97,7 @@ def is_quick(name: str, implementation: str) -> bool:
         pytest.param(name, how, marks=[] if is_quick(name, how) else pytest.mark.live)
         for name in CASES
         for how in attention.ATTENTION_IMPLS
+        if how == "xla" or name in CHOSEN
     ],
 )
 def test_hidden_states_and_every_logit_equal_those_of_transformers(name, implementation, tmp_path, monkeypatch):

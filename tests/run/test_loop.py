@@ -295,7 +295,8 @@ LONG_LOCAL_ROWS = dict(
     model=replace(
         modernbert.BASE, **TINY | {"max_positions": 8192, "num_heads": 1}, embedding_size=16, attention_out_dropout=0.1
     ),
-    phases=(Phase(16, 8192, 1, PackedFormat(SegmentPairs(), max_examples_per_row=512)),),
+    phases=(Phase(8, 8192, 1, PackedFormat(SegmentPairs(), max_examples_per_row=512)),),
+    intervals=Intervals(log_every=2, eval_every=50, save_every=3, keep_checkpoints=2, eval_batches=1),
 )
 
 
@@ -304,13 +305,13 @@ LONG_LOCAL_ROWS = dict(
     "family, steps, changes",
     [
         ("electra", 250, {}),
-        ("modernbert", 16, LONG_LOCAL_ROWS),
+        ("modernbert", 8, LONG_LOCAL_ROWS),
     ],
 )
 def test_a_run_killed_at_a_random_moment_ends_bit_identical(family, steps, changes, corpus, tmp_path):
     intervals = Intervals(log_every=5, eval_every=50, save_every=7, keep_checkpoints=2, eval_batches=2)
     path, finished, killed = (tmp_path / name for name in ("experiment.json", "finished", "killed"))
-    made = experiment(corpus, family, tmp_path, steps=steps, intervals=intervals, **changes)
+    made = experiment(corpus, family, tmp_path, steps=steps, **{"intervals": intervals} | changes)
     path.write_text(json.dumps(to_json_value(made)))
     finish(started(path, finished), 0)
     chance, left = random.Random(), int(os.environ.get("ENCODERS_KILLS", "1"))
