@@ -129,6 +129,7 @@ def test_shared_layers_compute_what_equal_layers_do():
     np.testing.assert_allclose(*outputs, rtol=0, atol=2e-6)
 
 
+@pytest.mark.live
 def test_layers_that_are_computed_again_give_equal_outputs_and_gradients():
     batch, config = make_rows(9, 14), replace(TINY, remat="full")
     params = Encoder(TINY).init(jax.random.key(0), batch)

@@ -123,7 +123,14 @@ def change_token(batch, at):
     return batch.replace(input_ids=ids)
 
 
-@pytest.mark.parametrize("changes", [dict(remat="full"), dict(remat="dots"), dict(unroll_layers=True)])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param(dict(remat="full"), marks=pytest.mark.live),
+        dict(remat="dots"),
+        pytest.param(dict(unroll_layers=True), marks=pytest.mark.live),
+    ],
+)
 def test_ways_of_running_layers_give_equal_outputs_and_gradients(changes):
     batch, config = make_rows(9, 14), replace(TINY, **changes)
     params = Encoder(TINY).init(jax.random.key(0), batch)

@@ -102,6 +102,7 @@ def equal(a, b) -> bool:
 BERT = (MaskedLM(Masking(), NextSentencePrediction()), SegmentPairs())
 
 
+@pytest.mark.live
 def test_pretraining_starts_from_an_imported_checkpoint(home, tmp_path):
     base = experiment(home, "bert-pretraining", *BERT, steps=60)
     before = Run.open(home / "bert-pretraining").load_params()[1]

@@ -48,7 +48,7 @@ def test_there_is_a_file_for_every_table_and_three_that_no_paper_has():
     assert set(FILES) == {*PUBLISHED, "mask_rate", "objective_body", "bert_to_modernbert"}
 
 
-@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("scale", ["small", pytest.param("paper", marks=pytest.mark.live)])
 def test_tables_share_the_members_that_they_have_in_common(scale):
     """Equal experiments have one name in all tables, so that they run once."""
     names: dict[tuple, str] = {}

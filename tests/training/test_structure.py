@@ -28,7 +28,7 @@ LIVE_PAIRS = pytest.mark.parametrize(
     "objective, model",
     [
         pytest.param(PAIRS, MODEL, id="pairs", marks=pytest.mark.live),
-        pytest.param(REPLACED, electra.to_electra_config(MODEL), id="rtd"),
+        pytest.param(REPLACED, electra.to_electra_config(MODEL), id="rtd", marks=pytest.mark.live),
     ],
 )
 
