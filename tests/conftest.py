@@ -4,7 +4,6 @@ import gc
 import os
 import tempfile
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import runtime_checkable
 
@@ -24,7 +23,7 @@ import pytest  # noqa: E402
 from flax.linen import linear  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
-collect_ignore = [] if find_spec("torch") else ["exchange/neobert_torch.py"]  # a module of classes of PyTorch
+collect_ignore = ["exchange/neobert_torch.py"]  # it imports PyTorch
 
 gc.set_threshold(50_000, 20, 20)  # tracing makes many objects and little garbage
 
