@@ -63,7 +63,8 @@ def list_saved_classes() -> set[type]:
     for name, _ in modules():
         if not name.startswith(("encoders.bench", "encoders.cli", "encoders.library")):
             importlib.import_module(name)
-    defined = {cls for module in list(sys.modules.values()) for cls in vars(module).values() if isinstance(cls, type)}
+    ours = [module for name, module in list(sys.modules.items()) if name.startswith("encoders.")]
+    defined = {cls for module in ours for cls in vars(module).values() if isinstance(cls, type)}
     defined = {cls for cls in defined if str(cls.__module__).startswith("encoders.") and is_dataclass(cls)}
     defined = {cls for cls in defined if not cls.__module__.startswith("encoders.library.")}  # registered by their file
 

@@ -123,16 +123,6 @@ class DisentangledAttention(nn.Module):
         return make_layer_norm(config, "norm")(x + Dropout(config.hidden_dropout)(out, train))
 
 
-class DebertaPooler(nn.Module):
-    """Dense d → d and gelu on [CLS], before the classifier of texts."""
-
-    config: object
-
-    @nn.compact
-    def __call__(self, hidden: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
-        return ACTIVATIONS["gelu"](make_dense(self.config, self.config.hidden_size, "dense")(hidden))
-
-
 class DebertaReplacedTokenHead(nn.Module):
     """Layer norm of a token's and its [CLS]'s hidden states together, dense d → d, activation, dense d → 1.
 
@@ -161,7 +151,7 @@ class DebertaConfig(EncoderConfig):
     truncated_init: bool = False
     embeddings: type = DebertaEmbeddings
     attention: type = DisentangledAttention
-    pooler: type = DebertaPooler
+    pooler: type = heads.GeluPooler
     replaced_head: type = DebertaReplacedTokenHead
     row_features: type | None = RelativePositions
     conventions: FamilyConventions = not_fingerprinted(CONVENTIONS)

@@ -160,12 +160,9 @@ class EsmConfig(EncoderConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        checks = (
-            ("rope_theta", lambda theta: theta > 0, "above 0"),
-            ("mask_token_id", lambda id: 0 <= id < self.vocab_size, f"a token of the {self.vocab_size}"),
-        )
-        check_fields(self, "model.", checks)
-        rotary.check_head_size(self)
+        is_token = lambda id: 0 <= id < self.vocab_size
+        check_fields(self, "model.", [("mask_token_id", is_token, f"a token of the {self.vocab_size}")])
+        rotary.check_rotary_fields(self)
 
     def find_vocabulary_problem(self, vocab) -> str | None:
         if self.token_dropout and vocab.mask_id != self.mask_token_id:

@@ -64,30 +64,10 @@ class EuroBertFeedForward(nn.Module):
         return x + Dropout(config.hidden_dropout)(out, train)
 
 
-class FinalRMSNorm(nn.Module):
-    """RMS norm after the last layer."""
-
-    config: object
-
-    @nn.compact
-    def __call__(self, x: Hidden) -> Hidden:
-        return make_rms_norm(self.config, "norm")(x)
-
-
 class EuroBertTokenHead(heads.UntiedTokenHead):
     """Dense d → v without a bias."""
 
     has_bias = False
-
-
-class EuroBertPooler(nn.Module):
-    """Dense d → d and gelu, before the classifier of texts."""
-
-    config: object
-
-    @nn.compact
-    def __call__(self, hidden: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
-        return ACTIVATIONS["gelu"](make_dense(self.config, self.config.hidden_size, "dense")(hidden))
 
 
 @dataclass(frozen=True)
@@ -111,8 +91,8 @@ class EuroBertConfig(EncoderConfig):
     attention: type = EuroBertAttention
     feed_forward: type = EuroBertFeedForward
     token_head: type = EuroBertTokenHead
-    pooler: type = EuroBertPooler
-    final_norm: type | None = FinalRMSNorm
+    pooler: type = heads.GeluPooler
+    final_norm: type | None = layers.FinalRMSNorm
     row_features: type | None = rotary.RotaryFeatures
     pooling: Literal["cls", "mean", "late"] = "late"
     conventions: FamilyConventions = not_fingerprinted(CONVENTIONS)
@@ -126,16 +106,12 @@ class EuroBertConfig(EncoderConfig):
         if self.num_key_heads is None:
             object.__setattr__(self, "num_key_heads", self.num_heads)  # the dataclass is frozen
         super().__post_init__()
-        checks = (
-            ("rope_theta", lambda theta: theta > 0, "above 0"),
-            ("num_key_heads", lambda count: count >= 1, "at least 1"),
-        )
-        check_fields(self, "model.", checks)
+        check_fields(self, "model.", [("num_key_heads", lambda count: count >= 1, "at least 1")])
         if self.num_heads % self.num_key_heads:
             raise UserError(
                 f"model.num_heads={self.num_heads} is not a multiple of model.num_key_heads={self.num_key_heads}"
             )
-        rotary.check_head_size(self)
+        rotary.check_rotary_fields(self)
 
     def count_projection_weights(self) -> int:
         return 2 * self.hidden_size**2 * (self.num_heads + self.num_key_heads) // self.num_heads
@@ -157,7 +133,6 @@ SIZES = {
     "eurobert-610m": make_eurobert_config(1152, 26, 18, 4096, num_key_heads=6),
     "eurobert-2.1b": make_eurobert_config(2304, 32, 18, 6144, num_key_heads=6),
 }
-
 
 DEFAULT_THETA = 10_000.0  # of a config.json that names none, in transformers; the released ones name 250,000
 POOLING_NAMES = {"late": "late", "mean": "mean", "bos": "cls"}  # theirs: ours

@@ -149,13 +149,13 @@ class ModernBertConfig(EncoderConfig):
     def __post_init__(self):
         super().__post_init__()
         checks = (
-            ("rope_theta local_rope_theta", lambda theta: theta > 0, "above 0"),
+            ("local_rope_theta", lambda theta: theta > 0, "above 0"),
             ("local_window", lambda size: size >= 2 and size % 2 == 0, "an even number of tokens"),
             ("global_every", lambda count: count >= 1, "at least 1"),
             ("attention_out_dropout mlp_dropout", lambda rate: 0 <= rate < 1, "at least 0 and below 1"),
         )
         check_fields(self, "model.", checks)
-        rotary.check_head_size(self)
+        rotary.check_rotary_fields(self)
 
     @property
     def attention_windows(self) -> tuple[int | None, ...]:

@@ -8,7 +8,7 @@ brings its own code, and an export does not repeat that.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
@@ -16,13 +16,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from encoders.families.architecture import Architecture
-from encoders.families.eurobert import FinalRMSNorm
 from encoders.model import layers, rotary
 from encoders.model.config import EncoderConfig, FamilyConventions
 from encoders.model.heads import UntiedTokenHead
 from encoders.model.layers import LayerContext
 from encoders.model.ops import ACTIVATIONS, Dropout, make_dense, make_rms_norm
-from encoders.utils.field_checks import check_fields
 from encoders.utils.serialization import not_fingerprinted
 
 CONVENTIONS = FamilyConventions("neobert", "tanh")
@@ -74,7 +72,7 @@ class NeoBertConfig(EncoderConfig):
     rope_theta: float = 10_000.0
     max_positions: int = 4096
     num_token_types: int = 0
-    activation: str = "silu"
+    activation: Literal["gelu", "gelu_tanh", "silu"] = "silu"
     hidden_dropout: float = 0.0
     attention_dropout: float = 0.0
     layer_norm_eps: float = 1e-5
@@ -82,7 +80,7 @@ class NeoBertConfig(EncoderConfig):
     attention: type = NeoBertAttention
     feed_forward: type = NeoBertFeedForward
     token_head: type = UntiedTokenHead
-    final_norm: type | None = FinalRMSNorm
+    final_norm: type | None = layers.FinalRMSNorm
     row_features: type | None = rotary.RotaryFeatures
     conventions: FamilyConventions = not_fingerprinted(CONVENTIONS)
 
@@ -95,8 +93,7 @@ class NeoBertConfig(EncoderConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        check_fields(self, "model.", [("rope_theta", lambda theta: theta > 0, "above 0")])
-        rotary.check_head_size(self)
+        rotary.check_rotary_fields(self)
 
     def make_initializer(self, std: float):
         return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -std, std)

@@ -87,10 +87,17 @@ class Pooler(nn.Module):
     """Dense d → d and tanh on [CLS], trained by BERT's and ALBERT's sentence tasks."""
 
     config: object
+    activation = staticmethod(jnp.tanh)
 
     @nn.compact
     def __call__(self, hidden: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
-        return jnp.tanh(make_dense(self.config, self.config.hidden_size, "dense")(hidden))
+        return self.activation(make_dense(self.config, self.config.hidden_size, "dense")(hidden))
+
+
+class GeluPooler(Pooler):
+    """Dense d → d and exact gelu, before DeBERTa's and EuroBERT's classifiers of texts."""
+
+    activation = staticmethod(ACTIVATIONS["gelu"])
 
 
 class ClassificationHead(nn.Module):

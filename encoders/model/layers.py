@@ -12,7 +12,15 @@ from flax import struct
 from jaxtyping import Array, Bool, Float
 
 from encoders.model.attention import dot_product_attention
-from encoders.model.ops import ACTIVATIONS, Dropout, make_dense, make_embedding_table, make_layer_norm, shard_rows
+from encoders.model.ops import (
+    ACTIVATIONS,
+    Dropout,
+    make_dense,
+    make_embedding_table,
+    make_layer_norm,
+    make_rms_norm,
+    shard_rows,
+)
 
 
 @runtime_checkable
@@ -148,6 +156,16 @@ class FeedForward(nn.Module):
         inner = ACTIVATIONS[config.activation](make_dense(config, config.intermediate_size, "up")(x))
         out = make_dense(config, config.hidden_size, "down")(inner)
         return make_layer_norm(config, "norm")(x + Dropout(config.hidden_dropout)(out, train))
+
+
+class FinalRMSNorm(nn.Module):
+    """RMS norm after the last layer, for layers that have their norms before."""
+
+    config: object
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+        return make_rms_norm(self.config, "norm")(x)
 
 
 class CausalSelfAttention(SelfAttention):

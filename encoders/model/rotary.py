@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from encoders.utils.errors import UserError
+from encoders.utils.field_checks import check_fields
 
 
 class RotaryTable(NamedTuple):
@@ -42,8 +43,9 @@ class RotaryFeatures(nn.Module):
         return make_rotary_table(context.position_ids, head_size, config.rope_theta, jnp.dtype(config.dtype))
 
 
-def check_head_size(config) -> None:
-    """Raise `UserError` for heads of an odd size, whose entries make no pairs."""
+def check_rotary_fields(config) -> None:
+    """Raise `UserError` for a base that is not above 0, and for heads of an odd size, whose entries make no pairs."""
+    check_fields(config, "model.", [("rope_theta", lambda theta: theta > 0, "above 0")])
     if config.hidden_size // config.num_heads % 2:
         raise UserError(
             f"model.hidden_size={config.hidden_size} and model.num_heads={config.num_heads} make heads of "

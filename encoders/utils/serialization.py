@@ -12,21 +12,19 @@ from encoders.utils.errors import UserError
 # another module or is renamed in the code changes its address below, and what was saved before stays readable.
 CLASS_NAMES = {
     "encoders.model.config": "EncoderConfig FamilyConventions",
-    "encoders.model.layers": "Embeddings WordEmbeddings SelfAttention CausalSelfAttention FeedForward",
-    "encoders.model.heads": "MaskedTokenHead UntiedTokenHead Pooler ReplacedTokenHead",
+    "encoders.model.layers": "Embeddings WordEmbeddings SelfAttention CausalSelfAttention FeedForward FinalRMSNorm",
+    "encoders.model.heads": "MaskedTokenHead UntiedTokenHead Pooler GeluPooler ReplacedTokenHead",
     "encoders.families.electra": "ElectraEmbeddings",
     "encoders.families.modernbert": (
         "ModernBertConfig ModernBertEmbeddings ModernBertRotary ModernBertAttention ModernBertFeedForward "
         "ModernBertTokenHead ModernBertPooler"
     ),
     "encoders.model.rotary": "RotaryFeatures",
-    "encoders.families.eurobert": (
-        "EuroBertConfig EuroBertAttention EuroBertFeedForward EuroBertTokenHead EuroBertPooler FinalRMSNorm"
-    ),
+    "encoders.families.eurobert": ("EuroBertConfig EuroBertAttention EuroBertFeedForward EuroBertTokenHead"),
     "encoders.families.neobert": "NeoBertConfig NeoBertAttention NeoBertFeedForward",
     "encoders.families.esm": "EsmConfig EsmEmbeddings EsmRotary EsmAttention EsmFeedForward EsmFinalNorm",
     "encoders.families.deberta": (
-        "DebertaConfig DebertaEmbeddings RelativePositions DisentangledAttention DebertaPooler DebertaReplacedTokenHead"
+        "DebertaConfig DebertaEmbeddings RelativePositions DisentangledAttention DebertaReplacedTokenHead"
     ),
     "encoders.text.tokenization": "TokenizerSpec",
     "encoders.data.spec": "PretrainingData",

@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import flax.linen as nn
-import jax.numpy as jnp
 from encoders.library.ablations.objective_body import BASE, MODERN, replace_with_masked_lm
 
 import encoders
@@ -41,16 +40,11 @@ class SteppedEmbeddings(Embeddings):
 
 
 @encoders.register
-class SteppedRotary(nn.Module):
+class SteppedRotary(rotary.RotaryFeatures):
     """The rotary table, unless positions are learned."""
 
-    config: object
-
     def __call__(self, context) -> rotary.RotaryTable | None:
-        if self.config.positions == "learned":
-            return None
-        size = self.config.hidden_size // self.config.num_heads
-        return rotary.make_rotary_table(context.position_ids, size, 10_000.0, jnp.dtype(self.config.dtype))
+        return None if self.config.positions == "learned" else super().__call__(context)
 
 
 def add_residual(config, x, compute):
@@ -134,6 +128,7 @@ class SteppedConfig(EncoderConfig):
     norm_first: bool = False
     use_biases: bool = True
     local_window: int | None = None  # in every second layer
+    rope_theta: float = 10_000.0
     embeddings: type = SteppedEmbeddings
     attention: type = SteppedAttention
     final_norm: type | None = SteppedFinalNorm

@@ -25,12 +25,14 @@ def table(study: Study) -> PaperTable:
     bert = replace(BASE, objective=replace(BASE.objective, generator_width=1 / 2))
     modern = replace(bert, model=replace(modernbert.BASE, vocab_size=BASE.model.vocab_size, pooling="cls"))
     compute = run_flops(study.build_pretrain_run("rate-mlm-15", replace_with_masked_lm(bert)))
+    runs = {  # the first is one of the table `mask_rate` as well
+        "MLM, BERT's layers": ("rate-mlm-15", replace_with_masked_lm(bert), {}),
+        "RTD, BERT's layers": ("body-bert-rtd", bert, {}),
+        "MLM, ModernBERT's layers": ("body-modernbert-mlm", replace_with_masked_lm(modern), MODERN),
+        "RTD, ModernBERT's layers": ("body-modernbert-rtd", modern, MODERN),
+    }
     rows = []
-    for body, experiment, changes in (("BERT", bert, {}), ("ModernBERT", modern, MODERN)):
-        for objective, run in (("MLM", replace_with_masked_lm(experiment)), ("RTD", experiment)):
-            name = f"body-{body.lower()}-{objective.lower()}"
-            if (body, objective) == ("BERT", "MLM"):
-                name = "rate-mlm-15"  # which the table `mask_rate` has as well
-            scaling = dict(small_changes=changes, total_flops=compute)
-            rows.append(study.build_row(f"{objective}, {body}'s layers", (), COLUMNS, name, run, **scaling))
+    for name, (run_name, experiment, changes) in runs.items():
+        scaling = dict(small_changes=changes, total_flops=compute)
+        rows.append(study.build_row(name, (), COLUMNS, run_name, experiment, **scaling))
     return study.build_table("objective_body", "Objective and layers", COLUMNS, rows, "FLOPs")

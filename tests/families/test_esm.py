@@ -29,6 +29,7 @@ from encoders.utils.errors import UserError
 from tests.exchange import references
 from tests.exchange.outputs import furthest, ours
 from tests.exchange.references import HOME
+from tests.families.rows import pack_rows
 from tests.refusals import assert_names, raises_naming
 
 # EsmModel without pooler and EsmForMaskedLM of transformers 5.24, without the contact head; tied weights counted once.
@@ -61,18 +62,6 @@ def make_rows(*lengths):
 def encode(config, batch, **kwargs):
     params = jax.jit(Encoder(TINY).init)(jax.random.key(0), make_rows(6))
     return jax.jit(partial(Encoder(config).apply, **kwargs))(params, batch)
-
-
-def pack_rows(batch, *lengths):
-    """Return one row of all examples, with padding behind them."""
-    join = lambda field: np.pad(np.concatenate([x[:n] for x, n in zip(field, lengths, strict=True)]), (0, 2))[None]
-    return batch.replace(
-        input_ids=join(batch.input_ids),
-        token_type_ids=join(batch.token_type_ids),
-        position_ids=join(batch.position_ids),
-        example_ids=np.pad(np.repeat(np.arange(len(lengths)) + 1, lengths), (0, 2))[None].astype(np.int32),
-        cls_positions=np.cumsum([0, *lengths[:-1], 0]).astype(np.int32)[None],  # the last slot is empty
-    )
 
 
 def test_packed_examples_have_the_hidden_states_of_rows_of_their_own_whose_shares_of_masks_differ():

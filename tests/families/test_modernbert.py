@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from encoders.costs.ledger import count_params, eval_param_shapes
-from encoders.data.batch import build_single_example_batch
 from encoders.families import modernbert
 from encoders.model.attention import dot_product_attention
 from encoders.model.encoder import Encoder
@@ -20,6 +19,7 @@ from encoders.tasks.classification import Classification
 from encoders.tasks.question_answering import SpanPrediction
 from encoders.tasks.token_classification import TokenClassification
 from encoders.utils.errors import UserError
+from tests.families.rows import make_rows, pack_rows
 
 # ModernBertModel, ModernBertForMaskedLM of transformers 5.24, tied weights counted once.
 COUNTS = {
@@ -55,30 +55,17 @@ def test_a_head_of_two_classes_has_its_number_of_parameters(objective):
     assert count_params(eval_param_shapes(modernbert.LARGE, objective)) == 395_833_346
 
 
-def make_rows(*lengths):
-    """Rows of one example each, of these lengths."""
-    ids = np.random.default_rng(0).integers(5, 40, (len(lengths), max(lengths)))
-    batch = build_single_example_batch(ids, np.zeros_like(ids))
-    return batch.replace(example_ids=(np.arange(max(lengths)) < np.array(lengths)[:, None]).astype(np.int32))
-
-
 def encode(config, batch, seed=0, **kwargs):
     params = jax.jit(Encoder(TINY).init)(jax.random.key(seed), make_rows(3))
     return jax.jit(partial(Encoder(config).apply, **kwargs))(params, batch)
 
 
 def test_examples_packed_into_a_row_have_the_hidden_states_of_rows_of_their_own():
-    alone = make_rows(9, 14, 6)
-    outputs = encode(TINY, alone)
-    join = lambda field: np.concatenate([field[i, :length] for i, length in enumerate((9, 14, 6))])[None]
-    packed = alone.replace(
-        input_ids=join(alone.input_ids),
-        token_type_ids=join(alone.token_type_ids),
-        position_ids=join(alone.position_ids),
-        example_ids=np.repeat([1, 2, 3], (9, 14, 6))[None],
-    )
-    expected = np.concatenate([outputs[i, :length] for i, length in enumerate((9, 14, 6))])
-    np.testing.assert_allclose(encode(TINY, packed)[0], expected, rtol=0, atol=3e-6)
+    lengths = (9, 14, 6)
+    alone = make_rows(*lengths)
+    expected = np.concatenate([x[:n] for x, n in zip(encode(TINY, alone), lengths, strict=True)])
+    packed = encode(TINY, pack_rows(alone, *lengths))[0, : sum(lengths)]
+    np.testing.assert_allclose(packed, expected, rtol=0, atol=3e-6)
 
 
 @pytest.mark.parametrize("length", [5, 8, 9, 23])

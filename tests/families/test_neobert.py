@@ -15,7 +15,7 @@ from encoders.model import rotary
 from encoders.model.encoder import Encoder
 from encoders.objectives.masked_lm import MaskedLM
 from encoders.utils.errors import UserError
-from tests.families.test_modernbert import make_rows
+from tests.families.rows import make_rows
 
 TINY = replace(neobert.BASE, vocab_size=40, hidden_size=12, embedding_size=12, num_layers=2, num_heads=3)
 
