@@ -1,4 +1,4 @@
-"""Units of work of this package: a training step, the encoder alone, the device's peak rates, and what a step sends."""
+"""Units of work of this package: a training step, the encoder alone, and the device's peak rates."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from encoders.bench.rounds import choose_num_repeats
-from encoders.costs.communication import COLLECTIVE_KINDS, compile_train_step, parse_collectives
-from encoders.costs.ledger import count_params, make_blank_vocab
+from encoders.costs.ledger import count_params
 from encoders.model.encoder import Encoder
 from encoders.objectives.base import total_loss
 from encoders.training import step
@@ -31,7 +30,6 @@ def build_jax_work(spec: dict) -> TimedWork:
         "infer": build_inference_work,
         "product": build_matmul_work,
         "copy": build_copy_work,
-        "links": build_communication_work,
     }
     run_unit, info = builders[spec["task"]](spec)
     device = jax.devices()[0]
@@ -103,14 +101,3 @@ def build_copy_work(spec: dict) -> TimedWork:
         return x[0]
 
     return add_one, stats | {"bytes": 2.0 * spec["bytes"]}
-
-
-def build_communication_work(spec: dict) -> TimedWork:
-    """Return no work to time, and the bytes that a device sends in a training step, by kind of collective."""
-    experiment = from_json_value(spec["experiment"])
-    vocab = make_blank_vocab(experiment.model.vocab_size)
-    program = compile_train_step(experiment, vocab, experiment.mesh.build()).as_text()
-    sent = dict.fromkeys(COLLECTIVE_KINDS, 0.0)
-    for collective in parse_collectives(program):
-        sent[collective.kind] += collective.sent_bytes
-    return lambda: 0.0, {"sent": sent}

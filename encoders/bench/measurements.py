@@ -14,14 +14,7 @@ import numpy as np
 from encoders.bench import inputs
 from encoders.bench.data_speed import measure_data_speed
 from encoders.bench.rounds import ALLOCATOR_ENVIRONMENT, ResultRow, Timing, Variant, compute_speedup, time_alternately
-from encoders.costs.communication import DEVICES_PER_NODE, LINK_BANDWIDTHS, compute_step_seconds
-from encoders.costs.ledger import (
-    count_params,
-    count_saved_activations,
-    eval_param_shapes,
-    list_trained_configs,
-    step_flops,
-)
+from encoders.costs.ledger import step_flops
 from encoders.data.batch import Batch
 from encoders.data.packing import PackedFormat
 from encoders.experiment import Experiment, apply_settings
@@ -29,7 +22,6 @@ from encoders.families.registry import ARCHITECTURES
 from encoders.model.flops import forward_flops
 from encoders.objectives.replaced_tokens import ReplacedTokenDetection
 from encoders.text.tokenization import VocabInfo
-from encoders.training.sharding import Mesh
 from encoders.utils.errors import UserError
 from encoders.utils.serialization import to_json_value
 
@@ -292,79 +284,11 @@ def measure_ceiling(experiments: Sequence[Experiment], options: BenchOptions) ->
         yield row | {"spread": timing.relative_spread(), "wall / cpu": timing.wall_to_cpu_ratio()}
 
 
-# Dense bfloat16 FLOP/s and bytes/s of memory, from the data sheets.
-DEVICE_PEAKS = {
-    "A100 80GB": (312e12, 2.04e12),
-    "H100 SXM": (989e12, 3.35e12),
-    "H200": (989e12, 4.8e12),
-    "TPU v5e": (197e12, 0.82e12),
-    "TPU v5p": (459e12, 2.77e12),
-}
-
-
-def estimate_roofline(experiments: Sequence[Experiment], options: BenchOptions) -> Iterator[ResultRow]:
-    """Yield the shortest time of a step on known devices, from the configuration alone.
-
-    Products run at the peak rate. Every saved activation moves four times: written and read forward, read backward, and
-    its gradient written. Parameters with their moments and gradients move 40 bytes each.
-    """
-    for experiment in experiments:
-        phase = experiment.phases[0]
-        tokens = phase.batch_size * phase.seq_length
-        flops = step_flops(experiment, np.array([phase.seq_length]), phase.mask_rate).sum() * phase.batch_size
-        configs = list_trained_configs(experiment.objective, experiment.model)
-        activations = sum(count_saved_activations(config, phase.seq_length) for config in configs)
-        num_params = count_params(eval_param_shapes(experiment.model, experiment.objective))
-        moved_bytes = 4 * tokens * activations * 2 + 40 * num_params
-        for device, (peak, bandwidth) in DEVICE_PEAKS.items():
-            products, memory = flops / peak, moved_bytes / bandwidth
-            yield {
-                "what": f"{experiment.name}, {phase.batch_size} x {phase.seq_length}, {device}",
-                "products ms": 1e3 * products,
-                "memory ms": 1e3 * memory,
-                "tokens/s at most": tokens / max(products, memory),
-                "share without overlap": products / (products + memory),
-            }
-
-
-# Sizes of the axes data, fsdp and model.
-MESH_LAYOUTS = [Mesh(*sizes) for sizes in ((8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 4, 1), (1, 4, 2))]
-DEVICE_COUNTS = (8, 64, 1024)
-
-
-def measure_communication(experiments: Sequence[Experiment], options: BenchOptions) -> Iterator[ResultRow]:
-    """Yield the bytes that a device sends in a step, and their time, for each phase and each of `MESH_LAYOUTS`.
-
-    The batch is that of eight devices; more devices are more nodes, each with rows of its own.
-    """
-    environment = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(DEVICES_PER_NODE)}
-    for experiment, phase in ((e, phase) for e in experiments for phase in e.phases):
-        gradient_bytes = 0.0
-        for mesh in MESH_LAYOUTS:
-            axes = ", ".join(f"{name}={size}" for name, size in vars(mesh).items() if size > 1)
-            name = f"{experiment.name}, {phase.batch_size} x {phase.seq_length}, {axes}"
-            only_phase = replace(phase, until_step=experiment.num_steps)  # the schedule is one of all steps
-            spec = {"task": "links", "experiment": to_json_value(replace(experiment, phases=(only_phase,), mesh=mesh))}
-            timings = options.time_variants(options.make_variant(name, "jax", spec, **environment), rounds=0)
-            if not timings:  # it does not compile, as was logged
-                break
-            sent = timings[name].info["sent"]
-            total = sum(sent.values())
-            gradient_bytes = gradient_bytes or total  # the first layout sends only gradients
-            row = {"what": name, "GB": total / 1e9, **{kind: sent[kind] / 1e9 for kind in ("all-reduce", "all-gather")}}
-            for link in LINK_BANDWIDTHS:
-                for count in DEVICE_COUNTS:
-                    row[f"{link} {count}, ms"] = 1e3 * compute_step_seconds(total, gradient_bytes, count, link)
-            yield row
-
-
 MEASUREMENTS = {
     "step": measure_step,
     "infer": lambda experiments, options: measure_step(experiments, replace(options, task="infer")),
     "data": measure_data_speed,
     "peers": measure_peers,
     "ceiling": measure_ceiling,
-    "roofline": estimate_roofline,
-    "links": measure_communication,
     "ablate": measure_ablations,
 }

@@ -20,6 +20,7 @@ from encoders.cli.experiment_files import (
 )
 from encoders.cli.inspect_store import RowSettings, describe_pass, describe_store
 from encoders.cli.predict_lines import predict_lines
+from encoders.cli.price import price_experiments
 from encoders.cli.show import describe_experiment_export, show_experiments
 from encoders.data.beam_runner import BeamRunner, LocalRunner, Runner
 from encoders.data.labelled import LabelledData
@@ -380,6 +381,7 @@ def measure_speed(choice: ExperimentChoice, measurement: str, **bench_options) -
 VERB_FUNCTIONS = {
     "bench": measure_speed,
     "show": show_experiments,
+    "price": partial(price_experiments, log=log_to_stderr),
     "status": show_status,
     "table": show_table,
     "report": write_report,

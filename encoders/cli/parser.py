@@ -16,6 +16,7 @@ Encoders: pre-train BERT, RoBERTa, ALBERT and ELECTRA.
 
   {command} show     bert --only bert-base                what it is, its size and its cost
   {command} show     table-2.1                            the chapter's table beside exact counts
+  {command} price    bert --only bert-base --on v5e:4x4   hours and memory on accelerators, before a run
   {command} prepare  mini --set data.corpus=/texts/*.txt.xz
   {command} inspect  stores/KEY mini                      what a store holds, and rows as the model reads them
   {command} train    quickstart                           four tiny encoders, minutes on two cores
@@ -72,10 +73,22 @@ CHOICE = (
 EXPERIMENTS = (make_option("experiment EXPERIMENT", "a Python file, or a name such as quickstart"), *CHOICE)
 RUNS = make_option("--runs DIR", "the folder of runs (runs)")
 RUN = make_option("run RUN", "the folder of a run")
-BENCH_PARTS = "step, infer, data, peers, ceiling, roofline, links or ablate"
+BENCH_PARTS = "step, infer, data, peers, ceiling or ablate"
 # The description of each verb, and its arguments: those of its function in `commands.py`, which has their defaults.
 VERBS = {
     "show": ("the experiment, its parameters by part, FLOPs per token, memory; or table-2.1", *EXPERIMENTS),
+    "price": (
+        "estimate memory, speed, hours and money of a run on accelerators that need not be there",
+        *EXPERIMENTS,
+        make_option(
+            "--on LIST",
+            "v5e:4x4,v6e:2x4,v5p:2x2x2 by XLA (extra tpu); h200:8 by arithmetic",
+            dest="topologies",
+            required=True,
+        ),
+        list_option("--rate CHIP=MONEY", "the price of a chip's hour, such as v5e=1.20", "rates"),
+        make_flag("--search", "try meshes, layouts of layers, remat and micro-steps, and print the fastest that fits"),
+    ),
     "prepare": (
         "turn the corpus of an experiment into a store of tokens",
         *EXPERIMENTS,

@@ -19,7 +19,8 @@ import jax
 import numpy as np
 
 from encoders.bench.inputs import read_text_batches
-from encoders.costs.communication import Collective, compile_train_step, parse_collectives
+from encoders.costs.price import compile_train_step
+from encoders.costs.program import Collective, parse_collectives
 from encoders.data.formats import ElectraPairs, FullSentences, SegmentPairs
 from encoders.data.spec import PretrainingData
 from encoders.data.stream import Phase

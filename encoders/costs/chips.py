@@ -1,0 +1,84 @@
+"""Accelerators: what the makers' data sheets say of each, and the topologies that `price` takes."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from encoders.utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class Chip:
+    """Peak rates of one accelerator.
+
+    `cycle_flops` are the FLOPs of a cycle in XLA's estimates, 0 where it makes none.
+    """
+
+    peak_flops: float  # dense bfloat16 products, FLOP/s
+    memory_bytes: float
+    memory_bandwidth: float  # bytes/s
+    link_bandwidth: float  # bytes/s that it sends to its neighbours over all its links
+    source: str
+    cycle_flops: int = 0
+
+    @property
+    def clock(self) -> float:
+        """Return the cycles a second of XLA's estimates."""
+        return self.peak_flops / self.cycle_flops
+
+
+TPU_PAGES = "https://cloud.google.com/tpu/docs/"
+NVIDIA_PAGES = "https://www.nvidia.com/en-us/data-center/"
+# TPUs send half of the bidirectional bandwidth that their pages give, and multiply in units of 128 x 128 (four in v5e,
+# eight in v5p) or 256 x 256 (four in v6e, as the peak rate and the estimates of XLA have it).
+CHIPS = {
+    "v5e": Chip(197e12, 16 * 2**30, 819e9, 200e9, f"{TPU_PAGES}v5e", 4 * 2 * 128**2),
+    "v5p": Chip(459e12, 95 * 2**30, 2765e9, 600e9, f"{TPU_PAGES}v5p", 8 * 2 * 128**2),
+    "v6e": Chip(918e12, 32 * 2**30, 1638e9, 400e9, f"{TPU_PAGES}v6e", 4 * 2 * 256**2),
+    "a100": Chip(312e12, 80e9, 2039e9, 300e9, f"{NVIDIA_PAGES}a100/"),
+    "h100": Chip(989e12, 80e9, 3350e9, 450e9, f"{NVIDIA_PAGES}h100/"),
+    "h200": Chip(989e12, 141e9, 4800e9, 450e9, f"{NVIDIA_PAGES}h200/"),
+}
+
+
+@dataclass(frozen=True)
+class Topology:
+    """Accelerators that are joined: a grid of TPUs such as v5e:4x4, or a number of GPUs such as h200:8."""
+
+    chip_name: str
+    grid: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.chip_name}:{'x'.join(map(str, self.grid))}"
+
+    @property
+    def chip(self) -> Chip:
+        return CHIPS[self.chip_name]
+
+    @property
+    def num_chips(self) -> int:
+        return math.prod(self.grid)
+
+    @property
+    def is_tpu(self) -> bool:
+        """True where XLA's compiler for TPUs knows the chip."""
+        return self.chip.cycle_flops > 0
+
+
+def parse_topologies(text: str) -> list[Topology]:
+    """Return the topologies in a list such as v5e:4x4,h200:8. Raises `UserError` for one that is not known."""
+    topologies = []
+    for name in filter(None, text.split(",")):
+        found = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name.strip())
+        if not found or found.group(1) not in CHIPS or "0" in found.group(2).split("x"):
+            raise UserError(
+                f"--on {name}: a topology is a chip and its grid or number, such as v5e:4x4, v5p:2x2x2 or h200:8; "
+                f"the chips are {', '.join(CHIPS)}"
+            )
+        topologies.append(Topology(found.group(1), tuple(map(int, found.group(2).split("x")))))
+    if not topologies:
+        raise UserError("--on names no topology; it takes a list such as v5e:4x4,h200:8")
+    return topologies

@@ -1,0 +1,100 @@
+"""A search of the settings with which a run is fastest on a topology: each is compiled, and the best that fits wins."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from encoders.costs.chips import Topology
+from encoders.costs.price import StepPrice, compute_run_seconds, price_step
+from encoders.experiment import Experiment
+from encoders.training.sharding import Mesh
+from encoders.utils.errors import UserError
+
+WHOLE_PARAMS, SPLIT_PARAMS = Mesh(), Mesh(data=1, fsdp=-1)  # on every chip, or divided among them
+MAX_GRAD_ACCUM_STEPS = 64
+# Settings that change speed and memory alone, in the order in which a search changes them.
+ALTERNATIVES = {
+    "mesh": (WHOLE_PARAMS, SPLIT_PARAMS),
+    "model.unroll_layers": (False, True),
+    "model.remat": ("none", "dots", "full"),
+    "grad_accum_steps": (1, 2, 4),
+}
+Settings = dict[str, object]  # by the path of a field
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Settings that were tried, and the price of each phase with them; `problem` says why there is none."""
+
+    settings: Settings
+    prices: tuple[StepPrice, ...] = ()
+    problem: str | None = None
+
+    @property
+    def run_seconds(self) -> float:
+        """Return the estimated seconds of the run; infinite where it does not fit."""
+        if self.problem or not all(price.fits for price in self.prices):
+            return math.inf
+        return compute_run_seconds(self.prices)
+
+
+def replace_settings(experiment: Experiment, settings: Settings) -> Experiment:
+    """Return an experiment with other values of its fields and of those of its model."""
+    model_fields = {path.removeprefix("model."): x for path, x in settings.items() if path.startswith("model.")}
+    fields = {path: x for path, x in settings.items() if not path.startswith("model.")}
+    return replace(experiment, model=replace(experiment.model, **model_fields), **fields)
+
+
+def get_setting(experiment: Experiment, path: str) -> object:
+    """Return the value of a field of an experiment or of its model."""
+    return getattr(experiment.model if path.startswith("model.") else experiment, path.removeprefix("model."))
+
+
+def try_settings(experiment: Experiment, topology: Topology, settings: Settings) -> Trial:
+    """Return the price of each phase with changed settings, up to the first that does not fit."""
+    prices = []
+    try:
+        changed = replace_settings(experiment, settings)
+        for phase in changed.phases:
+            prices.append(price_step(changed, phase, topology))
+            if not prices[-1].fits:
+                break
+    except UserError as error:
+        return Trial(settings, problem=str(error))
+    return Trial(settings, tuple(prices))
+
+
+def find_fitting_settings(experiment: Experiment, topology: Topology, log: Callable[[Trial], None]) -> Trial | None:
+    """Return the first settings that fit, or None.
+
+    Parameters stay on every chip before they are divided. Products are saved before all is recomputed, and then
+    micro-steps become ever smaller.
+    """
+    num_halvings = int(math.log2(MAX_GRAD_ACCUM_STEPS))
+    recomputed = [("dots", 1), *(("full", 2**i) for i in range(num_halvings + 1))]
+    for mesh in dict.fromkeys((experiment.mesh, SPLIT_PARAMS)):
+        for remat, num_micro_steps in recomputed:
+            steps = experiment.grad_accum_steps * num_micro_steps
+            settings = {"mesh": mesh, "model.remat": remat, "grad_accum_steps": steps}
+            trial = try_settings(experiment, topology, settings)
+            log(trial)
+            if trial.run_seconds < math.inf:
+                return trial
+            if trial.problem:  # the rows do not divide further
+                break
+    return None
+
+
+def search_settings(experiment: Experiment, topology: Topology, start: Trial, log: Callable[[Trial], None]) -> Trial:
+    """Return the fastest trial that is found from one that fits, by changing one of `ALTERNATIVES` after the other."""
+    best = start
+    for path, values in ALTERNATIVES.items():
+        current = best.settings.get(path, get_setting(experiment, path))
+        for value in values:
+            if value != current:
+                trial = try_settings(experiment, topology, best.settings | {path: value})
+                log(trial)
+                best = min(best, trial, key=lambda trial: trial.run_seconds)
+    return best
