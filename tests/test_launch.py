@@ -292,7 +292,7 @@ def test_a_profile_is_written_into_the_folder_of_the_run(statuses, home):
     assert list((home / "runs" / "profiled" / "profile").rglob("*.xplane.pb"))
 
 
-@pytest.mark.parametrize("part", ["ceiling", "step", "roofline"])
+@pytest.mark.parametrize("part", ["ceiling", "step"])
 def test_a_part_of_the_benchmark_writes_its_rows_and_where_they_were_measured(part, statuses, home):
     written = json.loads((home / "bench" / f"{part}.json").read_text())
     assert written["part"] == part and written["rows"] and all(row["what"] for row in written["rows"])
