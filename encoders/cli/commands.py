@@ -38,6 +38,7 @@ from encoders.run.evaluate import evaluate_run, open_corpus
 from encoders.run.folder import differing_fields, read_result, wrong_experiment
 from encoders.run.preemption import STOPPED_STATUS, StopRequest, format_duration, parse_duration
 from encoders.run.run import Run
+from encoders.run.time_account import format_time
 from encoders.sweeps.local_workers import end_with_parent, launch_processes, launch_workers
 from encoders.sweeps.paper_table import PaperTable, load_saved_tables, save_table
 from encoders.sweeps.sweep import WORKER_VARIABLE, Sweep, measure_progress
@@ -299,11 +300,13 @@ def show_status(choice: ExperimentChoice) -> None:
     chosen = load_experiment_file(replace(choice, reuse_saved_table=True))
     sweep = Sweep(chosen.experiments, Path(choice.runs), log_to_stderr, chosen.other_experiments, started_at=0.0)
     runs = measure_progress(sweep)
-    rows = [["experiment", "state", "steps", "left", ""]]
+    rows = [["experiment", "state", "steps", "left", "goodput", ""]]
     for run in runs:
         time_left = "unknown" if run.seconds_left is None else format_duration(run.seconds_left)
         steps = f"{run.step:,} of {run.experiment.num_steps:,}"
-        rows.append([run.experiment.name, run.state, steps, "" if run.state == "done" else time_left, run.note])
+        goodput = f"{run.time_report.goodput:.0%}" if run.time_report else ""
+        time_left = "" if run.state == "done" else time_left
+        rows.append([run.experiment.name, run.state, steps, time_left, goodput, run.note])
     print(format_grid(rows))
     states = [run.state for run in runs]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
@@ -312,6 +315,8 @@ def show_status(choice: ExperimentChoice) -> None:
     if num_unknown := len(runs) - len(seconds_left):
         total += f" and {num_unknown} of unknown length"
     print(f"{len(runs)} experiments: {counts}; left, one after the other: {total}")
+    if reports := [run.time_report for run in runs if run.time_report]:
+        print(f"time so far, {format_duration(sum(report.total for report in reports))}: {format_time(reports)}")
 
 
 def show_table(choice: ExperimentChoice, table_format: str = "text") -> None:

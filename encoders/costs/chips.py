@@ -21,6 +21,7 @@ class Chip:
     memory_bandwidth: float  # bytes/s
     link_bandwidth: float  # bytes/s that it sends to its neighbours over all its links
     source: str
+    device_kind: str  # how JAX calls it, in part
     cycle_flops: int = 0
 
     @property
@@ -34,13 +35,22 @@ NVIDIA_PAGES = "https://www.nvidia.com/en-us/data-center/"
 # TPUs send half of the bidirectional bandwidth that their pages give, and multiply in units of 128 x 128 (four in v5e,
 # eight in v5p) or 256 x 256 (four in v6e, as the peak rate and the estimates of XLA have it).
 CHIPS = {
-    "v5e": Chip(197e12, 16 * 2**30, 819e9, 200e9, f"{TPU_PAGES}v5e", 4 * 2 * 128**2),
-    "v5p": Chip(459e12, 95 * 2**30, 2765e9, 600e9, f"{TPU_PAGES}v5p", 8 * 2 * 128**2),
-    "v6e": Chip(918e12, 32 * 2**30, 1638e9, 400e9, f"{TPU_PAGES}v6e", 4 * 2 * 256**2),
-    "a100": Chip(312e12, 80e9, 2039e9, 300e9, f"{NVIDIA_PAGES}a100/"),
-    "h100": Chip(989e12, 80e9, 3350e9, 450e9, f"{NVIDIA_PAGES}h100/"),
-    "h200": Chip(989e12, 141e9, 4800e9, 450e9, f"{NVIDIA_PAGES}h200/"),
+    "v5e": Chip(197e12, 16 * 2**30, 819e9, 200e9, f"{TPU_PAGES}v5e", "TPU v5 lite", 4 * 2 * 128**2),
+    "v5p": Chip(459e12, 95 * 2**30, 2765e9, 600e9, f"{TPU_PAGES}v5p", "TPU v5", 8 * 2 * 128**2),
+    "v6e": Chip(918e12, 32 * 2**30, 1638e9, 400e9, f"{TPU_PAGES}v6e", "TPU v6 lite", 4 * 2 * 256**2),
+    "a100": Chip(312e12, 80e9, 2039e9, 300e9, f"{NVIDIA_PAGES}a100/", "A100"),
+    "h100": Chip(989e12, 80e9, 3350e9, 450e9, f"{NVIDIA_PAGES}h100/", "H100"),
+    "h200": Chip(989e12, 141e9, 4800e9, 450e9, f"{NVIDIA_PAGES}h200/", "H200"),
 }
+
+
+def find_chip(device_kind: str) -> str | None:
+    """Return the name of the chip that JAX calls `device_kind`, or None where it is not known.
+
+    >>> find_chip("TPU v5 lite"), find_chip("NVIDIA H100 80GB HBM3"), find_chip("cpu")
+    ('v5e', 'h100', None)
+    """
+    return next((name for name, chip in CHIPS.items() if chip.device_kind in device_kind), None)
 
 
 @dataclass(frozen=True)

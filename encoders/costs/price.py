@@ -22,6 +22,8 @@ from encoders.costs.chips import Topology
 from encoders.costs.program import parse_collectives, sum_cycles_by_part
 from encoders.data.stream import Phase
 from encoders.experiment import Experiment
+from encoders.model.config import EncoderConfig
+from encoders.objectives.base import Objective
 from encoders.text.tokenization import VocabInfo, make_blank_vocab
 from encoders.training import sharding, step
 from encoders.utils.errors import UserError
@@ -116,7 +118,7 @@ class StepFloor:
 
     @property
     def num_params(self) -> int:
-        return ledger.count_params(ledger.eval_param_shapes(self.experiment.model, self.experiment.objective))
+        return count_trained_params(self.experiment.model, self.experiment.objective)
 
     @property
     def seconds(self) -> float:
@@ -126,6 +128,11 @@ class StepFloor:
     @property
     def tokens_per_second(self) -> float:
         return self.phase.batch_size * self.phase.seq_length / self.seconds
+
+
+@cache
+def count_trained_params(config: EncoderConfig, objective: Objective) -> int:
+    return ledger.count_params(ledger.eval_param_shapes(config, objective))
 
 
 def compute_phase_flops(experiment: Experiment, phase: Phase) -> float:

@@ -24,6 +24,7 @@ from encoders.run.folder import (
     read_run_rows,
 )
 from encoders.run.preemption import format_duration
+from encoders.run.time_account import format_time, read_time_report
 from encoders.utils.errors import UserError, describe_error, escape_control
 from encoders.utils.files import write_file_atomically
 
@@ -170,6 +171,8 @@ class RunSummary:
             details["tokens"] = f"{train[-1]['tokens']:,}"
             details["tokens/s"] = f"{speed['tokens_per_second']:,.0f}"
             details["time"] = format_duration(sum(row["time"]["seconds"] for row in self.metric_rows))
+        if report := read_time_report(self.folder):
+            details["all time"] = f"{format_duration(report.total)}: {format_time([report])}"
         return details
 
     def build_score_table(self) -> ReportTable | None:

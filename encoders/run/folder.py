@@ -7,6 +7,7 @@
       damaged/            checkpoints and metrics that were damaged.
       saved_steps.json    the latest and the best step that were saved.
       metrics.jsonl       a row for each log and each evaluation, numbered and with a checksum.
+      times.jsonl         what the seconds of each process were spent on, likewise.
       result.json         the result of a finished run.
       .lock               locked by the process that trains the run, which it names.
 

@@ -12,6 +12,7 @@ from typing import Self
 import jax
 import numpy as np
 
+from encoders.costs.device_use import measure_device_use
 from encoders.costs.ledger import count_params
 from encoders.data.batch import Batch
 from encoders.data.stream import Phase, find_phase
@@ -24,6 +25,7 @@ from encoders.run.preemption import RunStopped, StopRequest
 from encoders.run.prepare_run import prepare_run
 from encoders.run.profiling import StepProfiler
 from encoders.run.run import Run
+from encoders.run.time_account import TimeAccount
 from encoders.run.warm_start import init_sharded_state
 from encoders.run.watchdog import Watchdog
 from encoders.training import distributed, sharding, step
@@ -52,7 +54,7 @@ def train(
     Raises `RunStopped` after the step in which `stop` requests it, which is saved; `RunInUse` while another process
     trains the run; and `RunError` for what cannot be trained.
     """
-    folder, is_primary = Path(folder), distributed.is_primary()
+    folder, is_primary, time_account = Path(folder), distributed.is_primary(), TimeAccount()
     with quiet_orbax(), explain_failures(experiment, folder) as resources:
         preparation = prepare_run(experiment, folder, log)
         run, warm_start, fingerprint = distributed.raise_on_all(lambda: resources.enter_context(preparation))
@@ -66,6 +68,7 @@ def train(
         for line in diagnostics.describe_cut_rows(run, cut_rows):
             log(line)
         watchdog = resources.enter_context(Watchdog(hang_timeout, distributed.log_from_host))
+        resources.enter_context(closing(time_account))
         outputs = resources.enter_context(ExitStack())
         checkpoints = outputs.enter_context(closing(run.open_checkpoints(experiment.intervals.keep_checkpoints)))
         start_step, state, notes = run.restore_latest(checkpoints, log)
@@ -77,10 +80,14 @@ def train(
         expected_rows, num_steps = notes.get("metric_rows"), experiment.num_steps
         metric_log = MetricLog(run.folder, start_step, num_steps, experiment.name, is_primary, expected_rows, log)
         outputs.enter_context(closing(metric_log))
+        time_account.step = start_step
+        if is_primary:
+            time_account.open(run.folder, log)
         interval_metrics, stop = IntervalMetrics.from_notes(notes), stop or StopRequest()
-        session = TrainSession(run, start_step, checkpoints, metric_log, interval_metrics, watchdog, stop, profiler)
-        scores = run_train_steps(session, state)
-        outputs.close()  # checkpoints are on disk before the result is
+        journal = checkpoints, metric_log, interval_metrics, time_account
+        scores = run_train_steps(session := TrainSession(run, start_step, *journal, watchdog, stop, profiler), state)
+        with time_account.measure("checkpoints"):
+            outputs.close()  # checkpoints are on disk before the result is
         return write_result(session, fingerprint, scores, cut_rows)
 
 
@@ -124,6 +131,8 @@ class IntervalMetrics:
     start_time: float = field(default_factory=time.monotonic)
     tokens_at_start: int = 0
     seconds_waited: float = 0.0  # for devices and other processes, since the last row
+    seconds_stalled: float = 0.0  # for batches while the devices were idle, since the last row
+    num_steps: int = 0  # since the last row, or since the process began
 
     @classmethod
     def from_notes(cls, notes: dict) -> Self:
@@ -140,10 +149,15 @@ class IntervalMetrics:
         # Several processes on CPUs have none in flight, since JAX below 0.12 hangs there.
         jax.tree.map(lambda x: x.copy_to_host_async(), step_metrics)
         self.pending_metrics.append(step_metrics)
+        self.num_steps += 1
         in_flight = 0 if distributed.is_multi_process() and jax.default_backend() == "cpu" else 2
         if len(self.pending_metrics) > in_flight:
             with self.time_waiting():
                 jax.block_until_ready(self.pending_metrics[-1 - in_flight])
+
+    def is_idle(self) -> bool:
+        """Return whether the devices have finished all steps that were begun."""
+        return not self.pending_metrics or self.pending_metrics[-1]["tokens"].total.is_ready()
 
     @contextmanager
     def time_waiting(self) -> Iterator[None]:
@@ -165,8 +179,10 @@ class IntervalMetrics:
             "seconds": round(seconds, 3),
             "tokens_per_second": round((self.num_tokens - self.tokens_at_start) / seconds, 1),
             "waiting": round(self.seconds_waited, 3),
+            "input_stall": round(self.seconds_stalled, 3),
         }
-        sums, self.sums, self.seconds_waited = self.sums, {}, 0.0
+        sums, self.sums, self.num_steps = self.sums, {}, 0
+        self.seconds_waited = self.seconds_stalled = 0.0
         self.start_time, self.tokens_at_start = time.monotonic(), self.num_tokens
         return sums, timing
 
@@ -180,6 +196,7 @@ class TrainSession:
     checkpoints: Checkpoints
     metric_log: MetricLog
     interval_metrics: IntervalMetrics
+    time_account: TimeAccount
     watchdog: Watchdog
     stop: StopRequest
     profiler: StepProfiler | None
@@ -196,20 +213,26 @@ class TrainSession:
 def run_train_steps(session: TrainSession, state: step.TrainState) -> Scores:
     """Update `state` to the end of the run, and return the held-out scores of the last step."""
     run, experiment, intervals = session.run, session.run.experiment, session.run.experiment.intervals
-    num_steps, interval_metrics = experiment.num_steps, session.interval_metrics
+    num_steps, interval_metrics, time_account = experiment.num_steps, session.interval_metrics, session.time_account
     if session.start_step == num_steps or session.is_converged():  # stopped between the last checkpoint and the result
-        return evaluate_run(run, state.params, on_batch=session.watchdog.record_progress)
+        with time_account.measure("evaluation"):
+            return evaluate_run(run, state.params, on_batch=session.watchdog.record_progress)
     stream = run.open_stream()
     static_args = {phase: run.build_static_args(phase) for phase in experiment.phases}
     batches = prefetch_to_device(stream.iter_batches(session.start_step, num_steps), run.mesh)
-    for current_step, batch in enumerate(batches, start=session.start_step + 1):
+    time_account.switch_to("steps")
+    compiled_shapes = set()
+    for current_step, batch in enumerate(time_batches(session, batches), start=session.start_step + 1):
         phase = find_phase(experiment.phases, current_step - 1)
-        with interval_metrics.time_waiting():
+        is_compiled = (phase, batch.input_ids.shape) in compiled_shapes
+        compiled_shapes.add((phase, batch.input_ids.shape))
+        with interval_metrics.time_waiting(), time_account.measure("steps" if is_compiled else "compilation"):
             state, step_metrics = step.train_step(state, batch, experiment.seed, **static_args[phase])
         if session.profiler:
             session.profiler.record_step(state, batch, step_metrics, static_args[phase])
         interval_metrics.add_step(step_metrics)
         session.watchdog.record_progress(current_step)
+        time_account.step = current_step
         is_last = current_step == num_steps
         if is_last or current_step % intervals.log_every == 0:
             log_interval(session, current_step)
@@ -221,10 +244,12 @@ def run_train_steps(session: TrainSession, state: step.TrainState) -> Scores:
             scores = evaluate_step(session, current_step, state, phase)
             cost = compute_checkpoint_cost(experiment.objective, scores)
         is_converged = cost is not None and session.is_converged()
-        stop_reason = None if is_last else session.stop.poll_reason()
+        with time_account.measure("other processes"):
+            stop_reason = None if is_last else session.stop.poll_reason()
         if is_last or is_converged or stop_reason or current_step % intervals.save_every == 0:
             notes = interval_metrics.to_notes() | {"metric_rows": len(session.metric_log.rows)}
-            session.checkpoints.save(current_step, state, notes, cost)
+            with time_account.measure("checkpoints"):
+                session.checkpoints.save(current_step, state, notes, cost)
         if is_converged:
             session.log_line(current_step, f"stops early: early_stopping={experiment.early_stopping} evaluations")
             break
@@ -240,10 +265,25 @@ def prefetch_to_device(batches: Iterator[Batch], mesh) -> Iterator[Batch]:
         yield current
 
 
+def time_batches(session: TrainSession, batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Yield batches, and count the time for one after which the devices are idle: an upper bound of their wait."""
+    clock, interval_metrics = time.monotonic, session.interval_metrics
+    asked_at = clock()
+    for batch in batches:
+        if interval_metrics.is_idle():
+            interval_metrics.seconds_stalled += clock() - asked_at
+            session.time_account.move_to("waiting for data", clock() - asked_at)
+        yield batch
+        asked_at = clock()
+
+
 def log_interval(session: TrainSession, current_step: int) -> None:
     """Write a row of training metrics, and log what needs attention in it."""
     experiment, metric_log = session.run.experiment, session.metric_log
+    num_steps = session.interval_metrics.num_steps
     sums, timing = session.interval_metrics.finish_interval()
+    phase = find_phase(experiment.phases, current_step - 1)
+    timing |= measure_device_use(experiment, phase, num_steps / timing["seconds"], jax.devices())
     row = {
         "tokens": session.interval_metrics.num_tokens,
         "learning_rate": float(experiment.optimizer.compute_learning_rate(current_step - 1, experiment.num_steps)),
@@ -261,11 +301,12 @@ def log_interval(session: TrainSession, current_step: int) -> None:
     if num_skipped := int(sums["skipped"].total):
         lines.append(f"skipped {num_skipped} updates since the last row: not finite, or spikes")
     if distributed.is_multi_process():
-        with session.interval_metrics.time_waiting():
+        with session.interval_metrics.time_waiting(), session.time_account.measure("other processes"):
             busy_seconds = timing["seconds"] - timing["waiting"]
             lines.append(diagnostics.describe_slowest_process(busy_seconds, timing["seconds"]))
     for line in filter(None, lines):
         session.log_line(current_step, line)
+    session.time_account.write_row()
 
 
 def evaluate_step(session: TrainSession, current_step: int, state: step.TrainState, phase: Phase) -> Scores:
@@ -273,7 +314,8 @@ def evaluate_step(session: TrainSession, current_step: int, state: step.TrainSta
     experiment, metric_log = session.run.experiment, session.metric_log
     jax.block_until_ready(state.params)
     started_at = time.monotonic()
-    scores = evaluate_run(session.run, state.params, phase, on_batch=session.watchdog.record_progress)
+    with session.time_account.measure("evaluation"):
+        scores = evaluate_run(session.run, state.params, phase, on_batch=session.watchdog.record_progress)
     seconds = time.monotonic() - started_at
     session.interval_metrics.start_time += seconds  # the interval's speed is that of training
     metric_log.write_row(current_step, "heldout", scores, {"seconds": round(seconds, 3)})

@@ -25,6 +25,7 @@ from encoders.experiment import Experiment
 from encoders.run import loop
 from encoders.run.folder import RunInUse, count_saved_steps, differing_fields, read_result, read_run_rows
 from encoders.run.preemption import STOPPED_STATUS, RunStopped, StopRequest
+from encoders.run.time_account import TimeReport, read_time_report
 from encoders.training import distributed
 from encoders.utils.errors import UserError, describe_error, is_expected
 from encoders.utils.files import lock_owner, write_file_atomically
@@ -210,13 +211,14 @@ class Sweep:
 
 @dataclass(frozen=True)
 class RunProgress:
-    """State and step of an experiment, and the seconds left, or None if no speed is known."""
+    """State and step of an experiment; seconds left and where the time went, or None if that is not known."""
 
     experiment: Experiment
     state: str
     step: int
     seconds_left: float | None
     note: str = ""
+    time_report: TimeReport | None = None
 
 
 def measure_progress(sweep: Sweep) -> list[RunProgress]:
@@ -236,7 +238,8 @@ def measure_progress(sweep: Sweep) -> list[RunProgress]:
         if seconds:
             speeds = [flops_done / seconds]
             speeds_by_data.setdefault(type(experiment.data), []).extend(speeds)
-        run = RunProgress(experiment, state, step, 0.0 if state == "done" else None, note)
+        time_report = None if state in ("damaged", "other") else read_time_report(sweep.run_folder(experiment))
+        run = RunProgress(experiment, state, step, 0.0 if state == "done" else None, note, time_report)
         progress.append((run, flops - flops_done, speeds))
     all_speeds = list(itertools.chain(*speeds_by_data.values()))
     for index, (run, flops_left, speeds) in enumerate(progress):

@@ -3,13 +3,16 @@
 import math
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 
 import encoders
 from encoders.costs import ledger, search
 from encoders.costs.chips import CHIPS, Topology, parse_topologies
+from encoders.costs.device_use import measure_device_use
 from encoders.costs.price import StepFloor, StepPrice, compute_run_seconds
 from encoders.costs.search import SPLIT_PARAMS, find_fitting_settings, search_settings, try_settings
 from encoders.data.stream import BatchRamp
@@ -117,3 +120,14 @@ def test_the_search_keeps_what_is_faster_and_fits(monkeypatch):
     best = search_settings(start, EIGHT, own, lambda trial: None)
     assert best.settings == {"mesh": SPLIT_PARAMS, "model.unroll_layers": True, "model.remat": "dots"}
     assert best.run_seconds == pytest.approx(own.run_seconds * 65 / 110, rel=1e-6)
+
+
+def test_a_known_chip_has_shares_of_its_peak_and_of_what_arithmetic_allows():
+    phase, kinds = BASE.phases[0], {"NVIDIA H200": "h200", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e"}
+    for kind, name in kinds.items():
+        devices = [SimpleNamespace(device_kind=kind)] * 4
+        floor = StepFloor(BASE, phase, Topology(name, (4,)))
+        use = measure_device_use(BASE, phase, 2.0, devices)
+        assert use["share_of_peak"] == pytest.approx(2 * floor.product_seconds, abs=1e-4)
+        assert use["share_of_floor"] == pytest.approx(2 * floor.seconds, abs=1e-4)
+    assert not measure_device_use(BASE, phase, 2.0, jax.devices())

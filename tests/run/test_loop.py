@@ -29,9 +29,10 @@ from encoders.objectives.replaced_tokens import ReplacedTokenDetection
 from encoders.objectives.sentence_pair import NextSentencePrediction, SentenceOrderPrediction
 from encoders.run import loop
 from encoders.run.evaluate import evaluate_run
-from encoders.run.folder import RunError, read_result
+from encoders.run.folder import RESULT_FILE, RunError, read_result
 from encoders.run.preemption import RunStopped, StopRequest
 from encoders.run.run import Run
+from encoders.run.time_account import TIMES_FILE, read_time_report
 from encoders.text.tokenization import TokenizerSpec
 from encoders.training import step
 from encoders.training.metric_log import Intervals, read_metric_rows
@@ -314,7 +315,7 @@ def test_a_run_killed_at_a_random_moment_ends_bit_identical(family, steps, chang
     made = experiment(corpus, family, tmp_path, steps=steps, **{"intervals": intervals} | changes)
     path.write_text(json.dumps(to_json_value(made)))
     finish(started(path, finished), 0)
-    chance, left = random.Random(), int(os.environ.get("ENCODERS_KILLS", "1"))
+    chance, left = random.Random(), int(os.environ.get("ENCODERS_KILLS", "2"))
     while read_result(killed) is None:
         process, before = started(path, killed), len(without_time(killed))
         if left:  # at some moment after it has got on
@@ -326,6 +327,10 @@ def test_a_run_killed_at_a_random_moment_ends_bit_identical(family, steps, chang
         finish(process, 0, -signal.SIGKILL)
     assert left == 0
     assert_same_run(finished, killed)
+    first = json.loads((killed / TIMES_FILE).read_text().splitlines()[0])
+    report, seconds = read_time_report(killed), (killed / RESULT_FILE).stat().st_mtime - first["begun_at"]
+    assert report.total == pytest.approx(seconds, rel=0.01)
+    assert {"steps", "steps done twice", "restarts", "not running"} <= report.seconds.keys()
 
 
 class FirstUpdate(Exception):

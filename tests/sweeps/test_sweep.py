@@ -10,8 +10,10 @@ import pytest
 from encoders.costs.ledger import make_blank_vocab, run_flops
 from encoders.run.folder import RunError, RunInUse, build_run_record, lock_run
 from encoders.run.preemption import STOPPED_STATUS, RunStopped, StopRequest
+from encoders.run.time_account import TIMES_FILE
 from encoders.sweeps import sweep as sweeps
 from encoders.sweeps.sweep import FAILURE_FILE, Sweep, measure_progress
+from encoders.training.metric_log import format_row
 from tests.reporting.test_table_results import build_sst2_run
 from tests.test_experiment import BASE
 
@@ -268,3 +270,7 @@ def test_status_counts_the_steps_of_the_newest_checkpoint_and_names_a_damaged_ru
     a, b, c = measure_progress(made)
     assert (a.state, a.step) == ("interrupted", 30) and (c.state, c.step) == ("interrupted", 10)
     assert b.state == "damaged" and "b/saved_steps.json" in b.note
+    assert a.time_report is None
+    row = {"step": 30, "split": "times", "start_step": 0, "begun_at": 0.0, "time": {"steps": 3.0, "evaluation": 1.0}}
+    (tmp_path / "a" / TIMES_FILE).write_text(format_row(1, row))
+    assert measure_progress(made)[0].time_report.goodput == 0.75

@@ -1,0 +1,125 @@
+"""Where the time of a run went, over all processes that trained it, one after the other."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from encoders.training.metric_log import copy_damaged, format_row, scan_metric_rows
+from encoders.utils.files import write_file_atomically
+
+TIMES_FILE = "times.jsonl"
+
+
+class TimeAccount:
+    """Seconds of a process by what it does, first its preparation; together they are the time since it began.
+
+    Rows of `times.jsonl` hold the sums so far, so a process that is killed loses what follows its last row.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self.clock, self.begun_at = clock, time.time()
+        self.seconds: Counter[str] = Counter()
+        self.activity, self.activity_began = "preparation", clock()
+        self.file: IO[str] | None = None
+        self.num_rows = self.start_step = self.step = 0  # `step` is the last one that was begun
+
+    def switch_to(self, activity: str) -> str:
+        """Count what follows as `activity`, and return the one before."""
+        previous, now = self.activity, self.clock()
+        self.seconds[previous] += now - self.activity_began
+        self.activity, self.activity_began = activity, now
+        return previous
+
+    @contextmanager
+    def measure(self, activity: str) -> Iterator[None]:
+        previous = self.switch_to(activity)
+        try:
+            yield
+        finally:
+            self.switch_to(previous)
+
+    def move_to(self, activity: str, seconds: float) -> None:
+        """Count seconds of the present activity as those of another."""
+        self.seconds += Counter({activity: seconds})
+        self.seconds[self.activity] -= seconds
+
+    def open(self, folder: Path, log: Callable[[str], None]) -> None:
+        """Append rows to the file in a run's folder; intact rows of a damaged file are kept, and `log` says so."""
+        path = folder / TIMES_FILE
+        rows, problems = scan_metric_rows(path)
+        if problems:
+            log(f"{path} is damaged: {'; '.join(problems)}; the intact rows are kept{copy_damaged(path)}")
+            lines = (format_row(number, row) for number, row in enumerate(rows, 1))
+            write_file_atomically(path, "".join(lines).encode())
+        self.num_rows, self.start_step = len(rows), self.step
+        self.file = open(path, "a", encoding="utf-8")
+        self.write_row()
+
+    def write_row(self) -> None:
+        """Write the sums so far, in the process that opened the file."""
+        if self.file is None:
+            return
+        self.switch_to(self.activity)
+        self.num_rows += 1
+        steps = {"step": self.step, "split": "times", "start_step": self.start_step, "begun_at": self.begun_at}
+        seconds = {name: round(value, 3) for name, value in self.seconds.items()}
+        self.file.write(format_row(self.num_rows, steps | {"time": seconds}))
+        self.file.flush()
+
+    def close(self) -> None:
+        """Write the last row and close the file, if it was opened."""
+        if self.file:
+            self.write_row()
+            self.file.close()
+
+
+@dataclass(frozen=True)
+class TimeReport:
+    """The time of a run from its beginning to its last row, in seconds by what was done."""
+
+    seconds: dict[str, float]
+
+    @property
+    def total(self) -> float:
+        return sum(self.seconds.values())
+
+    @property
+    def goodput(self) -> float:
+        """Return the share of the time that went into steps, without those that were done twice."""
+        return self.seconds.get("steps", 0.0) / self.total if self.total else 0.0
+
+
+def read_time_report(folder: Path) -> TimeReport | None:
+    """Return where the time of a run went, or None without intact rows.
+
+    Time between processes counts as "not running", and so does what a killed process did after its last row. The
+    preparation of all but the first process is that of restarts. Steps up to the last one of an earlier process are
+    done twice, and take as long as others of their process.
+    """
+    rows, _ = scan_metric_rows(folder / TIMES_FILE)
+    last_rows = {row["begun_at"]: row for row in rows}
+    seconds: Counter[str] = Counter()
+    furthest_step, ended_at = 0, None
+    for begun_at, row in sorted(last_rows.items()):
+        spent, num_steps = Counter(row["time"]), row["step"] - row["start_step"]
+        if ended_at is not None:
+            seconds["not running"] += max(begun_at - ended_at, 0.0)
+            seconds["restarts"] += spent.pop("preparation", 0.0)
+        num_repeated = min(max(furthest_step - row["start_step"], 0), num_steps)
+        repeated = spent["steps"] * num_repeated / num_steps if num_steps else 0.0
+        seconds += spent + Counter({"steps": -repeated, "steps done twice": repeated})
+        furthest_step, ended_at = max(furthest_step, row["step"]), begun_at + sum(row["time"].values())
+    return TimeReport(dict(seconds)) if rows else None
+
+
+def format_time(reports: Iterable[TimeReport]) -> str:
+    """Return the shares of the time of runs as text, the largest first."""
+    seconds = sum((Counter(report.seconds) for report in reports), Counter())
+    shares = ((value / seconds.total(), name) for name, value in seconds.items())
+    return ", ".join(f"{name} {share:.1%}" for share, name in sorted(shares, reverse=True) if share >= 0.0005)
