@@ -82,7 +82,7 @@ VERBS = {
         *EXPERIMENTS,
         make_option(
             "--on LIST",
-            "v5e:4x4,v6e:2x4,v5p:2x2x2 by XLA (extra tpu); h200:8 by arithmetic",
+            "such as v5e:4x4,2*v5p:2x2x2 (slices) by XLA, with the extra tpu; h200:8 by arithmetic",
             dest="topologies",
             required=True,
         ),

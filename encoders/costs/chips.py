@@ -20,6 +20,7 @@ class Chip:
     memory_bytes: float
     memory_bandwidth: float  # bytes/s
     link_bandwidth: float  # bytes/s that it sends to its neighbours over all its links
+    network_bandwidth: float  # bytes/s that it sends to other slices of TPUs, or other nodes of GPUs
     source: str
     device_kind: str  # how JAX calls it, in part
     cycle_flops: int = 0
@@ -32,15 +33,16 @@ class Chip:
 
 TPU_PAGES = "https://cloud.google.com/tpu/docs/"
 NVIDIA_PAGES = "https://www.nvidia.com/en-us/data-center/"
-# TPUs send half of the bidirectional bandwidth that their pages give, and multiply in units of 128 x 128 (four in v5e,
-# eight in v5p) or 256 x 256 (four in v6e, as the peak rate and the estimates of XLA have it).
+# TPUs send half of the bidirectional bandwidth that their pages give, and share their host's network (assumed as 100
+# Gb/s a chip for v6e). They multiply in units of 128 x 128 (four in v5e, eight in v5p) or 256 x 256 (four in v6e, as
+# the peak rate and the estimates of XLA have it).
 CHIPS = {
-    "v5e": Chip(197e12, 16 * 2**30, 819e9, 200e9, f"{TPU_PAGES}v5e", "TPU v5 lite", 4 * 2 * 128**2),
-    "v5p": Chip(459e12, 95 * 2**30, 2765e9, 600e9, f"{TPU_PAGES}v5p", "TPU v5", 8 * 2 * 128**2),
-    "v6e": Chip(918e12, 32 * 2**30, 1638e9, 400e9, f"{TPU_PAGES}v6e", "TPU v6 lite", 4 * 2 * 256**2),
-    "a100": Chip(312e12, 80e9, 2039e9, 300e9, f"{NVIDIA_PAGES}a100/", "A100"),
-    "h100": Chip(989e12, 80e9, 3350e9, 450e9, f"{NVIDIA_PAGES}h100/", "H100"),
-    "h200": Chip(989e12, 141e9, 4800e9, 450e9, f"{NVIDIA_PAGES}h200/", "H200"),
+    "v5e": Chip(197e12, 16 * 2**30, 819e9, 200e9, 3.125e9, f"{TPU_PAGES}v5e", "TPU v5 lite", 4 * 2 * 128**2),
+    "v5p": Chip(459e12, 95 * 2**30, 2765e9, 600e9, 6.25e9, f"{TPU_PAGES}v5p", "TPU v5", 8 * 2 * 128**2),
+    "v6e": Chip(918e12, 32 * 2**30, 1638e9, 400e9, 12.5e9, f"{TPU_PAGES}v6e", "TPU v6 lite", 4 * 2 * 256**2),
+    "a100": Chip(312e12, 80e9, 2039e9, 300e9, 25e9, f"{NVIDIA_PAGES}a100/", "A100"),
+    "h100": Chip(989e12, 80e9, 3350e9, 450e9, 50e9, f"{NVIDIA_PAGES}h100/", "H100"),
+    "h200": Chip(989e12, 141e9, 4800e9, 450e9, 50e9, f"{NVIDIA_PAGES}h200/", "H200"),
 }
 
 
@@ -55,14 +57,19 @@ def find_chip(device_kind: str) -> str | None:
 
 @dataclass(frozen=True)
 class Topology:
-    """Accelerators that are joined: a grid of TPUs such as v5e:4x4, or a number of GPUs such as h200:8."""
+    """Accelerators that are joined: a grid of TPUs such as v5e:4x4, or a node of GPUs such as h200:8, or several."""
 
     chip_name: str
     grid: tuple[int, ...]
+    num_slices: int = 1  # of TPUs, or nodes of GPUs; each has the grid
+
+    @property
+    def slice_name(self) -> str:
+        return f"{self.chip_name}:{'x'.join(map(str, self.grid))}"
 
     @property
     def name(self) -> str:
-        return f"{self.chip_name}:{'x'.join(map(str, self.grid))}"
+        return self.slice_name if self.num_slices == 1 else f"{self.num_slices}*{self.slice_name}"
 
     @property
     def chip(self) -> Chip:
@@ -70,7 +77,7 @@ class Topology:
 
     @property
     def num_chips(self) -> int:
-        return math.prod(self.grid)
+        return self.num_slices * math.prod(self.grid)
 
     @property
     def is_tpu(self) -> bool:
@@ -82,13 +89,14 @@ def parse_topologies(text: str) -> list[Topology]:
     """Return the topologies in a list such as v5e:4x4,h200:8. Raises `UserError` for one that is not known."""
     topologies = []
     for name in filter(None, text.split(",")):
-        found = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name.strip())
-        if not found or found.group(1) not in CHIPS or "0" in found.group(2).split("x"):
+        found = re.fullmatch(r"(?:([1-9]\d*)\*)?(\w+):([1-9]\d*(?:x[1-9]\d*)*)", name.strip())
+        if not found or found.group(2) not in CHIPS:
             raise UserError(
-                f"--on {name}: a topology is a chip and its grid or number, such as v5e:4x4, v5p:2x2x2 or h200:8; "
+                f"--on {name}: a topology is a chip and its grid or number, such as v5e:4x4, 2*v5p:2x2x2 or h200:8; "
                 f"the chips are {', '.join(CHIPS)}"
             )
-        topologies.append(Topology(found.group(1), tuple(map(int, found.group(2).split("x")))))
+        grid = tuple(map(int, found.group(3).split("x")))
+        topologies.append(Topology(found.group(2), grid, int(found.group(1) or 1)))
     if not topologies:
         raise UserError("--on names no topology; it takes a list such as v5e:4x4,h200:8")
     return topologies

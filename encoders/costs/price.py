@@ -68,7 +68,9 @@ class StepPrice:
     @property
     def sending_seconds(self) -> float:
         """Return the seconds that the collectives take, where all links of a chip send."""
-        return sum(self.sent_bytes.values()) / self.topology.chip.link_bandwidth
+        chip, network_bytes = self.topology.chip, self.sent_bytes["network send"]
+        inside_bytes = sum(self.sent_bytes.values()) - network_bytes
+        return inside_bytes / chip.link_bandwidth + network_bytes / chip.network_bandwidth
 
     @property
     def seconds(self) -> float:
@@ -91,7 +93,7 @@ class StepFloor:
 
     Products run at the peak rate. Every saved activation moves four times: written and read forward, read backward, and
     its gradient written. Parameters with their moments and gradients move 40 bytes each. The gradients are added up in
-    a ring of all devices.
+    a ring of the devices of a node; more nodes then add up their sums, each device those of its share.
     """
 
     experiment: Experiment
@@ -113,8 +115,11 @@ class StepFloor:
 
     @property
     def sending_seconds(self) -> float:
-        remaining = 1 - 1 / self.topology.num_chips
-        return 2 * remaining * 4 * self.num_params / self.topology.chip.link_bandwidth
+        topology, gradient_bytes = self.topology, 4 * self.num_params
+        num_inside = topology.num_chips // topology.num_slices
+        inside = 2 * (1 - 1 / num_inside) * gradient_bytes / topology.chip.link_bandwidth
+        between = 2 * (1 - 1 / topology.num_slices) * gradient_bytes / num_inside / topology.chip.network_bandwidth
+        return inside + between
 
     @property
     def num_params(self) -> int:
@@ -176,7 +181,8 @@ def describe_devices(topology: Topology) -> tuple[jax.Device, ...]:
     from jax.experimental import topologies
 
     try:
-        return tuple(topologies.get_topology_desc(topology.name, platform="tpu").devices)
+        description = topologies.get_topology_desc(topology.slice_name, platform="tpu", num_slices=topology.num_slices)
+        return tuple(description.devices)
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         if "not installed" in reason:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 COLLECTIVE_KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 COLLECTIVE_REGEX = re.compile(rf" = (.*?) ({'|'.join(COLLECTIVE_KINDS)})(?:-start)?\(")
+NETWORK_SEND_REGEX = re.compile(r" = \(?(\w+\[[\d,]*\]).*? send\(.*megascale")  # to another slice of TPUs
 INSTRUCTION_REGEX = re.compile(r"^\s+(?:ROOT )?%[\w.\-]+ = .*? ([\w\-]+)\(")
 CALLED_REGEX = re.compile(r"(?:calls|to_apply|branch_computations)=\{?((?:%[\w.\-]+(?:, )?)+)")
 # Parts of a step, by the first regex that the path of an operation matches.
@@ -116,7 +117,12 @@ class Collective:
     def sent_bytes(self) -> float:
         """Return the bytes that a device sends in a step, where the group is a ring."""
         remaining = (self.group_size - 1) / self.group_size
-        factors = {"all-reduce": 2 * remaining, "reduce-scatter": self.group_size - 1, "collective-permute": 1}
+        factors = {
+            "all-reduce": 2 * remaining,
+            "reduce-scatter": self.group_size - 1,
+            "collective-permute": 1,
+            "network send": 1,
+        }
         return self.num_calls * self.array_bytes * factors.get(self.kind, remaining)
 
 
@@ -127,18 +133,29 @@ def parse_collectives(program_text: str) -> Iterator[Collective]:
     """
     channels = set()
     for instruction in parse_instructions(program_text):
+        if sent := NETWORK_SEND_REGEX.search(instruction.text):
+            yield Collective("network send", parse_arrays(sent.group(1)), 2, instruction.num_calls, instruction.op_path)
         if not (found := COLLECTIVE_REGEX.search(instruction.text)):
             continue
-        channel = re.search(r"channel_id=(\d+)", instruction.text)
-        if channel and channel.group(1) in channels:
+        channel = (found.group(2), *re.findall(r"channel_id=(\d+)", instruction.text))
+        if len(channel) > 1 and channel in channels:
             continue
-        channels |= {channel.group(1)} if channel else set()
-        shapes = re.findall(r"(\w+)\[([\d,]*)\]", found.group(1))
-        arrays = tuple((dtype, tuple(map(int, filter(None, sizes.split(","))))) for dtype, sizes in shapes)
+        channels.add(channel)
+        arrays = parse_arrays(found.group(1))
         is_scattered = "all-reduce-scatter" in instruction.computation  # a fusion for TPUs: each keeps its share
         kind = "all-reduce-scatter" if is_scattered else found.group(2)
         group_size = parse_group_size(instruction.text)
         yield Collective(kind, arrays, group_size, instruction.num_calls, instruction.op_path)
+
+
+def parse_arrays(text: str) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Return the dtype and the shape of each array in a type as XLA writes it.
+
+    >>> parse_arrays("(f32[2,3]{1,0}, pred[])")
+    (('f32', (2, 3)), ('pred', ()))
+    """
+    shapes = re.findall(r"(\w+)\[([\d,]*)\]", text)
+    return tuple((dtype, tuple(map(int, filter(None, sizes.split(","))))) for dtype, sizes in shapes)
 
 
 def parse_group_size(line: str) -> int:

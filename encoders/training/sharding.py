@@ -12,6 +12,7 @@ from functools import partial
 
 import jax
 import numpy as np
+from jax.experimental.mesh_utils import create_hybrid_device_mesh
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -52,7 +53,10 @@ class Mesh:
             raise UserError(f"{self}: only one axis may be -1")
 
     def build(self, devices=None) -> jax.sharding.Mesh:
-        """Return the mesh over `devices`, by default all. Raises `ValueError` where it does not use every device."""
+        """Return the mesh over `devices`, by default all. Raises `ValueError` where it does not use every device.
+
+        Over several slices, or nodes of GPUs, the axis `data` goes across them where their number divides it.
+        """
         devices = list_devices() if devices is None else list(devices)
         sizes = astuple(self)
         fixed = math.prod(size for size in sizes if size != -1)
@@ -60,8 +64,13 @@ class Mesh:
             axes = ", ".join(f"mesh.{name}={size}" for name, size in zip(MESH_AXES, sizes, strict=True))
             needed = f"a multiple of {fixed}" if -1 in sizes else f"exactly {fixed}"
             raise UserError(f"{axes} needs {needed} devices and there are {len(devices)}; -1 takes the rest")
-        shape = self.build_abstract(len(devices)).axis_sizes
-        return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices)
+        shape, axis_types = self.build_abstract(len(devices)).axis_sizes, (AxisType.Auto,) * len(MESH_AXES)
+        num_slices = len({getattr(device, "slice_index", 0) for device in devices})
+        if num_slices > 1 and shape[0] % num_slices == 0:  # only gradients cross the slow network between slices
+            inside, between = (shape[0] // num_slices, *shape[1:]), (num_slices, 1, 1)
+            grid = create_hybrid_device_mesh(inside, between, devices)
+            return jax.sharding.Mesh(grid, MESH_AXES, axis_types)
+        return jax.make_mesh(shape, MESH_AXES, axis_types=axis_types, devices=devices)
 
     def build_abstract(self, num_devices: int) -> AbstractMesh:
         """Return the mesh of `num_devices` without the devices, for estimates; -1 is what they leave, at least 1."""

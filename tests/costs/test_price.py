@@ -25,13 +25,14 @@ EIGHT = Topology("v5e", (2, 4))
 
 
 def test_a_topology_is_a_chip_and_its_grid():
-    grid, gpus = parse_topologies("v5p:2x2x2, h200:8")
+    grid, gpus, slices = parse_topologies("v5p:2x2x2, h200:8,2*v5e:4x4")
+    assert (slices.name, slices.slice_name, slices.num_chips) == ("2*v5e:4x4", "v5e:4x4", 32)
     assert (grid.name, grid.num_chips, grid.is_tpu) == ("v5p:2x2x2", 8, True)
     assert (gpus.name, gpus.num_chips, gpus.is_tpu) == ("h200:8", 8, False)
     assert {name for name, chip in CHIPS.items() if chip.cycle_flops} == {"v5e", "v5p", "v6e"}
 
 
-@pytest.mark.parametrize("given", ["", "v5e", "v9:2x2", "v5e:2x0", "v5e:2y2", "h200:"])
+@pytest.mark.parametrize("given", ["", "v5e", "v9:2x2", "v5e:2x0", "v5e:2y2", "h200:", "0*v5e:2x2"])
 def test_what_is_no_topology_is_refused(given):
     with raises_naming(UserError, f"--on {given}".strip(), "h200:8"):
         parse_topologies(given)
@@ -46,6 +47,8 @@ def test_a_floor_is_the_slowest_of_products_memory_and_gradients():
     assert floor.memory_seconds == pytest.approx((16 * saved * 256 * 128 / 8 + 40 * num_params) / 4.8e12)
     assert floor.sending_seconds == pytest.approx(2 * 7 / 8 * 4 * num_params / 450e9)
     assert floor.seconds == max(floor.product_seconds, floor.memory_seconds, floor.sending_seconds)
+    two = StepFloor(BASE, phase, replace(eight, num_slices=2))
+    assert two.sending_seconds == pytest.approx(floor.sending_seconds + 2 * 1 / 2 * 4 * num_params / 8 / 50e9)
     halved = replace(BASE, model=replace(BASE.model, dtype="bfloat16"))
     assert StepFloor(halved, phase, eight).memory_seconds < floor.memory_seconds
 

@@ -5,12 +5,15 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import encoders
 from encoders.costs import ledger
 from encoders.costs.chips import parse_topologies
 from encoders.costs.price import describe_devices, price_step
-from encoders.costs.program import sum_cycles_by_part
+from encoders.costs.program import parse_collectives, sum_cycles_by_part
+from encoders.training.sharding import Mesh
 from encoders.utils.errors import UserError
 from tests.refusals import raises_naming
 
@@ -53,3 +56,14 @@ def test_a_grid_that_is_unknown_to_the_compiler_is_refused():
     (topology,) = parse_topologies("v5e:3x7")
     with raises_naming(UserError, "--on v5e:3x7"):
         describe_devices(topology)
+
+
+def test_the_axis_data_goes_across_slices_and_only_its_sums_leave_them():
+    (topology,) = parse_topologies("2*v5e:2x2")
+    mesh = Mesh(data=2, fsdp=4).build(describe_devices(topology))
+    assert [{device.slice_index for device in row.ravel()} for row in mesh.devices] == [{0}, {1}]
+    shard = lambda shape, *axes: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, P(*axes)))
+    gradient = jax.jit(jax.grad(lambda w, x: jnp.tanh(x @ w).sum()), out_shardings=NamedSharding(mesh, P("fsdp")))
+    program = gradient.lower(shard((512, 512), "fsdp"), shard((64, 512), ("data", "fsdp"))).compile().as_text()
+    sent = {collective.kind: collective.sent_bytes for collective in parse_collectives(program)}
+    assert sent["network send"] == 512 * 512 * 4 / 4  # each chip its share

@@ -92,6 +92,8 @@ backend_config={"estimated_cycles":"10"}
 
 ENTRY %main (state: bf16[8,4]) -> bf16[8,4] {
   %loop = (s32[], bf16[8,4]{1,0}) while(%start), condition=%again, body=%turn
+  %send = (bf16[4,8]{1,0}, u32[], token[]) send(%x, %after), channel_id=2, is_host_transfer=true, \
+frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime"}
   %shares = bf16[2,4]{1,0} fusion(%g), kind=kCustom, calls=%all-reduce-scatter.1
   %moments = f32[8,4]{1,0} fusion(%g), metadata={op_name="jit(train_step)/mul"}, backend_config={"estimated_cycles":"5"}
   ROOT %copy = bf16[8,4]{1,0} copy(%y), backend_config={"estimated_cycles":"3"}
@@ -107,7 +109,8 @@ def test_cycles_are_those_of_all_turns_and_a_fusion_counts_once_for_its_part():
 
 
 def test_a_collective_in_pieces_counts_once_and_one_that_scatters_sends_half_of_an_all_reduce():
-    gathered, scattered = parse_collectives(TPU_PROGRAM)
+    gathered, sent, scattered = parse_collectives(TPU_PROGRAM)
+    assert sent == Collective("network send", (("bf16", (4, 8)),), 2, 1, "") and sent.sent_bytes == 64
     assert gathered == Collective("all-gather", (("bf16", (8, 8)),), 2, 12, "")
     assert scattered == Collective("all-reduce-scatter", (("bf16", (8, 4)),), 4, 1, "")
     assert scattered.sent_bytes == 8 * 4 * 2 * 3 / 4
