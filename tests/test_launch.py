@@ -284,6 +284,8 @@ def test_compiled_steps_are_cached_where_the_user_says_else_in_the_users_cache(m
         jax.config.update("jax_compilation_cache_dir", None)
         enable_compilation_cache()
         assert jax.config.jax_compilation_cache_dir == str(tmp_path / "encoders" / "compiled")
+        enable_compilation_cache("gs://bucket/compiled")
+        assert jax.config.jax_compilation_cache_dir == "gs://bucket/compiled"
     finally:
         jax.config.update("jax_compilation_cache_dir", folder)
 

@@ -18,15 +18,13 @@ from encoders.cli.experiment_files import (
     load_experiment_file,
     refresh_table,
 )
-from encoders.cli.inspect_store import RowSettings, describe_pass, describe_store
 from encoders.cli.predict_lines import predict_lines
 from encoders.cli.price import price_experiments
 from encoders.cli.show import describe_experiment_export, show_experiments
-from encoders.data.beam_runner import BeamRunner, LocalRunner, Runner
+from encoders.cli.stores import inspect_store, prepare_stores
 from encoders.data.labelled import LabelledData
-from encoders.data.prepare import find_damaged_units, prepare_store, repair_store
+from encoders.data.prepare import prepare_store
 from encoders.data.spec import PretrainingData
-from encoders.data.store import Store
 from encoders.exchange import convert
 from encoders.experiment import Experiment
 from encoders.inference.cross_evaluation import evaluate_with_overrides
@@ -68,94 +66,6 @@ def log_to_stderr(line: str) -> None:
         print(escape_control(line), file=sys.stderr)
 
 
-def prepare_stores(
-    choice: ExperimentChoice,
-    num_workers: int | None = None,
-    runner: str | None = None,
-    repair: bool = False,
-    pipeline_options: Sequence[str] = (),
-) -> None:
-    work_runner = build_runner(num_workers, runner, pipeline_options)
-    printed = set()
-    for experiment in load_experiment_file(choice).experiments:
-        if isinstance(experiment.data, LabelledData) and not Path(experiment.data.tokenizer.path).exists():
-            log_to_stderr(f"skipped {experiment.name}: its vocabulary is missing; train {experiment.init_from} first")
-            continue
-        store = prepare_store(experiment.data, log_to_stderr, work_runner)
-        if store.key not in printed:
-            printed.add(store.key)
-            if repair:
-                repair_damaged_units(store, experiment.data, work_runner)
-            print(f"{experiment.name}: {store.path}")
-            print(json.dumps(summarize_preparation(store.metadata), indent=1))
-        for phase in experiment.phases if isinstance(experiment.data, PretrainingData) else ():
-            rows = (store.key, phase.format, phase.seq_length)
-            if rows not in printed:
-                printed.add(rows)
-                print("\n".join(describe_pass(phase, store.train_split, experiment.seed)))
-
-
-def build_runner(num_workers: int | None, runner: str | None, pipeline_options: Sequence[str]) -> Runner:
-    """Return the runner that prepares a store: processes of this machine, or Beam's. Raises `ExperimentError`."""
-    if runner and num_workers is not None:
-        raise ExperimentError(f"--workers {num_workers} is for this machine; --runner {runner} takes options after --")
-    if runner:
-        return BeamRunner(runner, tuple(pipeline_options))
-    if pipeline_options:
-        raise ExperimentError(f"{' '.join(pipeline_options)}: pipeline options need --runner NAME")
-    return LocalRunner(len(os.sched_getaffinity(0)) if num_workers is None else num_workers)
-
-
-def summarize_preparation(metadata: dict) -> dict:
-    """Return the counts of a store and, where its preparation was timed, characters and tokens per second."""
-    keys = ("splits", "skipped", "filtered", "unknown_rate", "characters", "seconds", "peak_memory_mb")
-    summary = {key: metadata[key] for key in keys if key in metadata}
-    if "seconds" in metadata:
-        counts = {"characters": metadata["characters"], "tokens": sum(s["tokens"] for s in metadata["splits"].values())}
-        seconds = max(metadata["seconds"]["tokens"], 0.01)
-        summary["speed"] = {name: round(count / seconds) for name, count in counts.items()}
-    return summary
-
-
-def repair_damaged_units(store: Store, data: PretrainingData | LabelledData, runner: Runner) -> None:
-    if "units" not in store.metadata:
-        log_to_stderr(f"{store.path} lacks checksums (labelled rows, or an earlier version) and cannot be repaired")
-        return
-    if damaged := list_damaged_units(store):
-        repair_store(store, data, damaged, log_to_stderr, runner)
-    log_to_stderr(f"{store.path}: {len(damaged)} damaged unit(s) repaired" if damaged else f"{store.path}: no damage")
-
-
-def list_damaged_units(store: Store) -> list[int]:
-    """Return the indices of a store's damaged units, and log each."""
-    damaged = find_damaged_units(store)
-    for index in damaged:
-        source = store.metadata["units"][index]["name"]
-        log_to_stderr(f"{store.path}: unit {index} ({source}) is damaged; prepare --repair makes it again")
-    return damaged
-
-
-def inspect_store(
-    choice: ExperimentChoice, store: str, num_rows: int = 3, plain: bool = False, verify: bool = False
-) -> int:
-    opened, row_settings = Store.open(Path(store)), RowSettings()
-    if choice.experiment:
-        experiments = load_experiment_file(choice).experiments
-        if len(experiments) > 1:
-            raise ExperimentError(f"--only must name one of {', '.join(experiment.name for experiment in experiments)}")
-        row_settings = RowSettings(experiments[0].phases, experiments[0].objective, experiments[0].seed)
-    elif choice.settings or choice.only or choice.with_settings:
-        raise ExperimentError("--set, --only and --with need an EXPERIMENT, and none is named")
-    if verify:
-        damaged = list_damaged_units(opened)
-        log_to_stderr(f"{len(opened.metadata['units'])} units, {len(damaged)} damaged")
-        if damaged:
-            return 1
-    for line in describe_store(opened, row_settings, num_rows, sys.stdout.isatty() and not plain):
-        print(line)
-    return 0
-
-
 def train_experiments(
     choice: ExperimentChoice,
     stop_after: str | None = None,
@@ -165,6 +75,7 @@ def train_experiments(
     process_id: int | None = None,
     wait: str = "5m",
     watchdog: str = "30m",
+    compilation_cache: str | None = None,
     profile: bool = False,
     command_line: Sequence[str] = (),
 ) -> int:
@@ -183,7 +94,7 @@ def train_experiments(
     end_with_parent()
     command = repr([choice.experiment, *choice.with_settings, *choice.settings, *choice.only])
     distributed.initialize_distributed(coordinator, num_processes, process_id, wait_seconds, command)
-    enable_compilation_cache()
+    enable_compilation_cache(compilation_cache)
     sharding.list_devices()  # raises `UserError` where it finds none
     with StopRequest(time_limit) as stop:
         try:
@@ -195,8 +106,10 @@ def train_experiments(
             raise
 
 
-def enable_compilation_cache() -> None:
-    """Keep compiled steps on disk: in `JAX_COMPILATION_CACHE_DIR` where that is set, else in the user's cache."""
+def enable_compilation_cache(folder: str | None = None) -> None:
+    """Keep compiled steps in a folder or bucket, else in `JAX_COMPILATION_CACHE_DIR`, else in the user's cache."""
+    if folder:
+        jax.config.update("jax_compilation_cache_dir", folder)
     if not jax.config.jax_compilation_cache_dir:
         try:
             home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -390,8 +303,8 @@ VERB_FUNCTIONS = {
     "status": show_status,
     "table": show_table,
     "report": write_report,
-    "prepare": prepare_stores,
-    "inspect": inspect_store,
+    "prepare": partial(prepare_stores, log=log_to_stderr),
+    "inspect": partial(inspect_store, log=log_to_stderr),
     "train": train_experiments,
     "evaluate": print_scores,
     "predict": partial(predict_lines, log=log_to_stderr),

@@ -107,6 +107,7 @@ VERBS = {
         number_option("--process I", "the index of this process", "process_id"),
         make_option("--wait 5m", "time for the processes to find each other (5m)"),
         make_option("--watchdog 30m", "after this time without a step print all stacks and end (30m; 0s: never)"),
+        make_option("--compilation-cache DIR", "keep compiled steps there, such as gs://BUCKET/compiled (~/.cache)"),
         make_flag("--profile", "trace the first steps and print where time is spent"),
     ),
     "status": ("list which experiments are done, running or failed, and the time left", *EXPERIMENTS, RUNS),

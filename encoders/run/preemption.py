@@ -7,6 +7,7 @@ import time
 from types import FrameType
 from typing import Self
 
+from encoders.run.preemption_notice import PreemptionNotice
 from encoders.training import distributed
 from encoders.utils.errors import UserError
 
@@ -19,8 +20,9 @@ class RunStopped(Exception):
 
 
 class StopRequest:
-    """Context in which SIGTERM, SIGINT and a time limit in seconds request a stop; a second signal ends the process.
+    """Context in which SIGTERM, SIGINT, a notice of Compute Engine and a time limit in seconds request a stop.
 
+    A second signal ends the process.
     Signals reach the main thread alone. With several processes JAX handles SIGTERM: it informs the others, and finds a
     step after which all of them end.
     """
@@ -30,16 +32,18 @@ class StopRequest:
         self.received_signal: signal.Signals | None = None
         self.previous_handlers: dict[signal.Signals, object] = {}
         self.was_broadcast = self.is_agreed = False
-        self.num_polls = 0
+        self.num_polls, self.notice = 0, PreemptionNotice()
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             handled = (signal.SIGINT,) if distributed.is_multi_process() else (signal.SIGTERM, signal.SIGINT)
             for number in handled:
                 self.previous_handlers[number] = signal.signal(number, self.handle_signal)
+        self.notice.start()
         return self
 
     def __exit__(self, *error) -> None:
+        self.notice.stop()
         for number, handler in self.previous_handlers.items():
             signal.signal(number, handler)
 
@@ -54,7 +58,7 @@ class StopRequest:
             return self.received_signal.name
         if self.deadline is not None and time.monotonic() >= self.deadline:
             return "the time limit"
-        return None
+        return self.notice.reason
 
     def poll_reason(self) -> str | None:
         """Return why the run stops after this step, or None. Each of several processes polls after every step."""

@@ -117,10 +117,10 @@ def test_options_of_prepare_that_do_not_go_together_are_refused(options, message
 
 
 def test_what_stands_behind_two_dashes_goes_to_beam(monkeypatch, capsys):
-    from encoders.cli import commands
+    from encoders.cli import stores
 
     seen = []
-    monkeypatch.setattr(commands, "prepare_store", lambda data, say, runner: seen.append(runner) or 1 / 0)
+    monkeypatch.setattr(stores, "prepare_store", lambda data, say, runner: seen.append(runner) or 1 / 0)
     command = ["prepare", "quickstart", "--runner", "DirectRunner", "--only", "quickstart-bert"]
     for given in (command, ["prepare", *command[2:], "quickstart"]):
         with pytest.raises(ZeroDivisionError):
