@@ -58,6 +58,7 @@ def list_commands(home: Path) -> dict[str, list[str]]:
     run = f"{home}/runs/tiny"
     return {
         "show": ["show", f"{home}/mine.py"],
+        "price": ["price", f"{home}/mine.py", "--on", "h200:8"],
         "prepare": ["prepare", f"{home}/mine.py", "--workers", "1", "--set", f"data.store_dir={home}/others"],
         "train": ["train", f"{home}/mine.py", "--runs", f"{home}/new"],
         "status": ["status", f"{home}/mine.py", "--runs", f"{home}/runs"],
