@@ -258,21 +258,21 @@ def test_a_tensor_that_repeats_its_values_is_refused_without_allocating_it(layou
 
 @pytest.mark.parametrize("kind", ["ComplexStorage", "os", "Storage", "QInt8Storage"])
 def test_a_storage_of_an_unknown_kind_is_refused(kind, tmp_path):
-    with pytest.raises(ValueError, match="unknown kind"):
+    with pytest.raises(ValueError, match="x.bin.*'storage'"):
         load_torch_file(archive(tmp_path / "x.bin", {"a": tensor(kind=kind)}))
 
 
 def test_an_archive_that_torch_would_not_write_is_refused(tmp_path):
     one = {"a": tensor()}
-    with pytest.raises(ValueError, match="2 entries data.pkl"):
+    with pytest.raises(ValueError, match="a.bin.*2 .*data.pkl"):
         load_torch_file(archive(tmp_path / "a.bin", one, extra={"other/data.pkl": b"."}))
-    with pytest.raises(ValueError, match="little-endian"):
+    with pytest.raises(ValueError, match="b.bin"):
         load_torch_file(archive(tmp_path / "b.bin", one, extra={"model/byteorder": b"big"}))
-    with pytest.raises(ValueError, match="compressed"):
+    with pytest.raises(ValueError, match="c.bin"):
         load_torch_file(archive(tmp_path / "c.bin", one, compression=zipfile.ZIP_DEFLATED))
     with pytest.raises(ValueError, match="data/0 .*16 bytes"):
         tensors(archive(tmp_path / "e.bin", one, {"0": bytes(15)}))
-    with pytest.raises(ValueError, match="no item named 'model/data/0'"):
+    with pytest.raises(ValueError, match="model/data/0"):
         tensors(archive(tmp_path / "d.bin", one, {}))
 
 

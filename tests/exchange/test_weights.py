@@ -214,7 +214,7 @@ def test_tensors_that_are_not_floating_point_are_listed_and_not_read(dtype, fold
     (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(2 * size))
     entry = read_weights(folder)[0]["a"]
     assert entry.dtype == dtype
-    with pytest.raises(CheckpointError, match=f"holds {dtype};"):
+    with pytest.raises(CheckpointError, match=dtype):
         entry.read()
 
 

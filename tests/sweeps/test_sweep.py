@@ -150,7 +150,7 @@ def test_a_run_that_is_damaged_while_it_is_the_only_one_is_named(build_sweep, tm
     made, _, _ = build_sweep(named("a"), errors={"a": RunError("a/result.json is damaged")})
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "result.json").write_text("{")
-    with pytest.raises(RunError, match="a/result.json is damaged"):
+    with pytest.raises(RunError, match="a/result.json"):
         made.train(False, NO_STOP, 1)
 
 
