@@ -46,7 +46,7 @@ class TimeAccount:
 
     def move_to(self, activity: str, seconds: float) -> None:
         """Count seconds of the present activity as those of another."""
-        self.seconds += Counter({activity: seconds})
+        self.seconds[activity] += seconds
         self.seconds[self.activity] -= seconds
 
     def open(self, folder: Path, log: Callable[[str], None]) -> None:

@@ -15,7 +15,8 @@ def test_the_parts_of_a_process_add_up_to_the_time_since_it_began(tmp_path):
     account.open(tmp_path, print)
     account.switch_to("steps")
     with account.measure("evaluation"), account.measure("compilation"):
-        account.move_to("waiting for data", 0.25)
+        account.move_to("waiting for data", 0.125)
+        account.move_to("waiting for data", 0.125)
     account.step = 4
     account.close()
     report = read_time_report(tmp_path)
