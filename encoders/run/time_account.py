@@ -55,8 +55,8 @@ class TimeAccount:
         rows, problems = scan_metric_rows(path)
         if problems:
             log(f"{path} is damaged: {'; '.join(problems)}; the intact rows are kept{copy_damaged(path)}")
-            lines = (format_row(number, row) for number, row in enumerate(rows, 1))
-            write_file_atomically(path, "".join(lines).encode())
+        lines = (format_row(number, row) for number, row in enumerate(rows, 1))  # without a last one that has no end
+        write_file_atomically(path, "".join(lines).encode())
         self.num_rows, self.start_step = len(rows), self.step
         self.file = open(path, "a", encoding="utf-8")
         self.write_row()

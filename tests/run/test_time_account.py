@@ -63,6 +63,17 @@ def test_a_damaged_row_is_named_and_the_others_are_kept(tmp_path):
     assert read_time_report(tmp_path).seconds["steps"] == 20.0
 
 
+def test_a_row_that_a_killed_process_did_not_finish_is_left_out(tmp_path):
+    write_rows(tmp_path, (1000.0, 0, 5, {"steps": 10.0}))
+    with (tmp_path / TIMES_FILE).open("a") as file:
+        file.write('{"step": 9, "spl')
+    account = TimeAccount()
+    account.open(tmp_path, pytest.fail)
+    account.close()
+    assert len((tmp_path / TIMES_FILE).read_text().splitlines()) == 3
+    assert read_time_report(tmp_path).seconds["steps"] == 10.0
+
+
 def test_a_folder_without_rows_has_no_report(tmp_path):
     assert read_time_report(tmp_path) is None
 
