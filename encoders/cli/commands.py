@@ -19,7 +19,7 @@ from encoders.cli.experiment_files import (
     refresh_table,
 )
 from encoders.cli.predict_lines import predict_lines
-from encoders.cli.price import price_experiments
+from encoders.cli.print_prices import price_experiments
 from encoders.cli.show import describe_experiment_export, show_experiments
 from encoders.cli.stores import inspect_store, prepare_stores
 from encoders.data.labelled import LabelledData

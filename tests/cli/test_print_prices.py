@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 import launch
-from encoders.cli import price as price_verb
+from encoders.cli import print_prices as price_verb
 from encoders.costs import search
 from encoders.costs.price import StepPrice
 from tests.refusals import assert_names
