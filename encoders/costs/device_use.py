@@ -1,4 +1,4 @@
-"""How much of what its devices could do a run does while it trains."""
+"""Use of the devices while a run trains: shares of their peak rate, and their memory."""
 
 from __future__ import annotations
 

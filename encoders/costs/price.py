@@ -44,8 +44,8 @@ MEMORY_REGEX = re.compile(r"\(([\d.]+)G\) exceeds available HBM|Used ([\d.]+)G o
 class StepPrice:
     """The price of a training step of one phase on a topology.
 
-    `cycles` are XLA's estimates by part of the step, `sent_bytes` those of a chip by kind of collective. Where the
-    program does not fit, both are empty and `missing_memory` says why.
+    `cycles` are XLA's estimates by part of the step, `sent_bytes` those of a chip by kind of collective. Both are None
+    for a program that does not fit, and `missing_memory` is the memory that it needs.
     """
 
     experiment: Experiment

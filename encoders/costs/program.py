@@ -32,7 +32,7 @@ class Instruction:
     """An instruction of a compiled program, which runs `num_calls` times; `is_fused` where it is part of another."""
 
     text: str
-    computation: str  # the name of the computation that it stands in
+    computation: str  # the name of its computation
     num_calls: int
     is_fused: bool
 

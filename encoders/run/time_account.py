@@ -1,4 +1,4 @@
-"""Where the time of a run went, over all processes that trained it, one after the other."""
+"""Account of a run's time, over all processes that trained it, one after the other."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class TimeAccount:
         rows, problems = scan_metric_rows(path)
         if problems:
             log(f"{path} is damaged: {'; '.join(problems)}; the intact rows are kept{copy_damaged(path)}")
-        lines = (format_row(number, row) for number, row in enumerate(rows, 1))  # without a last one that has no end
+        lines = (format_row(number, row) for number, row in enumerate(rows, 1))  # without an unfinished one
         write_file_atomically(path, "".join(lines).encode())
         self.num_rows, self.start_step = len(rows), self.step
         self.file = open(path, "a", encoding="utf-8")
