@@ -33,8 +33,8 @@ EXPERIMENTS = {experiment.name: experiment for path in FILES for experiment in l
 def test_a_file_documents_its_command_cost_and_score(path):
     text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
     name = f"experiments/guides/{path.name}" if path.parent.name == "guides" else path.stem
-    command = "bench peers" if path.stem.startswith("speed") else f"train {name}"
-    assert f"    python launch.py {command}" in text
+    other_verbs = {"speed_tpu": "price speed_tpu"} | dict.fromkeys(("speed", "speed_gpu", "speed_long"), "bench peers")
+    assert f"    python launch.py {other_verbs.get(path.stem, f'train {name}')}" in text
     assert "not measured here" in text or "easured on" in text or ("Cost" in text and "Score" in text)
 
 
