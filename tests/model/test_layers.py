@@ -69,6 +69,14 @@ def test_the_two_formulas_of_gelu_differ_as_published():
     assert apart.max() == pytest.approx(4.7e-4, abs=1e-5) and abs(x[apart.argmax()]) == pytest.approx(2.69, abs=0.02)
 
 
+def test_gelu_of_bfloat16_and_its_slope_are_those_of_float32_rounded():
+    x = jnp.linspace(-6, 6, 4801, dtype=jnp.bfloat16)
+    evaluate = jax.vmap(jax.value_and_grad(ACTIVATIONS["gelu"]))
+    for rounded, exact in zip(evaluate(x), evaluate(x.astype(jnp.float32)), strict=True):
+        assert rounded.dtype == jnp.bfloat16
+        np.testing.assert_allclose(rounded.astype(jnp.float32), exact, rtol=2**-8, atol=1e-6)
+
+
 def test_only_albert_has_the_tanh_formula():
     used = {f: {m.activation for m in f.SIZES.values()} for f in (bert, roberta, albert, electra)}
     assert used == {bert: {"gelu"}, roberta: {"gelu"}, albert: {"gelu_tanh"}, electra: {"gelu"}}
