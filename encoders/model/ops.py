@@ -4,6 +4,7 @@ Parameters are float32; `config` gives the initialiser, the compute dtype and th
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from jax.tree_util import Partial
 from jaxtyping import Array, Float, UInt32
 
 BATCH_AXES = ("data", "fsdp")  # mesh axes over which a batch is sharded
@@ -158,14 +160,25 @@ def hash_indices(key, shape: tuple[int, ...]) -> UInt32[Array, "..."]:
     return bits
 
 
+def drop_elements(key, x: Float[Array, "..."], rate: float) -> Float[Array, "..."]:
+    scaled = x / jnp.asarray(1 - rate, x.dtype)
+    return jnp.where(hash_indices(key, x.shape) >= jnp.uint32(round(rate * 2**32)), scaled, jnp.zeros((), x.dtype))
+
+
+def keep_elements(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    return x
+
+
 class Dropout(nn.Module):
     """Dropout by `hash_indices`, in the dtype of its input."""
 
     rate: float
 
     def __call__(self, x: Float[Array, "..."], train: bool) -> Float[Array, "..."]:
+        return self.draw(train)(x)
+
+    def draw(self, train: bool) -> Partial:
+        """Return a function that drops the same elements in every call: a pytree of its random key."""
         if not train or self.rate == 0.0:
-            return x
-        bits = hash_indices(self.make_rng("dropout"), x.shape)
-        scaled = x / jnp.asarray(1 - self.rate, x.dtype)
-        return jnp.where(bits >= jnp.uint32(round(self.rate * 2**32)), scaled, jnp.zeros((), x.dtype))
+            return Partial(keep_elements)
+        return Partial(partial(drop_elements, rate=self.rate), self.make_rng("dropout"))

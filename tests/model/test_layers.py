@@ -267,3 +267,19 @@ def test_without_a_segment_table_segments_count_nothing():
     tokens, example, segments, positions = FIELDS
     one, two = (embedded(model, p, tokens, example, s, positions) for s in (segments, [[0] * 5]))
     np.testing.assert_array_equal(one, two)
+
+
+def test_attention_below_float32_has_the_gradients_of_float32_for_the_same_dropout():
+    query, key, value, d_out = (normal(seed, 2, 40, 3, 8) for seed in range(4))
+    example_ids = jnp.array([[1] * 23 + [2] * 17] * 2)
+    drop = Dropout(0.3).bind({}, rngs={"dropout": jax.random.key(0)}).draw(True)
+
+    def compute_gradients(dtype):
+        attend = lambda *heads: dot_product_attention(*heads, example_ids, drop)
+        out, pull_back = jax.vjp(attend, *(jnp.asarray(x, dtype) for x in (query, key, value)))
+        return out, *pull_back(jnp.asarray(d_out, dtype))
+
+    for rounded, exact in zip(compute_gradients(jnp.bfloat16), compute_gradients(jnp.float32), strict=True):
+        assert rounded.dtype == jnp.bfloat16
+        error = np.linalg.norm(rounded.astype(jnp.float32) - exact) / np.linalg.norm(exact)
+        assert error < 2**-6
