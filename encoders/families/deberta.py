@@ -116,9 +116,8 @@ class DisentangledAttention(nn.Module):
         scores += align_distances(multiply("blhk,rhk->bhlr", query, far_key[::-1]))
         scores += align_distances(multiply("bmhk,rhk->bhmr", key, far_query)).swapaxes(-1, -2)
         scores /= (3 * query.shape[-1]) ** 0.5
-        drop = Dropout(config.attention_dropout)
         mask = make_attention_mask(context.example_ids, self.is_causal)
-        mixed = average_values(scores, value, mask, lambda weights: drop(weights, train))
+        mixed = average_values(scores, value, mask, Dropout(config.attention_dropout).draw(train))
         out = make_dense(config, config.hidden_size, "out")(mixed.reshape(x.shape))
         return make_layer_norm(config, "norm")(x + Dropout(config.hidden_dropout)(out, train))
 

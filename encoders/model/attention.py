@@ -3,11 +3,14 @@
 Axes: b rows, l queries, m keys, h heads, k size of a head.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int
+
+from encoders.model.ops import keep_elements
+
+KEEP_ALL = Partial(keep_elements)
 
 
 def dot_product_attention(
@@ -15,7 +18,7 @@ def dot_product_attention(
     key: Float[Array, "b m h k"],
     value: Float[Array, "b m h k"],
     example_ids: Int[Array, "b m"],
-    dropout_fn: Callable[[Array], Array] = lambda weights: weights,
+    dropout_fn: Partial = KEEP_ALL,
     implementation: str = "xla",
     is_causal: bool = False,
     window: int | None = None,
@@ -24,6 +27,7 @@ def dot_product_attention(
 
     With `is_causal` no token attends to later ones. With a `window`, an even number, a token attends to those at most
     `window // 2` before and after it. `implementation` is a key of `ATTENTION_IMPLS`.
+    `dropout_fn`, as of `Dropout.draw`, acts on the weights, and on their gradient in the same way.
     """
     if window is not None:
         return local_attention(query, key, value, example_ids, dropout_fn, implementation, is_causal, window)
@@ -47,11 +51,44 @@ def unfused_masked_attention(query, key, value, mask: Bool[Array, "b 1 l m"], dr
 
 
 def average_values(
-    scores: Float[Array, "b h l m"], value: Float[Array, "b m h k"], mask: Bool[Array, "b 1 l m"], dropout_fn
+    scores: Float[Array, "b h l m"], value: Float[Array, "b m h k"], mask: Bool[Array, "b 1 l m"], dropout_fn: Partial
 ) -> Float[Array, "b l h k"]:
     """Return the average of the values, weighted by the softmax of float32 scores where `mask` is True."""
+    average = compute_average if value.dtype == jnp.float32 else average_rounded_values
+    return average(scores, value, mask, dropout_fn)[0]
+
+
+def compute_average(scores, value, mask, dropout_fn):
+    """Return the average and the weights, in the dtype of the values, before dropout."""
     weights = jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(jnp.float32).min)).astype(value.dtype)
-    return jnp.einsum("bhlm,bmhk->blhk", dropout_fn(weights), value)
+    return jnp.einsum("bhlm,bmhk->blhk", dropout_fn(weights), value), weights
+
+
+@jax.custom_vjp
+def average_rounded_values(scores, value, mask, dropout_fn):
+    """Return `compute_average` below float32, where the gradient reads the rounded weights and none in float32.
+
+    The gradient of a softmax subtracts a mean over all keys. It is the product of the average and its gradient
+    (Dao et al., 2022, https://arxiv.org/abs/2205.14135, appendix B.2), so that scores need one pass.
+    """
+    return compute_average(scores, value, mask, dropout_fn)
+
+
+def average_rounded_values_fwd(scores, value, mask, dropout_fn):
+    average, weights = compute_average(scores, value, mask, dropout_fn)
+    return (average, weights), (average, weights, value, dropout_fn)
+
+
+def average_rounded_values_bwd(residuals, gradients):
+    (average, weights, value, dropout_fn), (d_average, _) = residuals, gradients
+    d_value = jnp.einsum("bhlm,blhk->bmhk", dropout_fn(weights), d_average)
+    d_weights = dropout_fn(jnp.einsum("blhk,bmhk->bhlm", d_average, value)).astype(jnp.float32)
+    mean = jnp.einsum("blhk,blhk->bhl", average, d_average, preferred_element_type=jnp.float32)
+    d_scores = (weights * (d_weights - mean[..., None])).astype(value.dtype)
+    return jax.lax.optimization_barrier(d_scores).astype(jnp.float32), d_value, None, None  # two products read it
+
+
+average_rounded_values.defvjp(average_rounded_values_fwd, average_rounded_values_bwd)
 
 
 def fused_attention(query, key, value, **mask_kwargs):

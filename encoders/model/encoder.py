@@ -16,7 +16,7 @@ from encoders.model.config import LAYER_PARTS, EncoderConfig
 from encoders.model.layers import Embeddings, EncoderInputs, LayerContext
 from encoders.model.ops import make_dense, shard_rows
 
-REMAT_POLICIES = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
+REMAT_POLICIES = {"dots": jax.checkpoint_policies.save_only_these_names("dense"), "full": None}
 
 
 def find_encoder_name(params: Mapping) -> str:

@@ -121,9 +121,8 @@ def attend(config, query, key, value, context: LayerContext, train: bool, is_cau
 
     A key head serves `query heads / key heads` query heads in a row.
     """
-    drop = Dropout(config.attention_dropout)
+    drop_weights = Dropout(config.attention_dropout).draw(train)
     key, value = (jnp.repeat(x, query.shape[2] // x.shape[2], axis=2) for x in (key, value))
-    drop_weights = lambda weights: drop(weights, train)
     args = context.example_ids, drop_weights, config.attention_impl, is_causal, context.window
     return dot_product_attention(query, key, value, *args)
 

@@ -13,7 +13,7 @@ from encoders.families import albert, bert, electra, roberta
 from encoders.model.attention import dot_product_attention
 from encoders.model.config import EncoderConfig
 from encoders.model.layers import Embeddings, FeedForward, LayerContext, SelfAttention
-from encoders.model.ops import ACTIVATIONS, Dropout, make_initializer
+from encoders.model.ops import ACTIVATIONS, Dropout, hash_indices, make_initializer
 from tests.batches import TOKEN_FIELDS, make_batch
 
 QUICK = {"xla_backend_optimization_level": 0}  # compiles in a third of the time
@@ -69,6 +69,14 @@ def test_the_two_formulas_of_gelu_differ_as_published():
     assert apart.max() == pytest.approx(4.7e-4, abs=1e-5) and abs(x[apart.argmax()]) == pytest.approx(2.69, abs=0.02)
 
 
+def test_gelu_of_bfloat16_and_its_slope_are_those_of_float32_rounded():
+    x = jnp.linspace(-6, 6, 4801, dtype=jnp.bfloat16)
+    evaluate = jax.vmap(jax.value_and_grad(ACTIVATIONS["gelu"]))
+    for rounded, exact in zip(evaluate(x), evaluate(x.astype(jnp.float32)), strict=True):
+        assert rounded.dtype == jnp.bfloat16
+        np.testing.assert_allclose(rounded.astype(jnp.float32), exact, rtol=2**-8, atol=1e-6)
+
+
 def test_only_albert_has_the_tanh_formula():
     used = {f: {m.activation for m in f.SIZES.values()} for f in (bert, roberta, albert, electra)}
     assert used == {bert: {"gelu"}, roberta: {"gelu"}, albert: {"gelu_tanh"}, electra: {"gelu"}}
@@ -90,16 +98,28 @@ def test_the_truncated_normal_is_cut_at_two_deviations_and_the_plain_one_is_not(
 # Dropout --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rate, threshold", [(0.1, 6554), (0.37, 24248)])  # of 65,536: the nearest 16 bits can say
-def test_dropout_keeps_and_scales_by_the_rate_that_16_bits_can_express(rate, threshold):
+@pytest.mark.parametrize("rate", [0.1, 0.37])
+def test_dropout_drops_each_element_at_its_rate_whatever_becomes_of_its_neighbours(rate):
     x = jnp.ones((350, 3001))
-    out = np.asarray(Dropout(rate).apply({}, x, True, rngs={"dropout": jax.random.key(0)}))
-    dropped, drop = out == 0, threshold / 65536
-    assert within_four_sigma(dropped.sum(), x.size, drop)
-    assert within_four_sigma(dropped[:, -1].sum(), 350, drop)  # the odd one, which has a word for itself
-    both = dropped[:, :3000].reshape(350, 1500, 2).all(-1).sum()  # two neighbours share a word, not their fate
-    assert within_four_sigma(both, 350 * 1500, drop**2)
-    np.testing.assert_allclose(out[~dropped], 1 / (1 - drop), rtol=1e-6)
+    masks = []
+    for seed in (0, 1):
+        out = np.asarray(Dropout(rate).apply({}, x, True, rngs={"dropout": jax.random.key(seed)}))
+        np.testing.assert_allclose(out[out != 0], 1 / (1 - rate), rtol=1e-6)
+        masks.append(out == 0)
+    first, second = masks
+    assert within_four_sigma(first.sum(), x.size, rate)
+    assert within_four_sigma(first[:, -1].sum(), 350, rate)
+    # Pairs that are dropped together: next to one another, in a column, and of two keys.
+    for one, other in ((first[:, 1:], first[:, :-1]), (first[1:], first[:-1]), (first, second)):
+        assert within_four_sigma((one & other).sum(), one.size, rate**2)
+
+
+@pytest.mark.parametrize("shape", [(1 << 20,), (8, 2, 256, 256)])
+def test_each_random_bit_is_set_half_the_time_and_differs_from_that_of_other_indices_and_keys_half_the_time(shape):
+    one, other = (np.asarray(hash_indices(jax.random.key(seed), shape)).ravel() for seed in (0, 1))
+    for bits in (one, one ^ other, *(one[step:] ^ one[:-step] for step in (1, 2, 256, 65536, 131072))):
+        for position in range(32):
+            assert within_four_sigma((bits >> position & 1).sum(), bits.size, 0.5)
 
 
 def test_dropout_is_off_outside_of_training_and_at_rate_zero():
@@ -247,3 +267,19 @@ def test_without_a_segment_table_segments_count_nothing():
     tokens, example, segments, positions = FIELDS
     one, two = (embedded(model, p, tokens, example, s, positions) for s in (segments, [[0] * 5]))
     np.testing.assert_array_equal(one, two)
+
+
+def test_attention_below_float32_has_the_gradients_of_float32_for_the_same_dropout():
+    query, key, value, d_out = (normal(seed, 2, 40, 3, 8) for seed in range(4))
+    example_ids = jnp.array([[1] * 23 + [2] * 17] * 2)
+    drop = Dropout(0.3).bind({}, rngs={"dropout": jax.random.key(0)}).draw(True)
+
+    def compute_gradients(dtype):
+        attend = lambda *heads: dot_product_attention(*heads, example_ids, drop)
+        out, pull_back = jax.vjp(attend, *(jnp.asarray(x, dtype) for x in (query, key, value)))
+        return out, *pull_back(jnp.asarray(d_out, dtype))
+
+    for rounded, exact in zip(compute_gradients(jnp.bfloat16), compute_gradients(jnp.float32), strict=True):
+        assert rounded.dtype == jnp.bfloat16
+        error = np.linalg.norm(rounded.astype(jnp.float32) - exact) / np.linalg.norm(exact)
+        assert error < 2**-6

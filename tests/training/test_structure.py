@@ -47,7 +47,7 @@ def lowered(objective, model, rows=ROWS, length=LENGTH):
 
 @LIVE_PAIRS
 def test_the_size_of_a_program_does_not_depend_on_depth(objective, model):
-    shallow, deep = (lowered(objective, replace(model, num_layers=layers))[1].as_text() for layers in (2, 24))
+    shallow, deep = (lowered(objective, replace(model, num_layers=layers))[1].as_text() for layers in (3, 24))
     assert abs(len(deep) - len(shallow)) < 0.01 * len(shallow)
     unrolled = lowered(objective, replace(model, num_layers=8, unroll_layers=True))[1].as_text()
     assert len(unrolled) > 1.2 * len(shallow)
