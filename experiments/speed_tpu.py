@@ -3,8 +3,8 @@
     python launch.py price speed_tpu --on v5e:2x2,v6e:2x2,v5p:2x2x1
     python launch.py price speed_tpu --only bert-base-128 --on v5e:2x2 --set model.remat=full
 
-The models are those of `speed_gpu`, with the papers' dropout. Cost: the compiler takes minutes for each, on one core; no
-TPU is needed. Speed on TPUs: not measured here.
+The models are those of `speed_gpu`, with the papers' dropout. Cost: the compiler takes minutes for each, on one core;
+no TPU is needed. Speed on TPUs: not measured here.
 """
 
 from dataclasses import replace

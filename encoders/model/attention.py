@@ -3,6 +3,8 @@
 Axes: b rows, l queries, m keys, h heads, k size of a head.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
@@ -10,7 +12,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from encoders.model.ops import keep_elements
 
-KEEP_ALL = Partial(keep_elements)
+MIN_BLOCKED_LENGTH, QUERY_BLOCK = 1024, 256
+DROP_NOTHING = Partial(keep_elements)
 
 
 def dot_product_attention(
@@ -18,7 +21,7 @@ def dot_product_attention(
     key: Float[Array, "b m h k"],
     value: Float[Array, "b m h k"],
     example_ids: Int[Array, "b m"],
-    dropout_fn: Partial = KEEP_ALL,
+    dropout_fn: Partial = DROP_NOTHING,
     implementation: str = "xla",
     is_causal: bool = False,
     window: int | None = None,
@@ -27,7 +30,6 @@ def dot_product_attention(
 
     With `is_causal` no token attends to later ones. With a `window`, an even number, a token attends to those at most
     `window // 2` before and after it. `implementation` is a key of `ATTENTION_IMPLS`.
-    `dropout_fn`, as of `Dropout.draw`, acts on the weights, and on their gradient in the same way.
     """
     if window is not None:
         return local_attention(query, key, value, example_ids, dropout_fn, implementation, is_causal, window)
@@ -41,13 +43,50 @@ def make_attention_mask(example_ids: Int[Array, "b l"], is_causal: bool) -> Bool
 
 
 def unfused_attention(query, key, value, example_ids, dropout_fn, is_causal):
-    """Compute attention with the weights as an array, on which `dropout_fn` acts."""
+    """Compute attention with the weights as an array, on which `dropout_fn` acts; without dropout long rows in blocks.
+
+    Blocks of queries read all keys, and the backward pass computes their weights again: the memory grows with the
+    length and not its square. On a CPU a block is of one row and head, so that its weights stay in the cache.
+    """
+    if query.shape[1] >= MIN_BLOCKED_LENGTH and dropout_fn.func is keep_elements:
+        on_cpu = attend_by_head if jax.typeof(query).sharding.mesh.size < 2 else attend_in_blocks  # rows may be sharded
+        attend = partial(jax.lax.platform_dependent, cpu=on_cpu, default=attend_in_blocks)
+        return jax.checkpoint(attend)(query, key, value, example_ids, jnp.asarray(is_causal))
     return unfused_masked_attention(query, key, value, make_attention_mask(example_ids, is_causal), dropout_fn)
 
 
 def unfused_masked_attention(query, key, value, mask: Bool[Array, "b 1 l m"], dropout_fn):
     scores = jnp.einsum("blhk,bmhk->bhlm", query, key, preferred_element_type=jnp.float32) / query.shape[-1] ** 0.5
     return average_values(scores, value, mask, dropout_fn)
+
+
+def attend_by_head(query, key, value, example_ids, is_causal):
+    """Compute attention of one row and head at a time, in blocks of queries."""
+    num_heads = query.shape[2]
+    split_heads = lambda x: x.swapaxes(1, 2).reshape(-1, x.shape[1], 1, x.shape[3])
+    attend_row = lambda row: attend_in_blocks(*(x[None] for x in row), is_causal)[0]
+    heads = (*map(split_heads, (query, key, value)), jnp.repeat(example_ids, num_heads, axis=0))
+    out = jax.lax.map(attend_row, heads)
+    return out.reshape(-1, num_heads, *out.shape[1::2]).swapaxes(1, 2)
+
+
+def attend_in_blocks(query, key, value, example_ids, is_causal):
+    """Compute attention of `QUERY_BLOCK` queries at a time."""
+    length, positions = query.shape[1], jnp.arange(query.shape[1])[None]
+
+    def cut(x):  # the fillers of the last block are left out of the result
+        x = jnp.pad(x, ((0, 0), (0, -length % QUERY_BLOCK), *[(0, 0)] * (x.ndim - 2)))
+        return x.reshape(x.shape[0], -1, QUERY_BLOCK, *x.shape[2:]).swapaxes(0, 1)
+
+    @jax.checkpoint
+    def attend_block(block):
+        query, query_ids, query_positions = block
+        mask = query_ids[..., None] == example_ids[:, None]
+        mask &= (positions[:, None] <= query_positions[..., None]) | ~is_causal
+        return unfused_masked_attention(query, key, value, mask[:, None], DROP_NOTHING)
+
+    out = jax.lax.map(attend_block, (cut(query), cut(example_ids), cut(positions))).swapaxes(0, 1)
+    return out.reshape(out.shape[0], -1, *out.shape[3:])[:, :length]
 
 
 def average_values(

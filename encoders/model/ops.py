@@ -142,18 +142,19 @@ def make_embedding_table(config, num_embeddings: int) -> nn.Embed:
 
 
 def hash_indices(key, shape: tuple[int, ...]) -> UInt32[Array, "..."]:
-    """Return 32 random bits for each element of an array: a hash of its index and of two words of `key`.
+    """Return 32 random bits for each element of an array: a hash of its row, its index there and two words of `key`.
 
     The hash is the finaliser of MurmurHash3, once for each word of the key (https://github.com/aappleby/smhasher). It
     takes a fifth of the operations of JAX's generator, and elements need no word of another one: XLA computes it where
     it is read, again in the backward pass, so that no mask is saved.
     """
-    bits, stride = jnp.zeros(shape, jnp.uint32), 1
-    for axis in reversed(range(len(shape))):
-        bits += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride % 2**32)
+    index, stride = jnp.zeros(shape, jnp.uint32), 1
+    for axis in reversed(range(1, len(shape))):
+        index += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride % 2**32)
         stride *= shape[axis]
-    for word in jax.random.bits(key, (2,), jnp.uint32):
-        bits ^= word
+    bits, row = jnp.zeros((), jnp.uint32), jax.lax.broadcasted_iota(jnp.uint32, shape, 0)
+    for word, number in zip(jax.random.bits(key, (2,), jnp.uint32), (index, row), strict=True):
+        bits ^= number ^ word
         bits = (bits ^ (bits >> 16)) * jnp.uint32(0x85EBCA6B)
         bits = (bits ^ (bits >> 13)) * jnp.uint32(0xC2B2AE35)
         bits ^= bits >> 16

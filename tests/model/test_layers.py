@@ -10,6 +10,7 @@ import pytest
 
 from encoders.data.batch import build_single_example_batch
 from encoders.families import albert, bert, electra, roberta
+from encoders.model import attention
 from encoders.model.attention import dot_product_attention
 from encoders.model.config import EncoderConfig
 from encoders.model.layers import Embeddings, FeedForward, LayerContext, SelfAttention
@@ -283,3 +284,34 @@ def test_attention_below_float32_has_the_gradients_of_float32_for_the_same_dropo
         assert rounded.dtype == jnp.bfloat16
         error = np.linalg.norm(rounded.astype(jnp.float32) - exact) / np.linalg.norm(exact)
         assert error < 2**-6
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_long_rows_attend_in_blocks_to_what_they_attend_to_whole(is_causal, monkeypatch):
+    query, key, value, d_out = (normal(seed, 2, 45, 3, 8) for seed in range(4))
+    example_ids = jnp.array([[1] * 23 + [2] * 17 + [0] * 5, [1] * 45])
+    is_real = (example_ids > 0)[..., None, None]
+
+    def compute_gradients():
+        attend = lambda *heads: dot_product_attention(*heads, example_ids, is_causal=is_causal) * is_real
+        out, pull_back = jax.vjp(attend, query, key, value)
+        return out, *pull_back(d_out)
+
+    whole = compute_gradients()
+    monkeypatch.setattr(attention, "MIN_BLOCKED_LENGTH", 45)
+    monkeypatch.setattr(attention, "QUERY_BLOCK", 16)
+    for blocked, expected in zip(compute_gradients(), whole, strict=True):
+        np.testing.assert_allclose(blocked, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
+    for attend in (attention.attend_by_head, attention.attend_in_blocks):
+        out = attend(query, key, value, example_ids, jnp.asarray(is_causal)) * is_real
+        np.testing.assert_allclose(out, whole[0], rtol=0, atol=1e-6)
+
+
+def test_the_memory_of_long_rows_grows_with_their_length_and_not_its_square():
+    def count_temporary_bytes(length):
+        shape = jax.ShapeDtypeStruct((1, length, 2, 8), jnp.float32)
+        attend = lambda *heads: dot_product_attention(*heads, jnp.ones((1, length), jnp.int32)).sum()
+        compiled = jax.jit(jax.grad(attend, argnums=(0, 1, 2))).lower(shape, shape, shape).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert count_temporary_bytes(8192) < 2.5 * count_temporary_bytes(4096) < 4096**2 * 4
