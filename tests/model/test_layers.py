@@ -288,7 +288,7 @@ def test_attention_below_float32_has_the_gradients_of_float32_for_the_same_dropo
 
 @pytest.mark.parametrize("is_causal", [False, True])
 def test_long_rows_attend_in_blocks_to_what_they_attend_to_whole(is_causal, monkeypatch):
-    query, key, value, d_out = (normal(seed, 2, 45, 3, 8) for seed in range(4))
+    query, key, value, d_out = (jnp.asarray(normal(seed, 2, 45, 3, 8)) for seed in range(4))
     example_ids = jnp.array([[1] * 23 + [2] * 17 + [0] * 5, [1] * 45])
     is_real = (example_ids > 0)[..., None, None]
 
