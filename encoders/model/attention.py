@@ -30,6 +30,7 @@ def dot_product_attention(
 
     With `is_causal` no token attends to later ones. With a `window`, an even number, a token attends to those at most
     `window // 2` before and after it. `implementation` is a key of `ATTENTION_IMPLS`.
+    `dropout_fn`, as of `Dropout.draw_dropout`, acts on the weights, and on their gradient in the same way.
     """
     if window is not None:
         return local_attention(query, key, value, example_ids, dropout_fn, implementation, is_causal, window)

@@ -121,7 +121,7 @@ def attend(config, query, key, value, context: LayerContext, train: bool, is_cau
 
     A key head serves `query heads / key heads` query heads in a row.
     """
-    drop_weights = Dropout(config.attention_dropout).draw(train)
+    drop_weights = Dropout(config.attention_dropout).draw_dropout(train)
     key, value = (jnp.repeat(x, query.shape[2] // x.shape[2], axis=2) for x in (key, value))
     args = context.example_ids, drop_weights, config.attention_impl, is_causal, context.window
     return dot_product_attention(query, key, value, *args)

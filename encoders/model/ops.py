@@ -176,9 +176,9 @@ class Dropout(nn.Module):
     rate: float
 
     def __call__(self, x: Float[Array, "..."], train: bool) -> Float[Array, "..."]:
-        return self.draw(train)(x)
+        return self.draw_dropout(train)(x)
 
-    def draw(self, train: bool) -> Partial:
+    def draw_dropout(self, train: bool) -> Partial:
         """Return a function that drops the same elements in every call: a pytree of its random key."""
         if not train or self.rate == 0.0:
             return Partial(keep_elements)

@@ -273,7 +273,7 @@ def test_without_a_segment_table_segments_count_nothing():
 def test_attention_below_float32_has_the_gradients_of_float32_for_the_same_dropout():
     query, key, value, d_out = (normal(seed, 2, 40, 3, 8) for seed in range(4))
     example_ids = jnp.array([[1] * 23 + [2] * 17] * 2)
-    drop = Dropout(0.3).bind({}, rngs={"dropout": jax.random.key(0)}).draw(True)
+    drop = Dropout(0.3).bind({}, rngs={"dropout": jax.random.key(0)}).draw_dropout(True)
 
     def compute_gradients(dtype):
         attend = lambda *heads: dot_product_attention(*heads, example_ids, drop)
