@@ -95,10 +95,11 @@ def describe_price(price: StepPrice) -> list[str]:
     arguments, temporaries = (num_bytes / 2**30 for num_bytes in (price.argument_bytes, price.temporary_bytes))
     cycles, total = price.cycles.most_common(), sum(price.cycles.values())
     sent = ", ".join(f"{kind} {size / 1e9:.3g} GB" for kind, size in price.sent_bytes.most_common())
+    unknown = f"; {price.num_unknown} instructions have no estimate and count nothing" if price.num_unknown else ""
     milliseconds, sending = (f"{1e3 * seconds:.1f} ms" for seconds in (price.seconds, price.sending_seconds))
     return [
         f"fits: {arguments:.2f} GiB of arguments and {temporaries:.2f} of temporaries, of {memory:g} a chip",
-        f"XLA's estimate of a step: {milliseconds}, of which {sending} sending if nothing overlaps",
+        f"XLA's estimate of a step: {milliseconds}, of which {sending} sending if nothing overlaps{unknown}",
         "computing: " + ", ".join(f"{part} {count / total:.0%}" for part, count in cycles if count >= total / 200),
         f"a chip sends: {sent or 'nothing'}",
         f"{format_speed(price)}, {price.share_of_peak:.1%} of the peak rate",

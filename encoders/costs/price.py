@@ -19,7 +19,7 @@ import numpy as np
 
 from encoders.costs import ledger
 from encoders.costs.chips import Topology
-from encoders.costs.program import parse_collectives, sum_cycles_by_part
+from encoders.costs.program import count_unknown_cycles, parse_collectives, sum_cycles_by_part
 from encoders.data.stream import Phase
 from encoders.experiment import Experiment
 from encoders.model.config import EncoderConfig
@@ -56,6 +56,7 @@ class StepPrice:
     cycles: Counter[str] | None = None
     sent_bytes: Counter[str] | None = None
     missing_memory: str | None = None
+    num_unknown: int = 0  # instructions that XLA does not estimate, which count nothing
 
     @property
     def fits(self) -> bool:
@@ -221,6 +222,7 @@ def price_step(experiment: Experiment, phase: Phase, topology: Topology) -> Step
         temporary_bytes=memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes,
         cycles=sum_cycles_by_part(text),
         sent_bytes=sent,
+        num_unknown=count_unknown_cycles(text),
     )
 
 

@@ -13,6 +13,7 @@ COLLECTIVE_REGEX = re.compile(rf" = (.*?) ({'|'.join(COLLECTIVE_KINDS)})(?:-star
 NETWORK_SEND_REGEX = re.compile(r" = \(?(\w+\[[\d,]*\]).*? send\(.*megascale")  # to another slice of TPUs
 INSTRUCTION_REGEX = re.compile(r"^\s+(?:ROOT )?%[\w.\-]+ = .*? ([\w\-]+)\(")
 CALLED_REGEX = re.compile(r"(?:calls|to_apply|branch_computations)=\{?((?:%[\w.\-]+(?:, )?)+)")
+MAX_CYCLES = 2**40  # above it XLA's estimate of an instruction means that there is none
 # Parts of a step, by the first regex that the path of an operation matches.
 STEP_PARTS = (
     ("dropout", r"/Dropout_\d+/|/drop/"),
@@ -45,7 +46,14 @@ class Instruction:
     def estimated_cycles(self) -> int:
         """XLA's estimate of all its calls, in cycles of a TPU core; 0 where there is none."""
         found = re.search(r'"estimated_cycles":"(\d+)"', self.text)
-        return self.num_calls * int(found.group(1)) if found and not self.is_fused else 0
+        cycles = int(found.group(1)) if found and not self.is_fused else 0
+        return 0 if cycles > MAX_CYCLES else self.num_calls * cycles
+
+    @property
+    def has_unknown_cycles(self) -> bool:
+        """True where XLA writes a number that stands for none."""
+        found = re.search(r'"estimated_cycles":"(\d+)"', self.text)
+        return found is not None and not self.is_fused and int(found.group(1)) > MAX_CYCLES
 
 
 def parse_instructions(program_text: str) -> Iterator[Instruction]:
@@ -79,6 +87,11 @@ def count_loop_turns(loop_line: str, condition: list[str]) -> int:
     compared = re.search(r"ROOT .* compare\(.*?, (%[\w.\-]+)\), direction=LT", text)
     bound = compared and re.search(rf"{re.escape(compared.group(1))} = s32\[\]\S* constant\((\d+)\)", text)
     return int(bound.group(1)) if bound else 1
+
+
+def count_unknown_cycles(program_text: str) -> int:
+    """Return the number of instructions whose cycles XLA does not know."""
+    return sum(instruction.has_unknown_cycles for instruction in parse_instructions(program_text))
 
 
 def sum_cycles_by_part(program_text: str) -> Counter[str]:

@@ -2,7 +2,13 @@
 
 import pytest
 
-from encoders.costs.program import Collective, parse_collectives, parse_group_size, sum_cycles_by_part
+from encoders.costs.program import (
+    Collective,
+    count_unknown_cycles,
+    parse_collectives,
+    parse_group_size,
+    sum_cycles_by_part,
+)
 
 PROGRAM = """\
 HloModule jit_train_step, is_scheduled=true
@@ -92,6 +98,7 @@ backend_config={"estimated_cycles":"10"}
 
 ENTRY %main (state: bf16[8,4]) -> bf16[8,4] {
   %loop = (s32[], bf16[8,4]{1,0}) while(%start), condition=%again, body=%turn
+  %unknown = f32[8,4]{1,0} fusion(%g), backend_config={"estimated_cycles":"9223372036854775807"}
   %send = (bf16[4,8]{1,0}, u32[], token[]) send(%x, %after), channel_id=2, is_host_transfer=true, \
 frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime"}
   %shares = bf16[2,4]{1,0} fusion(%g), kind=kCustom, calls=%all-reduce-scatter.1
@@ -106,6 +113,7 @@ def test_cycles_are_those_of_all_turns_and_a_fusion_counts_once_for_its_part():
         "feed-forward": 1200, "stacked activations": 120, "optimizer": 5, "copies": 3
     }  # fmt: skip
     assert not sum_cycles_by_part(PROGRAM)
+    assert count_unknown_cycles(TPU_PROGRAM) == 1
 
 
 def test_a_collective_in_pieces_counts_once_and_one_that_scatters_sends_half_of_an_all_reduce():
