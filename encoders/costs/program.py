@@ -13,7 +13,7 @@ COLLECTIVE_REGEX = re.compile(rf" = (.*?) ({'|'.join(COLLECTIVE_KINDS)})(?:-star
 NETWORK_SEND_REGEX = re.compile(r" = \(?(\w+\[[\d,]*\]).*? send\(.*megascale")  # to another slice of TPUs
 INSTRUCTION_REGEX = re.compile(r"^\s+(?:ROOT )?%[\w.\-]+ = .*? ([\w\-]+)\(")
 CALLED_REGEX = re.compile(r"(?:calls|to_apply|branch_computations)=\{?((?:%[\w.\-]+(?:, )?)+)")
-MAX_CYCLES = 2**40  # above it XLA's estimate of an instruction means that there is none
+MAX_CYCLES = 2**40  # of an instruction; XLA writes larger numbers where it has no estimate
 # Parts of a step, by the first regex that the path of an operation matches.
 STEP_PARTS = (
     ("dropout", r"/Dropout_\d+/|/drop/"),
@@ -51,7 +51,7 @@ class Instruction:
 
     @property
     def has_unknown_cycles(self) -> bool:
-        """True where XLA writes a number that stands for none."""
+        """True where XLA writes a number above `MAX_CYCLES`, its way of no estimate."""
         found = re.search(r'"estimated_cycles":"(\d+)"', self.text)
         return found is not None and not self.is_fused and int(found.group(1)) > MAX_CYCLES
 
