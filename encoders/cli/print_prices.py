@@ -9,10 +9,9 @@ from encoders.cli.experiment_files import ExperimentChoice, load_experiment_file
 from encoders.costs.chips import CHIPS, Topology, parse_topologies
 from encoders.costs.ledger import estimate_memory, format_gibibytes
 from encoders.costs.price import StepFloor, StepPrice, compute_phase_flops, compute_run_seconds, describe_devices
-from encoders.costs.search import Settings, Trial, find_fitting_settings, search_settings, try_settings
+from encoders.costs.search import Trial, find_fitting_settings, format_settings, search_settings, try_settings
 from encoders.experiment import Experiment
 from encoders.run.preemption import format_duration
-from encoders.training.sharding import Mesh
 from encoders.utils.serialization import ExperimentError
 
 
@@ -72,7 +71,7 @@ def price_on_tpus(
         print("  nothing that was tried fits; take more chips, or fewer rows a step")
         return False
     if best is not own:
-        print(f"  with --set {format_settings(best.settings)}")
+        print(f"  with --set {' '.join(format_settings(best.settings))}")
         print_trial(best)
     print(describe_run(compute_run_seconds(best.prices), topology, rate))
     return True
@@ -136,21 +135,10 @@ def describe_run(seconds: float, topology: Topology, rate: float | None, bound: 
 
 def describe_trial(trial: Trial) -> str:
     """Return the settings of a trial and what came of them."""
-    settings = format_settings(trial.settings) or "the experiment's own settings"
+    settings = " ".join(format_settings(trial.settings)) or "the experiment's own settings"
     if trial.problem:
         return f"{settings}: {trial.problem}"
     if trial.run_seconds == math.inf:
         return f"{settings}: does not fit, {trial.prices[-1].missing_memory}"
     gibibytes = max(price.argument_bytes + price.temporary_bytes for price in trial.prices) / 2**30
     return f"{settings}: fits in {gibibytes:.2f} GiB, {trial.run_seconds / 3600:.2f} hours"
-
-
-def format_settings(settings: Settings) -> str:
-    """Return settings as `--set` takes them."""
-    words = []
-    for path, value in settings.items():
-        if isinstance(value, Mesh):
-            words += [f"mesh.{name}={size}" for name, size in vars(value).items()]
-        else:
-            words.append(f"{path}={str(value).lower() if isinstance(value, bool) else value}")
-    return " ".join(words)

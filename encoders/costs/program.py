@@ -13,7 +13,7 @@ COLLECTIVE_REGEX = re.compile(rf" = (.*?) ({'|'.join(COLLECTIVE_KINDS)})(?:-star
 NETWORK_SEND_REGEX = re.compile(r" = \(?(\w+\[[\d,]*\]).*? send\(.*megascale")  # to another slice of TPUs
 INSTRUCTION_REGEX = re.compile(r"^\s+(?:ROOT )?%[\w.\-]+ = .*? ([\w\-]+)\(")
 CALLED_REGEX = re.compile(r"(?:calls|to_apply|branch_computations)=\{?((?:%[\w.\-]+(?:, )?)+)")
-MAX_CYCLES = 2**40  # of an instruction; XLA writes larger numbers where it has no estimate
+MAX_CYCLES = 2**40  # of an instruction; XLA writes more where it cannot estimate
 # Parts of a step, by the first regex that the path of an operation matches.
 STEP_PARTS = (
     ("dropout", r"/Dropout_\d+/|/drop/"),
@@ -45,15 +45,18 @@ class Instruction:
     @property
     def estimated_cycles(self) -> int:
         """XLA's estimate of all its calls, in cycles of a TPU core; 0 where there is none."""
+        return 0 if self.has_unknown_cycles else self.num_calls * self.written_cycles
+
+    @property
+    def written_cycles(self) -> int:
+        """The number that XLA writes as the cycles of a call; 0 where it writes none, and inside a fusion."""
         found = re.search(r'"estimated_cycles":"(\d+)"', self.text)
-        cycles = int(found.group(1)) if found and not self.is_fused else 0
-        return 0 if cycles > MAX_CYCLES else self.num_calls * cycles
+        return int(found.group(1)) if found and not self.is_fused else 0
 
     @property
     def has_unknown_cycles(self) -> bool:
-        """True where XLA writes a number above `MAX_CYCLES`, its way of no estimate."""
-        found = re.search(r'"estimated_cycles":"(\d+)"', self.text)
-        return found is not None and not self.is_fused and int(found.group(1)) > MAX_CYCLES
+        """True where XLA writes a number above `MAX_CYCLES`."""
+        return self.written_cycles > MAX_CYCLES
 
 
 def parse_instructions(program_text: str) -> Iterator[Instruction]:

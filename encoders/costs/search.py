@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from encoders.costs.chips import Topology
 from encoders.costs.price import StepPrice, compute_run_seconds, price_step
-from encoders.experiment import Experiment
+from encoders.experiment import Experiment, apply_settings
 from encoders.training.sharding import Mesh
 from encoders.utils.errors import UserError
 
@@ -40,11 +40,15 @@ class Trial:
         return compute_run_seconds(self.prices)
 
 
-def replace_settings(experiment: Experiment, settings: Settings) -> Experiment:
-    """Return an experiment with other values of its fields and of those of its model."""
-    model_fields = {path.removeprefix("model."): x for path, x in settings.items() if path.startswith("model.")}
-    fields = {path: x for path, x in settings.items() if not path.startswith("model.")}
-    return replace(experiment, model=replace(experiment.model, **model_fields), **fields)
+def format_settings(settings: Settings) -> list[str]:
+    """Return settings as the words that `--set` takes."""
+    words = []
+    for path, value in settings.items():
+        if isinstance(value, Mesh):
+            words += [f"mesh.{name}={size}" for name, size in vars(value).items()]
+        else:
+            words.append(f"{path}={str(value).lower() if isinstance(value, bool) else value}")
+    return words
 
 
 def get_setting(experiment: Experiment, path: str) -> object:
@@ -56,7 +60,7 @@ def try_settings(experiment: Experiment, topology: Topology, settings: Settings)
     """Return the price of each phase with changed settings, up to the first that does not fit."""
     prices = []
     try:
-        changed = replace_settings(experiment, settings)
+        changed = apply_settings(experiment, format_settings(settings))
         for phase in changed.phases:
             prices.append(price_step(changed, phase, topology))
             if not prices[-1].fits:

@@ -235,7 +235,7 @@ def run_train_steps(session: TrainSession, state: step.TrainState) -> Scores:
         time_account.step = current_step
         is_last = current_step == num_steps
         if is_last or current_step % intervals.log_every == 0:
-            log_interval(session, current_step)
+            log_interval(session, current_step, phase)
             raise_if_diverged(session, current_step, state, batch)
         else:
             session.metric_log.advance_progress(current_step)
@@ -277,12 +277,11 @@ def time_batches(session: TrainSession, batches: Iterator[Batch]) -> Iterator[Ba
         asked_at = clock()
 
 
-def log_interval(session: TrainSession, current_step: int) -> None:
+def log_interval(session: TrainSession, current_step: int, phase: Phase) -> None:
     """Write a row of training metrics, and log what needs attention in it."""
     experiment, metric_log = session.run.experiment, session.metric_log
     num_steps = session.interval_metrics.num_steps
     sums, timing = session.interval_metrics.finish_interval()
-    phase = find_phase(experiment.phases, current_step - 1)
     timing |= measure_device_use(experiment, phase, num_steps / timing["seconds"], jax.devices())
     row = {
         "tokens": session.interval_metrics.num_tokens,

@@ -50,8 +50,9 @@ def find_metadata_host() -> str | None:
 
 def find_notice() -> str | None:
     """Return why the machine is about to end, or None, also where the server does not answer."""
+    host = find_metadata_host()
     for key, (value, reason) in NOTICES.items():
-        url = f"http://{find_metadata_host()}/computeMetadata/v1/{key}"
+        url = f"http://{host}/computeMetadata/v1/{key}"
         request = urllib.request.Request(url, headers={"Metadata-Flavor": "Google"})
         try:
             with urllib.request.urlopen(request, timeout=ANSWER_SECONDS) as response:

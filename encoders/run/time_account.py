@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from encoders.training.metric_log import copy_damaged, format_row, scan_metric_rows
-from encoders.utils.files import write_file_atomically
+from encoders.training.metric_log import format_row, reopen_rows, scan_metric_rows
 
 TIMES_FILE = "times.jsonl"
 
@@ -51,14 +50,9 @@ class TimeAccount:
 
     def open(self, folder: Path, log: Callable[[str], None]) -> None:
         """Append rows to the file in a run's folder; intact rows of a damaged file are kept, and `log` says so."""
-        path = folder / TIMES_FILE
-        rows, problems = scan_metric_rows(path)
-        if problems:
-            log(f"{path} is damaged: {'; '.join(problems)}; the intact rows are kept{copy_damaged(path)}")
-        lines = (format_row(number, row) for number, row in enumerate(rows, 1))  # without an unfinished one
-        write_file_atomically(path, "".join(lines).encode())
+        rows, problems = scan_metric_rows(folder / TIMES_FILE)
         self.num_rows, self.start_step = len(rows), self.step
-        self.file = open(path, "a", encoding="utf-8")
+        self.file = reopen_rows(folder / TIMES_FILE, rows, problems, log)
         self.write_row()
 
     def write_row(self) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from encoders.utils.errors import UserError
 from encoders.utils.field_checks import check_fields
@@ -114,12 +115,8 @@ class MetricLog:
         if expected_rows is not None and len(self.rows) != expected_rows:
             problems.append(f"up to step {resumed_step} it holds {len(self.rows)} of {expected_rows} rows")
         self.file = self.event_writer = None
-        if is_writer and problems:
-            log(f"{path} is damaged: {'; '.join(problems)}; the intact rows are kept{copy_damaged(path)}")
         if is_writer:
-            lines = (format_row(number, row) for number, row in enumerate(self.rows, 1))
-            write_file_atomically(path, "".join(lines).encode())
-            self.file = open(path, "a", encoding="utf-8")
+            self.file = reopen_rows(path, self.rows, problems, log)
             with suppress(ImportError):  # the extra `tensorboard` is not installed
                 from tensorboard.summary import Writer
 
@@ -156,6 +153,15 @@ class MetricLog:
             self.file.close()
         if self.event_writer:
             self.event_writer.close()
+
+
+def reopen_rows(path: Path, rows: list[dict], problems: list[str], log: Callable[[str], None]) -> IO[str]:
+    """Write intact rows anew and return the file, open for more; a damaged file is copied, and `log` says so."""
+    if problems:
+        log(f"{path} is damaged: {'; '.join(problems)}; the intact rows are kept{copy_damaged(path)}")
+    lines = (format_row(number, row) for number, row in enumerate(rows, 1))
+    write_file_atomically(path, "".join(lines).encode())
+    return open(path, "a", encoding="utf-8")
 
 
 def copy_damaged(path: Path) -> str:
