@@ -90,8 +90,8 @@ def test_an_interrupted_run_ends_with_the_same_numbers(learned, home, monkeypatc
     experiment, folder, result = learned
     again, record, seen = home / "runs" / "again", loop.log_interval, []
 
-    def interrupted(session, current_step):
-        record(session, current_step)
+    def interrupted(session, current_step, phase):
+        record(session, current_step, phase)
         seen.append(current_step)
         if seen == [6, 12, 18]:
             raise KeyboardInterrupt
