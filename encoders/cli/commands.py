@@ -1,7 +1,6 @@
 """The verbs of the command line, as functions with plain arguments; None, if returned, is the status 0."""
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
@@ -32,8 +31,9 @@ from encoders.inference.predictor import load_predictor
 from encoders.reporting import summaries, table_results
 from encoders.reporting.page import build_page, write_charts
 from encoders.reporting.table_formats import format_grid
+from encoders.run.copy_run import copy_run
 from encoders.run.evaluate import evaluate_run, open_corpus
-from encoders.run.folder import differing_fields, read_result, wrong_experiment
+from encoders.run.folder import differing_fields, open_run_folder, read_result, wrong_experiment
 from encoders.run.preemption import STOPPED_STATUS, StopRequest, format_duration, parse_duration
 from encoders.run.run import Run
 from encoders.run.time_account import format_time
@@ -41,18 +41,19 @@ from encoders.sweeps.local_workers import end_with_parent, launch_processes, lau
 from encoders.sweeps.paper_table import PaperTable, load_saved_tables, save_table
 from encoders.sweeps.sweep import WORKER_VARIABLE, Sweep, measure_progress
 from encoders.training import distributed, sharding
+from encoders.utils.buckets import check_local_paths
 from encoders.utils.code_files import import_file
 from encoders.utils.errors import UserError, escape_control
-from encoders.utils.files import check_local_paths, write_file_atomically
+from encoders.utils.files import find_cache_dir, write_file_atomically
 from encoders.utils.serialization import ExperimentError
 
-FOLDER_ARGUMENTS = ("runs", "run", "folder", "store", "out", "root")
+LOCAL_ARGUMENTS = ("out", "root", "charts_dir")
 WORKER_COMMAND = [sys.executable, "-m", "encoders"]
 
 
 def run_verb(verb: str, code: Sequence[str] = (), **arguments) -> int:
     """Import the Python files `code`, and call the function of a verb, with an `ExperimentChoice` of its arguments."""
-    check_local_paths(*(arguments.get(name) for name in FOLDER_ARGUMENTS))
+    check_local_paths(*(arguments.get(name) for name in LOCAL_ARGUMENTS))
     for path in code:
         import_file(path)
     if "experiment" in arguments:
@@ -99,7 +100,7 @@ def train_experiments(
     with StopRequest(time_limit) as stop:
         try:
             experiment_file = distributed.raise_on_all(lambda: load_experiment_file(choice))
-            return run_sweep(experiment_file, Path(choice.runs), profile, stop, hang_timeout)
+            return run_sweep(experiment_file, open_run_folder(choice.runs), profile, stop, hang_timeout)
         except Exception as error:
             if distributed.is_multi_process() and not isinstance(error, distributed.DistributedError):
                 distributed.abort_all(error)
@@ -112,16 +113,14 @@ def enable_compilation_cache(folder: str | None = None) -> None:
         jax.config.update("jax_compilation_cache_dir", folder)
     if not jax.config.jax_compilation_cache_dir:
         try:
-            home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+            jax.config.update("jax_compilation_cache_dir", str(find_cache_dir() / "compiled"))
         except RuntimeError:
             log_to_stderr("compiled steps are not kept, for the home folder is unknown; set JAX_COMPILATION_CACHE_DIR")
-            return
-        jax.config.update("jax_compilation_cache_dir", str(home / "encoders" / "compiled"))
 
 
 def train_in_parallel(choice: ExperimentChoice, num_jobs: int, command_line: Sequence[str]) -> int:
     """Train experiments side by side, in processes that share them; stores of text are prepared before."""
-    experiment_file, runs_dir = load_experiment_file(choice), Path(choice.runs)
+    experiment_file, runs_dir = load_experiment_file(choice), open_run_folder(choice.runs)
     check_and_save_table(experiment_file, runs_dir)
     for data in dict.fromkeys(experiment.data for experiment in experiment_file.experiments):
         if isinstance(data, PretrainingData):
@@ -211,7 +210,9 @@ def print_results(experiment_file: ExperimentFile, results: dict[str, dict], run
 
 def show_status(choice: ExperimentChoice) -> None:
     chosen = load_experiment_file(replace(choice, reuse_saved_table=True))
-    sweep = Sweep(chosen.experiments, Path(choice.runs), log_to_stderr, chosen.other_experiments, started_at=0.0)
+    sweep = Sweep(
+        chosen.experiments, open_run_folder(choice.runs), log_to_stderr, chosen.other_experiments, started_at=0.0
+    )
     runs = measure_progress(sweep)
     rows = [["experiment", "state", "steps", "left", "goodput", ""]]
     for run in runs:
@@ -236,12 +237,12 @@ def show_table(choice: ExperimentChoice, table_format: str = "text") -> None:
     table = load_experiment_file(replace(choice, reuse_saved_table=True)).table
     if table is None:
         raise ExperimentError(f"{choice.experiment} defines no `table`, as the files of experiments/ablations/ do")
-    results = table_results.collect_table_results(table, Path(choice.runs))
+    results = table_results.collect_table_results(table, open_run_folder(choice.runs))
     print(table_results.format_results(results, table_format))
 
 
 def write_report(folder: str, out: str | None = None, title: str = "Runs", charts_dir: str | None = None) -> None:
-    runs_dir, report_tables = Path(folder), []
+    runs_dir, report_tables = open_run_folder(folder), []
     if charts_dir:
         print(*write_charts(runs_dir, Path(charts_dir)), sep="\n")
         return
@@ -261,7 +262,7 @@ def print_scores(
     settings: Sequence[str] = (),
     corpus: Sequence[str] = (),
 ) -> None:
-    opened, num_batches = Run.open(Path(run), store), num_batches or 10**9  # all
+    opened, num_batches = Run.open(run, store), num_batches or 10**9  # all
     step_number, params = opened.load_params(step)
     with open_corpus(opened, corpus) if corpus else nullcontext(opened) as evaluated:
         if settings:
@@ -282,6 +283,7 @@ def write_submission(run: str, folder: str, root: str | None = None, step: str =
     files = dict(data.task.build_submission(predictor, root))
     if not any(files.values()):
         raise ExperimentError(f"the test rows of {data.task.name} are not in {root}; pass their folder with --root")
+    check_local_paths(folder)
     Path(folder).mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         if text is None:
@@ -309,6 +311,7 @@ VERB_FUNCTIONS = {
     "evaluate": print_scores,
     "predict": partial(predict_lines, log=log_to_stderr),
     "submit": write_submission,
+    "copy": partial(copy_run, log=log_to_stderr),
     "import": partial(convert.import_checkpoint, log=print),
     "export": partial(convert.export_run, log=print),
 }

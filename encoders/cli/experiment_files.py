@@ -11,6 +11,7 @@ from types import ModuleType
 
 from encoders.experiment import Experiment, apply_settings, list_differences
 from encoders.library import LIBRARY_FOLDER
+from encoders.run.folder import open_run_folder
 from encoders.sweeps.paper_table import PaperTable, Study, load_saved_tables
 from encoders.utils.code_files import import_file
 from encoders.utils.overrides import parse_value, shorten_text
@@ -93,7 +94,7 @@ def load_experiment_file(choice: ExperimentChoice) -> ExperimentFile:
         hint = "a table finds its experiments by name" if table else "choose one with --only"
         raise ExperimentError(f"--set name=... would rename {len(chosen)} experiments: {hint}")
     # Experiments that are not chosen stay as they were trained.
-    saved_tables = load_saved_tables(Path(choice.runs)) if table and choice.only else []
+    saved_tables = load_saved_tables(open_run_folder(choice.runs)) if table and choice.only else []
     saved = next((other.experiments_by_name for other in saved_tables if other.name == table.name), {})
 
     def resolve_experiment(experiment: Experiment) -> Experiment:
@@ -137,7 +138,7 @@ def load_paper_table(module: ModuleType, choice: ExperimentChoice) -> PaperTable
     """Return the table that a file makes of a `Study`, or the one that was trained in the folder of runs."""
     stem = Path(module.__file__).stem
     if choice.reuse_saved_table and not choice.with_settings:
-        saved = [table for table in load_saved_tables(Path(choice.runs)) if table.source_file == stem]
+        saved = [table for table in load_saved_tables(open_run_folder(choice.runs)) if table.source_file == stem]
         if len(saved) > 1:
             names = ", ".join(table.name for table in saved)
             raise ExperimentError(f"{choice.runs} has {names}; choose one with --with scale=... as it was trained")

@@ -172,6 +172,11 @@ VERBS = {
         make_option("--root DIR", "the folder of the task's files, if they have moved"),
         step_option("best"),
     ),
+    "copy": (
+        "copy a run between folders of this machine and buckets",
+        RUN,
+        make_option("target DIR", "the folder to make, also gs:// or s3://"),
+    ),
     "import": (
         "make a published checkpoint (a folder, as transformers has it) a run",
         make_option("folder DIR", "config.json, weights and tokenizer; or fairseq's .pt and dict.txt"),

@@ -4,15 +4,16 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from encoders.cli.experiment_files import ExperimentChoice, load_experiment_file
 from encoders.cli.inspect_store import RowSettings, describe_pass, describe_store
 from encoders.data.beam_runner import BeamRunner, LocalRunner, Runner
+from encoders.data.bucket_store import open_store
 from encoders.data.labelled import LabelledData
 from encoders.data.prepare import find_damaged_units, prepare_store, repair_store
 from encoders.data.spec import PretrainingData
 from encoders.data.store import Store
+from encoders.utils.buckets import parse_path
 from encoders.utils.serialization import ExperimentError
 
 
@@ -27,7 +28,7 @@ def prepare_stores(
     work_runner = build_runner(num_workers, runner, pipeline_options)
     printed = set()
     for experiment in load_experiment_file(choice).experiments:
-        if isinstance(experiment.data, LabelledData) and not Path(experiment.data.tokenizer.path).exists():
+        if isinstance(experiment.data, LabelledData) and not parse_path(experiment.data.tokenizer.path).exists():
             log(f"skipped {experiment.name}: its vocabulary is missing; train {experiment.init_from} first")
             continue
         store = prepare_store(experiment.data, log, work_runner)
@@ -94,7 +95,7 @@ def inspect_store(
     plain: bool = False,
     verify: bool = False,
 ) -> int:
-    opened, row_settings = Store.open(Path(store)), RowSettings()
+    opened, row_settings = open_store(parse_path(store)), RowSettings()
     if choice.experiment:
         experiments = load_experiment_file(choice).experiments
         if len(experiments) > 1:

@@ -20,6 +20,7 @@ from encoders.data.store import SplitWriter, describe_vocab
 from encoders.model.config import FamilyConventions
 from encoders.text.tfds_reader import describe_tfds_version
 from encoders.text.tokenization import TokenizerSpec
+from encoders.utils.buckets import parse_path
 from encoders.utils.errors import UserError
 from encoders.utils.serialization import fingerprint_content
 
@@ -105,7 +106,7 @@ class LabelledData:
         files = {split: name for split, name in self.task.files if not split.startswith("test")}
         if self.root.startswith("tfds:"):
             return {split: f"{self.root}@{to_tfds_split(split)}" for split in files}
-        paths = {split: Path(self.root).expanduser() / name for split, name in files.items()}
+        paths = {split: parse_path(self.root).expanduser() / name for split, name in files.items()}
         return {split: path for split, path in paths.items() if path.is_file()}
 
     def check_readable(self) -> None:
@@ -124,10 +125,10 @@ class LabelledData:
         content = {
             "task": fingerprint_content(self.task),
             "files": {
-                split: hash_path(source) if isinstance(source, Path) else describe_tfds_version(source)
+                split: describe_tfds_version(source) if isinstance(source, str) else hash_path(source)
                 for split, source in self.find_split_sources().items()
             },
-            "tokenizer": fingerprint_content(self.tokenizer) | {"path": hash_path(Path(self.tokenizer.path))},
+            "tokenizer": fingerprint_content(self.tokenizer) | {"path": hash_path(self.tokenizer.path)},
             "on_bad_row": self.on_bad_row,
             "version": getattr(self.task, "rows_version", LABELLED_STORE_VERSION),
         }

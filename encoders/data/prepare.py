@@ -19,13 +19,15 @@ import numpy as np
 from encoders.data import store as store_files
 from encoders.data import work_units
 from encoders.data.beam_runner import DEFAULT_RUNNER, LogFunction, Runner, UnfinishedWork
+from encoders.data.bucket_store import find_local_stores, open_or_send_store
 from encoders.data.spec import PretrainingData, StoreSpec, WorkUnit, compute_store_key, hash_content, hash_path
 from encoders.data.store import OFFSET_FILES, STORE_FILE, TEXT_SPLITS, Store, UnitSpan
 from encoders.data.work_units import PreparationJob
 from encoders.text import tokenization
 from encoders.text.tokenization import Tokenizer, VocabInfo
+from encoders.utils.buckets import is_in_bucket
 from encoders.utils.errors import UserError, is_disk_full
-from encoders.utils.files import atomic_dir, check_local_paths, hash_file, lock_dir, write_signed_json
+from encoders.utils.files import atomic_dir, hash_file, lock_dir, write_signed_json
 
 UnitGroup = tuple[WorkUnit, ...]
 WARNED_UNKNOWN_RATE = 0.01  # of a text's tokens
@@ -61,10 +63,15 @@ def compute_unknown_rate(vocab: VocabInfo, token_counts: np.ndarray) -> float:
 
 
 def open_or_make_store(data: StoreSpec, log: LogFunction, runner: Runner) -> Store:
-    check_local_paths(data.store_dir)
     data.check_readable()
     content = data.describe_content()
-    folder = Path(data.store_dir)
+    make_store = partial(open_or_make_local_store, data, content, find_local_stores(data.store_dir), log, runner)
+    if is_in_bucket(data.store_dir):
+        return open_or_send_store(data.store_dir, hash_content(content), make_store, log)
+    return make_store()
+
+
+def open_or_make_local_store(data: StoreSpec, content: dict, folder: Path, log: LogFunction, runner: Runner) -> Store:
     path = folder / hash_content(content)
     work_dir = path.with_name(f".{path.name}.work")  # of the finished units, until the store is complete
     if path.exists():

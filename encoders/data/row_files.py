@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from encoders.utils.buckets import open_text
 from encoders.utils.errors import UserError
 
 OnBadRow = Literal["stop", "skip"]
@@ -82,7 +83,7 @@ def read_records(path: Path, columns: tuple[str, ...] = ()) -> Iterator[Record |
     if path.suffix not in readers:
         raise RowError(str(path), f"the suffix {path.suffix!r} must be one of {', '.join(readers)}")
     empty = True
-    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
+    with open_text(path, errors="surrogateescape") as file:
         for number, row in readers[path.suffix](file):
             location = f"{path}:{number}"
             if isinstance(row, str):

@@ -10,10 +10,12 @@ from math import inf
 from pathlib import Path
 from typing import ClassVar, Literal, Protocol
 
+from encoders.data.bucket_store import find_local_stores
 from encoders.data.filters import CorpusFilters
 from encoders.text import corpus as corpora
 from encoders.text.source import ByteRange
 from encoders.text.tokenization import TokenizerSpec
+from encoders.utils.buckets import parse_path
 from encoders.utils.errors import UserError
 
 MAX_UNKNOWN_RATE = 0.2  # of a text's tokens, by default
@@ -93,10 +95,12 @@ class PretrainingData:
     def describe_content(self) -> dict:
         # These keys are hashed: they keep their spelling when a field is renamed, so that stores stay valid.
         tokenizer = asdict(self.tokenizer)
-        tokenizer["path"] = self.tokenizer.path and hash_path(Path(self.tokenizer.path))
+        tokenizer["path"] = self.tokenizer.path and hash_path(self.tokenizer.path)
         content = {name: getattr(self, name) for name in ("sentence_splitting", "language", "heldout_fraction")}
         content |= {
-            "corpus": corpora.describe_corpus(self.corpus, self.text_field, Path(self.store_dir) / ".digests.json"),
+            "corpus": corpora.describe_corpus(
+                self.corpus, self.text_field, find_local_stores(self.store_dir) / ".digests.json"
+            ),
             "tokenizer": tokenizer,
             "version": STORE_VERSION,
         }
@@ -134,9 +138,9 @@ def check_share(name: str, share: float) -> None:
         raise UserError(f"{name}={share} must be a share from 0 to 1")
 
 
-def hash_path(path: Path) -> str:
+def hash_path(path: str | Path) -> str:
     """Return the SHA-256 of a file, or of all files of a folder."""
-    path = path.expanduser()
+    path = parse_path(path).expanduser()
     if not path.exists():
         raise UserError(f"{str(path)!r} does not exist")
     files = sorted(f for f in path.iterdir() if f.is_file()) if path.is_dir() else [path]

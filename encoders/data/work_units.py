@@ -32,6 +32,7 @@ from encoders.data.spec import PretrainingData, WorkUnit
 from encoders.data.store import FINISHED_UNITS_FILE, TEXT_SPLITS, SplitWriter, encode_npy, hash_units, save_array
 from encoders.text import corpus, tokenization
 from encoders.text.source import Document
+from encoders.utils.buckets import make_absolute, parse_path
 from encoders.utils.files import atomic_dir, hash_file
 
 TOKENIZE_CHUNK_CHARS = 4_000_000  # characters that are tokenised at a time
@@ -54,7 +55,7 @@ class PreparationJob:
     def in_folder(cls, data: PretrainingData, work_dir: Path) -> PreparationJob:
         """Return a job with absolute paths, for processes with other working directories."""
         is_path = lambda item: item != "embedded" and not item.startswith("tfds:")
-        items = (str(Path(item).expanduser().absolute()) if is_path(item) else item for item in data.corpus)
+        items = (str(make_absolute(parse_path(item).expanduser())) if is_path(item) else item for item in data.corpus)
         return cls(replace(data, corpus=tuple(items)), work_dir.resolve())
 
     def read_filtered_documents(self, unit: WorkUnit, counts: Counter) -> Iterator[Document]:

@@ -34,6 +34,7 @@ from encoders.training import sharding, step
 from encoders.training.checkpoint import save_params
 from encoders.training.optimizer import flatten_with_paths, tree_paths
 from encoders.training.sharding import Mesh
+from encoders.utils.buckets import check_local_paths
 from encoders.utils.files import atomic_dir, write_json
 
 LogFn = Callable[[str], None]
@@ -59,6 +60,7 @@ def import_checkpoint(
     sentence-transformers, to leave out. Raises `CheckpointError`, a `ValueError`, that lists every problem.
     """
     limit_malloc_arenas()
+    check_local_paths(*(str(path) for path in (folder, run, generator, tokenizer_files) if path))
     folder, run = Path(folder), Path(run)
     if run.exists():
         raise CheckpointError(f"{run} exists; choose another name, or remove it")
@@ -213,7 +215,8 @@ def export_run(run: str | Path, folder: str | Path, *, step: str = "latest", log
     network that transformers cannot represent.
     """
     limit_malloc_arenas()
-    opened, folder = Run.open(Path(run)), Path(folder)
+    check_local_paths(str(folder))
+    opened, folder = Run.open(run), Path(folder)
     embedding, config = SentenceEmbedding.from_record(read_run_record(opened.folder)), opened.spec.model
     if folder.exists():
         raise CheckpointError(f"{folder} exists; choose another name, or remove it")

@@ -16,6 +16,7 @@ from encoders.run.folder import parse_run_spec, read_run_record
 from encoders.text.tokenization import TokenizerSpec
 from encoders.training.metric_log import Intervals
 from encoders.training.optimizer import AdamW, OptimizerConfig
+from encoders.utils.buckets import parse_path
 from encoders.utils.serialization import ExperimentError
 
 ALL_BATCHES = 10**9  # evaluation reads every labelled row
@@ -47,7 +48,7 @@ class Recipe:
 
 def load_run_spec(run: str | Path) -> RunSpec:
     """Return the experiment of a trained run, or the model and objective of an imported one, from its folder."""
-    return parse_run_spec(read_run_record(Path(run)))
+    return parse_run_spec(read_run_record(run))
 
 
 def count_train_rows(task: TaskSpec, root: str, default: int | None = None) -> int:
@@ -56,7 +57,7 @@ def count_train_rows(task: TaskSpec, root: str, default: int | None = None) -> i
     `default` is returned for a TFDS data set, and for a folder without the file. Raises `ExperimentError` where no row
     is usable.
     """
-    has_file = not root.startswith("tfds:") and (Path(root).expanduser() / dict(task.files)["train"]).is_file()
+    has_file = not root.startswith("tfds:") and (parse_path(root).expanduser() / dict(task.files)["train"]).is_file()
     if default is not None and not has_file:
         return default
     reader = RowReader("skip")

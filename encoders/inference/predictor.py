@@ -395,6 +395,6 @@ def load_predictor(
     `step` is "best" (the latest where none was scored), or another of `Run.load_params`. `lengths` are the lengths
     that rows are padded to, in tokens and ascending; the last one cuts texts. By default they reach to all positions.
     """
-    opened = Run.open(Path(run))
+    opened = Run.open(run)
     embedding = SentenceEmbedding.from_record(read_run_record(opened.folder))
     return Predictor(opened, opened.load_params(step)[1], batch_size, lengths, embedding)

@@ -25,6 +25,7 @@ from encoders.run.folder import (
 )
 from encoders.run.preemption import format_duration
 from encoders.run.time_account import format_time, read_time_report
+from encoders.utils.buckets import get_modified_at, make_absolute
 from encoders.utils.errors import UserError, describe_error, escape_control
 from encoders.utils.files import write_file_atomically
 
@@ -91,14 +92,14 @@ def summarize_folder(folder: Path, runs: Sequence[RunSummary], unreadable: Seque
     }
     states = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
     total = len(runs) + len(unreadable)
-    sentences = [f"{total:,} {'run' if total == 1 else 'runs'} in {Path(folder).resolve().name}: {states}."]
+    sentences = [f"{total:,} {'run' if total == 1 else 'runs'} in {make_absolute(folder).name}: {states}."]
     kinds = [Counter(map(parse_device_kind, run.record["devices"])) for run in runs if run.is_trained]
     if devices := sorted({" and ".join(f"{count} {kind}" for kind, count in run.items()) for run in kinds}):
         sentences.append(f"Trained on {' or '.join(devices)}.")
     names = (RECORD_FILE, METRICS_FILE, RESULT_FILE)
     files = [run.folder / name for run in runs for name in names if (run.folder / name).exists()]
     if files:
-        times = sorted(f"{datetime.fromtimestamp(file.stat().st_mtime, UTC):%Y-%m-%d %H:%M}" for file in files)
+        times = sorted(f"{datetime.fromtimestamp(get_modified_at(file), UTC):%Y-%m-%d %H:%M}" for file in files)
         sentences.append(f"Their files are from {times[0]} to {times[-1]} UTC.")
     return " ".join(sentences)
 
@@ -219,7 +220,7 @@ def read_runs(folder: Path) -> tuple[list[RunSummary], list[str]]:
     Raises `RunError` if `folder` contains no run.
     """
     runs, unreadable = [], []
-    for run_folder in sorted(path for path in Path(folder).iterdir() if (path / RECORD_FILE).exists()):
+    for run_folder in sorted(path for path in folder.iterdir() if (path / RECORD_FILE).exists()):
         try:
             record = read_run_record(run_folder)
             rows = tuple(read_run_rows(run_folder))

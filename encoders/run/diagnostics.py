@@ -20,6 +20,7 @@ from encoders.run.folder import CHECKPOINTS_FOLDER
 from encoders.run.run import Run
 from encoders.training import distributed, step
 from encoders.training.optimizer import flatten_with_paths
+from encoders.utils.buckets import is_in_bucket
 
 SPIKE_DEVIATIONS = 6.0  # standard deviations above the mean of the rows before
 SPIKE_WINDOW = 50  # rows of the log
@@ -142,6 +143,8 @@ def describe_slowest_process(busy_seconds: float, interval_seconds: float) -> st
 
 def describe_disk_shortage(run: Run) -> str | None:
     """Return a line if the disk has less room than the checkpoints need: the newest, the best and one being written."""
+    if is_in_bucket(run.folder):
+        return None
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(run.state_shapes))
     written = sum(path.stat().st_size for path in (run.folder / CHECKPOINTS_FOLDER).rglob("*") if path.is_file())
     needed = size * (run.experiment.intervals.keep_checkpoints + 2) - written

@@ -15,6 +15,7 @@ The record of an imported run holds a model and an objective instead of an exper
 """
 
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from encoders.families.conventions import infer_conventions
 from encoders.text.tokenization import VOCAB_SHAPE, VocabInfo
 from encoders.training.checkpoint import SAVED_STEPS_FILE
 from encoders.training.metric_log import METRICS_FILE, read_metric_rows
+from encoders.utils.buckets import find_scheme, make_absolute, parse_path
 from encoders.utils.errors import UserError
 from encoders.utils.files import (
     NUMBER,
@@ -39,6 +41,7 @@ from encoders.utils.files import (
     read_signed_json,
     write_signed_json,
 )
+from encoders.utils.lease import LEASE_SECONDS
 from encoders.utils.serialization import from_json_value, to_json_value
 
 RECORD_FILE, RESULT_FILE, TOKENIZER_FILE = "experiment.json", "result.json", "tokenizer.json"
@@ -69,13 +72,24 @@ class RunInUse(RunError):
     """A run that another process trains."""
 
 
-def lock_run(folder: Path) -> AbstractContextManager[None]:
+def open_run_folder(name: str | Path) -> Path:
+    """Return the folder of a run, or of runs. Raises `RunError` for a bucket that Orbax keeps no checkpoints in."""
+    folder = parse_path(name)
+    if find_scheme(folder) not in (None, "gs"):
+        raise RunError(f"{folder}: runs are kept in folders of this machine and at gs://; `copy {folder} DIR` gets one")
+    return folder
+
+
+def lock_run(folder: Path, log: Callable[[str], None]) -> AbstractContextManager[None]:
     """Hold the lock of a run's folder. Raises `RunInUse` while another process trains the run."""
 
     def raise_in_use() -> None:
         raise RunInUse(f"{folder} is in use by {lock_owner(folder) or 'another process'}")
 
-    return lock_dir(folder, on_wait=raise_in_use)
+    def log_watch(owner: str) -> None:
+        log(f"{folder} was in use by {owner}; waiting up to {LEASE_SECONDS:.0f} s for a sign of it")
+
+    return lock_dir(folder, on_wait=raise_in_use, on_watch=log_watch)
 
 
 def build_run_record(spec: RunSpec, fingerprint: str, vocab: VocabInfo) -> dict:
@@ -102,9 +116,10 @@ def register_run(folder: Path, experiment: Experiment, store: Store, fingerprint
         remedy = "restore that file; to start over, remove the folder"
         raise RunError(f"{folder} was trained, for it has {', '.join(found)}, but {RECORD_FILE} is missing: {remedy}")
     folder.mkdir(parents=True, exist_ok=True)
-    store.tokenizer.save(folder)
+    store.tokenizer.save(folder / TOKENIZER_FILE)
     record = build_run_record(experiment, fingerprint, store.vocab)
-    write_run_record(folder, record | {"store": str(store.path.resolve()), "store_key": store.key})
+    store_path = make_absolute(parse_path(experiment.data.store_dir)) / store.key
+    write_run_record(folder, record | {"store": str(store_path), "store_key": store.key})
 
 
 def write_run_record(folder: Path, record: dict) -> None:
@@ -125,9 +140,9 @@ def check_recorded_file(folder: Path, name: str) -> Path:
 
 def read_run_record(folder: Path) -> dict:
     """Return the content of a run's `experiment.json`. Raises `RunError` if it is missing or damaged."""
-    path = Path(folder) / RECORD_FILE
+    path = (folder := parse_path(folder)) / RECORD_FILE
     if not path.exists():
-        is_published = (Path(folder) / "config.json").is_file()
+        is_published = (folder / "config.json").is_file()
         hint = f"; it is a published checkpoint: `import {folder} RUN` makes it a run" if is_published else ""
         raise RunError(f"{folder} holds no run (no {RECORD_FILE}){hint}")
     return read_run_file(path, RECORD_SHAPE)
@@ -154,7 +169,7 @@ def parse_run_spec(record: dict) -> RunSpec:
 
 def read_result(folder: Path) -> dict | None:
     """Return the result of a finished run, else None. Raises `RunError` if it is damaged."""
-    path = Path(folder) / RESULT_FILE
+    path = parse_path(folder) / RESULT_FILE
     if not path.exists():
         return None
     result = read_run_file(path, RESULT_SHAPE, "; remove it to resume the run from its last checkpoint")
@@ -181,7 +196,7 @@ def count_saved_steps(folder: Path) -> int | None:
 
 def differing_fields(experiment: Experiment, folder: Path) -> list[str]:
     """Return how an experiment differs from one recorded in `folder`, paths aside: the fingerprint covers contents."""
-    if not (Path(folder) / RECORD_FILE).exists():
+    if not (parse_path(folder) / RECORD_FILE).exists():
         return []
     recorded = parse_run_spec(read_run_record(folder))
     return [line for line in describe_differences(recorded, experiment) if not line.startswith(PATH_FIELD_PREFIXES)]

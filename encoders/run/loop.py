@@ -20,7 +20,7 @@ from encoders.experiment import Experiment
 from encoders.objectives.base import Objective, Scores, select_numbers, total_loss
 from encoders.run import diagnostics
 from encoders.run.evaluate import evaluate_run, to_host
-from encoders.run.folder import RECORD_FILE, RESULT_FILE, RunError, read_result, wait_for_file
+from encoders.run.folder import RECORD_FILE, RESULT_FILE, RunError, open_run_folder, read_result, wait_for_file
 from encoders.run.preemption import RunStopped, StopRequest
 from encoders.run.prepare_run import prepare_run
 from encoders.run.profiling import StepProfiler
@@ -54,7 +54,7 @@ def train(
     Raises `RunStopped` after the step in which `stop` requests it, which is saved; `RunInUse` while another process
     trains the run; and `RunError` for what cannot be trained.
     """
-    folder, is_primary, time_account = Path(folder), distributed.is_primary(), TimeAccount()
+    folder, is_primary, time_account = open_run_folder(folder), distributed.is_primary(), TimeAccount()
     with quiet_orbax(), explain_failures(experiment, folder) as resources:
         preparation = prepare_run(experiment, folder, log)
         run, warm_start, fingerprint = distributed.raise_on_all(lambda: resources.enter_context(preparation))

@@ -55,12 +55,12 @@ def prepare_run(
         store.verify()
     if warm_start:
         warm_start.check_tokenizer(store.tokenizer)
-    run = Run(experiment, Path(folder), store.vocab, lambda: store)
+    run = Run(experiment, folder, store.vocab, lambda: store)
     for phase in experiment.phases:
         for split in store.eval_splits:
             load_eval_table(split, phase, store.path / "tables")  # raises if no example fits
     fingerprint = fingerprint_experiment(experiment, store.key, warm_start.init_key if warm_start else None)
-    with lock_run(run.folder) if distributed.is_primary() else nullcontext():
+    with lock_run(run.folder, log) if distributed.is_primary() else nullcontext():
         if distributed.is_primary():
             register_run(run.folder, experiment, store, fingerprint)
         yield run, warm_start, fingerprint

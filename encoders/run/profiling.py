@@ -11,6 +11,7 @@ import jax
 from encoders.run.folder import RunError
 from encoders.run.run import Run
 from encoders.training import distributed, step
+from encoders.utils.buckets import is_in_bucket
 
 PROFILED_STEPS = 3
 SKIPPED_SCOPES = "while body cond closed_call checkpoint remat rematted_computation transpose jvp".split()
@@ -23,6 +24,8 @@ class StepProfiler:
     def __init__(self, run: Run, start_step: int, log: Callable[[str], None]):
         if distributed.is_multi_process():
             raise RunError("--profile traces one process, and this run has several; profile it with one")
+        if is_in_bucket(run.folder):
+            raise RunError(f"--profile writes to a folder of this machine, and the run is in {run.folder}")
         num_steps_left, needed = run.experiment.num_steps - start_step, 2 + PROFILED_STEPS
         if num_steps_left < needed:
             raise RunError(f"--profile needs {needed} steps, and {num_steps_left} of phases.until_step are left")

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import jax
 
+from encoders.data.bucket_store import open_store
 from encoders.data.store import STORE_FILE, Store
 from encoders.data.stream import BatchStream, Phase, expand_batch_ramps
 from encoders.experiment import Experiment, RunSpec
@@ -18,6 +19,7 @@ from encoders.run.folder import (
     TOKENIZER_FILE,
     RunError,
     check_recorded_file,
+    open_run_folder,
     parse_run_spec,
     read_run_record,
 )
@@ -25,6 +27,7 @@ from encoders.text.tokenization import VocabInfo, load_tokenizer
 from encoders.training import distributed, sharding, step
 from encoders.training.checkpoint import CheckpointDamaged, Checkpoints, build_abstract_state
 from encoders.training.optimizer import flatten_with_paths
+from encoders.utils.buckets import parse_path
 from encoders.utils.files import DamagedFile
 
 
@@ -45,9 +48,10 @@ class Run:
             raise RunError(problem)
 
     @classmethod
-    def open(cls, folder: Path, store_path: str | None = None) -> Self:
+    def open(cls, folder: str | Path, store_path: str | None = None) -> Self:
         """Return the run recorded in a folder; `store_path` is the new path of a store that was moved."""
-        folder, record = Path(folder), read_run_record(folder)
+        folder = open_run_folder(folder)
+        record = read_run_record(folder)
         open_store = partial(open_recorded_store, folder, record, store_path)
         return cls(parse_run_spec(record), folder, VocabInfo.from_json_value(record["facts"]), open_store)
 
@@ -218,10 +222,10 @@ def average_trees(trees: Iterable[dict]) -> dict:
 
 def open_recorded_store(folder: Path, record: dict, moved_to: str | None) -> Store:
     """Open the store that a run was trained on. Raises `RunError` if it is missing or its key differs."""
-    path = Path(moved_to or record["store"])
+    path = parse_path(moved_to or record["store"])
     if not (path / STORE_FILE).exists():
         raise RunError(f"the store of {folder} is not at {path}; pass its new path with --store DIR")
-    store = Store.open(path)
+    store = open_store(path)
     if store.key != record["store_key"]:
         raise RunError(f"{path} has the key {store.key}, but the run was trained on the store {record['store_key']}")
     store.verify()

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from contextlib import closing
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +25,7 @@ class WarmStart:
     """The source run that `init_from` names. Raises `RunError` if its model or its vocabulary does not fit."""
 
     def __init__(self, experiment: Experiment):
-        self.run = Run.open(Path(experiment.init_from))
+        self.run = Run.open(experiment.init_from)
         with closing(self.run.open_checkpoints()) as checkpoints:
             self.step = checkpoints.latest_step()
         if self.step is None:

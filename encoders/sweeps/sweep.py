@@ -27,6 +27,7 @@ from encoders.run.folder import RunInUse, count_saved_steps, differing_fields, r
 from encoders.run.preemption import STOPPED_STATUS, RunStopped, StopRequest
 from encoders.run.time_account import TimeReport, read_time_report
 from encoders.training import distributed
+from encoders.utils.buckets import get_modified_at
 from encoders.utils.errors import UserError, describe_error, is_expected
 from encoders.utils.files import lock_owner, write_file_atomically
 
@@ -95,7 +96,7 @@ class Sweep:
             self.failed_names.append(experiment.name)
             return "failed"
         failure = folder / FAILURE_FILE
-        if failure.exists() and failure.stat().st_mtime > self.started_at:
+        if failure.exists() and get_modified_at(failure) > self.started_at:
             return "failed"
         source = self.find_source(experiment)
         if source and (source_state := self.find_state(source)) != "done":

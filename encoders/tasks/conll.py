@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from encoders.data.row_files import Record, RowError, read_records
+from encoders.utils.buckets import open_text
 from encoders.utils.errors import UserError
 
 SCHEMES = {"IOB": "BI", "BIOES": "BIES", "BILOU": "BILU", "BMES": "BMES"}
@@ -31,7 +32,7 @@ def read_conll_sentences(path: Path, labels: Sequence[str]) -> Iterator[Record |
     comments: lines before a sentence with "#" as their first field whose last one is none of `labels`.
     """
     sentences: list[Sentence] = [[]]
-    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
+    with open_text(path, errors="surrogateescape") as file:
         for number, line in enumerate(file, 1):
             fields = [field.strip(" \r\n") for field in line.split("\t" if "\t" in line else " ")]
             fields = [field for field in fields if field]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import ClassVar, Literal
 
 import jax.numpy as jnp
@@ -21,6 +20,7 @@ from encoders.objectives.base import Metrics, Scores, SupervisedObjective, TaskM
 from encoders.tasks.classification import ClassificationModule, compute_label_metrics
 from encoders.tasks.scores import score_accuracy, score_baseline
 from encoders.tasks.text_tasks import LabelledFormat, truncate_pairs
+from encoders.utils.buckets import parse_path
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class MultipleChoiceTask:
         return objective, MultipleChoiceRows(self.num_choices, conventions.num_separators)
 
     def read_examples(self, root: str, split: str, reader: RowReader) -> Iterator[Example]:
-        path = Path(root).expanduser() / dict(self.files)[split]
+        path = parse_path(root).expanduser() / dict(self.files)[split]
         yield from reader.convert_rows(read_records(path), self.parse_row)
 
     def parse_row(self, row: Record) -> Example:

@@ -19,6 +19,7 @@ from encoders.model.config import FamilyConventions
 from encoders.tasks.question_answering import ANSWERABILITY_OBJECTIVES
 from encoders.tasks.text_tasks import LabelledFormat
 from encoders.text.tfds_reader import read_tfds_records
+from encoders.utils.buckets import parse_path
 from encoders.utils.errors import UserError
 
 
@@ -45,7 +46,7 @@ class QATask:
             source = f"{root}@{to_tfds_split(split)}"
             rows = ((source, row) for row in read_tfds_records(source))
         else:
-            rows = read_squad_questions(Path(root).expanduser() / dict(self.files)[split])
+            rows = read_squad_questions(parse_path(root).expanduser() / dict(self.files)[split])
         yield from reader.convert_rows(rows, lambda row: parse_squad_question(*row))
 
     def encode_labels(self, example: Example, encoded: EncodedExample) -> dict[str, np.ndarray]:
@@ -98,7 +99,7 @@ def read_squad_questions(path: Path) -> Iterator[tuple[str, dict] | RowError]:
     A part of another shape is yielded as a `RowError`. Raises `RowError` for a file of another layout.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = json.loads(path.read_bytes().decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise RowError(str(path), f"it is not UTF-8 at byte {error.start}") from None
     except (ValueError, RecursionError) as error:

@@ -17,6 +17,7 @@ from encoders.data.store import Split
 from encoders.model.config import FamilyConventions
 from encoders.tasks.classification import Classification
 from encoders.text.tfds_reader import read_tfds_records
+from encoders.utils.buckets import parse_path
 from encoders.utils.errors import UserError
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -65,7 +66,7 @@ class TextTask:
 
     def find_split_file(self, root: str, split: str) -> Path:
         """Return the file of a split: in `root`, or in a folder beside it named like the file, as GLUE's AX."""
-        path = Path(root).expanduser() / dict(self.files)[split]
+        path = parse_path(root).expanduser() / dict(self.files)[split]
         sibling = path.parent.parent / path.stem / path.name
         return sibling if sibling.is_file() and not path.exists() else path
 

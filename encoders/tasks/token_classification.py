@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import ClassVar, Literal
 
 import jax.numpy as jnp
@@ -25,6 +24,7 @@ from encoders.tasks.classification import compute_label_metrics
 from encoders.tasks.conll import OUTSIDE, extract_entities, parse_tags, read_sentences
 from encoders.tasks.scores import score_entities
 from encoders.tasks.text_tasks import LabelledFormat
+from encoders.utils.buckets import parse_path
 from encoders.utils.errors import UserError
 
 IGNORED_TAG = -1  # of tokens that are not the first of a word
@@ -52,7 +52,7 @@ class TokenTask:
         return TokenClassification(self.labels, head_dropout, conventions.token_classifier_head), TaggedRows()
 
     def read_examples(self, root: str, split: str, reader: RowReader) -> Iterator[Example]:
-        path = Path(root).expanduser() / dict(self.files)[split]
+        path = parse_path(root).expanduser() / dict(self.files)[split]
         yield from reader.convert_rows(read_sentences(path, self.labels), self.parse_row)
 
     def parse_row(self, row: Record) -> Example:

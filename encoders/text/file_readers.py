@@ -6,9 +6,9 @@ import bz2
 import difflib
 import glob
 import gzip
+import io
 import json
 import lzma
-import os
 import sys
 import zlib
 from collections.abc import Iterator
@@ -17,9 +17,11 @@ from itertools import chain
 from pathlib import Path
 
 from encoders.text.source import ByteRange, CorpusError, DigestCache, Document, import_optional, split_paragraphs
+from encoders.utils.buckets import find_scheme, get_size, is_in_bucket, open_file_system, parse_path
 
 MAX_CHECKED_CHARS = 1 << 16  # that `check_readable` reads of a file
 MAX_LINE_BYTES = 64 << 20
+REMOTE_BUFFER_BYTES = 1 << 20
 COMPRESSED_SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
 FASTA_SUFFIXES = (".fasta", ".fa", ".faa", ".fna")
 
@@ -39,7 +41,7 @@ class FileSource:
             raise CorpusError(f"corpus {self.item!r} holds no text: it is empty or blank")
 
     def describe_content(self, digest_cache: DigestCache) -> list[dict]:
-        return [{"file": p.name, "sha256": digest_cache.hash_file(p), "bytes": p.stat().st_size} for p in self.paths]
+        return [{"file": p.name, "sha256": digest_cache.hash_file(p), "bytes": get_size(p)} for p in self.paths]
 
     def split_ranges(self, target_bytes: int) -> Iterator[ByteRange]:
         return chain.from_iterable(self.split_file(path, target_bytes) for path in self.paths)
@@ -58,7 +60,7 @@ class FileSource:
         return chain.from_iterable(self.read_documents(byte_range))
 
     def split_file(self, path: Path, target_bytes: int) -> Iterator[ByteRange]:
-        file_bytes, start = path.stat().st_size, 0
+        file_bytes, start = get_size(path), 0
         if path.suffix in COMPRESSED_SUFFIXES:
             yield ByteRange(str(path), approx_bytes=4 * file_bytes)
             return
@@ -185,7 +187,7 @@ class ParquetSource(FileSource):
                 start, num_bytes = stop, 0
 
     def read_documents(self, byte_range: ByteRange) -> Iterator[Document]:
-        path = Path(byte_range.name)
+        path = parse_path(byte_range.name)
         with open_parquet(path) as file:
             types = {column.name: str(column.type) for column in file.schema_arrow}
             if types.get(self.text_field) not in ("string", "large_string", "string_view"):
@@ -207,7 +209,8 @@ def split_record(text: str | None) -> Iterator[Document]:
 @contextmanager
 def open_parquet(path: Path):
     try:
-        with import_optional("pyarrow.parquet", "a Parquet file").ParquetFile(path) as file:
+        source = path.open("rb") if is_in_bucket(path) else path
+        with import_optional("pyarrow.parquet", "a Parquet file").ParquetFile(source) as file:
             yield file
     except CorpusError:
         raise
@@ -230,13 +233,12 @@ def make_file_source(item: str, text_field: str | None, document_per_line: bool 
 
 
 def expand_paths(item: str) -> list[Path]:
-    path = Path(item).expanduser()
+    path = parse_path(item).expanduser()
     if path.is_dir():
-        raise CorpusError(f"corpus {item!r} is a folder; name its files, as in {str(Path(item) / '*.txt')!r}")
+        raise CorpusError(f"corpus {item!r} is a folder; name its files, as in {str(path / '*.txt')!r}")
     if path.exists():  # also a name that holds a bracket or a star
         return [path]
-    matches = glob.glob(str(path), recursive=True) if glob.has_magic(item) else []
-    if files := sorted(Path(name) for name in matches if os.path.isfile(name)):
+    if glob.has_magic(item) and (files := sorted(p for p in match_paths(path) if p.is_file())):
         return files
     if not path.parent.is_dir() and not glob.has_magic(str(path.parent)):
         raise CorpusError(f"corpus {item!r}: the folder {str(path.parent)!r} does not exist")
@@ -245,12 +247,23 @@ def expand_paths(item: str) -> list[Path]:
     raise CorpusError(f"corpus {item!r} names no file; {str(path.parent)!r} holds {', '.join(similar) or 'none'}")
 
 
+def match_paths(pattern: Path) -> Iterator[Path]:
+    """Yield the paths that match a pattern, of this machine or of a bucket."""
+    if not is_in_bucket(pattern):
+        return map(Path, glob.glob(str(pattern), recursive=True))
+    names = open_file_system(pattern).glob(str(pattern))
+    return (parse_path(f"{find_scheme(pattern)}://{name}") for name in names)
+
+
 def open_decompressed(path: Path):
     try:
+        source = io.BufferedReader(path.open("rb"), REMOTE_BUFFER_BYTES) if is_in_bucket(path) else path
         if path.suffix == ".zst":
             zstd = import_zstd()
-            return zstd.open(path, "rb", options={zstd.DecompressionParameter.window_log_max: 31})
-        return {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(path.suffix, open)(path, "rb")
+            return zstd.open(source, "rb", options={zstd.DecompressionParameter.window_log_max: 31})
+        if path.suffix in COMPRESSED_SUFFIXES:
+            return {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}[path.suffix](source, "rb")
+        return source if is_in_bucket(path) else path.open("rb")
     except OSError as error:
         raise CorpusError(f"{path} cannot be opened: {error.strerror or error}") from error
 
@@ -263,7 +276,7 @@ def import_zstd():
 
 def iter_numbered_lines(byte_range: ByteRange) -> Iterator[tuple[int, str]]:
     """Yield the lines of a range of a file, without line ends, and their numbers in the range, from 1."""
-    path, number, offset = Path(byte_range.name), 0, byte_range.start
+    path, number, offset = parse_path(byte_range.name), 0, byte_range.start
     damage_errors = (OSError, EOFError, lzma.LZMAError, zlib.error)
     if path.suffix == ".zst":
         damage_errors += (import_zstd().ZstdError,)
@@ -292,7 +305,7 @@ def build_line_error(byte_range: ByteRange, line_number: int, problem: object) -
     """Return an error that names the file and, counted from its start, the n-th line of a range."""
     lines_before = 0
     if byte_range.start:
-        with open(byte_range.name, "rb") as file:
+        with parse_path(byte_range.name).open("rb") as file:
             while (bytes_left := byte_range.start - file.tell()) > 0:
                 lines_before += file.read(min(bytes_left, 1 << 20)).count(b"\n")
     return CorpusError(f"{byte_range.name}:{lines_before + line_number}: {problem}")
@@ -302,6 +315,6 @@ def guess_binary_format(path: Path) -> str:
     """Return a hint that names the format of a binary file, or an empty string."""
     formats = {b"\x1f\x8b": "gzip", b"\xfd7zXZ": "xz", b"BZh": "bzip2", b"\x28\xb5\x2f\xfd": "zstd", b"PK": "zip"}
     formats |= {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         start = file.read(8)
     return next((f"; the file looks like {kind}" for magic, kind in formats.items() if start.startswith(magic)), "")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from encoders.utils.buckets import get_version, make_absolute
 from encoders.utils.errors import UserError
 from encoders.utils.files import write_json
 
@@ -51,16 +52,15 @@ class DigestCache:
 
     def hash_file(self, path: Path) -> str:
         try:
-            status = path.stat()
-            name, entry = str(path.resolve()), [status.st_size, status.st_mtime_ns]
+            name, entry = str(make_absolute(path)), get_version(path)
             if self.cached_digests.get(name, [])[:2] == entry:
                 return self.cached_digests[name][2]
-            with open(path, "rb") as file:
+            with path.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             raise CorpusError(f"{path} cannot be opened: {error.strerror or error}") from error
         self.cached_digests[name] = [*entry, digest]
-        self.bytes_hashed += status.st_size
+        self.bytes_hashed += entry[0]
         return digest
 
     def save_cache(self) -> None:

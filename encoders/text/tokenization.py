@@ -6,12 +6,12 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from itertools import chain
-from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
 
+from encoders.utils.buckets import parse_path
 from encoders.utils.errors import UserError
 
 MAX_CACHED_WORDS = 1 << 18  # about 60 MB; then the cache is cleared
@@ -114,7 +114,7 @@ class TokenizerSpec:
 
         if self.path is None:
             return list(SPECIAL_TOKEN_NAMES[self.kind]).index("pad")
-        return self.load().vocab.pad_id if Path(self.path).expanduser().exists() else 0
+        return self.load().vocab.pad_id if parse_path(self.path).expanduser().exists() else 0
 
 
 class Tokenizer:
@@ -187,7 +187,7 @@ class Tokenizer:
 
     def save(self, path) -> None:
         """Write tokenizer.json, as the file or into the folder `path`."""
-        path = Path(path)
+        path = parse_path(path)
         path = path / "tokenizer.json" if path.is_dir() else path
         path.write_text(self._backend.to_str(pretty=True), encoding="utf-8")  # its own `save` raises no OSError
 
@@ -248,7 +248,7 @@ def load_tokenizer(
     `ValueError` for a path in no such form and for missing special tokens."""
     from encoders.text.vocabulary_files import read_published_tokenizer
 
-    path = Path(path).expanduser()
+    path = parse_path(path).expanduser()
     return Tokenizer(*read_published_tokenizer(path, lowercase, add_prefix_space, kind, own_names))
 
 

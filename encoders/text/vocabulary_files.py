@@ -25,6 +25,7 @@ from encoders.text.tokenizer_backends import (
     infer_own_names,
     list_special_names,
 )
+from encoders.utils.buckets import open_text
 from encoders.utils.errors import UserError
 
 # In order of preference.
@@ -53,7 +54,7 @@ def read_published_tokenizer(
     try:
         if path.suffix == ".txt" and kind in LIST_BUILDERS:
             return LIST_BUILDERS[kind](number_listed_tokens(_read_rows(path), kind, own_names), own_names), own_names
-        text = path.read_text("utf-8-sig") if path.suffix == ".json" else "{}"
+        text = read_json_text(path) if path.suffix == ".json" else "{}"
         content = json.loads(text)
         if "model" in content and "added_tokens" in content:
             backend, settings_file = Tokenizer.from_str(text), path.with_name("tokenizer_config.json")
@@ -75,7 +76,7 @@ def read_published_tokenizer(
         if path.suffix == ".json":
             merges, gpt2_merges = path.with_name("merges.txt"), path.with_name("vocab.bpe")
             rows = _read_merges(gpt2_merges if gpt2_merges.is_file() and not merges.is_file() else merges)
-            return build_byte_level_bpe(json.loads(path.read_text("utf-8-sig")), rows, add_prefix_space), {}
+            return build_byte_level_bpe(json.loads(read_json_text(path)), rows, add_prefix_space), {}
     except FileNotFoundError as error:
         raise UserError(f"the vocabulary {str(path)!r} needs {error.filename} beside it") from error
     except BaseException as error:  # on damage the tokenizers library raises Exception, or panics
@@ -111,8 +112,12 @@ def number_listed_tokens(rows: list[str], kind: str, own_names: Mapping[str, str
     return {token: id for id, token in enumerate([*rows, *added])}
 
 
+def read_json_text(path: Path) -> str:
+    return path.read_bytes().decode("utf-8-sig")
+
+
 def _read_rows(path: Path) -> list[str]:
-    with open(path, encoding="utf-8-sig", newline="\n") as file:  # a token may be U+2028, which ends a line elsewhere
+    with open_text(path) as file:  # a token may be U+2028, which ends a line elsewhere
         return [row.rstrip("\r") for row in file.read().rstrip("\r\n").split("\n")]
 
 

@@ -22,6 +22,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 from encoders.training import distributed
 from encoders.training.metric_log import DAMAGED_FOLDER
 from encoders.training.optimizer import flatten_with_paths
+from encoders.utils.buckets import make_absolute, move_folder
 from encoders.utils.errors import UserError
 from encoders.utils.files import NUMBER, read_signed_json, sign_json, write_signed_json
 
@@ -48,7 +49,7 @@ class Checkpoints:
     def __init__(self, folder: Path, keep_checkpoints: int | None = None, owner: str | None = None):
         handlers = {name: ocp.StandardCheckpointHandler() for name in ("params", "rest")}
         handlers["notes"] = ocp.JsonCheckpointHandler()
-        self.folder, self.owner, self.saving_step = folder.resolve(), owner, None
+        self.folder, self.owner, self.saving_step = make_absolute(folder), owner, None
         is_writer = keep_checkpoints is not None
         with quiet_orbax():
             best = policies.BestN(get_metric_fn=get_cost, reverse=True, n=1, keep_checkpoints_without_metrics=False)
@@ -149,7 +150,7 @@ class Checkpoints:
         folder.mkdir(exist_ok=True)
         for step in steps:
             with suppress(FileNotFoundError):  # another process has moved it
-                (self.folder / str(step)).rename(folder / f"{step}-{secrets.token_hex(4)}")
+                move_folder(self.folder / str(step), folder / f"{step}-{secrets.token_hex(4)}")
         self.manager.reload()
         return folder
 

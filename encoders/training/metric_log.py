@@ -1,16 +1,17 @@
 """Intervals of logging; progress on the screen, metrics as JSON lines, and TensorBoard events where it is installed."""
 
+import io
 import json
 import secrets
-import shutil
 import sys
 import zlib
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO
 
+from encoders.utils.buckets import copy_file, is_in_bucket
 from encoders.utils.errors import UserError
 from encoders.utils.field_checks import check_fields
 from encoders.utils.files import NUMBER, DamagedFile, check_shape, write_file_atomically
@@ -117,10 +118,7 @@ class MetricLog:
         self.file = self.event_writer = None
         if is_writer:
             self.file = reopen_rows(path, self.rows, problems, log)
-            with suppress(ImportError):  # the extra `tensorboard` is not installed
-                from tensorboard.summary import Writer
-
-                self.event_writer = Writer(str(folder / "tensorboard"))
+            self.event_writer = open_event_writer(folder, log)
         seconds = 0.5 if sys.stderr.isatty() else 30.0
         steps = {"total": total_steps, "initial": resumed_step, "desc": run_name, "unit": "step"}
         # The rate is the mean of all steps so far: a recent mean would extrapolate the pause of an evaluation.
@@ -155,13 +153,37 @@ class MetricLog:
             self.event_writer.close()
 
 
+def open_event_writer(folder: Path, log: Callable[[str], None]):
+    """Return a writer of TensorBoard's events, or None where the extra `tensorboard` is not installed."""
+    if find_spec("tensorboard") is None:
+        return None
+    if is_in_bucket(folder):
+        log(f"{folder}: no TensorBoard events in a bucket; {METRICS_FILE} has every number")
+        return None
+    from tensorboard.summary import Writer
+
+    return Writer(str(folder / "tensorboard"))
+
+
 def reopen_rows(path: Path, rows: list[dict], problems: list[str], log: Callable[[str], None]) -> IO[str]:
     """Write intact rows anew and return the file, open for more; a damaged file is copied, and `log` says so."""
     if problems:
         log(f"{path} is damaged: {'; '.join(problems)}; the intact rows are kept{copy_damaged(path)}")
-    lines = (format_row(number, row) for number, row in enumerate(rows, 1))
-    write_file_atomically(path, "".join(lines).encode())
-    return open(path, "a", encoding="utf-8")
+    lines = "".join(format_row(number, row) for number, row in enumerate(rows, 1))
+    write_file_atomically(path, lines.encode())
+    return BucketLog(path, lines) if is_in_bucket(path) else open(path, "a", encoding="utf-8")
+
+
+class BucketLog(io.StringIO):
+    """Text file in a bucket, to which lines are appended: each `flush` writes it as a whole."""
+
+    def __init__(self, path: Path, content: str):
+        super().__init__(content)
+        self.path = path
+        self.seek(0, io.SEEK_END)
+
+    def flush(self) -> None:
+        write_file_atomically(self.path, self.getvalue().encode())
 
 
 def copy_damaged(path: Path) -> str:
@@ -170,5 +192,5 @@ def copy_damaged(path: Path) -> str:
         return ""
     copy = path.parent / DAMAGED_FOLDER / f"{path.name}-{secrets.token_hex(4)}"
     copy.parent.mkdir(exist_ok=True)
-    shutil.copy(path, copy)
+    copy_file(path, copy)
     return f", and the file as it was in {copy}"

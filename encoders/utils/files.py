@@ -1,4 +1,4 @@
-"""Whole files, whole folders and locks on a file system that several processes share."""
+"""Whole files, whole folders and locks on a file system or in a bucket that several processes share."""
 
 import hashlib
 import json
@@ -14,7 +14,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout, lock_descriptor
 
+from encoders.utils.buckets import is_in_bucket
 from encoders.utils.errors import UserError
+from encoders.utils.lease import Lease, read_lease_owner
 
 FORMAT = 2  # of signed JSON files; those of earlier versions have neither format nor digest
 NUMBER = (int, float)  # a shape of JSON
@@ -27,20 +29,13 @@ class DamagedFile(UserError):
     """A file whose content is not what was written."""
 
 
-def check_local_paths(*paths: str | None) -> None:
-    """Raise `ValueError` for a path in an object store, which lacks locks, renames and memory maps."""
-    for path in paths:
-        if path and "://" in path:
-            raise UserError(f"{path} is not a folder of this machine; mount the bucket or copy it")
-
-
 def write_json(path: Path, value: dict) -> None:
     write_file_atomically(path, json.dumps(value, indent=1).encode())
 
 
 def hash_file(path: Path) -> str:
     """Return the SHA-256 of a file."""
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -111,6 +106,9 @@ def check_shape(value: Any, shape: Any, place: object) -> None:
 
 def write_file_atomically(path: Path, content: bytes) -> None:
     """Write a file as a whole, or leave the old one."""
+    if is_in_bucket(path):  # where every write is whole
+        path.write_bytes(content)
+        return
     with claim_partial(path, lambda partial: os.open(partial, os.O_WRONLY | os.O_CREAT, 0o666)) as partial:
         partial.write_bytes(content)
         partial.rename(path)
@@ -173,6 +171,11 @@ def claim_partial(path: Path, open_partial: Callable[[Path], int]) -> Iterator[P
                 return
 
 
+def find_cache_dir() -> Path:
+    """Return the user's folder of caches. Raises `RuntimeError` where the home folder is unknown."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "encoders"
+
+
 def remove_path(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
@@ -181,11 +184,25 @@ def remove_path(path: Path) -> None:
 
 
 @contextmanager
-def lock_dir(folder: Path, on_wait: Callable[[], None]) -> Iterator[None]:
+def lock_dir(
+    folder: Path, on_wait: Callable[[], None], on_watch: Callable[[str], None] = lambda owner: None
+) -> Iterator[None]:
     """Hold the lock of `folder`, which is made if needed; `on_wait` is called once if another process holds it.
 
-    The lock ends with its process, and its file names the owner. The holder may remove the folder.
+    The lock ends with its process, and its file names the owner. The holder may remove the folder. In a bucket it is a
+    `Lease`, and `on_watch` is called with its owner before it is watched.
     """
+    if is_in_bucket(folder):
+        lease = Lease(folder, describe_this_process())
+        if not lease.take(on_watch):
+            on_wait()
+            while not lease.take(on_watch):
+                pass
+        try:
+            yield
+        finally:
+            lease.release()
+        return
     lock = FileLock(folder / LOCK_FILE, on_acquired=write_lock_owner)
     while not lock.is_locked:
         folder.mkdir(parents=True, exist_ok=True)
@@ -204,13 +221,18 @@ def lock_dir(folder: Path, on_wait: Callable[[], None]) -> Iterator[None]:
 
 
 def write_lock_owner(lock_fd: int) -> None:
-    owner = f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}"
     os.ftruncate(lock_fd, 0)
-    os.pwrite(lock_fd, owner.encode(), 0)
+    os.pwrite(lock_fd, describe_this_process().encode(), 0)
+
+
+def describe_this_process() -> str:
+    return f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}"
 
 
 def lock_owner(folder: Path) -> str | None:
     """Return the process that holds the lock of `folder`, with host and time, or None."""
+    if is_in_bucket(folder):
+        return read_lease_owner(folder)
     try:
         with open(folder / LOCK_FILE, "r+b") as file:
             for _ in range(3):  # other processes may look at the same moment

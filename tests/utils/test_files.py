@@ -18,7 +18,6 @@ from encoders.utils.files import (
     NUMBER,
     DamagedFile,
     atomic_dir,
-    check_local_paths,
     check_shape,
     lock_dir,
     lock_owner,
@@ -81,13 +80,6 @@ def test_a_full_disk_is_recognised_by_the_text_of_its_error():
     assert is_disk_full(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
     assert is_disk_full(ValueError(f"RESOURCE_EXHAUSTED: {os.strerror(errno.EDQUOT)} [source locations]"))
     assert not is_disk_full(OSError(errno.EACCES, os.strerror(errno.EACCES)))
-
-
-@pytest.mark.parametrize("path", ["gs://bucket/runs", "s3://bucket/runs"])
-def test_a_path_in_an_object_store_is_refused(path):
-    check_local_paths(None, "runs", "/runs", "C:/runs")
-    with pytest.raises(ValueError, match=path):
-        check_local_paths("runs", path)
 
 
 WRITER = """

@@ -1,0 +1,58 @@
+"""Copies of runs between folders of this machine and buckets."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+from encoders.run.folder import CHECKPOINTS_FOLDER, RECORD_FILE, RunError, lock_run, read_run_record
+from encoders.utils.buckets import copy_file, find_scheme, is_in_bucket, list_files, parse_path, transfer_files
+from encoders.utils.files import LOCK_FILE, atomic_dir
+from encoders.utils.lease import LEASE_FILE
+
+COPYING_FILE = ".copying"  # in a bucket, until all files are there
+COMMITTED_FILE = "commit_success.txt"  # with which Orbax ends a checkpoint, and each of its parts, at gs://
+UNFINISHED_MARK = ".orbax-checkpoint-tmp"  # in the name of a checkpoint that Orbax still writes on a disk
+NOT_COPIED = (LOCK_FILE, LEASE_FILE, COPYING_FILE, COMMITTED_FILE)
+
+
+def copy_run(run: str, target: str, log: Callable[[str], None]) -> None:
+    """Copy a run to a new folder, its record last: a copy that was interrupted is no run, and the same call ends it.
+
+    Checkpoints that were not finished are left out. Raises `RunError` where `target` holds something else, and
+    `RunInUse` while a process trains the run.
+    """
+    source, folder = parse_path(run), parse_path(target)
+    read_run_record(source)
+    existing = list_files(folder)
+    if existing and COPYING_FILE not in existing:
+        raise RunError(f"{folder} exists; choose another name, or remove it")
+    with lock_run(source, log) if find_scheme(source) in (None, "gs") else nullcontext():
+        names = list_run_files(source)
+        with nullcontext(folder) if is_in_bucket(folder) else atomic_dir(folder) as copied:
+            if is_in_bucket(folder):
+                (copied / COPYING_FILE).write_text(str(source))
+            transfer_files(names, lambda name: copy_file(source / name, copied / name))
+            if find_scheme(folder) == "gs":
+                mark_committed(copied, names)
+            copy_file(source / RECORD_FILE, copied / RECORD_FILE)
+        if is_in_bucket(folder):
+            (folder / COPYING_FILE).unlink()
+    log(f"{folder}: {len(names) + 1} files of {source}")
+
+
+def list_run_files(folder: Path) -> list[str]:
+    """Return the names of a run's files but its record, without locks and without unfinished checkpoints."""
+    files = list_files(folder)
+    names = [name for name in files if name.rpartition("/")[2] not in NOT_COPIED and name != RECORD_FILE]
+    if find_scheme(folder) == "gs":
+        is_finished = lambda name: "/".join([*name.split("/")[:2], COMMITTED_FILE]) in files
+    else:
+        is_finished = lambda name: UNFINISHED_MARK not in name
+    return [name for name in names if not name.startswith(f"{CHECKPOINTS_FOLDER}/") or is_finished(name)]
+
+
+def mark_committed(folder: Path, names: list[str]) -> None:
+    """Write the files that tell Orbax that the copied checkpoints and their parts are whole."""
+    checkpoints = [name.split("/") for name in names if name.startswith(f"{CHECKPOINTS_FOLDER}/")]
+    parts = {"/".join(name[:depth]) for name in checkpoints for depth in (2, 3) if len(name) > depth}
+    transfer_files(sorted(parts), lambda part: (folder / part / COMMITTED_FILE).write_text(f"copied to {folder}"))

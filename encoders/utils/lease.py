@@ -1,0 +1,141 @@
+"""Lease of a folder in a bucket: one holder, which loses it when it stops renewing it.
+
+The lease is one object, and every write to it is conditional on what was read. No clocks are compared: whoever wants a
+lease that another holds watches it, and takes it over if it was not renewed meanwhile. A holder that cannot renew its
+lease for as long ends its process, as if it were killed.
+"""
+
+import json
+import os
+import secrets
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from encoders.utils.errors import UserError, describe_error
+
+LEASE_FILE = ".lease"
+LEASE_SECONDS = 60.0  # without renewal, after which a lease is lost
+RENEWALS = 4  # attempts within that time
+
+
+def open_key_values(folder: Path) -> Any:
+    """Return TensorStore's view of a folder: its objects by name, with conditional writes. Raises `UserError` for a
+    bucket that has none here."""
+    import tensorstore
+
+    scheme, mark, path = str(folder).partition("://")
+    if not mark:
+        return tensorstore.KvStore.open({"driver": "file", "path": f"{folder}/"}).result()
+    if scheme != "gs":
+        raise UserError(f"{folder}: only gs:// has leases, so that one process at a time writes to a folder")
+    bucket, _, path = path.partition("/")
+    return tensorstore.KvStore.open({"driver": "gcs", "bucket": bucket, "path": f"{path}/"}).result()
+
+
+def end_process(reason: str) -> None:
+    print(f"encoders: {reason}: this process ends; the same command resumes", file=sys.stderr, flush=True)
+    os._exit(1)
+
+
+class Lease:
+    """Lease of a folder, which `take` gets and a thread renews until `release`.
+
+    `on_lost` is called in that thread, with the reason.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        owner: str,
+        seconds: float = LEASE_SECONDS,
+        on_lost: Callable[[str], None] = end_process,
+    ):
+        self.folder, self.owner, self.seconds, self.on_lost = folder, owner, seconds, on_lost
+        self.objects, self.token = open_key_values(folder), secrets.token_hex(8)
+        self.generation: bytes | None = None  # of the lease that this object wrote last, while it holds it
+        self.renewed_at = 0.0
+        self.is_released = threading.Event()
+        self.thread = threading.Thread(target=self.keep_renewing, name="lease", daemon=True)
+
+    def take(self, on_watch: Callable[[str], None]) -> bool:
+        """Take the lease and return True, or return False if its holder is alive.
+
+        `on_watch` is called with the holder where the lease is watched, for up to its time.
+        """
+        found = self.read()
+        if found.state == "value":
+            on_watch(parse_owner(found.value))
+            deadline = time.monotonic() + self.seconds
+            while (now := self.read()).state == "value" and now.stamp.generation == found.stamp.generation:
+                if time.monotonic() >= deadline:
+                    break
+                time.sleep(min(1.0, self.seconds / (4 * RENEWALS)))
+            else:
+                if now.state == "value":
+                    return False
+            found = now
+        if not self.write_if(found.stamp.generation):
+            return False
+        self.thread.start()
+        return True
+
+    def read(self) -> Any:
+        return self.objects.read(LEASE_FILE).result(timeout=self.seconds)
+
+    def write_if(self, generation: bytes) -> bool:
+        """Write the lease if it is still of a generation, and return whether this object holds it then."""
+        content = json.dumps({"owner": self.owner, "token": self.token, "renewed_at": time.time()})
+        began_at = time.monotonic()
+        written = self.objects.write(LEASE_FILE, content, if_equal=generation).result(timeout=self.seconds / RENEWALS)
+        written_generation = written.generation
+        if not written_generation:  # another's, or ours whose answer was lost on its way
+            found = self.read()
+            if found.state != "value" or json.loads(found.value)["token"] != self.token:
+                self.generation = None
+                return False
+            written_generation = found.stamp.generation
+        self.generation, self.renewed_at = written_generation, began_at
+        return True
+
+    def keep_renewing(self) -> None:
+        problem = ""
+        while not self.is_released.wait(self.seconds / RENEWALS):
+            try:
+                if not self.write_if(self.generation):
+                    self.on_lost(f"{self.folder}: another process has taken the lease")
+                    return
+            except Exception as error:  # TensorStore raises many types
+                problem = f" ({describe_error(error)})"
+            if time.monotonic() - self.renewed_at > self.seconds:
+                self.on_lost(f"{self.folder}: the lease could not be renewed for {self.seconds:.0f} s{problem}")
+                return
+
+    def release(self) -> None:
+        """Give the lease back; after a failure it expires by itself."""
+        self.is_released.set()
+        self.thread.join()
+        if self.generation is None:
+            return
+        try:
+            self.objects.write(LEASE_FILE, None, if_equal=self.generation).result(timeout=self.seconds)
+        except Exception as error:
+            print(
+                f"{self.folder}: the lease expires in {self.seconds:.0f} s ({describe_error(error)})", file=sys.stderr
+            )
+
+
+def parse_owner(content: bytes) -> str:
+    return json.loads(content)["owner"]
+
+
+def read_lease_owner(folder: Path, seconds: float = LEASE_SECONDS) -> str | None:
+    """Return who holds the lease of a folder, or None where nobody has renewed it lately, by both machines' clocks."""
+    found = open_key_values(folder).read(LEASE_FILE).result(timeout=seconds)
+    if found.state != "value":
+        return None
+    content = json.loads(found.value)
+    return content["owner"] if time.time() - content["renewed_at"] < seconds else None
