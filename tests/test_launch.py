@@ -307,10 +307,12 @@ def test_an_unknown_measurement_or_core_is_refused(capsys):
     assert_refused(capsys, "bench", "step", "--core", "99999", values=["--core 99999"])
 
 
-def test_folders_of_an_object_store_are_refused(capsys):
-    assert_refused(capsys, "train", "quickstart", "--runs", "gs://a/runs", values=["gs://a/runs"])
-    assert_refused(capsys, "evaluate", "gs://a/run", values=["gs://a/run"])
-    assert_refused(capsys, "prepare", "quickstart", "--set", "data.store_dir=gs://a/stores", values=["gs://a/stores"])
+def test_a_folder_in_a_bucket_needs_the_package_of_its_scheme(capsys):
+    assert_refused(capsys, "train", "quickstart", "--runs", "gs://a/runs", values=["gs://a/runs", "gcsfs"])
+    assert_refused(capsys, "evaluate", "gs://a/run", values=["gs://a/run", "gcsfs"])
+    assert_refused(
+        capsys, "prepare", "quickstart", "--set", "data.store_dir=gs://a/stores", values=["gs://a/stores", "gcsfs"]
+    )
 
 
 def test_evaluate_needs_nothing_but_the_run(statuses, home, capsys):

@@ -71,8 +71,8 @@ CHOICE = (
     make_option("--only NAME", "only experiments of this name (globs)", action="append"),
 )
 EXPERIMENTS = (make_option("experiment EXPERIMENT", "a Python file, or a name such as quickstart"), *CHOICE)
-RUNS = make_option("--runs DIR", "the folder of runs (runs)")
-RUN = make_option("run RUN", "the folder of a run")
+RUNS = make_option("--runs DIR", "the folder of runs, also gs:// (runs)")
+RUN = make_option("run RUN", "the folder of a run, also gs://")
 BENCH_PARTS = "step, infer, data, peers, ceiling or ablate"
 # The description of each verb, and its arguments: those of its function in `commands.py`, which has their defaults.
 VERBS = {

@@ -11,7 +11,15 @@ from pathlib import Path
 from encoders.data.store import STORE_FILE, Store
 from encoders.utils.buckets import copy_file, find_scheme, is_in_bucket, list_files, parse_path, transfer_files
 from encoders.utils.errors import UserError
-from encoders.utils.files import DamagedFile, atomic_dir, find_cache_dir, hash_file, lock_dir, read_signed_json
+from encoders.utils.files import (
+    DamagedFile,
+    atomic_dir,
+    find_cache_dir,
+    hash_file,
+    lock_dir,
+    read_signed_json,
+    remove_path,
+)
 
 LogFunction = Callable[[str], None]
 
@@ -36,22 +44,29 @@ def open_store(path: Path) -> Store:
 def fetch_store(bucket_path: Path) -> Path:
     """Return the copy of a store in a bucket, and make it first if there is none yet."""
     path = find_local_stores(str(bucket_path)) / bucket_path.name
-    with lock_dir(path.with_name(f".{path.name}.copy"), lambda: None):
-        if path.exists():
-            return path
-        if not (bucket_path / STORE_FILE).exists():
-            raise UserError(f"{bucket_path} is not a prepared store (no {STORE_FILE})")
-        with atomic_dir(path) as partial:
-            copy_file(bucket_path / STORE_FILE, partial / STORE_FILE)
-            files = read_signed_json(partial / STORE_FILE)["files"]
-
-            def fetch_file(name: str) -> None:
-                copy_file(bucket_path / name, partial / name)
-                if hash_file(partial / name) != files[name]:
-                    raise DamagedFile(f"{bucket_path / name} is damaged: remove {bucket_path}, and it is prepared anew")
-
-            transfer_files(files, fetch_file)
+    lock = path.with_name(f".{path.name}.copy")
+    if not path.exists():
+        with lock_dir(lock, lambda: None):
+            if not path.exists():  # another process may have made it meanwhile
+                make_copy(bucket_path, path)
+            remove_path(lock)
     return path
+
+
+def make_copy(bucket_path: Path, path: Path) -> None:
+    """Copy a store from a bucket to `path`. Raises `DamagedFile` for a file that differs from its checksum."""
+    if not (bucket_path / STORE_FILE).exists():
+        raise UserError(f"{bucket_path} is not a prepared store (no {STORE_FILE})")
+    with atomic_dir(path) as partial:
+        copy_file(bucket_path / STORE_FILE, partial / STORE_FILE)
+        files = read_signed_json(partial / STORE_FILE)["files"]
+
+        def fetch_file(name: str) -> None:
+            copy_file(bucket_path / name, partial / name)
+            if hash_file(partial / name) != files[name]:
+                raise DamagedFile(f"{bucket_path / name} is damaged: remove {bucket_path}, and it is prepared anew")
+
+        transfer_files(files, fetch_file)
 
 
 def send_store(store: Store, bucket_path: Path) -> None:

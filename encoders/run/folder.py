@@ -74,10 +74,9 @@ class RunInUse(RunError):
 
 def open_run_folder(name: str | Path) -> Path:
     """Return the folder of a run, or of runs. Raises `RunError` for a bucket that Orbax keeps no checkpoints in."""
-    folder = parse_path(name)
-    if find_scheme(folder) not in (None, "gs"):
-        raise RunError(f"{folder}: runs are kept in folders of this machine and at gs://; `copy {folder} DIR` gets one")
-    return folder
+    if find_scheme(name) not in (None, "gs"):
+        raise RunError(f"{name}: runs are kept in folders of this machine and at gs://; `copy {name} DIR` gets one")
+    return parse_path(name)
 
 
 def lock_run(folder: Path, log: Callable[[str], None]) -> AbstractContextManager[None]:

@@ -31,7 +31,8 @@ from encoders.run.watchdog import Watchdog
 from encoders.training import distributed, sharding, step
 from encoders.training.checkpoint import Checkpoints, quiet_orbax
 from encoders.training.metric_log import MetricLog
-from encoders.utils.errors import is_disk_full
+from encoders.utils.buckets import is_in_bucket
+from encoders.utils.errors import describe_error, is_disk_full, is_of_bucket, is_refusal
 from encoders.utils.files import write_signed_json
 from encoders.utils.metrics import Mean, sum_means
 
@@ -109,7 +110,7 @@ def explain_failures(experiment: Experiment, folder: Path) -> Iterator[ExitStack
         advice = diagnostics.describe_out_of_memory(experiment, error)
         if is_disk_full(error):
             advice = f"no space is left in {folder}; checkpoints are intact, and the same command resumes"
-        explained = RunError(advice) if advice else error
+        explained = RunError(advice) if advice else explain_bucket_error(folder, error)
         if distributed.is_multi_process() and not isinstance(error, distributed.DistributedError):
             distributed.abort_all(explained)
         with suppress(Exception):  # the first error is the reason
@@ -119,6 +120,15 @@ def explain_failures(experiment: Experiment, folder: Path) -> Iterator[ExitStack
         raise explained from error
     if stopped:
         raise stopped
+
+
+def explain_bucket_error(folder: Path, error: BaseException) -> BaseException:
+    """Return an error of the bucket of a run with what to do; one that may pass ends the run as a stop does."""
+    if not is_in_bucket(folder) or not is_of_bucket(error):
+        return error
+    if is_refusal(error):
+        return RunError(f"{folder}: the bucket refuses ({describe_error(error)}); the same command resumes")
+    return RunStopped(f"{folder}: stopped by the bucket ({describe_error(error)})")
 
 
 @dataclass

@@ -6,6 +6,7 @@ A bucket has neither folders nor renames, and an object is written as a whole or
 from __future__ import annotations
 
 import io
+import logging
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TextIO
 
-from encoders.utils.errors import UserError
+from encoders.utils.errors import UserError, describe_error
 
 # The package of fsspec that reaches the buckets of a scheme, and what installs it.
 PACKAGES = {
@@ -23,6 +24,7 @@ PACKAGES = {
     "az": ("adlfs", "adlfs"),
     "hf": ("huggingface_hub", "huggingface_hub"),
 }
+REACHED_BUCKETS: set[str] = set()  # by this process
 NUM_TRANSFERS = 16  # files that are sent or fetched at a time
 
 
@@ -57,16 +59,32 @@ def parse_path(name: str | os.PathLike) -> Path:
         raise UserError(f"{name}: {scheme}:// needs {package}: pip install '{requirement}'")
     from etils import epath
 
-    forget_listings(scheme)
-    return epath.Path(name)
+    set_client_options(scheme)
+    path = epath.Path(name)
+    check_reachable(path)
+    return path
 
 
 @cache
-def forget_listings(scheme: str) -> None:
-    """Let fsspec ask for every listing anew: others write to the same bucket."""
+def set_client_options(scheme: str) -> None:
+    """Let fsspec ask for every listing anew, since others write to the same bucket, and not log what it raises."""
     import fsspec
 
     fsspec.config.conf.setdefault(scheme, {}).setdefault("use_listings_cache", False)
+    for name in (PACKAGES[scheme][0], "fsspec"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def check_reachable(path: Path) -> None:
+    """Raise `UserError` where a bucket does not answer, or not to this user, when it is asked for the first time."""
+    bucket = str(path).split("/")[2]
+    if bucket in REACHED_BUCKETS:
+        return
+    try:
+        path.exists()
+    except Exception as error:  # clients raise many types
+        raise UserError(f"{path} cannot be read: {describe_error(error)}") from error
+    REACHED_BUCKETS.add(bucket)
 
 
 def make_absolute(path: Path) -> Path:
@@ -95,7 +113,7 @@ def open_text(path: Path, errors: str = "strict") -> TextIO:
     return io.TextIOWrapper(path.open("rb"), encoding="utf-8-sig", errors=errors, newline="\n")
 
 
-def open_file_system(path: Path) -> Any:
+def open_file_system(path: str | Path) -> Any:
     """Return fsspec's file system of a path."""
     import fsspec
 

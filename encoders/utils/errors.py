@@ -3,6 +3,8 @@
 import errno
 import os
 
+BUCKET_CLIENTS = ("gcsfs", "google", "aiohttp", "s3fs", "botocore", "adlfs", "azure", "huggingface_hub")
+REFUSAL_MARKS = ("401", "403", "PERMISSION_DENIED", "Forbidden", "quota", "Quota", "AccessDenied", "credentials")
 DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -16,7 +18,20 @@ def is_expected(error: BaseException) -> bool:
     Every other error is a mistake in a program, and its traceback is shown.
     """
     has_no_home = isinstance(error, RuntimeError) and "home directory" in str(error)  # of `Path.expanduser`
-    return isinstance(error, (UserError, OSError)) or has_no_home or is_disk_full(error)
+    return isinstance(error, (UserError, OSError)) or has_no_home or is_disk_full(error) or is_of_bucket(error)
+
+
+def is_of_bucket(error: BaseException) -> bool:
+    """Return whether an error is of a bucket's client, or of TensorStore or Orbax about a bucket."""
+    is_of_client = type(error).__module__.partition(".")[0] in BUCKET_CLIENTS
+    return is_of_client or (
+        isinstance(error, ValueError) and not isinstance(error, UserError) and "gs://" in str(error)
+    )
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Return whether a bucket refuses by right or quota: asking again does not help."""
+    return any(mark in str(error) for mark in REFUSAL_MARKS)
 
 
 def is_disk_full(error: BaseException) -> bool:

@@ -36,15 +36,15 @@ def open_key_values(folder: Path) -> Any:
     return tensorstore.KvStore.open({"driver": "gcs", "bucket": bucket, "path": f"{path}/"}).result()
 
 
-def end_process(reason: str) -> None:
+def end_process(reason: str, status: int) -> None:
     print(f"encoders: {reason}: this process ends; the same command resumes", file=sys.stderr, flush=True)
-    os._exit(1)
+    os._exit(status)
 
 
 class Lease:
     """Lease of a folder, which `take` gets and a thread renews until `release`.
 
-    `on_lost` is called in that thread, with the reason.
+    `on_lost` is called in that thread, with the reason and the status to end with.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Lease:
         folder: Path,
         owner: str,
         seconds: float = LEASE_SECONDS,
-        on_lost: Callable[[str], None] = end_process,
+        on_lost: Callable[[str, int], None] = end_process,
     ):
         self.folder, self.owner, self.seconds, self.on_lost = folder, owner, seconds, on_lost
         self.objects, self.token = open_key_values(folder), secrets.token_hex(8)
@@ -106,12 +106,13 @@ class Lease:
         while not self.is_released.wait(self.seconds / RENEWALS):
             try:
                 if not self.write_if(self.generation):
-                    self.on_lost(f"{self.folder}: another process has taken the lease")
+                    self.on_lost(f"{self.folder}: another process has taken the lease", 1)
                     return
             except Exception as error:  # TensorStore raises many types
                 problem = f" ({describe_error(error)})"
             if time.monotonic() - self.renewed_at > self.seconds:
-                self.on_lost(f"{self.folder}: the lease could not be renewed for {self.seconds:.0f} s{problem}")
+                reason = f"{self.folder}: the lease could not be renewed for {self.seconds:.0f} s{problem}"
+                self.on_lost(reason, os.EX_TEMPFAIL)
                 return
 
     def release(self) -> None:

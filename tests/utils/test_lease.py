@@ -1,3 +1,4 @@
+import os
 import threading
 import time
 
@@ -14,7 +15,7 @@ def make_lease(tmp_path):
 
     def make(owner: str) -> Lease:
         lost = []
-        lease = Lease(tmp_path, owner, SECONDS, on_lost=lost.append)
+        lease = Lease(tmp_path, owner, SECONDS, on_lost=lambda *told: lost.append(told))
         lease.lost = lost
         leases.append(lease)
         return lease
@@ -46,7 +47,7 @@ def test_a_holder_that_does_not_renew_loses_its_lease_and_is_told(make_lease, tm
     assert watched == ["dead"] and read_lease_owner(tmp_path) == "heir"
     paused.set()
     dead.thread.join(5)
-    assert len(dead.lost) == 1 and not heir.lost
+    assert [status for _, status in dead.lost] == [1] and not heir.lost
     dead.release()  # does not remove the lease of another
     assert read_lease_owner(tmp_path) == "heir"
     heir.release()
@@ -58,7 +59,7 @@ def test_a_holder_that_cannot_renew_ends_when_its_time_is_over(make_lease):
     began_at = time.monotonic()
     lease.objects = BrokenObjects()
     lease.thread.join(10)
-    assert len(lease.lost) == 1 and "no network" in lease.lost[0]
+    assert "no network" in lease.lost[0][0] and lease.lost[0][1] == os.EX_TEMPFAIL
     assert time.monotonic() - began_at > SECONDS / 2
 
 
