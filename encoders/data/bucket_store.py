@@ -90,11 +90,12 @@ def lock_bucket_store(bucket_path: Path, log: LogFunction) -> AbstractContextMan
 def open_or_send_store(store_dir: str, key: str, make_store: Callable[[], Store], log: LogFunction) -> Store:
     """Return a copy of the store `key` in a bucket; where there is none, make it with `make_store` and send it."""
     bucket_path = parse_path(store_dir) / key
-    with lock_bucket_store(bucket_path, log):
-        if (bucket_path / STORE_FILE).exists():
-            log(f"store: a copy of {bucket_path}")
-            return open_store(bucket_path)
-        store = make_store()
-        log(f"store: sent to {bucket_path}")
-        send_store(store, bucket_path)
-    return store
+    if not (bucket_path / STORE_FILE).exists():
+        with lock_bucket_store(bucket_path, log):
+            if not (bucket_path / STORE_FILE).exists():  # another process may have made it meanwhile
+                store = make_store()
+                log(f"store: sent to {bucket_path}")
+                send_store(store, bucket_path)
+                return store
+    log(f"store: a copy of {bucket_path}")
+    return open_store(bucket_path)

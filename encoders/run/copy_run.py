@@ -5,7 +5,15 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from encoders.run.folder import CHECKPOINTS_FOLDER, RECORD_FILE, RunError, lock_run, read_run_record
-from encoders.utils.buckets import copy_file, find_scheme, is_in_bucket, list_files, parse_path, transfer_files
+from encoders.utils.buckets import (
+    copy_file,
+    find_scheme,
+    is_in_bucket,
+    list_files,
+    parse_path,
+    transfer_files,
+    write_object,
+)
 from encoders.utils.files import LOCK_FILE, atomic_dir
 from encoders.utils.lease import LEASE_FILE
 
@@ -30,7 +38,7 @@ def copy_run(run: str, target: str, log: Callable[[str], None]) -> None:
         names = list_run_files(source)
         with nullcontext(folder) if is_in_bucket(folder) else atomic_dir(folder) as copied:
             if is_in_bucket(folder):
-                (copied / COPYING_FILE).write_text(str(source))
+                write_object(copied / COPYING_FILE, str(source).encode())
             transfer_files(names, lambda name: copy_file(source / name, copied / name))
             if find_scheme(folder) == "gs":
                 mark_committed(copied, names)
@@ -55,4 +63,4 @@ def mark_committed(folder: Path, names: list[str]) -> None:
     """Write the files that tell Orbax that the copied checkpoints and their parts are whole."""
     checkpoints = [name.split("/") for name in names if name.startswith(f"{CHECKPOINTS_FOLDER}/")]
     parts = {"/".join(name[:depth]) for name in checkpoints for depth in (2, 3) if len(name) > depth}
-    transfer_files(sorted(parts), lambda part: (folder / part / COMMITTED_FILE).write_text(f"copied to {folder}"))
+    transfer_files(sorted(parts), lambda part: write_object(folder / part / COMMITTED_FILE, b"copied"))

@@ -13,6 +13,7 @@ import numpy as np
 
 from encoders.utils.buckets import parse_path
 from encoders.utils.errors import UserError
+from encoders.utils.files import write_file_atomically
 
 MAX_CACHED_WORDS = 1 << 18  # about 60 MB; then the cache is cleared
 MAX_CHUNK_CHARS = 64  # longer words are not cached
@@ -189,7 +190,7 @@ class Tokenizer:
         """Write tokenizer.json, as the file or into the folder `path`."""
         path = parse_path(path)
         path = path / "tokenizer.json" if path.is_dir() else path
-        path.write_text(self._backend.to_str(pretty=True), encoding="utf-8")  # its own `save` raises no OSError
+        write_file_atomically(path, self._backend.to_str(pretty=True).encode())  # its own `save` raises no OSError
 
 
 def get_sentence_joiner(kind: str) -> str:

@@ -8,14 +8,16 @@ from __future__ import annotations
 import io
 import logging
 import os
+import shutil
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TextIO
 
-from encoders.utils.errors import UserError, describe_error
+from encoders.utils.errors import UserError, describe_error, is_disk_full, is_refusal
 
 # The package of fsspec that reaches the buckets of a scheme, and what installs it.
 PACKAGES = {
@@ -24,6 +26,7 @@ PACKAGES = {
     "az": ("adlfs", "adlfs"),
     "hf": ("huggingface_hub", "huggingface_hub"),
 }
+RETRY_SECONDS = (0.5, 2.0, 8.0)  # before a write is tried again
 REACHED_BUCKETS: set[str] = set()  # by this process
 NUM_TRANSFERS = 16  # files that are sent or fetched at a time
 
@@ -137,15 +140,46 @@ def transfer_files(names: Iterable[str], transfer: Callable[[str], None]) -> Non
             pass
 
 
+def write_object(path: Path, content: bytes) -> None:
+    """Write a file in a bucket, as a whole."""
+    call_again(lambda: open_file_system(path).pipe_file(str(path), content))
+
+
 def copy_file(source: Path, target: Path) -> None:
     """Copy a file between this machine and buckets. Raises `OSError` where the copy has another size."""
     if not is_in_bucket(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-    with source.open("rb") as reader, target.open("wb") as writer:
-        while block := reader.read(8 << 20):
-            writer.write(block)
+    if is_in_bucket(source) and is_in_bucket(target):
+        copy = partial(copy_stream, source, target)
+    elif is_in_bucket(source):
+        copy = partial(open_file_system(source).get_file, str(source), str(target))
+    elif is_in_bucket(target):
+        copy = partial(open_file_system(target).put_file, str(source), str(target))
+    else:
+        copy = partial(shutil.copyfile, source, target)
+    call_again(copy)
     if get_size(target) != get_size(source):
         raise OSError(f"{target} has {get_size(target)} bytes, and {source} has {get_size(source)}")
+
+
+def copy_stream(source: Path, target: Path) -> None:
+    with source.open("rb") as reader, target.open("wb") as writer:
+        shutil.copyfileobj(reader, writer, 8 << 20)
+
+
+def call_again(call: Callable[[], object]) -> None:
+    """Call what can be done twice, and again where a bucket's client fails for a reason that may pass.
+
+    Clients ask again by themselves, but not where the answer to an upload is lost: it was done, and they fail.
+    """
+    for seconds in (*RETRY_SECONDS, None):
+        try:
+            call()
+            return
+        except Exception as error:  # clients raise many types
+            if seconds is None or is_refusal(error) or is_disk_full(error):
+                raise
+        time.sleep(seconds)
 
 
 def move_folder(source: Path, target: Path) -> None:

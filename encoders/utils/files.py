@@ -14,7 +14,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout, lock_descriptor
 
-from encoders.utils.buckets import is_in_bucket
+from encoders.utils.buckets import is_in_bucket, write_object
 from encoders.utils.errors import UserError
 from encoders.utils.lease import Lease, read_lease_owner
 
@@ -107,7 +107,7 @@ def check_shape(value: Any, shape: Any, place: object) -> None:
 def write_file_atomically(path: Path, content: bytes) -> None:
     """Write a file as a whole, or leave the old one."""
     if is_in_bucket(path):  # where every write is whole
-        path.write_bytes(content)
+        write_object(path, content)
         return
     with claim_partial(path, lambda partial: os.open(partial, os.O_WRONLY | os.O_CREAT, 0o666)) as partial:
         partial.write_bytes(content)

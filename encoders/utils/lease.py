@@ -51,10 +51,10 @@ class Lease:
         self,
         folder: Path,
         owner: str,
-        seconds: float = LEASE_SECONDS,
+        seconds: float | None = None,
         on_lost: Callable[[str, int], None] = end_process,
     ):
-        self.folder, self.owner, self.seconds, self.on_lost = folder, owner, seconds, on_lost
+        self.folder, self.owner, self.seconds, self.on_lost = folder, owner, seconds or LEASE_SECONDS, on_lost
         self.objects, self.token = open_key_values(folder), secrets.token_hex(8)
         self.generation: bytes | None = None  # of the lease that this object wrote last, while it holds it
         self.renewed_at = 0.0
@@ -84,13 +84,19 @@ class Lease:
         return True
 
     def read(self) -> Any:
-        return self.objects.read(LEASE_FILE).result(timeout=self.seconds)
+        return self.wait_for(self.objects.read(LEASE_FILE))
+
+    def wait_for(self, future: Any) -> Any:
+        try:
+            return future.result(timeout=self.seconds)
+        except TimeoutError:
+            raise UserError(f"{self.folder}: no answer about the lease within {self.seconds:.0f} s") from None
 
     def write_if(self, generation: bytes) -> bool:
         """Write the lease if it is still of a generation, and return whether this object holds it then."""
         content = json.dumps({"owner": self.owner, "token": self.token, "renewed_at": time.time()})
         began_at = time.monotonic()
-        written = self.objects.write(LEASE_FILE, content, if_equal=generation).result(timeout=self.seconds / RENEWALS)
+        written = self.wait_for(self.objects.write(LEASE_FILE, content, if_equal=generation))
         written_generation = written.generation
         if not written_generation:  # another's, or ours whose answer was lost on its way
             found = self.read()
@@ -122,7 +128,7 @@ class Lease:
         if self.generation is None:
             return
         try:
-            self.objects.write(LEASE_FILE, None, if_equal=self.generation).result(timeout=self.seconds)
+            self.wait_for(self.objects.write(LEASE_FILE, None, if_equal=self.generation))
         except Exception as error:
             print(
                 f"{self.folder}: the lease expires in {self.seconds:.0f} s ({describe_error(error)})", file=sys.stderr
@@ -133,10 +139,10 @@ def parse_owner(content: bytes) -> str:
     return json.loads(content)["owner"]
 
 
-def read_lease_owner(folder: Path, seconds: float = LEASE_SECONDS) -> str | None:
+def read_lease_owner(folder: Path) -> str | None:
     """Return who holds the lease of a folder, or None where nobody has renewed it lately, by both machines' clocks."""
-    found = open_key_values(folder).read(LEASE_FILE).result(timeout=seconds)
+    found = open_key_values(folder).read(LEASE_FILE).result(timeout=LEASE_SECONDS)
     if found.state != "value":
         return None
     content = json.loads(found.value)
-    return content["owner"] if time.time() - content["renewed_at"] < seconds else None
+    return content["owner"] if time.time() - content["renewed_at"] < LEASE_SECONDS else None
