@@ -201,7 +201,12 @@ def test_a_run_killed_in_the_middle_of_a_save_ends_bit_identical(place):
 def test_a_run_killed_while_an_old_checkpoint_is_removed_ends_bit_identical(place):
     place.lease_seconds, runs = SHORT_LEASE, "gs://bucket/removing"
     process = place.start_training(runs)
-    place.add_rule(lambda request: process.kill(), ("DELETE", r"checkpoints(%2F|/)3(%2F|/)params(%2F|/)_METADATA"))
+
+    def kill_at_the_end(request):  # deletions while it is written are others
+        if place.has(runs, "checkpoints/9/commit_success.txt"):
+            process.kill()
+
+    place.add_rule(kill_at_the_end, ("DELETE", r"checkpoints(%2F|/)3(%2F|/)"))
     finish(process, -signal.SIGKILL)
     assert place.has(runs, "checkpoints/3/notes/metadata") or place.has(runs, "checkpoints/3/commit_success.txt")
     assert "resumes from step" in place.train(runs)
