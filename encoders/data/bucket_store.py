@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from encoders.data.store import STORE_FILE, Store
-from encoders.utils.buckets import copy_file, find_scheme, is_in_bucket, list_files, parse_path, transfer_files
+from encoders.utils.buckets import copy_file, is_in_bucket, list_files, parse_path, transfer_files
 from encoders.utils.errors import UserError
 from encoders.utils.files import (
     DamagedFile,
@@ -20,6 +20,7 @@ from encoders.utils.files import (
     read_signed_json,
     remove_path,
 )
+from encoders.utils.lease import can_be_locked
 
 LogFunction = Callable[[str], None]
 
@@ -81,7 +82,7 @@ def send_store(store: Store, bucket_path: Path) -> None:
 
 def lock_bucket_store(bucket_path: Path, log: LogFunction) -> AbstractContextManager[None]:
     """Let one process at a time make a store in a bucket that has leases; elsewhere each makes the same bytes."""
-    if find_scheme(bucket_path) != "gs":
+    if not can_be_locked(bucket_path):
         return nullcontext()
     folder = bucket_path.with_name(f".{bucket_path.name}.work")
     return lock_dir(folder, lambda: log(f"{bucket_path}: another process prepares it; waiting"))

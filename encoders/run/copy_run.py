@@ -5,9 +5,9 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from encoders.run.folder import CHECKPOINTS_FOLDER, RECORD_FILE, RunError, lock_run, read_run_record
+from encoders.training.checkpoint import COMMITTED_FILE
 from encoders.utils.buckets import (
     copy_file,
-    find_scheme,
     is_in_bucket,
     list_files,
     parse_path,
@@ -15,10 +15,9 @@ from encoders.utils.buckets import (
     write_object,
 )
 from encoders.utils.files import LOCK_FILE, atomic_dir
-from encoders.utils.lease import LEASE_FILE
+from encoders.utils.lease import LEASE_FILE, can_be_locked
 
 COPYING_FILE = ".copying"  # in a bucket, until all files are there
-COMMITTED_FILE = "commit_success.txt"  # with which Orbax ends a checkpoint, and each of its parts, at gs://
 UNFINISHED_MARK = ".orbax-checkpoint-tmp"  # in the name of a checkpoint that Orbax still writes on a disk
 NOT_COPIED = (LOCK_FILE, LEASE_FILE, COPYING_FILE, COMMITTED_FILE)
 
@@ -34,13 +33,13 @@ def copy_run(run: str, target: str, log: Callable[[str], None]) -> None:
     existing = list_files(folder)
     if existing and COPYING_FILE not in existing:
         raise RunError(f"{folder} exists; choose another name, or remove it")
-    with lock_run(source, log) if find_scheme(source) in (None, "gs") else nullcontext():
+    with lock_run(source, log) if can_be_locked(source) else nullcontext():
         names = list_run_files(source)
         with nullcontext(folder) if is_in_bucket(folder) else atomic_dir(folder) as copied:
             if is_in_bucket(folder):
                 write_object(copied / COPYING_FILE, str(source).encode())
             transfer_files(names, lambda name: copy_file(source / name, copied / name))
-            if find_scheme(folder) == "gs":
+            if is_in_bucket(folder):
                 mark_committed(copied, names)
             copy_file(source / RECORD_FILE, copied / RECORD_FILE)
         if is_in_bucket(folder):
@@ -52,7 +51,7 @@ def list_run_files(folder: Path) -> list[str]:
     """Return the names of a run's files but its record, without locks and without unfinished checkpoints."""
     files = list_files(folder)
     names = [name for name in files if name.rpartition("/")[2] not in NOT_COPIED and name != RECORD_FILE]
-    if find_scheme(folder) == "gs":
+    if is_in_bucket(folder):
         is_finished = lambda name: "/".join([*name.split("/")[:2], COMMITTED_FILE]) in files
     else:
         is_finished = lambda name: UNFINISHED_MARK not in name

@@ -29,7 +29,7 @@ from encoders.families.conventions import infer_conventions
 from encoders.text.tokenization import VOCAB_SHAPE, VocabInfo
 from encoders.training.checkpoint import SAVED_STEPS_FILE
 from encoders.training.metric_log import METRICS_FILE, read_metric_rows
-from encoders.utils.buckets import find_scheme, make_absolute, parse_path
+from encoders.utils.buckets import make_absolute, parse_path
 from encoders.utils.errors import UserError
 from encoders.utils.files import (
     NUMBER,
@@ -41,7 +41,7 @@ from encoders.utils.files import (
     read_signed_json,
     write_signed_json,
 )
-from encoders.utils.lease import LEASE_SECONDS
+from encoders.utils.lease import LEASE_SCHEMES, LEASE_SECONDS, can_be_locked
 from encoders.utils.serialization import from_json_value, to_json_value
 
 RECORD_FILE, RESULT_FILE, TOKENIZER_FILE = "experiment.json", "result.json", "tokenizer.json"
@@ -73,13 +73,14 @@ class RunInUse(RunError):
 
 
 def open_run_folder(name: str | Path) -> Path:
-    """Return the folder of a run, or of runs. Raises `RunError` for a bucket that Orbax keeps no checkpoints in."""
-    if find_scheme(name) not in (None, "gs"):
-        raise RunError(f"{name}: runs are kept in folders of this machine and at gs://; `copy {name} DIR` gets one")
+    """Return the folder of a run, or of runs. Raises `RunError` for a bucket in which nobody can hold a run."""
+    if not can_be_locked(name):
+        kept = f"in folders of this machine and at {' and '.join(f'{scheme}://' for scheme in LEASE_SCHEMES)}"
+        raise RunError(f"{name}: runs are kept {kept}; `copy {name} DIR` gets one")
     return parse_path(name)
 
 
-def lock_run(folder: Path, log: Callable[[str], None]) -> AbstractContextManager[None]:
+def lock_run(folder: Path, log: Callable[[str], None] = lambda line: None) -> AbstractContextManager[None]:
     """Hold the lock of a run's folder. Raises `RunInUse` while another process trains the run."""
 
     def raise_in_use() -> None:

@@ -27,7 +27,8 @@ from encoders.text.tokenization import VocabInfo, load_tokenizer
 from encoders.training import distributed, sharding, step
 from encoders.training.checkpoint import CheckpointDamaged, Checkpoints, build_abstract_state
 from encoders.training.optimizer import flatten_with_paths
-from encoders.utils.buckets import parse_path
+from encoders.training.sent_checkpoints import SentCheckpoints
+from encoders.utils.buckets import find_scheme, parse_path
 from encoders.utils.files import DamagedFile
 
 
@@ -120,7 +121,8 @@ class Run:
         """Open the run's checkpoints: to read, or to write and keep the newest `keep_checkpoints`."""
         record = read_run_record(self.folder)
         owner = record["fingerprint"] if "format" in record else None
-        return Checkpoints(self.folder / CHECKPOINTS_FOLDER, keep_checkpoints, owner)
+        kind = Checkpoints if find_scheme(self.folder) in (None, "gs") else SentCheckpoints
+        return kind(self.folder / CHECKPOINTS_FOLDER, keep_checkpoints, owner)
 
     def restore_latest(self, checkpoints: Checkpoints, log: Callable[[str], None]) -> tuple[int, Any, dict]:
         """Return step, state and notes of the newest intact checkpoint, or step 0 and no state if there is none yet.

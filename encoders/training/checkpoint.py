@@ -7,6 +7,7 @@ import math
 import secrets
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stderr, suppress
 from functools import cache
 from pathlib import Path
@@ -27,6 +28,7 @@ from encoders.utils.errors import UserError
 from encoders.utils.files import NUMBER, read_signed_json, sign_json, write_signed_json
 
 T = TypeVar("T")
+COMMITTED_FILE = "commit_success.txt"  # with which Orbax ends a checkpoint, and each of its parts, in a bucket
 SAVED_STEPS_FILE = "saved_steps.json"  # beside the folder of checkpoints: the latest and the best step on the disk
 CHUNK_BYTES = 64 << 20  # compressed and written at a time; by default whole arrays, in files of 2 GB
 BLOCK_ELEMENTS = 1 << 20  # summed at a time for a checksum
@@ -49,7 +51,9 @@ class Checkpoints:
     def __init__(self, folder: Path, keep_checkpoints: int | None = None, owner: str | None = None):
         handlers = {name: ocp.StandardCheckpointHandler() for name in ("params", "rest")}
         handlers["notes"] = ocp.JsonCheckpointHandler()
-        self.folder, self.owner, self.saving_step = make_absolute(folder), owner, None
+        self.folder, self.owner = make_absolute(folder), owner
+        self.run_folder = self.folder.parent
+        self.executor, self.finishing = ThreadPoolExecutor(1, "checkpoints"), None
         is_writer = keep_checkpoints is not None
         with quiet_orbax():
             best = policies.BestN(get_metric_fn=get_cost, reverse=True, n=1, keep_checkpoints_without_metrics=False)
@@ -59,7 +63,6 @@ class Checkpoints:
                 best_mode="min",
                 cleanup_tmp_directories=is_writer,
                 read_only=not is_writer,
-                async_options=ocp.AsyncOptions(post_finalization_callback=self.record_saved_step),
             )
             try:
                 self.manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
@@ -74,18 +77,29 @@ class Checkpoints:
         saved = {name: ocp.args.StandardSave(item) for name, item in items.items()}
         args = ocp.args.Composite(**saved, notes=ocp.args.JsonSave(sign_json(notes)))
         with quiet_orbax():
-            self.manager.wait_until_finished()
-            self.saving_step = step
+            self.wait_until_finished()
             self.manager.save(step, args=args, metrics=None if cost is None else {"cost": cost})
+            self.finishing = self.executor.submit(self.finish_save, step)
 
-    def record_saved_step(self) -> None:
+    def finish_save(self, step: int) -> None:
+        """Wait until a checkpoint is whole, and then record it: one that is recorded is never taken for lost."""
+        self.manager.wait_until_finished()
+        self.record_saved_step(step)
+
+    def wait_until_finished(self) -> None:
+        """Wait for the checkpoint that is being written, and raise what went wrong with it."""
+        finishing, self.finishing = self.finishing, None
+        if finishing:
+            finishing.result()
+
+    def record_saved_step(self, step: int) -> None:
         if distributed.is_primary():
-            steps = {"latest": self.saving_step, "best": self.best_step()}
-            write_signed_json(self.folder.with_name(SAVED_STEPS_FILE), steps)
+            steps = {"latest": step, "best": self.best_step()}
+            write_signed_json(self.run_folder / SAVED_STEPS_FILE, steps)
 
     def read_saved_steps(self) -> dict[str, int]:
         """Return the latest and the best step that were ever on the disk, {} before the first. Raises `DamagedFile`."""
-        path = self.folder.with_name(SAVED_STEPS_FILE)
+        path = self.run_folder / SAVED_STEPS_FILE
         return read_signed_json(path) if path.exists() else {}
 
     def latest_step(self) -> int | None:
@@ -146,7 +160,7 @@ class Checkpoints:
 
     def move_damaged(self, steps: list[int]) -> Path:
         """Move damaged steps away, so that they can be written again, and return their new folder."""
-        folder = self.folder.with_name(DAMAGED_FOLDER)
+        folder = self.run_folder / DAMAGED_FOLDER
         folder.mkdir(exist_ok=True)
         for step in steps:
             with suppress(FileNotFoundError):  # another process has moved it
@@ -156,8 +170,11 @@ class Checkpoints:
 
     def close(self) -> None:
         """Wait until everything is on disk."""
-        self.manager.wait_until_finished()
-        self.manager.close()
+        try:
+            self.wait_until_finished()
+        finally:
+            self.executor.shutdown()
+            self.manager.close()
 
 
 def get_cost(metrics) -> float:

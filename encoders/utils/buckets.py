@@ -191,4 +191,10 @@ def move_folder(source: Path, target: Path) -> None:
     if not names:
         raise FileNotFoundError(f"{source} holds nothing")
     transfer_files(names, lambda name: copy_file(source / name, target / name))
-    source.rmtree()
+    remove_files(source)
+
+
+def remove_files(folder: Path) -> None:
+    """Remove all files below a folder in a bucket."""
+    file_system = open_file_system(folder)
+    transfer_files(list_files(folder), lambda name: file_system.rm_file(str(folder / name)))

@@ -18,8 +18,10 @@ from typing import Any
 from encoders.utils.errors import UserError, describe_error
 
 LEASE_FILE = ".lease"
+LEASE_SCHEMES = {"gs": "gcs", "s3": "s3"}  # and their drivers of TensorStore
 LEASE_SECONDS = 60.0  # without renewal, after which a lease is lost
 RENEWALS = 4  # attempts within that time
+FREE_LEASE = {"owner": None, "token": None, "renewed_at": 0.0}  # S3 deletes without a condition, so it is written
 
 
 def open_key_values(folder: Path) -> Any:
@@ -28,12 +30,21 @@ def open_key_values(folder: Path) -> Any:
     import tensorstore
 
     scheme, mark, path = str(folder).partition("://")
-    if not mark:
-        return tensorstore.KvStore.open({"driver": "file", "path": f"{folder}/"}).result()
-    if scheme != "gs":
-        raise UserError(f"{folder}: only gs:// has leases, so that one process at a time writes to a folder")
-    bucket, _, path = path.partition("/")
-    return tensorstore.KvStore.open({"driver": "gcs", "bucket": bucket, "path": f"{path}/"}).result()
+    if mark and scheme not in LEASE_SCHEMES:
+        raise UserError(f"{folder}: {' and '.join(LEASE_SCHEMES)} have leases, so that one process at a time writes")
+    spec = {"driver": "file", "path": f"{folder}/"}
+    if mark:
+        bucket, _, path = path.partition("/")
+        spec = {"driver": LEASE_SCHEMES[scheme], "bucket": bucket, "path": f"{path}/"}
+    if scheme == "s3":  # TensorStore reads neither from the environment, as other clients do
+        settings = {"endpoint": "AWS_ENDPOINT_URL", "aws_region": "AWS_DEFAULT_REGION"}
+        spec |= {name: os.environ[variable] for name, variable in settings.items() if variable in os.environ}
+    return tensorstore.KvStore.open(spec).result()
+
+
+def can_be_locked(folder: Path) -> bool:
+    scheme, mark, _ = str(folder).partition("://")
+    return not mark or scheme in LEASE_SCHEMES
 
 
 def end_process(reason: str, status: int) -> None:
@@ -67,16 +78,13 @@ class Lease:
         `on_watch` is called with the holder where the lease is watched, for up to its time.
         """
         found = self.read()
-        if found.state == "value":
-            on_watch(parse_owner(found.value))
+        if owner := parse_content(found)["owner"]:
+            on_watch(owner)
             deadline = time.monotonic() + self.seconds
-            while (now := self.read()).state == "value" and now.stamp.generation == found.stamp.generation:
-                if time.monotonic() >= deadline:
-                    break
+            while (now := self.read()).stamp.generation == found.stamp.generation and time.monotonic() < deadline:
                 time.sleep(min(1.0, self.seconds / (4 * RENEWALS)))
-            else:
-                if now.state == "value":
-                    return False
+            if now.stamp.generation != found.stamp.generation and parse_content(now)["owner"]:
+                return False
             found = now
         if not self.write_if(found.stamp.generation):
             return False
@@ -100,7 +108,7 @@ class Lease:
         written_generation = written.generation
         if not written_generation:  # another's, or ours whose answer was lost on its way
             found = self.read()
-            if found.state != "value" or json.loads(found.value)["token"] != self.token:
+            if parse_content(found)["token"] != self.token:
                 self.generation = None
                 return False
             written_generation = found.stamp.generation
@@ -122,27 +130,25 @@ class Lease:
                 return
 
     def release(self) -> None:
-        """Give the lease back; after a failure it expires by itself."""
+        """Give the lease back, by a lease of nobody; after a failure it expires by itself."""
         self.is_released.set()
         self.thread.join()
         if self.generation is None:
             return
         try:
-            self.wait_for(self.objects.write(LEASE_FILE, None, if_equal=self.generation))
+            self.wait_for(self.objects.write(LEASE_FILE, json.dumps(FREE_LEASE), if_equal=self.generation))
         except Exception as error:
             print(
                 f"{self.folder}: the lease expires in {self.seconds:.0f} s ({describe_error(error)})", file=sys.stderr
             )
 
 
-def parse_owner(content: bytes) -> str:
-    return json.loads(content)["owner"]
+def parse_content(found: Any) -> dict:
+    """Return owner, token and time of a lease that was read."""
+    return json.loads(found.value) if found.state == "value" else FREE_LEASE
 
 
 def read_lease_owner(folder: Path) -> str | None:
     """Return who holds the lease of a folder, or None where nobody has renewed it lately, by both machines' clocks."""
-    found = open_key_values(folder).read(LEASE_FILE).result(timeout=LEASE_SECONDS)
-    if found.state != "value":
-        return None
-    content = json.loads(found.value)
+    content = parse_content(open_key_values(folder).read(LEASE_FILE).result(timeout=LEASE_SECONDS))
     return content["owner"] if time.time() - content["renewed_at"] < LEASE_SECONDS else None

@@ -95,7 +95,7 @@ def test_a_checkpoint_that_was_not_finished_is_left_out(run, tmp_path):
     assert not (tmp_path / "back/checkpoints/7").exists() and (tmp_path / "back/checkpoints/0").exists()
 
 
-@pytest.mark.parametrize("name", ["s3://bucket/runs", "hf://datasets/runs"])
-def test_a_bucket_without_checkpoints_of_orbax_is_refused_for_runs(name):
+@pytest.mark.parametrize("name", ["az://bucket/runs", "hf://datasets/runs"])
+def test_a_bucket_in_which_nobody_can_hold_a_run_is_refused_for_runs(name):
     with raises_naming(ValueError, name, "gs://", "copy"):
         open_run_folder(name)
