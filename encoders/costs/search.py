@@ -14,13 +14,12 @@ from encoders.utils.errors import UserError
 
 WHOLE_PARAMS, SPLIT_PARAMS = Mesh(), Mesh(data=1, fsdp=-1)  # on every chip, or divided among them
 MAX_GRAD_ACCUM_STEPS = 64
-# Settings that change speed and memory alone, in the order in which a search changes them.
-ALTERNATIVES = {
-    "mesh": (WHOLE_PARAMS, SPLIT_PARAMS),
-    "model.unroll_layers": (False, True),
-    "model.remat": ("none", "dots", "full"),
-    "grad_accum_steps": (1, 2, 4),
-}
+# How layers are compiled, the fastest first; it changes speed and memory alone.
+LAYER_LAYOUTS = tuple(
+    {"model.unroll_layers": unrolled, "model.remat": remat}
+    for unrolled, remat in ((True, "none"), (False, "none"), (False, "dots"), (False, "full"))
+)
+NUM_DOUBLINGS = 3  # of the micro-steps of a layout that does not fit
 Settings = dict[str, object]  # by the path of a field
 
 
@@ -92,13 +91,26 @@ def find_fitting_settings(experiment: Experiment, topology: Topology, log: Calla
 
 
 def search_settings(experiment: Experiment, topology: Topology, start: Trial, log: Callable[[Trial], None]) -> Trial:
-    """Return the fastest trial that is found from one that fits, by changing one of `ALTERNATIVES` after the other."""
+    """Return the fastest trial that is found from one that fits: with the better mesh, each layout of the layers, in
+    as few micro-steps as fit."""
     best = start
-    for path, values in ALTERNATIVES.items():
-        current = best.settings.get(path, get_setting(experiment, path))
-        for value in values:
-            if value != current:
-                trial = try_settings(experiment, topology, best.settings | {path: value})
-                log(trial)
-                best = min(best, trial, key=lambda trial: trial.run_seconds)
+
+    def try_other(settings: Settings) -> Trial:
+        nonlocal best
+        trial = try_settings(experiment, topology, best.settings | settings)
+        log(trial)
+        best = min(best, trial, key=lambda trial: trial.run_seconds)
+        return trial
+
+    get_current = lambda path: best.settings.get(path, get_setting(experiment, path))
+    for mesh in (WHOLE_PARAMS, SPLIT_PARAMS):
+        if mesh != get_current("mesh"):
+            try_other({"mesh": mesh})
+    tried = {path: get_current(path) for path in LAYER_LAYOUTS[0]}
+    for layout in LAYER_LAYOUTS:
+        num_doublings = 0 if layout == tried else NUM_DOUBLINGS + 1
+        for doubling in range(num_doublings):
+            trial = try_other(layout | {"grad_accum_steps": experiment.grad_accum_steps * 2**doubling})
+            if trial.problem or trial.run_seconds < math.inf:
+                break
     return best
