@@ -62,7 +62,7 @@ class EncoderLayer(nn.Module):
                 select_group = lambda stack: stack[group_index] if len(stack) > 1 else stack[0]
                 params = jax.tree.map(select_group, shared_params[name])
                 rngs = {"dropout": self.make_rng("dropout")} if self.has_rng("dropout") else {}
-                with jax.named_scope(name):  # by which a step's parts are told apart
+                with jax.named_scope(name):  # as modules have, for the parts of a profile
                     x = part(self.config, parent=None).apply({"params": params}, x, context, train, rngs=rngs)
             else:
                 x = part(self.config, name=name)(x, context, train)

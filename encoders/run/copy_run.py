@@ -23,7 +23,7 @@ NOT_COPIED = (LOCK_FILE, LEASE_FILE, COPYING_FILE, COMMITTED_FILE)
 
 
 def copy_run(run: str, target: str, log: Callable[[str], None]) -> None:
-    """Copy a run to a new folder, its record last: a copy that was interrupted is no run, and the same call ends it.
+    """Copy a run to a new folder, its record last; after an interruption the same call ends the copy.
 
     Checkpoints that were not finished are left out. Raises `RunError` where `target` holds something else, and
     `RunInUse` while a process trains the run.

@@ -14,6 +14,7 @@ from encoders.data.example_table import count_cut_documents
 from encoders.data.labelled import LabelledData
 from encoders.data.stream import find_phase, load_eval_table
 from encoders.experiment import Experiment
+from encoders.model.config import EncoderConfig
 from encoders.objectives.base import Objective, Scores
 from encoders.objectives.replaced_tokens import ReplacedTokenDetection
 from encoders.run.folder import CHECKPOINTS_FOLDER
@@ -153,6 +154,13 @@ def describe_disk_shortage(run: Run) -> str | None:
         return None
     sizes = f"checkpoints may take {needed / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free"
     return f"{run.folder}: {sizes}; lower intervals.keep_checkpoints"
+
+
+def describe_loop_of_layers(model: EncoderConfig, platform: str) -> str | None:
+    """Return a line where the layers are a loop on a TPU: by XLA's estimate unrolled ones are up to twice as fast."""
+    if platform != "tpu" or model.unroll_layers or model.remat != "none":
+        return None
+    return "on TPUs model.unroll_layers=true is faster by XLA's estimate, and takes longer to compile: `price --search`"
 
 
 def describe_out_of_memory(experiment: Experiment, error: BaseException) -> str | None:

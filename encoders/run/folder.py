@@ -9,7 +9,7 @@
       metrics.jsonl       a row for each log and each evaluation, numbered and with a checksum.
       times.jsonl         what the seconds of each process were spent on, likewise.
       result.json         the result of a finished run.
-      .lock               locked by the process that trains the run, which it names.
+      .lock               locked by the process that trains the run, which it names; in a bucket `.lease`.
 
 The record of an imported run holds a model and an objective instead of an experiment, and lacks a store.
 """

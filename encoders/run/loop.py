@@ -65,6 +65,8 @@ def train(
             raise RunError(f"{folder} was made by process 0 and is missing here: all processes must see the same files")
         if is_primary and (shortage := diagnostics.describe_disk_shortage(run)):
             log(shortage)
+        if hint := diagnostics.describe_loop_of_layers(experiment.model, run.mesh.devices.flat[0].platform):
+            log(hint)
         cut_rows = diagnostics.count_cut_rows(run)
         for line in diagnostics.describe_cut_rows(run, cut_rows):
             log(line)

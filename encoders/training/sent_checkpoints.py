@@ -60,8 +60,7 @@ def send_step(folder: Path, bucket_folder: Path, step: str) -> None:
 
 def fetch_steps(bucket_folder: Path, folder: Path) -> None:
     """Make the checkpoints of this machine those of a bucket."""
-    names = list_files(bucket_folder)
-    whole = find_whole_steps(names)
+    whole = find_whole_steps(list_files(bucket_folder))
     for copy in folder.iterdir():
         notes, copied_notes = bucket_folder / copy.name / NOTES_FILE, copy / NOTES_FILE
         is_same = copy.name in whole and copied_notes.exists() and copied_notes.read_bytes() == notes.read_bytes()
@@ -69,9 +68,11 @@ def fetch_steps(bucket_folder: Path, folder: Path) -> None:
             remove_path(copy)
     for step in sorted(whole):
         if not (folder / step).exists():
-            parts = [name for name in names if name.startswith(f"{step}/") and not name.endswith(COMMITTED_FILE)]
-            with atomic_dir(folder / step) as partial:
-                fetch = lambda name, target=partial.parent, made=partial: copy_file(
-                    bucket_folder / name, made / name.partition("/")[2]
-                )
-                transfer_files(parts, fetch)
+            fetch_step(bucket_folder / step, folder / step)
+
+
+def fetch_step(bucket_folder: Path, folder: Path) -> None:
+    """Copy a whole checkpoint from a bucket."""
+    names = [name for name in list_files(bucket_folder) if name != COMMITTED_FILE]
+    with atomic_dir(folder) as partial:
+        transfer_files(names, lambda name: copy_file(bucket_folder / name, partial / name))

@@ -3,8 +3,16 @@
 import errno
 import os
 
-BUCKET_CLIENTS = ("gcsfs", "google", "aiohttp", "s3fs", "botocore", "adlfs", "azure", "huggingface_hub")
-REFUSAL_MARKS = ("401", "403", "PERMISSION_DENIED", "Forbidden", "quota", "Quota", "AccessDenied", "credentials")
+# Modules of the errors of buckets' clients, and what messages of a refusal hold.
+BUCKET_CLIENTS = (
+    *("gcsfs.", "google.api_core.", "google.auth.", "google.cloud.", "aiohttp.", "s3fs.", "botocore.", "adlfs."),
+    *("azure.", "huggingface_hub."),
+)
+BUCKET_SCHEMES = ("gs://", "s3://")  # in messages of TensorStore and Orbax
+REFUSAL_MARKS = (
+    *(", 401", ", 403", "code: 401", "code: 403", "PERMISSION_DENIED", "Forbidden", "AccessDenied", "credentials"),
+    *("quota", "Quota"),
+)
 DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -23,10 +31,10 @@ def is_expected(error: BaseException) -> bool:
 
 def is_of_bucket(error: BaseException) -> bool:
     """Return whether an error is of a bucket's client, or of TensorStore or Orbax about a bucket."""
-    is_of_client = type(error).__module__.partition(".")[0] in BUCKET_CLIENTS
-    return is_of_client or (
-        isinstance(error, ValueError) and not isinstance(error, UserError) and "gs://" in str(error)
-    )
+    if isinstance(error, UserError):
+        return False
+    names_bucket = isinstance(error, ValueError) and any(scheme in str(error) for scheme in BUCKET_SCHEMES)
+    return names_bucket or f"{type(error).__module__}.".startswith(BUCKET_CLIENTS)
 
 
 def is_refusal(error: BaseException) -> bool:

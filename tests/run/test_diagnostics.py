@@ -175,3 +175,11 @@ def test_the_watchdog_of_a_run_that_makes_progress_logs_nothing():
     with Watchdog(60, pytest.fail) as watchdog:
         watchdog.record_progress(1)
     assert not watchdog.thread.is_alive()
+
+
+def test_a_loop_of_layers_is_named_on_tpus_alone():
+    config = bert.BASE
+    assert "model.unroll_layers" in diagnostics.describe_loop_of_layers(config, "tpu")
+    assert diagnostics.describe_loop_of_layers(config, "cpu") is None
+    for changes in ({"unroll_layers": True}, {"remat": "full"}):
+        assert diagnostics.describe_loop_of_layers(replace(config, **changes), "tpu") is None
