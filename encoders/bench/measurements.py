@@ -44,6 +44,7 @@ class BenchOptions:
     keep_freed_memory: bool = True  # by settings of glibc
     use_text: bool = False  # batches of the experiment's text instead of random ids
     task: str = "train"
+    changes: Sequence[str] = ()  # settings that `ablate` times, one at a time, instead of `ABLATION_SETTINGS`
     log: Callable[[str], None] = print
     variant_records: dict[str, dict] = field(default_factory=dict)
 
@@ -261,7 +262,8 @@ def measure_ablations(experiments: Sequence[Experiment], options: BenchOptions) 
     for experiment in experiments:
         with prepare_bench_input(experiment, options) as bench_input:
             base = bench_input.make_variant(experiment.name, options)
-            for name, settings in ABLATION_SETTINGS.items():
+            changes = {change: [change] for change in options.changes} or ABLATION_SETTINGS
+            for name, settings in changes.items():
                 timings = options.time_variants(base, bench_input.make_variant(name, options, settings))
                 if len(timings) == 2:
                     timing = timings[name]

@@ -203,6 +203,7 @@ VERBS = {
         make_option("--device", "one core, on a CPU (cpu)", choices=("cpu", "gpu", "tpu")),
         number_option("--core N", "the core to pin processes to (the last one)"),
         make_option("--task", "the work of peers (train)", choices=("train", "infer")),
+        list_option("--change A.B=C", "what ablate changes, one at a time (a list of usual settings)", "changes"),
         make_flag("--text", "batches of text instead of random ids", dest="use_text"),
         make_flag("--as-installed", "do not let glibc keep freed memory, on either side"),
         make_option("--out DIR", "the folder of PART.json (bench)"),

@@ -2,6 +2,8 @@
 
 import pytest
 
+import encoders
+from encoders.bench.measurements import BenchOptions, measure_ablations
 from encoders.bench.rounds import Timing, Variant, VariantUnavailable, VariantWorker, compute_speedup, time_alternately
 from tests.refusals import raises_naming
 
@@ -47,3 +49,17 @@ def test_variants_take_turns_and_one_that_cannot_run_is_left_out_with_its_reason
 def test_a_process_that_ends_is_unavailable():
     with raises_naming(VariantUnavailable, "process"):
         VariantWorker(Variant("none", "jax", SPEC, {"PYTHONHOME": "nowhere"}), None)
+
+
+def test_an_ablation_times_each_change_that_is_asked_for(monkeypatch):
+    timed = []
+
+    def time_variants(options, *variants):
+        timed.append([variant.spec["experiment"]["model"].get("remat") for variant in variants])
+        return {variant.name: of([2.0], [2.0]) for variant in variants}
+
+    monkeypatch.setattr(BenchOptions, "time_variants", time_variants)
+    options = BenchOptions(changes=("model.remat=full", "model.remat=dots"))
+    rows = list(measure_ablations([encoders.load_experiments("bert")["bert-tiny"]], options))
+    assert [row["what"] for row in rows] == [f"bert-tiny, model.remat={remat}" for remat in ("full", "dots")]
+    assert [after for _, after in timed] == ["full", "dots"] and {before for before, _ in timed} == {"none"}
