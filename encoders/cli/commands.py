@@ -311,7 +311,7 @@ VERB_FUNCTIONS = {
     "evaluate": print_scores,
     "predict": partial(predict_lines, log=log_to_stderr),
     "submit": write_submission,
-    "copy": partial(copy_run, log=log_to_stderr),
+    "copy": partial(copy_run, log=print),
     "import": partial(convert.import_checkpoint, log=print),
     "export": partial(convert.export_run, log=print),
 }

@@ -150,14 +150,13 @@ def copy_file(source: Path, target: Path) -> None:
     if not is_in_bucket(target):
         target.parent.mkdir(parents=True, exist_ok=True)
     if is_in_bucket(source) and is_in_bucket(target):
-        copy = partial(copy_stream, source, target)
+        call_again(partial(copy_stream, source, target))
     elif is_in_bucket(source):
-        copy = partial(open_file_system(source).get_file, str(source), str(target))
+        call_again(partial(open_file_system(source).get_file, str(source), str(target)))
     elif is_in_bucket(target):
-        copy = partial(open_file_system(target).put_file, str(source), str(target))
+        call_again(partial(open_file_system(target).put_file, str(source), str(target)))
     else:
-        copy = partial(shutil.copyfile, source, target)
-    call_again(copy)
+        shutil.copyfile(source, target)
     if get_size(target) != get_size(source):
         raise OSError(f"{target} has {get_size(target)} bytes, and {source} has {get_size(source)}")
 

@@ -69,6 +69,7 @@ def list_commands(home: Path) -> dict[str, list[str]]:
         "predict": ["predict", run, "fill", "--file", f"{home}/lines.txt"],
         "submit": ["submit", run, f"{home}/submission"],
         "export": ["export", run, f"{home}/exported"],
+        "copy": ["copy", run, f"{home}/copied"],
         "import": ["import", f"{home}/published", f"{home}/imported"],
         "bench": ["bench", "step", f"{home}/mine.py", "--out", f"{home}/bench"],
     }
@@ -76,7 +77,7 @@ def list_commands(home: Path) -> dict[str, list[str]]:
 
 VERBS = list(commands.VERB_FUNCTIONS)
 NUM_INJECTIONS = int(os.environ.get("ENCODERS_INJECTIONS", "12"))  # of the live tests, for each verb
-OUTPUTS = ("others", "new", "page.html", "submission", "exported", "imported", "bench")
+OUTPUTS = ("others", "new", "page.html", "submission", "exported", "copied", "imported", "bench")
 
 
 @pytest.fixture
