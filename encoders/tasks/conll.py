@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from encoders.data.row_files import Record, RowError, read_records
-from encoders.utils.buckets import open_text
+from encoders.utils.buckets import AnyPath, open_text
 from encoders.utils.errors import UserError
 
 SCHEMES = {"IOB": "BI", "BIOES": "BIES", "BILOU": "BILU", "BMES": "BMES"}
@@ -19,12 +18,12 @@ Tag = tuple[str, str]  # position and type
 Sentence = list[tuple[int, list[str]]]  # the number and the fields of each line
 
 
-def read_sentences(path: Path, labels: Sequence[str] = ()) -> Iterator[Record | RowError]:
+def read_sentences(path: AnyPath, labels: Sequence[str] = ()) -> Iterator[Record | RowError]:
     """Yield the lists "words" and "tags" of each sentence of a .jsonl file, or of any other in CoNLL format."""
     return read_records(path) if path.suffix == ".jsonl" else read_conll_sentences(path, labels)
 
 
-def read_conll_sentences(path: Path, labels: Sequence[str]) -> Iterator[Record | RowError]:
+def read_conll_sentences(path: AnyPath, labels: Sequence[str]) -> Iterator[Record | RowError]:
     """Yield the sentences of a file in CoNLL format, which blank lines end.
 
     A line has fields between tabs or, without a tab, between spaces: first the word, last its tag. If every sentence
@@ -73,7 +72,7 @@ def find_bad_line(sentence: Sentence, first_index: int | None) -> tuple[int, str
     return None
 
 
-def read_tags(path: Path) -> tuple[str, ...]:
+def read_tags(path: AnyPath) -> tuple[str, ...]:
     """Return the different tags of a file's sentences, "O" first. Raises `RowError` for a file without any."""
     rows = [row["tags"] for row in read_sentences(path) if isinstance(row, Record)]
     tags = {tag for row in rows if isinstance(row, list) for tag in row if isinstance(tag, str)}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from reprlib import repr as shorten
 from typing import ClassVar
 
@@ -19,7 +18,7 @@ from encoders.model.config import FamilyConventions
 from encoders.tasks.question_answering import ANSWERABILITY_OBJECTIVES
 from encoders.tasks.text_tasks import LabelledFormat
 from encoders.text.tfds_reader import read_tfds_records
-from encoders.utils.buckets import parse_path
+from encoders.utils.buckets import AnyPath, parse_path
 from encoders.utils.errors import UserError
 
 
@@ -93,7 +92,7 @@ def locate_squad_rows(root: str, task: QATask) -> str:
     return tfds_name if root == "tfds" else root
 
 
-def read_squad_questions(path: Path) -> Iterator[tuple[str, dict] | RowError]:
+def read_squad_questions(path: AnyPath) -> Iterator[tuple[str, dict] | RowError]:
     """Yield location and row of each question in a file of SQuAD's layout, or of Hugging Face's rows in its "data".
 
     A part of another shape is yielded as a `RowError`. Raises `RowError` for a file of another layout.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -17,7 +16,7 @@ from encoders.data.store import Split
 from encoders.model.config import FamilyConventions
 from encoders.tasks.classification import Classification
 from encoders.text.tfds_reader import read_tfds_records
-from encoders.utils.buckets import parse_path
+from encoders.utils.buckets import AnyPath, parse_path
 from encoders.utils.errors import UserError
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -64,7 +63,7 @@ class TextTask:
             task, label_values = self, self.labels
         yield from reader.convert_rows(rows, lambda row: task.parse_row(row, split, label_values))
 
-    def find_split_file(self, root: str, split: str) -> Path:
+    def find_split_file(self, root: str, split: str) -> AnyPath:
         """Return the file of a split: in `root`, or in a folder beside it named like the file, as GLUE's AX."""
         path = parse_path(root).expanduser() / dict(self.files)[split]
         sibling = path.parent.parent / path.stem / path.name

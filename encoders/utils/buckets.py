@@ -17,8 +17,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TextIO
 
+from etils import epath
+
 from encoders.utils.errors import UserError, describe_error, is_disk_full, is_refusal
 
+AnyPath = Path | epath.Path  # of this machine or in a bucket; both have the methods of `pathlib.Path`
 # The package of fsspec that reaches the buckets of a scheme, and what installs it.
 PACKAGES = {
     "gs": ("gcsfs", "encoders[gcs]"),
@@ -48,7 +51,7 @@ def check_local_paths(*paths: str | None) -> None:
             raise UserError(f"{path} is in a bucket, and here only a path of this machine is taken")
 
 
-def parse_path(name: str | os.PathLike) -> Path:
+def parse_path(name: str | os.PathLike) -> AnyPath:
     """Return a path of this machine, or one in a bucket, which has the same methods.
 
     Raises `UserError` for another scheme, and where the package that reaches it is not installed.
@@ -60,8 +63,6 @@ def parse_path(name: str | os.PathLike) -> Path:
     package, requirement = PACKAGES[scheme]
     if find_spec(package) is None:
         raise UserError(f"{name}: {scheme}:// needs {package}: pip install '{requirement}'")
-    from etils import epath
-
     set_client_options(scheme)
     path = epath.Path(name)
     check_reachable(path)
@@ -78,7 +79,7 @@ def set_client_options(scheme: str) -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
-def check_reachable(path: Path) -> None:
+def check_reachable(path: AnyPath) -> None:
     """Raise `UserError` where a bucket does not answer, or not to this user, when it is asked for the first time."""
     bucket = str(path).split("/")[2]
     if bucket in REACHED_BUCKETS:
@@ -90,28 +91,28 @@ def check_reachable(path: Path) -> None:
     REACHED_BUCKETS.add(bucket)
 
 
-def make_absolute(path: Path) -> Path:
+def make_absolute(path: AnyPath) -> AnyPath:
     return path if is_in_bucket(path) else path.resolve()
 
 
-def get_size(path: Path) -> int:
+def get_size(path: AnyPath) -> int:
     """Return the bytes of a file."""
     return path.stat().length if is_in_bucket(path) else path.stat().st_size
 
 
-def get_modified_at(path: Path) -> float:
+def get_modified_at(path: AnyPath) -> float:
     """Return when a file was written, in seconds since the epoch."""
     return path.stat().mtime if is_in_bucket(path) else path.stat().st_mtime
 
 
-def get_version(path: Path) -> list[int | str]:
+def get_version(path: AnyPath) -> list[int | str]:
     """Return what changes when a file is written anew: its size, and its time or what its bucket says of it."""
     if not is_in_bucket(path):
         return [path.stat().st_size, path.stat().st_mtime_ns]
     return [get_size(path), open_file_system(path).ukey(str(path))]
 
 
-def open_text(path: Path, errors: str = "strict") -> TextIO:
+def open_text(path: AnyPath, errors: str = "strict") -> TextIO:
     """Open a file of UTF-8 with or without its mark; lines end at "\n" alone."""
     return io.TextIOWrapper(path.open("rb"), encoding="utf-8-sig", errors=errors, newline="\n")
 
@@ -123,7 +124,7 @@ def open_file_system(path: str | Path) -> Any:
     return fsspec.core.url_to_fs(str(path))[0]
 
 
-def list_files(folder: Path) -> dict[str, int]:
+def list_files(folder: AnyPath) -> dict[str, int]:
     """Return the bytes of all files below a folder, by their names relative to it."""
     if not is_in_bucket(folder):
         return {p.relative_to(folder).as_posix(): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
@@ -140,12 +141,12 @@ def transfer_files(names: Iterable[str], transfer: Callable[[str], None]) -> Non
             pass
 
 
-def write_object(path: Path, content: bytes) -> None:
+def write_object(path: AnyPath, content: bytes) -> None:
     """Write a file in a bucket, as a whole."""
     call_again(lambda: open_file_system(path).pipe_file(str(path), content))
 
 
-def copy_file(source: Path, target: Path) -> None:
+def copy_file(source: AnyPath, target: AnyPath) -> None:
     """Copy a file between this machine and buckets. Raises `OSError` where the copy has another size."""
     if not is_in_bucket(target):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -161,7 +162,7 @@ def copy_file(source: Path, target: Path) -> None:
         raise OSError(f"{target} has {get_size(target)} bytes, and {source} has {get_size(source)}")
 
 
-def copy_stream(source: Path, target: Path) -> None:
+def copy_stream(source: AnyPath, target: AnyPath) -> None:
     with source.open("rb") as reader, target.open("wb") as writer:
         shutil.copyfileobj(reader, writer, 8 << 20)
 
@@ -181,7 +182,7 @@ def call_again(call: Callable[[], object]) -> None:
         time.sleep(seconds)
 
 
-def move_folder(source: Path, target: Path) -> None:
+def move_folder(source: AnyPath, target: AnyPath) -> None:
     """Rename a folder; in a bucket copy its files, and then remove them. Raises `FileNotFoundError`."""
     if not is_in_bucket(source):
         source.rename(target)
@@ -193,7 +194,7 @@ def move_folder(source: Path, target: Path) -> None:
     remove_files(source)
 
 
-def remove_files(folder: Path) -> None:
+def remove_files(folder: AnyPath) -> None:
     """Remove all files below a folder in a bucket."""
     file_system = open_file_system(folder)
     transfer_files(list_files(folder), lambda name: file_system.rm_file(str(folder / name)))

@@ -4,17 +4,24 @@ import gzip
 import lzma
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from encoders.data import bucket_store
 from encoders.data.bucket_store import fetch_store, open_store
+from encoders.data.labelled import LabelledData
 from encoders.data.prepare import prepare_store
 from encoders.data.spec import PretrainingData, compute_store_key
+from encoders.tasks.glue import GLUE_TASKS
+from encoders.tasks.multiple_choice import MultipleChoiceTask
+from encoders.tasks.squad import SQUAD_1_1
+from encoders.tasks.token_classification import TokenTask
 from encoders.text.corpus import check_corpus, describe_corpus, make_sources
 from encoders.text.source import DigestCache
 from encoders.text.tokenization import TokenizerSpec
-from encoders.utils.buckets import list_files, parse_path
+from encoders.utils.buckets import copy_file, list_files, parse_path
+from tests import task_examples
 from tests.memory_bucket import install_memory_buckets
 from tests.refusals import raises_naming
 from tests.texts import write
@@ -128,3 +135,20 @@ def test_a_vocabulary_in_a_bucket_is_that_of_this_machine(text, bucket, tmp_path
         assert data.tokenizer.load().vocab.vocab_size == made.vocab.vocab_size
         keys.add(compute_store_key(data))
     assert len(keys) == 1
+
+
+@pytest.mark.parametrize("kind", ["classes", "squad", "tags", "choices"])
+def test_rows_of_a_task_in_a_bucket_make_the_store_of_those_on_this_machine(kind, bucket, tmp_path):
+    task = {"classes": GLUE_TASKS["SST-2"], "squad": SQUAD_1_1, "choices": MultipleChoiceTask()}.get(
+        kind, TokenTask(("O", "B-PER", "B-LOC"))
+    )
+    local = Path(getattr(task_examples, kind)(tmp_path / kind))
+    for name in list_files(local):
+        copy_file(local / name, bucket / kind / name)
+    tokenizer, folder = TokenizerSpec(path=task_examples.vocabulary(tmp_path)), str(tmp_path / "stores")
+    roots = (local, f"gs://bucket/{kind}", "gs://bucket/nowhere")
+    here, there, nowhere = (LabelledData(task, str(root), tokenizer, store_dir=folder) for root in roots)
+    assert compute_store_key(there) == compute_store_key(here)
+    assert prepare_store(there).metadata["splits"]["train"]["documents"] > 0
+    with raises_naming(ValueError, "gs://bucket/nowhere"):
+        prepare_store(nowhere)
