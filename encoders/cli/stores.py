@@ -13,7 +13,7 @@ from encoders.data.labelled import LabelledData
 from encoders.data.prepare import find_damaged_units, prepare_store, repair_store
 from encoders.data.spec import PretrainingData
 from encoders.data.store import Store
-from encoders.utils.buckets import parse_path
+from encoders.utils.buckets import is_in_bucket, parse_path
 from encoders.utils.serialization import ExperimentError
 
 
@@ -31,6 +31,9 @@ def prepare_stores(
         if isinstance(experiment.data, LabelledData) and not parse_path(experiment.data.tokenizer.path).exists():
             log(f"skipped {experiment.name}: its vocabulary is missing; train {experiment.init_from} first")
             continue
+        if repair and is_in_bucket(experiment.data.store_dir):
+            bucket = experiment.data.store_dir
+            raise ExperimentError(f"--repair mends stores of this machine; remove a damaged one from {bucket}")
         store = prepare_store(experiment.data, log, work_runner)
         if store.key not in printed:
             printed.add(store.key)

@@ -102,7 +102,9 @@ def search_settings(experiment: Experiment, topology: Topology, start: Trial, lo
         best = min(best, trial, key=lambda trial: trial.run_seconds)
         return trial
 
-    get_current = lambda path: best.settings.get(path, get_setting(experiment, path))
+    def get_current(path: str) -> object:
+        return best.settings.get(path, get_setting(experiment, path))
+
     for mesh in (WHOLE_PARAMS, SPLIT_PARAMS):
         if mesh != get_current("mesh"):
             try_other({"mesh": mesh})

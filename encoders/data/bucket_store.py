@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
+from encoders.data.beam_runner import LogFunction
 from encoders.data.store import STORE_FILE, Store
 from encoders.utils.buckets import copy_file, is_in_bucket, list_files, parse_path, transfer_files
 from encoders.utils.errors import UserError
@@ -20,9 +21,7 @@ from encoders.utils.files import (
     read_signed_json,
     remove_path,
 )
-from encoders.utils.lease import can_be_locked
-
-LogFunction = Callable[[str], None]
+from encoders.utils.lease import is_lockable
 
 
 def find_local_stores(store_dir: str) -> Path:
@@ -82,7 +81,7 @@ def send_store(store: Store, bucket_path: Path) -> None:
 
 def lock_bucket_store(bucket_path: Path, log: LogFunction) -> AbstractContextManager[None]:
     """Let one process at a time make a store in a bucket that has leases; elsewhere each makes the same bytes."""
-    if not can_be_locked(bucket_path):
+    if not is_lockable(bucket_path):
         return nullcontext()
     folder = bucket_path.with_name(f".{bucket_path.name}.work")
     return lock_dir(folder, lambda: log(f"{bucket_path}: another process prepares it; waiting"))

@@ -10,7 +10,6 @@ from math import inf
 from pathlib import Path
 from typing import ClassVar, Literal, Protocol
 
-from encoders.data.bucket_store import find_local_stores
 from encoders.data.filters import CorpusFilters
 from encoders.text import corpus as corpora
 from encoders.text.source import ByteRange
@@ -99,7 +98,7 @@ class PretrainingData:
         content = {name: getattr(self, name) for name in ("sentence_splitting", "language", "heldout_fraction")}
         content |= {
             "corpus": corpora.describe_corpus(
-                self.corpus, self.text_field, find_local_stores(self.store_dir) / ".digests.json"
+                self.corpus, self.text_field, parse_path(self.store_dir) / ".digests.json"
             ),
             "tokenizer": tokenizer,
             "version": STORE_VERSION,

@@ -32,7 +32,7 @@ from encoders.data.spec import PretrainingData, WorkUnit
 from encoders.data.store import FINISHED_UNITS_FILE, TEXT_SPLITS, SplitWriter, encode_npy, hash_units, save_array
 from encoders.text import corpus, tokenization
 from encoders.text.source import Document
-from encoders.utils.buckets import make_absolute, parse_path
+from encoders.utils.buckets import AnyPath, is_in_bucket, parse_path
 from encoders.utils.files import atomic_dir, hash_file
 
 TOKENIZE_CHUNK_CHARS = 4_000_000  # characters that are tokenised at a time
@@ -55,7 +55,7 @@ class PreparationJob:
     def in_folder(cls, data: PretrainingData, work_dir: Path) -> PreparationJob:
         """Return a job with absolute paths, for processes with other working directories."""
         is_path = lambda item: item != "embedded" and not item.startswith("tfds:")
-        items = (str(make_absolute(parse_path(item).expanduser())) if is_path(item) else item for item in data.corpus)
+        items = (str(locate_text(item)) if is_path(item) else item for item in data.corpus)
         return cls(replace(data, corpus=tuple(items)), work_dir.resolve())
 
     def read_filtered_documents(self, unit: WorkUnit, counts: Counter) -> Iterator[Document]:
@@ -86,6 +86,12 @@ class PreparationJob:
     def get_tokenizer(self) -> tokenization.Tokenizer:
         path = self.work_dir / "tokenizer.json"
         return load_tokenizer_cached(path, path.stat().st_mtime_ns)
+
+
+def locate_text(item: str) -> AnyPath:
+    """Return the absolute path of a text. A symbolic link keeps its own name, whose suffix tells the format."""
+    path = parse_path(item).expanduser()
+    return path if is_in_bucket(path) else path.absolute()
 
 
 def drop_null_documents(documents: Iterator[Document], counts: Counter) -> Iterator[Document]:

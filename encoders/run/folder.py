@@ -41,7 +41,7 @@ from encoders.utils.files import (
     read_signed_json,
     write_signed_json,
 )
-from encoders.utils.lease import LEASE_SCHEMES, LEASE_SECONDS, can_be_locked
+from encoders.utils.lease import LEASE_SCHEMES, LEASE_SECONDS, is_lockable
 from encoders.utils.serialization import from_json_value, to_json_value
 
 RECORD_FILE, RESULT_FILE, TOKENIZER_FILE = "experiment.json", "result.json", "tokenizer.json"
@@ -74,7 +74,7 @@ class RunInUse(RunError):
 
 def open_run_folder(name: str | Path) -> Path:
     """Return the folder of a run, or of runs. Raises `RunError` for a bucket in which nobody can hold a run."""
-    if not can_be_locked(name):
+    if not is_lockable(name):
         kept = f"in folders of this machine and at {' and '.join(f'{scheme}://' for scheme in LEASE_SCHEMES)}"
         raise RunError(f"{name}: runs are kept {kept}; `copy {name} DIR` gets one")
     return parse_path(name)

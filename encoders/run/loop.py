@@ -21,7 +21,7 @@ from encoders.objectives.base import Objective, Scores, select_numbers, total_lo
 from encoders.run import diagnostics
 from encoders.run.evaluate import evaluate_run, to_host
 from encoders.run.folder import RECORD_FILE, RESULT_FILE, RunError, open_run_folder, read_result, wait_for_file
-from encoders.run.preemption import RunStopped, StopRequest
+from encoders.run.preemption import STOPPED_STATUS, RunStopped, StopRequest
 from encoders.run.prepare_run import prepare_run
 from encoders.run.profiling import StepProfiler
 from encoders.run.run import Run
@@ -114,7 +114,7 @@ def explain_failures(experiment: Experiment, folder: Path) -> Iterator[ExitStack
             advice = f"no space is left in {folder}; checkpoints are intact, and the same command resumes"
         explained = RunError(advice) if advice else explain_bucket_error(folder, error)
         if distributed.is_multi_process() and not isinstance(error, distributed.DistributedError):
-            distributed.abort_all(explained)
+            distributed.abort_all(explained, STOPPED_STATUS if isinstance(explained, RunStopped) else 1)
         with suppress(Exception):  # the first error is the reason
             resources.close()
         if explained is error:

@@ -14,7 +14,6 @@ import statistics
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from encoders.run.preemption import STOPPED_STATUS, RunStopped, StopRequest
 from encoders.run.time_account import TimeReport, read_time_report
 from encoders.training import distributed
 from encoders.utils.buckets import get_modified_at
-from encoders.utils.errors import UserError, describe_error, is_expected
+from encoders.utils.errors import UserError, describe_error, is_expected, suppress_expected_errors
 from encoders.utils.files import lock_owner, write_file_atomically
 
 LogFn = Callable[[str], None]
@@ -187,7 +186,7 @@ class Sweep:
     def record_failure(self, experiment: Experiment, error: Exception) -> None:
         """Write the reason of a failure into a folder that holds no result, no other experiment and no damage."""
         folder = self.run_folder(experiment)
-        with suppress(OSError, UserError):  # a full disk may be the reason
+        with suppress_expected_errors():  # a full disk may be the reason
             if distributed.is_primary() and not read_result(folder) and not differing_fields(experiment, folder):
                 folder.mkdir(parents=True, exist_ok=True)
                 write_file_atomically(
@@ -233,7 +232,9 @@ def measure_progress(sweep: Sweep) -> list[RunProgress]:
         flops = run_flops(experiment)
         try:
             state, note, step, seconds = read_progress(sweep, experiment)
-        except (UserError, OSError) as error:
+        except Exception as error:
+            if not is_expected(error):
+                raise
             state, note, step, seconds = "damaged", describe_error(error), 0, 0.0
         flops_done, speeds = flops * step / experiment.num_steps, []
         if seconds:

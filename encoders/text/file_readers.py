@@ -18,6 +18,7 @@ from pathlib import Path
 
 from encoders.text.source import ByteRange, CorpusError, DigestCache, Document, import_optional, split_paragraphs
 from encoders.utils.buckets import find_scheme, get_size, is_in_bucket, open_file_system, parse_path
+from encoders.utils.errors import is_of_bucket
 
 MAX_CHECKED_CHARS = 1 << 16  # that `check_readable` reads of a file
 MAX_LINE_BYTES = 64 << 20
@@ -294,7 +295,7 @@ def iter_numbered_lines(byte_range: ByteRange) -> Iterator[tuple[int, str]]:
             byte = f"byte {error.start + 1} is 0x{error.object[error.start]:02x}{guess_binary_format(path)}"
             raise build_line_error(byte_range, number, f"the line is not UTF-8: {byte}") from error
         except damage_errors as error:
-            if getattr(error, "errno", None):  # of the disk or the network, not of the file's content
+            if getattr(error, "errno", None) or is_of_bucket(error):  # not of the file's content
                 raise
             kind = path.suffix if path.suffix in COMPRESSED_SUFFIXES else "text"
             problem = f"cannot be read as {kind}, damaged or cut off: {error}"

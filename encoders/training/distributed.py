@@ -123,13 +123,13 @@ def log_from_host(line: str) -> None:
     print(escape_control(prefix + line), file=sys.stderr, flush=True)
 
 
-def abort_all(error: BaseException) -> NoReturn:
+def abort_all(error: BaseException, status: int = 1) -> NoReturn:
     """End this process at once for an error of its own; an orderly end would wait for the other processes."""
-    if is_expected(error):
+    if is_expected(error) or status != 1:
         log_from_host(describe_error(error))
     elif isinstance(error, ValueError | jax.errors.JaxRuntimeError) and LOST_PEER.search(str(error)):
         log_from_host("another process of the run has ended, so this one ends; the same command resumes")
     elif not isinstance(error, KeyboardInterrupt):
         traceback.print_exception(error)
     sys.stderr.flush()
-    os._exit(130 if isinstance(error, KeyboardInterrupt) else 1)
+    os._exit(130 if isinstance(error, KeyboardInterrupt) else status)

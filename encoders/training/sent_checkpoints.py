@@ -4,46 +4,67 @@ The bucket decides: what is on this machine and not there was never saved, and i
 """
 
 import hashlib
+import secrets
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 from encoders.training import distributed
-from encoders.training.checkpoint import COMMITTED_FILE, Checkpoints
+from encoders.training.checkpoint import COMMITTED_FILE, CheckpointDamaged, Checkpoints
 from encoders.training.metric_log import DAMAGED_FOLDER
 from encoders.utils.buckets import copy_file, list_files, move_folder, remove_files, transfer_files, write_object
 from encoders.utils.errors import UserError
-from encoders.utils.files import atomic_dir, find_cache_dir, remove_path
+from encoders.utils.files import atomic_dir, find_cache_dir, lock_dir, remove_path
 
-NOTES_FILE = "notes/metadata"  # Orbax's name; it holds the checksums of a step
+T = TypeVar("T")
 
 
 class SentCheckpoints(Checkpoints):
-    """The checkpoints of a run in a bucket, with copies on this machine."""
+    """The checkpoints of a run in a bucket, with copies on this machine. Raises `UserError` for several writers."""
 
     def __init__(self, folder: Path, keep_checkpoints: int | None = None, owner: str | None = None):
-        if distributed.is_multi_process():
+        if distributed.is_multi_process() and keep_checkpoints is not None:
             raise UserError(f"{folder}: several processes write their checkpoints to one folder of a disk or of gs://")
         name = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
         use = "read" if keep_checkpoints is None else "written"  # a run may be read while it is trained
         copies = find_cache_dir() / "checkpoints" / f"{name}-{use}"
-        copies.mkdir(parents=True, exist_ok=True)
         fetch_steps(folder, copies)
         super().__init__(copies, keep_checkpoints, owner)
         self.bucket_folder, self.run_folder = folder, folder.parent
 
+    def restore(self, step: int, abstract_state) -> tuple:
+        return self.restore_copy(step, lambda: super(SentCheckpoints, self).restore(step, abstract_state))
+
+    def restore_params(self, step: int, infer_shardings: Callable) -> dict:
+        return self.restore_copy(step, lambda: super(SentCheckpoints, self).restore_params(step, infer_shardings))
+
+    def restore_copy(self, step: int, restore: Callable[[], T]) -> T:
+        """Return what `restore` reads; where it finds damage, from a new copy."""
+        try:
+            return restore()
+        except CheckpointDamaged:
+            remove_path(self.folder / str(step))
+            fetch_step(self.bucket_folder / str(step), self.folder / str(step))
+            self.manager.reload()
+            return restore()
+
     def record_saved_step(self, step: int) -> None:
         send_step(self.folder, self.bucket_folder, str(step))
-        kept = {str(step) for step in self.all_steps()}
-        for removed in find_whole_steps(list_files(self.bucket_folder)) - kept:
-            (self.bucket_folder / removed / COMMITTED_FILE).unlink()  # first, as half of it is none
+        current_steps = {str(step) for step in self.all_steps()}
+        for removed in find_whole_steps(list_files(self.bucket_folder)) - current_steps:
+            (self.bucket_folder / removed / COMMITTED_FILE).unlink()  # first, so that no half of it looks whole
             remove_files(self.bucket_folder / removed)
         super().record_saved_step(step)
 
     def move_damaged(self, steps: list[int]) -> Path:
+        folder = self.run_folder / DAMAGED_FOLDER
         for step in steps:
-            move_folder(self.bucket_folder / str(step), self.run_folder / DAMAGED_FOLDER / str(step))
+            with suppress(FileNotFoundError):  # another process has moved it
+                move_folder(self.bucket_folder / str(step), folder / f"{step}-{secrets.token_hex(4)}")
             remove_path(self.folder / str(step))
         self.manager.reload()
-        return self.run_folder / DAMAGED_FOLDER
+        return folder
 
 
 def find_whole_steps(names: dict[str, int]) -> set[str]:
@@ -59,20 +80,30 @@ def send_step(folder: Path, bucket_folder: Path, step: str) -> None:
 
 
 def fetch_steps(bucket_folder: Path, folder: Path) -> None:
-    """Make the checkpoints of this machine those of a bucket."""
-    whole = find_whole_steps(list_files(bucket_folder))
-    for copy in folder.iterdir():
-        notes, copied_notes = bucket_folder / copy.name / NOTES_FILE, copy / NOTES_FILE
-        is_same = copy.name in whole and copied_notes.exists() and copied_notes.read_bytes() == notes.read_bytes()
-        if not is_same:
-            remove_path(copy)
-    for step in sorted(whole):
-        if not (folder / step).exists():
-            fetch_step(bucket_folder / step, folder / step)
+    """Make the checkpoints of this machine those of a bucket. One process at a time does so."""
+    with lock_dir(folder.with_name(f".{folder.name}.fetch"), lambda: None):
+        folder.mkdir(parents=True, exist_ok=True)
+        files = list_files(bucket_folder)
+        whole_steps = find_whole_steps(files)
+        for copy in folder.iterdir():
+            sizes = {name: size for name, size in list_files(copy).items() if not name.endswith(COMMITTED_FILE)}
+            if copy.name not in whole_steps or sizes != select_step(files, copy.name):
+                remove_path(copy)
+        for step in sorted(whole_steps):
+            if not (folder / step).exists():
+                fetch_step(bucket_folder / step, folder / step)
+
+
+def select_step(files: dict[str, int], step: str) -> dict[str, int]:
+    """Return the sizes of a step's files, without its marks, by their names in it."""
+    inside = {name.removeprefix(f"{step}/"): size for name, size in files.items() if name.startswith(f"{step}/")}
+    return {name: size for name, size in inside.items() if not name.endswith(COMMITTED_FILE)}
 
 
 def fetch_step(bucket_folder: Path, folder: Path) -> None:
-    """Copy a whole checkpoint from a bucket."""
-    names = [name for name in list_files(bucket_folder) if name != COMMITTED_FILE]
-    with atomic_dir(folder) as partial:
+    """Copy a whole checkpoint from a bucket, unless it is removed there meanwhile."""
+    with suppress(FileNotFoundError), atomic_dir(folder) as partial:
+        names = [name for name in list_files(bucket_folder) if not name.endswith(COMMITTED_FILE)]
         transfer_files(names, lambda name: copy_file(bucket_folder / name, partial / name))
+        if not (bucket_folder / COMMITTED_FILE).exists():
+            raise FileNotFoundError(f"{bucket_folder} was removed")

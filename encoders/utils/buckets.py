@@ -71,7 +71,9 @@ def parse_path(name: str | os.PathLike) -> AnyPath:
 
 @cache
 def set_client_options(scheme: str) -> None:
-    """Let fsspec ask for every listing anew, since others write to the same bucket, and not log what it raises."""
+    """Let fsspec ask for every listing anew, since others write to the same bucket, and not log what it raises; let
+    epath use fsspec where TensorFlow is installed too."""
+    os.environ["EPATH_USE_TF"] = "false"
     import fsspec
 
     fsspec.config.conf.setdefault(scheme, {}).setdefault("use_listings_cache", False)
@@ -80,14 +82,14 @@ def set_client_options(scheme: str) -> None:
 
 
 def check_reachable(path: AnyPath) -> None:
-    """Raise `UserError` where a bucket does not answer, or not to this user, when it is asked for the first time."""
+    """Raise `ConnectionError` where a bucket does not answer, or not to this user, when it is first asked."""
     bucket = str(path).split("/")[2]
     if bucket in REACHED_BUCKETS:
         return
     try:
         path.exists()
     except Exception as error:  # clients raise many types
-        raise UserError(f"{path} cannot be read: {describe_error(error)}") from error
+        raise ConnectionError(f"{path} cannot be read: {describe_error(error)}") from error
     REACHED_BUCKETS.add(bucket)
 
 
@@ -102,7 +104,7 @@ def get_size(path: AnyPath) -> int:
 
 def get_modified_at(path: AnyPath) -> float:
     """Return when a file was written, in seconds since the epoch."""
-    return path.stat().mtime if is_in_bucket(path) else path.stat().st_mtime
+    return open_file_system(path).modified(str(path)).timestamp() if is_in_bucket(path) else path.stat().st_mtime
 
 
 def get_version(path: AnyPath) -> list[int | str]:
@@ -143,7 +145,7 @@ def transfer_files(names: Iterable[str], transfer: Callable[[str], None]) -> Non
 
 def write_object(path: AnyPath, content: bytes) -> None:
     """Write a file in a bucket, as a whole."""
-    call_again(lambda: open_file_system(path).pipe_file(str(path), content))
+    call_with_retries(lambda: open_file_system(path).pipe_file(str(path), content))
 
 
 def copy_file(source: AnyPath, target: AnyPath) -> None:
@@ -151,11 +153,11 @@ def copy_file(source: AnyPath, target: AnyPath) -> None:
     if not is_in_bucket(target):
         target.parent.mkdir(parents=True, exist_ok=True)
     if is_in_bucket(source) and is_in_bucket(target):
-        call_again(partial(copy_stream, source, target))
+        call_with_retries(partial(copy_stream, source, target))
     elif is_in_bucket(source):
-        call_again(partial(open_file_system(source).get_file, str(source), str(target)))
+        call_with_retries(partial(open_file_system(source).get_file, str(source), str(target)))
     elif is_in_bucket(target):
-        call_again(partial(open_file_system(target).put_file, str(source), str(target)))
+        call_with_retries(partial(open_file_system(target).put_file, str(source), str(target)))
     else:
         shutil.copyfile(source, target)
     if get_size(target) != get_size(source):
@@ -167,7 +169,7 @@ def copy_stream(source: AnyPath, target: AnyPath) -> None:
         shutil.copyfileobj(reader, writer, 8 << 20)
 
 
-def call_again(call: Callable[[], object]) -> None:
+def call_with_retries(call: Callable[[], object]) -> None:
     """Call what can be done twice, and again where a bucket's client fails for a reason that may pass.
 
     Clients ask again by themselves, but not where the answer to an upload is lost: it was done, and they fail.
@@ -197,4 +199,5 @@ def move_folder(source: AnyPath, target: AnyPath) -> None:
 def remove_files(folder: AnyPath) -> None:
     """Remove all files below a folder in a bucket."""
     file_system = open_file_system(folder)
-    transfer_files(list_files(folder), lambda name: file_system.rm_file(str(folder / name)))
+    remove = lambda name: call_with_retries(lambda: file_system.rm_file(str(folder / name)))
+    transfer_files(list_files(folder), remove)

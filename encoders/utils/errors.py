@@ -2,17 +2,18 @@
 
 import errno
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 # Modules of the errors of buckets' clients, and what messages of a refusal hold.
 BUCKET_CLIENTS = (
     *("gcsfs.", "google.api_core.", "google.auth.", "google.cloud.", "aiohttp.", "s3fs.", "botocore.", "adlfs."),
-    *("azure.", "huggingface_hub."),
+    *("azure.", "huggingface_hub.", "fsspec.", "requests.", "urllib3."),
 )
-BUCKET_SCHEMES = ("gs://", "s3://")  # in messages of TensorStore and Orbax
-REFUSAL_MARKS = (
-    *(", 401", ", 403", "code: 401", "code: 403", "PERMISSION_DENIED", "Forbidden", "AccessDenied", "credentials"),
-    *("quota", "Quota"),
-)
+BUCKET_MARKS = ("gs://", "s3://", "Bad Request")  # in a `ValueError` of TensorStore, Orbax or gcsfs
+PASSING_ERRNOS = (errno.EBUSY, errno.EIO, errno.EREMOTEIO, errno.ETIMEDOUT, errno.EAGAIN)  # as s3fs has them
+REFUSAL_REGEX = re.compile(r"(code: |, )40[13]\b|PERMISSION_DENIED|quotaExceeded|QuotaExceeded|Access ?Denied")
 DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -29,17 +30,29 @@ def is_expected(error: BaseException) -> bool:
     return isinstance(error, (UserError, OSError)) or has_no_home or is_disk_full(error) or is_of_bucket(error)
 
 
+@contextmanager
+def suppress_expected_errors() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if not is_expected(error):
+            raise
+
+
 def is_of_bucket(error: BaseException) -> bool:
-    """Return whether an error is of a bucket's client, or of TensorStore or Orbax about a bucket."""
+    """Return whether an error may be of a bucket's client or of the network, or of TensorStore about a bucket."""
     if isinstance(error, UserError):
         return False
-    names_bucket = isinstance(error, ValueError) and any(scheme in str(error) for scheme in BUCKET_SCHEMES)
+    if isinstance(error, ConnectionError | TimeoutError) or getattr(error, "errno", None) in PASSING_ERRNOS:
+        return True
+    names_bucket = isinstance(error, ValueError) and any(mark in str(error) for mark in BUCKET_MARKS)
     return names_bucket or f"{type(error).__module__}.".startswith(BUCKET_CLIENTS)
 
 
 def is_refusal(error: BaseException) -> bool:
     """Return whether a bucket refuses by right or quota: asking again does not help."""
-    return any(mark in str(error) for mark in REFUSAL_MARKS)
+    has_code = getattr(error, "code", None) in (401, 403)
+    return isinstance(error, PermissionError) or has_code or bool(REFUSAL_REGEX.search(str(error)))
 
 
 def is_disk_full(error: BaseException) -> bool:

@@ -15,12 +15,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from encoders.utils.buckets import open_file_system
 from encoders.utils.errors import UserError, describe_error
 
 LEASE_FILE = ".lease"
 LEASE_SCHEMES = {"gs": "gcs", "s3": "s3"}  # and their drivers of TensorStore
 LEASE_SECONDS = 60.0  # without renewal, after which a lease is lost
 RENEWALS = 4  # attempts within that time
+HELD_SHARE = 0.75  # of that time, after which a holder that could not renew ends: before others may take the lease
 FREE_LEASE = {"owner": None, "token": None, "renewed_at": 0.0}  # S3 deletes without a condition, so it is written
 
 
@@ -36,13 +38,15 @@ def open_key_values(folder: Path) -> Any:
     if mark:
         bucket, _, path = path.partition("/")
         spec = {"driver": LEASE_SCHEMES[scheme], "bucket": bucket, "path": f"{path}/"}
-    if scheme == "s3":  # TensorStore reads neither from the environment, as other clients do
-        settings = {"endpoint": "AWS_ENDPOINT_URL", "aws_region": "AWS_DEFAULT_REGION"}
-        spec |= {name: os.environ[variable] for name, variable in settings.items() if variable in os.environ}
+    if scheme == "s3":  # TensorStore reads fewer settings than s3fs, whose objects the lease is about
+        meta = open_file_system(folder).s3.meta
+        spec |= {"aws_region": meta.region_name}
+        if "amazonaws.com" not in meta.endpoint_url:
+            spec |= {"endpoint": meta.endpoint_url}
     return tensorstore.KvStore.open(spec).result()
 
 
-def can_be_locked(folder: Path) -> bool:
+def is_lockable(folder: Path) -> bool:
     scheme, mark, _ = str(folder).partition("://")
     return not mark or scheme in LEASE_SCHEMES
 
@@ -68,7 +72,7 @@ class Lease:
         self.folder, self.owner, self.seconds, self.on_lost = folder, owner, seconds or LEASE_SECONDS, on_lost
         self.objects, self.token = open_key_values(folder), secrets.token_hex(8)
         self.generation: bytes | None = None  # of the lease that this object wrote last, while it holds it
-        self.renewed_at = 0.0
+        self.held_until = 0.0  # by `time.monotonic`
         self.is_released = threading.Event()
         self.thread = threading.Thread(target=self.keep_renewing, name="lease", daemon=True)
 
@@ -95,10 +99,12 @@ class Lease:
         return self.wait_for(self.objects.read(LEASE_FILE))
 
     def wait_for(self, future: Any) -> Any:
+        """Return the result of a request; a holder waits no longer than it surely holds the lease."""
+        seconds = self.seconds if self.generation is None else max(self.held_until - time.monotonic(), 0.0)
         try:
-            return future.result(timeout=self.seconds)
+            return future.result(timeout=seconds)
         except TimeoutError:
-            raise UserError(f"{self.folder}: no answer about the lease within {self.seconds:.0f} s") from None
+            raise ConnectionError(f"{self.folder}: no answer about the lease within {seconds:.0f} s") from None
 
     def write_if(self, generation: bytes) -> bool:
         """Write the lease if it is still of a generation, and return whether this object holds it then."""
@@ -112,7 +118,7 @@ class Lease:
                 self.generation = None
                 return False
             written_generation = found.stamp.generation
-        self.generation, self.renewed_at = written_generation, began_at
+        self.generation, self.held_until = written_generation, began_at + HELD_SHARE * self.seconds
         return True
 
     def keep_renewing(self) -> None:
@@ -124,8 +130,8 @@ class Lease:
                     return
             except Exception as error:  # TensorStore raises many types
                 problem = f" ({describe_error(error)})"
-            if time.monotonic() - self.renewed_at > self.seconds:
-                reason = f"{self.folder}: the lease could not be renewed for {self.seconds:.0f} s{problem}"
+            if time.monotonic() >= self.held_until:
+                reason = f"{self.folder}: the lease could not be renewed in time{problem}"
                 self.on_lost(reason, os.EX_TEMPFAIL)
                 return
 
@@ -144,8 +150,13 @@ class Lease:
 
 
 def parse_content(found: Any) -> dict:
-    """Return owner, token and time of a lease that was read."""
-    return json.loads(found.value) if found.state == "value" else FREE_LEASE
+    """Return owner, token and time of a lease that was read; one that cannot be read is of an unknown process."""
+    if found.state != "value":
+        return FREE_LEASE
+    try:
+        return FREE_LEASE | json.loads(found.value)
+    except (ValueError, TypeError):
+        return FREE_LEASE | {"owner": "an unknown process"}
 
 
 def read_lease_owner(folder: Path) -> str | None:

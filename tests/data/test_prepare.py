@@ -1,4 +1,5 @@
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -35,6 +36,15 @@ def data(tmp_path):
 
 def content(store):
     return {name: (store.path / name).read_bytes() for name in [*FILES, "tokenizer.json"]}
+
+
+def test_a_symbolic_link_is_read_by_the_suffix_of_its_own_name(data, tmp_path):
+    blob, link = tmp_path / "blobs" / "abc123", tmp_path / "train.jsonl"
+    blob.parent.mkdir()
+    blob.write_text("".join(json.dumps({"text": f"document {number} ."}) + "\n" for number in range(50)))
+    link.symlink_to(blob)
+    store = prepare_store(replace(data, corpus=(str(link),)))
+    assert sum(split["documents"] for split in store.metadata["splits"].values()) == 50
 
 
 def test_a_finished_store_is_used_again_as_it_is(data):

@@ -87,6 +87,22 @@ def test_a_copy_that_was_interrupted_is_no_run_and_ends_with_the_same_call(run, 
     assert read_run_record(BUCKET_RUN) and copying.COPYING_FILE not in list_files(parse_path(BUCKET_RUN))
 
 
+def test_a_copy_that_another_run_began_is_not_mixed_and_a_whole_one_not_written_again(run, tmp_path):
+    folder = parse_path(BUCKET_RUN)
+    (folder / copying.COPYING_FILE).write_bytes(b"/of/another")
+    (folder / "checkpoints/900/params/manifest.ocdbt").write_bytes(b"of another")
+    with raises_naming(ValueError, BUCKET_RUN):
+        copy_run(str(run), BUCKET_RUN, quiet)
+    (folder / copying.COPYING_FILE).write_bytes(str(run).encode())  # it began with a checkpoint that is gone
+    copy_run(str(run), BUCKET_RUN, quiet)
+    assert not [name for name in list_files(folder) if name.startswith("checkpoints/900")]
+    (folder / copying.COPYING_FILE).write_bytes(str(run).encode())  # it was killed at the very end
+    (folder / "saved_steps.json").write_bytes(b"trained since")
+    copy_run(str(run), BUCKET_RUN, quiet)
+    assert (folder / "saved_steps.json").read_bytes() == b"trained since"
+    assert copying.COPYING_FILE not in list_files(folder)
+
+
 def test_a_checkpoint_that_was_not_finished_is_left_out(run, tmp_path):
     copy_run(str(run), BUCKET_RUN, quiet)
     folder = parse_path(BUCKET_RUN)

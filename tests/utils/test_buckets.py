@@ -1,10 +1,14 @@
+import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from encoders.training.metric_log import copy_damaged, reopen_rows, scan_metric_rows
 from encoders.utils.buckets import check_local_paths, get_version, list_files, move_folder, open_text, parse_path
+from encoders.utils.errors import is_of_bucket, is_refusal
 from encoders.utils.files import hash_file, read_signed_json, write_signed_json
 from tests.memory_bucket import install_memory_buckets
 from tests.refusals import raises_naming
@@ -82,3 +86,35 @@ def test_rows_of_a_log_in_a_bucket_are_there_after_each_row(bucket):
     path.write_bytes(path.read_bytes() + b"{bad\n")
     assert len(scan_metric_rows(path)[1]) == 1
     assert copy_damaged(path) and len(list_files(bucket / "damaged")) == 1
+
+
+def test_buckets_are_read_by_fsspec_where_tensorflow_is_installed_too(tmp_path):
+    (tmp_path / "tensorflow.py").write_text("")  # a TensorFlow that can do nothing
+    code = (
+        "import pytest\n"
+        "from pathlib import Path\n"
+        "from encoders.utils.buckets import open_text, parse_path\n"
+        "from tests.memory_bucket import install_memory_buckets\n"
+        "with pytest.MonkeyPatch.context() as patch:\n"
+        f"    install_memory_buckets(patch, Path({str(tmp_path)!r}))\n"
+        "    parse_path('gs://bucket/a.txt').write_bytes(b'one')\n"
+        "    assert open_text(parse_path('gs://bucket/a.txt')).read() == 'one'\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2]}"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+
+
+@pytest.mark.parametrize(
+    "error, is_passing, refuses",
+    [
+        (OSError(errno.EBUSY, "SlowDown"), True, False),
+        (TimeoutError("RequestTimeout"), True, False),
+        (ConnectionResetError("peer"), True, False),
+        (ValueError("UNAVAILABLE: Error reading gs://bucket/403/x: HTTP response code: 503"), True, False),
+        (ValueError("PERMISSION_DENIED: Error writing gs://bucket/x: HTTP response code: 403"), True, True),
+        (PermissionError(errno.EACCES, "Access Denied"), False, True),
+        (ValueError("a mistake in a program"), False, False),
+    ],
+)
+def test_what_a_bucket_fails_with_is_told_from_what_it_refuses(error, is_passing, refuses):
+    assert (is_of_bucket(error), is_refusal(error)) == (is_passing, refuses)

@@ -60,7 +60,7 @@ def test_a_holder_that_cannot_renew_ends_when_its_time_is_over(make_lease):
     lease.objects = BrokenObjects()
     lease.thread.join(10)
     assert "no network" in lease.lost[0][0] and lease.lost[0][1] == os.EX_TEMPFAIL
-    assert time.monotonic() - began_at > SECONDS / 2
+    assert SECONDS / 4 < time.monotonic() - began_at < SECONDS  # before another may take it
 
 
 def test_a_write_whose_answer_was_lost_keeps_the_lease(make_lease):
