@@ -97,12 +97,6 @@ def hold_connection(seconds: float) -> Action:
     return hold
 
 
-def cut_upload(request: Request) -> None:
-    """Read half of the body, forward nothing and close the connection."""
-    request.read_body(0.5)
-    raise CloseConnection
-
-
 def forward_half(request: Request) -> None:
     """Forward half of the body under a greater length, then close both connections."""
     half = request.read_body(0.5)

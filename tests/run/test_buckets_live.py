@@ -22,13 +22,13 @@ from tests.faulty_proxy import Rule
 pytestmark = pytest.mark.live
 ROOT = Path(__file__).parents[2]
 SHORT_LEASE = 4  # seconds, where a test waits until it expires
-STEPS = 18  # a checkpoint every third
+STEPS = 12  # a checkpoint every third
 EXPERIMENT_FILE = """
 import sys
 sys.path.insert(0, {root!r})
 from pathlib import Path
 from tests.run.test_loop import experiment
-experiments = [experiment({corpus!r}, "electra", Path({folder!r}), steps={steps})]
+experiments = [experiment({corpus!r}, "roberta", Path({folder!r}), steps={steps})]
 """
 COMMAND = """
 import sys
@@ -38,8 +38,8 @@ lease.LEASE_SECONDS = {lease_seconds}
 import launch
 sys.exit(launch.main({words!r}))
 """
-NAME = "tiny-electra"
-CHECKPOINT_UPLOAD = ("POST|PUT", r"/upload/.*checkpoints(%2F|/)12(%2F|/)(params|rest)")
+NAME = "tiny-roberta"
+CHECKPOINT_UPLOAD = ("POST|PUT", r"/upload/.*checkpoints(%2F|/)9(%2F|/)(params|rest)")
 
 
 @dataclass
@@ -163,10 +163,8 @@ ANY_REQUEST, UPLOAD = ("GET|POST|PUT|DELETE", "."), ("POST|PUT", "^/upload/")
     "name, build_action, request_kind, num_faults",
     [
         ("503", lambda server: server.answer_error(503), ANY_REQUEST, 20),
-        ("429", lambda server: server.answer_error(429), UPLOAD, 10),
         ("time-out", lambda server: faults.hold_connection(2.0), ANY_REQUEST, 6),
-        ("torn", lambda server: faults.cut_upload, UPLOAD, 10),
-        ("half", lambda server: faults.forward_half, UPLOAD, 10),
+        ("half", lambda server: faults.forward_half, UPLOAD, 5),
         ("lost", lambda server: faults.lose_answer, UPLOAD, 10),
     ],
 )
@@ -195,9 +193,9 @@ def test_a_run_killed_in_the_middle_of_a_save_ends_bit_identical(place):
     process = place.start_training(runs)
     rule = place.add_rule(lambda request: process.kill(), CHECKPOINT_UPLOAD, limit=1)
     finish(process, -signal.SIGKILL)
-    assert rule.count == 1 and not place.has(runs, "checkpoints/12/commit_success.txt")
+    assert rule.count == 1 and not place.has(runs, "checkpoints/9/commit_success.txt")
     errors = place.train(runs)
-    assert "resumes from step 9" in errors and f"up to {SHORT_LEASE} s" in errors
+    assert "resumes from step 6" in errors and f"up to {SHORT_LEASE} s" in errors
     place.assert_same_run(runs)
 
 
@@ -232,13 +230,13 @@ def test_a_full_quota_is_one_line_and_costs_no_checkpoint(place):
     errors = place.train(runs, status=1)
     assert rule.count and "gs://bucket/full" in errors.splitlines()[-1] and "quotaExceeded" in errors.splitlines()[-1]
     place.server.proxy.remove_rule(place.rules.pop())
-    assert "resumes from step 9" in place.train(runs)
+    assert "resumes from step 6" in place.train(runs)
     place.assert_same_run(runs)
 
 
 def test_a_stale_list_of_checkpoints_begins_no_run_anew(place):
     place.lease_seconds = SHORT_LEASE
-    runs, lists, lists_at_nine, old_lists = "gs://bucket/stale", {}, {}, {}
+    runs, lists, lists_at_six, old_lists = "gs://bucket/stale", {}, {}, {}
 
     def record_list(request):
         if request.path not in old_lists:
@@ -248,15 +246,15 @@ def test_a_stale_list_of_checkpoints_begins_no_run_anew(place):
     process = place.start_training(runs)
     place.add_rule(record_list, place.server.listings)
     place.add_rule(
-        lambda request: lists_at_nine.update(lists), (UPLOAD[0], r"checkpoints(%2F|/)9(%2F|/)params"), limit=1
+        lambda request: lists_at_six.update(lists), (UPLOAD[0], r"checkpoints(%2F|/)6(%2F|/)params"), limit=1
     )
     place.add_rule(lambda request: process.kill(), CHECKPOINT_UPLOAD, limit=1)
     finish(process, -signal.SIGKILL)
-    old_lists.update(lists_at_nine)
+    old_lists.update(lists_at_six)
     errors = finish(place.start_training(runs), 1, STOPPED_STATUS)
-    assert "checkpoint 9 is missing" in errors
+    assert "checkpoint 6 is missing" in errors
     old_lists.clear()
-    assert "resumes from step 9" in place.train(runs)
+    assert "resumes from step 6" in place.train(runs)
     place.assert_same_run(runs)
 
 
@@ -273,7 +271,7 @@ def test_a_run_in_use_is_refused_and_a_paused_holder_loses_it(place):
     errors = place.train(runs)
     assert f"process {holder.pid} on " in errors and "resumes from step" in errors
     holder.send_signal(signal.SIGCONT)
-    assert "lease" in finish(holder, 1)
+    assert "lease" in finish(holder, 1, STOPPED_STATUS)
     place.assert_same_run(runs)
 
 
@@ -300,11 +298,11 @@ def test_a_run_at_s3_that_is_killed_in_the_middle_of_a_save_ends_bit_identical(s
     with run_s3() as server:
         place, runs = Place(server, shared_place.folder, lease_seconds=SHORT_LEASE), "s3://bucket/runs"
         process = place.start_training(runs)
-        rule = place.add_rule(lambda request: process.kill(), ("PUT", "/bucket/runs/.*checkpoints/12/"), limit=1)
+        rule = place.add_rule(lambda request: process.kill(), ("PUT", "/bucket/runs/.*checkpoints/9/"), limit=1)
         finish(process, -signal.SIGKILL)
         assert rule.count == 1
         errors = place.train(runs)
-        assert "resumes from step 9" in errors and f"up to {SHORT_LEASE} s" in errors
+        assert "resumes from step 6" in errors and f"up to {SHORT_LEASE} s" in errors
         copied = str(place.folder / "from s3")
         finish(place.start("copy", f"{runs}/{NAME}", f"{copied}/{NAME}"), 0)
         place.assert_same_run(copied)
