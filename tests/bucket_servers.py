@@ -26,20 +26,14 @@ class BucketServer:
     """A server with an empty bucket, its proxy, and what clients and rules need.
 
     `environment` leads gcsfs or s3fs, google-cloud-storage, TensorStore and Orbax to the proxy, without an account.
-    They read it when they are imported or first used, so it is for new processes. `uploads` and `listings` are the
-    method and pattern of rules. `answer_error(status)` answers as the cloud does, with status 403, 429 or 503.
+    They read it when they are imported or first used, so it is for new processes. `answer_error(status)` answers as the
+    cloud does, with status 403 or 503.
     """
 
     proxy: FaultyProxy
     root: str  # such as "gs://bucket"
     environment: dict[str, str]
-    uploads: tuple[str, str]
-    listings: tuple[str, str]
     answer_error: Callable[[int], Action]
-
-    @property
-    def url(self) -> str:
-        return self.proxy.url
 
     def read_object(self, path: str) -> bytes | None:
         """Return what is at a path of gs://, or None."""
@@ -55,12 +49,12 @@ def build_google_error(status: int, reason: str) -> Answer:
 
 
 def answer_google_error(status: int) -> Action:
-    answer = build_google_error(status, {403: "quotaExceeded", 429: "rateLimitExceeded", 503: "backendError"}[status])
+    answer = build_google_error(status, {403: "quotaExceeded", 503: "backendError"}[status])
     return lambda request: answer
 
 
 def answer_s3_error(status: int) -> Action:
-    code = {403: "QuotaExceeded", 429: "TooManyRequests", 503: "SlowDown"}[status]
+    code = {403: "QuotaExceeded", 503: "SlowDown"}[status]
     text = f'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>{code}</Code><Message>{code}</Message></Error>'
     answer = Answer(status, text.encode(), (("Content-Type", "application/xml"),))
     return lambda request: answer
@@ -173,15 +167,14 @@ def run_gcs() -> Iterator[BucketServer]:
             "FSSPEC_GCS_TOKEN": "anon",
             "FSSPEC_GS_TOKEN": "anon",
         }
-        uploads, listings = ("POST|PUT", "^/upload/"), ("GET", r"^/storage/v1/b/[^/]+/o/?(\?|$)")
-        yield BucketServer(proxy, f"gs://{BUCKET}", environment, uploads, listings, answer_google_error)
+        yield BucketServer(proxy, f"gs://{BUCKET}", environment, answer_google_error)
 
 
 @contextmanager
 def run_s3() -> Iterator[BucketServer]:
     """Run a server of S3 that keeps its objects in memory, at "s3://bucket".
 
-    TensorStore does not read the endpoint from the environment: its spec needs `"endpoint": server.url`.
+    TensorStore does not read the endpoint from the environment: its spec needs it.
     """
 
     def build_command(port: int, proxy: FaultyProxy) -> list[str]:
@@ -196,5 +189,4 @@ def run_s3() -> Iterator[BucketServer]:
             "AWS_DEFAULT_REGION": "us-east-1",
             "AWS_EC2_METADATA_DISABLED": "true",
         }
-        uploads, listings = ("POST|PUT", r"^/[^/?]+/[^?]"), ("GET", r"^/[^/?]+/?(\?|$)")
-        yield BucketServer(proxy, f"s3://{BUCKET}", environment, uploads, listings, answer_s3_error)
+        yield BucketServer(proxy, f"s3://{BUCKET}", environment, answer_s3_error)

@@ -12,11 +12,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from encoders.utils.buckets import open_file_system
-from encoders.utils.errors import UserError, describe_error
+from encoders.utils.buckets import find_scheme, open_file_system
+from encoders.utils.errors import describe_error
 
 LEASE_FILE = ".lease"
 LEASE_SCHEMES = {"gs": "gcs", "s3": "s3"}  # and their drivers of TensorStore
@@ -27,17 +28,12 @@ FREE_LEASE = {"owner": None, "token": None, "renewed_at": 0.0}  # S3 deletes wit
 
 
 def open_key_values(folder: Path) -> Any:
-    """Return TensorStore's view of a folder: its objects by name, with conditional writes. Raises `UserError` for a
-    bucket that has none here."""
+    """Return TensorStore's view of a folder in a bucket: its objects by name, with conditional writes."""
     import tensorstore
 
-    scheme, mark, path = str(folder).partition("://")
-    if mark and scheme not in LEASE_SCHEMES:
-        raise UserError(f"{folder}: {' and '.join(LEASE_SCHEMES)} have leases, so that one process at a time writes")
-    spec = {"driver": "file", "path": f"{folder}/"}
-    if mark:
-        bucket, _, path = path.partition("/")
-        spec = {"driver": LEASE_SCHEMES[scheme], "bucket": bucket, "path": f"{path}/"}
+    scheme, _, path = str(folder).partition("://")
+    bucket, _, path = path.partition("/")
+    spec = {"driver": LEASE_SCHEMES[scheme], "bucket": bucket, "path": f"{path}/"}
     if scheme == "s3":  # TensorStore reads fewer settings than s3fs, whose objects the lease is about
         meta = open_file_system(folder).s3.meta
         spec |= {"aws_region": meta.region_name}
@@ -46,9 +42,8 @@ def open_key_values(folder: Path) -> Any:
     return tensorstore.KvStore.open(spec).result()
 
 
-def is_lockable(folder: Path) -> bool:
-    scheme, mark, _ = str(folder).partition("://")
-    return not mark or scheme in LEASE_SCHEMES
+def is_lockable(folder: str | Path) -> bool:
+    return find_scheme(folder) in (None, *LEASE_SCHEMES)
 
 
 def end_process(reason: str, status: int) -> None:
@@ -100,11 +95,11 @@ class Lease:
 
     def wait_for(self, future: Any) -> Any:
         """Return the result of a request; a holder waits no longer than it surely holds the lease."""
-        seconds = self.seconds if self.generation is None else max(self.held_until - time.monotonic(), 0.0)
-        try:
-            return future.result(timeout=seconds)
-        except TimeoutError:
-            raise ConnectionError(f"{self.folder}: no answer about the lease within {seconds:.0f} s") from None
+        seconds = self.seconds if self.generation is None else self.held_until - time.monotonic()
+        with suppress(TimeoutError):
+            if seconds > 0:
+                return future.result(timeout=seconds)
+        raise ConnectionError(f"{self.folder}: no answer about the lease while it is held")
 
     def write_if(self, generation: bytes) -> bool:
         """Write the lease if it is still of a generation, and return whether this object holds it then."""
@@ -125,7 +120,7 @@ class Lease:
         problem = ""
         while not self.is_released.wait(self.seconds / RENEWALS):
             try:
-                if not self.write_if(self.generation):
+                if time.monotonic() < self.held_until and not self.write_if(self.generation):
                     self.on_lost(f"{self.folder}: another process has taken the lease", 1)
                     return
             except Exception as error:  # TensorStore raises many types

@@ -1,12 +1,22 @@
+import json
 import os
 import threading
 import time
 
 import pytest
+import tensorstore
 
-from encoders.utils.lease import Lease, read_lease_owner
+from encoders.utils import lease as lease_module
+from encoders.utils.lease import FREE_LEASE, LEASE_FILE, Lease, read_lease_owner
 
 SECONDS = 2.0  # longer than a busy machine leaves a thread waiting
+
+
+@pytest.fixture(autouse=True)
+def leases_on_disk(monkeypatch):
+    """Keep leases in folders of this machine."""
+    open_folder = lambda folder: tensorstore.KvStore.open({"driver": "file", "path": f"{folder}/"}).result()
+    monkeypatch.setattr(lease_module, "open_key_values", open_folder)
 
 
 @pytest.fixture
@@ -47,10 +57,20 @@ def test_a_holder_that_does_not_renew_loses_its_lease_and_is_told(make_lease, tm
     assert watched == ["dead"] and read_lease_owner(tmp_path) == "heir"
     paused.set()
     dead.thread.join(5)
-    assert [status for _, status in dead.lost] == [1] and not heir.lost
+    assert [status for _, status in dead.lost] == [os.EX_TEMPFAIL] and not heir.lost  # by its own clock
     dead.release()  # does not remove the lease of another
     assert read_lease_owner(tmp_path) == "heir"
     heir.release()
+
+
+def test_a_holder_whose_lease_was_written_by_another_ends_and_does_not_take_it_back(make_lease, tmp_path):
+    lease = make_lease("first")
+    assert lease.take(pytest.fail)
+    lease.objects.write(LEASE_FILE, json.dumps(FREE_LEASE | {"owner": "another", "renewed_at": time.time()})).result()
+    lease.thread.join(5)
+    assert [status for _, status in lease.lost] == [1]
+    lease.release()
+    assert read_lease_owner(tmp_path) == "another"
 
 
 def test_a_holder_that_cannot_renew_ends_when_its_time_is_over(make_lease):
