@@ -273,6 +273,7 @@ def print_scores(
 
 
 def write_submission(run: str, folder: str, root: str | None = None, step: str = "best") -> None:
+    check_local_paths(folder)
     predictor = load_predictor(run, step)
     data = predictor.run.experiment.data
     if not isinstance(data, LabelledData):
@@ -283,7 +284,6 @@ def write_submission(run: str, folder: str, root: str | None = None, step: str =
     files = dict(data.task.build_submission(predictor, root))
     if not any(files.values()):
         raise ExperimentError(f"the test rows of {data.task.name} are not in {root}; pass their folder with --root")
-    check_local_paths(folder)
     Path(folder).mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         if text is None:

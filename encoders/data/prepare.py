@@ -191,9 +191,7 @@ def load_or_train_tokenizer(job: PreparationJob, all_units: list[WorkUnit], log:
             log(f"vocabulary: training {spec.kind} of {spec.vocab_size:,}")
             tokenizer = tokenization.train_tokenizer(spec, work_units.sample_documents(job, all_units))
         check_sample(job, all_units, tokenizer, log)
-        partial_file = path.with_suffix(".partial")
-        tokenizer.save(partial_file)
-        partial_file.rename(path)
+        tokenizer.save(path)
     return tokenization.load_tokenizer(path)
 
 

@@ -7,7 +7,6 @@ import sys
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import IO
 
@@ -155,13 +154,13 @@ class MetricLog:
 
 def open_event_writer(folder: Path, log: Callable[[str], None]):
     """Return a writer of TensorBoard's events, or None where the extra `tensorboard` is not installed."""
-    if find_spec("tensorboard") is None:
+    try:
+        from tensorboard.summary import Writer
+    except ImportError:
         return None
     if is_in_bucket(folder):
         log(f"{folder}: no TensorBoard events in a bucket; {METRICS_FILE} has every number")
         return None
-    from tensorboard.summary import Writer
-
     return Writer(str(folder / "tensorboard"))
 
 

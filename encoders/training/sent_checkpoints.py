@@ -83,27 +83,24 @@ def fetch_steps(bucket_folder: Path, folder: Path) -> None:
     """Make the checkpoints of this machine those of a bucket. One process at a time does so."""
     with lock_dir(folder.with_name(f".{folder.name}.fetch"), lambda: None):
         folder.mkdir(parents=True, exist_ok=True)
-        files = list_files(bucket_folder)
-        whole_steps = find_whole_steps(files)
+        whole_steps = find_whole_steps(list_files(bucket_folder))
         for copy in folder.iterdir():
-            sizes = {name: size for name, size in list_files(copy).items() if not name.endswith(COMMITTED_FILE)}
-            if copy.name not in whole_steps or sizes != select_step(files, copy.name):
+            is_whole = copy.name in whole_steps
+            if not is_whole or list_step_files(copy) != list_step_files(bucket_folder / copy.name):
                 remove_path(copy)
         for step in sorted(whole_steps):
             if not (folder / step).exists():
                 fetch_step(bucket_folder / step, folder / step)
 
 
-def select_step(files: dict[str, int], step: str) -> dict[str, int]:
-    """Return the sizes of a step's files, without its marks, by their names in it."""
-    inside = {name.removeprefix(f"{step}/"): size for name, size in files.items() if name.startswith(f"{step}/")}
-    return {name: size for name, size in inside.items() if not name.endswith(COMMITTED_FILE)}
+def list_step_files(folder: Path) -> dict[str, int]:
+    """Return the bytes of a checkpoint's files, without its marks."""
+    return {name: size for name, size in list_files(folder).items() if not name.endswith(COMMITTED_FILE)}
 
 
 def fetch_step(bucket_folder: Path, folder: Path) -> None:
     """Copy a whole checkpoint from a bucket, unless it is removed there meanwhile."""
     with suppress(FileNotFoundError), atomic_dir(folder) as partial:
-        names = [name for name in list_files(bucket_folder) if not name.endswith(COMMITTED_FILE)]
-        transfer_files(names, lambda name: copy_file(bucket_folder / name, partial / name))
+        transfer_files(list_step_files(bucket_folder), lambda name: copy_file(bucket_folder / name, partial / name))
         if not (bucket_folder / COMMITTED_FILE).exists():
             raise FileNotFoundError(f"{bucket_folder} was removed")
