@@ -101,3 +101,21 @@ def choices(folder: Path, rows: int = 40) -> str:
             lines.append(json.dumps(row))
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return str(folder)
+
+
+def write_measured_data(home: Path) -> None:
+    """Write what `measure` reads: pairs of a sentence and its words turned round, tagged words, judged pairs."""
+    rng = Random(4)
+    pairs = [sentence(rng, "here").split() for _ in range(12)]
+    rows = [{"good": " ".join(words), "bad": " ".join(words[::-1]), "uid": f"turned_{i % 2}"} for i, words in
+            enumerate(pairs)]  # fmt: skip
+    (home / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (home / "ud").mkdir()
+    for split in ("dev", "test"):
+        blocks = []
+        for _ in range(12):
+            tagged = enumerate(sentence(rng, GOOD).split(), 1)
+            lines = [f"{i}\t{word}\t_\t{'ADJ' if word == GOOD else 'NOUN'}\t_\t_\t0\t_\t_\t_" for i, word in tagged]
+            blocks.append("\n".join(lines) + "\n\n")
+        (home / "ud" / f"en-ud-{split}.conllu").write_text("".join(blocks), encoding="utf-8")
+    numbers(home / "sts" / "STS-B")

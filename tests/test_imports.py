@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 # One rank a room: each imports only the rooms before it.
 ROOMS = (
     "utils", "model", "text", "families", "data", "objectives", "tasks", "training", "experiment", "costs", "run",
-    "finetuning", "inference", "exchange", "sweeps", "reporting", "bench", "library", "cli",
+    "finetuning", "inference", "exchange", "measures", "sweeps", "reporting", "bench", "library", "cli",
 )  # fmt: skip
 ABSENT = (
     "tensorflow", "tensorflow_datasets", "grain", "array_record", "torch", "transformers", "sentencex", "tokenizers",

@@ -11,6 +11,7 @@ from types import ModuleType
 
 from encoders.experiment import Experiment, apply_settings, list_differences
 from encoders.library import LIBRARY_FOLDER
+from encoders.measures.base import Measure
 from encoders.run.folder import open_run_folder
 from encoders.sweeps.paper_table import PaperTable, Study, load_saved_tables
 from encoders.utils.code_files import import_file
@@ -35,11 +36,15 @@ class ExperimentChoice:
 
 @dataclass(frozen=True)
 class ExperimentFile:
-    """The chosen experiments of a file, with every setting applied; the others, of a table as last saved; its table."""
+    """The chosen experiments of a file, with every setting applied; the others, of a table as last saved; its table.
+
+    `measures`, a list that the file defines, are computed of every finished run.
+    """
 
     experiments: list[Experiment]
     other_experiments: list[Experiment]
     table: PaperTable | None
+    measures: Sequence[Measure] = ()
 
 
 def find_experiment_file(name: str) -> Path:
@@ -104,7 +109,10 @@ def load_experiment_file(choice: ExperimentChoice) -> ExperimentFile:
 
     selected = [resolve_experiment(experiment) for experiment in experiments if experiment.name in chosen]
     others = [resolve_experiment(experiment) for experiment in experiments if experiment.name not in chosen]
-    return ExperimentFile(selected, others, table and table.map_experiments(resolve_experiment))
+    measures = getattr(module, "measures", ())
+    if not all(isinstance(measure, Measure) for measure in measures):
+        raise ExperimentError(f"{path} must define `measures` as a list of Measure values")
+    return ExperimentFile(selected, others, table and table.map_experiments(resolve_experiment), measures)
 
 
 def list_experiments(module: ModuleType, path: Path, choice: ExperimentChoice) -> Sequence[Experiment]:
@@ -147,13 +155,15 @@ def load_paper_table(module: ModuleType, choice: ExperimentChoice) -> PaperTable
     arguments = parse_with_settings(Study, choice)
     small_only = sorted(arguments.keys() & {"tokens", "rows", "tasks"})
     if arguments.get("scale") == "paper" and small_only:
-        raise ExperimentError(f"--with {small_only[0]}=... is for scale=small, and scale=paper was given")
+        raise ExperimentError(
+            f"--with {small_only[0]}=... is for the scales below the paper's, and scale=paper was given"
+        )
     return replace(module.table(Study(**arguments)), source_file=stem)
 
 
 def describe_small_scale(table: PaperTable) -> Iterator[str]:
     """Yield what small scale changes in the experiments of a table, and in which fields its rows differ no longer."""
-    if table.study is None or not table.study.is_small:
+    if table.study is None or not table.study.is_scaled_down:
         return
     module = import_experiment_file(find_experiment_file(table.source_file))
     paper_rows = {row.name: row for row in module.table(replace(table.study, scale="paper")).rows}

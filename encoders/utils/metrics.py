@@ -48,3 +48,17 @@ def roc_auc(histogram: np.ndarray) -> tuple[float, float]:
     q1, q2 = area / (2 - area), 2 * area**2 / (1 + area)
     variance = (area * (1 - area) + (m - 1) * (q1 - area**2) + (n - 1) * (q2 - area**2)) / (n * m)
     return area, max(variance, 0.0) ** 0.5
+
+
+def calibration_error(probabilities: np.ndarray, outcomes: np.ndarray, num_bins: int = 15) -> float:
+    """Return the expected calibration error of probabilities `[n]` of outcomes `[n]`, which are 0 or 1.
+
+    It is the mean over n of |share of outcomes - mean probability| in bins of equal width (Guo et al., 2017,
+    https://arxiv.org/abs/1706.04599, eq. 3).
+
+    >>> calibration_error(np.array([0.9, 0.9, 0.1, 0.1]), np.array([1, 1, 0, 1]))
+    0.25
+    """
+    bins = np.minimum((probabilities * num_bins).astype(int), num_bins - 1)
+    gaps = np.bincount(bins, weights=np.asarray(outcomes, np.float64) - probabilities, minlength=num_bins)
+    return float(np.abs(gaps).sum() / len(probabilities))

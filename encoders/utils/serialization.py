@@ -52,7 +52,13 @@ CLASS_NAMES = {
     "encoders.training.sharding": "Mesh",
     "encoders.training.metric_log": "Intervals",
     "encoders.experiment": "RunSpec Experiment",
-    "encoders.sweeps.paper_table": "Study PaperTable PaperRow ScoreColumn",
+    "encoders.measures.masked_tokens": "MaskedTokens",
+    "encoders.measures.fixed_corruption": "FixedCorruption",
+    "encoders.measures.minimal_pairs": "MinimalPairs",
+    "encoders.measures.sts": "SentenceSimilarity",
+    "encoders.measures.probes": "LinearProbe",
+    "encoders.sweeps.paper_table": "Study PaperTable PaperRow",
+    "encoders.sweeps.score_columns": "ScoreColumn",
 }
 CLASS_ADDRESSES = {name: f"{module}:{name}" for module, names in CLASS_NAMES.items() for name in names.split()}
 FORMER_CLASS_NAMES: dict[str, str] = {}  # the name that older files have: the name above
