@@ -1,9 +1,8 @@
 """Tables of the papers as values: their rows, the experiments behind each, and the published numbers.
 
 A file of experiments/ablations/ defines `table(study)`. A `Study` has the scale, the text, the tasks and the number of
-seeds. At paper scale an experiment is the paper's own with one thing changed. At small scale it is shrunk as
-`small_scale.py` says: rows of 64 tokens, 10 M tokens, one optimizer for all, and SST-2 from 10,000 rows. The property
-that the table compares is kept.
+seeds. At paper scale an experiment is the paper's own with one thing changed. Below it, it is shrunk as a `Scale` of
+`small_scale.py` says, and the property that the table compares is kept.
 """
 
 from __future__ import annotations
@@ -22,56 +21,19 @@ from encoders.data.spec import PretrainingData
 from encoders.experiment import Experiment, strip_seeds
 from encoders.finetuning.grids import build_finetuning, build_finetuning_grid
 from encoders.finetuning.recipes import build_recipes
-from encoders.sweeps import small_scale
-from encoders.sweeps.small_scale import SMALL_RECIPE, SMALL_SIZES
+from encoders.sweeps.score_columns import ScoreColumn, build_measure_columns, list_tasks
+from encoders.sweeps.small_scale import SCALES, Scale
 from encoders.tasks import glue, squad
 from encoders.tasks.multiple_choice import MultipleChoiceTask
 from encoders.tasks.token_classification import TokenTask
 from encoders.utils.errors import UserError
 from encoders.utils.files import read_json_file, write_json
-from encoders.utils.overrides import apply_changes
 from encoders.utils.serialization import ExperimentError, fingerprint_content, from_json_value, to_json_value
 
 PublishedNumber = float | tuple[float, ...] | None  # two where a paper contradicts itself, None where it has none
 RUN_KINDS = ("source_runs", "pretrain_runs", "finetune_runs")  # of a row, in the order of training
 SQUAD_TASKS = {"SQuAD1.1": squad.SQUAD_1_1, "SQuAD2.0": squad.SQUAD_2_0}
 NER_TAGS = ("O", *(f"{edge}-{kind}" for kind in ("PER", "ORG", "LOC", "MISC") for edge in "BI"))
-
-
-@dataclass(frozen=True)
-class ScoreColumn:
-    """One score of each row, times `factor` in the unit of the paper."""
-
-    name: str
-    score: str  # "" in a column that is published only
-    task: str = ""  # whose fine-tuned runs have the score; "" is the held-out split of the pre-trained runs
-    factor: float = 100.0
-    overrides: tuple[str, ...] = ()  # settings under which the runs are scored, as if their experiments had them
-    mean_of: tuple[tuple[str, ...], ...] = ()  # columns by name, averaged in groups and then over the groups
-    order_column: str = ""  # whose published order is compared with ours, where the paper lacks this score
-    lower_is_better: bool = False
-
-
-NUM_PARAMS = ScoreColumn("M parameters", "parameters", factor=1e-6)
-MLM_AT_MASK = ScoreColumn("MLM at [MASK]", "mlm_mask_accuracy")
-MLM_PERPLEXITY = ScoreColumn("MLM perplexity", "mlm_perplexity", factor=1.0, lower_is_better=True)
-NSP, SOP = ScoreColumn("NSP", "nsp_accuracy"), ScoreColumn("SOP", "sop_accuracy")
-SQUAD1_F1, SQUAD1_EM = ScoreColumn("SQuAD1.1 F1", "f1", "SQuAD1.1"), ScoreColumn("SQuAD1.1 EM", "exact", "SQuAD1.1")
-SQUAD2_F1, SQUAD2_EM = ScoreColumn("SQuAD2.0 F1", "f1", "SQuAD2.0"), ScoreColumn("SQuAD2.0 EM", "exact", "SQuAD2.0")
-MNLI, SST2, RACE, QNLI, MRPC = (
-    ScoreColumn(task, "accuracy", task) for task in ("MNLI", "SST-2", "RACE", "QNLI", "MRPC")
-)
-NER_F1 = ScoreColumn("NER", "f1", "NER")
-SQUAD_PAIRS = (("SQuAD1.1 F1", "SQuAD1.1 EM"), ("SQuAD2.0 F1", "SQuAD2.0 EM"))
-ALBERT_AVERAGE = ScoreColumn("Avg", "mean", mean_of=(*SQUAD_PAIRS, ("MNLI",), ("SST-2",), ("RACE",)))
-ALBERT_COLUMNS = (SQUAD1_F1, SQUAD1_EM, SQUAD2_F1, SQUAD2_EM, MNLI, SST2, RACE, ALBERT_AVERAGE)
-GLUE_TASK_COLUMNS = tuple(
-    ScoreColumn(task, {"CoLA": "matthews", "STS-B": "spearman"}.get(task, "accuracy"), task, order_column="GLUE avg")
-    for task in ("CoLA", "SST-2", "MRPC", "STS-B", "QQP", "MNLI", "QNLI", "RTE")
-)
-GLUE_AVERAGE = ScoreColumn("GLUE avg", "mean", mean_of=tuple((column.name,) for column in GLUE_TASK_COLUMNS))
-GLUE_COLUMNS = (*GLUE_TASK_COLUMNS, GLUE_AVERAGE)  # of ELECTRA's tables
-ELECTRA_COLUMNS = (ScoreColumn("RTD AUC", "rtd_auc"), ScoreColumn("generator at [MASK]", "generator_mask_accuracy"))
 
 
 @dataclass(frozen=True)
@@ -188,53 +150,72 @@ def load_saved_tables(runs_dir: Path) -> list[PaperTable]:
 class Study:
     """Settings of a table, from `--with`."""
 
-    scale: Literal["paper", "small"] = "small"
+    scale: Literal["paper", "small", "night", "gpu"] = "small"
     corpus: tuple[str, ...] = ("tfds:wikipedia/20230601.en",)  # the text to pre-train on
     glue: str = "glue"  # the folders of the tasks' rows; "tfds" for GLUE and SQuAD
     squad: str = "squad"
     race: str = "race"
     entities: str = "conll2003"
-    tasks: tuple[str, ...] = ("SST-2",)  # to fine-tune for at small scale
+    tasks: tuple[str, ...] | None = None  # to fine-tune for below the paper's scale, by default SST-2 where scored
     runs: str = "runs"  # the folder of the runs
     extra_corpus: tuple[str, ...] = ("tfds:c4/realnewslike",)  # added by tables about more text
-    seeds: int | None = None  # by default three pre-training runs; at paper scale one, fine-tuned five times
-    tokens: float = 10e6  # of a small pre-training run
-    rows: int = 10_000  # to train on in a small fine-tuning run
+    seeds: int | None = None  # by default those of the scale; at paper scale one run, fine-tuned five times
+    tokens: float | None = None  # of a pre-training run, by default those of the scale
+    rows: int = 10_000  # to train on in a fine-tuning run below the paper's scale
+    blimp: str = ""  # data to measure the pre-trained runs with: minimal pairs, tagged words, pairs of sentences
+    probes: str = ""
+    sts: str = ""
 
     def __post_init__(self):
-        for name, minimum in {"seeds": 1, "rows": 1, "tokens": small_scale.SMALL_BATCH_TOKENS}.items():
+        for name, minimum in {"seeds": 1, "rows": 1, "tokens": self.small_scale.min_tokens}.items():
             if (value := getattr(self, name)) is not None and value < minimum:
                 raise ExperimentError(f"--with {name}={value:g} must be at least {minimum}")
-        for task in self.tasks:
+        for task in self.tasks or ():
             self.find_task(task)
 
     @property
-    def is_small(self) -> bool:
-        return self.scale == "small"
+    def is_scaled_down(self) -> bool:
+        return self.scale != "paper"
+
+    @property
+    def small_scale(self) -> Scale:
+        """Return the scale that replaces the paper's values; it is not used at paper scale."""
+        return SCALES.get(self.scale, SCALES["small"])
+
+    @property
+    def num_tokens(self) -> float:
+        return self.tokens or self.small_scale.num_tokens
 
     @property
     def pretrain_seeds(self) -> range:
-        return range(self.seeds or 3) if self.is_small else range(1)
+        return range(self.seeds or self.small_scale.num_seeds) if self.is_scaled_down else range(1)
+
+    def require_small_scale(self, name: str) -> None:
+        """Raise `ExperimentError` at paper scale, for a table that no paper has."""
+        if not self.is_scaled_down:
+            raise ExperimentError(f"--with scale=paper: no paper has {name}; it takes {', '.join(SCALES)}")
 
     def build_table(
         self, name: str, title: str, columns: Sequence[ScoreColumn], rows: Iterable[PaperRow], equal_in: str, *caveats
     ) -> PaperTable:
-        """Return the table; at small scale its first caveat is the one that all tables share."""
-        if self.is_small:
+        """Return the table; below the paper's scale its first caveat is the one that all tables share."""
+        if self.is_scaled_down:
+            recipe = self.small_scale.recipe
             shared_caveat = (
-                f"ours has a vocabulary of {SMALL_SIZES['vocab_size']:,}, no dropout, AdamW with bias correction at "
-                f"{small_scale.SMALL_LEARNING_RATE:g} whatever the paper has, unless the row is about that, an initial "
-                f"deviation of {SMALL_SIZES['init_std']:.3f} at every width, and the corrected formats; tasks are "
-                f"learned from their first {self.rows:,} training rows in {SMALL_RECIPE.num_epochs:g} epochs at "
-                f"{SMALL_RECIPE.learning_rate:g}, and scored on the development set at the better epoch. "
-                "Compare rows, not numbers"
+                f"{self.small_scale.describe()}; tasks are learned from their first {self.rows:,} training rows in "
+                f"{recipe.num_epochs:g} epochs at {recipe.learning_rate:g}, and scored on the development set at the "
+                "best epoch. Compare rows, not numbers"
             )
             caveats = (shared_caveat, *caveats)
         tasks = list_tasks(columns)
-        if unscored := [task for task in self.tasks if self.is_small and task not in tasks]:
+        if unscored := [task for task in self.tasks or () if self.is_scaled_down and task not in tasks]:
             raise ExperimentError(f"--with tasks={unscored[0]}: {name} scores another set of tasks: {', '.join(tasks)}")
-        title = f"{title}, {self.scale} scale"
-        return PaperTable(f"{name}_{self.scale}", title, tuple(columns), tuple(rows), equal_in, caveats, study=self)
+        title, rows = f"{title}, {self.scale} scale", tuple(rows)
+        published = [column for i, column in enumerate(columns) if any(row.published[i] for row in rows)]
+        measured = build_measure_columns({"blimp": self.blimp, "probes": self.probes, "sts": self.sts}, published)
+        rows = [replace(row, published=(*row.published, *[()] * len(measured))) for row in rows]
+        columns = (*columns, *measured)
+        return PaperTable(f"{name}_{self.scale}", title, columns, tuple(rows), equal_in, caveats, study=self)
 
     def build_row(
         self,
@@ -255,7 +236,8 @@ class Study:
         build_run = partial(self.build_pretrain_run, run_name, experiment, **scaling)
         sources = [source.name for source in source_runs] or [None] * len(self.pretrain_seeds)
         runs = [build_run(seed, init_from=name) for seed, name in zip(self.pretrain_seeds, sources, strict=True)]
-        tasks = [task for task in list_tasks(columns) if not self.is_small or task in self.tasks]
+        chosen = self.tasks or ("SST-2",)
+        tasks = [task for task in list_tasks(columns) if not self.is_scaled_down or task in chosen]
         finetune_runs = [tuned for run in runs for task in tasks for tuned in self.build_finetune_runs(run, task)]
         cells = self.build_published_row(name, published, columns).published
         return PaperRow(name, cells, tuple(runs), tuple(finetune_runs), tuple(source_runs))
@@ -279,7 +261,8 @@ class Study:
     ) -> Experiment:
         """Return a pre-training experiment of this study, with its scale and seed in its name.
 
-        At small scale `small_changes` are applied last. With `total_flops` it is shortened or lengthened to that cost.
+        Below the paper's scale `small_changes` are applied last. With `total_flops` it is shortened or lengthened to
+        that cost.
         """
         run = replace(
             experiment,
@@ -288,8 +271,8 @@ class Study:
             data=replace(experiment.data, corpus=self.corpus),
             init_from=init_from and f"{self.runs}/{init_from}",
         )
-        if self.is_small:
-            run = apply_changes(small_scale.shrink_experiment(run, self.tokens), small_changes)
+        if self.is_scaled_down:
+            run = self.small_scale.shrink_experiment(run, self.num_tokens, small_changes)
         if total_flops is not None:
             share = total_flops / run_flops(run)
             phases = [replace(phase, until_step=max(round(phase.until_step * share), 2)) for phase in run.phases]
@@ -305,9 +288,11 @@ class Study:
         folder, seed = f"{self.runs}/{pretrain_run.name}", pretrain_run.seed
         source = {"init_from": folder, "config": pretrain_run.model, "tokenizer_path": f"{folder}/tokenizer.json"}
         name = f"{pretrain_run.name}@{task_name}"
-        if self.is_small:
+        if self.is_scaled_down:
             source |= {"seed": seed, "max_train_rows": self.rows}
-            return [build_finetuning(f"{name}-seed{seed}", task, root, SMALL_RECIPE, num_train_rows, **source)]
+            return [
+                build_finetuning(f"{name}-seed{seed}", task, root, self.small_scale.recipe, num_train_rows, **source)
+            ]
         recipes = build_recipes(pretrain_run.model.conventions.name, task_name, pretrain_run.model)
         return build_finetuning_grid(name, task, root, recipes, num_train_rows, num_seeds=self.seeds or 5, **source)
 
@@ -332,8 +317,3 @@ class Study:
             return TokenTask(NER_TAGS, name="NER"), self.entities, 14_041
         known = ", ".join([*glue.GLUE_TASKS, *SQUAD_TASKS, "RACE", "NER"])
         raise ExperimentError(f"unknown task {name!r}; the tasks are {known}")
-
-
-def list_tasks(columns: Iterable[ScoreColumn]) -> list[str]:
-    """Return the tasks that columns score, in their order."""
-    return list(dict.fromkeys(column.task for column in columns if column.task))

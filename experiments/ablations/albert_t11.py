@@ -13,7 +13,8 @@ from dataclasses import replace
 from encoders.library.albert import experiments
 
 from encoders.families import albert
-from encoders.sweeps.paper_table import ALBERT_COLUMNS, MLM_AT_MASK, NUM_PARAMS, PaperTable, Study
+from encoders.sweeps.paper_table import PaperTable, Study
+from encoders.sweeps.score_columns import ALBERT_COLUMNS, MLM_AT_MASK, NUM_PARAMS
 
 COLUMNS = (NUM_PARAMS, *ALBERT_COLUMNS, MLM_AT_MASK)
 # Layers at paper and at small scale, the published row.

@@ -16,7 +16,8 @@ from encoders.library.albert import experiments
 
 from encoders.families import albert
 from encoders.model.config import EncoderConfig
-from encoders.sweeps.paper_table import ALBERT_COLUMNS, MLM_AT_MASK, NUM_PARAMS, PaperTable, ScoreColumn, Study
+from encoders.sweeps.paper_table import PaperTable, Study
+from encoders.sweeps.score_columns import ALBERT_COLUMNS, MLM_AT_MASK, NUM_PARAMS, ScoreColumn
 
 COLUMNS = (NUM_PARAMS, *ALBERT_COLUMNS, ScoreColumn("speed", ""), MLM_AT_MASK)
 # The published row, layers and width at small scale.

@@ -14,7 +14,8 @@ from dataclasses import replace
 from encoders.library.albert import experiments
 
 from encoders.families import albert
-from encoders.sweeps.paper_table import ALBERT_COLUMNS, MLM_AT_MASK, PaperTable, Study
+from encoders.sweeps.paper_table import PaperTable, Study
+from encoders.sweeps.score_columns import ALBERT_COLUMNS, MLM_AT_MASK
 
 COLUMNS = (*ALBERT_COLUMNS, MLM_AT_MASK)
 CAVEAT = (

@@ -15,7 +15,8 @@ from encoders.library.bert import experiments
 
 from encoders.model.layers import CausalSelfAttention
 from encoders.objectives.causal_lm import CausalLM
-from encoders.sweeps.paper_table import MLM_AT_MASK, MNLI, MRPC, NSP, QNLI, SQUAD1_F1, SST2, PaperTable, Study
+from encoders.sweeps.paper_table import PaperTable, Study
+from encoders.sweeps.score_columns import MLM_AT_MASK, MNLI, MRPC, NSP, QNLI, SQUAD1_F1, SST2
 
 COLUMNS = (MNLI, QNLI, MRPC, SST2, SQUAD1_F1, MLM_AT_MASK, NSP)
 

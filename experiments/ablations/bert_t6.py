@@ -12,7 +12,8 @@ from dataclasses import replace
 
 from encoders.library.bert import experiments
 
-from encoders.sweeps.paper_table import MLM_PERPLEXITY, MNLI, MRPC, NUM_PARAMS, SST2, PaperTable, Study
+from encoders.sweeps.paper_table import PaperTable, Study
+from encoders.sweeps.score_columns import MLM_PERPLEXITY, MNLI, MRPC, NUM_PARAMS, SST2
 
 COLUMNS = (MLM_PERPLEXITY, MNLI, MRPC, SST2, NUM_PARAMS)
 # Layers, width and heads at paper and at small scale, the published row.
@@ -32,7 +33,7 @@ def table(study: Study) -> PaperTable:
         experiment = replace(base, model=replace(base.model, **name_sizes(*sizes)))
         num_layers, hidden_size, num_heads = sizes
         run_name = f"bert-l{num_layers}-h{hidden_size}-a{num_heads}"
-        if not study.is_small and experiment == base:
+        if not study.is_scaled_down and experiment == base:
             run_name = "bert"
         row_name, small = f"L={num_layers} H={hidden_size} A={num_heads}", {"model": name_sizes(*small_sizes)}
         rows.append(study.build_row(row_name, published, COLUMNS, run_name, experiment, small_changes=small))

@@ -25,7 +25,8 @@ from encoders.model import rotary
 from encoders.model.config import EncoderConfig
 from encoders.model.layers import Embeddings, attend
 from encoders.model.ops import ACTIVATIONS, Dropout, make_dense, make_layer_norm
-from encoders.sweeps.paper_table import MLM_AT_MASK, SST2, PaperTable, Study
+from encoders.sweeps.paper_table import PaperTable, Study
+from encoders.sweeps.score_columns import MLM_AT_MASK, SST2
 
 COLUMNS = (SST2, MLM_AT_MASK)
 

@@ -15,7 +15,8 @@ ELECTRA-Small, or the share that a row names, and base is not run.
 from encoders.library.ablations.electra_t5 import BASE, SMALL, TEN_FINETUNINGS_CAVEAT, replace_with_masked_lm
 
 from encoders.costs.ledger import run_flops
-from encoders.sweeps.paper_table import ELECTRA_COLUMNS, GLUE_COLUMNS, MLM_AT_MASK, PaperTable, Study
+from encoders.sweeps.paper_table import PaperTable, Study
+from encoders.sweeps.score_columns import ELECTRA_COLUMNS, GLUE_COLUMNS, MLM_AT_MASK
 
 COLUMNS = (*GLUE_COLUMNS, MLM_AT_MASK, *ELECTRA_COLUMNS)
 STEPS_CAVEAT = "BERT has ELECTRA's FLOPs as counted here, 1.08 M steps where the paper has 1.5 M for small"
@@ -38,7 +39,7 @@ def table(study: Study) -> PaperTable:
             name, (*NO_TASK_SCORES, average), COLUMNS, run_name, SMALL, total_flops=compute * share
         )  # fmt: skip
         small_rows.append(row)
-    if study.is_small:
+    if study.is_scaled_down:
         caveats = [TEN_FINETUNINGS_CAVEAT]
         bert_base = study.build_published_row("BERT-Base", (*NO_TASK_SCORES, 82.2), COLUMNS)
         electra_base = study.build_published_row("ELECTRA-Base", (*NO_TASK_SCORES, 85.1), COLUMNS)

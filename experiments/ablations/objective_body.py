@@ -15,7 +15,8 @@ from encoders.library.ablations.electra_t5 import BASE, replace_with_masked_lm
 
 from encoders.costs.ledger import run_flops
 from encoders.families import modernbert
-from encoders.sweeps.paper_table import ELECTRA_COLUMNS, MLM_AT_MASK, SST2, PaperTable, Study
+from encoders.sweeps.paper_table import PaperTable, Study
+from encoders.sweeps.score_columns import ELECTRA_COLUMNS, MLM_AT_MASK, SST2
 
 COLUMNS = (SST2, MLM_AT_MASK, *ELECTRA_COLUMNS)
 MODERN = {"model": {"intermediate_size": 344, "local_window": 16, "global_every": 2}}

@@ -16,18 +16,8 @@ from encoders.library.ablations.roberta_t1 import build_base_experiment
 
 from encoders.data.formats import FullSentences, SegmentPairs, SentencePairs
 from encoders.objectives.sentence_pair import NextSentencePrediction
-from encoders.sweeps.paper_table import (
-    MLM_AT_MASK,
-    MLM_PERPLEXITY,
-    MNLI,
-    NSP,
-    RACE,
-    SQUAD1_F1,
-    SQUAD2_F1,
-    SST2,
-    PaperTable,
-    Study,
-)
+from encoders.sweeps.paper_table import PaperTable, Study
+from encoders.sweeps.score_columns import MLM_AT_MASK, MLM_PERPLEXITY, MNLI, NSP, RACE, SQUAD1_F1, SQUAD2_F1, SST2
 
 COLUMNS = (SQUAD1_F1, SQUAD2_F1, MNLI, SST2, RACE, MLM_PERPLEXITY, MLM_AT_MASK, NSP)
 CAVEAT = "the paper does not say how much larger its batches of short rows are"
@@ -51,5 +41,5 @@ def table(study: Study) -> PaperTable:
         )
         run_name = f"roberta-{name.lower().replace(' + ', '-')}"
         rows.append(study.build_row(name, published, COLUMNS, run_name, experiment))
-    equal_in = "steps" if study.is_small else "steps, and about in tokens"
+    equal_in = "steps" if study.is_scaled_down else "steps, and about in tokens"
     return study.build_table("roberta_t2", "RoBERTa, table 2: input formats", COLUMNS, rows, equal_in, CAVEAT)

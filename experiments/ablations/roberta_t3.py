@@ -14,15 +14,9 @@ from dataclasses import replace
 
 from encoders.library.ablations.roberta_t1 import build_base_experiment
 
-from encoders.sweeps.paper_table import (
-    MLM_AT_MASK,
-    MLM_PERPLEXITY,
-    MNLI,
-    SST2,
-    PaperTable,
-    Study,
-)
-from encoders.sweeps.small_scale import SMALL_BATCH_SIZE, SMALL_LEARNING_RATE, SMALL_SEQ_LENGTH
+from encoders.data.formats import FullSentences
+from encoders.sweeps.paper_table import PaperTable, Study
+from encoders.sweeps.score_columns import MLM_AT_MASK, MLM_PERPLEXITY, MNLI, SST2
 
 COLUMNS = (MLM_PERPLEXITY, MNLI, SST2, MLM_AT_MASK)
 # Batch size, steps, learning rate, small batch as a multiple of the usual one, the published row.
@@ -43,23 +37,24 @@ def table(study: Study) -> PaperTable:
             optimizer=replace(base.optimizer, learning_rate=learning_rate, warmup_steps=warmup_steps),
         )
         run_name = f"roberta-batch{batch_size}"
-        if not study.is_small and batch_size == 256:
+        if not study.is_scaled_down and batch_size == 256:
             run_name = "roberta-full-sentences"
         name = f"{batch_size:,} rows, {steps:,} steps, {learning_rate:g}"
-        small = build_small_changes(study, multiple, learning_rate)
+        small = build_small_changes(study, multiple, learning_rate) if study.is_scaled_down else {}
         rows.append(study.build_row(name, published, COLUMNS, run_name, experiment, small_changes=small))
     return study.build_table("roberta_t3", "RoBERTa, table 3: batch size", COLUMNS, rows, "tokens")
 
 
 def build_small_changes(study: Study, multiple: float, learning_rate: float) -> dict:
     """Return a row's changes at small scale: as many tokens in batches of `multiple` times the usual size."""
-    batch_size = round(SMALL_BATCH_SIZE * multiple)
-    steps = round(study.tokens / SMALL_SEQ_LENGTH / batch_size)
+    scale = study.small_scale
+    larger = replace(scale, batch_tokens=round(scale.batch_tokens * multiple))
+    steps = round(study.num_tokens / larger.batch_tokens)
     interval = max(steps // 5, 1)
     return {
-        "phases": {"*": {"batch_size": batch_size, "until_step": steps}},
+        "phases": larger.build_phases(steps, FullSentences()),
         "optimizer": {
-            "learning_rate": SMALL_LEARNING_RATE * learning_rate / 7e-4,
+            "learning_rate": scale.learning_rate * learning_rate / 7e-4,
             "warmup_steps": max(steps // 12, 1),
         },
         "intervals": {"eval_every": interval, "save_every": interval, "eval_batches": round(50 / multiple)},

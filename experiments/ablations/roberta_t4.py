@@ -13,7 +13,8 @@ from dataclasses import replace
 
 from encoders.library.roberta import experiments
 
-from encoders.sweeps.paper_table import MLM_AT_MASK, MNLI, SQUAD1_F1, SQUAD2_F1, SST2, PaperTable, Study
+from encoders.sweeps.paper_table import PaperTable, Study
+from encoders.sweeps.score_columns import MLM_AT_MASK, MNLI, SQUAD1_F1, SQUAD2_F1, SST2
 
 COLUMNS = (SQUAD1_F1, SQUAD2_F1, MNLI, SST2, MLM_AT_MASK)
 # Steps, more text, multiple of the tokens at small scale, the published row.
@@ -31,7 +32,7 @@ def table(study: Study) -> PaperTable:
     rows = []
     for name, (steps, more_text, multiple, published) in ROWS.items():
         corpus = (*study.corpus, *study.extra_corpus) if more_text else study.corpus
-        row_study = replace(study, tokens=study.tokens * multiple, corpus=corpus)
+        row_study = replace(study, tokens=study.num_tokens * multiple, corpus=corpus)
         experiment = replace(base, phases=tuple(replace(phase, until_step=steps) for phase in base.phases))
         run_name = f"roberta-large-more-{steps // 1000}k" if more_text else f"roberta-large-{steps // 1000}k"
         rows.append(row_study.build_row(name, published, COLUMNS, run_name, experiment, small_changes=small_changes))

@@ -109,7 +109,7 @@ def test_rows_that_small_scale_makes_equal_are_refused_by_name():
 def test_what_small_scale_overrides_is_listed():
     table = import_experiment_file(find_experiment_file("albert_t7_t8")).table(Study())
     shared, *rows = list(describe_small_scale(replace(table, source_file="albert_t7_t8")))[1:]
-    assert "model.num_layers is 12 there and 2 here" in shared and "vocab_size is 30000 there and 8000 here" in shared
+    assert "model.num_layers is 12 there and 2 here" in shared and "vocab_size is 30000 there and 2048 here" in shared
     dropped = "model.hidden_dropout is 0.1 there and 0.0 here"
     assert [dropped in row for row in rows[:4]] == [True, True, False, False]
     assert "phases.0.until_step" in rows[-1]
