@@ -17,8 +17,10 @@ from encoders.cli.experiment_files import (
     load_experiment_file,
     refresh_table,
 )
+from encoders.cli.measure_runs import measure_runs
 from encoders.cli.predict_lines import predict_lines
 from encoders.cli.print_prices import price_experiments
+from encoders.cli.recorded_tables import build_results_page, check_choice_of_record, collect_recorded_results
 from encoders.cli.show import describe_experiment_export, show_experiments
 from encoders.cli.stores import inspect_store, prepare_stores
 from encoders.data.labelled import LabelledData
@@ -28,8 +30,12 @@ from encoders.exchange import convert
 from encoders.experiment import Experiment
 from encoders.inference.cross_evaluation import evaluate_with_overrides
 from encoders.inference.predictor import load_predictor
+from encoders.measures.base import load_or_measure
 from encoders.reporting import summaries, table_results
+from encoders.reporting.measure_tables import build_measure_table
 from encoders.reporting.page import build_page, write_charts
+from encoders.reporting.records import record_table
+from encoders.reporting.result_sources import RunsFolder
 from encoders.reporting.table_formats import format_grid
 from encoders.run.copy_run import copy_run
 from encoders.run.evaluate import evaluate_run, open_corpus
@@ -47,7 +53,7 @@ from encoders.utils.errors import UserError, escape_control
 from encoders.utils.files import find_cache_dir, write_file_atomically
 from encoders.utils.serialization import ExperimentError
 
-LOCAL_ARGUMENTS = ("out", "root", "charts_dir")
+LOCAL_ARGUMENTS = ("out", "root", "charts_dir", "record", "recorded", "results")
 WORKER_COMMAND = [sys.executable, "-m", "encoders"]
 
 
@@ -186,8 +192,14 @@ def run_sweep(
     distributed.raise_on_all(lambda: check_and_save_table(experiment_file, runs_dir))
     experiments, table = experiment_file.experiments, experiment_file.table
     sweep = Sweep(experiments, runs_dir, log_to_stderr, experiment_file.other_experiments)
-    if table:
-        sweep.on_finished = lambda experiment: table_results.compute_extra_scores(table, experiment, runs_dir)
+
+    def measure_finished(experiment: Experiment) -> None:
+        if table:
+            table_results.compute_extra_scores(table, experiment, runs_dir, log_to_stderr)
+        if experiment_file.measures:
+            load_or_measure(runs_dir / experiment.name, experiment_file.measures, log=log_to_stderr)
+
+    sweep.on_finished = measure_finished
     finished = read_results(experiments, runs_dir)
     status = sweep.train(profile, stop, hang_timeout)
     if finished:
@@ -203,8 +215,10 @@ def print_results(experiment_file: ExperimentFile, results: dict[str, dict], run
         return
     finished = [(e, results[e.name]) for e in experiment_file.experiments if e.name in results]
     print(summaries.summarize_results(finished))
+    if measured := build_measure_table([runs_dir / experiment.name for experiment, _ in finished]):
+        print(f"\n{format_grid([measured.header, *measured.rows])}")
     if experiment_file.table:
-        comparison = table_results.collect_table_results(experiment_file.table, runs_dir)
+        comparison = table_results.collect_table_results(experiment_file.table, RunsFolder(runs_dir))
         print(f"\n{table_results.format_results(comparison)}")
 
 
@@ -233,24 +247,55 @@ def show_status(choice: ExperimentChoice) -> None:
         print(f"time so far, {format_duration(sum(report.total for report in reports))}: {format_time(reports)}")
 
 
-def show_table(choice: ExperimentChoice, table_format: str = "text") -> None:
-    table = load_experiment_file(replace(choice, reuse_saved_table=True)).table
-    if table is None:
-        raise ExperimentError(f"{choice.experiment} defines no `table`, as the files of experiments/ablations/ do")
-    results = table_results.collect_table_results(table, open_run_folder(choice.runs))
+def show_table(
+    choice: ExperimentChoice, table_format: str = "text", record: str | None = None, recorded: str | None = None
+) -> None:
+    """Print a table from its runs, or from a file of results that `record` writes and `recorded` names."""
+    if record and recorded:
+        raise ExperimentError("--record and --from exclude each other: --record prints what it has written")
+    if recorded:
+        check_choice_of_record(choice)
+    else:
+        table = load_experiment_file(replace(choice, reuse_saved_table=True)).table
+        if table is None:
+            raise ExperimentError(f"{choice.experiment} defines no `table`, as the files of experiments/ablations/ do")
+        runs_dir = open_run_folder(choice.runs)
+        if record:
+            record_table(Path(record), table, runs_dir, log_to_stderr)
+    if path := record or recorded:
+        results = collect_recorded_results(Path(path), choice.experiment)
+    else:
+        results = table_results.collect_table_results(table, RunsFolder(runs_dir))
     print(table_results.format_results(results, table_format))
 
 
-def write_report(folder: str, out: str | None = None, title: str = "Runs", charts_dir: str | None = None) -> None:
+def write_report(
+    folder: str = "runs",
+    out: str | None = None,
+    title: str | None = None,
+    charts_dir: str | None = None,
+    results: str | None = None,
+) -> None:
+    """Write the page of a folder of runs, its charts, or the page of a folder of recorded results."""
+    if results and charts_dir:
+        raise ExperimentError("--charts draws runs, and --results DIR holds none; leave one of them out")
+    if results:
+        path = Path(out or f"{results}/README.md")
+        write_file_atomically(path, build_results_page(Path(results), title or "Results").encode())
+        print(path)
+        return
     runs_dir, report_tables = open_run_folder(folder), []
     if charts_dir:
         print(*write_charts(runs_dir, Path(charts_dir)), sep="\n")
         return
     for table in load_saved_tables(runs_dir):
-        results = table_results.collect_table_results(refresh_table(table), runs_dir)
-        report_tables += results.build_report_tables()
+        comparison = table_results.collect_table_results(refresh_table(table), RunsFolder(runs_dir))
+        report_tables += comparison.build_report_tables()
+    folders = [path for path in sorted(runs_dir.iterdir()) if path.is_dir()]
+    if measured := build_measure_table(folders):
+        report_tables.append(measured)
     path = Path(out) if out else runs_dir / "report.html"
-    write_file_atomically(path, build_page(runs_dir, report_tables, title).encode())
+    write_file_atomically(path, build_page(runs_dir, report_tables, title or "Runs").encode())
     print(path)
 
 
@@ -309,6 +354,7 @@ VERB_FUNCTIONS = {
     "inspect": partial(inspect_store, log=log_to_stderr),
     "train": train_experiments,
     "evaluate": print_scores,
+    "measure": partial(measure_runs, log=log_to_stderr),
     "predict": partial(predict_lines, log=log_to_stderr),
     "submit": write_submission,
     "copy": partial(copy_run, log=print),

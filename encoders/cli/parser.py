@@ -22,6 +22,7 @@ Encoders: pre-train BERT, RoBERTa, ALBERT and ELECTRA.
   {command} train    quickstart                           four tiny encoders, minutes on two cores
   {command} train    mini --only mini-electra --set optimizer.learning_rate=5e-4
   {command} evaluate runs/mini-electra                    held-out scores of a checkpoint
+  {command} measure  runs/mini-bert --with blimp=blimp.jsonl.xz    what its encoder has learned
   {command} train    glue --with init_from=runs/mini-bert root=GLUE tasks=SST-2
   {command} train    albert_t4 --with corpus=TEXT.txt glue=GLUE    a table of ALBERT's paper, at small scale
   {command} status   albert_t4                            what is done, running, failed, and what is left
@@ -116,12 +117,15 @@ VERBS = {
         *EXPERIMENTS,
         RUNS,
         make_option("--format", None, choices=("text", "markdown", "latex", "csv"), dest="table_format"),
+        make_option("--record FILE", "write its results into a .json file, beside those of other runs, and print that"),
+        make_option("--from FILE", "print the table of such a file, without runs", dest="recorded"),
     ),
     "report": (
         "write one page about all runs of a folder: tables, curves, costs, experiments",
-        make_option("folder DIR", "the folder of runs"),
-        make_option("--out FILE", "the page to write (DIR/report.html)"),
-        make_option("--title TEXT", "its title (Runs)"),
+        make_option("folder DIR", "the folder of runs (runs)", nargs="?", default="runs"),
+        make_option("--results DIR", "write instead a Markdown page of the files that `table --record` has written"),
+        make_option("--out FILE", "the page to write (DIR/report.html, DIR/README.md)"),
+        make_option("--title TEXT", "its title (Runs, Results)"),
         make_option("--charts DIR", "write only its learning curves, as SVG files into a folder", dest="charts_dir"),
     ),
     "inspect": (
@@ -141,6 +145,14 @@ VERBS = {
         list_option("--corpus FILE", "score all documents of these texts instead of the run's held-out ones", "corpus"),
         number_option("--batches N", "held-out batches to read (all)", "num_batches"),
         list_option("--set A.B=C", f"evaluate as if the experiment had {SET_EXAMPLE}", "settings"),
+    ),
+    "measure": (
+        "measure what encoders have learned: grammar, parts of speech, similarity, calibration",
+        make_option("runs RUN", "the folders of runs, also gs://", nargs="+"),
+        make_option("--what LIST", "heldout,corruption,blimp,probes,sts (those that need no data or have it)"),
+        list_option("--with NAME=PATH", "data: blimp=FILE probes=DIR sts=DIR", "with_settings"),
+        list_option("--set NAME.FIELD=C", "a setting of a measure, such as blimp.masking=word", "settings"),
+        step_option("latest"),
     ),
     "predict": (
         "print what a run predicts for new texts",

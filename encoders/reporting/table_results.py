@@ -1,161 +1,54 @@
-"""A paper's table beside ours: each cell's published number, our median over seeds, their difference and the costs."""
+"""A paper's table beside ours: each cell's published number, our mean over seeds with its interval, and the costs."""
 
 from __future__ import annotations
 
 import csv
 import io
 import itertools
-import statistics
 from collections import Counter
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
-from encoders.costs.ledger import count_encoder_params, count_phase_rows, run_flops
 from encoders.experiment import Experiment
 from encoders.inference import cross_evaluation
-from encoders.objectives.base import SupervisedObjective
-from encoders.reporting.page import parse_device_kind
-from encoders.reporting.table_formats import ReportTable, format_tables
-from encoders.run.folder import RECORD_FILE, differing_fields, read_result, read_run_record, read_run_rows
-from encoders.sweeps.paper_table import NUM_PARAMS, PaperRow, PaperTable, ScoreColumn
-from encoders.utils.errors import UserError, describe_error
-from encoders.utils.overrides import shorten_text
-
-
-@dataclass(frozen=True)
-class TableCell:
-    """The published numbers, and ours in ascending order, one a seed, in the paper's unit."""
-
-    published: tuple[float, ...] = ()
-    ours: tuple[float, ...] = ()
-
-    @property
-    def our_median(self) -> float:
-        return statistics.median(self.ours)
-
-    @property
-    def paper_difference(self) -> float | None:
-        """Return our median less the nearest published number, or None if one of them is missing."""
-        if not self.published or not self.ours:
-            return None
-        return min((self.our_median - number for number in self.published), key=abs)
-
-    def format_published(self) -> str:
-        return " / ".join(f"{number:g}" for number in self.published) or "-"
-
-    def format_ours(self) -> str:
-        """Return the median, followed by lowest and highest if they differ."""
-        if not self.ours:
-            return "-"
-        lowest, median, highest = map(format_number, (self.ours[0], self.our_median, self.ours[-1]))
-        return median if self.ours[0] == self.ours[-1] else f"{median} ({lowest} to {highest})"
-
-
-def format_number(value: float) -> str:
-    """Return a number with as many decimals as its size deserves: 1,234, 12.3 or 1.23."""
-    if abs(value) >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
-
-
-# Pairs of rows by how our order of them compares with the paper's.
-ROW_ORDERS = {
-    "agree": "in the paper's order, with all seeds of one above all of the other",
-    "disagree": "in the opposite order, with all seeds of one above all of the other",
-    "overlap": "within the spread of the seeds",
-    "single_seed": "with one seed in a row, so without a spread",
-    "equal": "equal in the paper",
-}
-
-
-def read_score(experiment: Experiment, column: ScoreColumn, runs_dir: Path) -> float | None:
-    """Return the score of an experiment for a column, or None if it does not exist yet."""
-    if column.score == NUM_PARAMS.score:
-        return float(count_encoder_params(experiment.model, experiment.objective))
-    folder = runs_dir / experiment.name
-    result = read_result(folder)
-    if result is None:
-        return None
-    if column.overrides:
-        return (cross_evaluation.cached_scores(folder, column.overrides) or {}).get(column.score)
-    return result["best" if isinstance(experiment.objective, SupervisedObjective) else "heldout"].get(column.score)
-
-
-def build_cell(
-    table: PaperTable, row: PaperRow, column: ScoreColumn, runs_dir: Path, excluded: Collection[str] = ()
-) -> TableCell:
-    """Return the cell of a row and a column, without the scores of the experiments named in `excluded`.
-
-    Of several recipes the cell shows the one with the best median, as papers do.
-    """
-    published = row.published[table.columns.index(column)]
-    if column.mean_of:
-        columns = {other.name: other for other in table.columns}
-        build = lambda name: build_cell(table, row, columns[name], runs_dir, excluded)
-        groups = [list(map(build, names)) for names in column.mean_of]
-        if not all(cell.ours for cells in groups for cell in cells):
-            return TableCell(published)
-        means = [statistics.mean(cell.our_median for cell in cells) for cells in groups]
-        return TableCell(published, (statistics.mean(means),))
-    if column.score == NUM_PARAMS.score:
-        excluded = ()  # the number of parameters follows from the experiment
-    recipes = []
-    for experiments in row.group_by_seed(column).values():
-        scores = [read_score(run, column, runs_dir) for run in experiments if run.name not in excluded]
-        recipes.append(tuple(sorted(score * column.factor for score in scores if score is not None)))
-    return TableCell(published, max(filter(None, recipes), key=statistics.median, default=()))
-
-
-def sum_row_cost(table: PaperTable, row: PaperRow, runs_dir: Path, excluded: Collection[str] = ()) -> dict:
-    """Return the cost of a row's runs and of those that they are initialised from, without the `excluded` ones.
-
-    It is their tokens, FLOPs of matrix products, hours times devices, and kinds of device.
-    """
-    tokens = flops = seconds = 0.0
-    kinds = set()
-    runs = (*row.pretrain_runs, *row.finetune_runs)
-    experiments = {source.name: source for run in runs for source in table.trace_init_chain(run)}
-    for name in (name for name in experiments if name not in excluded):
-        rows = read_run_rows(runs_dir / name)
-        seen = max((row["tokens"] for row in rows if "tokens" in row), default=0)
-        planned = sum(count * phase.seq_length for count, phase in count_phase_rows(experiments[name]))
-        tokens += seen
-        flops += run_flops(experiments[name]) * seen / planned
-        if (runs_dir / name / RECORD_FILE).exists():
-            devices = read_run_record(runs_dir / name)["devices"]
-            seconds += sum(row["time"]["seconds"] for row in rows) * len(devices)
-            kinds |= {parse_device_kind(device) for device in devices}
-    devices = " and ".join(sorted(kinds))
-    return {"tokens": tokens, "flops": flops, "device_hours": seconds / 3600, "devices": devices}
-
-
-def describe_training(row: PaperRow) -> str:
-    """Return size, batches, steps and learning rate of a row's pre-training, for example "L2 H128; 64 x 64, ..."."""
-    if not row.pretrain_runs:
-        return "-"
-    run = row.pretrain_runs[0]
-    size = f"L{run.model.num_layers} H{run.model.hidden_size}"
-    if run.model.embedding_size != run.model.hidden_size:
-        size += f" E{run.model.embedding_size}"
-    if run.model.hidden_size != 64 * run.model.num_heads:
-        size += f" A{run.model.num_heads}"
-    batches = " then ".join(f"{phase.batch_size:,} x {phase.seq_length}" for phase in run.phases)
-    return f"{size}; {batches}, {run.num_steps:,} steps, {run.optimizer.learning_rate:g}"
+from encoders.measures.base import load_or_measure
+from encoders.reporting.comparisons import Estimate, ItemVariance, estimate_mean, format_estimate
+from encoders.reporting.result_sources import ResultSource
+from encoders.reporting.row_pairs import (
+    RowPair,
+    build_column_pairs,
+    build_pairs_table,
+    correct_pairs,
+    correlate_with_paper,
+    describe_order,
+    estimate_column_noise,
+)
+from encoders.reporting.seed_variances import describe_noisy_rows
+from encoders.reporting.table_cells import TableCell, build_cell, find_item_variance, sum_row_cost
+from encoders.reporting.table_formats import ReportTable, format_number, format_tables
+from encoders.sweeps.paper_table import PaperRow, PaperTable
+from encoders.sweeps.score_columns import NUM_PARAMS, ScoreColumn
 
 
 @dataclass(frozen=True)
 class TableResults:
     """A table with a cell for each row and column by their names, and the cost of each row.
 
-    `corpora` are those that its runs were trained on; `excluded` gives the reasons why runs are left out.
+    `training` describes the pre-training of each row. `item_variances` are those of the means of cells and of the
+    differences of pairs, by the column and one row or two. `corpora` are those that the runs were trained on;
+    `excluded` gives the reasons why runs are left out; `source_notes` are those of the source.
     """
 
     table: PaperTable
     cells: dict[tuple[str, str], TableCell]
     costs: dict[str, dict]
+    training: dict[str, str]
+    item_variances: Mapping[tuple[str, ...], ItemVariance] = field(default_factory=dict)
     corpora: tuple[str, ...] = ()
     excluded: tuple[str, ...] = ()
+    source_notes: tuple[str, ...] = ()
 
     def list_cells(self, column: ScoreColumn) -> list[TableCell]:
         return [self.cells[row.name, column.name] for row in self.table.rows]
@@ -177,18 +70,64 @@ class TableResults:
         """Return the number of scores in the row's cell that has the most."""
         return max((len(self.cells[row.name, c.name].ours) for c in self.scored_columns if not c.mean_of), default=0)
 
+    def estimate_cell(self, row_name: str, column_name: str) -> Estimate | None:
+        """Return the mean of a cell over its seeds with its variances, or None for an empty cell."""
+        scores = list(self.cells[row_name, column_name].scores.values())
+        return estimate_mean(scores, self.item_variances.get((column_name, row_name))) if scores else None
+
     def format_cell(self, row: PaperRow, column: ScoreColumn) -> str:
-        """Return our number, with "[2 of 3]" if seeds are missing that other cells of the row have."""
-        cell = self.cells[row.name, column.name]
+        """Return our mean ± half of its interval, with "[2 of 3]" if seeds are missing that other cells have."""
+        estimate = self.estimate_cell(row.name, column.name)
+        if estimate is None:
+            return "-"
+        if column.score == NUM_PARAMS.score or estimate.half_width is None:
+            text = format_number(estimate.mean)
+        else:
+            text = format_estimate(estimate.mean, estimate.half_width)
         planned = max(map(len, row.group_by_seed(column).values()), default=0)
         num_expected = min(planned, self.count_seeds(row))
-        if not column.mean_of and 0 < len(cell.ours) < num_expected:
-            return f"{cell.format_ours()} [{len(cell.ours)} of {num_expected}]"
-        return cell.format_ours()
+        if not column.mean_of and estimate.num_seeds < num_expected:
+            return f"{text} [{estimate.num_seeds} of {num_expected}]"
+        return text
+
+    def select_cells(self, column: ScoreColumn) -> dict[str, TableCell]:
+        """Return the cells of a column by row."""
+        return {row.name: self.cells[row.name, column.name] for row in self.table.rows}
+
+    def find_paper_column(self, column: ScoreColumn) -> ScoreColumn:
+        """Return the column whose published numbers a column is compared with."""
+        return next(c for c in self.table.columns if c.name == (column.order_column or column.name))
+
+    @cached_property
+    def row_pairs(self) -> list[RowPair]:
+        """The pairs of rows of every scored column, corrected for their number."""
+        pairs = []
+        for column in self.scored_columns:
+            paper_column = self.find_paper_column(column)
+            paper_cells = self.select_cells(paper_column)
+            cells = self.select_cells(column)
+            pairs += build_column_pairs(column, cells, paper_column, paper_cells, self.item_variances)
+        return correct_pairs(pairs)
+
+    def list_order_notes(self) -> list[str]:
+        """Return how the pairs of each column compare with the paper's, and which rows vary far more over seeds."""
+        notes = []
+        for column in self.scored_columns:
+            paper_column = self.find_paper_column(column)
+            same_direction = column.lower_is_better == paper_column.lower_is_better
+            tau = correlate_with_paper(self.select_cells(column), self.select_cells(paper_column), same_direction)
+            if pairs := [pair for pair in self.row_pairs if pair.column == column.name]:
+                order_column = column.order_column if any(pair.published is not None for pair in pairs) else ""
+                notes.append(describe_order(column.name, pairs, tau, order_column))
+                if noisy_rows := estimate_column_noise(self.select_cells(column)).noisy_rows:
+                    notes.append(describe_noisy_rows(column.name, noisy_rows))
+        return notes
 
     def build_report_tables(self) -> list[ReportTable]:
-        """Return the comparison and, unless it is empty, the table of columns that were not measured."""
+        """Return the comparison and, unless they are empty, pairs of rows and columns that were not measured."""
         measured, tables = self.measured_columns, [self.build_comparison_table()]
+        if self.row_pairs:
+            tables.append(build_pairs_table(self.table.title, self.row_pairs, self.list_order_notes()))
         unmeasured = [c for c in self.table.columns if c not in measured and self.has_published(c)]
         if unmeasured:
             names = [row.name for row in self.table.rows]
@@ -198,11 +137,11 @@ class TableResults:
         return tables
 
     def build_comparison_table(self) -> ReportTable:
-        """Return the measured columns: the paper's number, ours with its range, and the difference."""
+        """Return the measured columns: the paper's number, ours with its interval, and the difference."""
         rows, costs = self.table.rows, [self.costs[row.name] for row in self.table.rows]
         columns = [
             ("", [row.name for row in rows]),
-            ("ours", [describe_training(row) for row in rows]),
+            ("ours", [self.training[row.name] for row in rows]),
             ("seeds", [str(self.count_seeds(row)) for row in rows]),
         ]
         for column in self.measured_columns:
@@ -226,112 +165,99 @@ class TableResults:
     def build_notes(self) -> list[str]:
         """Return what a reader needs to interpret the numbers, a sentence or two each."""
         notes = [
-            f"The experiments are equal in {self.table.equal_in}. Ours: the median over seeds (lowest to highest). "
-            "Costs are those of all runs of a row, with fine-tuning and the runs that they are initialised from."
+            f"The experiments are equal in {self.table.equal_in}. Ours: the mean over seeds ± half of its 95 % "
+            "interval, over seeds and, where they are known, test items; of one seed over items alone. Costs are those "
+            "of all runs of a row, with fine-tuning and the runs that they are initialised from."
         ]
-        notes += [note for column in self.scored_columns if (note := self.describe_row_order(column))]
         notes += [f"Differs because {reason}." for reason in self.table.caveats]
         if self.corpora:
             notes.append(f"Text: {'; '.join(self.corpora)}. The papers' is Wikipedia with books, or more.")
         if self.excluded:
             notes.append(f"Left out: {'; '.join(self.excluded)}.")
-        return notes
-
-    def compare_row_order(self, column: ScoreColumn) -> Counter[str] | None:
-        """Return the numbers of pairs of rows by `ROW_ORDERS`; the order counts only if the ranges of seeds are apart.
-
-        Returns None if fewer than two rows have numbers of both.
-        """
-        paper_column = next(c for c in self.table.columns if c.name == (column.order_column or column.name))
-        cells = zip(self.list_cells(column), self.list_cells(paper_column), strict=True)
-        rows = [(cell, paper_cell.published[0]) for cell, paper_cell in cells if cell.ours and paper_cell.published]
-        if len(rows) < 2 or column.score == NUM_PARAMS.score:
-            return None
-        same_direction = column.lower_is_better == paper_column.lower_is_better
-
-        def compare_pair(first: TableCell, first_published: float, second: TableCell, second_published: float) -> str:
-            paper_gap, our_gap = first_published - second_published, first.our_median - second.our_median
-            if not paper_gap:
-                return "equal"
-            if min(len(first.ours), len(second.ours)) < 2:
-                return "single_seed"
-            if first.ours[0] <= second.ours[-1] and second.ours[0] <= first.ours[-1]:
-                return "overlap"
-            return "agree" if (our_gap * paper_gap > 0) == same_direction else "disagree"
-
-        return Counter(compare_pair(*first, *second) for first, second in itertools.combinations(rows, 2))
-
-    def describe_row_order(self, column: ScoreColumn) -> str | None:
-        """Return the comparison of `compare_row_order` as a sentence."""
-        counts = self.compare_row_order(column)
-        if counts is None:
-            return None
-        pairs = "; ".join(f"{counts[order]} {meaning}" for order, meaning in ROW_ORDERS.items() if counts[order])
-        by_column = f" (the paper by {column.order_column})" if column.order_column else ""
-        return f"{column.name}{by_column}, pairs of rows: {pairs}."
+        return [*notes, *self.source_notes]
 
 
-def collect_table_results(table: PaperTable, runs_dir: Path) -> TableResults:
-    """Return a table with the scores and costs of its runs in `runs_dir`."""
-    present = [experiment for experiment in table.experiments if (runs_dir / experiment.name).exists()]
-    reasons = {e.name: reason for e in present if (reason := exclusion_reason(table, e, runs_dir))}
+def collect_table_results(table: PaperTable, source: ResultSource) -> TableResults:
+    """Return a table with the scores and costs of its runs in a source."""
+    problems = {experiment.name: source.find_problem(table, experiment) for experiment in table.experiments}
+    reasons = {name: reason for name, reason in problems.items() if reason}
     pairs = itertools.product(table.rows, table.columns)
-    cells = {(row.name, column.name): build_cell(table, row, column, runs_dir, reasons) for row, column in pairs}
-    costs = {row.name: sum_row_cost(table, row, runs_dir, reasons) for row in table.rows}
-    runs = [runs_dir / run.name for row in table.rows for run in row.pretrain_runs if run.name not in reasons]
-    records = [read_run_record(folder)["experiment"] for folder in runs if (folder / RECORD_FILE).exists()]
-    corpora = dict.fromkeys(", ".join(record["data"]["corpus"]) for record in records)
+    cells = {(row.name, column.name): build_cell(table, row, column, source, reasons) for row, column in pairs}
+    costs = {row.name: sum_row_cost(table, row, source, reasons) for row in table.rows}
+    runs = [run for row in table.rows for run in row.pretrain_runs if run.name not in reasons]
+    corpora = dict.fromkeys(corpus for run in runs if (corpus := source.read_corpus(run)))
     excluded = tuple(
         f"{reason}, and the runs initialised from it" if count > 1 else reason
         for reason, count in Counter(reasons.values()).items()
     )
-    return TableResults(table, cells, costs, tuple(corpora), excluded)
+    training = {row.name: source.describe_training(row) for row in table.rows}
+    variances = {**source.item_variances, **find_item_variances(table, cells)}
+    return TableResults(table, cells, costs, training, variances, tuple(corpora), excluded, tuple(source.notes))
 
 
-def exclusion_reason(table: PaperTable, experiment: Experiment, runs_dir: Path) -> str | None:
-    """Return why a run cannot count: its folder, or one it is initialised from, is damaged or holds other settings."""
-    for source in table.trace_init_chain(experiment):
-        try:
-            read_result(runs_dir / source.name)
-            read_run_rows(runs_dir / source.name)
-            changes = differing_fields(source, runs_dir / source.name)
-        except (UserError, OSError) as error:
-            return f"{source.name} cannot be read ({describe_error(error)})"
-        if changes:
-            return f"{source.name} was trained with other settings ({shorten_text('; '.join(changes))})"
-    return None
+def find_item_variances(
+    table: PaperTable, cells: Mapping[tuple[str, str], TableCell]
+) -> dict[tuple[str, ...], ItemVariance]:
+    """Return the variances by items of cells and of pairs of rows, by the column and one row or two."""
+    variances, rows = {}, [row.name for row in table.rows]
+    for column, size in itertools.product([column.name for column in table.columns], (1, 2)):
+        for names in itertools.combinations(rows, size):
+            if variance := find_item_variance(*(cells[name, column] for name in names)):
+                variances[column, *names] = variance
+    return variances
 
 
-def compute_extra_scores(table: PaperTable, experiment: Experiment, runs_dir: Path) -> None:
-    """Compute the scores under other settings that the table's columns need from a finished run."""
+def compute_extra_scores(table: PaperTable, experiment: Experiment, runs_dir: Path, log: Callable[[str], None]) -> None:
+    """Compute the scores under other settings, and the measures, that the columns need of a pre-trained run."""
     if any(experiment in row.pretrain_runs for row in table.rows):
+        folder = runs_dir / experiment.name
         for settings in dict.fromkeys(column.overrides for column in table.columns if column.overrides):
-            cross_evaluation.load_or_compute_scores(runs_dir / experiment.name, settings)
+            cross_evaluation.load_or_compute_scores(folder, settings)
+        if measures := [*dict.fromkeys(column.measure for column in table.columns if column.measure)]:
+            load_or_measure(folder, measures, log=log)
 
 
 CSV_COLUMNS = (
-    "table", "row", "column", "paper", "paper, elsewhere", "n", "median", "lowest", "highest", "difference",
+    *("table", "row", "minus row", "column", "paper", "paper, elsewhere", "n", "mean", "low", "high", "difference"),
+    *("seeds", "scores", "p", "p, corrected", "statement", "agreement"),
 )  # fmt: skip
 
 
 def format_as_csv(results: TableResults) -> str:
-    """Return a line a cell, and one for each cost of a row, with unrounded numbers."""
+    """Return a line a cell, one for each pair of rows and each cost of a row, with unrounded numbers.
+
+    `low` and `high` are the interval of the mean; `scores` are in the order of `seeds`. A pair of rows has the name of
+    the second one in `minus row`, and the paper's difference of the two in `paper`.
+    """
     file, name = io.StringIO(), results.table.name
     writer = csv.DictWriter(file, CSV_COLUMNS, restval="", lineterminator="\n")
     writer.writeheader()
     for row, column in itertools.product(results.table.rows, results.table.columns):
         cell = results.cells[row.name, column.name]
-        line = {"table": name, "row": row.name, "column": column.name, "n": len(cell.ours)}
+        line = {"table": name, "row": row.name, "column": column.name}
         if cell.published:
             line |= {"paper": cell.published[0], "paper, elsewhere": " ".join(map(str, cell.published[1:]))}
-        if cell.ours:
-            line |= {"median": cell.our_median, "lowest": cell.ours[0], "highest": cell.ours[-1]}
+        line |= list_estimate(results.estimate_cell(row.name, column.name))
+        line |= {"seeds": " ".join(map(str, cell.scores)), "scores": " ".join(map(str, cell.scores.values()))}
         if cell.paper_difference is not None and column.score != NUM_PARAMS.score:
             line["difference"] = cell.paper_difference
         writer.writerow(line)
+    for pair in results.row_pairs:
+        line = {"table": name, "row": pair.first, "minus row": pair.second, "column": pair.column}
+        line |= {"paper": pair.published, "statement": pair.statement, "agreement": pair.agreement}
+        line |= {"p": pair.estimate and pair.estimate.p_value, "p, corrected": pair.corrected_p}
+        writer.writerow(line | list_estimate(pair.estimate))
     for row, costs in results.costs.items():
-        writer.writerows({"table": name, "row": row, "column": cost, "median": costs[cost]} for cost in costs)
+        writer.writerows({"table": name, "row": row, "column": cost, "mean": costs[cost]} for cost in costs)
     return file.getvalue().rstrip("\n")
+
+
+def list_estimate(estimate: Estimate | None) -> dict[str, float | int]:
+    """Return the columns of the CSV file that an estimate fills."""
+    if estimate is None:
+        return {"n": 0}
+    columns = {"n": estimate.num_seeds, "mean": estimate.mean}
+    return columns | (dict(zip(("low", "high"), estimate.interval, strict=True)) if estimate.interval else {})
 
 
 def format_results(results: TableResults, output_format: str = "text") -> str:

@@ -13,6 +13,13 @@ def test_the_first_column_is_aligned_left_and_numbers_keep_their_digits():
     assert first.split() == ["x_1", "1.50", "-"] and second.startswith("y & z ") and second.endswith(" 2e-5")
 
 
+def test_the_first_columns_are_aligned_left_where_a_table_says_so():
+    table = ReportTable("A title", ("a", "words", "number"), (("x", "y", "1"), ("xx", "yyyyyy", "22")), num_left=2)
+    first, second = format_tables([table], "text").splitlines()[-2:]
+    assert first.index("y") == second.index("y") and len(first) == len(second)
+    assert first.split() == ["x", "y", "1"] and second.split() == ["xx", "yyyyyy", "22"]
+
+
 def test_a_table_without_rows_is_its_header():
     assert format_grid([("run", "steps")]).split()[:2] == ["run", "steps"]
 
