@@ -30,6 +30,7 @@ SHORT = [
     "data.heldout_fraction=0.2",
     "data.sentence_splitting=lines",
 ]
+TWO_PHASES = [*SHORT, "phases.0.until_step=3", "phases.*.seq_length=32"]  # of quickstart and mini, alike
 SMALL = [
     "model.num_layers=1",
     "model.hidden_size=8",
@@ -105,7 +106,7 @@ def test_table_2_1_has_every_size_with_its_exact_count(capsys):
         ("model.hidden_size=129", ["model.hidden_size=129", "model.num_heads"]),
         ("phases.*.seq_length=128", ["phases.seq_length=128", "model.max_positions=64"]),
         ("data.tokenizer.vocab_size=3", ["tokenizer.vocab_size=3", "special tokens"]),
-        ("data.tokenizer.vocab_size=4096", ["data.tokenizer.vocab_size=4096", "model.vocab_size=2048"]),
+        ("data.tokenizer.vocab_size=4096", ["data.tokenizer.vocab_size=4096", "model.vocab_size=1024"]),
         ("grad_accum_steps=5", ["phases.batch_size=16", "grad_accum_steps=5"]),
         ("optimizer.learning_rate", ["'optimizer.learning_rate'", "a.b=value"]),
         ("objective.masking.mask_rate=2", ["mask_rate=2.0"]),
@@ -145,7 +146,7 @@ def test_a_bad_text_file_is_refused_and_named(content, value, capsys, tmp_path):
     path = tmp_path / "no-such.txt"
     if content is not None:
         path.write_bytes(content)
-    settings = [f"data.corpus={path}", f"data.store_dir={tmp_path / 'stores'}", *SHORT]
+    settings = [f"data.corpus={path}", f"data.store_dir={tmp_path / 'stores'}", *TWO_PHASES]
     shown = run_refused(
         capsys, "train", "quickstart", "--only", "quickstart-bert", "--runs", str(tmp_path), "--set", *settings
     )
@@ -181,12 +182,19 @@ def shorten(command: str, home: Path) -> list[str]:
     replacements = {"runs/": f"{home}/runs/", "PUBLISHED": f"{home}/published", "exported": f"{home}/exported"}
     replacements |= {"submissions": f"{home}/submissions", "root=GLUE": f"root={home}/GLUE", "SQUAD": f"{home}/squad"}
     replacements |= {"REVIEWS": f"{home}/GLUE/SST-2", "ENTITIES": f"{home}/entities"}
+    replacements |= {
+        "BLIMP/blimp.jsonl.xz": f"{home}/pairs.jsonl",
+        "UD_ENGLISH-EWT": f"{home}/ud",
+        "=STS": f"={home}/sts",
+    }
     if "stores/KEY" in command:
         replacements["stores/KEY"] = str(next((home / "stores").glob("*/store.json")).parent)
     for name, path in replacements.items():
         command = command.replace(name, path)
     arguments = shlex.split(command)
     verb, corpus, store = arguments[0], f"data.corpus={home}/text.txt", f"data.store_dir={home}/stores"
+    if "--from" in arguments or "--results" in arguments:
+        return arguments
     if "albert_t5" in arguments:
         options = ["--with", "seeds=1", "tokens=12288", "rows=16", f"corpus={home}/text.txt", f"glue={home}/GLUE"]
         sizes = [size for size in SMALL if "embedding_size" not in size]
@@ -194,9 +202,7 @@ def shorten(command: str, home: Path) -> list[str]:
         arguments = [verb, "albert_t5", *options, "--only", "albert-small*"]
         arguments += ["--set", *sizes, "intervals.eval_batches=2", store]
     elif verb in ("prepare", "train"):
-        settings = [corpus, store, *SHORT]
-        if "mini" in command:  # its two phases are alike
-            settings += ["phases.0.until_step=3", "phases.*.seq_length=32"]
+        settings = [corpus, store, *(TWO_PHASES if "mini" in command or "quickstart" in command else SHORT)]
         arguments = [argument for argument in arguments if "TEXTS" not in argument]
         arguments += [*([] if "--set" in arguments else ["--set"]), *(TASK if "--with" in arguments else settings)]
     if arguments == ["report", "runs"]:
@@ -217,6 +223,7 @@ def statuses(home) -> dict[str, int]:
     task_examples.numbers(home / "GLUE" / "STS-B")
     task_examples.squad(home / "squad")
     task_examples.tags(home / "entities")
+    task_examples.write_measured_data(home)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         patch.setattr(measurements, "MATMUL_SIZES", (64, 64, 64))
@@ -267,7 +274,7 @@ def test_a_setting_changes_the_chosen_experiments_and_no_others():
 
 def test_a_finished_run_is_named_with_how_to_start_over(statuses, home, capsys):
     before = {path: path.stat().st_mtime_ns for path in home.rglob("runs/*/metrics.jsonl")}
-    settings = [f"data.corpus={home / 'text.txt'}", f"data.store_dir={home / 'stores'}", *SHORT]
+    settings = [f"data.corpus={home / 'text.txt'}", f"data.store_dir={home / 'stores'}", *TWO_PHASES]
     assert launch.main(["train", "quickstart", "--runs", f"{home}/runs", "--set", *settings]) == 0
     shown = capsys.readouterr()
     assert_names(shown.err, "quickstart-bert, quickstart-roberta, quickstart-electra, quickstart-albert", "remove")

@@ -21,7 +21,7 @@ from tests import texts
 from tests.exchange import references
 from tests.exchange.outputs import furthest, ours
 from tests.exchange.references import CASES, HOME
-from tests.test_launch import SHORT
+from tests.test_launch import TWO_PHASES
 
 pytestmark = pytest.mark.live
 # float32 on both sides; sums in another order.
@@ -139,7 +139,7 @@ def trained(tmp_path_factory):
     """Runs of all four families, trained here for a few steps with vocabularies of their own."""
     home = tmp_path_factory.mktemp("trained")
     texts.write(home / "text.txt", documents=200)
-    settings = [f"data.corpus={home / 'text.txt'}", f"data.store_dir={home / 'stores'}", *SHORT]
+    settings = [f"data.corpus={home / 'text.txt'}", f"data.store_dir={home / 'stores'}", *TWO_PHASES]
     settings += ["model.vocab_size=300", "data.tokenizer.vocab_size=300"]  # no row of the table without a token
     assert launch.main(["train", "quickstart", "--runs", str(home / "runs"), "--set", *settings]) == 0
     return home / "runs"

@@ -254,6 +254,7 @@ sys.exit(launch.main(sys.argv[1:]))
 def test_a_stopped_command_ends_with_its_own_status_and_resumes(corpus, tmp_path):
     settings = [
         "phases.*.until_step=8",
+        "phases.0.until_step=3",
         "phases.*.batch_size=4",
         "intervals.log_every=2",
         "optimizer.warmup_steps=2",

@@ -154,6 +154,7 @@ SMALL = [
 ]
 SMALL += [
     "phases.*.until_step=2",
+    "phases.0.until_step=1",
     "phases.*.batch_size=2",
     "phases.*.seq_length=16",
     "optimizer.warmup_steps=1",
