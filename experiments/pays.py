@@ -3,7 +3,7 @@
     python launch.py train pays --with corpus=wiki-1.txt.xz root=GLUE
     python launch.py measure runs/pays-* --with blimp=blimp.jsonl.xz probes=UD_ENGLISH-EWT
 
-Cost and score: experiments/README.md, "Does pre-training pay?".
+Cost and score: not measured here.
 
 Every family is pre-trained on 10 M tokens of the corpus, and once for a single step, as a baseline of what is measured
 without fine-tuning. Both are then fine-tuned on 10,000 rows of SST-2 and on CoLA.

@@ -256,6 +256,13 @@ def digest_integers(array) -> str:
 
 
 def is_same(recorded, value) -> bool:
+    """Return whether a value is the recorded one, or one of those that were recorded on different processors.
+
+    A generator's sample is a choice between tokens, and rounding decides it where two are equally likely: with AVX-512
+    and without it one token of ELECTRA's held-out rows differs.
+    """
+    if isinstance(recorded, list) and not isinstance(value, list):
+        return any(is_same(other, value) for other in recorded)
     are_floats = isinstance(recorded, float) and isinstance(value, float)
     return math.isclose(value, recorded, rel_tol=RTOL) if are_floats else value == recorded
 

@@ -107,10 +107,10 @@ def test_table_2_1_has_every_size_with_its_exact_count(capsys):
         ("phases.*.seq_length=128", ["phases.seq_length=128", "model.max_positions=64"]),
         ("data.tokenizer.vocab_size=3", ["tokenizer.vocab_size=3", "special tokens"]),
         ("data.tokenizer.vocab_size=4096", ["data.tokenizer.vocab_size=4096", "model.vocab_size=1024"]),
-        ("grad_accum_steps=5", ["phases.batch_size=16", "grad_accum_steps=5"]),
+        ("grad_accum_steps=5", ["phases.batch_size=32", "grad_accum_steps=5"]),
         ("optimizer.learning_rate", ["'optimizer.learning_rate'", "a.b=value"]),
         ("objective.masking.mask_rate=2", ["mask_rate=2.0"]),
-        ("optimizer.warmup_steps=1000000", ["optimizer.warmup_steps=1000000", "2400 steps", "phases.until_step"]),
+        ("optimizer.warmup_steps=1000000", ["optimizer.warmup_steps=1000000", "2800 steps", "phases.until_step"]),
     ],
 )
 def test_a_bad_setting_is_refused_before_any_work(setting, values, capsys, tmp_path):

@@ -14,6 +14,7 @@ from encoders.library import LIBRARY_FOLDER
 from encoders.measures.base import Measure
 from encoders.run.folder import open_run_folder
 from encoders.sweeps.paper_table import PaperTable, Study, load_saved_tables
+from encoders.sweeps.small_scale import SCALES
 from encoders.utils.code_files import import_file
 from encoders.utils.overrides import parse_value, shorten_text
 from encoders.utils.serialization import ExperimentError, flatten_fields
@@ -155,9 +156,8 @@ def load_paper_table(module: ModuleType, choice: ExperimentChoice) -> PaperTable
     arguments = parse_with_settings(Study, choice)
     small_only = sorted(arguments.keys() & {"tokens", "rows", "tasks"})
     if arguments.get("scale") == "paper" and small_only:
-        raise ExperimentError(
-            f"--with {small_only[0]}=... is for the scales below the paper's, and scale=paper was given"
-        )
+        accepted = ", ".join(f"scale={name}" for name in SCALES)
+        raise ExperimentError(f"--with {small_only[0]}=... is for {accepted}, and scale=paper was given")
     return replace(module.table(Study(**arguments)), source_file=stem)
 
 

@@ -66,6 +66,7 @@ def list_commands(home: Path) -> dict[str, list[str]]:
         "report": ["report", f"{home}/runs", "--out", f"{home}/page.html"],
         "inspect": ["inspect", str(store), f"{home}/mine.py"],
         "evaluate": ["evaluate", run],
+        "measure": ["measure", run],
         "predict": ["predict", run, "fill", "--file", f"{home}/lines.txt"],
         "submit": ["submit", run, f"{home}/submission"],
         "export": ["export", run, f"{home}/exported"],
@@ -77,7 +78,7 @@ def list_commands(home: Path) -> dict[str, list[str]]:
 
 VERBS = list(commands.VERB_FUNCTIONS)
 NUM_INJECTIONS = int(os.environ.get("ENCODERS_INJECTIONS", "12"))  # of the live tests, for each verb
-OUTPUTS = ("others", "new", "page.html", "submission", "exported", "copied", "imported", "bench")
+OUTPUTS = ("others", "new", "page.html", "submission", "exported", "copied", "imported", "bench", "runs/tiny/measures")
 
 
 @pytest.fixture
@@ -171,7 +172,8 @@ def list_read_files(home: Path, words: list[str]) -> list[Path]:
 def check_contents(home: Path, verb: str, capsys, names) -> Counter:
     """Fill each file that a verb reads with something else, and return what became of each kind of content."""
     words = list_commands(home)[verb]
-    files = [path for path in list_read_files(home, words) if path.parts[len(home.parts)] not in OUTPUTS]
+    outputs = {home / name for name in OUTPUTS}
+    files = [path for path in list_read_files(home, words) if not outputs & {path, *path.parents}]
     remove_outputs(home, verb)
     capsys.readouterr()
     outcomes = Counter()

@@ -217,8 +217,8 @@ def test_a_task_of_texts_is_scored_on_its_development_rows_under_its_name(predic
         **{f"probe_sst_2_layer_{n}": is_right[n].mean() for n in LAYERS},
         "probe_sst_2_baseline": max(labels.count("0"), labels.count("1")) / 21,
     }
-    content = describe_measurement(measure, 3, hash_files(measure), measurement)
-    assert from_json_value(content["measure"]) == measure and sorted(content["data"]) == ["dev.tsv", "train.tsv"]
+    content = describe_measurement(predictor.run, measure, 3, hash_files(measure), measurement)
+    assert from_json_value(content["measure"]) == measure and sorted(content["data"]) == ["SST-2/dev.tsv", "SST-2/train.tsv"]
     np.testing.assert_array_equal(parse_measurement(content).items["probe_sst_2"], is_right[best])
 
 
@@ -300,7 +300,7 @@ def test_a_bad_setting_is_named(fields, words):
 
 
 def test_rows_that_cannot_train_a_probe_are_refused(predictor, tmp_path):
-    with raises_naming(UserError, "probe", "--with"):
+    with raises_naming(UserError, "probe.path"):
         LinearProbe().list_files()
     with raises_naming(UserError, tmp_path, "train.tsv", "dev.tsv"):
         LinearProbe(str(tmp_path), TextTask("CoLA", ("sentence",), labels=("0", "1"))).list_files()
