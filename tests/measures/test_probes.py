@@ -218,7 +218,8 @@ def test_a_task_of_texts_is_scored_on_its_development_rows_under_its_name(predic
         "probe_sst_2_baseline": max(labels.count("0"), labels.count("1")) / 21,
     }
     content = describe_measurement(predictor.run, measure, 3, hash_files(measure), measurement)
-    assert from_json_value(content["measure"]) == measure and sorted(content["data"]) == ["SST-2/dev.tsv", "SST-2/train.tsv"]
+    assert from_json_value(content["measure"]) == measure
+    assert sorted(content["data"]) == ["SST-2/dev.tsv", "SST-2/train.tsv"]
     np.testing.assert_array_equal(parse_measurement(content).items["probe_sst_2"], is_right[best])
 
 
