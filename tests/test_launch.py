@@ -238,6 +238,7 @@ def test_every_command_of_the_readme_works(statuses):
 def test_the_page_of_a_report_has_the_table_and_every_run(statuses, home):
     page = (home / "runs" / "report.html").read_text()
     assert "ALBERT, table 5" in page and "albert-small-seed0@SST-2-seed0" in page and "quickstart-electra" in page
+    assert "Measures" in page and "corruption auc uniform" in page
 
 
 def test_evaluate_scores_a_run_under_another_objective(statuses, home, capsys):

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -365,3 +366,12 @@ def test_sessions_that_no_run_names_any_longer_leave_the_record(tmp_path):
         [].append,
     )
     assert merged["sessions"] == [{"processor": "y"}] and merged["runs"]["a"] == second | {"session": 0}
+
+
+def test_a_text_of_this_machine_is_named_without_its_folder(tmp_path, monkeypatch):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "experiment.json").touch()
+    content = {"experiment": {"data": {"corpus": [f"{tmp_path}/wiki.txt", "texts/books.txt", "tfds:wiki40b/en"]}}}
+    monkeypatch.setattr(result_sources, "read_run_record", lambda folder: content)
+    corpus = RunsFolder(tmp_path).read_corpus(SimpleNamespace(name="run"))
+    assert corpus == "wiki.txt, texts/books.txt, tfds:wiki40b/en"
