@@ -119,6 +119,11 @@ def test_a_bad_setting_is_refused_before_any_work(setting, values, capsys, tmp_p
     assert not (tmp_path / "runs").exists()
 
 
+def test_an_option_of_another_measurement_is_refused(capsys):
+    command = ["bench", "step", "--change", "model.hidden_dropout=0"]
+    assert_refused(capsys, *command, values=["--change model.hidden_dropout=0", "ablate", "step"])
+
+
 def test_an_unknown_experiment_is_refused_with_a_suggestion(capsys):
     assert_refused(capsys, "train", "quickstrat", values=["'quickstrat'", "'quickstart'"])
     assert_refused(capsys, "show", "quickstart", "--only", "bert", values=["--only bert", "quickstart-bert"])

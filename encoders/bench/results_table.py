@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from encoders.bench.measurements import MEASUREMENTS, BenchOptions
 from encoders.experiment import Experiment, ExperimentError
 from encoders.reporting.table_formats import format_grid
 from encoders.utils.files import write_json
+from encoders.utils.machine import describe_processor, find_commit
 
 
 def run_measurement(
@@ -29,7 +29,7 @@ def run_measurement(
     """Print the rows of a measurement as they come and its table at the end, and write it to `out`/MEASUREMENT.json.
 
     `bench_options` are further fields of `BenchOptions`. Returns the status of the process. Raises `ExperimentError`
-    for an unknown measurement and for counts below 1.
+    for an unknown measurement, counts below 1, and an option of another measurement.
     """
     if measurement not in MEASUREMENTS:
         raise ExperimentError(f"bench {measurement!r} is not one of {', '.join(MEASUREMENTS)}")
@@ -38,6 +38,10 @@ def run_measurement(
     for name in ("rounds", "units"):
         if getattr(options, name) < 1:
             raise ExperimentError(f"--{name} {getattr(options, name)} must be at least 1")
+    if options.changes and measurement != "ablate":
+        raise ExperimentError(
+            f"--change {options.changes[0]} is for `bench ablate`, and `bench {measurement}` was given"
+        )
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)  # before the work
     jax.config.update("jax_platforms", "cpu")  # the device belongs to the processes that are measured
@@ -73,19 +77,11 @@ def choose_core(core: int | None, device: str) -> int | None:
 
 def describe_bench_environment(options: BenchOptions) -> dict[str, object]:
     """Return commit, versions, processor and load of this machine, and options of the measurement."""
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    try:
-        commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
-    except OSError:
-        commit = ""
-    cpu_info = Path("/proc/cpuinfo")
-    lines = cpu_info.read_text(encoding="utf-8").splitlines() if cpu_info.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {
-        "commit": commit or "unknown",
+        "commit": find_commit() or "unknown",
         "python": platform.python_version(),
         "jax": jax.__version__,
-        "processor": models[0] if models else platform.machine(),
+        "processor": describe_processor(),
         "core": options.core,
         "freed memory": "kept" if options.keep_freed_memory and options.device == "cpu" else "as installed",
         "rounds": options.rounds,

@@ -9,8 +9,6 @@ and differences of pairs it has the part of the variance that is due to test ite
 from __future__ import annotations
 
 import itertools
-import platform
-import subprocess
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -34,6 +32,7 @@ from encoders.training.sharding import list_devices
 from encoders.utils.buckets import get_modified_at
 from encoders.utils.errors import UserError
 from encoders.utils.files import NUMBER, DamagedFile, check_shape, read_signed_json, write_signed_json
+from encoders.utils.machine import describe_processor, find_commit
 from encoders.utils.overrides import shorten_text
 from encoders.utils.serialization import fingerprint_content, from_json_value, to_json_value
 
@@ -347,16 +346,7 @@ def merge_item_variances(old: Iterable[dict], new: Iterable[dict]) -> list[dict]
 
 def describe_machine(table: PaperTable) -> dict[str, str | None]:
     """Return commit, command and processor at the time of recording, which is best done where runs were trained."""
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    try:
-        commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
-    except OSError:  # without git
-        commit = ""
-    cpu_info = Path("/proc/cpuinfo")
-    lines = cpu_info.read_text(encoding="utf-8").splitlines() if cpu_info.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    processor = models[0] if models else platform.machine()
-    return {"commit": commit or None, "command": format_command(table), "processor": processor}
+    return {"commit": find_commit(), "command": format_command(table), "processor": describe_processor()}
 
 
 def describe_run_devices(folder: Path) -> dict[str, Any]:

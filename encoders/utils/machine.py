@@ -1,0 +1,24 @@
+"""Facts about this machine and this copy of the package, for records of measurements."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from pathlib import Path
+
+
+def find_commit() -> str | None:
+    """Return the commit of the package, "-dirty" behind it if files have changed, or None outside a repository."""
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(git, capture_output=True, text=True).stdout.strip() or None
+    except OSError:  # without git
+        return None
+
+
+def describe_processor() -> str:
+    """Return the model of the processor, or its architecture where the system does not name it."""
+    cpu_info = Path("/proc/cpuinfo")
+    lines = cpu_info.read_text(encoding="utf-8").splitlines() if cpu_info.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.machine()
