@@ -30,7 +30,7 @@ from encoders.exchange import convert
 from encoders.experiment import Experiment
 from encoders.inference.cross_evaluation import evaluate_with_overrides
 from encoders.inference.predictor import load_predictor
-from encoders.measures.base import load_or_measure
+from encoders.measures.base import list_measurements, load_or_measure
 from encoders.reporting import summaries, table_results
 from encoders.reporting.measure_tables import build_measure_table
 from encoders.reporting.page import build_page, write_charts
@@ -49,7 +49,7 @@ from encoders.sweeps.sweep import WORKER_VARIABLE, Sweep, measure_progress
 from encoders.training import distributed, sharding
 from encoders.utils.buckets import check_local_paths
 from encoders.utils.code_files import import_file
-from encoders.utils.errors import UserError, escape_control
+from encoders.utils.errors import UserError, describe_error, escape_control
 from encoders.utils.files import find_cache_dir, write_file_atomically
 from encoders.utils.serialization import ExperimentError
 
@@ -215,8 +215,14 @@ def print_results(experiment_file: ExperimentFile, results: dict[str, dict], run
         return
     finished = [(e, results[e.name]) for e in experiment_file.experiments if e.name in results]
     print(summaries.summarize_results(finished))
-    if measured := build_measure_table([runs_dir / experiment.name for experiment, _ in finished]):
-        print(f"\n{format_grid([measured.header, *measured.rows])}")
+    measured = {}
+    for experiment, _ in finished:
+        try:
+            measured[runs_dir / experiment.name] = list_measurements(runs_dir / experiment.name)
+        except UserError as error:
+            log_to_stderr(describe_error(error))
+    if measure_table := build_measure_table(measured):
+        print(f"\n{format_grid([measure_table.header, *measure_table.rows])}")
     if experiment_file.table:
         comparison = table_results.collect_table_results(experiment_file.table, RunsFolder(runs_dir))
         print(f"\n{table_results.format_results(comparison)}")
@@ -291,9 +297,6 @@ def write_report(
     for table in load_saved_tables(runs_dir):
         comparison = table_results.collect_table_results(refresh_table(table), RunsFolder(runs_dir))
         report_tables += comparison.build_report_tables()
-    folders = [path for path in sorted(runs_dir.iterdir()) if path.is_dir()]
-    if measured := build_measure_table(folders):
-        report_tables.append(measured)
     path = Path(out) if out else runs_dir / "report.html"
     write_file_atomically(path, build_page(runs_dir, report_tables, title or "Runs").encode())
     print(path)

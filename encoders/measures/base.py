@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -75,6 +75,9 @@ class Measure:
         raise NotImplementedError
 
 
+MeasuredStep = tuple[Measure, int, Measurement]  # what was measured, the step of the run, and the result
+
+
 def find_measurement_file(folder: Path, measure: Measure, step: int) -> Path:
     """Return the file of a measure at a step of a run, named by its settings and the name of its data."""
     settings = to_json_value(measure)
@@ -94,11 +97,10 @@ def read_measurement(folder: Path, measure: Measure) -> Measurement | None:
     return parse_measurement(read_measurement_file(path)) if path and path.exists() else None
 
 
-def list_measurements(folder: Path) -> Iterator[tuple[Measure, int, Measurement]]:
-    """Yield what was measured of a run: measure, step and measurement. Raises `RunError` for a damaged file."""
-    for path in sorted((folder / MEASURES_FOLDER).glob("*.json")):
-        content = read_measurement_file(path)
-        yield from_json_value(content["measure"]), content["step"], parse_measurement(content)
+def list_measurements(folder: Path) -> list[MeasuredStep]:
+    """Return what was measured of a run. Raises `RunError` for a damaged file."""
+    contents = map(read_measurement_file, sorted((folder / MEASURES_FOLDER).glob("*.json")))
+    return [(from_json_value(c["measure"]), c["step"], parse_measurement(c)) for c in contents]
 
 
 def read_measurement_file(path: Path) -> dict:

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from encoders.measures.base import list_measurements
+from encoders.measures.base import MeasuredStep
 from encoders.reporting.table_formats import ReportTable
 from encoders.run.time_account import read_time_report
 
 
-def build_measure_table(folders: Sequence[Path]) -> ReportTable | None:
+def build_measure_table(measured: Mapping[Path, Sequence[MeasuredStep]]) -> ReportTable | None:
     """Return the main scores of what was measured of runs, a row for each run and step; None if nothing was.
 
     Its hours are those of training with all restarts, without the time between them; an imported run has none.
     """
     rows: dict[tuple[Path, int], dict[str, float]] = {}
-    for folder in folders:
-        for measure, step, measurement in list_measurements(folder):
+    for folder, steps in measured.items():
+        for measure, step, measurement in steps:
             scores = {name: measurement.scores[name] for name in measure.main_scores if name in measurement.scores}
             rows.setdefault((folder, step), {}).update(scores)
     names = list(dict.fromkeys(name for scores in rows.values() for name in scores))

@@ -10,7 +10,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from encoders.experiment import Experiment, RunSpec, describe_experiments
+from encoders.measures.base import MeasuredStep, list_measurements
 from encoders.reporting import plots
+from encoders.reporting.layer_charts import build_layer_charts
+from encoders.reporting.measure_tables import build_measure_table
 from encoders.reporting.table_formats import ReportTable
 from encoders.run.folder import (
     METRICS_FILE,
@@ -31,7 +34,7 @@ from encoders.utils.files import write_file_atomically
 
 
 def build_page(folder: Path, report_tables: Sequence[ReportTable], title: str = "Runs") -> str:
-    """Return one HTML page: the given tables, then the curves and details of all runs in `folder`.
+    """Return one HTML page: the given tables, what was measured, then curves and details of all runs in `folder`.
 
     Raises `RunError` for a folder without runs, and `ValueError` if matplotlib or jinja2 is not installed.
     """
@@ -40,6 +43,7 @@ def build_page(folder: Path, report_tables: Sequence[ReportTable], title: str = 
         from jinja2 import Environment, PackageLoader, StrictUndefined
     except ImportError:
         raise UserError("a report needs jinja2, which is not installed; run pip install 'encoders[report]'") from None
+    measure_table = build_measure_table({run.folder: run.measured for run in runs})
     loader = PackageLoader("encoders.reporting")
     environment = Environment(
         loader=loader,
@@ -52,8 +56,8 @@ def build_page(folder: Path, report_tables: Sequence[ReportTable], title: str = 
     return environment.get_template("page.html").render(
         title=title,
         summary=summarize_folder(folder, runs, unreadable),
-        tables=report_tables,
-        chart_groups=plots.build_charts([(run.spec, run.metric_rows) for run in runs if run.is_trained]),
+        tables=[*report_tables, *([measure_table] if measure_table else [])],
+        chart_groups=build_all_charts(runs),
         runs=runs,
         unreadable=unreadable,
         choose_column_classes=choose_column_classes,
@@ -65,19 +69,24 @@ def build_page(folder: Path, report_tables: Sequence[ReportTable], title: str = 
 
 
 def write_charts(folder: Path, charts_dir: Path) -> list[Path]:
-    """Write the learning curves of all runs in `folder` as SVG files, and return their paths.
+    """Write the learning curves of all runs in `folder`, and their probes, as SVG files, and return their paths.
 
     Raises `RunError` for a folder without runs, and `ValueError` if matplotlib is not installed.
     """
     runs, _ = read_runs(folder)
-    groups = plots.build_charts([(run.spec, run.metric_rows) for run in runs if run.is_trained])
-    charts = [chart for group in groups.values() for chart in group]
+    charts = [chart for group in build_all_charts(runs).values() for chart in group]
     charts_dir.mkdir(parents=True, exist_ok=True)
     paths = []
     for number, chart in enumerate(charts, 1):
         paths.append(charts_dir / f"{number}-{chart.plot.split}-{chart.plot.score}-{chart.plot.axis}.svg")
         write_file_atomically(paths[-1], plots.draw_file(chart).encode())
     return paths
+
+
+def build_all_charts(runs: Sequence[RunSummary]) -> dict[str, list[plots.Chart]]:
+    """Return learning curves, and what probes read from each layer, by the title of their group."""
+    curves = plots.build_charts([(run.spec, run.metric_rows) for run in runs if run.is_trained])
+    return curves | build_layer_charts({run.folder: run.measured for run in runs})
 
 
 def summarize_folder(folder: Path, runs: Sequence[RunSummary], unreadable: Sequence[str]) -> str:
@@ -134,6 +143,7 @@ class RunSummary:
     metric_rows: tuple[dict, ...]
     result: dict | None
     saved_step: int | None  # of the newest checkpoint, where one was recorded
+    measured: tuple[MeasuredStep, ...] = ()
 
     @property
     def is_trained(self) -> bool:
@@ -225,7 +235,8 @@ def read_runs(folder: Path) -> tuple[list[RunSummary], list[str]]:
             record = read_run_record(run_folder)
             rows = tuple(read_run_rows(run_folder))
             spec, saved_step = parse_run_spec(record), count_saved_steps(run_folder)
-            runs.append(RunSummary(run_folder, record, spec, rows, read_result(run_folder), saved_step))
+            result, measured = read_result(run_folder), tuple(list_measurements(run_folder))
+            runs.append(RunSummary(run_folder, record, spec, rows, result, saved_step, measured))
         except (UserError, OSError) as error:  # a damaged file, or one of an unknown version
             unreadable.append(f"{run_folder.name}: {describe_error(error)}")
     if not runs and not unreadable:

@@ -51,7 +51,8 @@ class ChartLine:
 
 @dataclass(frozen=True)
 class PlotSpec:
-    """The axes of a chart: a score of the rows of a split ("train", "heldout") against tokens, FLOPs or steps."""
+    """The axes of a chart: a score of the rows of a split ("train", "heldout") against tokens, FLOPs or steps, or a
+    "measured" score against layers."""
 
     split: str
     score: str
@@ -59,8 +60,9 @@ class PlotSpec:
 
     @property
     def score_title(self) -> str:
-        split = "Training" if self.split == "train" else "Held-out"
-        return f"{split} {SCORE_NAMES.get(self.score) or self.score.replace('_', ' ')}"
+        name = SCORE_NAMES.get(self.score) or self.score.replace("_", " ")
+        splits = {"train": "Training", "heldout": "Held-out"}
+        return f"{splits[self.split]} {name}" if self.split in splits else name[:1].upper() + name[1:]
 
 
 @dataclass(frozen=True)
@@ -216,10 +218,15 @@ def build_lines(names: Sequence[str], runs_by_name: Mapping, plot: PlotSpec) -> 
     for index, name in enumerate(names):
         curves = [curve for curve in (extract_curve(run, plot) for run in runs_by_name[name]) if len(curve[0])]
         if curves:
-            colour = LINE_COLOURS[index % len(LINE_COLOURS)]
-            dashes = LINE_DASHES[(index + index // len(LINE_COLOURS)) % len(LINE_DASHES)]
-            lines.append(ChartLine(name, len(curves), colour, dashes, *compute_band(curves)))
+            lines.append(build_chart_line(index, name, curves))
     return tuple(lines)
+
+
+def build_chart_line(index: int, name: str, curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> ChartLine:
+    """Return the line of an experiment, of one curve for each seed; `index` chooses its look."""
+    colour = LINE_COLOURS[index % len(LINE_COLOURS)]
+    dashes = LINE_DASHES[(index + index // len(LINE_COLOURS)) % len(LINE_DASHES)]
+    return ChartLine(name, len(curves), colour, dashes, *compute_band(curves))
 
 
 # Drawing --------------------------------------------------------------------------------------------------------------
@@ -263,7 +270,7 @@ def draw_chart(chart: Chart, has_legend: bool = False, **settings) -> str:
         unit = f" (×10{str(exponent).translate(SUPERSCRIPTS)})" if exponent else ""
         axes.set_xlabel(chart.plot.axis + unit)
         axes.set_xlim(left=0)
-        axes.locator_params(nbins=6)
+        axes.locator_params(nbins=6, **{"axis": "x", "integer": True} if chart.plot.axis == "layer" else {})
         if chart.plot.score.endswith(PERCENT_SUFFIXES):
             axes.yaxis.set_major_formatter(lambda value, _: f"{round(100 * value, 9):g}%")
         file = io.StringIO()

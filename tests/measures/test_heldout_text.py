@@ -13,7 +13,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 import encoders
 import launch
-from encoders.measures.base import Measure, Measurement, load_or_measure, read_measurement
+from encoders.measures.base import Measure, Measurement, list_measurements, load_or_measure, read_measurement
 from encoders.measures.fixed_corruption import FixedCorruption
 from encoders.measures.heldout_text import count_train_tokens, iter_heldout_batches
 from encoders.measures.masked_tokens import MaskedTokens
@@ -205,6 +205,7 @@ def test_a_file_of_experiments_names_measures_of_every_finished_run(runs, tmp_pa
     shown = capsys.readouterr().out
     auc = read_measurement(run.folder, FixedCorruption(max_batches=1)).scores["corruption_auc_unigram"]
     assert "corruption auc unigram" in shown and f"{auc:.4g}" in shown
-    table = build_measure_table([run.folder])
+    measured = list_measurements(run.folder)
+    table = build_measure_table({run.folder: measured})
     hours = sum(read_time_report(run.folder).seconds.values()) / 3600
     assert float(table.rows[0][table.header.index("hours")]) == pytest.approx(hours, abs=0.01)

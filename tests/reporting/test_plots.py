@@ -133,7 +133,8 @@ def test_a_chart_as_a_file_names_its_lines_and_needs_no_page():
 
 
 def test_charts_are_written_as_files(monkeypatch, tmp_path):
-    runs = [SimpleNamespace(spec=BERT, metric_rows=metric_rows(BERT), is_trained=True)]
+    run = {"spec": BERT, "metric_rows": metric_rows(BERT), "is_trained": True, "folder": tmp_path, "measured": ()}
+    runs = [SimpleNamespace(**run)]
     monkeypatch.setattr(page, "read_runs", lambda folder: (runs, []))
     paths = page.write_charts(tmp_path, tmp_path / "charts")
     assert paths and sorted(paths) == sorted((tmp_path / "charts").iterdir())
