@@ -104,18 +104,26 @@ def choices(folder: Path, rows: int = 40) -> str:
 
 
 def write_measured_data(home: Path) -> None:
-    """Write what `measure` reads: pairs of a sentence and its words turned round, tagged words, judged pairs."""
+    """Write what `measure` reads: pairs of a sentence and its words turned round, tagged words, judged pairs.
+
+    All sentences have six words, so that few shapes are compiled.
+    """
     rng = Random(4)
-    pairs = [sentence(rng, "here").split() for _ in range(12)]
-    rows = [{"good": " ".join(words), "bad": " ".join(words[::-1]), "uid": f"turned_{i % 2}"} for i, words in
-            enumerate(pairs)]  # fmt: skip
+    draw_words = lambda mark: [*rng.choices(words()[:20], k=5), mark]
+    drawn = [draw_words("here") for _ in range(12)]
+    rows = [{"good": " ".join(row), "bad": " ".join(row[::-1]), "uid": f"turned_{i % 2}"} for i, row in
+            enumerate(drawn)]  # fmt: skip
     (home / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     (home / "ud").mkdir()
     for split in ("dev", "test"):
         blocks = []
         for _ in range(12):
-            tagged = enumerate(sentence(rng, GOOD).split(), 1)
+            tagged = enumerate(draw_words(GOOD), 1)
             lines = [f"{i}\t{word}\t_\t{'ADJ' if word == GOOD else 'NOUN'}\t_\t_\t0\t_\t_\t_" for i, word in tagged]
             blocks.append("\n".join(lines) + "\n\n")
         (home / "ud" / f"en-ud-{split}.conllu").write_text("".join(blocks), encoding="utf-8")
-    numbers(home / "sts" / "STS-B")
+    lines = ["index\tsentence1\tsentence2\tscore"]
+    for i, row in enumerate(drawn):
+        lines.append(f"{i}\t{' '.join(row)}\t{' '.join(drawn[i - 1] if i % 2 else row[::-1])}\t{5.0 * (i % 2):.1f}")
+    (home / "sts" / "STS-B").mkdir(parents=True)
+    (home / "sts" / "STS-B" / "dev.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
