@@ -1,7 +1,8 @@
 """Are the scores of finished runs what they must be? Well above guessing, or learned by heart.
 
 The time at which a run leaves the unigram plateau depends on rounding, hence on the processor: the least is far below
-the 20 % of the README. Replaced tokens change with the generator's samples, so half of them found, where always "original" finds none, is much.
+the 20 % of the README. Replaced tokens change with the generator's samples, so half of them found, where always
+"original" finds none, is much.
 """
 
 import json
