@@ -191,6 +191,8 @@ def shorten(command: str, home: Path) -> list[str]:
         "BLIMP/blimp.jsonl.xz": f"{home}/pairs.jsonl",
         "UD_ENGLISH-EWT": f"{home}/ud",
         "=STS": f"={home}/sts",
+        "results/": f"{home}/results/",
+        "--results results --out ": f"--results {home}/results --out {home}/",
     }
     if "stores/KEY" in command:
         replacements["stores/KEY"] = str(next((home / "stores").glob("*/store.json")).parent)
@@ -229,10 +231,13 @@ def statuses(home) -> dict[str, int]:
     task_examples.squad(home / "squad")
     task_examples.tags(home / "entities")
     task_examples.write_measured_data(home)
+    files_before = set(ROOT.iterdir())
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         patch.setattr(measurements, "MATMUL_SIZES", (64, 64, 64))
-        return {command: launch.main(shorten(command, home)) for command in list_commands()}
+        made = {command: launch.main(shorten(command, home)) for command in list_commands()}
+    assert set(ROOT.iterdir()) == files_before  # all is written elsewhere
+    return made
 
 
 def test_every_command_of_the_readme_works(statuses):

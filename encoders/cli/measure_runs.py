@@ -22,7 +22,7 @@ MEASURES: dict[str, type[Measure]] = {
     "probes": LinearProbe,
     "sts": SentenceSimilarity,
 }
-WITHOUT_DATA = ("heldout", "corruption")
+WITHOUT_DATA = [name for name, cls in MEASURES.items() if "path" not in cls.__dataclass_fields__]
 
 
 def measure_runs(

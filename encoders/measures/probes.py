@@ -65,7 +65,7 @@ class LinearProbe(Measure):
 
     def __post_init__(self):
         if self.task is not None and not isinstance(self.task, TextTask | TokenTask):
-            raise UserError(f"probe: a {type(self.task).__name__} has no classes; take a TextTask or a TokenTask")
+            raise UserError(f"probe: a {type(self.task).__name__} lacks classes; take a TextTask or a TokenTask")
         if self.task is not None and not self.task.labels:
             raise UserError(f"{self.name}: the labels of {self.task.name} are numbers, and a probe needs classes")
         is_limit = lambda limit: limit is None or limit >= 1

@@ -59,7 +59,7 @@ class SentenceSimilarity(Measure):
         return tuple(path for paths in self.find_sets().values() for path in paths)
 
     def find_sets(self) -> dict[str, list[Path]]:
-        """Return the files of each set, by the name of its score. Raises `UserError` if there are none."""
+        """Return the files of each set, by the name of its score. Raises `UserError` for a path without any."""
         path = check_path(self.path, self.name)
         if path.is_file():
             return {self.name: [path]}

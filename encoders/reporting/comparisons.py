@@ -27,7 +27,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy.optimize import brentq
 from scipy.special import stdtrit
 
 ERROR_RATE = 0.05  # intervals are those of 95 %
@@ -94,6 +93,8 @@ class Estimate:
             return None
         if not self.mean or not half_width:
             return 0.0 if self.mean else 1.0
+        from scipy.optimize import brentq  # takes a second to import
+
         excess = lambda log_p: self.compute_half_width(math.exp(log_p)) - abs(self.mean)
         return math.exp(brentq(excess, LOWEST_LOG_P, 0.0)) if excess(LOWEST_LOG_P) > 0 else 0.0
 
@@ -134,7 +135,7 @@ def estimate_item_variance(items: np.ndarray) -> ItemVariance:
 def estimate_difference(
     first: Mapping[int, float], second: Mapping[int, float], items: ItemVariance | None = None
 ) -> Estimate | None:
-    """Return the mean difference of scores by seed over the seeds that both have; None if there are none."""
+    """Return the mean difference of scores by seed over the seeds that both have; None without any."""
     differences = [score - second[seed] for seed, score in sorted(first.items()) if seed in second]
     return estimate_mean(differences, items) if differences else None
 

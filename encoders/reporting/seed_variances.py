@@ -7,7 +7,7 @@ with the seeds as blocks (Fisher, 1935, "The design of experiments", chapter 4),
 - s², the variance of the n differences of the pair, has d = n - 1 degrees of freedom;
 - r, twice the mean square of the other residuals of the column, has D of them, (k - 2)(n - 1) of k rows.
 
-Where all rows have one variance of the noise, s² and r estimate the same and are independent. P(F ≥ s² / r) in Fisher's
+If all rows have one variance of the noise, s² and r estimate it independently. P(F ≥ s² / r) in Fisher's
 distribution with d and D degrees of freedom says how well they agree. Its square root w is the weight of the pooled
 variance, as Smyth (2004, doi:10.2202/1544-6115.1027) shrinks variances, but with a weight of each pair's own:
 
@@ -18,7 +18,7 @@ thus judged by its own seeds. One that varies less has nearly the pooled varianc
 
 A row of far more variance, such as one that diverges, would widen all intervals. It is left out where the F test of its
 part of the residuals has p < 0.05 after Bonferroni's correction. Its pairs have their own variance alone, as have those
-of columns of two rows. One seed has no variance to compare with r, hence no interval.
+of columns of two rows. One seed gives neither a variance to compare with r nor an interval.
 
 Simulated coverage of the intervals of 95 %, in draws that the method was not chosen by: 10,000 tables of 3, 5 and 8
 rows with 3 and 5 seeds, at worst over these. After "/" the noise has skewness 1. Brackets have the worst of Student's

@@ -2,9 +2,8 @@
 
     python launch.py train albert_t4 --with corpus=wiki-1.txt.xz glue=GLUE
 
-Cost: 11 minutes of pre-training a run on one core of an AMD EPYC (an estimate from runs of 2 M tokens). Score: not
-measured at this small scale; experiments/README.md, "The papers' tables at the scale before", says what the last one
-could tell.
+Cost and score: not measured here at this small scale. What the one before could tell is in experiments/README.md, "The
+papers' tables at the scale before".
 
 The paper's base model: the layers share all parameters, those of attention, those of the feed-forward network, or none.
 The paper's counts leave the pooler out where nothing is shared, and include it elsewhere. At E = 128 other tables

@@ -2,9 +2,8 @@
 
     python launch.py train albert_t5 --with corpus=wiki-1.txt.xz glue=GLUE
 
-Cost: 11 minutes of pre-training a run on one core of an AMD EPYC (an estimate from runs of 2 M tokens). Score: not
-measured at this small scale; experiments/README.md, "The papers' tables at the scale before", says what the last one
-could tell.
+Cost and score: not measured here at this small scale. What the one before could tell is in experiments/README.md, "The
+papers' tables at the scale before".
 
 Every model is scored on both sentence tasks with the head it was trained with: a pair that is not the continuation has
 label 1 in both. The model without a sentence objective reads the pairs of sentence order. It is scored by a

@@ -2,9 +2,8 @@
 
     python launch.py train bert_t8 --with corpus=wiki-1.txt.xz glue=GLUE
 
-Cost: 11 minutes of pre-training a run on one core of an AMD EPYC (an estimate from runs of 2 M tokens). Score: not
-measured at this small scale; experiments/README.md, "The papers' tables at the scale before", says what the last one
-could tell.
+Cost and score: not measured here at this small scale. What the one before could tell is in experiments/README.md, "The
+papers' tables at the scale before".
 
 The shares that become [MASK], become a random token, and stay the same. NER is CoNLL-2003, fine-tuned by the recipe of
 GLUE; the paper's second column of NER, with frozen features, is not reproduced. Held-out tokens are masked 80/10/10 for

@@ -2,9 +2,8 @@
 
     python launch.py train electra_t5 --with corpus=wiki-1.txt.xz glue=GLUE
 
-Cost: 22 minutes of pre-training a run on one core of an AMD EPYC (an estimate from runs of 2 M tokens). Score: not
-measured at this small scale; experiments/README.md, "The papers' tables at the scale before", says what the last one
-could tell.
+Cost and score: not measured here at this small scale. What the one before could tell is in experiments/README.md, "The
+papers' tables at the scale before".
 
 - ELECTRA 15%: the discriminator's loss over the masked positions alone;
 - Replace MLM: masked-token prediction, with the generator's samples instead of [MASK];

@@ -2,9 +2,8 @@
 
     python launch.py train electra_tying --with corpus=wiki-1.txt.xz glue=GLUE
 
-Cost: 22 minutes of pre-training a run on one core of an AMD EPYC (an estimate from runs of 2 M tokens). Score: not
-measured at this small scale; experiments/README.md, "The papers' tables at the scale before", says what the last one
-could tell.
+Cost and score: not measured here at this small scale. What the one before could tell is in experiments/README.md, "The
+papers' tables at the scale before".
 
 Both networks have one size, for 500,000 steps at paper scale, and share nothing, the token embeddings, or all
 embeddings. The paper's third row shares the whole encoders; the released code, and this table, all embeddings.

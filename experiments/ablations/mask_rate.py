@@ -2,9 +2,8 @@
 
     python launch.py train mask_rate --with corpus=wiki-1.txt.xz glue=GLUE
 
-Cost: 11 minutes of pre-training a run on one core of an AMD EPYC (an estimate from runs of 2 M tokens). Score: not
-measured at this small scale; experiments/README.md, "The papers' tables at the scale before", says what the last one
-could tell.
+Cost and score: not measured here at this small scale. What the one before could tell is in experiments/README.md, "The
+papers' tables at the scale before".
 
 BERT and ELECTRA mask 15 %, the large ELECTRA 25 %; Wettig et al. (2022) find 40 % better for large masked language
 models. The table compares the rates for both objectives at one size and equal tokens. Held-out tokens are masked at

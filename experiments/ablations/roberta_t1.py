@@ -2,9 +2,8 @@
 
     python launch.py train roberta_t1 --with corpus=wiki-1.txt.xz glue=GLUE
 
-Cost: 11 minutes of pre-training a run on one core of an AMD EPYC (an estimate from runs of 2 M tokens). Score: not
-measured at this small scale; experiments/README.md, "The papers' tables at the scale before", says what the last one
-could tell.
+Cost and score: not measured here at this small scale. What the one before could tell is in experiments/README.md, "The
+papers' tables at the scale before".
 
 The paper's "static" is ten differently masked copies, each seen four times in 40 epochs, and "dynamic" a new mask each
 time. The row of one mask is not in the paper. Its reference is BERT-base as published (Yang et al., 2019), one run. In

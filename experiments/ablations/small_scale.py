@@ -2,8 +2,7 @@
 
     python launch.py train small_scale --jobs 2 --with corpus=wiki-1.txt.xz blimp=blimp.jsonl.xz probes=UD
 
-Cost: 11 minutes of one core a run at 10 M tokens, twice as much for ELECTRA. Score: experiments/README.md, "Small
-scale".
+Cost and score: not measured here.
 
 No paper has this table. All runs read as many tokens, so that smaller batches take more steps. The rows of the first
 part are a masked language model in ELECTRA's format, and those of the second are ELECTRA. `known_differences` says if
