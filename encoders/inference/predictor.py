@@ -21,7 +21,7 @@ from encoders.data.store import Split
 from encoders.experiment import Experiment
 from encoders.inference import text_batch
 from encoders.inference.missing_head import missing_head
-from encoders.inference.sentence_embedding import Pooling, SentenceEmbedding, normalize_vector
+from encoders.inference.sentence_embedding import Pooling, SentenceEmbedding, average_tokens, normalize_vector
 from encoders.inference.text_batch import TextBatch, TextOrPair
 from encoders.inference.word_tags import TextWords, split_words
 from encoders.model.encoder import Encoder, find_encoder_name, merge_word_tables
@@ -296,8 +296,7 @@ class Predictor:
         if pooling is None:
             return hidden
         if pooling == "mean":
-            is_token = (rows.example_ids > 0)[..., None]
-            return (hidden * is_token).sum(1) / jnp.maximum(is_token.sum(1), 1)
+            return average_tokens(hidden, rows.example_ids > 0)
         if pooling == "pooled":
             pooler = lambda states: config.pooler(config).apply({"params": params["pooler"]}, states)
             return pool_examples(config, pooler, hidden, rows)[:, 0]

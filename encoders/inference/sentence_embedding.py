@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float
 
 Pooling = Literal["cls", "mean", "pooled"]
 RECORD_KEY = "sentence_embedding"  # of a run's record
@@ -27,6 +29,12 @@ class SentenceEmbedding:
     def to_record(self) -> dict:
         """Return the fields of a run's record: none for the default."""
         return {} if self == SentenceEmbedding() else {RECORD_KEY: asdict(self)}
+
+
+def average_tokens(hidden: Float[Array, "... b l d"], is_token: Bool[Array, "b l"]) -> Float[Array, "... b d"]:
+    """Return the mean over the tokens of each row; a row of padding gives 0."""
+    is_token = is_token[..., None]
+    return (hidden * is_token).sum(-2) / jnp.maximum(is_token.sum(-2), 1)
 
 
 def normalize_vector(vector: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -156,12 +157,8 @@ def load_or_measure(
 
 def find_step(run: Run, step_name: str) -> int:
     """Return the step of a checkpoint by its name. Raises `RunError` where there is none."""
-    checkpoints = run.open_checkpoints()
-    steps = checkpoints.all_steps()
-    names = {"latest": checkpoints.latest_step(), "best": checkpoints.best_step()} | {str(step): step for step in steps}
-    checkpoints.close()
-    if not steps:
-        raise RunError(f"{run.folder} holds no checkpoint yet")
+    with closing(run.open_checkpoints()) as checkpoints:
+        names = run.name_steps(checkpoints)
     if step_name not in names:
         raise RunError(f"--step {step_name}: {run.folder} has {', '.join(names)}")
     return names[step_name]

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from encoders.data.labelled import Example
 from encoders.data.row_files import RowReader
 from encoders.inference.predictor import Predictor
+from encoders.inference.sentence_embedding import average_tokens
 from encoders.inference.text_batch import TextBatch, chunk_items, cut_texts, measure_row
 from encoders.measures.base import Measure, Measurement, check_path
 from encoders.measures.treebanks import UPOS_TAGS, find_treebank_files, read_treebank
@@ -204,8 +204,7 @@ def compute_hidden_states(
     encoder_params = {"params": params[find_encoder_name(params)]}
     hidden = Encoder(config).apply(encoder_params, rows, output_hidden_states=True)
     if pooling == "mean":
-        is_token = (rows.example_ids > 0)[..., None]
-        return (hidden * is_token).sum(2, keepdims=True) / jnp.maximum(is_token.sum(1, keepdims=True), 1)
+        return average_tokens(hidden, rows.example_ids > 0)[:, :, None]
     return hidden[:, :, :1] if pooling == "cls" else hidden
 
 

@@ -173,9 +173,8 @@ class Run:
         https://arxiv.org/abs/1706.03762, §6.1), whose step is that of the newest. Raises `RunError`.
         """
         checkpoints = self.open_checkpoints()
-        if not (steps := {str(saved_step): saved_step for saved_step in checkpoints.all_steps()}):
-            raise RunError(f"{self.folder} holds no checkpoint yet")
-        names = {"latest": checkpoints.latest_step(), "best": checkpoints.best_step()} | steps
+        names = self.name_steps(checkpoints)
+        steps = {name: saved_step for name, saved_step in names.items() if name.isdigit()}
         num_averaged = 1
         if averaged := re.fullmatch(r"average:([1-9]\d*)", step_name):
             num_averaged, step_name = int(averaged.group(1)), "latest"
@@ -196,6 +195,12 @@ class Run:
             raise RunError(f"{self.folder}: {error}; other steps, for --step: {others}") from error
         finally:
             checkpoints.close()
+
+    def name_steps(self, checkpoints: Checkpoints) -> dict[str, int]:
+        """Return the steps of checkpoints by name: latest, best and numbers. Raises `RunError` without a checkpoint."""
+        if not (steps := {str(saved_step): saved_step for saved_step in checkpoints.all_steps()}):
+            raise RunError(f"{self.folder} holds no checkpoint yet")
+        return {"latest": checkpoints.latest_step(), "best": checkpoints.best_step()} | steps
 
     def check_num_averaged(self, num_averaged: int, steps: list[str]) -> None:
         """Raise `RunError` where the last `num_averaged` checkpoints are not all there: older ones may be the best."""
