@@ -294,9 +294,9 @@ def finish(process: subprocess.Popen, *statuses: int) -> None:
 
 LONG_LOCAL_ROWS = dict(
     model=replace(
-        modernbert.BASE, **TINY | {"max_positions": 8192, "num_heads": 1}, embedding_size=16, attention_out_dropout=0.1
+        modernbert.BASE, **TINY | {"max_positions": 2048, "num_heads": 1}, embedding_size=16, attention_out_dropout=0.1
     ),
-    phases=(Phase(8, 8192, 1, PackedFormat(SegmentPairs(), max_examples_per_row=512)),),
+    phases=(Phase(8, 2048, 1, PackedFormat(SegmentPairs(), max_examples_per_row=128)),),
     intervals=Intervals(log_every=2, eval_every=50, save_every=3, keep_checkpoints=2, eval_batches=1),
 )
 
@@ -305,7 +305,7 @@ LONG_LOCAL_ROWS = dict(
 @pytest.mark.parametrize(
     "family, steps, changes",
     [
-        ("electra", 250, {}),
+        ("electra", 120, {}),
         ("modernbert", 8, LONG_LOCAL_ROWS),
     ],
 )
