@@ -22,6 +22,11 @@ An interrupted run resumes with the same call.
 >>> next(predictor.embed(["The cat sat."])).shape
 (16,)
 
+`load_sentence_encoder` opens it with the methods of a `SentenceTransformer`:
+
+>>> encoders.load_sentence_encoder(text.parent / "tiny").encode(["The cat sat.", "It slept."]).shape
+(2, 16)
+
 `apply_settings` changes fields by path:
 
 >>> encoders.apply_settings(experiment, ["phases.0.until_step=100"]).num_steps
@@ -46,6 +51,7 @@ from encoders.utils.serialization import CLASS_ADDRESSES
 
 FUNCTION_ADDRESSES = {
     "load": "encoders.inference.predictor:load_predictor",
+    "load_sentence_encoder": "encoders.inference.sentence_encoder:load_sentence_encoder",
     "train": "encoders.run.loop:train",
     "load_experiments": "encoders.cli.experiment_files:load_experiments",
     "apply_settings": "encoders.experiment:apply_settings",

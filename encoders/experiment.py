@@ -134,10 +134,8 @@ def find_phase_problems(experiment: Experiment, phase: Phase) -> Iterator[str]:
     weights, num_corpora = find_corpus_weights(row_format), len(getattr(experiment.data, "corpus", ()))
     if weights is not None and len(weights) != num_corpora:
         yield f"phases.format.corpus_weights={weights} must have one for each of the {num_corpora} items of data.corpus"
-    provided = set(row_format.label_fields)
-    if missing := sorted(experiment.objective.required_fields - provided):
-        provision = f"the format {type(row_format).__name__} provides {', '.join(sorted(provided)) or 'no label'}"
-        yield f"the objective needs {', '.join(missing)}, and {provision}"
+    if problem := experiment.objective.find_format_problem(row_format):
+        yield problem
 
 
 def apply_settings(experiment: Experiment, settings: Iterable[str]) -> Experiment:

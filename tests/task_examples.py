@@ -53,6 +53,18 @@ def numbers(folder: Path, rows: int = 64, dev: int = 30) -> str:
     return str(folder)
 
 
+def text_pairs(folder: Path, rows: int = 24) -> str:
+    """Pairs of a sentence and its words in another order, as JSON lines, and the second texts as lines."""
+    rng = Random(4)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("train", "dev"):
+        anchors = [sentence(rng) for _ in range(rows)]
+        pairs = [{"anchor": text, "positive": " ".join(text.split()[::-1])} for text in anchors]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
+        (folder / "corpus.txt").write_text("".join(pair["positive"] + "\n" for pair in pairs), encoding="utf-8")
+    return str(folder)
+
+
 def squad(folder: Path, questions: int = 24, unanswerable: bool = False) -> str:
     """SQuAD's layout: the answer is the word after "good" in a text of some sentences; without it there is none."""
     rng = Random(2)

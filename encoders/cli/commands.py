@@ -18,6 +18,7 @@ from encoders.cli.experiment_files import (
     refresh_table,
 )
 from encoders.cli.measure_runs import measure_runs
+from encoders.cli.mine_pairs import mine_pairs
 from encoders.cli.predict_lines import predict_lines
 from encoders.cli.print_prices import price_experiments
 from encoders.cli.recorded_tables import build_results_page, check_choice_of_record, collect_recorded_results
@@ -359,6 +360,7 @@ VERB_FUNCTIONS = {
     "evaluate": print_scores,
     "measure": partial(measure_runs, log=log_to_stderr),
     "predict": partial(predict_lines, log=log_to_stderr),
+    "mine": partial(mine_pairs, log=log_to_stderr),
     "submit": write_submission,
     "copy": partial(copy_run, log=print),
     "import": partial(convert.import_checkpoint, log=print),

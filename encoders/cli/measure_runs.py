@@ -10,6 +10,7 @@ from encoders.measures.fixed_corruption import FixedCorruption
 from encoders.measures.masked_tokens import MaskedTokens
 from encoders.measures.minimal_pairs import MinimalPairs
 from encoders.measures.probes import LinearProbe
+from encoders.measures.retrieval import Retrieval
 from encoders.measures.sts import SentenceSimilarity
 from encoders.run.run import Run
 from encoders.utils.overrides import apply_changes, parse_settings
@@ -21,6 +22,7 @@ MEASURES: dict[str, type[Measure]] = {
     "blimp": MinimalPairs,
     "probes": LinearProbe,
     "sts": SentenceSimilarity,
+    "retrieval": Retrieval,
 }
 WITHOUT_DATA = [name for name, cls in MEASURES.items() if "path" not in cls.__dataclass_fields__]
 

@@ -29,6 +29,7 @@ Encoders: pre-train BERT, RoBERTa, ALBERT and ELECTRA.
   {command} table    albert_t4 --format markdown          the paper's numbers beside ours
   {command} report   runs                                 all runs as one HTML page
   {command} predict  runs/mini-bert fill "The capital of France is [MASK]."
+  {command} mine     runs/bert-base pairs.jsonl triplets.jsonl    hard negatives, to train with
   {command} import   bert-base-uncased runs/bert-base     a published checkpoint becomes a run
   {command} export   runs/mini-bert mini-bert             a run becomes a folder that transformers loads
   {command} bench    step --only bert-small-8x128         speed, beside this device's ceiling and others
@@ -147,10 +148,12 @@ VERBS = {
         list_option("--set A.B=C", f"evaluate as if the experiment had {SET_EXAMPLE}", "settings"),
     ),
     "measure": (
-        "measure what encoders have learned: grammar, parts of speech, similarity, calibration",
+        "measure what encoders have learned: grammar, parts of speech, similarity, retrieval, calibration",
         make_option("runs RUN", "the folders of runs, also gs://", nargs="+"),
-        make_option("--what LIST", "heldout,corruption,blimp,probes,sts (those that need no data or have it)"),
-        list_option("--with NAME=PATH", "data: blimp=FILE probes=DIR sts=DIR", "with_settings"),
+        make_option(
+            "--what LIST", "heldout,corruption,blimp,probes,sts,retrieval (those that need no data or have it)"
+        ),
+        list_option("--with NAME=PATH", "data: blimp=FILE probes=DIR sts=DIR retrieval=DIR", "with_settings"),
         list_option("--set NAME.FIELD=C", "a setting of a measure, such as blimp.masking=word", "settings"),
         step_option("latest"),
     ),
@@ -160,8 +163,8 @@ VERBS = {
         make_option(
             "kind",
             "fill [MASK], classify one text or two, tag words, answer a question, similarity of two texts or of all, "
-            "vectors of texts or of tokens, mark replaced tokens (ELECTRA)",
-            choices=("fill", "classify", "tags", "answer", "similarity", "embed", "tokens", "replaced"),
+            "vectors of texts or of tokens, mark replaced tokens (ELECTRA), search a corpus",
+            choices=("fill", "classify", "tags", "answer", "similarity", "embed", "tokens", "replaced", "search"),
         ),
         make_option("texts TEXT", "texts; without any, the lines of --file or of standard input", nargs="*"),
         list_option("--second TEXT", "the second text of each, or the context of a question", "second_texts"),
@@ -169,12 +172,32 @@ VERBS = {
         step_option("best"),
         make_flag("--json", "print JSON lines", dest="as_json"),
         make_option("--out FILE", "write the vectors of embed to a .npy, .npz or .parquet file, a row for each text"),
-        number_option("--top N", "tokens for each mask (5)", "top_k"),
+        make_option("--corpus FILE", 'what search looks through: lines of text, or .jsonl of {"_id", "title", "text"}'),
+        make_option("--index DIR", "keep the vectors of the corpus there, for the next search"),
+        number_option("--top N", "tokens for each mask, or texts for each query (5)", "top_k"),
         make_option(
-            "--pool", "the vector of a text (as imported, or mean)", choices=("cls", "mean", "pooled"), dest="pooling"
+            "--pool",
+            "the vector of a text (as imported or trained, or mean)",
+            choices=("cls", "mean", "last", "pooled"),
+            dest="pooling",
         ),
+        make_option("--prompt NAME", "a prompt of the run, put in front of each text of embed (the run's default)"),
+        number_option("--size N", "the first numbers of each vector of embed (all)"),
         number_option("--layer N", "0 is the embedding, -1 the last layer (-1)"),
         make_option("--threshold X", "no answer where its score is above this (tuned on dev)", type=float),
+        number_option("--batch N", "texts at a time (32)", "batch_size"),
+    ),
+    "mine": (
+        "write pairs of texts with hard negatives, which a run finds",
+        make_option("run RUN", "the folder of the run that embeds, also gs://"),
+        make_option("pairs PAIRS", "a .jsonl, .tsv or .csv file with the columns anchor and positive"),
+        make_option("out OUT", "the file of JSON lines to write: anchor, positive and a list, negative"),
+        make_option("--corpus FILE", "search these texts: lines, or .jsonl as for predict (all positive texts)"),
+        make_option("--ranks A:B", "take texts at these ranks, without positive ones (10:100)"),
+        make_option("--margin X", "a negative's cosine is at most the positive's minus X (no limit)", type=float),
+        make_option("--share X", "a negative's cosine is at most X of the positive's (no limit)", type=float),
+        number_option("--negatives N", "negatives of each row, the nearest first (3)", "num_negatives"),
+        make_option("--step N", "best, latest or a step (best)"),
         number_option("--batch N", "texts at a time (32)", "batch_size"),
     ),
     "submit": (

@@ -11,6 +11,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from encoders.cli.search_corpus import CorpusSearch, choose_search, format_hits
 from encoders.cli.vector_files import check_vector_file, write_vectors
 from encoders.data.row_files import RowError
 from encoders.inference.predictor import CHUNK_SIZE, Predictor, load_predictor
@@ -30,6 +31,8 @@ def predict_lines(
     as_json: bool = False,
     batch_size: int = 32,
     out: str | None = None,
+    corpus: str | None = None,
+    index: str | None = None,
     log: Callable[[str], None] = print,
     **settings,
 ) -> int:
@@ -42,22 +45,26 @@ def predict_lines(
         check_vector_file(out, kind)
         if as_json:
             raise ExperimentError(f"--json prints lines, and --out {out} writes a file; give one of them")
+    search = choose_search(run, kind, step, corpus, index, log, settings)
+    if search and search.step is not None:
+        step = str(search.step)  # the one that the index names, whatever is saved meanwhile
     predictor = load_predictor(run, step, batch_size)
     selection = TextSelection(predictor, kind, log)
     lines = pair_texts(texts, second_texts) if texts else read_lines(file or "-")
     # Predictions come first in the pairs, so that texts are read only as they need them.
     read, printed = itertools.tee(selection.iter_texts(lines))
-    predictions = zip(iter_predictions(predictor, kind, read, **settings), printed, strict=False)
+    predictions = zip(iter_predictions(predictor, kind, read, search=search, **settings), printed, strict=False)
     if out:
         vectors = [(text, prediction["vector"]) for prediction, text in predictions]
-        write_vectors(out, vectors, selection.bad_indices, predictor.config.hidden_size)
+        own = predictor.sentence_embedding.adapt_settings(settings.get("pooling"), settings.get("size"))
+        write_vectors(out, vectors, selection.bad_indices, own.get_vector_size(predictor.config, predictor.params))
     else:
         for prediction, text in predictions:
             print_prediction(kind, text, prediction, as_json)
     if predictor.num_truncated:
         own_limit, max_positions = predictor.sentence_embedding.max_length, predictor.config.max_positions
         limit = f"model.max_positions={max_positions}"
-        if kind in ("embed", "similarity") and own_limit and own_limit < max_positions:
+        if kind in ("embed", "similarity", "search") and own_limit and own_limit < max_positions:
             limit = f"max_seq_length={own_limit}"
         log(f"truncated {predictor.num_truncated} texts that exceed {limit} tokens")
     if selection.bad_indices:
@@ -100,6 +107,8 @@ class TextSelection:
         is_pair = not isinstance(text, str)
         if self.kind == "answer" and not is_pair:
             raise ExperimentError(f"{text!r} needs a second text: --second TEXT, or a tab between the two")
+        if self.kind == "search" and is_pair:
+            raise ExperimentError(f"{text!r} has a second text; a query is one text")
         if self.kind == "answer":
             self.predictor.build_windows([text])
         elif self.kind == "fill":
@@ -164,11 +173,14 @@ def iter_predictions(
     top_k: int = 5,
     pooling: str | None = None,
     layer: int = -1,
+    prompt: str | None = None,
+    size: int | None = None,
     threshold: float | None = None,
+    search: CorpusSearch | None = None,
 ) -> Iterator[dict]:
     """Yield the prediction of a kind for each text: a JSON value, but for vectors, which are arrays.
 
-    The other arguments are those of `Predictor`.
+    `search` is that of the kind "search"; the other arguments are those of `Predictor`.
     """
     match kind:
         case "fill":
@@ -187,7 +199,7 @@ def iter_predictions(
             for similarity in iter_similarities(predictor, texts, pooling, layer):
                 yield {"similarity": similarity}
         case "embed":
-            for vector in predictor.embed(texts, pooling, layer):
+            for vector in predictor.embed(texts, pooling, layer, prompt, size):
                 yield {"vector": vector}
         case "tokens":
             for tokens in predictor.embed_tokens(texts, layer):
@@ -195,6 +207,9 @@ def iter_predictions(
         case "replaced":
             for tokens in predictor.detect_replaced(texts):
                 yield {"tokens": [{"token": token, "replaced": round(p, 4)} for token, p in tokens]}
+        case "search":
+            for hits in search.iter_hits(predictor, texts, top_k):
+                yield {"hits": [hit._asdict() for hit in hits]}
 
 
 def round_vector(vector) -> list[float]:
@@ -233,6 +248,8 @@ def format_prediction(kind: str, prediction: dict) -> list[str]:
             return [format_vector(prediction["vector"])]
         case "tokens":
             return [f"{token['token']:12} {format_vector(token['vector'])}" for token in prediction["tokens"]]
+        case "search":
+            return format_hits(prediction["hits"])
     shares = [(token["token"], token["replaced"]) for token in prediction["tokens"]]
     return [" ".join(f"[{token} {share:.0%}]" if share > 0.5 else token for token, share in shares)]
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from operator import attrgetter
 from random import Random
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -23,16 +23,19 @@ from encoders.utils.errors import UserError
 TABLE_VERSION = 2  # raised by every change of the code that changes the tables
 
 
+@runtime_checkable
 class Format(Protocol):
     """Way of cutting a split into examples.
 
     `label_fields` names the batch fields that the format adds. `varies_by_pass` is true where two passes differ.
-    `num_separators` is the number of separators between two segments.
+    `num_separators` is the number of separators between two segments. `separates_equal_texts` is true where no batch
+    may hold two rows with an equal text; the label of an example in the table is then the number of its text.
     """
 
     label_fields: tuple[str, ...]
     varies_by_pass: bool
     num_separators: int
+    separates_equal_texts: bool
 
     def max_example_length(self, seq_length: int) -> int:
         """Return the largest number of tokens of an example in a row of `seq_length`."""
@@ -51,6 +54,7 @@ class RunningTextFormat:
 
     label_fields: ClassVar[tuple[str, ...]] = ()
     num_separators: ClassVar[int] = 1
+    separates_equal_texts: ClassVar[bool] = False
 
     def max_example_length(self, seq_length: int) -> int:
         return seq_length
@@ -67,6 +71,7 @@ class FormatWrapper:
     label_fields = property(attrgetter("format.label_fields"))
     num_separators = property(attrgetter("format.num_separators"))
     varies_by_pass = property(attrgetter("format.varies_by_pass"))
+    separates_equal_texts = property(attrgetter("format.separates_equal_texts"))
     max_example_length = property(attrgetter("format.max_example_length"))
     build_label_fields = property(attrgetter("format.build_label_fields"))
 

@@ -1,15 +1,18 @@
-"""Files of labelled rows: TSV in the form of GLUE, CSV and JSON lines, read row by row with their locations."""
+"""Files of labelled rows: TSV in the form of GLUE, CSV, JSON lines and Parquet, read row by row with locations."""
 
 from __future__ import annotations
 
 import csv
 import json
 from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
-from encoders.utils.buckets import open_text
+from encoders.text.file_readers import COMPRESSED_SUFFIXES, iter_parquet_rows, open_compressed_text
+from encoders.text.source import CorpusError
+from encoders.utils.buckets import AnyPath, open_text
 from encoders.utils.errors import UserError
 
 OnBadRow = Literal["stop", "skip"]
@@ -77,14 +80,20 @@ class RowReader:
 
 
 def read_records(path: Path, columns: tuple[str, ...] = ()) -> Iterator[Record | RowError]:
-    """Yield the rows of a file by its suffix: .tsv (no quoting), .csv or .jsonl. `columns` names the columns of a file
-    without a header. A damaged row is yielded as a `RowError`. Raises `RowError` for a file without rows."""
+    """Yield the rows of a file by its suffix: .tsv (no quoting), .csv, .jsonl, each plain or compressed, or .parquet.
+
+    `columns` names the columns of a file without a header. A damaged row is yielded as a `RowError`. Raises `RowError`
+    for a file without rows, and for one that is damaged.
+    """
     readers = {".tsv": split_tsv_lines, ".txt": split_tsv_lines, ".csv": split_csv_lines, ".jsonl": parse_json_lines}
-    if path.suffix not in readers:
-        raise RowError(str(path), f"the suffix {path.suffix!r} must be one of {', '.join(readers)}")
+    readers |= {".parquet": enumerate_parquet_rows}
+    suffix = path.with_suffix("").suffix if path.suffix in COMPRESSED_SUFFIXES else path.suffix
+    if suffix not in readers:
+        accepted = f"{', '.join(readers)}, or one of lines followed by {', '.join(COMPRESSED_SUFFIXES)}"
+        raise RowError(str(path), f"the suffix {suffix!r} must be one of {accepted}")
     empty = True
-    with open_text(path, errors="surrogateescape") as file:
-        for number, row in readers[path.suffix](file):
+    with open_rows(path) as file:
+        for number, row in readers[suffix](file):
             location = f"{path}:{number}"
             if isinstance(row, str):
                 row = RowError(location, row)
@@ -103,6 +112,28 @@ def read_records(path: Path, columns: tuple[str, ...] = ()) -> Iterator[Record |
             yield row
     if empty:
         raise RowError(str(path), "the file holds no rows")
+
+
+def iter_checked_records(path: Path) -> Iterator[Record]:
+    """Yield the rows of a file as `read_records`. Raises `RowError` for a damaged row."""
+    yield from RowReader("stop").convert_rows(read_records(path), lambda row: row)
+
+
+@contextmanager
+def open_rows(path: AnyPath) -> Iterator[TextIO | AnyPath]:
+    """Yield the lines of a file, plain or compressed, or the path of a Parquet file. Raises `RowError` for a damaged
+    one."""
+    try:
+        if path.suffix == ".parquet":
+            yield path
+        elif path.suffix in COMPRESSED_SUFFIXES:
+            with open_compressed_text(path, errors="surrogateescape") as file:
+                yield file
+        else:
+            with open_text(path, errors="surrogateescape") as file:
+                yield file
+    except CorpusError as error:
+        raise RowError(str(path), str(error).removeprefix(f"{path}: ")) from None
 
 
 def find_repeated_name(names: Iterable[str]) -> str | None:
@@ -141,6 +172,10 @@ def parse_json_lines(file) -> Iterator[tuple[int, dict | str]]:
                 yield number, values if isinstance(values, dict) else "not a JSON object"
             except (ValueError, RecursionError) as error:
                 yield number, f"not JSON: {error}"
+
+
+def enumerate_parquet_rows(path: AnyPath) -> Iterator[tuple[int, dict]]:
+    return enumerate(iter_parquet_rows(path), 1)
 
 
 def build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

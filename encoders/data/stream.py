@@ -16,7 +16,14 @@ import jax
 import numpy as np
 
 from encoders.data.batch import Batch
-from encoders.data.example_table import Table, add_example_axis, count_row_tokens, measure_segments
+from encoders.data.distinct_batches import LEFT_OUT, separate_equal_texts
+from encoders.data.example_table import (
+    Table,
+    add_example_axis,
+    build_empty_table,
+    count_row_tokens,
+    measure_segments,
+)
 from encoders.data.formats import TABLE_VERSION, Format
 from encoders.data.mixing import find_corpus_weights, remove_mixing
 from encoders.data.store import Split, Store, save_array
@@ -26,7 +33,7 @@ from encoders.utils.field_checks import check_fields
 from encoders.utils.files import hash_file, write_file_atomically
 
 SHUFFLE_BLOCK_ROWS = 1 << 14  # rows whose permuted indices are computed at a time
-BUCKETING_WINDOW_STEPS = 64  # batches whose rows are sorted by length together
+WINDOW_STEPS = 64  # batches whose rows are arranged together
 
 
 @dataclass(frozen=True)
@@ -274,7 +281,7 @@ class BatchStream:
         self.phases = expand_batch_ramps(self.phases)
         self.tables = ExampleTables(self.folder, self.split, self.seed, self.num_distinct_passes)
         # The first step, and for the steps from it on: rows, their lengths, rows of each batch `[steps, batch_size]`.
-        self.bucketing_window: tuple[int, list[np.ndarray], np.ndarray, np.ndarray] | None = None
+        self.window: tuple[int, list[np.ndarray], np.ndarray, np.ndarray] | None = None
         self.cumulative_rows: dict[tuple, list[int]] = {}  # of all passes up to each one, by format and length
 
     def find_phase(self, step: int) -> Phase:
@@ -305,32 +312,40 @@ class BatchStream:
             self.tables.request_table(phase.format, phase.seq_length, int(pass_indices[-1]) + 1)
         return [np.concatenate(columns) for columns in zip(*drawn, strict=True)]
 
-    def draw_similar_length_rows(self, step: int) -> tuple[list[np.ndarray], int]:
-        """Return rows of similar length, and the length of their batch. The rows of `BUCKETING_WINDOW_STEPS` steps are
-        sorted by length and divided into batches, which are shuffled."""
+    def draw_arranged_rows(self, step: int) -> tuple[list[np.ndarray], int]:
+        """Return rows, and the length of their batch. The rows of `WINDOW_STEPS` steps are arranged together. With
+        several length buckets they are sorted by length and divided into batches, which are shuffled. Rows that are
+        compared are not: batches of one length would teach to compare texts of one length alone. Of these, rows of an
+        equal text are separated; one that no batch of the window can take is left empty."""
         phase = self.find_phase(step)
         phase_start = max((other.until_step for other in self.phases if other.until_step <= step), default=0)
-        step_in_window = (step - phase_start) % BUCKETING_WINDOW_STEPS
+        step_in_window = (step - phase_start) % WINDOW_STEPS
         start = step - step_in_window
-        if self.bucketing_window is None or self.bucketing_window[0] != start:
-            count = min(BUCKETING_WINDOW_STEPS, phase.until_step - start)
+        if self.window is None or self.window[0] != start:
+            count = min(WINDOW_STEPS, phase.until_step - start)
             rows = self.draw_rows(phase, self.count_consumed_rows(start), count * phase.batch_size)
             lengths = count_row_tokens(rows[0], phase.format.num_separators)
-            batches = np.argsort(lengths, kind="stable").reshape(count, -1)
-            order = permute_indices(np.arange(count), count, (self.seed, start))
-            self.bucketing_window = start, rows, lengths, batches[order]
-        _, rows, lengths, batches = self.bucketing_window
+            batches = np.arange(len(lengths)).reshape(count, -1)
+            if phase.format.separates_equal_texts:
+                batches = separate_equal_texts(batches, rows[0])
+            else:
+                order = permute_indices(np.arange(count), count, (self.seed, start))
+                batches = np.argsort(lengths, kind="stable").reshape(count, -1)[order]
+            self.window = start, rows, lengths, batches
+        _, rows, lengths, batches = self.window
         selected = batches[step_in_window]
         length = round_up_to_bucket(int(lengths[selected].max()), phase.seq_length, phase.num_length_buckets)
-        return [column.take(selected, axis=0) for column in rows], length
+        table, *columns = (column.take(selected, axis=0) for column in rows)
+        table[selected == LEFT_OUT] = build_empty_table()
+        return [table, *columns], length
 
     def build_batch(self, step: int) -> Batch:
         """Return the rows of `step`, from 0, that this process holds."""
         phase = self.find_phase(step)
-        if phase.num_length_buckets == 1:
-            rows, length = self.draw_rows(phase, self.count_consumed_rows(step), phase.batch_size), phase.seq_length
+        if phase.num_length_buckets > 1 or phase.format.separates_equal_texts:
+            rows, length = self.draw_arranged_rows(step)
         else:
-            rows, length = self.draw_similar_length_rows(step)
+            rows, length = self.draw_rows(phase, self.count_consumed_rows(step), phase.batch_size), phase.seq_length
         local_rows = self.select_local_rows(phase.batch_size)
         table, row_ids, pass_indices = (column.take(local_rows, axis=0) for column in rows)
         return assemble_rows(self.split, table, length, self.vocab, phase.format, row_ids, pass_indices)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -17,13 +17,18 @@ import numpy as np
 
 from encoders.exchange import fairseq
 from encoders.exchange.published_folder import PublishedCheckpoint, build_label_config, read_transformers_folder
-from encoders.exchange.sentence_transformers import read_sentence_embedding, write_sentence_embedding
+from encoders.exchange.sentence_transformers import (
+    DenseCheckpoint,
+    read_dense_checkpoint,
+    read_sentence_embedding,
+    write_sentence_embedding,
+)
 from encoders.exchange.tokenizer_files import read_tokenizer, write_tokenizer
 from encoders.exchange.weights import CheckpointError, list_names, write_safetensors
 from encoders.experiment import RunSpec
 from encoders.families.architecture import Architecture, has_different_groups
 from encoders.families.registry import ARCHITECTURES
-from encoders.inference.sentence_embedding import SentenceEmbedding
+from encoders.inference.sentence_embedding import DENSE_PARAMS, ENCODER_PARAMS, SentenceEmbedding
 from encoders.model.config import EncoderConfig
 from encoders.model.encoder import is_stacked, merge_word_tables
 from encoders.objectives.replaced_tokens import ReplacedTokenDetection
@@ -77,9 +82,12 @@ def import_checkpoint(
         sources = pair_electra_checkpoints(checkpoint, read_transformers_folder(Path(generator), ignored))
     tokenizer = read_tokenizer(Path(tokenizer_files or (fairseq_file.parent if fairseq_file else folder)), log)
     embedding = read_sentence_embedding(folder, tokenizer.lowers_text, ignored)
+    if dense := read_dense_checkpoint(folder, checkpoint.config.hidden_size, ignored):
+        sources.checkpoint_by_module[DENSE_PARAMS] = dense
     # Parameters are read into a mesh of all devices, each of which holds its share.
     spec = RunSpec(name=run.name, model=sources.config, objective=sources.objective, mesh=Mesh(data=1, fsdp=-1))
     shapes = sources.build_param_shapes(tokenizer.vocab)
+    embedding.get_vector_size(sources.config, shapes)  # raises for a size above the numbers of a vector
     problems = sources.list_problems(shapes)
     if problem := spec.model.find_vocabulary_problem(tokenizer.vocab):
         problems.append(problem)
@@ -98,7 +106,7 @@ def import_checkpoint(
             log(f"{checkpoint.files[0].parent}: not read: {list_names(checkpoint.unread)}")
     log(f"{run}: {sources.config.num_layers} layers, {type(sources.objective).__name__}, {', '.join(shapes)}")
     if embedding != SentenceEmbedding():
-        log(f"{run}: vectors of sentence-transformers: {', '.join(f'{k}={v}' for k, v in asdict(embedding).items())}")
+        log(f"{run}: vectors of sentence-transformers: {embedding.describe_settings()}")
 
 
 @dataclass(frozen=True)
@@ -106,12 +114,13 @@ class ImportSources:
     """One published checkpoint, or ELECTRA's two, as the parameters of one module.
 
     `checkpoint_by_module` maps top-level modules of our tree to the checkpoint that holds them; "" is the default.
-    Both checkpoints may hold the leaves in `tied_leaves`, which are read from the default one.
+    Both checkpoints may hold the leaves in `tied_leaves`, which are read from the default one. The dense layers of
+    sentence-transformers are a checkpoint of their own.
     """
 
     config: EncoderConfig
     objective: object
-    checkpoint_by_module: dict[str, PublishedCheckpoint]
+    checkpoint_by_module: dict[str, PublishedCheckpoint | DenseCheckpoint]
     tied_leaves: tuple[str, ...] = ()
 
     def locate_leaf(self, path: str) -> tuple[PublishedCheckpoint, str]:
@@ -127,6 +136,8 @@ class ImportSources:
             width = self.config.hidden_size
             kernel, bias = (jax.ShapeDtypeStruct(shape, np.float32) for shape in ((width, width), (width,)))
             shapes["pooler"] = {"dense": {"kernel": kernel, "bias": bias}}
+        if DENSE_PARAMS in self.checkpoint_by_module:
+            shapes[DENSE_PARAMS] = self.checkpoint_by_module[DENSE_PARAMS].build_param_shapes()
         return shapes
 
     def list_problems(self, shapes) -> list[str]:
@@ -217,13 +228,14 @@ def export_run(run: str | Path, folder: str | Path, *, step: str = "latest", log
     limit_malloc_arenas()
     check_local_paths(str(folder))
     opened, folder = Run.open(run), Path(folder)
-    embedding, config = SentenceEmbedding.from_record(read_run_record(opened.folder)), opened.spec.model
+    spec = opened.spec
+    embedding, config = SentenceEmbedding.choose_settings(read_run_record(opened.folder), spec.objective), spec.model
     if folder.exists():
         raise CheckpointError(f"{folder} exists; choose another name, or remove it")
-    _, params = opened.load_params(step)
+    params = merge_word_tables(opened.load_params(step)[1])
+    dense_params = params.pop(DENSE_PARAMS, {})
     checkpoints = [
-        (name, *build_hf_checkpoint(opened.spec, opened.vocab, *network))
-        for name, *network in split_networks(opened.spec, merge_word_tables(params))
+        (name, *build_hf_checkpoint(spec, opened.vocab, *network)) for name, *network in split_networks(spec, params)
     ]
     with atomic_dir(folder) as partial_folder:
         for subfolder, hf_config, tensors, omitted in checkpoints:
@@ -232,8 +244,8 @@ def export_run(run: str | Path, folder: str | Path, *, step: str = "latest", log
             write_json(path / "config.json", hf_config)
             write_safetensors(path / "model.safetensors", tensors)
             write_tokenizer(opened.tokenizer, path, config)
-            if embedding != SentenceEmbedding():
-                write_sentence_embedding(embedding, path, config.hidden_size, config.max_positions)
+            if embedding != SentenceEmbedding() and not subfolder:  # a generator's vectors are not used
+                write_sentence_embedding(embedding, path, config.hidden_size, config.max_positions, dense_params)
             omission = f" without the {omitted}" if omitted else ""
             log(f"{folder / subfolder}: {hf_config['architectures'][0]}{omission}")
 
@@ -272,7 +284,12 @@ def split_networks(spec: RunSpec, params: dict) -> Iterator[tuple[str, EncoderCo
 def choose_model_class(
     spec: RunSpec, pad_id: int, config: EncoderConfig, params: dict
 ) -> tuple[Architecture, tuple[tuple[str, ...], str]]:
-    """Return the architecture of a network, and the heads and the name of the class that holds most of its heads."""
+    """Return the architecture of a network, and the heads and the name of the class that holds most of its heads.
+
+    Of an objective that trains vectors, parameters that only training reads need no place there.
+    """
+    if hasattr(spec.objective, "embedding_settings"):
+        params = {name: tree for name, tree in params.items() if name in ENCODER_PARAMS}
     architecture, heads = find_architecture(spec, pad_id, config, params), frozenset(params) - {"encoder"}
     writable = [row for row in architecture.model_classes if heads.issuperset(row[0])]
     return architecture, max(writable, key=lambda row: len(row[0]))

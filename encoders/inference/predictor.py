@@ -12,32 +12,34 @@ from itertools import chain, product
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from encoders.data.batch import Batch
 from encoders.data.example_table import Table, add_example_axis
 from encoders.data.store import Split
-from encoders.experiment import Experiment
-from encoders.inference import text_batch
+from encoders.inference import packed_texts, text_batch
 from encoders.inference.missing_head import missing_head
-from encoders.inference.sentence_embedding import Pooling, SentenceEmbedding, average_tokens, normalize_vector
-from encoders.inference.text_batch import TextBatch, TextOrPair
+from encoders.inference.packed_texts import AnyTextBatch
+from encoders.inference.question_windows import build_question_windows
+from encoders.inference.sentence_embedding import (
+    Pooling,
+    SentenceEmbedding,
+    add_prompt,
+    compute_layer_states,
+    compute_vectors,
+    normalize_vector,
+)
+from encoders.inference.text_batch import EncodeFn, TextBatch, TextOrPair, Texts
 from encoders.inference.word_tags import TextWords, split_words
-from encoders.model.encoder import Encoder, find_encoder_name, merge_word_tables
-from encoders.model.heads import pool_examples, summarize_examples
-from encoders.objectives.masking import MaskedBatch
 from encoders.run.evaluate import concatenate_padded
 from encoders.run.folder import RunError, read_result, read_run_record
 from encoders.run.run import Run
 from encoders.tasks.answers import QAPrediction
 from encoders.tasks.classification import Classification
 from encoders.tasks.question_answering import QAObjective
-from encoders.tasks.squad import ContextWindows
 from encoders.tasks.token_classification import TokenClassification
 
 CHUNK_SIZE = 4096  # texts that are sorted by length at a time
-DEFAULT_WINDOW_LENGTH = 384  # tokens, for imported runs
 EXAMPLE_TEXTS = {"fill_masks": "[MASK]", "answer_questions": ("a", "a"), "compare_pairs": ("a", "a")}
 
 
@@ -71,10 +73,14 @@ class Predictor:
         self.config, self.objective = run.spec.model, run.spec.objective
         self.num_separators = self.config.conventions.num_separators
         self.lengths = text_batch.list_lengths(self.config.max_positions) if lengths is None else tuple(lengths)
-        text_batch.check_shapes(self.lengths, batch_size, self.config.max_positions)
-        self.batch_sizes = text_batch.list_batch_sizes(batch_size)
+        self.set_batch_size(batch_size)
         self.programs: dict[tuple, dict[tuple[int, int], Callable]] = {}  # compiled, by function and by shape
         self.num_truncated = 0
+
+    def set_batch_size(self, batch_size: int) -> None:
+        """Change the largest batch; programs that were compiled stay."""
+        text_batch.check_shapes(self.lengths, batch_size, self.config.max_positions)
+        self.batch_sizes = text_batch.list_batch_sizes(batch_size)
 
     def warm_up(self, method: str = "embed", **arguments) -> None:
         """Compile what a method computes with these arguments, for every length and batch size.
@@ -84,8 +90,12 @@ class Predictor:
             predictor.warm_up("embed", pooling="cls")
         """
         deque(getattr(self, method)([EXAMPLE_TEXTS.get(method, "a")], **arguments), maxlen=0)
-        for (function, *static), shape in product([*self.programs], product(self.batch_sizes, self.lengths)):
-            self.get_program(function, text_batch.make_padding_batch(shape), *static)
+        for function, *static in [*self.programs]:
+            batches = map(text_batch.make_padding_batch, product(self.batch_sizes, self.lengths))
+            if function == self.embed_rows:
+                batches = chain(batches, packed_texts.iter_padding_batches(self.lengths, self.batch_sizes))
+            for batch in batches:
+                self.get_program(function, batch, *static)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -120,7 +130,7 @@ class Predictor:
 
         yield from self.predict_texts(texts, predict_rows, self.encode_masked_text)
 
-    def classify(self, texts: str | Iterable[TextOrPair]) -> Iterator[dict[str, float]]:
+    def classify(self, texts: Texts) -> Iterator[dict[str, float]]:
         """Yield the probability of each label, or the number of a regression under its only label."""
         labels = self.labels
 
@@ -186,45 +196,51 @@ class Predictor:
 
         Raises `RunError` for an empty text, and `RowError` for a question that leaves no room in a row.
         """
-        row_format, seq_length = ContextWindows(num_separators=self.num_separators), DEFAULT_WINDOW_LENGTH
-        if isinstance(self.run.spec, Experiment):
-            phase = self.run.spec.phases[-1]
-            row_format, seq_length = phase.format, phase.seq_length
         ids, offsets = self.run.tokenizer.encode_with_offsets(list(chain.from_iterable(questions)))
         rows = [self.require_tokens([a, b], pair) for a, b, pair in zip(ids[::2], ids[1::2], questions, strict=True)]
-        # The separator that ends a document has an offset too.
-        places = [place for a, b in zip(offsets[::2], offsets[1::2], strict=True) for place in (*a, *b, (0, 0))]
-        columns = {"answer": np.full((len(questions), 2), -1), "places": np.array(places)}
-        metadata = tuple({"context": context, "place": repr(question)} for question, context in questions)
-        split = text_batch.build_split(rows, self.run.vocab, columns, metadata)
-        seq_length = min(seq_length, self.lengths[-1])
-        return split, row_format.build_example_table(split, range(split.num_documents), seq_length, 0, 0)
+        return build_question_windows(self.run, questions, rows, offsets, self.lengths[-1])
 
     def embed(
-        self, texts: str | Iterable[TextOrPair], pooling: Pooling | None = None, layer: int = -1
+        self,
+        texts: Texts,
+        pooling: Pooling | None = None,
+        layer: int = -1,
+        prompt: str | None = None,
+        size: int | None = None,
     ) -> Iterator[np.ndarray]:
-        """Yield a vector `[d]` of each text: of [CLS] ("cls"), the mean over tokens, or the pooler's ("pooled").
+        """Yield a vector `[d]` of each text, by default as the run's own `SentenceEmbedding` says.
 
-        Without a pooling it is the run's own: that of sentence-transformers, with its scaling to length 1, where the
-        run was imported with one, else the mean. Texts are cut at the run's own longest length. `layer` is 0 for the
-        embedding, n for the n-th layer, -1 for the last.
+        A `pooling` is taken alone: without the run's dense layers, size and scaling to length 1. `layer` is 0 for the
+        embedding, n for the n-th layer, -1 for the last. `prompt` is the name of one of the run's prompts, "" for none;
+        `size` cuts vectors to their first numbers. Texts are cut at the run's own longest length.
         """
         own = self.sentence_embedding
-        is_scaled, pooling = pooling is None and own.normalize, pooling or own.pooling
-        if pooling == "pooled":
+        prompt_text, settings = own.get_prompt(prompt), own.adapt_settings(pooling, size)
+        encode_prompted = lambda text: self.encode_text(add_prompt(prompt_text, text))
+        yield from self.iter_vectors(texts, settings, encode_prompted, layer)
+
+    def iter_vectors(
+        self, texts: Texts, settings: SentenceEmbedding, encode: EncodeFn, layer: int = -1
+    ) -> Iterator[np.ndarray]:
+        """Yield the vector of each text, whose tokens `encode` returns, under settings that need not be the run's."""
+        if settings.pooling == "pooled":
             self.require_params("pooler", "pooler")
         self.check_layer(layer)
-        encode_batch = lambda batch: list(self.compute(self.embed_rows, batch, layer, pooling))
-        vectors = self.predict_texts(texts, encode_batch, max_length=own.max_length)
-        yield from map(normalize_vector, vectors) if is_scaled else vectors
+        settings.get_vector_size(self.config, self.params)  # raises for a size that is too large
+        dense = settings.dense if layer in (-1, self.config.num_layers) else ()  # they read the last layer
 
-    def embed_tokens(
-        self, texts: str | Iterable[TextOrPair], layer: int = -1
-    ) -> Iterator[list[tuple[str, np.ndarray]]]:
+        def embed_batch(batch: AnyTextBatch) -> np.ndarray:
+            return self.compute(self.embed_rows, batch, layer, settings.pooling, dense)[batch.lengths > 0]
+
+        vectors = self.predict_texts(texts, embed_batch, encode, settings.max_length, packs=True)
+        yield from map(settings.finish_vector, vectors)
+
+    def embed_tokens(self, texts: Texts, layer: int = -1) -> Iterator[list[tuple[str, np.ndarray]]]:
         """Yield the tokens of each text, special ones included, with their vectors `[d]`."""
         self.check_layer(layer)
-        pair_rows = lambda batch: self.pair_with_tokens(batch, self.compute(self.embed_rows, batch, layer, None))
-        yield from self.predict_texts(texts, pair_rows)
+        name_token = self.run.tokenizer.id_to_token
+        name_rows = lambda batch: text_batch.name_tokens(batch, self.compute(self.read_rows, batch, layer), name_token)
+        yield from self.predict_texts(texts, name_rows)
 
     def compare_pairs(
         self, pairs: tuple[str, str] | Iterable[tuple[str, str]], pooling: Pooling | None = None, layer: int = -1
@@ -234,19 +250,18 @@ class Predictor:
         for first, second in zip(vectors, vectors, strict=True):
             yield float(first @ second)
 
-    def similarity_matrix(
-        self, texts: str | Sequence[str], pooling: Pooling | None = None, layer: int = -1
-    ) -> np.ndarray:
+    def similarity_matrix(self, texts: Texts, pooling: Pooling | None = None, layer: int = -1) -> np.ndarray:
         """Return the cosines of all pairs of texts, `[n n]`."""
         vectors = np.stack([normalize_vector(vector) for vector in self.embed(texts, pooling, layer)])
         return vectors @ vectors.T
 
-    def detect_replaced(self, texts: str | Iterable[TextOrPair]) -> Iterator[list[tuple[str, float]]]:
+    def detect_replaced(self, texts: Texts) -> Iterator[list[tuple[str, float]]]:
         """Yield the tokens of each text with the probability that each was replaced, from ELECTRA's discriminator."""
         self.require_params("replaced", "replaced-token")
 
         def predict_rows(batch: TextBatch) -> list:
-            return self.pair_with_tokens(batch, self.compute(self.detect_rows, batch).tolist())
+            shares = self.compute(self.detect_rows, batch).tolist()
+            return text_batch.name_tokens(batch, shares, self.run.tokenizer.id_to_token)
 
         yield from self.predict_texts(texts, predict_rows)
 
@@ -257,16 +272,7 @@ class Predictor:
 
     def fill_rows(self, params: dict, batch: TextBatch, num_positions: int, num_candidates: int):
         """Return probabilities and ids of the likeliest tokens at the first masks of each row, `[b k n]`."""
-        rows = batch.to_batch()
-        is_mask = rows.input_ids == self.run.vocab.mask_id
-        positions = jnp.argsort(~is_mask, axis=1, stable=True)[:, :num_positions]
-        masked_batch = MaskedBatch(
-            **rows.get_arrays(),
-            clean_ids=rows.input_ids,
-            masked_positions=positions,
-            masked_labels=jnp.take_along_axis(rows.input_ids, positions, axis=1),
-            masked_weights=jnp.take_along_axis(is_mask, positions, axis=1).astype(jnp.float32),
-        )
+        masked_batch = batch.to_masked_batch(self.run.vocab.mask_id, num_positions)
         logits = self.apply_module(params, masked_batch, "compute_token_logits")[..., : self.run.vocab.vocab_size]
         return jax.lax.top_k(jax.nn.softmax(logits), num_candidates)
 
@@ -287,20 +293,13 @@ class Predictor:
         """Return the probability of each token that it was replaced, `[b l]`."""
         return jax.nn.sigmoid(self.apply_module(params, batch.to_batch(), "compute_replaced_logits"))
 
-    def embed_rows(self, params: dict, batch: TextBatch, layer: int, pooling: Pooling | None):
-        """Return the hidden states of a layer, `[b l d]`, or with a pooling one vector of each row, `[b d]`."""
-        config, rows, params = self.config, batch.to_batch(), merge_word_tables(params)
-        is_last, encoder_params = layer in (-1, config.num_layers), {"params": params[find_encoder_name(params)]}
-        hidden = Encoder(config).apply(encoder_params, rows, output_hidden_states=not is_last)
-        hidden = hidden if is_last else hidden[layer]
-        if pooling is None:
-            return hidden
-        if pooling == "mean":
-            return average_tokens(hidden, rows.example_ids > 0)
-        if pooling == "pooled":
-            pooler = lambda states: config.pooler(config).apply({"params": params["pooler"]}, states)
-            return pool_examples(config, pooler, hidden, rows)[:, 0]
-        return summarize_examples(config, hidden, rows, "cls")[:, 0]
+    def read_rows(self, params: dict, batch: TextBatch, layer: int):
+        """Return the hidden states of a layer, `[b l d]`."""
+        return compute_layer_states(self.config, params, batch.to_batch(), layer)
+
+    def embed_rows(self, params: dict, batch: AnyTextBatch, layer: int, pooling: Pooling, dense: tuple[str, ...]):
+        """Return one vector of each text, `[b d]`, or of packed texts `[b s d]`."""
+        return compute_vectors(self.config, params, batch, layer, pooling, dense)
 
     # Shared by the methods above
 
@@ -314,25 +313,18 @@ class Predictor:
         if not -num_layers - 1 <= layer <= num_layers:
             raise RunError(f"layer={layer} must be from 0 (the embedding) to {num_layers}, or -1 for the last")
 
-    def get_program(self, function: Callable, batch: TextBatch, *static) -> Callable:
+    def get_program(self, function: Callable, batch: AnyTextBatch, *static) -> Callable:
         """Return `function(params, batch, *static)` compiled for the shape of a batch."""
         programs = self.programs.setdefault((function, *static), {})
-        shape = batch.input_ids.shape
+        shape = (*batch.input_ids.shape, *batch.lengths.shape[1:])
         if shape not in programs:
             jitted = jax.jit(lambda params, batch: function(params, batch, *static))
             programs[shape] = jitted.lower(self.params, batch).compile()
         return programs[shape]
 
-    def compute(self, function: Callable, batch: TextBatch, *static):
+    def compute(self, function: Callable, batch: AnyTextBatch, *static):
         """Return what a compiled function computes, as NumPy arrays."""
         return jax.device_get(self.get_program(function, batch, *static)(self.params, batch))
-
-    def pair_with_tokens(self, batch: TextBatch, values: Sequence) -> list[list[tuple]]:
-        """Return for each row of `values [b l ...]` its tokens with their values, without padding."""
-        rows, name_token = [], self.run.tokenizer.id_to_token
-        for ids, row_values, size in zip(batch.input_ids.tolist(), values, batch.lengths.tolist(), strict=True):
-            rows.append(list(zip(map(name_token, ids[:size]), row_values[:size], strict=True)))
-        return rows
 
     def encode_text(self, text: TextOrPair) -> list[list[int]]:
         """Return the token ids of one text or two. Raises `RunError` where one is empty."""
@@ -361,17 +353,24 @@ class Predictor:
             raise RunError(f"{text!r} is empty after tokenization; every text needs at least one token")
         return ids
 
-    def iter_batches(self, rows: Sequence[list[list[int]]]) -> Iterator[tuple[list[int], TextBatch]]:
-        return text_batch.iter_text_batches(rows, self.lengths, self.batch_sizes, self.run.vocab, self.num_separators)
+    def iter_batches(
+        self, rows: Sequence[list[list[int]]], packs: bool = False
+    ) -> Iterator[tuple[list[int], AnyTextBatch]]:
+        iter_batches = packed_texts.iter_packed_batches if packs else text_batch.iter_text_batches
+        return iter_batches(rows, self.lengths, self.batch_sizes, self.run.vocab, self.num_separators)
 
     def predict_texts(
         self,
-        texts: str | Iterable[TextOrPair],
+        texts: Texts,
         predict_rows: Callable[[TextBatch], Sequence],
-        encode: Callable[[TextOrPair], list[list[int]]] | None = None,
+        encode: EncodeFn | None = None,
         max_length: int | None = None,
+        packs: bool = False,
     ) -> Iterator:
-        """Yield the result of `predict_rows` for each text, in the order of the texts; `encode` returns its tokens."""
+        """Yield the result of `predict_rows` for each text, in the order of the texts; `encode` returns its tokens.
+
+        With `packs` the batch that it reads may be `PackedTexts`.
+        """
         max_length = min(self.lengths[-1], max_length or self.lengths[-1])
         for chunk in text_batch.chunk_items(text_batch.iter_texts(texts), CHUNK_SIZE):
             rows = [(encode or self.encode_text)(text) for text in chunk]
@@ -380,7 +379,7 @@ class Predictor:
                     rows[i] = text_batch.cut_texts(ids, max_length, self.num_separators)
                     self.num_truncated += 1
             results = [None] * len(rows)
-            for indices, batch in self.iter_batches(rows):
+            for indices, batch in self.iter_batches(rows, packs):
                 for index, result in zip(indices, predict_rows(batch), strict=False):  # without the rows that fill it
                     results[index] = result
             yield from results
@@ -395,5 +394,5 @@ def load_predictor(
     that rows are padded to, in tokens and ascending; the last one cuts texts. By default they reach to all positions.
     """
     opened = Run.open(run)
-    embedding = SentenceEmbedding.from_record(read_run_record(opened.folder))
+    embedding = SentenceEmbedding.choose_settings(read_run_record(opened.folder), opened.spec.objective)
     return Predictor(opened, opened.load_params(step)[1], batch_size, lengths, embedding)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice, pairwise
 
 import jax
@@ -14,12 +14,15 @@ from jaxtyping import Int
 from encoders.data.batch import Batch, HostOrDeviceArray, build_single_example_batch
 from encoders.data.example_table import build_empty_table
 from encoders.data.store import Split
+from encoders.objectives.masking import MaskedBatch
 from encoders.run.folder import RunError
 from encoders.tasks.text_tasks import truncate_pairs
 from encoders.text.tokenization import VocabInfo
 
 MIN_LENGTH = 16  # of the default lengths
 TextOrPair = str | tuple[str, str]
+Texts = str | Iterable[TextOrPair]  # one string is one text
+EncodeFn = Callable[[TextOrPair], list[list[int]]]  # returns the token ids of one text or two
 
 
 class TextBatch(struct.PyTreeNode):
@@ -39,6 +42,19 @@ class TextBatch(struct.PyTreeNode):
         is_second = (positions >= self.first_lengths[:, None]) & (positions < self.lengths[:, None])
         batch = build_single_example_batch(self.input_ids, is_second.astype(jnp.int32), self.lengths)
         return jax.tree.map(jnp.asarray, batch)
+
+    def to_masked_batch(self, mask_id: int, num_positions: int) -> MaskedBatch:
+        """Return the batch with the first masks of each row; other positions among them have the weight 0."""
+        rows = self.to_batch()
+        is_mask = rows.input_ids == mask_id
+        positions = jnp.argsort(~is_mask, axis=1, stable=True)[:, :num_positions]
+        return MaskedBatch(
+            **rows.get_arrays(),
+            clean_ids=rows.input_ids,
+            masked_positions=positions,
+            masked_labels=jnp.take_along_axis(rows.input_ids, positions, axis=1),
+            masked_weights=jnp.take_along_axis(is_mask, positions, axis=1).astype(jnp.float32),
+        )
 
 
 def list_lengths(max_length: int) -> tuple[int, ...]:
@@ -74,7 +90,7 @@ def is_pair(text: object) -> bool:
     return isinstance(text, tuple | list) and len(text) == 2 and all(isinstance(part, str) for part in text)
 
 
-def iter_texts(texts: str | Iterable[TextOrPair]) -> Iterator[TextOrPair]:
+def iter_texts(texts: Texts) -> Iterator[TextOrPair]:
     """Yield each text; one string is one text. Raises `RunError` for what is neither a text nor a pair of texts."""
     for text in [texts] if isinstance(texts, str) else texts:
         if not isinstance(text, str) and not is_pair(text):
@@ -128,24 +144,41 @@ def iter_text_batches(
 def build_text_batch(
     rows: Sequence[list[list[int]]], shape: tuple[int, int], vocab: VocabInfo, num_separators: int
 ) -> TextBatch:
-    """Return rows as a batch of a shape; the second of two separators (RoBERTa) belongs to the second text."""
+    """Return rows as a batch of a shape."""
     input_ids = np.full(shape, vocab.pad_id, np.int32)
     lengths, first_lengths = np.zeros((2, shape[0]), np.int32)
-    between, end = [vocab.sep_id] * (num_separators - 1), [vocab.sep_id]
-    for row, (first, *second) in enumerate(rows):
-        ids = [vocab.cls_id, *first, vocab.sep_id]
-        first_lengths[row] = len(ids)
-        if second:
-            ids += [*between, *second[0], *end]
-        lengths[row] = len(ids)
-        input_ids[row, : len(ids)] = ids
+    for row, ids in enumerate(rows):
+        joined, first_lengths[row] = join_texts(ids, vocab, num_separators)
+        lengths[row] = len(joined)
+        input_ids[row, : len(joined)] = joined
     return TextBatch(input_ids, lengths, first_lengths)
+
+
+def join_texts(ids: list[list[int]], vocab: VocabInfo, num_separators: int) -> tuple[list[int], int]:
+    """Return the row of one text or two, and its length up to the first separator.
+
+    The second of two separators (RoBERTa) belongs to the second text.
+    """
+    first, *second = ids
+    joined = [vocab.cls_id, *first, vocab.sep_id]
+    first_length = len(joined)
+    if second:
+        joined += [*[vocab.sep_id] * (num_separators - 1), *second[0], vocab.sep_id]
+    return joined, first_length
 
 
 def make_padding_batch(shape: tuple[int, int]) -> TextBatch:
     """Return a batch of padding, for shapes."""
     row_counts = np.zeros(shape[0], np.int32)
     return TextBatch(np.zeros(shape, np.int32), row_counts, row_counts)
+
+
+def name_tokens(batch: TextBatch, values: Sequence, name_token: Callable[[int], str]) -> list[list[tuple]]:
+    """Return for each row of `values [b l ...]` the names of its tokens with their values, without padding."""
+    rows = []
+    for ids, row_values, size in zip(batch.input_ids.tolist(), values, batch.lengths.tolist(), strict=True):
+        rows.append(list(zip(map(name_token, ids[:size]), row_values[:size], strict=True)))
+    return rows
 
 
 def chunk_items(items: Iterable, size: int) -> Iterator[tuple]:

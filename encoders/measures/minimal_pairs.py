@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, no_type_check
@@ -19,20 +19,17 @@ from jaxtyping import Array, Float, Int
 
 from encoders.costs.ledger import eval_param_shapes
 from encoders.data.batch import HostOrDeviceArray
-from encoders.data.row_files import Record, RowError, parse_json_lines, split_csv_lines, split_tsv_lines
+from encoders.data.row_files import RowError, iter_checked_records
 from encoders.inference.predictor import Predictor
 from encoders.inference.text_batch import TextBatch, list_lengths, measure_row
 from encoders.measures.base import Measure, Measurement, check_path
 from encoders.objectives.losses import cross_entropy
 from encoders.objectives.masking import MaskedBatch
 from encoders.run.run import Run
-from encoders.text.file_readers import COMPRESSED_SUFFIXES, iter_numbered_lines
-from encoders.text.source import ByteRange
 from encoders.text.tokenization import Tokenizer
 from encoders.utils.errors import UserError
 from encoders.utils.field_checks import check_fields
 
-LINE_READERS = {".jsonl": parse_json_lines, ".tsv": split_tsv_lines, ".csv": split_csv_lines}
 GROUP_COLUMNS = ("field", "uid")
 GENERATOR_GROUP = "generator"  # ends the name of the score of ELECTRA's generator
 BATCH_TOKENS = 4096  # of the longest rows
@@ -110,39 +107,16 @@ class MinimalPair:
 
 
 def read_pairs(path: Path, pairs_per_paradigm: int | None) -> list[MinimalPair]:
-    """Return the first pairs of each paradigm, in the order of a file. Raises `UserError` for a file without pairs."""
+    """Return the first pairs of each paradigm, in the order of a file. Raises `RowError` for a file without rows."""
     pairs, counts = [], Counter()
-    for row in read_rows(path):
+    for row in iter_checked_records(path):
         groups = {column: str(row.values[column]) for column in GROUP_COLUMNS if row.values.get(column)}
         pair = MinimalPair(row.location, row.get_text("good"), row.get_text("bad"), groups)
         uid = groups.get("uid")
         counts[uid] += 1
         if uid is None or pairs_per_paradigm is None or counts[uid] <= pairs_per_paradigm:
             pairs.append(pair)
-    if not pairs:
-        raise UserError(f"{path} holds no pairs; it needs rows with the keys good and bad")
     return pairs
-
-
-def read_rows(path: Path) -> Iterator[Record]:
-    """Yield the rows of a .jsonl, .tsv or .csv file, plain or compressed. Raises `UserError` for a damaged row."""
-    suffix = path.with_suffix("").suffix if path.suffix in COMPRESSED_SUFFIXES else path.suffix
-    if suffix not in LINE_READERS:
-        accepted = f"{', '.join(LINE_READERS)}, or one of them followed by {', '.join(COMPRESSED_SUFFIXES)}"
-        raise UserError(f"{path}: the suffix {suffix!r} must be one of {accepted}")
-    lines, columns = (f"{line}\n" for _, line in iter_numbered_lines(ByteRange(str(path)))), None
-    for number, row in LINE_READERS[suffix](lines):
-        location = f"{path}:{number}"
-        if isinstance(row, str):
-            raise RowError(location, row)
-        if isinstance(row, dict):
-            yield Record(location, row)
-        elif columns is None:
-            columns = row
-        elif len(row) != len(columns):
-            raise RowError(location, f"{len(row)} fields for {len(columns)} columns: {', '.join(columns)}")
-        else:
-            yield Record(location, dict(zip(columns, row, strict=True)))
 
 
 def group_pairs(pairs: Sequence[MinimalPair]) -> dict[str, list[int]]:

@@ -6,13 +6,13 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, NamedTuple, get_args
 
 import numpy as np
 
-from encoders.data.row_files import Record, RowError, read_records, split_tsv_lines
+from encoders.data.row_files import Record, RowError, iter_checked_records, split_tsv_lines
 from encoders.inference.predictor import Predictor
-from encoders.inference.sentence_embedding import normalize_vector
+from encoders.inference.sentence_embedding import Pooling, normalize_vector
 from encoders.measures.base import Measure, Measurement, check_path
 from encoders.tasks.scores import score_spearman
 from encoders.utils.buckets import open_text
@@ -43,17 +43,19 @@ class SentenceSimilarity(Measure):
 
     Scores: `sts_2012` to `sts_2016`, each over all pairs of a year together ("all" of SimCSE: Gao et al., 2021,
     https://arxiv.org/abs/2104.08821, appendix B), `sts_sick`, `sts_b`, and `sts`, the mean of those that were found.
-    One file gives `sts` alone. `pooling` and `layer` are those of `Predictor.embed`; longer texts are cut as there.
+    One file gives `sts` alone. `pooling` and `layer` are those of `Predictor.embed`, by default as the run was trained
+    or imported for, else the mean; longer texts are cut as there.
     """
 
     path: str = ""
-    pooling: Literal["mean", "cls"] = "mean"
+    pooling: Pooling | None = None
     layer: int = -1
 
     name: ClassVar[str] = "sts"
 
     def __post_init__(self):
-        check_fields(self, f"{self.name}.", [("pooling", lambda pooling: pooling in ("mean", "cls"), "mean or cls")])
+        accepted = f"{', '.join(get_args(Pooling))}, or None for the run's own"
+        check_fields(self, f"{self.name}.", [("pooling", lambda p: p is None or p in get_args(Pooling), accepted)])
 
     def list_files(self) -> tuple[Path, ...]:
         return tuple(path for paths in self.find_sets().values() for path in paths)
@@ -97,26 +99,26 @@ class SentenceSimilarity(Measure):
 
 def read_scored_pairs(path: Path) -> Iterator[ScoredPair]:
     """Yield the pairs of a file that have a score. Raises `RowError` for a damaged row."""
-    rows = read_semeval_rows(path) if path.match(SEMEVAL_PATTERN) else read_records(path)
+    rows = read_semeval_rows(path) if path.match(SEMEVAL_PATTERN) else iter_checked_records(path)
     columns = SICK_COLUMNS if path.match(SICK_FILE) else GLUE_COLUMNS
     for row in rows:
-        if isinstance(row, RowError):
-            raise row
         score_column, *text_columns = columns
         if str(row[score_column]).strip():
             similarity = parse_similarity(row.location, row[score_column])
             yield ScoredPair(similarity, *(row.get_text(column) for column in text_columns))
 
 
-def read_semeval_rows(path: Path) -> Iterator[Record | RowError]:
-    """Yield the rows of a file without a header, whose first three columns are a score and two sentences."""
+def read_semeval_rows(path: Path) -> Iterator[Record]:
+    """Yield the rows of a file without a header, whose first three columns are a score and two sentences.
+
+    Raises `RowError` for a row of fewer columns.
+    """
     with open_text(path, errors="surrogateescape") as file:
         for number, fields in split_tsv_lines(file):
             location = f"{path}:{number}"
             if len(fields) < len(GLUE_COLUMNS):
-                yield RowError(location, f"{len(fields)} fields; a row is {', '.join(GLUE_COLUMNS)}, with tabs between")
-            else:
-                yield Record(location, dict(zip(GLUE_COLUMNS, fields, strict=False)))
+                raise RowError(location, f"{len(fields)} fields; a row is {', '.join(GLUE_COLUMNS)}, with tabs between")
+            yield Record(location, dict(zip(GLUE_COLUMNS, fields, strict=False)))
 
 
 def parse_similarity(location: str, score: object) -> float:

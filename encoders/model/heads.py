@@ -24,15 +24,19 @@ def summarize_examples(
 
     With the pooling "mean", by default that of the config, it is the mean of the hidden states of its tokens.
     """
-    start = batch.cls_positions
-    if not config.attention.is_causal and (pooling or config.pooling) == "cls":
-        return gather_hidden_states(hidden, start)
-    belongs = make_membership_mask(batch)
-    sizes = belongs.sum(-1)
     if config.attention.is_causal:
-        return gather_hidden_states(hidden, jnp.maximum(start + sizes - 1, 0))
+        return gather_last_tokens(hidden, batch)
+    if (pooling or config.pooling) == "cls":
+        return gather_hidden_states(hidden, batch.cls_positions)
+    belongs = make_membership_mask(batch)
     sums = jnp.einsum("bsl,bld->bsd", belongs.astype(hidden.dtype), hidden, preferred_element_type=jnp.float32)
-    return (sums / jnp.maximum(sizes, 1)[..., None]).astype(hidden.dtype)
+    return (sums / jnp.maximum(belongs.sum(-1), 1)[..., None]).astype(hidden.dtype)
+
+
+def gather_last_tokens(hidden: Float[Array, "b l d"], batch: EncoderInputs) -> Float[Array, "b s d"]:
+    """Return the hidden state of the last token of each example."""
+    sizes = make_membership_mask(batch).sum(-1)
+    return gather_hidden_states(hidden, jnp.maximum(batch.cls_positions + sizes - 1, 0))
 
 
 def pool_examples(config, pooler, hidden: Float[Array, "b l d"], batch: EncoderInputs) -> Float[Array, "b s d"]:

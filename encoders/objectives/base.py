@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array
 
 from encoders.data.batch import Batch
+from encoders.data.formats import Format
 from encoders.data.store import Split
 from encoders.model.config import EncoderConfig
 from encoders.text.tokenization import VocabInfo
@@ -41,6 +42,7 @@ class Objective:
     best_metric: ClassVar[str] = "loss"  # selects the best checkpoint: the lowest "loss", the highest of any other
     num_distinct_passes: ClassVar[int | None] = None  # passes over the data that differ, None if all do
     frozen_params: ClassVar[tuple[str, ...]] = ()  # top-level parameters that no update changes
+    compares_rows: ClassVar[bool] = False  # the loss of a row depends on the others of its batch
 
     def module(self, config: EncoderConfig, vocab: VocabInfo) -> ObjectiveModule:
         """Return the networks. Raises `ValueError` for an encoder that cannot learn this objective."""
@@ -54,6 +56,14 @@ class Objective:
             needed = "an objective that masks tokens"
             raise UserError(f"phases.mask_rate={mask_rate} needs {needed}; objective={type(self).__name__} masks none")
         return replace(self, masking=replace(self.masking, mask_rate=mask_rate))
+
+    def find_format_problem(self, row_format: Format) -> str | None:
+        """Return why rows of a format cannot be read, if they cannot."""
+        provided = set(row_format.label_fields)
+        if not (missing := sorted(self.required_fields - provided)):
+            return None
+        provision = f"the format {type(row_format).__name__} provides {', '.join(sorted(provided)) or 'no label'}"
+        return f"the objective needs {', '.join(missing)}, and {provision}"
 
     def corrupt(self, batch: Batch, vocab: VocabInfo, seed) -> Batch:
         """Return what the networks read and predict: a pure function of its arguments, called once an update."""

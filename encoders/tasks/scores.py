@@ -113,5 +113,31 @@ def score_counts(num_correct: int, num_predicted: int, num_gold: int) -> Scores:
     }
 
 
+RANKED_ANCHORS = 256  # whose cosines with all texts are in memory at a time
+
+
+def score_positive_ranks(vectors: np.ndarray, has_text: np.ndarray, text_ids: np.ndarray) -> Scores:
+    """Return `accuracy`, the share of rows whose positive text is nearest to the anchor, and `mrr`, the mean 1 / rank.
+
+    `vectors [n s d]` have length 1; the first text of a row is the anchor, and the second is positive. The anchor is
+    compared with the other texts of all rows, each once, those equal to its own anchor aside. A tie counts half.
+    """
+    _, firsts = np.unique(np.where(has_text, text_ids, -1)[:, 1:], return_index=True)
+    row_of, slot_of = np.unravel_index(firsts, has_text[:, 1:].shape)
+    row_of, slot_of = (index[has_text[row_of, slot_of + 1]] for index in (row_of, slot_of))
+    candidates, candidate_ids = vectors[row_of, slot_of + 1], text_ids[row_of, slot_of + 1]
+    ranks = []
+    for start in range(0, len(vectors), RANKED_ANCHORS):
+        block = slice(start, start + RANKED_ANCHORS)
+        cosines = vectors[block, 0] @ candidates.T
+        positive = (vectors[block, 0] * vectors[block, 1]).sum(-1, keepdims=True)
+        is_other = (candidate_ids != text_ids[block, :1]) & (candidate_ids != text_ids[block, 1:2])
+        is_tied = np.isclose(cosines, positive, rtol=0, atol=1e-9)
+        higher = ((cosines > positive) & ~is_tied & is_other).sum(1)
+        ranks.append(1 + higher + (is_tied & is_other).sum(1) / 2)
+    ranks = np.concatenate(ranks)
+    return {"accuracy": float((ranks == 1).mean()), "mrr": float((1 / ranks).mean())}
+
+
 CLASSIFICATION_SCORES = {"accuracy": score_accuracy, "f1": score_f1, "matthews": score_matthews}
 REGRESSION_SCORES = {"pearson": score_pearson, "spearman": score_spearman}

@@ -119,6 +119,7 @@ class LabelledFormat:
 
     label_fields: ClassVar[tuple[str, ...]] = ("label",)
     varies_by_pass: ClassVar[bool] = False
+    separates_equal_texts: ClassVar[bool] = False
     length_setting: ClassVar[str] = "seq_length"  # the field of a phase that says which rows are cut
 
     def max_example_length(self, seq_length: int) -> int:

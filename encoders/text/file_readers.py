@@ -219,6 +219,13 @@ def open_parquet(path: Path):
         raise CorpusError(f"{path}: cannot be read as Parquet, damaged or cut off: {error}") from error
 
 
+def iter_parquet_rows(path: Path) -> Iterator[dict]:
+    """Yield the rows of a Parquet file by column. Raises `CorpusError` for a damaged one."""
+    with open_parquet(path) as file:
+        for batch in file.iter_batches(256):
+            yield from batch.to_pylist()
+
+
 def make_file_source(item: str, text_field: str | None, document_per_line: bool = False) -> FileSource:
     """Return the source of the files that `item` names, by their suffix. `document_per_line` concerns text files."""
     paths = expand_paths(item)
@@ -269,6 +276,29 @@ def open_decompressed(path: Path):
         raise CorpusError(f"{path} cannot be opened: {error.strerror or error}") from error
 
 
+@contextmanager
+def open_compressed_text(path: Path, errors: str = "strict") -> Iterator[io.TextIOWrapper]:
+    """Yield the lines of a compressed file of UTF-8. Raises `CorpusError` for a damaged one."""
+    try:
+        with open_decompressed(path) as file:
+            yield io.TextIOWrapper(file, encoding="utf-8-sig", errors=errors, newline="\n")
+    except list_damage_errors(path) as error:
+        if not is_damage(error):
+            raise
+        raise CorpusError(f"{path}: cannot be read as {path.suffix}, damaged or cut off: {error}") from error
+
+
+def list_damage_errors(path: Path) -> tuple[type[Exception], ...]:
+    """Return the errors of reading a file whose content is damaged, and `OSError`, which has other causes too."""
+    zstd_errors = (import_zstd().ZstdError,) if path.suffix == ".zst" else ()
+    return (OSError, EOFError, lzma.LZMAError, zlib.error, *zstd_errors)
+
+
+def is_damage(error: Exception) -> bool:
+    """Return whether an error comes from the content of a file."""
+    return not (getattr(error, "errno", None) or is_of_bucket(error))
+
+
 def import_zstd():
     """Import the Zstandard module of Python 3.14, or its backport."""
     module_name = "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"
@@ -278,9 +308,6 @@ def import_zstd():
 def iter_numbered_lines(byte_range: ByteRange) -> Iterator[tuple[int, str]]:
     """Yield the lines of a range of a file, without line ends, and their numbers in the range, from 1."""
     path, number, offset = parse_path(byte_range.name), 0, byte_range.start
-    damage_errors = (OSError, EOFError, lzma.LZMAError, zlib.error)
-    if path.suffix == ".zst":
-        damage_errors += (import_zstd().ZstdError,)
     with open_decompressed(path) as file:
         try:
             if offset:
@@ -294,8 +321,8 @@ def iter_numbered_lines(byte_range: ByteRange) -> Iterator[tuple[int, str]]:
         except UnicodeDecodeError as error:
             byte = f"byte {error.start + 1} is 0x{error.object[error.start]:02x}{guess_binary_format(path)}"
             raise build_line_error(byte_range, number, f"the line is not UTF-8: {byte}") from error
-        except damage_errors as error:
-            if getattr(error, "errno", None) or is_of_bucket(error):  # not of the file's content
+        except list_damage_errors(path) as error:
+            if not is_damage(error):
                 raise
             kind = path.suffix if path.suffix in COMPRESSED_SUFFIXES else "text"
             problem = f"cannot be read as {kind}, damaged or cut off: {error}"

@@ -82,23 +82,56 @@ def split_micro_batches(batch: Batch, num_micro_batches: int) -> Batch:
     return jax.tree.map(lambda x: x.reshape(-1, num_micro_batches, *x.shape[1:]).swapaxes(0, 1), batch)
 
 
+def join_micro_batches(outputs: jax.Array) -> jax.Array:
+    """Reshape `[n, b / n, ...]` to `[b ...]`, the inverse of `split_micro_batches`."""
+    return outputs.swapaxes(0, 1).reshape(-1, *outputs.shape[2:])
+
+
+def encode_in_chunks(params: dict, micro_batches: Batch, key, *, module: TaskModule) -> jax.Array:
+    """Return the outputs `[b ...]` of micro-batches `[n, b / n, ...]`, which are encoded one by one.
+
+    Each is encoded again for its gradients, so the memory is that of one (Gao et al., 2021,
+    https://arxiv.org/abs/2101.06983).
+    """
+
+    @jax.checkpoint
+    def encode(params, micro_batch, index):
+        rngs = {"dropout": jax.random.fold_in(key, index)}
+        variables = {"params": unshard_fsdp(params)}
+        return module.apply(variables, micro_batch, train=True, rngs=rngs, method=module.compute_logits)
+
+    indices = jnp.arange(len(micro_batches.input_ids))
+    outputs = jax.lax.map(lambda inputs: encode(params, *inputs), (micro_batches, indices))
+    return join_micro_batches(outputs)
+
+
 def compute_gradients(params: dict, batch: Batch, seed, step, *, module, grad_accum_steps: int = 1):
     """Return `((loss, metrics), gradients)` of the update after `step` others.
 
-    Each loss term is a sum over its count in the whole batch, so the micro-steps add up to one large step.
+    Each loss term is a sum over its count in the whole batch, so the micro-steps add up to one large step. An objective
+    that compares rows has the loss of all rows; only their encoding is divided into micro-steps.
     """
     objective = module.objective
     batch = map_rows(lambda rows: objective.corrupt(rows, module.vocab, seed), batch)
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), DROPOUT_STREAM), step)
     get_counts = lambda metrics: {name: metrics[name].count for name in objective.loss_weights}
 
+    def sum_loss_terms(metrics, counts):
+        scales = {name: weight / jnp.maximum(counts[name], 1) for name, weight in objective.loss_weights.items()}
+        return sum(metrics[name].total * scale for name, scale in scales.items())
+
     def loss_fn(params, micro_batch, index, counts=None):
         rngs = {"dropout": jax.random.fold_in(key, index)}
         metrics = module.apply({"params": unshard_fsdp(params)}, micro_batch, train=True, rngs=rngs)
-        counts = get_counts(metrics) if counts is None else counts
-        scales = {name: weight / jnp.maximum(counts[name], 1) for name, weight in objective.loss_weights.items()}
-        return sum(metrics[name].total * scale for name, scale in scales.items()), metrics
+        return sum_loss_terms(metrics, get_counts(metrics) if counts is None else counts), metrics
 
+    def whole_batch_loss_fn(params):
+        outputs = encode_in_chunks(params, split_micro_batches(batch, grad_accum_steps), key, module=module)
+        metrics = module.apply({"params": params}, outputs, batch, method=module.compute_metrics)
+        return sum_loss_terms(metrics, get_counts(metrics)), metrics
+
+    if objective.compares_rows and grad_accum_steps > 1:
+        return jax.value_and_grad(whole_batch_loss_fn, has_aux=True)(params)
     loss_and_gradients = jax.value_and_grad(loss_fn, has_aux=True)
     if grad_accum_steps == 1:
         return loss_and_gradients(params, batch, 0)

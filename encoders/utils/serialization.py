@@ -40,7 +40,10 @@ CLASS_NAMES = {
     "encoders.objectives.replaced_tokens": "ReplacedTokenDetection",
     "encoders.objectives.restored_tokens": "ReplaceMLM",
     "encoders.objectives.causal_lm": "CausalLM",
+    "encoders.objectives.embedding_losses": "InfoNCE TripletLoss CosineMSE CoSENT AnglE Matryoshka",
     "encoders.tasks.encoder_only": "EncoderOnly",
+    "encoders.tasks.contrastive": "Contrastive",
+    "encoders.tasks.text_groups": "EmbeddingTask TextGroups",
     "encoders.tasks.text_tasks": "TextTask TextRows",
     "encoders.tasks.classification": "Classification",
     "encoders.tasks.squad": "QATask ContextWindows",
@@ -57,6 +60,7 @@ CLASS_NAMES = {
     "encoders.measures.minimal_pairs": "MinimalPairs",
     "encoders.measures.sts": "SentenceSimilarity",
     "encoders.measures.probes": "LinearProbe",
+    "encoders.measures.retrieval": "Retrieval",
     "encoders.sweeps.paper_table": "Study PaperTable PaperRow",
     "encoders.sweeps.score_columns": "ScoreColumn",
 }

@@ -42,6 +42,7 @@ def built(tmp_path_factory):
     built = tmp_path_factory.mktemp("built")
     texts.write(built / "text.txt", documents=30)
     (built / "lines.txt").write_text("a [MASK] .\n")
+    (built / "pairs.jsonl").write_text('{"anchor": "a", "positive": "b"}\n{"anchor": "c", "positive": "d"}\n')
     (built / "mine.py").write_text(
         "import encoders\n"
         f"made = encoders.load_experiments('tiny', corpus={str(built / 'text.txt')!r})['tiny']\n"
@@ -68,6 +69,7 @@ def list_commands(home: Path) -> dict[str, list[str]]:
         "evaluate": ["evaluate", run],
         "measure": ["measure", run],
         "predict": ["predict", run, "fill", "--file", f"{home}/lines.txt"],
+        "mine": ["mine", run, f"{home}/pairs.jsonl", f"{home}/mined.jsonl", "--ranks", "1:2"],
         "submit": ["submit", run, f"{home}/submission"],
         "export": ["export", run, f"{home}/exported"],
         "copy": ["copy", run, f"{home}/copied"],
@@ -78,7 +80,10 @@ def list_commands(home: Path) -> dict[str, list[str]]:
 
 VERBS = list(commands.VERB_FUNCTIONS)
 NUM_INJECTIONS = int(os.environ.get("ENCODERS_INJECTIONS", "12"))  # of the live tests, for each verb
-OUTPUTS = ("others", "new", "page.html", "submission", "exported", "copied", "imported", "bench", "runs/tiny/measures")
+OUTPUTS = (
+    *("others", "new", "page.html", "submission", "exported", "copied", "imported", "bench", "runs/tiny/measures"),
+    *("mined.jsonl", "mined.jsonl.work"),
+)
 
 
 @pytest.fixture

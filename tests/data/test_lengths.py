@@ -97,7 +97,7 @@ ALIKE = (
 @pytest.fixture
 def chunks(monkeypatch):
     """Rows of like length are found among those of three batches: chunks end in the midst of epochs and phases."""
-    monkeypatch.setattr(stream, "BUCKETING_WINDOW_STEPS", 3)
+    monkeypatch.setattr(stream, "WINDOW_STEPS", 3)
 
 
 def longest(batch):

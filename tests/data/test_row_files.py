@@ -1,9 +1,16 @@
 """Files of rows: what stands in them, and what is said of rows that are damaged."""
 
+import bz2
+import gzip
+import lzma
+
 import pytest
+from backports import zstd
 
 from encoders.data.row_files import RowError, RowReader, read_records
 from tests.refusals import assert_names, raises_naming
+
+COMPRESSORS = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstd.compress}
 
 
 @pytest.fixture
@@ -249,3 +256,28 @@ def test_a_csv_field_may_be_longer_than_pythons_own_limit(tmp_path):
     path.write_text(f'text,label\n"{"a b " * 40_000}",0\n')
     (row,) = read_records(path)
     assert len(row.get_text("text")) == 160_000
+
+
+# Compressed files and Parquet
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst"])
+def test_a_compressed_file_has_the_rows_of_the_plain_one(file, suffix):
+    content, compress = b"text\tlabel\nred dog\t1\n", COMPRESSORS[suffix]
+    path = file(f"a.tsv{suffix}", compress(content))
+    assert values(path) == [{"text": "red dog", "label": "1"}] and places(path) == [f"{path}:2"]
+    content = b"text\n" + b"".join(b"row %d of a long file\n" % i for i in range(5000))
+    assert_refused(file(f"cut.tsv{suffix}", compress(content)[:-9]), None, suffix, "damaged or cut off")
+
+
+def test_a_parquet_file_has_its_columns_and_a_damaged_one_is_named(tmp_path, file):
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "a.parquet"
+    parquet.write_table(arrow.table({"text": ["red", "blue"], "more": [["a"], ["b", "c"]]}), path)
+    assert values(path) == [{"text": "red", "more": ["a"]}, {"text": "blue", "more": ["b", "c"]}]
+    assert places(path) == [f"{path}:1", f"{path}:2"]
+    assert_refused(file("cut.parquet", path.read_bytes()[:-9]), None, "Parquet")
+
+
+def test_a_suffix_that_is_not_known_is_named(file):
+    assert_refused(file("a.html.gz", b""), None, "'.html'", ".tsv", ".parquet", ".xz")

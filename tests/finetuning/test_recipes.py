@@ -13,11 +13,14 @@ from encoders.finetuning.recipes import build_recipes
 from encoders.objectives.masked_lm import MaskedLM
 from encoders.reporting.summaries import summarize_results
 from encoders.run.folder import parse_run_spec
+from encoders.tasks.encoder_only import EncoderOnly
 from encoders.tasks.glue import GLUE_TASKS, NUM_GLUE_TRAIN_ROWS, get_glue_task
 from encoders.tasks.multiple_choice import MultipleChoiceTask
+from encoders.text.tokenization import load_tokenizer
 from encoders.utils.serialization import ExperimentError, to_json_value
 from tests import task_examples
 from tests.finetuning.tiny import FAMILIES, MODEL, QUICK, build_run, load_file
+from tests.networks import write_random_run
 from tests.refusals import raises_naming
 
 
@@ -128,3 +131,41 @@ def test_seeds_share_a_row_with_their_median_and_range(words):
     results = [{"name": m.name, "best": b} for m, b in zip(members, best, strict=True)]
     row = summarize_results(list(zip(members, results, strict=True))).splitlines()[2].split()
     assert row[:8] == ["g", "3", "accuracy", "0.6", "0.5", "0.9", "6", "of"] and row[-2:] == ["f1", "0.3"]
+
+
+@pytest.fixture(scope="module")
+def source(words, tmp_path_factory):
+    """The folder of a run of random parameters, in a folder with rows of texts and of scored pairs."""
+    home = tmp_path_factory.mktemp("source")
+    write_random_run(home / "bert", RunSpec(name="bert", model=MODEL, objective=EncoderOnly()), load_tokenizer(words))
+    task_examples.numbers(home / "STS-B")
+    (home / "sentences.txt").write_text("a b\nc d\ne f\n", encoding="utf-8")
+    (home / "nli.csv").write_text("sent0,sent1,hard_neg\na b,c d,e f\n", encoding="utf-8")
+    (home / "pairs").mkdir()
+    (home / "pairs" / "train.jsonl").write_text('{"anchor": "a b", "positive": "c d"}\n', encoding="utf-8")
+    return home / "bert"
+
+
+def test_simcse_has_the_recipes_of_its_paper_and_a_grid(source):
+    build, sts = load_file("simcse").experiments, str(source.parent / "STS-B" / "dev.tsv")
+    alone, other = build(str(source), sts, sentences=str(source.parent / "sentences.txt"), temperatures=(0.05, 0.1))
+    assert (alone.name, other.name) == ("bert-simcse-temperature0.05-seed0", "bert-simcse-temperature0.1-seed0")
+    assert (alone.optimizer.learning_rate, alone.phases[0].batch_size, alone.num_steps) == (3e-5, 64, 1)
+    assert alone.phases[0].seq_length == 2 * 32 and alone.objective.projection_size == MODEL.hidden_size
+    assert alone.model.hidden_dropout == 0.1 and other.objective.loss.temperature == 0.1
+    (nli,) = build(str(source), sts, nli=str(source.parent / "nli.csv"), poolings=("mean",))
+    assert (nli.phases[0].batch_size, nli.phases[0].seq_length) == (512, 3 * 32)
+    assert nli.objective.projection_size is None and nli.objective.best_metric == "spearman"
+    with raises_naming(ExperimentError, "sentences=None", "nli=None"):
+        build(str(source), sts)
+
+
+def test_stages_of_embeddings_start_from_each_other(source):
+    rows = dict(pairs=str(source.parent / "pairs"), scored=str(source.parent / "STS-B"))
+    first, second = load_file("embeddings").experiments(str(source), **rows, query_prompt="query: ", chunks=4, runs="r")
+    assert (first.name, second.name) == ("bert-pairs-seed0", "bert-scored-seed0")
+    assert (first.init_from, second.init_from) == (str(source), "r/bert-pairs-seed0")
+    assert first.data.task.prompts == ("query: ", "") and first.grad_accum_steps == second.grad_accum_steps == 4
+    assert (first.objective.best_metric, second.objective.best_metric) == ("accuracy", "spearman")
+    with raises_naming(ExperimentError, "pairs=", "hard=", "scored="):
+        load_file("embeddings").experiments(str(source))

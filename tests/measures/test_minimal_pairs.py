@@ -288,7 +288,7 @@ def test_the_first_pairs_of_each_paradigm_are_read_and_all_pairs_without_one(tmp
         ([PAIRS[0], {"good": "tan", "field": "a"}], ("2", "bad")),
         ([PAIRS[0], PAIRS[0] | {"bad": " "}], ("2", "bad")),
         ([PAIRS[0], PAIRS[0] | {"good": 3}], ("2", "good=3")),
-        ([], ("good", "bad")),
+        ([], ("no rows",)),
         ([PAIRS[0], {"good": "tan", "bad": "tan " * 70}], ("2", "72", "model.max_positions=64")),
         ([PAIRS[0], {"good": "\u200b", "bad": "tan"}], ("2", "no tokens")),
         ([PAIRS[0] | {"uid": "word ORDER"}, PAIRS[1]], ("1", "word_order")),
@@ -308,7 +308,7 @@ def test_rows_that_cannot_be_scored_are_named_before_anything_is_computed(
 @pytest.mark.parametrize(
     "name, content, values",
     [
-        ("a.txt", b"tan", (".txt", ".jsonl", ".tsv", ".csv")),
+        ("a.html", b"tan", (".html", ".jsonl", ".tsv", ".csv")),
         ("a.jsonl", b"{", (":1",)),
         ("a.tsv", b"good\tbad\ntan\tber\nber\n", (":3", "good, bad")),
         ("a.jsonl.xz", b"tan", (".xz",)),

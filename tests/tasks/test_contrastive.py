@@ -1,0 +1,179 @@
+"""Sentence embeddings: rows of texts, a step of a batch that is encoded in chunks, scores, and a run that learns."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+
+from encoders.data.row_files import RowError, RowReader
+from encoders.data.stream import assemble_rows
+from encoders.finetuning.grids import build_finetuning
+from encoders.inference.predictor import load_predictor
+from encoders.objectives.embedding_losses import InfoNCE, TripletLoss
+from encoders.run import loop
+from encoders.tasks.contrastive import Contrastive
+from encoders.tasks.scores import score_positive_ranks
+from encoders.tasks.text_groups import EmbeddingTask, TextGroups
+from encoders.training.step import compute_gradients, init_params
+from encoders.utils.errors import UserError
+from encoders.utils.serialization import ExperimentError
+from tests import task_examples
+from tests.finetuning.tiny import MODEL, QUICK, build_run
+from tests.networks import make_vocab, random_parameters
+from tests.refusals import raises_naming
+from tests.tasks.text_rows import make_split, make_table, make_text_batch
+
+VOCAB = make_vocab(MODEL.vocab_size)
+PAIRS = EmbeddingTask(scored_splits=("dev",), files=(("train", "train.jsonl"), ("dev", "dev.tsv")))
+
+
+def write_lines(path: Path, rows: list[dict]) -> None:
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+
+
+def read(task, root, split="train"):
+    return [(row.texts, row.target) for row in task.read_examples(str(root), split, RowReader())]
+
+
+def test_columns_give_the_texts_of_a_row_with_their_prompts(tmp_path):
+    write_lines(tmp_path / "train.jsonl", [{"q": "a b", "p": "c", "n": ["d", "e f", "g"]}])
+    task = EmbeddingTask(text_columns=("q", "p", "n"), prompts=("query: ", "", "- "), num_texts=4, group_column="q")
+    (row,) = read(task, tmp_path)
+    assert row[0] == ("query: a b", "c", "- d", "- e f") and np.isnan(row[1][0]) and row[1][1] == "a b"
+
+
+def test_scored_rows_are_two_texts_and_a_similarity_from_0_to_1(tmp_path):
+    (tmp_path / "dev.tsv").write_text("sentence1\tsentence2\tscore\na\tb\t2.5\n", encoding="utf-8")
+    assert read(PAIRS, tmp_path, "dev") == [(("a", "b"), (0.5, None))]
+
+
+@pytest.mark.parametrize(
+    ("row", "wrong"),
+    [
+        ({"anchor": "a", "positive": []}, r"positive=\[\] .*list of texts"),
+        ({"anchor": "a", "positive": ["b", 3]}, "positive=.*3.*list of texts"),
+        ({"anchor": " ", "positive": "b"}, "anchor is empty"),
+        ({"anchor": "a"}, "no column 'positive'.* anchor"),
+    ],
+)
+def test_a_row_that_cannot_be_read_is_named(tmp_path, row, wrong):
+    write_lines(tmp_path / "train.jsonl", [row])
+    with pytest.raises(RowError, match=f"train.jsonl:1: .*{wrong}"):
+        read(PAIRS, tmp_path)
+
+
+def test_a_similarity_outside_of_its_range_is_named(tmp_path):
+    (tmp_path / "dev.tsv").write_text("sentence1\tsentence2\tscore\na\tb\t5.5\n", encoding="utf-8")
+    with pytest.raises(RowError, match="dev.tsv:2: score='5.5' .* 0 to max_score=5"):
+        read(PAIRS, tmp_path, "dev")
+
+
+def test_each_text_is_an_example_of_its_row_and_a_text_alone_is_there_twice():
+    split = make_split([[[5, 6], [7], [8, 9]], [[7]], [[5, 6], [10, 11, 12, 13, 14]]], [np.nan, np.nan, 0.5], [0, 3, 0])
+    table = make_table(split, 3, 15)
+    batch = assemble_rows(split, table, 15, VOCAB, TextGroups(3))
+    c, s = VOCAB.cls_id, VOCAB.sep_id
+    assert [[token for token in row if token != VOCAB.pad_id] for row in batch.input_ids.tolist()] == [
+        [c, 5, 6, s, c, 7, s, c, 8, 9, s],
+        [c, 7, s, c, 7, s],
+        [c, 5, 6, s, c, 10, 11, 12, s],  # cut at a third of the row
+    ]
+    ids = batch.labels["text_id"]
+    assert ids[0, 1] == ids[1, 0] == ids[1, 1] and ids[0, 0] == ids[2, 0] and len({*ids[0], ids[2, 1]}) == 4
+    assert batch.example_mask.tolist() == [[1, 1, 1], [1, 1, 0], [1, 1, 0]]
+    np.testing.assert_array_equal(batch.labels["similarity"][:, 0], np.array([np.nan, np.nan, 0.5], np.float32))
+    assert batch.labels["group_id"][:, 0].tolist() == [0, 3, 0]
+
+
+def test_a_loss_that_needs_more_texts_than_the_rows_have_is_refused(tmp_path):
+    train = dict(init_from=None, config=MODEL, tokenizer_path="vocabulary.json")
+    with raises_naming(ExperimentError, "TripletLoss", "3", "num_texts=2"):
+        build_finetuning("triplets", PAIRS, "rows", QUICK, 8, objective=Contrastive(TripletLoss()), **train)
+    with raises_naming(UserError, "projection_size=0"):
+        Contrastive(projection_size=0)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean", "last", "pooled"])
+def test_the_vector_of_a_text_does_not_depend_on_the_texts_beside_it(pooling):
+    objective = Contrastive(pooling=pooling)
+    texts = [[5, 6], [7], [8, 9, 10]]
+    together, alone = encode_rows(objective, [texts])[0], encode_rows(objective, [[text] for text in texts])[:, 0]
+    assert together.shape == (3, MODEL.hidden_size) and np.abs(together[0] - together[1]).max() > 0.02
+    np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-5)
+
+
+def encode_rows(objective, rows):
+    split = make_split(rows)
+    batch = assemble_rows(split, make_table(split, 3, 36), 36, VOCAB, TextGroups(3))
+    module, batch = objective.module(MODEL, VOCAB), jax.tree.map(jnp.asarray, batch)
+    params = random_parameters(objective, MODEL, VOCAB, batch)
+    return np.array(jax.jit(lambda: module.apply({"params": params}, batch, method=module.compute_logits))())
+
+
+def test_gradients_of_a_batch_in_chunks_are_those_of_the_whole_batch():
+    objective = Contrastive(InfoNCE(symmetric=True, learn_temperature=True), projection_size=8)
+    module, batch = objective.module(MODEL, VOCAB), make_text_batch(num_rows=8, num_texts=3)
+    params = init_params(0, module)
+    compute = jax.jit(compute_gradients, static_argnames=("module", "grad_accum_steps"))
+    (loss, _), whole = compute(params, batch, 0, 0, module=module)
+    (chunked_loss, _), chunked = compute(params, batch, 0, 0, module=module, grad_accum_steps=4)
+    assert float(chunked_loss) == pytest.approx(float(loss), rel=1e-6)
+    size = max(np.abs(leaf).max() for leaf in jax.tree.leaves(whole))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6 * size), chunked, whole)
+    assert set(params) == {"encoder", "projection", "log_scale"} and whole["log_scale"] != 0
+
+
+def test_the_ranks_of_positive_texts_are_those_of_plain_loops():
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(40, 3, 4))
+    vectors /= np.linalg.norm(vectors, axis=-1, keepdims=True)
+    has_text = rng.random((40, 3)) < 0.7
+    has_text[:, :2] = True
+    text_ids = np.arange(120).reshape(40, 3)
+    text_ids[3, 1], vectors[3, 1] = text_ids[2, 1], vectors[2, 1]  # the positive text of two anchors
+    candidates = {text_ids[place]: vectors[place] for place in np.ndindex(40, 3) if place[1] and has_text[place]}
+    ranks = []
+    for row in range(40):
+        own = vectors[row, 0] @ vectors[row, 1]
+        others = [v @ vectors[row, 0] for number, v in candidates.items() if number != text_ids[row, 1]]
+        ranks.append(1 + sum(other > own for other in others))
+    expected = {"accuracy": np.mean(np.array(ranks) == 1), "mrr": np.mean(1 / np.array(ranks))}
+    assert score_positive_ranks(vectors, has_text, text_ids) == pytest.approx(expected)
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory):
+    """A run on pairs that share their words, scored on two texts that are equal or not: its folder and result."""
+    home = tmp_path_factory.mktemp("home")
+    root, words = Path(task_examples.numbers(home / "rows")), task_examples.vocabulary(home)
+    lines = (root / "train.tsv").read_text(encoding="utf-8").splitlines()[1:]
+    rows = [{"anchor": (text := line.split("\t")[1]), "positive": " ".join(text.split()[::-1])} for line in lines]
+    write_lines(root / "train.jsonl", rows)
+    recipe = replace(QUICK, num_epochs=2, learning_rate=1e-3)
+    experiment = build_run("pairs", PAIRS, str(root), home, words, recipe, num_rows=64)
+    experiment = replace(experiment, grad_accum_steps=2)
+    return root, home / "runs" / "pairs", loop.train(experiment, home / "runs" / "pairs", lambda line: None)
+
+
+def test_a_run_learns_and_its_best_checkpoint_has_the_score_of_its_vectors(learned):
+    root, folder, result = learned
+    assert 0.5 < result["best"]["spearman"] <= 1 and "contrastive_loss" not in result["heldout"]
+    rows = [line.split("\t") for line in (root / "dev.tsv").read_text(encoding="utf-8").splitlines()[1:]]
+    cosines = load_predictor(folder, "best").compare_pairs([(row[1], row[2]) for row in rows])
+    expected = spearmanr([*cosines], [float(row[3]) for row in rows]).statistic
+    assert result["best"]["spearman"] == pytest.approx(expected, abs=2e-3)
+
+
+@pytest.mark.live
+def test_loss_and_gradients_are_equal_on_any_number_of_devices_and_chunks():
+    command = [sys.executable, "-m", "tests.tasks.contrastive_devices"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    differences = json.loads(printed)
+    assert len(differences) == 8 and np.max([*differences.values()]) < 1e-5
