@@ -13,9 +13,10 @@ import pytest
 from scipy.stats import spearmanr
 
 from encoders.data.row_files import RowError, RowReader
-from encoders.data.stream import assemble_rows
+from encoders.data.stream import BatchStream, Phase, assemble_rows
 from encoders.finetuning.grids import build_finetuning
 from encoders.inference.predictor import load_predictor
+from encoders.inference.sentence_embedding import SentenceEmbedding
 from encoders.objectives.embedding_losses import InfoNCE, TripletLoss
 from encoders.run import loop
 from encoders.tasks.contrastive import Contrastive
@@ -90,6 +91,28 @@ def test_each_text_is_an_example_of_its_row_and_a_text_alone_is_there_twice():
     assert batch.example_mask.tolist() == [[1, 1, 1], [1, 1, 0], [1, 1, 0]]
     np.testing.assert_array_equal(batch.labels["similarity"][:, 0], np.array([np.nan, np.nan, 0.5], np.float32))
     assert batch.labels["group_id"][:, 0].tolist() == [0, 3, 0]
+
+
+def test_batches_hold_texts_of_any_length_and_no_text_twice(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = [[rng.integers(5, 400, size).tolist(), rng.integers(5, 400, size).tolist()] for size in [2, 12] * 16]
+    rows += [[rows[0][0], [7, 8]], [rows[1][0], [8, 9]]]  # an anchor that occurs again
+    rows *= 2
+    phase = Phase(until_step=17, seq_length=36, batch_size=4, format=TextGroups(), num_length_buckets=4)
+    batches = [*BatchStream(make_split(rows), VOCAB, (phase,), 0, 1, tmp_path).iter_batches(0, 17)]
+    texts = [batch.labels["text_id"][batch.example_mask > 0].tolist() for batch in batches]
+    assert all(len(set(ids)) == len(ids) for ids in texts) and sum(map(len, texts)) == 2 * len(rows)
+    have_several_lengths = [np.ptp((batch.example_ids > 0).sum(1)) > 0 for batch in batches]
+    assert np.mean(have_several_lengths) > 0.8
+    assert {batch.input_ids.shape[1] for batch in batches} <= {9, 18, 27, 36}
+
+
+def test_prompts_of_the_rows_are_those_of_the_trained_run():
+    task = EmbeddingTask(text_columns=("q", "p", "n"), prompts=("query: ", "passage: ", ""), num_texts=3)
+    objective, row_format = task.build_objective_and_format(MODEL.conventions, 0.1, False)
+    settings = SentenceEmbedding.choose_settings({}, objective)
+    assert settings.get_prompt("query") == "query: " and settings.find_prompt_name("document") == "passage"
+    assert settings.normalize and settings.pooling == "mean" and row_format.num_texts == 3
 
 
 def test_a_loss_that_needs_more_texts_than_the_rows_have_is_refused(tmp_path):
