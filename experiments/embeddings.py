@@ -4,7 +4,7 @@
     python launch.py train embeddings --with init_from=runs/minilm scored=STS-B
     python launch.py train embeddings --with init_from=runs/bert-base pairs=PAIRS hard=MINED scored=STS-B
 
-Cost and score: experiments/README.md, "Sentence embeddings".
+Cost and score: not measured here to the end; what is known is in experiments/README.md, "Sentence embeddings".
 
 `pairs` and `hard` are folders of train.jsonl and dev.jsonl. A row of `pairs` has the texts anchor and positive, and one
 of `hard` also negative, a text or a list of texts, as `launch.py mine` writes them. `scored` is a folder of train.tsv
