@@ -6,18 +6,15 @@ python -m tests.tasks.contrastive_devices
 import json
 
 import jax
+import numpy as np
 
-jax.config.update("jax_num_cpu_devices", 8)
-
-import numpy as np  # noqa: E402
-
-from encoders.objectives.embedding_losses import InfoNCE  # noqa: E402
-from encoders.tasks.contrastive import Contrastive  # noqa: E402
-from encoders.training.sharding import Mesh, shard_batch  # noqa: E402
-from encoders.training.step import compute_gradients, init_params  # noqa: E402
-from tests.finetuning.tiny import MODEL  # noqa: E402
-from tests.networks import make_vocab  # noqa: E402
-from tests.tasks.text_rows import make_text_batch  # noqa: E402
+from encoders.objectives.embedding_losses import InfoNCE
+from encoders.tasks.contrastive import Contrastive
+from encoders.training.sharding import Mesh, shard_batch
+from encoders.training.step import compute_gradients, init_params
+from tests.finetuning.tiny import MODEL
+from tests.networks import make_vocab
+from tests.tasks.text_rows import make_text_batch
 
 NUM_DEVICES, NUM_CHUNKS = (1, 2, 4, 8), (1, 4)
 
@@ -30,6 +27,7 @@ def compute_flat_gradients(batch, module, params, grad_accum_steps):
 
 
 def main() -> None:
+    jax.config.update("jax_num_cpu_devices", max(NUM_DEVICES))
     module = Contrastive(InfoNCE(symmetric=True)).module(MODEL, make_vocab(MODEL.vocab_size))
     params, batch = init_params(0, module), make_text_batch(num_rows=32, num_texts=3)
     expected_loss, expected = compute_flat_gradients(batch, module, params, 1)
