@@ -9,14 +9,13 @@ from typing import Literal, Self, get_args
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from encoders.data.batch import Batch
 from encoders.inference.packed_texts import AnyTextBatch
 from encoders.inference.text_batch import TextOrPair
 from encoders.model.encoder import Encoder, find_encoder_name, merge_word_tables
-from encoders.model.heads import gather_last_tokens, pool_examples, summarize_examples
-from encoders.model.layers import make_membership_mask
+from encoders.model.heads import embed_examples
 from encoders.model.ops import ACTIVATIONS
 from encoders.run.folder import RunError
 from encoders.utils.field_checks import check_fields
@@ -128,7 +127,8 @@ def compute_vectors(
     """Return one vector of each text, of packed texts by row and slot; `dense` are activations of dense layers."""
     rows = batch.to_batch()
     hidden = compute_layer_states(config, params, rows, layer)
-    vectors = apply_dense_layers(params, dense, pool_hidden_states(config, params, hidden, rows, pooling))
+    pooler = lambda states: config.pooler(config).apply({"params": params["pooler"]}, states)
+    vectors = apply_dense_layers(params, dense, embed_examples(config, pooler, hidden, rows, pooling))
     return vectors.reshape(*batch.lengths.shape, -1)
 
 
@@ -140,24 +140,6 @@ def compute_layer_states(config, params: Mapping, rows: Batch, layer: int) -> Fl
     encoder_params = {"params": params[find_encoder_name(params)]}
     hidden = Encoder(config).apply(encoder_params, rows, output_hidden_states=not is_last)
     return hidden if is_last else hidden[layer]
-
-
-def pool_hidden_states(
-    config, params: Mapping, hidden: Float[Array, "b l d"], rows: Batch, pooling: Pooling
-) -> Float[Array, "b s d"]:
-    """Return one vector of each text of a row."""
-    match pooling:
-        case "mean":
-            belongs = make_membership_mask(rows)
-            sums = jnp.einsum("bsl,bld->bsd", belongs.astype(jnp.float32), hidden.astype(jnp.float32))
-            return sums / jnp.maximum(belongs.sum(-1), 1)[..., None]
-        case "last":
-            return gather_last_tokens(hidden, rows)
-        case "pooled":
-            pooler = lambda states: config.pooler(config).apply({"params": params["pooler"]}, states)
-            return pool_examples(config, pooler, hidden, rows)
-        case _:
-            return summarize_examples(config, hidden, rows, pooling)
 
 
 def apply_dense_layers(
@@ -173,12 +155,6 @@ def apply_dense_layers(
 def add_prompt(prompt: str, text: TextOrPair) -> TextOrPair:
     """Return a text, or a pair of texts, with a prompt in front."""
     return prompt + text if isinstance(text, str) else (prompt + text[0], text[1])
-
-
-def average_tokens(hidden: Float[Array, "... b l d"], is_token: Bool[Array, "b l"]) -> Float[Array, "... b d"]:
-    """Return the mean over the tokens of each row; a row of padding gives 0."""
-    is_token = is_token[..., None]
-    return (hidden * is_token).sum(-2) / jnp.maximum(is_token.sum(-2), 1)
 
 
 def normalize_vector(vector: np.ndarray) -> np.ndarray:

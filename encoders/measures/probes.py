@@ -18,12 +18,12 @@ import numpy as np
 from encoders.data.labelled import Example
 from encoders.data.row_files import RowReader
 from encoders.inference.predictor import Predictor
-from encoders.inference.sentence_embedding import average_tokens
 from encoders.inference.text_batch import TextBatch, chunk_items, cut_texts, measure_row
 from encoders.measures.base import Measure, Measurement, check_path
 from encoders.measures.treebanks import UPOS_TAGS, find_treebank_files, read_treebank
 from encoders.model.config import EncoderConfig
 from encoders.model.encoder import Encoder, find_encoder_name, merge_word_tables
+from encoders.model.heads import average_examples
 from encoders.tasks.text_tasks import TextTask
 from encoders.tasks.token_classification import TokenTask, find_first_tokens
 from encoders.utils.errors import UserError
@@ -204,7 +204,7 @@ def compute_hidden_states(
     encoder_params = {"params": params[find_encoder_name(params)]}
     hidden = Encoder(config).apply(encoder_params, rows, output_hidden_states=True)
     if pooling == "mean":
-        return average_tokens(hidden, rows.example_ids > 0)[:, :, None]
+        return jax.vmap(lambda states: average_examples(states, rows))(hidden)
     return hidden[:, :, :1] if pooling == "cls" else hidden
 
 

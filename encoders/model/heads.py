@@ -28,9 +28,14 @@ def summarize_examples(
         return gather_last_tokens(hidden, batch)
     if (pooling or config.pooling) == "cls":
         return gather_hidden_states(hidden, batch.cls_positions)
+    return average_examples(hidden, batch).astype(hidden.dtype)
+
+
+def average_examples(hidden: Float[Array, "b l d"], batch: EncoderInputs) -> Float[Array, "b s d"]:
+    """Return the mean in float32 of the hidden states of each example's tokens; without an example it is 0."""
     belongs = make_membership_mask(batch)
     sums = jnp.einsum("bsl,bld->bsd", belongs.astype(hidden.dtype), hidden, preferred_element_type=jnp.float32)
-    return (sums / jnp.maximum(belongs.sum(-1), 1)[..., None]).astype(hidden.dtype)
+    return sums / jnp.maximum(belongs.sum(-1), 1)[..., None]
 
 
 def gather_last_tokens(hidden: Float[Array, "b l d"], batch: EncoderInputs) -> Float[Array, "b s d"]:
@@ -44,6 +49,21 @@ def pool_examples(config, pooler, hidden: Float[Array, "b l d"], batch: EncoderI
     if config.pooling == "late":
         return summarize_examples(config, pooler(hidden), batch, "mean")
     return pooler(summarize_examples(config, hidden, batch))
+
+
+def embed_examples(
+    config, pooler, hidden: Float[Array, "b l d"], batch: EncoderInputs, pooling: str
+) -> Float[Array, "b s d"]:
+    """Return the vector of each example: its mean, its last token, the output of `pooler` ("pooled"), or [CLS]."""
+    match pooling:
+        case "mean":
+            return average_examples(hidden, batch)
+        case "last":
+            return gather_last_tokens(hidden, batch)
+        case "pooled":
+            return pool_examples(config, pooler, hidden, batch)
+        case _:
+            return summarize_examples(config, hidden, batch, pooling)
 
 
 class MaskedTokenHead(nn.Module):

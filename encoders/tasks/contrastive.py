@@ -15,7 +15,7 @@ from encoders.data.batch import Batch
 from encoders.data.formats import Format
 from encoders.data.store import Split
 from encoders.model.encoder import Encoder
-from encoders.model.heads import gather_last_tokens, pool_examples, summarize_examples
+from encoders.model.heads import embed_examples
 from encoders.model.ops import make_dense
 from encoders.objectives.base import Metrics, Scores, SupervisedObjective, TaskModule
 from encoders.objectives.embedding_losses import EmbeddingLoss, InfoNCE, TextRelations
@@ -42,13 +42,8 @@ class ContrastiveModule(TaskModule):
     def compute_logits(self, batch: Batch, train: bool = False) -> Float[Array, "b s d"]:
         """Return the vector of each text; in training behind the projection."""
         hidden, config = self.encoder(batch, train=train), self.config
-        match self.objective.pooling:
-            case "pooled":
-                vectors = pool_examples(config, self.pooler, hidden, batch)
-            case "last":
-                vectors = gather_last_tokens(hidden, batch)
-            case pooling:
-                vectors = summarize_examples(config, hidden, batch, pooling)
+        pooler = self.pooler if self.objective.pooling == "pooled" else None
+        vectors = embed_examples(config, pooler, hidden, batch, self.objective.pooling)
         if self.objective.projection_size and (train or self.is_initializing()):
             vectors = jnp.tanh(self.projection(vectors))
         return vectors.astype(jnp.float32)

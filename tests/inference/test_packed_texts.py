@@ -6,8 +6,8 @@ import pytest
 
 from encoders.inference.packed_texts import MIN_BATCHES, build_packed_texts, iter_packed_batches
 from encoders.inference.predictor import Predictor
-from encoders.inference.sentence_embedding import pool_hidden_states
 from encoders.inference.text_batch import TextBatch
+from encoders.model.heads import embed_examples
 from tests.inference.small_runs import BERT, LENGTHS, TEXTS
 from tests.networks import make_vocab
 
@@ -43,7 +43,7 @@ def test_each_text_of_a_row_is_pooled_by_itself(pooling):
     batch = build_packed_texts([[[[11, 12]], [[13]]]], (1, 9, 2), VOCAB, 1).to_batch()
     places = {"mean": (slice(0, 4), slice(4, 7)), "cls": (slice(0, 1), slice(4, 5)), "last": (slice(3, 4), slice(6, 7))}
     expected = [hidden[0, place].mean(0) for place in places[pooling]]
-    np.testing.assert_allclose(pool_hidden_states(BERT, {}, hidden, batch, pooling)[0], expected, rtol=1e-5)
+    np.testing.assert_allclose(embed_examples(BERT, None, hidden, batch, pooling)[0], expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("num_texts, num_packed", [(4 * MIN_BATCHES - 1, 0), (4 * MIN_BATCHES, 4 * MIN_BATCHES)])

@@ -9,17 +9,12 @@ from sklearn.metrics import ndcg_score
 
 import encoders
 from encoders.cli.measure_runs import choose_measures
-from encoders.experiment import RunSpec
 from encoders.inference.sentence_embedding import normalize_vector
 from encoders.measures import base
 from encoders.measures.base import load_or_measure
 from encoders.measures.retrieval import Retrieval, score_ranking
-from encoders.tasks.encoder_only import EncoderOnly
-from encoders.text.tokenization import load_tokenizer
 from encoders.utils.errors import UserError
-from tests import task_examples, texts
-from tests.inference.small_runs import BERT
-from tests.networks import write_random_run
+from tests import texts
 from tests.refusals import raises_naming
 
 NUM_DOCUMENTS = 23
@@ -34,15 +29,6 @@ JUDGEMENTS = {
     "q2": {"d3": 0},  # without a relevant document
     "d4": {"d4": 1, "d9": 1},
 }
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """The folder of a run of random parameters."""
-    home = tmp_path_factory.mktemp("home")
-    spec = RunSpec(name="features", model=BERT, objective=EncoderOnly())
-    write_random_run(home / "run", spec, load_tokenizer(task_examples.vocabulary(home)))
-    return home / "run"
 
 
 @pytest.fixture(scope="module")

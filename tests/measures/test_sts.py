@@ -9,7 +9,6 @@ from encoders.experiment import RunSpec
 from encoders.measures.base import load_or_measure
 from encoders.measures.sts import SentenceSimilarity
 from encoders.tasks.classification import Classification
-from encoders.tasks.encoder_only import EncoderOnly
 from encoders.text.tokenization import load_tokenizer
 from encoders.utils.errors import UserError
 from tests import task_examples, texts
@@ -21,15 +20,6 @@ SENTENCES = [sentence for document in texts.made_up(4, seed=5) for sentence in d
 SCORES = [3.5, 0.0, 5.0, 2.25, 1.0, 4.0, 2.25, 0.5]
 PAIRS = [*zip(SCORES, SENTENCES, SENTENCES[1:], strict=False)]
 SICK_HEADER = "pair_ID\tsentence_A\tsentence_B\trelatedness_score\tentailment_judgment"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """The folder of a run of random parameters."""
-    home = tmp_path_factory.mktemp("home")
-    spec = RunSpec(name="features", model=BERT, objective=EncoderOnly())
-    write_random_run(home / "run", spec, load_tokenizer(task_examples.vocabulary(home)))
-    return home / "run"
 
 
 @pytest.fixture(scope="module")
