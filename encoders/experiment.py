@@ -131,10 +131,14 @@ def find_phase_problems(experiment: Experiment, phase: Phase) -> Iterator[str]:
         experiment.objective.replace_mask_rate(phase.mask_rate)
     except ValueError as error:
         yield str(error)
-    weights, num_corpora = find_corpus_weights(row_format), len(getattr(experiment.data, "corpus", ()))
-    if weights is not None and len(weights) != num_corpora:
-        yield f"phases.format.corpus_weights={weights} must have one for each of the {num_corpora} items of data.corpus"
-    if problem := experiment.objective.find_format_problem(row_format):
+    if isinstance(experiment.data, LabelledData):
+        weighted, num_weighted = "data.task.sources", len(getattr(experiment.data.task, "sources", ()))
+    else:
+        weighted, num_weighted = "data.corpus", len(experiment.data.corpus)
+    weights = find_corpus_weights(row_format)
+    if weights is not None and len(weights) != num_weighted:
+        yield f"phases.format.corpus_weights={weights} must have one for each of the {num_weighted} items of {weighted}"
+    if problem := experiment.objective.find_format_problem(row_format, experiment.model):
         yield problem
 
 

@@ -7,11 +7,14 @@
 Cost and score: not measured here. Published for BERT-base on the STS-B development set (tables 1, D.1 and 6):
 unsupervised 82.5, supervised 86.2.
 
-`sentences` is a file of one sentence a line; a sentence is its own positive text under another dropout. `nli` is a
-.csv file of the columns sent0, sent1 and hard_neg: a premise, a hypothesis that it entails and one that contradicts
-it. `sts` is a file of the columns sentence1, sentence2 and score, which selects the best checkpoint. The recipe is that
-of the paper's appendix A for BERT-base: batches of 64 at 3e-5 for an epoch, or of 512 at 5e-5 for three. Texts are cut
-at 32 tokens. `temperatures`, `poolings`, `dropouts`, `batches`, `rates` and `seeds` span a grid.
+`sentences` is a file of one sentence a line; a sentence is its own positive text under another dropout. `nli` holds
+premises, each with a hypothesis that it entails and one that contradicts it. It is SimCSE's own .csv file of the
+columns sent0, sent1 and hard_neg, or a file of the columns sentence1, sentence2 and gold_label, as those of SNLI and
+MNLI. A folder is read as those of snli_1.0_train.jsonl, multinli_1.0_train.jsonl and train.tsv (MNLI of GLUE) that it
+holds. `sts` is a file of the columns sentence1, sentence2 and score, which selects the best checkpoint.
+
+The recipe is that of the paper's appendix A for BERT-base: batches of 64 at 3e-5 for an epoch, or of 512 at 5e-5 for
+three. Texts are cut at 32 tokens. `temperatures`, `poolings`, `dropouts`, `batches`, `rates` and `seeds` span a grid.
 """
 
 import itertools
@@ -27,6 +30,16 @@ from encoders.utils.serialization import ExperimentError
 
 EVAL_EVERY_ROWS = 64 * 250  # of training, as in the released code
 NLI_COLUMNS = ("sent0", "sent1", "hard_neg")
+NLI_FILES = ("snli_1.0_train.jsonl", "multinli_1.0_train.jsonl", "train.tsv")  # of a folder
+LABELLED_NLI = dict(text_columns=("sentence1", "sentence2"), nli_label_column="gold_label", num_texts=3)
+
+
+def find_nli_files(folder: Path) -> list[str]:
+    """Return which of `NLI_FILES` a folder holds. Raises `ExperimentError` for a folder without them."""
+    names = [name for name in NLI_FILES if (folder / name).is_file()]
+    if not names:
+        raise ExperimentError(f"nli={folder} holds none of {', '.join(NLI_FILES)}")
+    return names
 
 
 def experiments(
@@ -46,15 +59,18 @@ def experiments(
     if (sentences is None) == (nli is None):
         raise ExperimentError(f"sentences={sentences} and nli={nli}: give one of them, texts alone or NLI")
     path = Path(sentences or nli).expanduser().resolve()
-    files = (("train", path.name), ("dev", str(Path(sts).expanduser().resolve())))
+    root, rows = (path, find_nli_files(path)) if nli and path.is_dir() else (path.parent, [path.name])
+    files = (("train", rows[0]), ("dev", str(Path(sts).expanduser().resolve())))
     scored = dict(scored_splits=("dev",), files=files)
     if sentences:
         task = EmbeddingTask(text_columns=("text",), column_names=("text",), **scored)
         batches, rates, epochs = batches or (64,), rates or (3e-5,), epochs or 1
     else:
-        task = EmbeddingTask(text_columns=NLI_COLUMNS, num_texts=3, **scored)
+        layout = dict(text_columns=NLI_COLUMNS, num_texts=3) if ".csv" in path.suffixes else LABELLED_NLI
+        sources = tuple((name, 1.0) for name in rows) if len(rows) > 1 else ()
+        task = EmbeddingTask(sources=sources, **layout, **scored)
         batches, rates, epochs = batches or (512,), rates or (5e-5,), epochs or 3
-    num_rows, model = count_train_rows(task, str(path.parent)), load_run_spec(init_from).model
+    num_rows, model = count_train_rows(task, str(root)), load_run_spec(init_from).model
     names = {"temperature": temperatures, "pool": poolings, "dropout": dropouts, "batch": batches, "rate": rates}
     chosen = []
     for values in itertools.product(*names.values(), range(seeds)):
@@ -80,5 +96,5 @@ def experiments(
         )
         name = "-".join([Path(init_from).name, "simcse", *labels, f"seed{seed}"])
         source = dict(init_from=init_from, objective=objective, seed=seed)
-        chosen.append(build_finetuning(name, task, str(path.parent), recipe, num_rows, **source))
+        chosen.append(build_finetuning(name, task, str(root), recipe, num_rows, **source))
     return chosen

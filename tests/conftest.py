@@ -45,7 +45,7 @@ def not_too_many_programs():
 
 # One worker gets a whole file, whose tests share runs and compiled programs. These are long and share little.
 APART = ("test_golden.py", "test_convert.py", "test_masking.py", "test_loop.py", "test_structure.py")
-FIRST = ("test_launch.py", "test_finetune.py", "test_warm_start.py")  # else one worker is left alone with them
+FIRST = ("test_readme_commands.py", "test_finetune.py", "test_warm_start.py")  # else one worker is left alone with them
 
 
 def pytest_collection_modifyitems(items):

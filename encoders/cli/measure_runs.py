@@ -6,9 +6,11 @@ import json
 from collections.abc import Callable, Sequence
 
 from encoders.measures.base import Measure, load_or_measure, merge_scores
+from encoders.measures.clustering import Clustering
 from encoders.measures.fixed_corruption import FixedCorruption
 from encoders.measures.masked_tokens import MaskedTokens
 from encoders.measures.minimal_pairs import MinimalPairs
+from encoders.measures.pair_classification import PairClassification
 from encoders.measures.probes import LinearProbe
 from encoders.measures.retrieval import Retrieval
 from encoders.measures.sts import SentenceSimilarity
@@ -23,6 +25,8 @@ MEASURES: dict[str, type[Measure]] = {
     "probes": LinearProbe,
     "sts": SentenceSimilarity,
     "retrieval": Retrieval,
+    "clustering": Clustering,
+    "pairs": PairClassification,
 }
 WITHOUT_DATA = [name for name, cls in MEASURES.items() if "path" not in cls.__dataclass_fields__]
 

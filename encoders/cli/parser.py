@@ -148,12 +148,17 @@ VERBS = {
         list_option("--set A.B=C", f"evaluate as if the experiment had {SET_EXAMPLE}", "settings"),
     ),
     "measure": (
-        "measure what encoders have learned: grammar, parts of speech, similarity, retrieval, calibration",
+        "measure what encoders have learned: grammar, parts of speech, similarity, retrieval, clusters, calibration",
         make_option("runs RUN", "the folders of runs, also gs://", nargs="+"),
         make_option(
-            "--what LIST", "heldout,corruption,blimp,probes,sts,retrieval (those that need no data or have it)"
+            "--what LIST",
+            "heldout,corruption,blimp,probes,sts,retrieval,clustering,pairs (those that need no data or have it)",
         ),
-        list_option("--with NAME=PATH", "data: blimp=FILE probes=DIR sts=DIR retrieval=DIR", "with_settings"),
+        list_option(
+            "--with NAME=PATH",
+            "data: blimp=FILE probes=DIR sts=DIR retrieval=DIR clustering=FILE pairs=FILE",
+            "with_settings",
+        ),
         list_option("--set NAME.FIELD=C", "a setting of a measure, such as blimp.masking=word", "settings"),
         step_option("latest"),
     ),
@@ -178,7 +183,7 @@ VERBS = {
         make_option(
             "--pool",
             "the vector of a text (as imported or trained, or mean)",
-            choices=("cls", "mean", "last", "pooled"),
+            choices=("cls", "mean", "last", "pooled", "attention"),
             dest="pooling",
         ),
         make_option("--prompt NAME", "a prompt of the run, put in front of each text of embed (the run's default)"),

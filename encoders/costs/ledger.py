@@ -33,7 +33,7 @@ FlopsByPart = dict[str, np.ndarray]
 
 def eval_param_shapes(config: EncoderConfig, objective) -> dict:
     """Return the shapes of all parameters, without allocating them."""
-    return jax.eval_shape(lambda: step.init_params(0, objective.module(config, make_blank_vocab(config.vocab_size))))
+    return step.eval_module_shapes(objective.module(config, make_blank_vocab(config.vocab_size)))
 
 
 def count_params(tree) -> int:

@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 
 import jax
 import numpy as np
@@ -157,8 +157,8 @@ def compile_train_step(experiment: Experiment, vocab: VocabInfo, mesh, phase: Ph
     """
     phase = phase or experiment.phases[0]
     module = experiment.objective.replace_mask_rate(phase.mask_rate).module(experiment.model, vocab)
-    init = partial(step.init_train_state, module=module, optimizer=experiment.optimizer)
-    state, rows_sharding = jax.eval_shape(init, experiment.seed), sharding.make_batch_sharding(mesh)
+    state = step.eval_state_shapes(module=module, optimizer=experiment.optimizer)
+    rows_sharding = sharding.make_batch_sharding(mesh)
     shard = lambda x, leaf_sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=leaf_sharding)
     state = jax.tree.map(shard, state, sharding.infer_shardings(state, mesh))
     blank = step.make_blank_batch(phase.seq_length, experiment.objective.required_fields)

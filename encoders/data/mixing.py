@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import floor, inf
+from operator import attrgetter
 
 import numpy as np
 
@@ -19,7 +20,8 @@ REPEAT_STRIDE = 1 << 32  # between the pass indices under which a document is cu
 
 @dataclass(frozen=True)
 class MixedFormat(FormatWrapper):
-    """`format` over documents that a pass reads `corpus_weights` times, one weight for each item of `data.corpus`.
+    """`format` over documents that a pass reads `corpus_weights` times, one weight for each item of `data.corpus`, or
+    for each of the `sources` of a task.
 
     With weight 2 documents come twice, cut anew by random formats. With 0.5 one half comes in one pass and the other in
     the next; with 0 none comes. Held-out documents are read once, whatever their weight.
@@ -27,6 +29,9 @@ class MixedFormat(FormatWrapper):
 
     format: Format
     corpus_weights: tuple[float, ...]
+
+    num_texts = property(attrgetter("format.num_texts"))  # of formats of several texts a row
+    vector_size = property(attrgetter("format.vector_size"))
 
     def __post_init__(self):
         if isinstance(self.format, PackedFormat | MixedFormat):
@@ -48,13 +53,13 @@ class MixedFormat(FormatWrapper):
         weights, num_corpora = self.corpus_weights, len(split.corpus_ranges)
         if num_corpora != len(weights):
             raise UserError(f"corpus_weights={weights} has {len(weights)} weights for {num_corpora} corpora")
-        tables = [build_empty_table(0)]
+        tables = []
         for corpus, weight in zip(split.corpus_ranges, weights, strict=True):
             shared = range(max(corpus.start, documents.start), min(corpus.stop, documents.stop))
             for repeat, subset in iter_weighted_documents(shared, weight, pass_index):
                 key = pass_index + REPEAT_STRIDE * repeat
                 tables.append(self.format.build_example_table(split, subset, seq_length, seed, key))
-        return np.concatenate(tables)
+        return np.concatenate(tables) if tables else build_empty_table(0)
 
 
 def iter_weighted_documents(documents: range, weight: float, pass_index: int) -> Iterator[tuple[int, range]]:

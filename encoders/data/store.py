@@ -64,7 +64,7 @@ class Split:
     label_columns: Mapping[str, np.ndarray] = field(default_factory=dict)
     folder: Path | None = None
     in_memory_metadata: tuple[dict, ...] | None = None  # instead of notes.jsonl
-    corpus_ranges: tuple[range, ...] = ()  # the documents of each item of the corpus
+    corpus_ranges: tuple[range, ...] = ()  # the documents of each item of the corpus, or of each file of labelled rows
 
     @cached_property
     def row_metadata(self) -> list[dict]:
@@ -145,6 +145,9 @@ class Store:
             start = ranges[-1].stop if ranges else 0
             ranges += [range(start, start)] * (unit["item_index"] + 1 - len(ranges))
             ranges[-1] = range(ranges[-1].start, start + unit["splits"][name]["documents"])
+        for count in self.metadata.get("source_documents", {}).get(name, ()):
+            start = ranges[-1].stop if ranges else 0
+            ranges.append(range(start, start + count))
         return Split(
             name,
             np.memmap(folder / "tokens.bin", np.dtype(self.metadata["dtype"]), mode="r"),

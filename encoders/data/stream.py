@@ -182,7 +182,8 @@ class ExampleTables:
         if not (path.exists() and digest_path.exists() and digest_path.read_bytes() == hash_file(path).encode()):
             build_table, shards = example_format.build_example_table, self.split.split_shards()
             tables = [build_table(self.split, shard, seq_length, seed, pass_index) for shard in shards]
-            save_array(path, np.concatenate(tables))
+            # An empty table does not say how many examples a row of the others has.
+            save_array(path, np.concatenate([table for table in tables if len(table)] or tables[:1]))
             write_file_atomically(digest_path, hash_file(path).encode())
         table = np.asarray(np.load(path, mmap_mode="r"))
         if not len(table):

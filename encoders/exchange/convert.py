@@ -131,7 +131,7 @@ class ImportSources:
 
     def build_param_shapes(self, vocab) -> dict:
         """Return shapes of all parameters, with a pooler that the checkpoint has and the objective lacks."""
-        shapes = dict(jax.eval_shape(partial(step.init_params, 0, self.objective.module(self.config, vocab))))
+        shapes = step.eval_module_shapes(self.objective.module(self.config, vocab))
         if "pooler" in self.checkpoint_by_module[""].heads and "pooler" not in shapes:
             width = self.config.hidden_size
             kernel, bias = (jax.ShapeDtypeStruct(shape, np.float32) for shape in ((width, width), (width,)))
@@ -286,9 +286,13 @@ def choose_model_class(
 ) -> tuple[Architecture, tuple[tuple[str, ...], str]]:
     """Return the architecture of a network, and the heads and the name of the class that holds most of its heads.
 
-    Of an objective that trains vectors, parameters that only training reads need no place there.
+    Of an objective that trains vectors, parameters that only training reads need no place there. Raises
+    `CheckpointError` where no class holds the network, or no module of sentence-transformers its pooling.
     """
     if hasattr(spec.objective, "embedding_settings"):
+        if "attention_pooler" in params:
+            accepted = "accepted are cls, mean, last and pooled"
+            raise CheckpointError(f"pooling='attention' has no module of sentence-transformers; {accepted}")
         params = {name: tree for name, tree in params.items() if name in ENCODER_PARAMS}
     architecture, heads = find_architecture(spec, pad_id, config, params), frozenset(params) - {"encoder"}
     writable = [row for row in architecture.model_classes if heads.issuperset(row[0])]

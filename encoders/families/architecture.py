@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from reprlib import repr as shorten
 from typing import Any, Literal
 
@@ -162,12 +163,17 @@ class Architecture:
         """Return the top-level modules of our tree that may hold their tensor, such as "encoder" or "pooler"."""
         module, _, leaf = tensor_name.rpartition(".")
         module = re.sub(r"\.\d+\.", ".1.", module, count=1) if leaf in LEAF_NAMES.values() else ""
+        return self.top_modules.get(module, [])
+
+    @cached_property
+    def top_modules(self) -> dict[str, list[str]]:
+        """The top-level modules of our tree, by the name that their module has where it is of layer 1."""
         examples = ((1, 3), (0, 3), (1, 2))  # layers whose names may have the number 1, or be those of the last
-        names = {}
+        found: dict[str, dict] = {}
         for our_module, hf_module in self.module_names:
-            if module in (self.name_hf_module(hf_module, *example) for example in examples):
-                names[our_module.partition("/")[0]] = None
-        return list(names)
+            for example in examples:
+                found.setdefault(self.name_hf_module(hf_module, *example), {})[our_module.partition("/")[0]] = None
+        return {name: list(modules) for name, modules in found.items()}
 
     def infer_heads(self, tensor_names: Iterable[str], class_names: Iterable[str]) -> frozenset[str]:
         """Return the heads whose tensors these are.

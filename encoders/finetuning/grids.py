@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from encoders.data.labelled import LabelledData, TaskSpec
+from encoders.data.labelled import LabelledData, TaskSpec, list_row_files
 from encoders.data.row_files import RowReader
 from encoders.data.stream import Phase
 from encoders.experiment import Experiment, RunSpec
@@ -54,17 +55,21 @@ def load_run_spec(run: str | Path) -> RunSpec:
 def count_train_rows(task: TaskSpec, root: str, default: int | None = None) -> int:
     """Return the number of usable training rows in the folder `root`; bad ones stop or are skipped when training.
 
-    `default` is returned for a TFDS data set, and for a folder without the file. Raises `ExperimentError` where no row
-    is usable.
+    A task with `sources` has those of a pass, in which a row counts as often as the weight of its file. `default` is
+    returned for a TFDS data set, and for a folder that lacks a file. Raises `ExperimentError` where no row is usable.
     """
-    has_file = not root.startswith("tfds:") and (parse_path(root).expanduser() / dict(task.files)["train"]).is_file()
-    if default is not None and not has_file:
+    paths = [parse_path(root).expanduser() / name for name in list_row_files(task)["train"]]
+    has_files = not root.startswith("tfds:") and all(path.is_file() for path in paths)
+    if default is not None and not has_files:
         return default
     reader = RowReader("skip")
-    num_rows = sum(1 for _ in task.read_examples(root, "train", reader))
+    counts = Counter(example.source_index for example in task.read_examples(root, "train", reader))
+    weights = [weight for _, weight in getattr(task, "sources", ())] or [1]
+    num_rows = sum(counts[index] * weight for index, weight in enumerate(weights))
     if not num_rows:
-        raise ExperimentError(f"{root} lacks a usable row in the split train; the first one: {reader.skipped_rows[0]}")
-    return num_rows
+        reason = f"the first one: {reader.skipped_rows[0]}" if reader.skipped_rows else "its rows make no example"
+        raise ExperimentError(f"{root} lacks a usable row in the split train; {reason}")
+    return max(round(num_rows), 1)
 
 
 def build_finetuning(

@@ -73,7 +73,7 @@ def evaluate_with_overrides(
     Raises `RunError` for settings that need parameters that the run lacks, other than the heads of a sentence task.
     """
     other = Run(apply_settings(run.experiment, settings), run.folder, run.vocab, run.open_store)
-    wanted = jax.eval_shape(other.init_fn, 0).params
+    wanted = other.state_shapes.params
     shapes, wanted_shapes = (jax.tree.map(np.shape, tree) for tree in (params, wanted))
     missing = [name for name in wanted if shapes.get(name) != wanted_shapes[name]]
     if not missing:

@@ -22,6 +22,7 @@ from encoders.inference.missing_head import missing_head
 from encoders.inference.packed_texts import AnyTextBatch
 from encoders.inference.question_windows import build_question_windows
 from encoders.inference.sentence_embedding import (
+    POOLER_PARAMS,
     Pooling,
     SentenceEmbedding,
     add_prompt,
@@ -223,8 +224,8 @@ class Predictor:
         self, texts: Texts, settings: SentenceEmbedding, encode: EncodeFn, layer: int = -1
     ) -> Iterator[np.ndarray]:
         """Yield the vector of each text, whose tokens `encode` returns, under settings that need not be the run's."""
-        if settings.pooling == "pooled":
-            self.require_params("pooler", "pooler")
+        if settings.pooling in POOLER_PARAMS:
+            self.require_params(POOLER_PARAMS[settings.pooling], "pooler")
         self.check_layer(layer)
         settings.get_vector_size(self.config, self.params)  # raises for a size that is too large
         dense = settings.dense if layer in (-1, self.config.num_layers) else ()  # they read the last layer

@@ -15,16 +15,17 @@ from encoders.data.batch import Batch
 from encoders.inference.packed_texts import AnyTextBatch
 from encoders.inference.text_batch import TextOrPair
 from encoders.model.encoder import Encoder, find_encoder_name, merge_word_tables
-from encoders.model.heads import embed_examples
+from encoders.model.heads import AttentionPooler, embed_examples
 from encoders.model.ops import ACTIVATIONS
 from encoders.run.folder import RunError
 from encoders.utils.field_checks import check_fields
 
-Pooling = Literal["cls", "mean", "last", "pooled"]
+Pooling = Literal["cls", "mean", "last", "pooled", "attention"]
 Similarity = Literal["cosine", "dot"]
 RECORD_KEY = "sentence_embedding"  # of a run's record
 DENSE_PARAMS = "sentence_dense"  # top-level parameters of the dense layers, by their number
-ENCODER_PARAMS = ("encoder", "pooler")  # the other top-level parameters that give a vector
+POOLER_PARAMS = {"pooled": "pooler", "attention": "attention_pooler"}  # top-level parameters of poolings that have some
+ENCODER_PARAMS = ("encoder", *POOLER_PARAMS.values())  # the other top-level parameters that give a vector
 DENSE_ACTIVATIONS: dict[str, Callable] = {
     "identity": lambda x: x,
     "tanh": jnp.tanh,
@@ -42,9 +43,10 @@ class SentenceEmbedding:
     """Pooling of the last layer, dense layers behind it, size, scaling to length 1, and what is read of a text.
 
     `pooling` is the hidden state of [CLS] ("cls") or of the last token, [SEP] included ("last"), the mean over tokens
-    ("mean"), or the pooler's vector ("pooled"). `dense` has the activation of each dense layer. Vectors are cut to the
-    first `size` numbers before they are scaled (Matryoshka: Kusupati et al., 2022, https://arxiv.org/abs/2205.13147).
-    `max_length` counts tokens, special ones included. `prompts` are texts by name that are put in front of a text.
+    ("mean") or the one that learned scores weight ("attention"), or the pooler's vector ("pooled"). `dense` has the
+    activation of each dense layer. Vectors are cut to the first `size` numbers before they are scaled (Matryoshka:
+    Kusupati et al., 2022, https://arxiv.org/abs/2205.13147). `max_length` counts tokens, special ones included.
+    `prompts` are texts by name that are put in front of a text.
     """
 
     pooling: Pooling = "mean"
@@ -127,7 +129,8 @@ def compute_vectors(
     """Return one vector of each text, of packed texts by row and slot; `dense` are activations of dense layers."""
     rows = batch.to_batch()
     hidden = compute_layer_states(config, params, rows, layer)
-    pooler = lambda states: config.pooler(config).apply({"params": params["pooler"]}, states)
+    pooler_class = AttentionPooler if pooling == "attention" else config.pooler
+    pooler = lambda *inputs: pooler_class(config).apply({"params": params[POOLER_PARAMS[pooling]]}, *inputs)
     vectors = apply_dense_layers(params, dense, embed_examples(config, pooler, hidden, rows, pooling))
     return vectors.reshape(*batch.lengths.shape, -1)
 

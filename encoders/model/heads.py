@@ -54,7 +54,10 @@ def pool_examples(config, pooler, hidden: Float[Array, "b l d"], batch: EncoderI
 def embed_examples(
     config, pooler, hidden: Float[Array, "b l d"], batch: EncoderInputs, pooling: str
 ) -> Float[Array, "b s d"]:
-    """Return the vector of each example: its mean, its last token, the output of `pooler` ("pooled"), or [CLS]."""
+    """Return the vector of each example: its mean, its last token, or [CLS].
+
+    With the pooling "pooled" it is `pooler` of one vector, and with "attention" what an `AttentionPooler` gives.
+    """
     match pooling:
         case "mean":
             return average_examples(hidden, batch)
@@ -62,6 +65,8 @@ def embed_examples(
             return gather_last_tokens(hidden, batch)
         case "pooled":
             return pool_examples(config, pooler, hidden, batch)
+        case "attention":
+            return pooler(hidden, batch)
         case _:
             return summarize_examples(config, hidden, batch, pooling)
 
@@ -122,6 +127,24 @@ class GeluPooler(Pooler):
     """Dense d → d and exact gelu, before DeBERTa's and EuroBERT's classifiers of texts."""
 
     activation = staticmethod(ACTIVATIONS["gelu"])
+
+
+class AttentionPooler(nn.Module):
+    """Mean in float32 of the hidden states of each example's tokens, weighted by the softmax of one score a token.
+
+    The score is a dense layer d → 1 (Yang et al., 2016, https://aclanthology.org/N16-1174, §2.2, without the inner
+    layer). The layer starts at 0, and the weights as those of the plain mean.
+    """
+
+    config: object
+
+    @nn.compact
+    def __call__(self, hidden: Float[Array, "b l d"], batch: EncoderInputs) -> Float[Array, "b s d"]:
+        dense = make_dense(self.config, 1, "score", use_bias=False, kernel_init=nn.initializers.zeros)
+        scores = dense(hidden)[..., 0].astype(jnp.float32)
+        belongs = make_membership_mask(batch)
+        weights = nn.softmax(jnp.where(belongs, scores[:, None], -1e30)) * belongs  # 0 without an example
+        return jnp.einsum("bsl,bld->bsd", weights, hidden.astype(jnp.float32))
 
 
 class ClassificationHead(nn.Module):

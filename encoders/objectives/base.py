@@ -52,13 +52,13 @@ class Objective:
         """Return the objective with a phase's mask rate, None for its own. Raises `UserError` where it has none."""
         if mask_rate is None:
             return self
-        if not hasattr(self, "masking"):
+        if getattr(self, "masking", None) is None:
             needed = "an objective that masks tokens"
             raise UserError(f"phases.mask_rate={mask_rate} needs {needed}; objective={type(self).__name__} masks none")
         return replace(self, masking=replace(self.masking, mask_rate=mask_rate))
 
-    def find_format_problem(self, row_format: Format) -> str | None:
-        """Return why rows of a format cannot be read, if they cannot."""
+    def find_format_problem(self, row_format: Format, config: EncoderConfig) -> str | None:
+        """Return why an encoder cannot learn from rows of a format, if it cannot."""
         provided = set(row_format.label_fields)
         if not (missing := sorted(self.required_fields - provided)):
             return None

@@ -31,12 +31,14 @@ class TextRelations(NamedTuple):
     - `text_ids`: equal for equal texts.
     - `group_ids`: equal for rows whose texts belong together, 0 for rows of no group.
     - `similarity`: of the two texts of a scored row, NaN for other rows.
+    - `teacher_vectors`: of the first text of each row, 0 where it is unknown; None without a teacher.
     """
 
     has_text: Bool[Array, "b s"]
     text_ids: Int[Array, "b s"]
     group_ids: Int[Array, " b"]
     similarity: Float[Array, " b"]
+    teacher_vectors: Float[Array, "b o t"] | None = None
 
     @property
     def is_scored(self) -> Bool[Array, " b"]:
@@ -47,7 +49,10 @@ class TextRelations(NamedTuple):
         labels, has_text = batch.labels, batch.example_mask > 0
         group_ids = jnp.where(has_text[:, 0], labels["group_id"][:, 0], 0)
         similarity = jnp.where(has_text[:, 0], labels["similarity"][:, 0], jnp.nan)
-        return cls(has_text, labels["text_id"], group_ids, similarity.astype(jnp.float32))
+        teacher_vectors = labels.get("teacher_vector")
+        if teacher_vectors is not None:
+            teacher_vectors = teacher_vectors.reshape(*has_text.shape, -1)[:, :1].astype(jnp.float32)
+        return cls(has_text, labels["text_id"], group_ids, similarity.astype(jnp.float32), teacher_vectors)
 
 
 def normalize_vectors(vectors: Float[Array, "*axes d"]) -> Float[Array, "*axes d"]:
@@ -62,11 +67,20 @@ def compare_first_two(vectors: Float[Array, "b s d"]) -> Float[Array, " b"]:
 
 
 class EmbeddingLoss:
-    """Base class of losses, frozen dataclasses. `min_texts` is the number of texts that a row needs."""
+    """Base class of losses, frozen dataclasses.
+
+    `min_texts` is the number of texts that a row needs. In training the vectors of `layers` have the loss too, beside
+    those of the last layer. `needs_teacher` is true of a loss that reads a teacher's vectors.
+    """
 
     min_texts: ClassVar[int] = 2
+    needs_teacher: ClassVar[bool] = False
     initial_scale: ClassVar[float | None] = None  # of a scale that is learned, beside the encoder
-    reads_similarity: ClassVar[bool] = False
+    layers: ClassVar[tuple[int, ...]] = ()
+
+    def find_size_problem(self, num_layers: int, vector_size: int) -> str | None:
+        """Return why an encoder of so many layers, or vectors of that size, cannot have the loss, if they cannot."""
+        return None
 
     def compute_metrics(self, vectors: Float[Array, "b s d"], rows: TextRelations, scale: Array | None) -> Metrics:
         """Return the metric `contrastive_loss` and others. The count of a loss depends on `rows` alone."""
@@ -187,14 +201,8 @@ class TripletLoss(EmbeddingLoss):
         return jnp.sqrt(jnp.square(anchors - texts + 1e-6).sum(-1))
 
 
-class SimilarityLoss(EmbeddingLoss):
-    """Base class of losses on scored rows."""
-
-    reads_similarity: ClassVar[bool] = True
-
-
 @dataclass(frozen=True)
-class CosineMSE(SimilarityLoss):
+class CosineMSE(EmbeddingLoss):
     """Mean squared difference of the cosine and the similarity (Sentence-BERT, §3)."""
 
     def compute_metrics(self, vectors: Float[Array, "b s d"], rows: TextRelations, scale: Array | None) -> Metrics:
@@ -216,7 +224,7 @@ def compute_order_loss(values: Float[Array, " b"], rows: TextRelations, scale: f
 
 
 @dataclass(frozen=True)
-class CoSENT(SimilarityLoss):
+class CoSENT(EmbeddingLoss):
     """Order of the cosines of scored rows (Su, 2022, https://kexue.fm/archives/8847). The similarity has any scale."""
 
     scale: float = 20.0
@@ -226,7 +234,7 @@ class CoSENT(SimilarityLoss):
 
 
 @dataclass(frozen=True)
-class AnglE(SimilarityLoss):
+class AnglE(EmbeddingLoss):
     """Order of the differences of angles in complex space (Li and Li, 2024, https://arxiv.org/abs/2309.12871, §3.4).
 
     The halves of a vector are the real and imaginary parts; a vector of odd size is padded with 0.
@@ -244,23 +252,43 @@ class AnglE(SimilarityLoss):
 
 
 @dataclass(frozen=True)
+class Distillation(EmbeddingLoss):
+    """Mean squared difference of each number of a vector from a teacher's vector of the first text of the row (Reimers
+    and Gurevych, 2020, https://arxiv.org/abs/2004.09813, eq. 1). All texts of the row learn it, such as a translation.
+    """
+
+    needs_teacher: ClassVar[bool] = True
+
+    def compute_metrics(self, vectors: Float[Array, "b s d"], rows: TextRelations, scale: Array | None) -> Metrics:
+        is_known = (rows.teacher_vectors != 0).any(-1)
+        weights = (is_known & rows.has_text).astype(jnp.float32)
+        errors = jnp.square(vectors - rows.teacher_vectors[..., : vectors.shape[-1]]).mean(-1)
+        return {"contrastive_loss": Mean((errors * weights).sum(), weights.sum())}
+
+
+@dataclass(frozen=True)
 class Matryoshka(EmbeddingLoss):
     """The weighted sum of `loss` of the first numbers of each vector, for each of `sizes` (Kusupati et al., 2022,
-    https://arxiv.org/abs/2205.13147, eq. 1). `weights` are 1 by default. Other metrics are those of the largest size.
+    https://arxiv.org/abs/2205.13147, eq. 1); () is the whole vector alone. `weights` are 1 by default.
+
+    In training the vectors of `layers`, from 1, have the same sum beside the last one, so that an earlier layer gives
+    vectors too (Li et al., 2024, https://arxiv.org/abs/2402.14776, §3.2). Other metrics are those of the largest size
+    of the last layer.
     """
 
     loss: EmbeddingLoss
-    sizes: tuple[int, ...]
+    sizes: tuple[int, ...] = ()
     weights: tuple[float, ...] = ()
+    layers: tuple[int, ...] = ()
 
     def __post_init__(self):
-        is_sizes = lambda sizes: bool(sizes) and all(size >= 1 for size in sizes)
+        is_sizes = lambda sizes: all(size >= 1 for size in sizes) and (sizes or self.layers)
         is_weights = lambda weights: len(weights) in (0, len(self.sizes)) and all(0 < w < math.inf for w in weights)
         check_fields(
             self,
             "objective.loss.",
             [
-                ("sizes", is_sizes, "one or more sizes, each at least 1"),
+                ("sizes", is_sizes, "one or more sizes, each at least 1, or () with layers"),
                 ("weights", is_weights, f"above 0, one for each of sizes={self.sizes}, or ()"),
                 ("loss", lambda loss: not isinstance(loss, Matryoshka), "another loss than Matryoshka"),
             ],
@@ -271,16 +299,24 @@ class Matryoshka(EmbeddingLoss):
         return self.loss.min_texts
 
     @property
+    def needs_teacher(self) -> bool:
+        return self.loss.needs_teacher
+
+    @property
     def initial_scale(self) -> float | None:
         return self.loss.initial_scale
 
-    @property
-    def reads_similarity(self) -> bool:
-        return self.loss.reads_similarity
+    def find_size_problem(self, num_layers: int, vector_size: int) -> str | None:
+        if any(size > vector_size for size in self.sizes):
+            return f"objective.loss.sizes={self.sizes} must be at most {vector_size}, the numbers of a vector"
+        if not all(1 <= layer < num_layers for layer in self.layers):
+            return f"objective.loss.layers={self.layers} must be from 1 to {num_layers - 1}, below the last layer"
+        return self.loss.find_size_problem(num_layers, vector_size)
 
     def compute_metrics(self, vectors: Float[Array, "b s d"], rows: TextRelations, scale: Array | None) -> Metrics:
-        by_size = {size: self.loss.compute_metrics(vectors[..., :size], rows, scale) for size in self.sizes}
-        weights = self.weights or (1.0,) * len(self.sizes)
+        sizes = self.sizes or (vectors.shape[-1],)
+        by_size = {size: self.loss.compute_metrics(vectors[..., :size], rows, scale) for size in sizes}
+        weights = self.weights or (1.0,) * len(sizes)
         total = sum(w * metrics["contrastive_loss"].total for w, metrics in zip(weights, by_size.values(), strict=True))
-        metrics = by_size[max(self.sizes)]
+        metrics = by_size[max(sizes)]
         return metrics | {"contrastive_loss": Mean(total, metrics["contrastive_loss"].count)}

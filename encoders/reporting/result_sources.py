@@ -64,7 +64,7 @@ class ResultSource(Protocol):
         ...
 
     def read_corpus(self, experiment: Experiment) -> str | None:
-        """Return the names of the texts that a run was trained on, or None before it has started."""
+        """Return the names of the texts that a run was pre-trained on; None before it has started, and for others."""
         ...
 
     def describe_training(self, row: PaperRow) -> str:
@@ -114,9 +114,9 @@ class RunsFolder:
         folder = self.path / experiment.name
         if not (folder / RECORD_FILE).exists():
             return None
-        corpus = read_run_record(folder)["experiment"]["data"]["corpus"]
+        corpus = read_run_record(folder)["experiment"]["data"].get("corpus", ())
         # A folder of this machine means nothing elsewhere, where a record may be read.
-        return ", ".join(Path(name).name if Path(name).is_absolute() else name for name in corpus)
+        return ", ".join(Path(name).name if Path(name).is_absolute() else name for name in corpus) or None
 
     def describe_training(self, row: PaperRow) -> str:
         return describe_training(row)

@@ -184,7 +184,8 @@ def collect_table_results(table: PaperTable, source: ResultSource) -> TableResul
     pairs = itertools.product(table.rows, table.columns)
     cells = {(row.name, column.name): build_cell(table, row, column, source, reasons) for row, column in pairs}
     costs = {row.name: sum_row_cost(table, row, source, reasons) for row in table.rows}
-    runs = [run for row in table.rows for run in row.pretrain_runs if run.name not in reasons]
+    pretrained = [run for row in table.rows for run in (*row.source_runs, *row.pretrain_runs)]
+    runs = [run for run in pretrained if run.name not in reasons]
     corpora = dict.fromkeys(corpus for run in runs if (corpus := source.read_corpus(run)))
     excluded = tuple(
         f"{reason}, and the runs initialised from it" if count > 1 else reason

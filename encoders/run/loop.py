@@ -355,8 +355,12 @@ def raise_if_diverged(session: TrainSession, current_step: int, state: step.Trai
 
 
 def compute_checkpoint_cost(objective: Objective, scores: Scores) -> float:
-    """Return the number that is lowest at the best checkpoint."""
-    return scores["loss"] if objective.best_metric == "loss" else -scores[objective.best_metric]
+    """Return the number that is lowest at the best checkpoint. Raises `RunError` where the score is missing."""
+    name = objective.best_metric
+    if name not in scores:
+        found = ", ".join(select_numbers(scores))
+        raise RunError(f"the objective selects the best checkpoint by {name}, and the held-out scores are {found}")
+    return scores["loss"] if name == "loss" else -scores[name]
 
 
 def find_best_evaluation(metric_log: MetricLog, objective) -> tuple[int, Scores]:

@@ -96,7 +96,7 @@ class Run:
 
     @cached_property
     def state_shapes(self):
-        return jax.eval_shape(self.init_fn, self.experiment.seed)
+        return step.eval_state_shapes(module=self.module, optimizer=self.experiment.optimizer)
 
     @cached_property
     def state_shardings(self):
@@ -211,7 +211,7 @@ class Run:
 
     def check_param_shapes(self, params: dict) -> None:
         """Raise `RunError` where the model of the record has other shapes than its parameters."""
-        expected = dict(flatten_with_paths(jax.eval_shape(partial(step.init_params, 0, self.module))))
+        expected = dict(flatten_with_paths(step.eval_module_shapes(self.module)))
         for path, leaf in flatten_with_paths(params):
             if path in expected and expected[path].shape != leaf.shape:
                 shapes = f"{path} is {list(leaf.shape)} there and {list(expected[path].shape)} by the record"

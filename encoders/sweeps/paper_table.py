@@ -156,6 +156,8 @@ class Study:
     squad: str = "squad"
     race: str = "race"
     entities: str = "conll2003"
+    sentences: str = "sentences.txt"  # files to learn the vectors of sentences from: one a line, and NLI
+    nli: str = "nli.csv"
     tasks: tuple[str, ...] | None = None  # to fine-tune for below the paper's scale, by default SST-2 where scored
     runs: str = "runs"  # the folder of the runs
     extra_corpus: tuple[str, ...] = ("tfds:c4/realnewslike",)  # added by tables about more text
@@ -300,9 +302,13 @@ class Study:
         """Return the argument of `--with` that names the texts or the rows of an experiment."""
         if isinstance(data, PretrainingData):
             return "corpus"
-        root = Path(data.root)
-        names = ("glue", "squad", "race", "entities")
-        return next((name for name in names if Path(getattr(self, name)) in (root, *root.parents)), "glue")
+        root = Path(data.root).expanduser()
+        # Files of one task may be those of several arguments, of which the missing one counts.
+        missing = [path for _, file in data.task.files if not (path := root / file).is_file()]
+        paths = [parent for path in map(Path.resolve, (*missing, root)) for parent in (path, *path.parents)]
+        names = ("glue", "squad", "race", "entities", "sentences", "nli")
+        arguments = {Path(getattr(self, name)).expanduser().resolve(): name for name in reversed(names)}
+        return next((arguments[path] for path in paths if path in arguments), "glue")
 
     def find_task(self, name: str) -> tuple[TaskSpec, str, int]:
         """Return a task, the folder of its rows, and the number of its training rows."""

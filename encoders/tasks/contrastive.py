@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from functools import partial
+from typing import ClassVar, Literal, NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -14,56 +17,113 @@ from jaxtyping import Array, Float
 from encoders.data.batch import Batch
 from encoders.data.formats import Format
 from encoders.data.store import Split
+from encoders.model.config import EncoderConfig
 from encoders.model.encoder import Encoder
-from encoders.model.heads import embed_examples
+from encoders.model.heads import AttentionPooler, embed_examples, gather_hidden_states
 from encoders.model.ops import make_dense
 from encoders.objectives.base import Metrics, Scores, SupervisedObjective, TaskModule
 from encoders.objectives.embedding_losses import EmbeddingLoss, InfoNCE, TextRelations
+from encoders.objectives.losses import compute_masked_lm_metrics
+from encoders.objectives.masking import MaskedBatch, Masking, mask_tokens
 from encoders.tasks.scores import score_pearson, score_positive_ranks, score_spearman
+from encoders.text.tokenization import VocabInfo
 from encoders.utils.errors import UserError
+from encoders.utils.field_checks import check_fields
+from encoders.utils.metrics import Mean
+
+
+class EncodedTexts(NamedTuple):
+    """What the losses read of a batch, row by row, so that parts of a batch can be encoded one after another.
+
+    - `vectors`: of each text, from the last layer.
+    - `layer_vectors`: from each of `loss.layers`, in training.
+    - `row_metrics`: metrics of the masked tokens of each row, `[b]`.
+    """
+
+    vectors: Float[Array, "b s d"]
+    layer_vectors: tuple[Float[Array, "b s d"], ...]
+    row_metrics: Metrics
 
 
 class ContrastiveModule(TaskModule):
-    """Module of an encoder, a pooler for the pooling "pooled", a projection, and a scale of cosines if it is learned.
+    """Module of an encoder and, where the objective needs them, a pooler, a projection, a masked-token head and a scale
+    of cosines.
 
-    The outputs that other tasks name logits are vectors here.
+    The outputs that other tasks name logits are `EncodedTexts` here.
     """
 
     def setup(self):
+        objective = self.objective
         self.encoder = Encoder(self.config)
-        if self.objective.pooling == "pooled":
+        if objective.pooling == "pooled":
             self.pooler = self.config.pooler(self.config)
-        if self.objective.projection_size:
-            self.projection = make_dense(self.config, self.objective.projection_size)
-        if self.objective.loss.initial_scale:
-            initial = nn.initializers.constant(math.log(self.objective.loss.initial_scale))
+        if objective.pooling == "attention":
+            self.attention_pooler = AttentionPooler(self.config)
+        if objective.projection_size:
+            self.projection = make_dense(self.config, objective.projection_size)
+        if objective.masking:
+            self.tokens = self.config.token_head(self.config)
+        if objective.loss.initial_scale:
+            initial = nn.initializers.constant(math.log(objective.loss.initial_scale))
             self.log_scale = self.param("log_scale", initial, ())
 
-    def compute_logits(self, batch: Batch, train: bool = False) -> Float[Array, "b s d"]:
-        """Return the vector of each text; in training behind the projection."""
-        hidden, config = self.encoder(batch, train=train), self.config
-        pooler = self.pooler if self.objective.pooling == "pooled" else None
-        vectors = embed_examples(config, pooler, hidden, batch, self.objective.pooling)
+    def compute_logits(self, batch: Batch, train: bool = False) -> EncodedTexts:
+        """Return the vectors of the texts, in training behind the projection, and metrics of tokens that are masked."""
+        row_metrics = {}
+        if isinstance(batch, MaskedBatch):
+            row_metrics = self.predict_masked_tokens(batch, train)
+            batch = batch.replace(input_ids=batch.clean_ids)
+        embed = partial(self.embed_texts, batch=batch, train=train)
+        layers = self.objective.loss.layers if train else ()
+        hidden = self.encoder(batch, train=train, output_hidden_states=bool(layers))
+        if not layers:
+            return EncodedTexts(embed(hidden), (), row_metrics)
+        return EncodedTexts(embed(hidden[-1]), tuple(embed(hidden[layer]) for layer in layers), row_metrics)
+
+    def embed_texts(self, hidden: Float[Array, "b l d"], batch: Batch, train: bool) -> Float[Array, "b s e"]:
+        """Return the vector of each text from the hidden states of a layer, in training behind the projection."""
+        pooling = self.objective.pooling
+        pooler = {"pooled": "pooler", "attention": "attention_pooler"}.get(pooling)
+        vectors = embed_examples(self.config, pooler and getattr(self, pooler), hidden, batch, pooling)
         if self.objective.projection_size and (train or self.is_initializing()):
             vectors = jnp.tanh(self.projection(vectors))
         return vectors.astype(jnp.float32)
 
-    def compute_metrics(self, logits: Float[Array, "b s d"], batch: Batch) -> Metrics:
-        loss = self.objective.loss
-        scale = jnp.exp(self.log_scale) if loss.initial_scale else None
-        return loss.compute_metrics(logits, TextRelations.from_batch(batch), scale)
+    def predict_masked_tokens(self, batch: MaskedBatch, train: bool) -> Metrics:
+        """Return the metrics of the masked tokens of each row, `[b]`."""
+        hidden = gather_hidden_states(self.encoder(batch, train=train), batch.masked_positions)
+        logits = self.tokens(hidden, self.encoder.active_embeddings.word_embedding.embedding)
 
-    def compute_outputs(self, logits: Float[Array, "b s d"], batch: Batch) -> dict[str, Array]:
-        return {"vectors": logits}
+        def score_row(row_logits, row):
+            logits, row = jax.tree.map(lambda x: x[None], (row_logits, row))
+            return compute_masked_lm_metrics(logits, row, self.vocab)
+
+        return jax.vmap(score_row)(logits, batch)
+
+    def compute_metrics(self, logits: EncodedTexts, batch: Batch) -> Metrics:
+        loss, rows = self.objective.loss, TextRelations.from_batch(batch)
+        scale = jnp.exp(self.log_scale) if loss.initial_scale else None
+        metrics = loss.compute_metrics(logits.vectors, rows, scale)
+        for vectors in logits.layer_vectors:
+            total = loss.compute_metrics(vectors, rows, scale)["contrastive_loss"].total
+            last = metrics["contrastive_loss"]
+            metrics["contrastive_loss"] = Mean(last.total + total, last.count)
+        return metrics | {name: Mean(mean.total.sum(), mean.count.sum()) for name, mean in logits.row_metrics.items()}
+
+    def compute_outputs(self, logits: EncodedTexts, batch: Batch) -> dict[str, Array]:
+        return {"vectors": logits.vectors}
 
 
 @dataclass(frozen=True)
 class Contrastive(SupervisedObjective):
     """Training of an encoder for the cosine of the vectors of its texts, by `loss`.
 
-    A vector is the hidden state of [CLS] ("cls") or of the last token ("last"), the mean over tokens ("mean"), or the
-    pooler's ("pooled"). `projection_size` adds a dense layer of that size and tanh, in training only (SimCSE,
-    https://arxiv.org/abs/2104.08821, §6.3).
+    A vector is the hidden state of [CLS] ("cls") or of the last token ("last"), the mean over tokens ("mean") or the
+    one that learned scores weight ("attention"), or the pooler's ("pooled"). `projection_size` adds a dense layer of
+    that size and tanh, in training only (SimCSE, https://arxiv.org/abs/2104.08821, §6.3).
+
+    With `masking` a second pass reads the texts with masked tokens, and `masked_lm_weight` times their masked-token
+    loss is added (SimCSE, appendix E).
 
     The loss compares all rows of the batch, on all devices and processes. `grad_accum_steps` bounds the memory, not the
     negatives: rows are encoded in so many chunks, and encoded again for their gradients (Gao et al., 2021,
@@ -75,19 +135,37 @@ class Contrastive(SupervisedObjective):
     """
 
     loss: EmbeddingLoss = InfoNCE()
-    pooling: Literal["cls", "mean", "last", "pooled"] = "mean"
+    pooling: Literal["cls", "mean", "last", "pooled", "attention"] = "mean"
     projection_size: int | None = None
     best_score: Literal["spearman", "accuracy", "mrr"] = "accuracy"
     prompts: tuple[tuple[str, str], ...] = field(default=(), metadata={"not_fingerprinted": True})
+    masking: Masking | None = None
+    masked_lm_weight: float = 0.1
 
     module_class: ClassVar[type[TaskModule]] = ContrastiveModule
-    required_fields: ClassVar[frozenset[str]] = frozenset({"text_id", "group_id", "similarity"})
-    loss_weights: ClassVar[dict[str, float]] = {"contrastive_loss": 1.0}
     compares_rows: ClassVar[bool] = True
 
     def __post_init__(self):
-        if self.projection_size is not None and self.projection_size < 1:
-            raise UserError(f"objective.projection_size={self.projection_size} must be at least 1, or None")
+        is_size = lambda size: size is None or size >= 1
+        checks: list[tuple[str, Callable, str]] = [
+            ("projection_size", is_size, "at least 1, or None"),
+            ("masked_lm_weight", lambda weight: 0 < weight < math.inf, "above 0"),
+        ]
+        check_fields(self, "objective.", checks)
+
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        return {"contrastive_loss": 1.0} | ({"mlm_loss": self.masked_lm_weight} if self.masking else {})
+
+    @property
+    def required_fields(self) -> frozenset[str]:
+        return frozenset(
+            {"text_id", "group_id", "similarity", *(["teacher_vector"] if self.loss.needs_teacher else [])}
+        )
+
+    @property
+    def num_distinct_passes(self) -> int | None:
+        return self.masking.dupe_factor if self.masking else 1
 
     @property
     def best_metric(self) -> str:
@@ -98,14 +176,26 @@ class Contrastive(SupervisedObjective):
         """Fields of `SentenceEmbedding`: how the trained encoder gives the vector of a text."""
         return {"pooling": self.pooling, "normalize": True, "prompts": dict(self.prompts)}
 
-    def find_format_problem(self, row_format: Format) -> str | None:
-        if problem := super().find_format_problem(row_format):
+    def module(self, config: EncoderConfig, vocab: VocabInfo) -> TaskModule:
+        """Return the networks. Raises `UserError` for a layer or a size that the encoder lacks."""
+        if problem := self.loss.find_size_problem(config.num_layers, self.projection_size or config.hidden_size):
+            raise UserError(problem)
+        return super().module(config, vocab)
+
+    def corrupt(self, batch: Batch, vocab: VocabInfo, seed) -> Batch:
+        return mask_tokens(self.masking, batch, vocab, seed) if self.masking else batch
+
+    def find_format_problem(self, row_format: Format, config: EncoderConfig) -> str | None:
+        if problem := super().find_format_problem(row_format, config):
             return problem
+        loss = f"objective.loss={type(self.loss).__name__}"
         needed, num_texts = self.loss.min_texts, row_format.num_texts
-        if num_texts >= needed:
-            return None
-        loss = type(self.loss).__name__
-        return f"objective.loss={loss} needs rows of {needed} texts, and phases.format.num_texts={num_texts}"
+        if num_texts < needed:
+            return f"{loss} needs rows of {needed} texts, and phases.format.num_texts={num_texts}"
+        size, vector_size = self.projection_size or config.hidden_size, row_format.vector_size
+        if self.loss.needs_teacher and vector_size != size:
+            return f"{loss} needs phases.format.vector_size={size}, as the encoder's vectors, and it is {vector_size}"
+        return None
 
     def scores(self, sums: Metrics) -> dict[str, float]:
         """Return the scores of metrics that were counted: scored rows alone have no contrastive loss."""

@@ -1,7 +1,7 @@
 """Training state of a run, and its pure steps: a training step and an evaluation step."""
 
 from collections.abc import Iterable
-from functools import partial
+from functools import lru_cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -40,16 +40,35 @@ def make_blank_batch(seq_length: int, required_fields: Iterable[str] = ()) -> Ba
 
 
 def init_params(seed, module) -> dict:
-    """Return fresh parameters of an objective's module; under `eval_shape` their shapes, without memory."""
+    """Return fresh parameters of an objective's module."""
     objective = module.objective
     blank = jax.tree.map(jnp.asarray, make_blank_batch(8, objective.required_fields))
     key = jax.random.fold_in(jax.random.key(seed), PARAMS_STREAM)
     return module.init(key, objective.corrupt(blank, module.vocab, 0))["params"]
 
 
+@lru_cache(maxsize=32)
+def trace_param_shapes(module) -> dict:
+    return jax.eval_shape(partial(init_params, 0, module))
+
+
+def eval_module_shapes(module) -> dict:
+    """Return the shapes of the parameters of an objective's module, without memory; it is traced once a process."""
+    return jax.tree.map(lambda shape: shape, trace_param_shapes(module))
+
+
 def init_train_state(seed, *, module, optimizer: OptimizerConfig) -> TrainState:
     """Return the state before the first step."""
-    params = init_params(seed, module)
+    return begin_training(init_params(seed, module), optimizer=optimizer)
+
+
+def eval_state_shapes(*, module, optimizer: OptimizerConfig) -> TrainState:
+    """Return the shapes of the state before the first step, without memory."""
+    return jax.eval_shape(partial(begin_training, optimizer=optimizer), eval_module_shapes(module))
+
+
+def begin_training(params: dict, *, optimizer: OptimizerConfig) -> TrainState:
+    """Return the state before the first step, with these parameters."""
     make_zero = lambda: jnp.zeros((), jnp.int32)  # a donated buffer may occur once
     guard = {"skipped_updates": make_zero(), "consecutive_skips": make_zero()}
     if optimizer.skip_spikes_above is not None:
@@ -82,12 +101,12 @@ def split_micro_batches(batch: Batch, num_micro_batches: int) -> Batch:
     return jax.tree.map(lambda x: x.reshape(-1, num_micro_batches, *x.shape[1:]).swapaxes(0, 1), batch)
 
 
-def join_micro_batches(outputs: jax.Array) -> jax.Array:
-    """Reshape `[n, b / n, ...]` to `[b ...]`, the inverse of `split_micro_batches`."""
-    return outputs.swapaxes(0, 1).reshape(-1, *outputs.shape[2:])
+def join_micro_batches(outputs):
+    """Reshape arrays `[n, b / n, ...]` to `[b ...]`, the inverse of `split_micro_batches`."""
+    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), outputs)
 
 
-def encode_in_chunks(params: dict, micro_batches: Batch, key, *, module: TaskModule) -> jax.Array:
+def encode_in_chunks(params: dict, micro_batches: Batch, key, *, module: TaskModule):
     """Return the outputs `[b ...]` of micro-batches `[n, b / n, ...]`, which are encoded one by one.
 
     Each is encoded again for its gradients, so the memory is that of one (Gao et al., 2021,

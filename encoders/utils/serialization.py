@@ -40,7 +40,7 @@ CLASS_NAMES = {
     "encoders.objectives.replaced_tokens": "ReplacedTokenDetection",
     "encoders.objectives.restored_tokens": "ReplaceMLM",
     "encoders.objectives.causal_lm": "CausalLM",
-    "encoders.objectives.embedding_losses": "InfoNCE TripletLoss CosineMSE CoSENT AnglE Matryoshka",
+    "encoders.objectives.embedding_losses": "InfoNCE TripletLoss CosineMSE CoSENT AnglE Distillation Matryoshka",
     "encoders.tasks.encoder_only": "EncoderOnly",
     "encoders.tasks.contrastive": "Contrastive",
     "encoders.tasks.text_groups": "EmbeddingTask TextGroups",
@@ -61,6 +61,8 @@ CLASS_NAMES = {
     "encoders.measures.sts": "SentenceSimilarity",
     "encoders.measures.probes": "LinearProbe",
     "encoders.measures.retrieval": "Retrieval",
+    "encoders.measures.clustering": "Clustering",
+    "encoders.measures.pair_classification": "PairClassification",
     "encoders.sweeps.paper_table": "Study PaperTable PaperRow",
     "encoders.sweeps.score_columns": "ScoreColumn",
 }

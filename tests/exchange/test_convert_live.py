@@ -21,7 +21,7 @@ from tests import texts
 from tests.exchange import references
 from tests.exchange.outputs import furthest, ours
 from tests.exchange.references import CASES, HOME
-from tests.test_launch import TWO_PHASES
+from tests.test_readme_commands import TWO_PHASES
 
 pytestmark = pytest.mark.live
 # float32 on both sides; sums in another order.

@@ -110,12 +110,13 @@ def change_token(batch, at):
     return batch.replace(input_ids=ids)
 
 
+@pytest.mark.live
 @pytest.mark.parametrize(
     "changes",
     [
-        pytest.param(dict(remat="full"), marks=pytest.mark.live),
+        dict(remat="full"),
         dict(remat="dots"),
-        pytest.param(dict(unroll_layers=True), marks=pytest.mark.live),
+        dict(unroll_layers=True),
     ],
 )
 def test_ways_of_running_layers_give_equal_outputs_and_gradients(changes):

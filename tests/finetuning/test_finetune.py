@@ -146,7 +146,7 @@ def test_tasks_run_with_the_heads_of_each_family(kind, family, home, words):
     assert all(abs(result["best"][score]) < 1e6 for score in scores)
 
 
-@pytest.mark.parametrize("kind, least", [("tags", 0.8), ("choice", 0.8)])
+@pytest.mark.parametrize("kind, least", [pytest.param("tags", 0.8, marks=pytest.mark.live), ("choice", 0.8)])
 def test_other_kinds_can_be_learned(kind, least, home, words, capsys):
     task, root, _ = list_tasks(home)[kind]
     recipe = replace(

@@ -1,5 +1,6 @@
 """Recipes, grids and the files of fine-tuning experiments: what runs they make, before any is trained."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -158,6 +159,23 @@ def test_simcse_has_the_recipes_of_its_paper_and_a_grid(source):
     assert nli.objective.projection_size is None and nli.objective.best_metric == "spearman"
     with raises_naming(ExperimentError, "sentences=None", "nli=None"):
         build(str(source), sts)
+
+
+def test_simcse_reads_nli_in_the_layouts_of_snli_and_mnli(source, tmp_path):
+    build, sts = load_file("simcse").experiments, str(source.parent / "STS-B" / "dev.tsv")
+    with raises_naming(ExperimentError, str(tmp_path), "snli_1.0_train.jsonl"):
+        build(str(source), sts, nli=str(tmp_path))
+    rows = [{"sentence1": "p", "sentence2": label, "gold_label": label} for label in ("contradiction", "entailment")]
+    (tmp_path / "snli_1.0_train.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    (single,) = build(str(source), sts, nli=str(tmp_path))
+    lines = ["\t".join(row.values()) for row in ({name: name for name in rows[0]}, *rows, *rows)]
+    (tmp_path / "train.tsv").write_text("\n".join(lines), encoding="utf-8")
+    (both,) = build(str(source), sts, nli=str(tmp_path), batches=(1,))
+    (one,) = build(str(source), sts, nli=str(tmp_path / "train.tsv"), batches=(1,))
+    assert single.data.task.nli_label_column == "gold_label" and single.phases[0].format.num_texts == 3
+    assert (both.num_steps, one.num_steps) == (3 * 3, 3 * 2)  # three epochs of 1 + 2 and of 2 rows
+    assert [name for name, _ in both.data.task.sources] == ["snli_1.0_train.jsonl", "train.tsv"]
+    assert one.data.task.sources == () and one.data.root == both.data.root == str(tmp_path)
 
 
 def test_stages_of_embeddings_start_from_each_other(source):

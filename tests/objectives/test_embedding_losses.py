@@ -9,6 +9,7 @@ from encoders.objectives.embedding_losses import (
     AnglE,
     CoSENT,
     CosineMSE,
+    Distillation,
     InfoNCE,
     Matryoshka,
     TextRelations,
@@ -141,6 +142,21 @@ def test_matryoshka_adds_the_losses_of_the_first_numbers():
     assert compute(loss, make_rows()) == pytest.approx(expected, rel=1e-6)
     accuracy = loss.compute_metrics(jnp.array(VECTORS), make_rows(), None)["contrastive_accuracy"]
     assert accuracy == InfoNCE().compute_metrics(jnp.array(VECTORS), make_rows(), None)["contrastive_accuracy"]
+
+
+def test_distillation_is_the_mean_squared_difference_from_the_teachers_vector_of_the_row():
+    has_text = np.ones((NUM_ROWS, NUM_TEXTS), bool)
+    has_text[0, 2:] = False
+    teacher = np.random.default_rng(1).normal(size=(NUM_ROWS, 1, SIZE)).astype(np.float32)
+    teacher[3] = 0  # unknown
+    rows = make_rows(has_text=has_text)._replace(teacher_vectors=jnp.array(teacher))
+    expected = [np.mean((VECTORS[row, slot] - teacher[row, 0]) ** 2) for row, slot in np.argwhere(has_text) if row != 3]
+    assert compute(Distillation(), rows) == pytest.approx(np.mean(expected), rel=1e-5)
+    first = [
+        np.mean((VECTORS[row, slot, :2] - teacher[row, 0, :2]) ** 2) for row, slot in np.argwhere(has_text) if row != 3
+    ]
+    both = compute(Matryoshka(Distillation(), (2, SIZE)), rows)
+    assert both == pytest.approx(np.mean(expected) + np.mean(first), rel=1e-5)
 
 
 LOSSES = [InfoNCE(symmetric=True), TripletLoss(), CosineMSE(), CoSENT(), AnglE(), Matryoshka(CoSENT(), (3, 6))]

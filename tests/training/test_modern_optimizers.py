@@ -139,11 +139,12 @@ def test_an_update_of_muon_has_nearly_equal_singular_values():
     np.testing.assert_allclose(first, second, rtol=1e-3, atol=1e-5)  # whatever the size of a layer's gradient
 
 
+@pytest.mark.live
 @pytest.mark.parametrize(
     "optimizer",
     [
         StableAdamW(1e-2, 1, schedule=PiecewiseSchedule((SchedulePiece(2), SchedulePiece(4, 0.5, 0.0)))),
-        pytest.param(Muon(1e-2, 1, schedule=WarmupStableDecay(0.5, "linear")), marks=pytest.mark.live),
+        Muon(1e-2, 1, schedule=WarmupStableDecay(0.5, "linear")),
     ],
     ids=["stable", "muon"],
 )
