@@ -35,7 +35,7 @@ class PairClassification(Measure):
 
     - `pairs`: average precision;
     - `pairs_accuracy` and `pairs_f1`, of label 1, each at its own best threshold on these pairs. Pairs of equal cosine
-      are on one side. A threshold may accept no pair or all, as in sentence-transformers; mteb leaves out all.
+      are on one side. A threshold may accept no pair or all, as in sentence-transformers; mteb leaves both out.
     """
 
     path: str = ""

@@ -219,8 +219,8 @@ def test_rows_are_those_of_training(separators):
     "method, arguments, text",
     [
         ("embed", {"pooling": "cls"}, "tan"),
-        ("embed_tokens", {"layer": 0}, "tan"),
-        ("compare_pairs", {}, ("tan", "tan")),
+        pytest.param("embed_tokens", {"layer": 0}, "tan", marks=pytest.mark.live),
+        pytest.param("compare_pairs", {}, ("tan", "tan"), marks=pytest.mark.live),
     ],
 )
 def test_a_warm_predictor_compiles_nothing_more(method, arguments, text, features, monkeypatch):

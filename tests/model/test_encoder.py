@@ -132,7 +132,11 @@ def test_every_set_starts_with_numbers_of_its_own():
 
 
 @pytest.mark.parametrize(
-    "change", [{"unroll_layers": True}, {"remat": "full"}, pytest.param({"remat": "dots"}, marks=pytest.mark.live)]
+    "change",
+    [
+        {"remat": "full"},
+        *(pytest.param(c, marks=pytest.mark.live) for c in ({"unroll_layers": True}, {"remat": "dots"})),
+    ],
 )
 def test_unrolling_and_rematerialisation_change_no_number_and_no_tree(change):
     model = replace(MODEL, num_layers=2, shared_parts=("attention",), hidden_dropout=0.2, attention_dropout=0.2)

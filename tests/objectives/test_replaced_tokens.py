@@ -334,6 +334,7 @@ def adversarial():
     )
 
 
+@pytest.mark.live
 def test_the_adversarial_terms_are_those_of_the_appendix():
     metrics, _, weights, samples, shares, reward, guessed = adversarial()
     chance = np.take_along_axis(shares, samples[..., None], -1)[..., 0]

@@ -170,6 +170,7 @@ def second_stage(home, tmp_path_factory):
     return replace(alone, objective=objective, optimizer=AdamW(1e-2, 0, weight_decay=0.5), init_from=str(folder))
 
 
+@pytest.mark.live
 def test_a_second_stage_keeps_the_generator_and_initialises_the_discriminator_from_it(second_stage, tmp_path):
     before = Run.open(second_stage.init_from).load_params()[1]
     generator = {"generator": before["encoder"], "tokens": before["tokens"]}

@@ -69,6 +69,7 @@ def test_the_new_state_lies_where_the_old_one_lay(objective, model):
     assert program.compile().memory_analysis().alias_size_in_bytes >= size
 
 
+@pytest.mark.live
 def test_rematerialised_layers_take_less_memory_where_they_are_to_be_unrolled_too():
     """XLA merges what unrolled layers compute again with the first time."""
     sizes = dict(num_layers=4, max_positions=128, hidden_dropout=0.0, attention_dropout=0.0, unroll_layers=True)
