@@ -292,7 +292,7 @@ def choose_model_class(
     if hasattr(spec.objective, "embedding_settings"):
         if "attention_pooler" in params:
             accepted = "accepted are cls, mean, last and pooled"
-            raise CheckpointError(f"pooling='attention' has no module of sentence-transformers; {accepted}")
+            raise CheckpointError(f"sentence-transformers lacks a module for pooling='attention'; {accepted}")
         params = {name: tree for name, tree in params.items() if name in ENCODER_PARAMS}
     architecture, heads = find_architecture(spec, pad_id, config, params), frozenset(params) - {"encoder"}
     writable = [row for row in architecture.model_classes if heads.issuperset(row[0])]

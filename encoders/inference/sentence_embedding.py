@@ -43,7 +43,7 @@ class SentenceEmbedding:
     """Pooling of the last layer, dense layers behind it, size, scaling to length 1, and what is read of a text.
 
     `pooling` is the hidden state of [CLS] ("cls") or of the last token, [SEP] included ("last"), the mean over tokens
-    ("mean") or the one that learned scores weight ("attention"), or the pooler's vector ("pooled"). `dense` has the
+    ("mean"), or the pooler's vector ("pooled"). "attention" is a mean whose weights are learned. `dense` has the
     activation of each dense layer. Vectors are cut to the first `size` numbers before they are scaled (Matryoshka:
     Kusupati et al., 2022, https://arxiv.org/abs/2205.13147). `max_length` counts tokens, special ones included.
     `prompts` are texts by name that are put in front of a text.

@@ -33,7 +33,7 @@ from encoders.utils.metrics import Mean
 
 
 class EncodedTexts(NamedTuple):
-    """What the losses read of a batch, row by row, so that parts of a batch can be encoded one after another.
+    """Outputs that the losses read, row by row, so that parts of a batch can be encoded one after another.
 
     - `vectors`: of each text, from the last layer.
     - `layer_vectors`: from each of `loss.layers`, in training.
@@ -118,8 +118,8 @@ class ContrastiveModule(TaskModule):
 class Contrastive(SupervisedObjective):
     """Training of an encoder for the cosine of the vectors of its texts, by `loss`.
 
-    A vector is the hidden state of [CLS] ("cls") or of the last token ("last"), the mean over tokens ("mean") or the
-    one that learned scores weight ("attention"), or the pooler's ("pooled"). `projection_size` adds a dense layer of
+    A vector is the hidden state of [CLS] ("cls") or of the last token ("last"), the mean over tokens ("mean"), or the
+    pooler's ("pooled"). "attention" is a mean whose weights are learned. `projection_size` adds a dense layer of
     that size and tanh, in training only (SimCSE, https://arxiv.org/abs/2104.08821, §6.3).
 
     With `masking` a second pass reads the texts with masked tokens, and `masked_lm_weight` times their masked-token

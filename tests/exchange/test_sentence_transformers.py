@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.special import softmax
 
 from encoders.exchange.convert import export_run, import_checkpoint
 from encoders.exchange.sentence_transformers import read_sentence_embedding
@@ -248,6 +249,21 @@ def test_a_run_trained_for_vectors_is_exported_without_what_only_training_reads(
     assert predictors[1].sentence_embedding == SentenceEmbedding("pooled", normalize=True, max_length=64)
     np.testing.assert_array_equal(*(next(predictor.embed(TEXT)) for predictor in predictors))
     assert np.linalg.norm(next(predictors[0].embed(TEXT))) == pytest.approx(1, abs=1e-6)
+
+
+def test_a_mean_whose_weights_are_learned_is_that_of_numpy_and_cannot_be_exported(tmp_path):
+    tokenizer = load_tokenizer(HOME / "vocabularies" / "bert")
+    write_random_run(
+        tmp_path / "run", RunSpec(name="trained", model=BERT, objective=Contrastive(pooling="attention")), tokenizer
+    )
+    predictor = load_predictor(tmp_path / "run")
+    hidden = np.stack([vector for _, vector in next(predictor.embed_tokens(TEXT))])
+    scores = hidden @ np.asarray(predictor.params["attention_pooler"]["score"]["kernel"])[:, 0]
+    mean = softmax(scores) @ hidden
+    assert np.ptp(softmax(scores)) > 0.01
+    np.testing.assert_allclose(next(predictor.embed(TEXT)), mean / np.linalg.norm(mean), atol=1e-6)
+    with raises_naming(CheckpointError, "pooling='attention'", "cls, mean, last and pooled"):
+        export_run(tmp_path / "run", tmp_path / "out")
 
 
 # Beside sentence-transformers itself
