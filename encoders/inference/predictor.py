@@ -22,7 +22,6 @@ from encoders.inference.missing_head import missing_head
 from encoders.inference.packed_texts import AnyTextBatch
 from encoders.inference.question_windows import build_question_windows
 from encoders.inference.sentence_embedding import (
-    POOLER_PARAMS,
     Pooling,
     SentenceEmbedding,
     add_prompt,
@@ -32,6 +31,7 @@ from encoders.inference.sentence_embedding import (
 )
 from encoders.inference.text_batch import EncodeFn, TextBatch, TextOrPair, Texts
 from encoders.inference.word_tags import TextWords, split_words
+from encoders.model.heads import POOLER_PARAMS
 from encoders.run.evaluate import concatenate_padded
 from encoders.run.folder import RunError, read_result, read_run_record
 from encoders.run.run import Run

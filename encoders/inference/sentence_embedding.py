@@ -15,7 +15,7 @@ from encoders.data.batch import Batch
 from encoders.inference.packed_texts import AnyTextBatch
 from encoders.inference.text_batch import TextOrPair
 from encoders.model.encoder import Encoder, find_encoder_name, merge_word_tables
-from encoders.model.heads import AttentionPooler, embed_examples
+from encoders.model.heads import POOLER_PARAMS, embed_examples, make_pooler
 from encoders.model.ops import ACTIVATIONS
 from encoders.run.folder import RunError
 from encoders.utils.field_checks import check_fields
@@ -24,7 +24,6 @@ Pooling = Literal["cls", "mean", "last", "pooled", "attention"]
 Similarity = Literal["cosine", "dot"]
 RECORD_KEY = "sentence_embedding"  # of a run's record
 DENSE_PARAMS = "sentence_dense"  # top-level parameters of the dense layers, by their number
-POOLER_PARAMS = {"pooled": "pooler", "attention": "attention_pooler"}  # top-level parameters of poolings that have some
 ENCODER_PARAMS = ("encoder", *POOLER_PARAMS.values())  # the other top-level parameters that give a vector
 DENSE_ACTIVATIONS: dict[str, Callable] = {
     "identity": lambda x: x,
@@ -129,8 +128,7 @@ def compute_vectors(
     """Return one vector of each text, of packed texts by row and slot; `dense` are activations of dense layers."""
     rows = batch.to_batch()
     hidden = compute_layer_states(config, params, rows, layer)
-    pooler_class = AttentionPooler if pooling == "attention" else config.pooler
-    pooler = lambda *inputs: pooler_class(config).apply({"params": params[POOLER_PARAMS[pooling]]}, *inputs)
+    pooler = lambda *inputs: make_pooler(config, pooling).apply({"params": params[POOLER_PARAMS[pooling]]}, *inputs)
     vectors = apply_dense_layers(params, dense, embed_examples(config, pooler, hidden, rows, pooling))
     return vectors.reshape(*batch.lengths.shape, -1)
 

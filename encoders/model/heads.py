@@ -147,6 +147,15 @@ class AttentionPooler(nn.Module):
         return jnp.einsum("bsl,bld->bsd", weights, hidden.astype(jnp.float32))
 
 
+# The top-level parameters of the poolings that have some.
+POOLER_PARAMS = {"pooled": "pooler", "attention": "attention_pooler"}
+
+
+def make_pooler(config, pooling: str) -> nn.Module:
+    """Return the module of a pooling of `POOLER_PARAMS`."""
+    return AttentionPooler(config) if pooling == "attention" else config.pooler(config)
+
+
 class ClassificationHead(nn.Module):
     """Dropout and a linear layer from a vector for each example to `num_outputs` logits.
 

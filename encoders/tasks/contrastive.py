@@ -19,7 +19,7 @@ from encoders.data.formats import Format
 from encoders.data.store import Split
 from encoders.model.config import EncoderConfig
 from encoders.model.encoder import Encoder
-from encoders.model.heads import AttentionPooler, embed_examples, gather_hidden_states
+from encoders.model.heads import POOLER_PARAMS, embed_examples, gather_hidden_states, make_pooler
 from encoders.model.ops import make_dense
 from encoders.objectives.base import Metrics, Scores, SupervisedObjective, TaskModule
 from encoders.objectives.embedding_losses import EmbeddingLoss, InfoNCE, TextRelations
@@ -55,10 +55,8 @@ class ContrastiveModule(TaskModule):
     def setup(self):
         objective = self.objective
         self.encoder = Encoder(self.config)
-        if objective.pooling == "pooled":
-            self.pooler = self.config.pooler(self.config)
-        if objective.pooling == "attention":
-            self.attention_pooler = AttentionPooler(self.config)
+        if objective.pooling in POOLER_PARAMS:
+            setattr(self, POOLER_PARAMS[objective.pooling], make_pooler(self.config, objective.pooling))
         if objective.projection_size:
             self.projection = make_dense(self.config, objective.projection_size)
         if objective.masking:
@@ -83,8 +81,8 @@ class ContrastiveModule(TaskModule):
     def embed_texts(self, hidden: Float[Array, "b l d"], batch: Batch, train: bool) -> Float[Array, "b s e"]:
         """Return the vector of each text from the hidden states of a layer, in training behind the projection."""
         pooling = self.objective.pooling
-        pooler = {"pooled": "pooler", "attention": "attention_pooler"}.get(pooling)
-        vectors = embed_examples(self.config, pooler and getattr(self, pooler), hidden, batch, pooling)
+        pooler = getattr(self, POOLER_PARAMS[pooling]) if pooling in POOLER_PARAMS else None
+        vectors = embed_examples(self.config, pooler, hidden, batch, pooling)
         if self.objective.projection_size and (train or self.is_initializing()):
             vectors = jnp.tanh(self.projection(vectors))
         return vectors.astype(jnp.float32)
@@ -123,7 +121,7 @@ class Contrastive(SupervisedObjective):
     that size and tanh, in training only (SimCSE, https://arxiv.org/abs/2104.08821, §6.3).
 
     With `masking` a second pass reads the texts with masked tokens, and `masked_lm_weight` times their masked-token
-    loss is added (SimCSE, appendix E).
+    loss is added (SimCSE, appendix D).
 
     The loss compares all rows of the batch, on all devices and processes. `grad_accum_steps` bounds the memory, not the
     negatives: rows are encoded in so many chunks, and encoded again for their gradients (Gao et al., 2021,

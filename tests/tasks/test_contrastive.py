@@ -176,6 +176,9 @@ def test_gradients_of_a_batch_in_chunks_are_those_of_the_whole_batch(objective, 
     assert float(chunked_loss) == pytest.approx(float(loss), rel=1e-6)
     difference = optax.tree.norm(jax.tree.map(jnp.subtract, chunked, whole)) / optax.tree.norm(whole)
     assert float(difference) < 1e-6
+    if objective != ALL_TERMS:  # whose single elements differ by more, of sums of many more terms
+        size = max(np.abs(leaf).max() for leaf in jax.tree.leaves(whole))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6 * size), chunked, whole)
     assert set(params) == {"encoder", "log_scale", *parts} and whole["log_scale"] != 0
 
 
