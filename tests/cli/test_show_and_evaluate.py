@@ -44,7 +44,8 @@ def test_the_fingerprint_is_shown_or_why_it_is_not_known(home, capsys, monkeypat
 
     recorded = json.loads((home / "tiny" / "experiment.json").read_text())["fingerprint"]
     assert recorded in show() and recorded not in show("seed=3")
-    monkeypatch.setenv("TFDS_DATA_DIR", str(home / "tfds"))
+    # TFDS reads TFDS_DATA_DIR when it is imported, and another test may have done that already.
+    monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", str(home / "tfds"))
     assert f"is not prepared in {home}/tfds" in show("data.corpus=tfds:wikipedia/20230601.en") and not caplog.records
     assert f"{home}/nothing.txt" in show(f"data.corpus={home}/nothing.txt")
     assert f"{home}/nothing" in show(f"init_from={home}/nothing")
