@@ -116,7 +116,7 @@ class DisentangledAttention(nn.Module):
         scores += align_distances(multiply("blhk,rhk->bhlr", query, far_key[::-1]))
         scores += align_distances(multiply("bmhk,rhk->bhmr", key, far_query)).swapaxes(-1, -2)
         scores /= (3 * query.shape[-1]) ** 0.5
-        mask = make_attention_mask(context.example_ids, self.is_causal)
+        mask = make_attention_mask(context.example_ids, self.is_causal or context.is_causal)
         mixed = average_values(scores, value, mask, Dropout(config.attention_dropout).draw_dropout(train))
         out = make_dense(config, config.hidden_size, "out")(mixed.reshape(x.shape))
         return make_layer_norm(config, "norm")(x + Dropout(config.hidden_dropout)(out, train))

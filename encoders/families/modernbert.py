@@ -161,6 +161,10 @@ class ModernBertConfig(EncoderConfig):
     def attention_windows(self) -> tuple[int | None, ...]:
         return (None, *[self.local_window] * (self.global_every - 1))
 
+    @property
+    def has_norms_first(self) -> bool:
+        return True
+
     def scale_sizes(self, hidden_size: int) -> dict[str, int | None]:
         intermediate_size = max(1, round(self.intermediate_size * hidden_size / self.hidden_size))
         return super().scale_sizes(hidden_size) | {"intermediate_size": intermediate_size}
@@ -170,6 +174,9 @@ class ModernBertConfig(EncoderConfig):
 
     def get_hidden_states(self, carried: tuple[Hidden, Hidden]) -> Hidden:
         return carried[0]
+
+    def replace_hidden_states(self, carried: tuple[Hidden, Hidden], x: Hidden) -> tuple[Hidden, Hidden]:
+        return x, carried[1]
 
     def end_layers(self, carried: tuple[Hidden, Hidden]) -> Hidden:
         return carried[1]

@@ -168,6 +168,10 @@ class EncoderConfig:
         """Return the hidden states `[b l d]` in what a layer returns."""
         return carried
 
+    def replace_hidden_states(self, carried, x):
+        """Return what a layer returns with other hidden states `[b l d]`."""
+        return x
+
     def end_layers(self, carried):
         """Return the encoder's hidden states `[b l d]` from what the last layer returns."""
         return carried
@@ -180,6 +184,11 @@ class EncoderConfig:
             for field in selected
             if field.name not in self.param_compatible_fields
         }
+
+    @property
+    def has_norms_first(self) -> bool:
+        """True if each part of a layer has its norm before it (pre-LN)."""
+        return self.final_norm is not None
 
     @property
     def has_embedding_projection(self) -> bool:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from encoders.model.config import LAYER_PARTS, EncoderConfig
-from encoders.model.layers import Embeddings, EncoderInputs, LayerContext
+from encoders.model.layers import Embeddings, EncoderInputs, LayerContext, MemoryAttention
 from encoders.model.ops import make_dense, shard_rows
 
 REMAT_POLICIES = {"dots": jax.checkpoint_policies.save_only_these_names("dense"), "full": None}
@@ -45,7 +45,8 @@ def is_stacked(path: str) -> bool:
 class EncoderLayer(nn.Module):
     """One layer: attention, then feed-forward, with its own or with shared parameters.
 
-    Layers hand on hidden states `[b l d]`, or the pytree of `config.begin_layers`.
+    Layers hand on hidden states `[b l d]`, or the pytree of `config.begin_layers`. In a decoder `MemoryAttention` comes
+    between the two parts.
     """
 
     config: EncoderConfig
@@ -66,6 +67,10 @@ class EncoderLayer(nn.Module):
                     x = part(self.config, parent=None).apply({"params": params}, x, context, train, rngs=rngs)
             else:
                 x = part(self.config, name=name)(x, context, train)
+            if field == "attention" and context.memory is not None:
+                hidden = self.config.get_hidden_states(x)
+                hidden = MemoryAttention(self.config, name="memory")(hidden, context, train)
+                x = self.config.replace_hidden_states(x, hidden)
         x = jax.tree.map(shard_rows, x)
         return x, (self.config.get_hidden_states(x) if output_hidden_states else None)
 
@@ -134,27 +139,68 @@ class Encoder(nn.Module):
     ) -> Float[Array, "b l d"] | Float[Array, "n b l d"]:
         """Return the last layer's hidden states, or with `output_hidden_states` the embedding's and every layer's."""
         config = self.config
-        x = self.active_embeddings(batch, train)
-        if config.has_embedding_projection:
-            x = self.project(x)
-        rows = map(jnp.asarray, (batch.example_ids, batch.token_type_ids, batch.position_ids))
-        context = self.make_layer_context(*rows)
+        x, context = self.begin_rows(batch, train)
         run_layers = self.layers
         if len(config.attention_windows) > 1 and not self.is_initializing():
             run_layers = self.run_periods
         args = context, self.shared, train, output_hidden_states, jnp.arange(config.num_layers)
         last, outputs = run_layers(config.begin_layers(x), *args)
-        last = config.end_layers(last)
-        if config.final_norm is not None:
-            last = self.final_norm(last)
+        last = self.end_rows(last)
         return jnp.concatenate([x[None], outputs[:-1], last[None]]) if output_hidden_states else last
 
-    def run_periods(self, x, context: LayerContext, shared_params, train: bool, output_hidden_states: bool, indices):
+    def begin_rows(self, batch: EncoderInputs, train: bool) -> tuple[Float[Array, "b l d"], LayerContext]:
+        """Return the embeddings at the hidden width, and what the layers see of the rows."""
+        x = self.active_embeddings(batch, train)
+        if self.config.has_embedding_projection:
+            x = self.project(x)
+        rows = map(jnp.asarray, (batch.example_ids, batch.token_type_ids, batch.position_ids))
+        return x, self.make_layer_context(*rows)
+
+    def end_rows(self, carried) -> Float[Array, "b l d"]:
+        """Return the encoder's hidden states from what the last layer returns."""
+        last = self.config.end_layers(carried)
+        return last if self.config.final_norm is None else self.final_norm(last)
+
+    def init_memory_params(self, key) -> dict:
+        """Return the parameters that `decode` adds to each layer, stacked as those of the layers."""
+        part, x = MemoryAttention(self.config, parent=None), jnp.zeros((1, 1, self.config.hidden_size))
+        context = LayerContext(*[jnp.ones((1, 1), int)] * 3, 0, memory=x)
+        init_layer = lambda key: part.init(key, x, context, False)["params"]
+        return {"memory": jax.vmap(init_layer)(jax.random.split(key, self.config.num_layers))}
+
+    def decode(
+        self, batch: EncoderInputs, vectors: Float[Array, "b s d"], memory_params: Mapping, train: bool = False
+    ) -> Float[Array, "b l d"]:
+        """Return the last layer's hidden states of the layers as a decoder.
+
+        A token reads itself, the earlier ones of its example, and the vector of its example. Parameters are those of
+        the encoder, and `memory_params` of `init_memory_params`.
+        """
+        config = self.config
+        x, context = self.begin_rows(batch, train)
+        example = jnp.maximum(batch.example_ids - 1, 0)
+        memory = jnp.take_along_axis(vectors, example[..., None], axis=1).astype(x.dtype)
+        context = context.replace(memory=memory, is_causal=True)
+        args = context, self.shared, train, False, jnp.arange(config.num_layers), memory_params
+        last, _ = self.run_periods(config.begin_layers(x), *args)
+        return self.end_rows(last)
+
+    def run_periods(
+        self,
+        x,
+        context: LayerContext,
+        shared_params,
+        train: bool,
+        output_hidden_states: bool,
+        indices,
+        further_params: Mapping = {},
+    ):
         """Run layers whose windows repeat: one scan over periods, in each of which the windows are static.
 
-        Parameters are those of `self.layers`, whose scan initialises them.
+        Parameters are those of `self.layers`, whose scan initialises them, and a stack of further parts.
         """
         config, stack = self.config, self.layers.variables.get("params", {})  # none where all parts are shared
+        stack = {**stack, **further_params}
         dropout_key = self.make_rng("dropout") if self.has_rng("dropout") else None
 
         def run_layer(x, params, index, window):

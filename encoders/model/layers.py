@@ -47,7 +47,9 @@ class LayerContext(struct.PyTreeNode):
     position_ids: Any
     layer_index: Any  # from 0
     row_features: Any = None  # what `config.row_features` returns
+    memory: Any = None  # the vector that each token reads beside its row in a decoder, `[b l d]`
     window: int | None = struct.field(pytree_node=False, default=None)  # of the layer's attention; None: all tokens
+    is_causal: bool = struct.field(pytree_node=False, default=False)  # True if no token attends to later ones
 
 
 class Embeddings(nn.Module):
@@ -123,6 +125,7 @@ def attend(config, query, key, value, context: LayerContext, train: bool, is_cau
     """
     drop_weights = Dropout(config.attention_dropout).draw_dropout(train)
     key, value = (jnp.repeat(x, query.shape[2] // x.shape[2], axis=2) for x in (key, value))
+    is_causal = is_causal or context.is_causal
     args = context.example_ids, drop_weights, config.attention_impl, is_causal, context.window
     return dot_product_attention(query, key, value, *args)
 
@@ -155,6 +158,24 @@ class FeedForward(nn.Module):
         inner = ACTIVATIONS[config.activation](make_dense(config, config.intermediate_size, "up")(x))
         out = make_dense(config, config.hidden_size, "down")(inner)
         return make_layer_norm(config, "norm")(x + Dropout(config.hidden_dropout)(out, train))
+
+
+class MemoryAttention(nn.Module):
+    """Attention of every token to one vector, `context.memory`, with residual, and layer norm after it (post-LN).
+
+    The softmax over one key is 1, so that queries and keys do not matter: what is added is the projected vector (TSDAE,
+    Wang et al., 2021, https://arxiv.org/abs/2104.06979, §3). Families with their norms before a part have none here.
+    """
+
+    config: object
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b l d"], context: LayerContext, train: bool) -> Float[Array, "b l d"]:
+        config = self.config
+        value = make_dense(config, config.hidden_size, "value")(context.memory)
+        out = make_dense(config, config.hidden_size, "out")(value)
+        x = x + Dropout(config.hidden_dropout)(out, train)
+        return x if config.has_norms_first else make_layer_norm(config, "norm")(x)
 
 
 class FinalRMSNorm(nn.Module):

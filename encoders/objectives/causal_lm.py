@@ -18,6 +18,19 @@ from encoders.utils.errors import UserError
 from encoders.utils.metrics import Mean
 
 
+def choose_next_tokens(batch: Batch) -> MaskedBatch:
+    """Return `batch` with every token of an example but its first to predict, at its position."""
+    tokens, example = batch.input_ids, batch.example_ids
+    follows = (example[:, 1:] > 0) & (example[:, 1:] == example[:, :-1])
+    return MaskedBatch(
+        **batch.get_arrays(),
+        clean_ids=tokens,
+        masked_positions=jnp.broadcast_to(jnp.arange(1, tokens.shape[1]), follows.shape),
+        masked_labels=tokens[:, 1:],
+        masked_weights=follows.astype(jnp.float32),
+    )
+
+
 @dataclass(frozen=True)
 class CausalLM(Objective):
     """The loss of every token of an example but its first, given the tokens before it; needs causal attention."""
@@ -34,15 +47,7 @@ class CausalLM(Objective):
         return CausalLMModule(config, self, vocab)
 
     def corrupt(self, batch: Batch, vocab: VocabInfo, seed) -> MaskedBatch:
-        tokens, example = batch.input_ids, batch.example_ids
-        follows = (example[:, 1:] > 0) & (example[:, 1:] == example[:, :-1])
-        return MaskedBatch(
-            **batch.get_arrays(),
-            clean_ids=tokens,
-            masked_positions=jnp.broadcast_to(jnp.arange(1, tokens.shape[1]), follows.shape),
-            masked_labels=tokens[:, 1:],
-            masked_weights=follows.astype(jnp.float32),
-        )
+        return choose_next_tokens(batch)
 
     def scores(self, sums: Metrics) -> dict[str, float]:
         scores = super().scores(sums)

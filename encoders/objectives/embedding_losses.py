@@ -70,10 +70,12 @@ class EmbeddingLoss:
     """Base class of losses, frozen dataclasses.
 
     `min_texts` is the number of texts that a row needs. In training the vectors of `layers` have the loss too, beside
-    those of the last layer. `needs_teacher` is true of a loss that reads a teacher's vectors.
+    those of the last layer. `needs_teacher` is true of a loss that reads a teacher's vectors, and `compares_vectors` of
+    one that reads those of the batch.
     """
 
     min_texts: ClassVar[int] = 2
+    compares_vectors: ClassVar[bool] = True
     needs_teacher: ClassVar[bool] = False
     initial_scale: ClassVar[float | None] = None  # of a scale that is learned, beside the encoder
     layers: ClassVar[tuple[int, ...]] = ()
@@ -85,6 +87,17 @@ class EmbeddingLoss:
     def compute_metrics(self, vectors: Float[Array, "b s d"], rows: TextRelations, scale: Array | None) -> Metrics:
         """Return the metric `contrastive_loss` and others. The count of a loss depends on `rows` alone."""
         raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class NoComparison(EmbeddingLoss):
+    """No loss of vectors: the encoder learns from tokens alone, as TSDAE."""
+
+    min_texts: ClassVar[int] = 1
+    compares_vectors: ClassVar[bool] = False
+
+    def compute_metrics(self, vectors: Float[Array, "b s d"], rows: TextRelations, scale: Array | None) -> Metrics:
+        return {}
 
 
 @dataclass(frozen=True)
@@ -290,7 +303,7 @@ class Matryoshka(EmbeddingLoss):
             [
                 ("sizes", is_sizes, "one or more sizes, each at least 1, or () with layers"),
                 ("weights", is_weights, f"above 0, one for each of sizes={self.sizes}, or ()"),
-                ("loss", lambda loss: not isinstance(loss, Matryoshka), "another loss than Matryoshka"),
+                ("loss", lambda loss: not isinstance(loss, Matryoshka | NoComparison), "a loss of whole vectors"),
             ],
         )
 

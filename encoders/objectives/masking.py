@@ -20,7 +20,7 @@ from encoders.text.tokenization import VocabInfo
 from encoders.utils.errors import UserError
 from encoders.utils.field_checks import check_fields
 
-MASK_STREAM, ROUNDING_STREAM, SAMPLE_STREAM = 0, 1, 2  # streams of random words
+MASK_STREAM, ROUNDING_STREAM, SAMPLE_STREAM, DELETION_STREAM = 0, 1, 2, 3  # streams of random words
 
 
 @no_type_check  # jax builds it with leaves of other types

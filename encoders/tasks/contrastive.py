@@ -6,13 +6,13 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple, no_type_check
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from encoders.data.batch import Batch
 from encoders.data.formats import Format
@@ -22,8 +22,10 @@ from encoders.model.encoder import Encoder
 from encoders.model.heads import POOLER_PARAMS, embed_examples, gather_hidden_states, make_pooler
 from encoders.model.ops import make_dense
 from encoders.objectives.base import Metrics, Scores, SupervisedObjective, TaskModule
+from encoders.objectives.causal_lm import choose_next_tokens
+from encoders.objectives.deletion import delete_tokens
 from encoders.objectives.embedding_losses import EmbeddingLoss, InfoNCE, TextRelations
-from encoders.objectives.losses import compute_masked_lm_metrics
+from encoders.objectives.losses import compute_class_metrics, compute_masked_lm_metrics
 from encoders.objectives.masking import MaskedBatch, Masking, mask_tokens
 from encoders.tasks.scores import score_pearson, score_positive_ranks, score_spearman
 from encoders.text.tokenization import VocabInfo
@@ -37,7 +39,7 @@ class EncodedTexts(NamedTuple):
 
     - `vectors`: of each text, from the last layer.
     - `layer_vectors`: from each of `loss.layers`, in training.
-    - `row_metrics`: metrics of the masked tokens of each row, `[b]`.
+    - `row_metrics`: metrics of the tokens of each row that are predicted, `[b]`.
     """
 
     vectors: Float[Array, "b s d"]
@@ -45,9 +47,16 @@ class EncodedTexts(NamedTuple):
     row_metrics: Metrics
 
 
+@no_type_check  # jax builds it with leaves of other types
+class ShortenedBatch(MaskedBatch, kw_only=True):
+    """A batch whose tokens are to predict from the vectors of `shortened`, the same rows without a share of them."""
+
+    shortened: Batch
+
+
 class ContrastiveModule(TaskModule):
-    """Module of an encoder and, where the objective needs them, a pooler, a projection, a masked-token head and a scale
-    of cosines.
+    """Module of an encoder and, where the objective needs them, a pooler, a projection, a masked-token head, what makes
+    a decoder of the encoder, and a scale of cosines.
 
     The outputs that other tasks name logits are `EncodedTexts` here.
     """
@@ -59,44 +68,63 @@ class ContrastiveModule(TaskModule):
             setattr(self, POOLER_PARAMS[objective.pooling], make_pooler(self.config, objective.pooling))
         if objective.projection_size:
             self.projection = make_dense(self.config, objective.projection_size)
-        if objective.masking:
+        if objective.masking or objective.deletion_rate:
             self.tokens = self.config.token_head(self.config)
+        if objective.deletion_rate:
+            self.decoder = self.param("decoder", lambda key: {"layers": self.encoder.init_memory_params(key)})
         if objective.loss.initial_scale:
             initial = nn.initializers.constant(math.log(objective.loss.initial_scale))
             self.log_scale = self.param("log_scale", initial, ())
 
     def compute_logits(self, batch: Batch, train: bool = False) -> EncodedTexts:
-        """Return the vectors of the texts, in training behind the projection, and metrics of tokens that are masked."""
-        row_metrics = {}
-        if isinstance(batch, MaskedBatch):
-            row_metrics = self.predict_masked_tokens(batch, train)
-            batch = batch.replace(input_ids=batch.clean_ids)
-        embed = partial(self.embed_texts, batch=batch, train=train)
+        """Return the vectors of the texts, in training behind the projection, and metrics of tokens to predict."""
+        clean = batch.replace(input_ids=batch.clean_ids) if isinstance(batch, MaskedBatch) else batch
+        embed = partial(self.embed_texts, batch=clean, train=train)
         layers = self.objective.loss.layers if train else ()
-        hidden = self.encoder(batch, train=train, output_hidden_states=bool(layers))
+        hidden = self.encoder(clean, train=train, output_hidden_states=bool(layers))
+        row_metrics = {}
+        if isinstance(batch, ShortenedBatch):
+            row_metrics = self.reconstruct_texts(batch, train)
+        elif isinstance(batch, MaskedBatch):
+            row_metrics = self.predict_masked_tokens(batch, train)
         if not layers:
             return EncodedTexts(embed(hidden), (), row_metrics)
         return EncodedTexts(embed(hidden[-1]), tuple(embed(hidden[layer]) for layer in layers), row_metrics)
 
     def embed_texts(self, hidden: Float[Array, "b l d"], batch: Batch, train: bool) -> Float[Array, "b s e"]:
         """Return the vector of each text from the hidden states of a layer, in training behind the projection."""
-        pooling = self.objective.pooling
-        pooler = getattr(self, POOLER_PARAMS[pooling]) if pooling in POOLER_PARAMS else None
-        vectors = embed_examples(self.config, pooler, hidden, batch, pooling)
+        vectors = self.pool_texts(hidden, batch)
         if self.objective.projection_size and (train or self.is_initializing()):
             vectors = jnp.tanh(self.projection(vectors))
         return vectors.astype(jnp.float32)
 
+    def pool_texts(self, hidden: Float[Array, "b l d"], batch: Batch) -> Float[Array, "b s d"]:
+        """Return the vector of each text from the hidden states of a layer."""
+        pooling = self.objective.pooling
+        pooler = getattr(self, POOLER_PARAMS[pooling]) if pooling in POOLER_PARAMS else None
+        return embed_examples(self.config, pooler, hidden, batch, pooling)
+
     def predict_masked_tokens(self, batch: MaskedBatch, train: bool) -> Metrics:
         """Return the metrics of the masked tokens of each row, `[b]`."""
-        hidden = gather_hidden_states(self.encoder(batch, train=train), batch.masked_positions)
-        logits = self.tokens(hidden, self.encoder.active_embeddings.word_embedding.embedding)
+        logits = self.compute_token_logits(self.encoder(batch, train=train), batch.masked_positions)
+        return compute_row_metrics(
+            lambda logits, row: compute_masked_lm_metrics(logits, row, self.vocab), logits, batch
+        )
 
-        def score_row(row_logits, row):
-            logits, row = jax.tree.map(lambda x: x[None], (row_logits, row))
-            return compute_masked_lm_metrics(logits, row, self.vocab)
+    def reconstruct_texts(self, batch: ShortenedBatch, train: bool) -> Metrics:
+        """Return the metrics of each row, `[b]`, of texts that are predicted from the vectors of shortened ones."""
+        vectors = self.pool_texts(self.encoder(batch.shortened, train=train), batch.shortened)
+        hidden = self.encoder.decode(batch, vectors, self.decoder["layers"], train)
+        logits = self.compute_token_logits(hidden, batch.masked_positions - 1)
+        score = lambda logits, row: compute_class_metrics(
+            logits, row.masked_labels, row.masked_weights, "reconstruction"
+        )
+        return compute_row_metrics(score, logits, batch)
 
-        return jax.vmap(score_row)(logits, batch)
+    def compute_token_logits(self, hidden: Float[Array, "b l d"], positions: Int[Array, "b k"]):
+        """Return vocabulary logits `[b k v]` from the hidden states at `positions`."""
+        table = self.encoder.active_embeddings.word_embedding.embedding
+        return self.tokens(gather_hidden_states(hidden, positions), table)
 
     def compute_metrics(self, logits: EncodedTexts, batch: Batch) -> Metrics:
         loss, rows = self.objective.loss, TextRelations.from_batch(batch)
@@ -112,6 +140,12 @@ class ContrastiveModule(TaskModule):
         return {"vectors": logits.vectors}
 
 
+def compute_row_metrics(score: Callable[..., Metrics], logits: Float[Array, "b k v"], batch: MaskedBatch) -> Metrics:
+    """Return the metrics of `score` of each row, `[b]`."""
+    score_row = lambda *row: score(*jax.tree.map(lambda x: x[None], row))
+    return jax.vmap(score_row)(logits, batch)
+
+
 @dataclass(frozen=True)
 class Contrastive(SupervisedObjective):
     """Training of an encoder for the cosine of the vectors of its texts, by `loss`.
@@ -121,7 +155,10 @@ class Contrastive(SupervisedObjective):
     that size and tanh, in training only (SimCSE, https://arxiv.org/abs/2104.08821, §6.3).
 
     With `masking` a second pass reads the texts with masked tokens, and `masked_lm_weight` times their masked-token
-    loss is added (SimCSE, appendix D).
+    loss is added (SimCSE, appendix D). With `deletion_rate` that share of the tokens is deleted instead, and a decoder
+    predicts the whole text from the vector of what is left. `reconstruction_weight` times its loss is added. The
+    decoder is the encoder's layers, which also read the vector. With the loss `NoComparison`, this is TSDAE (Wang et
+    al., 2021, https://arxiv.org/abs/2104.06979, §3).
 
     The loss compares all rows of the batch, on all devices and processes. `grad_accum_steps` bounds the memory, not the
     negatives: rows are encoded in so many chunks, and encoded again for their gradients (Gao et al., 2021,
@@ -139,21 +176,34 @@ class Contrastive(SupervisedObjective):
     prompts: tuple[tuple[str, str], ...] = field(default=(), metadata={"not_fingerprinted": True})
     masking: Masking | None = None
     masked_lm_weight: float = 0.1
+    deletion_rate: float | None = None
+    reconstruction_weight: float = 1.0
 
     module_class: ClassVar[type[TaskModule]] = ContrastiveModule
-    compares_rows: ClassVar[bool] = True
 
     def __post_init__(self):
         is_size = lambda size: size is None or size >= 1
         checks: list[tuple[str, Callable, str]] = [
             ("projection_size", is_size, "at least 1, or None"),
-            ("masked_lm_weight", lambda weight: 0 < weight < math.inf, "above 0"),
+            ("masked_lm_weight reconstruction_weight", lambda weight: 0 < weight < math.inf, "above 0"),
+            ("deletion_rate", lambda rate: rate is None or 0 < rate < 1, "above 0 and below 1, or None"),
         ]
         check_fields(self, "objective.", checks)
+        if self.masking and self.deletion_rate:
+            given = f"objective.masking={self.masking} and objective.deletion_rate={self.deletion_rate}"
+            raise UserError(f"{given}: give one of them, since both are losses of the same tokens")
+        if not self.loss_weights:
+            raise UserError("objective.loss=NoComparison needs objective.deletion_rate or objective.masking")
+
+    @property
+    def compares_rows(self) -> bool:
+        return self.loss.compares_vectors
 
     @property
     def loss_weights(self) -> dict[str, float]:
-        return {"contrastive_loss": 1.0} | ({"mlm_loss": self.masked_lm_weight} if self.masking else {})
+        weights = {"contrastive_loss": 1.0} if self.loss.compares_vectors else {}
+        weights |= {"mlm_loss": self.masked_lm_weight} if self.masking else {}
+        return weights | ({"reconstruction_loss": self.reconstruction_weight} if self.deletion_rate else {})
 
     @property
     def required_fields(self) -> frozenset[str]:
@@ -163,6 +213,8 @@ class Contrastive(SupervisedObjective):
 
     @property
     def num_distinct_passes(self) -> int | None:
+        if self.deletion_rate:
+            return None
         return self.masking.dupe_factor if self.masking else 1
 
     @property
@@ -181,6 +233,9 @@ class Contrastive(SupervisedObjective):
         return super().module(config, vocab)
 
     def corrupt(self, batch: Batch, vocab: VocabInfo, seed) -> Batch:
+        if self.deletion_rate:
+            shortened = delete_tokens(self.deletion_rate, batch, vocab, seed)
+            return ShortenedBatch(**choose_next_tokens(batch).get_arrays(), shortened=shortened)
         return mask_tokens(self.masking, batch, vocab, seed) if self.masking else batch
 
     def find_format_problem(self, row_format: Format, config: EncoderConfig) -> str | None:

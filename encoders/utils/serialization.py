@@ -40,7 +40,9 @@ CLASS_NAMES = {
     "encoders.objectives.replaced_tokens": "ReplacedTokenDetection",
     "encoders.objectives.restored_tokens": "ReplaceMLM",
     "encoders.objectives.causal_lm": "CausalLM",
-    "encoders.objectives.embedding_losses": "InfoNCE TripletLoss CosineMSE CoSENT AnglE Distillation Matryoshka",
+    "encoders.objectives.embedding_losses": (
+        "InfoNCE TripletLoss CosineMSE CoSENT AnglE Distillation Matryoshka NoComparison"
+    ),
     "encoders.tasks.encoder_only": "EncoderOnly",
     "encoders.tasks.contrastive": "Contrastive",
     "encoders.tasks.text_groups": "EmbeddingTask TextGroups",

@@ -10,11 +10,13 @@ from encoders.costs.ledger import make_blank_vocab
 from encoders.data.batch import build_single_example_batch
 from encoders.families import albert, bert, deberta, electra, esm, eurobert, modernbert, neobert, roberta
 from encoders.model.config import EncoderConfig
+from encoders.objectives.embedding_losses import NoComparison
 from encoders.objectives.masked_lm import MaskedLM
 from encoders.objectives.replaced_tokens import ReplacedTokenDetection
 from encoders.objectives.restored_tokens import ReplaceMLM
 from encoders.objectives.sentence_pair import NextSentencePrediction, SentenceOrderPrediction
 from encoders.tasks.classification import Classification
+from encoders.tasks.contrastive import Contrastive
 from encoders.tasks.question_answering import ConditionedSpanPrediction, SpanPrediction, SpanWithClassifier
 from encoders.tasks.token_classification import TokenClassification
 from encoders.training import step
@@ -55,6 +57,7 @@ OBJECTIVES = {
     "spans": SpanPrediction("pooled"),
     "spans and a classifier": SpanWithClassifier(),
     "conditioned spans": ConditionedSpanPrediction(),
+    "denoised texts": Contrastive(NoComparison(), "mean", deletion_rate=0.5),
 }
 
 

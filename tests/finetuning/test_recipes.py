@@ -161,6 +161,17 @@ def test_simcse_has_the_recipes_of_its_paper_and_a_grid(source):
         build(str(source), sts)
 
 
+def test_tsdae_denoises_sentences_and_has_a_grid(source):
+    build, sts = load_file("tsdae").experiments, str(source.parent / "STS-B" / "dev.tsv")
+    sentences = str(source.parent / "sentences.txt")
+    (alone,) = build(str(source), sts, sentences)
+    assert (alone.name, alone.objective.pooling, alone.objective.deletion_rate) == ("bert-tsdae-seed0", "cls", 0.6)
+    assert (alone.phases[0].batch_size, alone.num_steps) == (8, 1)
+    assert alone.objective.loss_weights == {"reconstruction_loss": 1.0} and not alone.objective.compares_rows
+    grid = build(str(source), sts, sentences, deletions=(0.3, 0.6), poolings=("cls", "mean"), seeds=2)
+    assert grid[-1].name == "bert-tsdae-deletion0.6-mean-seed1" and len(grid) == 8
+
+
 def test_simcse_reads_nli_in_the_layouts_of_snli_and_mnli(source, tmp_path):
     build, sts = load_file("simcse").experiments, str(source.parent / "STS-B" / "dev.tsv")
     with raises_naming(ExperimentError, str(tmp_path), "snli_1.0_train.jsonl"):
