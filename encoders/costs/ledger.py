@@ -24,6 +24,7 @@ from encoders.objectives.generator import GeneratorObjective
 from encoders.objectives.masked_lm import MaskedLM
 from encoders.objectives.replaced_tokens import ReplacedTokenDetection
 from encoders.objectives.restored_tokens import ReplaceMLM
+from encoders.tasks.contrastive import Contrastive
 from encoders.text.tokenization import make_blank_vocab
 from encoders.training import sharding, step
 from encoders.training.optimizer import flatten_with_paths
@@ -84,6 +85,24 @@ def _(objective: GeneratorObjective, config: EncoderConfig, example_lengths: np.
         num_restored = num_masked if objective.loss_over == "chosen" else example_lengths
         parts["restored"] = masked_token_head_flops(config, num_restored)
     return parts
+
+
+@compute_forward_flops.register
+def _(objective: Contrastive, config: EncoderConfig, example_lengths: np.ndarray) -> FlopsByPart:
+    whole = forward_flops(config, example_lengths)
+    if objective.masking:
+        num_masked = objective.masking.count_predictions(example_lengths)
+        num_passes = 2 if objective.loss.compares_vectors else 1
+        return {"encoder": num_passes * whole, "tokens": masked_token_head_flops(config, num_masked)}
+    if not objective.deletion_rate:
+        return {"encoder": whole}
+    shortened = forward_flops(config, (1 - objective.deletion_rate) * example_lengths)
+    memory = example_lengths * config.num_layers * 4.0 * config.hidden_size**2
+    return {
+        "encoder": shortened + (whole if objective.loss.compares_vectors else 0),
+        "decoder": whole + memory,
+        "tokens": masked_token_head_flops(config, example_lengths - 1),
+    }
 
 
 @singledispatch

@@ -17,10 +17,12 @@ from encoders.model.config import EncoderConfig
 from encoders.model.flops import forward_flops
 from encoders.model.layers import CausalSelfAttention
 from encoders.objectives.causal_lm import CausalLM
+from encoders.objectives.embedding_losses import InfoNCE, NoComparison
 from encoders.objectives.masked_lm import MaskedLM
 from encoders.objectives.masking import Masking
 from encoders.objectives.replaced_tokens import ReplacedTokenDetection
 from encoders.objectives.restored_tokens import ReplaceMLM
+from encoders.tasks.contrastive import Contrastive
 from encoders.text.tokenization import TokenizerSpec
 from encoders.training.optimizer import AdamW
 
@@ -97,6 +99,19 @@ def test_the_flops_of_a_step_are_those_that_xla_counts(model, objective):
     counted = jax.jit(jax.grad(loss)).lower(ledger.eval_param_shapes(model, objective), batch).cost_analysis()["flops"]
     ours = 2 * ledger.step_flops(experiment(model, objective), np.array([40])).item()
     assert ours < counted < 1.1 * ours  # XLA counts softmax, norms and activations too
+
+
+def test_sentence_embeddings_cost_the_passes_over_their_tokens_too():
+    sizes, vectors, tokens = np.array([100]), InfoNCE(), NoComparison()
+    cost = lambda *given, **changes: compute_forward_flops(Contrastive(*given, **changes), TINY, sizes)
+    once, masked_lm = forward_flops(TINY, sizes), compute_forward_flops(MaskedLM(Masking()), TINY, sizes)
+    assert cost(vectors) == {"encoder": once}
+    assert cost(vectors, masking=Masking()) == masked_lm | {"encoder": 2 * once}
+    assert cost(tokens, masking=Masking()) == masked_lm
+    denoised, beside = (cost(loss, deletion_rate=0.6) for loss in (tokens, vectors))
+    assert beside["encoder"] - denoised["encoder"] == once and denoised["encoder"] == forward_flops(TINY, 0.4 * sizes)
+    assert denoised["decoder"] == once + 2 * 2 * 2 * 128**2 * sizes  # two products of 128 x 128 in two layers
+    assert denoised["tokens"] == compute_forward_flops(CausalLM(), TINY, sizes)["tokens"]
 
 
 def test_a_generator_that_is_kept_as_it_is_costs_no_backward_pass():
