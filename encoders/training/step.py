@@ -11,6 +11,7 @@ from flax import struct
 
 from encoders.data.batch import Batch, build_single_example_batch
 from encoders.objectives.base import TaskModule
+from encoders.text.tokenization import make_blank_vocab
 from encoders.training.optimizer import OptimizerConfig
 from encoders.training.sharding import constrain_to_mesh, map_rows, unshard_fsdp
 from encoders.utils.metrics import Mean
@@ -53,8 +54,12 @@ def trace_param_shapes(module) -> dict:
 
 
 def eval_module_shapes(module) -> dict:
-    """Return the shapes of the parameters of an objective's module, without memory; it is traced once a process."""
-    return jax.tree.map(lambda shape: shape, trace_param_shapes(module))
+    """Return the shapes of the parameters of an objective's module, without memory; it is traced once a process.
+
+    They do not depend on the words of a vocabulary: a run shares the trace with the checks before it reads its store.
+    """
+    blank = module.clone(vocab=make_blank_vocab(module.config.vocab_size))
+    return jax.tree.map(lambda shape: shape, trace_param_shapes(blank))
 
 
 def init_train_state(seed, *, module, optimizer: OptimizerConfig) -> TrainState:
