@@ -14,12 +14,14 @@ and dev.tsv with the columns sentence1, sentence2 and score, as GLUE's STS-B; it
 with `--set objective.loss=CoSENT`. Each stage starts from the one before it. `query_prompt` and `text_prompt` are put
 in front of anchors and of the other texts.
 
-With `chunks` above 1 a batch is encoded in so many parts, which bounds the memory and changes no gradient.
+With `chunks` above 1 a batch is encoded in so many parts, which bounds the memory and changes no gradient. With
+`packed=4` up to four groups of texts share a row: a batch of 256 is 64 rows, of at most 256 groups.
 """
 
 from dataclasses import replace
 from pathlib import Path
 
+from encoders.data.packing import PackedFormat
 from encoders.finetuning.grids import Recipe, build_finetuning, count_train_rows, load_run_spec
 from encoders.objectives.embedding_losses import CosineMSE, InfoNCE
 from encoders.tasks.text_groups import EmbeddingTask
@@ -41,6 +43,7 @@ def experiments(
     temperature: float = 0.05,
     batch: int = 256,
     chunks: int = 1,
+    packed: int = 1,
     rate: float = 2e-5,
     length: int = 128,
     epochs: float = 1,
@@ -75,6 +78,9 @@ def experiments(
             run_name = f"{Path(init_from).name}-{name}-seed{seed}"
             start = dict(init_from=source, config=model, tokenizer_path=f"{init_from}/tokenizer.json", seed=seed)
             experiment = build_finetuning(run_name, task, root, recipe, count_train_rows(task, root), **start)
-            chosen.append(replace(experiment, grad_accum_steps=chunks))
+            (phase,) = experiment.phases
+            if packed > 1:
+                phase = replace(phase, format=PackedFormat(phase.format, packed), batch_size=batch_size // packed)
+            chosen.append(replace(experiment, phases=(phase,), grad_accum_steps=chunks))
             source = f"{runs}/{run_name}"
     return chosen

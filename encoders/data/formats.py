@@ -29,7 +29,8 @@ class Format(Protocol):
 
     `label_fields` names the batch fields that the format adds. `varies_by_pass` is true where two passes differ.
     `num_separators` is the number of separators between two segments. `separates_equal_texts` is true where no batch
-    may hold two rows with an equal text; the label of an example in the table is then the number of its text.
+    may hold an equal text twice; its rows are groups of `num_texts` texts, and the label of an example in the table
+    is the number of its text.
     """
 
     label_fields: tuple[str, ...]
@@ -68,6 +69,8 @@ class FormatWrapper:
 
     format: Format
 
+    num_texts = property(attrgetter("format.num_texts"))  # of formats of several texts a row
+    vector_size = property(attrgetter("format.vector_size"))
     label_fields = property(attrgetter("format.label_fields"))
     num_separators = property(attrgetter("format.num_separators"))
     varies_by_pass = property(attrgetter("format.varies_by_pass"))

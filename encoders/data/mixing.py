@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import floor, inf
-from operator import attrgetter
 
 import numpy as np
 
@@ -29,9 +28,6 @@ class MixedFormat(FormatWrapper):
 
     format: Format
     corpus_weights: tuple[float, ...]
-
-    num_texts = property(attrgetter("format.num_texts"))  # of formats of several texts a row
-    vector_size = property(attrgetter("format.vector_size"))
 
     def __post_init__(self):
         if isinstance(self.format, PackedFormat | MixedFormat):

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from encoders.data.example_table import Table, build_empty_table, count_row_tokens
+from encoders.data.distinct_batches import count_earlier_equal_texts
+from encoders.data.example_table import Table, add_example_axis, build_empty_table, count_row_tokens
 from encoders.data.formats import Format, FormatWrapper
 from encoders.data.store import Split
 from encoders.utils.errors import UserError
@@ -18,7 +19,10 @@ from encoders.utils.errors import UserError
 
 @dataclass(frozen=True)
 class PackedFormat(FormatWrapper):
-    """Examples of `format`, up to `max_examples_per_row` of them in a row."""
+    """Examples of `format`, up to `max_examples_per_row` of them in a row.
+
+    Of a format whose rows are groups of texts, so many groups. No row holds an equal text in two of them.
+    """
 
     format: Format
     max_examples_per_row: int = 8
@@ -30,12 +34,20 @@ class PackedFormat(FormatWrapper):
             raise UserError(f"max_examples_per_row={self.max_examples_per_row} must be at least 1")
 
     def build_example_table(self, split: Split, documents: range, seq_length: int, seed: int, pass_index: int) -> Table:
-        examples = self.format.build_example_table(split, documents, seq_length, seed, pass_index)
+        examples = add_example_axis(self.format.build_example_table(split, documents, seq_length, seed, pass_index))
+        if not self.separates_equal_texts:
+            return self.pack_rows(examples, seq_length)
+        counts = count_earlier_equal_texts(examples)
+        rows = [self.pack_rows(examples[counts == count], seq_length) for count in range(counts.max(initial=0) + 1)]
+        return np.concatenate(rows)
+
+    def pack_rows(self, examples: Table, seq_length: int) -> Table:
+        """Return rows of examples, or of groups of them, `[examples s]`."""
         lengths = count_row_tokens(examples, self.num_separators)
         row, slot = pack_examples(lengths, seq_length, self.max_examples_per_row)
-        rows = build_empty_table(row.max(initial=-1) + 1, self.max_examples_per_row)
+        rows = build_empty_table(row.max(initial=-1) + 1, self.max_examples_per_row, examples.shape[1])
         rows[row, slot] = examples
-        return rows
+        return rows.reshape(len(rows), self.max_examples_per_row * examples.shape[1])
 
 
 def pack_examples(example_lengths: np.ndarray, seq_length: int, max_examples_per_row: int) -> np.ndarray:

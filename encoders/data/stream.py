@@ -328,7 +328,7 @@ class BatchStream:
             lengths = count_row_tokens(rows[0], phase.format.num_separators)
             batches = np.arange(len(lengths)).reshape(count, -1)
             if phase.format.separates_equal_texts:
-                batches = separate_equal_texts(batches, rows[0])
+                batches = separate_equal_texts(batches, rows[0], phase.format.num_texts)
             else:
                 order = permute_indices(np.arange(count), count, (self.seed, start))
                 batches = np.argsort(lengths, kind="stable").reshape(count, -1)[order]

@@ -1,8 +1,9 @@
 """Losses of vectors: contrastive losses of texts that belong together, and regressions on the similarity of two texts.
 
 Axes: b rows, s texts of a row, d size of a vector. The first text of a row is its anchor, the second one its positive
-text, and the others are hard negatives. A scored row is two texts and their similarity. Every loss reads the vectors of
-the whole batch, so its value does not depend on the devices that hold them.
+text, and the others are hard negatives. A scored row is two texts and their similarity. A packed row of the batch is
+several rows here. Every loss reads the vectors of the whole batch, so its value does not depend on the devices that
+hold them.
 """
 
 from __future__ import annotations
@@ -46,13 +47,14 @@ class TextRelations(NamedTuple):
 
     @classmethod
     def from_batch(cls, batch: Batch) -> TextRelations:
-        labels, has_text = batch.labels, batch.example_mask > 0
-        group_ids = jnp.where(has_text[:, 0], labels["group_id"][:, 0], 0)
-        similarity = jnp.where(has_text[:, 0], labels["similarity"][:, 0], jnp.nan)
+        labels, num_groups = batch.labels, batch.labels["group_id"].size
+        has_text, text_ids = (field.reshape(num_groups, -1) for field in (batch.example_mask > 0, labels["text_id"]))
+        group_ids = jnp.where(has_text[:, 0], labels["group_id"].reshape(-1), 0)
+        similarity = jnp.where(has_text[:, 0], labels["similarity"].reshape(-1), jnp.nan)
         teacher_vectors = labels.get("teacher_vector")
         if teacher_vectors is not None:
-            teacher_vectors = teacher_vectors.reshape(*has_text.shape, -1)[:, :1].astype(jnp.float32)
-        return cls(has_text, labels["text_id"], group_ids, similarity.astype(jnp.float32), teacher_vectors)
+            teacher_vectors = teacher_vectors.reshape(num_groups, 1, -1).astype(jnp.float32)
+        return cls(has_text, text_ids, group_ids, similarity.astype(jnp.float32), teacher_vectors)
 
 
 def normalize_vectors(vectors: Float[Array, "*axes d"]) -> Float[Array, "*axes d"]:

@@ -129,15 +129,17 @@ class ContrastiveModule(TaskModule):
     def compute_metrics(self, logits: EncodedTexts, batch: Batch) -> Metrics:
         loss, rows = self.objective.loss, TextRelations.from_batch(batch)
         scale = jnp.exp(self.log_scale) if loss.initial_scale else None
-        metrics = loss.compute_metrics(logits.vectors, rows, scale)
+        compare = lambda vectors: loss.compute_metrics(vectors.reshape(*rows.has_text.shape, -1), rows, scale)
+        metrics = compare(logits.vectors)
         for vectors in logits.layer_vectors:
-            total = loss.compute_metrics(vectors, rows, scale)["contrastive_loss"].total
+            total = compare(vectors)["contrastive_loss"].total
             last = metrics["contrastive_loss"]
             metrics["contrastive_loss"] = Mean(last.total + total, last.count)
         return metrics | {name: Mean(mean.total.sum(), mean.count.sum()) for name, mean in logits.row_metrics.items()}
 
     def compute_outputs(self, logits: EncodedTexts, batch: Batch) -> dict[str, Array]:
-        return {"vectors": logits.vectors}
+        num_rows, num_groups = batch.labels["group_id"].shape
+        return {"vectors": logits.vectors.reshape(num_rows, num_groups, -1, logits.vectors.shape[-1])}
 
 
 def compute_row_metrics(score: Callable[..., Metrics], logits: Float[Array, "b k v"], batch: MaskedBatch) -> Metrics:
@@ -255,7 +257,10 @@ class Contrastive(SupervisedObjective):
         return super().scores({name: mean for name, mean in sums.items() if mean.count})
 
     def score_outputs(self, outputs: dict[str, np.ndarray], rows: np.ndarray, split: Split) -> Scores:
-        vectors = outputs["vectors"].astype(np.float64)
+        vectors = np.concatenate(outputs["vectors"]).astype(np.float64)  # [groups s d]
+        rows = rows.reshape(vectors.shape[:2])
+        is_group = rows["a_end"][:, 0] > rows["a_start"][:, 0]
+        vectors, rows = vectors[is_group], rows[is_group]
         vectors /= np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
         similarity = split.label_columns["similarity"][rows["document"][:, 0]]
         is_scored = ~np.isnan(similarity)

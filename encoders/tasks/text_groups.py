@@ -179,7 +179,7 @@ class TextGroups(LabelledFormat):
     """Format of up to `num_texts` examples a row, `[CLS] text [SEP]`, each cut at its end to its share of the row.
 
     A row of one text holds it twice. The label of an example numbers its text. With `vector_size` a batch has the label
-    `teacher_vector`, `[b s vector_size]`: zeros but for the first text of a row that has a teacher's vector.
+    `teacher_vector`, `[b g vector_size]`: of the first text of a group, zeros where the teacher's vector is unknown.
     """
 
     num_texts: int = 2
@@ -211,11 +211,12 @@ class TextGroups(LabelledFormat):
         return rows
 
     def build_label_fields(self, split: Split, spans: Table, *_) -> dict[str, np.ndarray]:
-        columns = {name: split.label_columns[name][spans["document"]] for name in ("group_id", "similarity")}
+        firsts = spans[:, :: self.num_texts]  # of each group
+        columns = {name: split.label_columns[name][firsts["document"]] for name in ("group_id", "similarity")}
         if self.vector_size is not None:
-            vectors = np.zeros((*spans.shape, self.vector_size), np.float32)
-            has_text = spans["a_end"][:, 0] > spans["a_start"][:, 0]  # false for a row that is left out
-            vectors[has_text, 0] = split.label_columns["teacher_vector"][spans["document"][has_text, 0]]
+            vectors = np.zeros((*firsts.shape, self.vector_size), np.float32)
+            has_text = firsts["a_end"] > firsts["a_start"]  # false for a row that is left out
+            vectors[has_text] = split.label_columns["teacher_vector"][firsts["document"][has_text]]
             columns["teacher_vector"] = vectors
         return {"text_id": spans["label"].astype(np.int32)} | columns
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from encoders.costs.ledger import eval_param_shapes
+from encoders.data.packing import PackedFormat
 from encoders.experiment import RunSpec
 from encoders.finetuning import grids
 from encoders.finetuning.grids import Recipe, build_finetuning, build_finetuning_grid
@@ -17,6 +18,7 @@ from encoders.run.folder import parse_run_spec
 from encoders.tasks.encoder_only import EncoderOnly
 from encoders.tasks.glue import GLUE_TASKS, NUM_GLUE_TRAIN_ROWS, get_glue_task
 from encoders.tasks.multiple_choice import MultipleChoiceTask
+from encoders.tasks.text_groups import TextGroups
 from encoders.text.tokenization import load_tokenizer
 from encoders.utils.serialization import ExperimentError, to_json_value
 from tests import task_examples
@@ -194,6 +196,8 @@ def test_stages_of_embeddings_start_from_each_other(source):
     first, second = load_file("embeddings").experiments(str(source), **rows, query_prompt="query: ", chunks=4, runs="r")
     assert (first.name, second.name) == ("bert-pairs-seed0", "bert-scored-seed0")
     assert (first.init_from, second.init_from) == (str(source), "r/bert-pairs-seed0")
+    packed, _ = load_file("embeddings").experiments(str(source), **rows, query_prompt="query: ", packed=4)
+    assert packed.phases[0] == replace(first.phases[0], format=PackedFormat(TextGroups(2), 4), batch_size=64)
     assert first.data.task.prompts == ("query: ", "") and first.grad_accum_steps == second.grad_accum_steps == 4
     assert (first.objective.best_metric, second.objective.best_metric) == ("accuracy", "spearman")
     with raises_naming(ExperimentError, "pairs=", "hard=", "scored="):
