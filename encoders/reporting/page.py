@@ -114,7 +114,8 @@ def summarize_folder(folder: Path, runs: Sequence[RunSummary], unreadable: Seque
 
 
 def choose_column_classes(report_table: ReportTable) -> list[str]:
-    """Return the CSS class of each column: "number" unless letters outnumber digits in its cells, "words" or "prose".
+    """Return the CSS class of each column: "prose" where a cell has 30 characters, else "number" unless letters
+    outnumber digits in its cells, else "words".
 
     >>> choose_column_classes(ReportTable("Runs", ("score", "run"), (("12.5 ±0.3", "bert"), ("-", "albert-v2"))))
     ['number', 'words']
@@ -123,8 +124,8 @@ def choose_column_classes(report_table: ReportTable) -> list[str]:
     for cells in list(zip(*report_table.rows, strict=True)) or [()] * len(report_table.header):
         text = "".join(cells)
         is_number = sum(map(str.isalpha, text)) <= sum(map(str.isdigit, text))
-        words = "words" if max(map(len, cells), default=0) < 30 else "prose"
-        classes.append("number" if is_number else words)
+        is_long = max(map(len, cells), default=0) >= 30
+        classes.append("prose" if is_long else "number" if is_number else "words")
     return classes
 
 
