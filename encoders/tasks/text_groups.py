@@ -63,7 +63,10 @@ class EmbeddingTask:
     vector_column: str | None = None
     vector_size: int | None = None
     column_names: tuple[str, ...] = ()
-    files: tuple[tuple[str, str], ...] = (("train", "train.jsonl"), ("dev", "dev.jsonl"))
+    files: tuple[tuple[str, str], ...] = field(
+        default=(("train", "train.jsonl"), ("dev", "dev.jsonl")),
+        metadata={"not_fingerprinted": True},  # they may be anywhere, and the key of a store covers their contents
+    )
     sources: tuple[tuple[str, float], ...] = ()
     pooling: str = field(default="mean", metadata={"not_fingerprinted": True})
     loss: EmbeddingLoss = field(default=InfoNCE(), metadata={"not_fingerprinted": True})

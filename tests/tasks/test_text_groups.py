@@ -210,6 +210,8 @@ def test_the_store_and_the_fingerprint_cover_all_files_and_weights(mixed, tmp_pa
     write_lines(tmp_path / "b.jsonl", make_rows("b.jsonl", 21))
     keys.append(compute_store_key(moved))
     assert keys[0] == keys[1] != keys[2]
+    elsewhere = tuple((split, str(Path(data.root) / name)) for split, name in task.files)
+    assert compute_store_key(replace(data, task=replace(task, files=elsewhere))) == keys[0]
     other = replace(task, sources=(("a.jsonl", 0.5), ("b.jsonl", 3.0)))
     contents = [fingerprint_content(build_phase(value)) for value in (task, other)]
     assert contents[0] != contents[1]
