@@ -48,7 +48,7 @@ def experiments(
         batch,
         epochs,
         warmup=0,
-        max_seq_length=2 * length,
+        max_seq_length=length,
         optimizer=AdamW(1.0, 0, weight_decay=0.0, bias_correction=True),
         evals_per_epoch=max(1, num_rows // EVAL_EVERY_ROWS),
     )
