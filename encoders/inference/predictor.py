@@ -114,6 +114,8 @@ class Predictor:
             token, probability = masks[0][0]
         """
         self.require_params("tokens", "masked-token")
+        if not hasattr(self.run.module, "compute_token_logits"):
+            raise RunError(f"{self.run.folder} has a decoder's token head; filling needs one that reads the encoder")
         if top_k < 1:
             raise RunError(f"top_k={top_k} must be at least 1")
         vocab, name_token = self.run.vocab, self.run.tokenizer.id_to_token

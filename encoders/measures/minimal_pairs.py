@@ -75,7 +75,7 @@ class MinimalPairs(Measure):
 
     def find_problem(self, run: Run) -> str | None:
         params = eval_param_shapes(run.spec.model, run.spec.objective)
-        if "replaced" in params or ("tokens" in params and "generator" not in params):
+        if "replaced" in params or (hasattr(run.module, "compute_token_logits") and "generator" not in params):
             return None
         return f"it needs a masked-token or a replaced-token head, and {run.folder} has {', '.join(sorted(params))}"
 

@@ -6,13 +6,13 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import ClassVar, Literal, NamedTuple, no_type_check
+from typing import Literal, NamedTuple, no_type_check
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from encoders.data.batch import Batch
 from encoders.data.formats import Format
@@ -55,8 +55,7 @@ class ShortenedBatch(MaskedBatch, kw_only=True):
 
 
 class ContrastiveModule(TaskModule):
-    """Module of an encoder and, where the objective needs them, a pooler, a projection, a masked-token head, what makes
-    a decoder of the encoder, and a scale of cosines.
+    """Module of an encoder and, where the objective needs them, a pooler, a projection and a scale of cosines.
 
     The outputs that other tasks name logits are `EncodedTexts` here.
     """
@@ -68,10 +67,6 @@ class ContrastiveModule(TaskModule):
             setattr(self, POOLER_PARAMS[objective.pooling], make_pooler(self.config, objective.pooling))
         if objective.projection_size:
             self.projection = make_dense(self.config, objective.projection_size)
-        if objective.masking or objective.deletion_rate:
-            self.tokens = self.config.token_head(self.config)
-        if objective.deletion_rate:
-            self.decoder = self.param("decoder", lambda key: {"layers": self.encoder.init_memory_params(key)})
         if objective.loss.initial_scale:
             initial = nn.initializers.constant(math.log(objective.loss.initial_scale))
             self.log_scale = self.param("log_scale", initial, ())
@@ -82,11 +77,7 @@ class ContrastiveModule(TaskModule):
         embed = partial(self.embed_texts, batch=clean, train=train)
         layers = self.objective.loss.layers if train else ()
         hidden = self.encoder(clean, train=train, output_hidden_states=bool(layers))
-        row_metrics = {}
-        if isinstance(batch, ShortenedBatch):
-            row_metrics = self.reconstruct_texts(batch, train)
-        elif isinstance(batch, MaskedBatch):
-            row_metrics = self.predict_masked_tokens(batch, train)
+        row_metrics = self.predict_tokens(batch, train) if isinstance(batch, MaskedBatch) else {}
         if not layers:
             return EncodedTexts(embed(hidden), (), row_metrics)
         return EncodedTexts(embed(hidden[-1]), tuple(embed(hidden[layer]) for layer in layers), row_metrics)
@@ -104,27 +95,9 @@ class ContrastiveModule(TaskModule):
         pooler = getattr(self, POOLER_PARAMS[pooling]) if pooling in POOLER_PARAMS else None
         return embed_examples(self.config, pooler, hidden, batch, pooling)
 
-    def predict_masked_tokens(self, batch: MaskedBatch, train: bool) -> Metrics:
-        """Return the metrics of the masked tokens of each row, `[b]`."""
-        logits = self.apply_token_head(self.encoder(batch, train=train), batch.masked_positions)
-        return compute_row_metrics(
-            lambda logits, row: compute_masked_lm_metrics(logits, row, self.vocab), logits, batch
-        )
-
-    def reconstruct_texts(self, batch: ShortenedBatch, train: bool) -> Metrics:
-        """Return the metrics of each row, `[b]`, of texts that are predicted from the vectors of shortened ones."""
-        vectors = self.pool_texts(self.encoder(batch.shortened, train=train), batch.shortened)
-        hidden = self.encoder.decode(batch, vectors, self.decoder["layers"], train)
-        logits = self.apply_token_head(hidden, batch.masked_positions - 1)
-        score = lambda logits, row: compute_class_metrics(
-            logits, row.masked_labels, row.masked_weights, "reconstruction"
-        )
-        return compute_row_metrics(score, logits, batch)
-
-    def apply_token_head(self, hidden: Float[Array, "b l d"], positions: Int[Array, "b k"]):
-        """Return vocabulary logits `[b k v]` from the hidden states at `positions`."""
-        table = self.encoder.active_embeddings.word_embedding.embedding
-        return self.tokens(gather_hidden_states(hidden, positions), table)
+    def predict_tokens(self, batch: MaskedBatch, train: bool) -> Metrics:
+        """Return the metrics of the tokens of each row that are predicted, `[b]`."""
+        raise NotImplementedError
 
     def compute_metrics(self, logits: EncodedTexts, batch: Batch) -> Metrics:
         loss, rows = self.objective.loss, TextRelations.from_batch(batch)
@@ -140,6 +113,42 @@ class ContrastiveModule(TaskModule):
     def compute_outputs(self, logits: EncodedTexts, batch: Batch) -> dict[str, Array]:
         num_rows, num_groups = batch.labels["group_id"].shape
         return {"vectors": logits.vectors.reshape(num_rows, num_groups, -1, logits.vectors.shape[-1])}
+
+
+class MaskingContrastiveModule(ContrastiveModule):
+    """Module that also predicts masked tokens, in a second pass."""
+
+    def setup(self):
+        super().setup()
+        self.tokens = self.config.token_head(self.config)
+
+    def predict_tokens(self, batch: MaskedBatch, train: bool) -> Metrics:
+        score = lambda logits, row: compute_masked_lm_metrics(logits, row, self.vocab)
+        return compute_row_metrics(score, self.compute_token_logits(batch, train), batch)
+
+    def compute_token_logits(self, batch: MaskedBatch, train: bool = False) -> Float[Array, "b k v"]:
+        """Return vocabulary logits at the masked positions."""
+        masked = gather_hidden_states(self.encoder(batch, train=train), batch.masked_positions)
+        return self.tokens(masked, self.encoder.active_embeddings.word_embedding.embedding)
+
+
+class DenoisingModule(ContrastiveModule):
+    """Module that also predicts texts from the vectors of shortened ones, by a decoder made of the encoder."""
+
+    def setup(self):
+        super().setup()
+        self.tokens = self.config.token_head(self.config)
+        self.decoder = self.param("decoder", lambda key: {"layers": self.encoder.init_memory_params(key)})
+
+    def predict_tokens(self, batch: ShortenedBatch, train: bool) -> Metrics:
+        vectors = self.pool_texts(self.encoder(batch.shortened, train=train), batch.shortened)
+        hidden = self.encoder.decode(batch, vectors, self.decoder["layers"], train)
+        before = gather_hidden_states(hidden, batch.masked_positions - 1)
+        logits = self.tokens(before, self.encoder.active_embeddings.word_embedding.embedding)
+        score = lambda logits, row: compute_class_metrics(
+            logits, row.masked_labels, row.masked_weights, "reconstruction"
+        )
+        return compute_row_metrics(score, logits, batch)
 
 
 def compute_row_metrics(score: Callable[..., Metrics], logits: Float[Array, "b k v"], batch: MaskedBatch) -> Metrics:
@@ -181,8 +190,6 @@ class Contrastive(SupervisedObjective):
     deletion_rate: float | None = None
     reconstruction_weight: float = 1.0
 
-    module_class: ClassVar[type[TaskModule]] = ContrastiveModule
-
     def __post_init__(self):
         is_size = lambda size: size is None or size >= 1
         checks: list[tuple[str, Callable, str]] = [
@@ -196,6 +203,12 @@ class Contrastive(SupervisedObjective):
             raise UserError(f"{given}: give one of them, since both are losses of the same tokens")
         if not self.loss_weights:
             raise UserError("objective.loss=NoComparison needs objective.deletion_rate or objective.masking")
+
+    @property
+    def module_class(self) -> type[TaskModule]:
+        if self.deletion_rate:
+            return DenoisingModule
+        return MaskingContrastiveModule if self.masking else ContrastiveModule
 
     @property
     def compares_rows(self) -> bool:

@@ -8,16 +8,23 @@ import numpy as np
 import pytest
 
 from encoders.exchange.convert import export_run, import_checkpoint
+from encoders.experiment import RunSpec
 from encoders.inference.predictor import load_predictor
+from encoders.measures.minimal_pairs import MinimalPairs
 from encoders.objectives.embedding_losses import InfoNCE, Matryoshka, NoComparison
+from encoders.objectives.masked_lm import MaskedLM
 from encoders.objectives.masking import Masking
 from encoders.run import loop
+from encoders.run.folder import RunError
+from encoders.run.run import Run
 from encoders.tasks.contrastive import Contrastive
+from encoders.text.tokenization import load_tokenizer
 from encoders.training.optimizer import flatten_with_paths
 from encoders.training.step import compute_gradients
 from encoders.utils.errors import UserError
+from tests import task_examples
 from tests.finetuning.tiny import MODEL
-from tests.networks import make_vocab, random_parameters
+from tests.networks import make_vocab, random_parameters, write_random_run
 from tests.refusals import raises_naming
 from tests.tasks.test_contrastive import build_pairs_run
 from tests.tasks.text_rows import make_text_batch
@@ -63,6 +70,20 @@ def test_objectives_that_contradict_themselves_are_refused():
         Contrastive(deletion_rate=1)
     with raises_naming(UserError, "objective.loss.loss=NoComparison", "whole vectors"):
         Matryoshka(NoComparison(), (4,))
+
+
+def test_masks_are_filled_by_the_head_that_reads_the_encoder_and_not_by_that_of_a_decoder(tmp_path):
+    tokenizer = load_tokenizer(task_examples.vocabulary(tmp_path))
+    config = replace(MODEL, vocab_size=tokenizer.vocab.vocab_size)
+    objectives = {"masked": MaskedLM(Masking()), "both": Contrastive(masking=Masking()), "denoised": TSDAE}
+    for name, objective in objectives.items():
+        write_random_run(tmp_path / name, RunSpec(name=name, model=config, objective=objective), tokenizer)
+    fill = lambda name: list(load_predictor(tmp_path / name).fill_masks("a [MASK] b", top_k=3))
+    (((expected, *_),),), (((best, *_),),) = fill("masked"), fill("both")
+    assert best == (expected[0], pytest.approx(expected[1], rel=1e-5))
+    with raises_naming(RunError, str(tmp_path / "denoised"), "decoder"):
+        fill("denoised")
+    assert "masked-token" in MinimalPairs().find_problem(Run.open(tmp_path / "denoised"))
 
 
 @pytest.mark.live
