@@ -161,11 +161,14 @@ def load_paper_table(module: ModuleType, choice: ExperimentChoice) -> PaperTable
     return replace(module.table(Study(**arguments)), source_file=stem)
 
 
-def describe_small_scale(table: PaperTable) -> Iterator[str]:
-    """Yield what small scale changes in the experiments of a table, and in which fields its rows differ no longer."""
+def describe_small_scale(table: PaperTable, source: str) -> Iterator[str]:
+    """Yield what small scale changes in the experiments of a table, and in which fields its rows differ no longer.
+
+    `source` is the name or the path of its file.
+    """
     if table.study is None or not table.study.is_scaled_down:
         return
-    module = import_experiment_file(find_experiment_file(table.source_file))
+    module = import_experiment_file(find_experiment_file(source))
     paper_rows = {row.name: row for row in module.table(replace(table.study, scale="paper")).rows}
     pairs = {
         row.name: (flatten_fields(paper_rows[row.name].pretrain_runs[0]), flatten_fields(row.pretrain_runs[0]))

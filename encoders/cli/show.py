@@ -34,7 +34,7 @@ def show_experiments(choice: ExperimentChoice) -> None:
         print(format_ledger(experiment))
         print(describe_experiment_export(experiment), end="\n\n")
     if chosen.table:
-        for line in describe_small_scale(chosen.table):
+        for line in describe_small_scale(chosen.table, choice.experiment):
             print(line)
 
 

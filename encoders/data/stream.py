@@ -30,7 +30,7 @@ from encoders.data.store import Split, Store, save_array
 from encoders.text.tokenization import VocabInfo
 from encoders.utils.errors import UserError
 from encoders.utils.field_checks import check_fields
-from encoders.utils.files import hash_file, write_file_atomically
+from encoders.utils.files import hash_named_file, write_file_atomically
 
 SHUFFLE_BLOCK_ROWS = 1 << 14  # rows whose permuted indices are computed at a time
 WINDOW_STEPS = 64  # batches whose rows are arranged together
@@ -179,12 +179,12 @@ class ExampleTables:
         digest = hashlib.sha256(content.encode()).hexdigest()[:16]
         path = self.folder / f"{self.split.name}-{digest}.npy"
         digest_path = path.with_suffix(".sha256")
-        if not (path.exists() and digest_path.exists() and digest_path.read_bytes() == hash_file(path).encode()):
+        if not (path.exists() and digest_path.exists() and digest_path.read_bytes() == hash_named_file(path)):
             build_table, shards = example_format.build_example_table, self.split.split_shards()
             tables = [build_table(self.split, shard, seq_length, seed, pass_index) for shard in shards]
             # An empty table does not say how many examples a row of the others has.
             save_array(path, np.concatenate([table for table in tables if len(table)] or tables[:1]))
-            write_file_atomically(digest_path, hash_file(path).encode())
+            write_file_atomically(digest_path, hash_named_file(path))
         table = np.asarray(np.load(path, mmap_mode="r"))
         if not len(table):
             raise UserError(

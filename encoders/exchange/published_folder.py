@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from reprlib import repr as shorten
@@ -98,13 +98,18 @@ class PublishedCheckpoint:
                 yield f"{copy} should repeat {original} and differs by up to {largest:.3g}"
 
 
-def read_transformers_folder(folder: Path, ignored: Iterable[str] = ()) -> PublishedCheckpoint:
+def read_transformers_folder(
+    folder: Path, ignored: Iterable[str] = (), log: Callable[[str], None] = lambda line: None
+) -> PublishedCheckpoint:
     """Read a folder that transformers wrote, without the tensors that match a pattern of `ignored`. Raises
     `CheckpointError`."""
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder; give one with config.json and weights")
     hf_config = read_json(folder / "config.json")
-    tensors, files = read_weights(folder, ignored)
+    model_type = hf_config.get("model_type")
+    architecture = ARCHITECTURES.get(model_type) if isinstance(model_type, str) else None
+    own_prefix = f"{architecture.root or architecture.name}." if architecture else ""
+    tensors, files = read_weights(folder, ignored, own_prefix, log)
     return interpret_checkpoint(hf_config, tensors, (folder / "config.json", *files))
 
 
@@ -121,6 +126,11 @@ def interpret_checkpoint(
     if config.num_layers > len(tensors):  # checked before anything is built of that size
         raise CheckpointError(
             f"config.json: num_hidden_layers={config.num_layers} exceeds the {len(tensors)} tensors of the weights"
+        )
+    largest_size = max(size for tensor in tensors.values() for size in tensor.shape)
+    if config.vocab_size > largest_size:
+        raise CheckpointError(
+            f"config.json: vocab_size={config.vocab_size} exceeds {largest_size}, the largest size of the tensors"
         )
     if has_different_groups(config):
         raise CheckpointError(

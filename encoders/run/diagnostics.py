@@ -71,7 +71,9 @@ def describe_cut_rows(run: Run, cut_rows: dict[str, int]) -> list[str]:
         num_rows = run.store.metadata["splits"][name]["documents"]
         line = f"{name}: {num_cut:,} of {num_rows:,} rows are cut at phases.{setting}={value} tokens"
         if num_cut > MAX_CUT_SHARE * num_rows:
-            line = f"warning: {line}; raise it, as far as model.max_positions={max_positions} allows"
+            is_longest = isinstance(value, int) and value >= max_positions
+            advice = "and no row of this model is longer" if is_longest else "raise it, as far as it allows"
+            line = f"warning: {line}; model.max_positions={max_positions}: {advice}"
         if num_cut:
             lines.append(line)
     return lines

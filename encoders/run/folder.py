@@ -28,7 +28,7 @@ from encoders.experiment import Experiment, RunSpec, describe_differences
 from encoders.families.conventions import infer_conventions
 from encoders.text.tokenization import VOCAB_SHAPE, VocabInfo
 from encoders.training.checkpoint import SAVED_STEPS_FILE
-from encoders.training.metric_log import METRICS_FILE, read_metric_rows
+from encoders.training.metric_log import METRICS_FILE, digest_metric_rows, read_metric_rows
 from encoders.utils.buckets import make_absolute, parse_path
 from encoders.utils.errors import UserError
 from encoders.utils.files import (
@@ -168,23 +168,32 @@ def parse_run_spec(record: dict) -> RunSpec:
 
 
 def read_result(folder: Path) -> dict | None:
-    """Return the result of a finished run, else None. Raises `RunError` if it is damaged."""
-    path = parse_path(folder) / RESULT_FILE
+    """Return the result of a finished run, else None. Raises `RunError` if it is damaged, or that of another run."""
+    path = (folder := parse_path(folder)) / RESULT_FILE
     if not path.exists():
         return None
-    result = read_run_file(path, RESULT_SHAPE, "; remove it to resume the run from its last checkpoint")
+    remedy = "; remove it to resume the run from its last checkpoint"
+    result = read_run_file(path, RESULT_SHAPE, remedy)
+    if (folder / RECORD_FILE).exists():
+        fingerprint = read_run_record(folder)["fingerprint"]
+        if result.get("fingerprint", fingerprint) != fingerprint:
+            raise RunError(f"{path} is the result of another run: its fingerprint is not that of {RECORD_FILE}{remedy}")
     return {name: value for name, value in result.items() if name not in ("format", "digest")}
 
 
 def read_run_rows(folder: Path) -> list[dict]:
-    """Return the rows of a run's metrics. Raises `RunError` where a line has changed, or rows of a result are lost."""
+    """Return the rows of a run's metrics. Raises `RunError` where a line has changed, rows of a result are lost, or the
+    rows are those of another run."""
     try:
         rows = read_metric_rows(folder / METRICS_FILE)
     except DamagedFile as error:
         raise RunError(str(error)) from None
-    num_rows = (read_result(folder) or {}).get("metric_rows", len(rows))
+    result = read_result(folder) or {}
+    num_rows = result.get("metric_rows", len(rows))
     if len(rows) != num_rows:
         raise RunError(f"{folder / METRICS_FILE} is damaged: it holds {len(rows)} of {num_rows} rows")
+    if result.get("metric_digest") not in (None, digest_metric_rows(rows)):
+        raise RunError(f"{folder / METRICS_FILE} holds the rows of another run than {RESULT_FILE}")
     return rows
 
 

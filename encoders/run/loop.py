@@ -30,7 +30,7 @@ from encoders.run.warm_start import init_sharded_state
 from encoders.run.watchdog import Watchdog
 from encoders.training import distributed, sharding, step
 from encoders.training.checkpoint import Checkpoints, quiet_orbax
-from encoders.training.metric_log import MetricLog
+from encoders.training.metric_log import MetricLog, digest_metric_rows
 from encoders.utils.buckets import is_in_bucket
 from encoders.utils.errors import describe_error, is_disk_full, is_of_bucket, is_refusal
 from encoders.utils.files import write_signed_json
@@ -377,8 +377,9 @@ def write_result(session: TrainSession, fingerprint: str, scores: Scores, cut_ro
     result = {
         "name": experiment.name,
         "fingerprint": fingerprint,
-        "steps": rows[-1]["step"],
+        "steps": session.time_account.step,
         "metric_rows": len(rows),
+        "metric_digest": digest_metric_rows(rows),
         "parameters": count_params(run.state_shapes.params),
         "tokens_per_second": statistics.median(r["time"]["tokens_per_second"] for r in rows if r["split"] == "train"),
         "heldout": scores,

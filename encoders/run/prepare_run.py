@@ -16,9 +16,12 @@ from encoders.run.run import Run, check_batch_sizes
 from encoders.run.warm_start import WarmStart
 from encoders.training import distributed
 
+BYTES_PER_TOKEN = 16  # of a batch: four arrays of int32
+
 
 def check_memory(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
-    """Raise `RunError` where parameters, moments and gradients alone exceed the memory of a device."""
+    """Raise `RunError` where parameters, moments and gradients alone exceed the memory of a device, or a batch that of
+    the machine."""
     sizes = {name: size for name, size in estimate_memory(experiment, mesh).items() if name != "activations"}
     available = find_device_memory(mesh.local_devices[0])
     if sum(sizes.values()) > available:
@@ -26,13 +29,24 @@ def check_memory(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
         model = experiment.model
         fields = f"model.vocab_size={model.vocab_size}, model.max_positions={model.max_positions}"
         raise RunError(f"{problem}; lower the model's sizes ({fields}), or spread it with mesh.fsdp")
+    for phase in experiment.phases:
+        batch_bytes = BYTES_PER_TOKEN * phase.batch_size * phase.seq_length // jax.process_count()
+        if batch_bytes > (available := count_machine_memory()):
+            rows = f"phases.batch_size={phase.batch_size} rows of phases.seq_length={phase.seq_length}"
+            sizes = f"{batch_bytes / 2**30:,.2f} GiB of the {available / 2**30:.2f} that the machine has"
+            raise RunError(f"{rows} take {sizes}; lower phases.batch_size")
 
 
 def find_device_memory(device: jax.Device) -> int:
     """Return the bytes of a device; devices of a CPU share those of the machine."""
     if device.platform == "cpu":
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
+        return count_machine_memory() // jax.local_device_count()
     return (device.memory_stats() or {}).get("bytes_limit", 2**63)
+
+
+def count_machine_memory() -> int:
+    """Return the bytes of the machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 @contextmanager

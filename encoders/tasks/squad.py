@@ -160,7 +160,8 @@ def parse_squad_question(location: str, row: dict) -> Example:
         row.get("is_impossible", False),
     )
     for answer, start in zip(texts, starts, strict=True):
-        is_index = isinstance(start, int | np.integer) and isinstance(answer, str) and start >= 0
+        is_number = isinstance(start, int | np.integer) and not isinstance(start, bool)
+        is_index = is_number and isinstance(answer, str) and start >= 0
         actual = context[start : start + len(answer)] if is_index else None
         if actual != answer or not answer:
             raise RowError(location, f"the text at answer_start={start} is {actual!r} and not the answer {answer!r}")

@@ -1,5 +1,6 @@
 """Intervals of logging; progress on the screen, metrics as JSON lines, and TensorBoard events where it is installed."""
 
+import hashlib
 import io
 import json
 import secrets
@@ -85,6 +86,12 @@ def read_metric_rows(path: Path) -> list[dict]:
     if problems:
         raise DamagedFile(f"{path} is damaged: {'; '.join(problems)}")
     return rows
+
+
+def digest_metric_rows(rows: list[dict]) -> str:
+    """Return 16 hexadecimal digits that two runs share if their rows are equal, apart from `time`."""
+    content = [{name: value for name, value in row.items() if name != "time"} for row in rows]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class MetricLog:

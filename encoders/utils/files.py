@@ -39,6 +39,11 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def hash_named_file(path: Path) -> bytes:
+    """Return the hash of a file and its name as sha256sum writes them, which another file's copy does not have."""
+    return f"{hash_file(path)}  {path.name}\n".encode()
+
+
 def sign_json(value: dict) -> dict:
     """Return a JSON object with its format and a digest of its content."""
     value = value | {"format": FORMAT}

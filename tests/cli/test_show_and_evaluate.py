@@ -109,11 +109,18 @@ def test_rows_that_small_scale_makes_equal_are_refused_by_name():
 
 def test_what_small_scale_overrides_is_listed():
     table = import_experiment_file(find_experiment_file("albert_t7_t8")).table(Study())
-    shared, *rows = list(describe_small_scale(replace(table, source_file="albert_t7_t8")))[1:]
+    shared, *rows = list(describe_small_scale(table, "albert_t7_t8"))[1:]
     assert "model.num_layers is 12 there and 2 here" in shared and "vocab_size is 30000 there and 2048 here" in shared
     dropped = "model.hidden_dropout is 0.1 there and 0.0 here"
     assert [dropped in row for row in rows[:4]] == [True, True, False, False]
     assert "phases.0.until_step" in rows[-1]
+
+
+def test_a_table_in_a_file_of_ones_own_is_shown_with_what_small_scale_overrides(tmp_path, capsys):
+    path = tmp_path / "own_table.py"
+    path.write_text(find_experiment_file("albert_t7_t8").read_text(encoding="utf-8"), encoding="utf-8")
+    assert main(["show", str(path), "--only", "*-seed0", "--with", f"corpus={path}"]) == 0
+    assert "model.num_layers is 12 there and 2 here" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("text", ["\x1b[31mred", "a\x00b", "\x9b2J", "\u202eabc", "\u2066x", "\x7f", "\v"])

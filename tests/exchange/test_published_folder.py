@@ -36,6 +36,13 @@ def read(config: dict, entries: dict[str, LazyTensor]):
     return interpret_checkpoint(config, entries, ())
 
 
+@pytest.mark.parametrize("field", ["vocab_size", "num_hidden_layers"])
+def test_a_size_that_no_tensor_has_is_refused_before_anything_is_built(field):
+    config, tensors = of("bert-pretraining")
+    with raises_naming(CheckpointError, f"{field}=2000000000"):
+        read(config | {field: 2 * 10**9}, tensors)
+
+
 @pytest.mark.parametrize("name", ["bert-pretraining", "roberta-masked", "albert-masked", "electra-discriminator"])
 def test_a_configuration_without_a_type_is_known_by_its_tensors(name):
     config, entries = of(name)

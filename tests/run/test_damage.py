@@ -3,14 +3,16 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 from encoders.data.stream import ExampleTables
 from encoders.run import loop
 from encoders.run.evaluate import evaluate_run
-from encoders.run.folder import RunError, read_run_rows
+from encoders.run.folder import RunError, read_result, read_run_rows
 from encoders.run.run import Run
 from encoders.training import checkpoint
+from encoders.training.metric_log import format_row
 from encoders.utils.files import read_signed_json, write_signed_json
 from tests.run.test_faults import corpus, finished, flip, largest, unfinished  # noqa: F401  (fixtures)
 from tests.run.test_loop import assert_same_run, quiet
@@ -62,6 +64,30 @@ def test_lost_rows_of_a_finished_run_are_noticed(finished, tmp_path):  # noqa: F
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-2]))
     with pytest.raises(RunError, match=str(len(read_run_rows(finished[1])))):
         read_run_rows(tmp_path / "run")
+
+
+def test_the_result_and_the_rows_of_another_run_are_noticed(finished, tmp_path):  # noqa: F811
+    folder = tmp_path / "run"
+    shutil.copytree(finished[1], folder)
+    rows, result = read_run_rows(folder), read_signed_json(folder / "result.json")
+    rows[0] |= {"loss": 1.0}
+    lines = "".join(format_row(number, row) for number, row in enumerate(rows, 1))
+    (folder / "metrics.jsonl").write_text(lines, encoding="utf-8")  # each line is intact
+    with pytest.raises(RunError, match="metrics.jsonl.*another run"):
+        read_run_rows(folder)
+    write_signed_json(folder / "result.json", result | {"fingerprint": "0" * 16})
+    with pytest.raises(RunError, match="result.json.*another run.*remove it"):
+        loop.train(finished[0], folder, quiet)
+
+
+def test_a_result_that_is_made_anew_has_all_steps_of_the_run(finished, tmp_path):  # noqa: F811
+    folder = tmp_path / "run"
+    shutil.copytree(finished[1], folder)
+    (folder / "result.json").unlink()
+    path = folder / "metrics.jsonl"
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:2]))
+    loop.train(finished[0], folder, quiet)
+    assert read_result(folder)["steps"] == finished[0].num_steps
 
 
 def test_removed_checkpoints_do_not_begin_a_run_anew(finished, unfinished):  # noqa: F811
@@ -154,6 +180,18 @@ def test_a_changed_example_table_is_built_again(finished):  # noqa: F811
     before = build().copy()
     flip(largest(store.path / "tables"))
     assert (build() == before).all()
+
+
+def test_an_example_table_under_another_name_is_built_again(finished, tmp_path):  # noqa: F811
+    store, phase = Run.open(finished[1]).store, finished[0].phases[0]
+    build = lambda length: ExampleTables(tmp_path, store.train_split, 0, 1).get_table(phase.format, length, 0)
+    before = build(32).copy()
+    (path,) = tmp_path.glob("*.npy")
+    build(24)
+    (other,) = set(tmp_path.glob("*.npy")) - {path}
+    for suffix in (".npy", ".sha256"):
+        shutil.copy(other.with_suffix(suffix), path.with_suffix(suffix))
+    np.testing.assert_array_equal(build(32), before)
 
 
 def test_a_run_that_was_stopped_before_its_first_checkpoint_begins_again(finished, tmp_path, monkeypatch):  # noqa: F811

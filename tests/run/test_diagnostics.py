@@ -128,6 +128,27 @@ def test_an_error_for_too_little_memory_names_fields_and_sizes(corpus, tmp_path,
     assert all(field in str(error.value) for field in fields)
 
 
+def test_a_batch_or_a_model_that_no_memory_holds_is_refused_before_its_text_is_read(corpus, tmp_path):
+    made = experiment(corpus, "roberta", tmp_path)
+    large = replace(made, phases=(replace(made.phases[0], batch_size=10**9),))
+    with raises_naming(RunError, "phases.batch_size=1000000000", "GiB", "lower phases.batch_size"):
+        loop.train(large, tmp_path / "run", quiet)
+    wide = replace(made, model=replace(made.model, max_positions=10**9))
+    with raises_naming(RunError, "model.max_positions=1000000000", "GiB"):
+        loop.train(wide, tmp_path / "run", quiet)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("length", "advice"), [(16, "raise it, as far as it allows"), (32, "no row of this model is")])
+def test_rows_that_are_cut_can_be_longer_or_not(corpus, tmp_path, length, advice):
+    made = experiment(corpus, "roberta", tmp_path)
+    model = replace(made.model, max_positions=32)
+    made = replace(made, model=model, phases=(replace(made.phases[0], seq_length=length),))
+    store = SimpleNamespace(metadata={"splits": {"train": {"documents": 10}}})
+    (line,) = diagnostics.describe_cut_rows(SimpleNamespace(experiment=made, store=store), {"train": 9})
+    assert f"phases.seq_length={length}" in line and "model.max_positions=32" in line and advice in line
+
+
 def test_a_disk_without_room_for_the_checkpoints_is_named_before_the_first_step(corpus, tmp_path, monkeypatch):
     run = prepare(experiment(corpus, "roberta", tmp_path), tmp_path / "run")
     assert diagnostics.describe_disk_shortage(run) is None

@@ -83,6 +83,10 @@ def test_rows_of_tensorflow_datasets_have_lists_of_answers():
 BAD = [
     (question("bad", "Who?", RAN | {"answer_start": 5}), "answer_start=5 is 'ox ' and not the answer 'ran'"),
     (question("bad", "Who?", RAN, RAN | {"answer_start": 99}), "answer_start=99 is '' and not the answer 'ran'"),
+    (
+        question("bad", "Who?", {"text": "The fox", "answer_start": False}),
+        "answer_start=False is None and not the answer",
+    ),
     (question("bad", "Who?", {"text": "", "answer_start": 2}), "the answer ''"),
     (question("bad", "Who?", {"text": "fox"}), "answer_start=None is None and not the answer 'fox'"),
     (question("bad", " ", RAN), "question "),
