@@ -2,7 +2,8 @@
 
     python launch.py train tsdae --with init_from=runs/bert-base sentences=SENTENCES.txt sts=STS-B/dev.tsv
 
-Cost and score: not measured here.
+Cost and score, measured on one core beside other work: with two layers of 128, pre-trained on 2 M tokens, [CLS] goes
+from 0.23 to 0.50 on STS-B's development set in 20 minutes (experiments/README.md, "Sentence embeddings").
 
 Of every sentence 60 % of the tokens are deleted, and a decoder predicts the whole of it from the vector of what is
 left. The paper deletes words. `sentences` is a file of one sentence a line; a batch holds each of its sentences twice,

@@ -9,6 +9,7 @@ import ctypes
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 
@@ -18,13 +19,15 @@ import numpy as np
 from encoders.exchange import fairseq
 from encoders.exchange.published_folder import PublishedCheckpoint, build_label_config, read_transformers_folder
 from encoders.exchange.sentence_transformers import (
+    MODULES_FILE,
     DenseCheckpoint,
     read_dense_checkpoint,
+    read_modules,
     read_sentence_embedding,
     write_sentence_embedding,
 )
 from encoders.exchange.tokenizer_files import read_tokenizer, write_tokenizer
-from encoders.exchange.weights import CheckpointError, list_names, write_safetensors
+from encoders.exchange.weights import CheckpointError, IgnoredNames, list_names, write_safetensors
 from encoders.experiment import RunSpec
 from encoders.families.architecture import Architecture, has_different_groups
 from encoders.families.registry import ARCHITECTURES
@@ -66,24 +69,26 @@ def import_checkpoint(
     """
     limit_malloc_arenas()
     check_local_paths(*(str(path) for path in (folder, run, generator, tokenizer_files) if path))
-    folder, run = Path(folder), Path(run)
+    folder, run, ignored = Path(folder), Path(run), IgnoredNames(tuple(ignored))
     if run.exists():
         raise CheckpointError(f"{run} exists; choose another name, or remove it")
     fairseq_file = fairseq.find_fairseq_file(folder)
     if fairseq_file:
         checkpoint = fairseq.read_fairseq_checkpoint(fairseq_file, ignored)
     else:
-        checkpoint = read_transformers_folder(folder, ignored)
+        checkpoint = read_transformers_folder(folder, ignored, log)
     if generator is None and (folder / "generator" / "config.json").is_file():
         generator = folder / "generator"
     if generator is None:
         sources = ImportSources(checkpoint.config, checkpoint.objective, {"": checkpoint})
     else:
-        sources = pair_electra_checkpoints(checkpoint, read_transformers_folder(Path(generator), ignored))
+        sources = pair_electra_checkpoints(checkpoint, read_transformers_folder(Path(generator), ignored, log))
     tokenizer = read_tokenizer(Path(tokenizer_files or (fairseq_file.parent if fairseq_file else folder)), log)
     embedding = read_sentence_embedding(folder, tokenizer.lowers_text, ignored)
     if dense := read_dense_checkpoint(folder, checkpoint.config.hidden_size, ignored):
         sources.checkpoint_by_module[DENSE_PARAMS] = dense
+    for pattern in find_unmatched(ignored, folder):
+        log(f"--ignore {pattern} matches no tensor, and no module of sentence-transformers")
     # Parameters are read into a mesh of all devices, each of which holds its share.
     spec = RunSpec(name=run.name, model=sources.config, objective=sources.objective, mesh=Mesh(data=1, fsdp=-1))
     shapes = sources.build_param_shapes(tokenizer.vocab)
@@ -107,6 +112,13 @@ def import_checkpoint(
     log(f"{run}: {sources.config.num_layers} layers, {type(sources.objective).__name__}, {', '.join(shapes)}")
     if embedding != SentenceEmbedding():
         log(f"{run}: vectors of sentence-transformers: {embedding.describe_settings()}")
+
+
+def find_unmatched(ignored: IgnoredNames, folder: Path) -> list[str]:
+    """Return the patterns that match no name of a tensor that was read, and none of sentence-transformers' files."""
+    names = {"similarity_fn_name"}.union(*read_modules(folder)) if (folder / MODULES_FILE).is_file() else set()
+    unmatched = [pattern for pattern in ignored if pattern not in ignored.matched]
+    return [pattern for pattern in unmatched if not any(fnmatchcase(name, pattern) for name in names)]
 
 
 @dataclass(frozen=True)

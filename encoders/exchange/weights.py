@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
+from reprlib import repr as shorten
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -24,8 +25,10 @@ WEIGHT_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-PARALLEL_PREFIX = "module."
-NESTED_KEYS = ("state_dict", "model_state_dict")  # below which training scripts save the tensors
+# Of torch's DataParallel, of torch.compile and of Lightning's modules.
+WRAPPER_PREFIXES = ("module.", "_orig_mod.", "model.")
+NESTED_KEYS = ("state_dict", "model_state_dict", "model", "checkpoint")  # below which training scripts save the tensors
+MAX_NESTING = 4  # dictionaries inside each other
 WRITTEN_DTYPE = np.dtype("<f4")
 
 
@@ -52,23 +55,71 @@ class LazyTensor:
             raise CheckpointError(f"{description} cannot be read: {error}") from None
 
 
-def read_weights(folder: Path, ignored: Iterable[str] = ()) -> tuple[dict[str, LazyTensor], list[Path]]:
-    """Return the tensors of a folder that transformers wrote, without those that match a pattern of `ignored`, and the
-    files that hold them. The prefix of torch's DataParallel is removed.
+@dataclass(frozen=True)
+class IgnoredNames:
+    """Patterns of names to leave out; `drop_ignored` adds to `matched` those that a tensor's name matches."""
 
-    Raises `CheckpointError` for missing and for damaged weights.
+    patterns: tuple[str, ...] = ()
+    matched: set[str] = field(default_factory=set)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.patterns)
+
+
+def read_weights(
+    folder: Path, ignored: Iterable[str] = (), own_prefix: str = "", log: Callable[[str], None] = lambda line: None
+) -> tuple[dict[str, LazyTensor], list[Path]]:
+    """Return the tensors of a folder that transformers wrote, without those that match a pattern of `ignored`, and the
+    files that hold them. The prefixes of `WRAPPER_PREFIXES` are removed, and logged, where all names begin with them.
+
+    `own_prefix` begins names of the architecture's own. Raises `CheckpointError` for missing and for damaged weights.
     """
     tensors, files = read_weight_files(folder)
-    if all(name.startswith(PARALLEL_PREFIX) for name in tensors):
-        tensors = {name.removeprefix(PARALLEL_PREFIX): tensor for name, tensor in tensors.items()}
+    if not tensors:
+        raise CheckpointError(f"{files[0]} holds no tensors; give those of the encoder")
+    tensors = drop_ignored(tensors, ignored)
+    if not tensors:
+        raise CheckpointError(f"--ignore {' '.join(ignored)} leaves no tensor of {folder}; keep those of the encoder")
+    if removed := find_wrapper_prefix(tensors, own_prefix):
+        log(f"{folder}: the prefix {removed} of all tensors is removed")
+        tensors = {name.removeprefix(removed): tensor for name, tensor in tensors.items()}
     return drop_ignored(tensors, ignored), files
+
+
+def find_wrapper_prefix(names: Iterable[str], own_prefix: str = "") -> str:
+    """Return what wrappers put in front of all names: one or more of `WRAPPER_PREFIXES`, or "".
+
+    The architecture's own prefix is one of a wrapper only where a name has it twice, or another of them behind it.
+
+    >>> find_wrapper_prefix(["module.model.bert.a", "module.model.cls.b"])
+    'module.model.'
+    >>> find_wrapper_prefix(["model.model.a", "model.head.b"], own_prefix="model.")
+    'model.'
+    """
+    removed, names = "", list(names)
+    while prefix := find_common_prefix(names):
+        inner = [name.removeprefix(prefix) for name in names]
+        is_wrapped = find_common_prefix(inner) or any(name.startswith(own_prefix) for name in inner)
+        if prefix == own_prefix and not is_wrapped:
+            break
+        removed, names = removed + prefix, inner
+    return removed
+
+
+def find_common_prefix(names: list[str]) -> str:
+    prefixes = (prefix for prefix in WRAPPER_PREFIXES if all(name.startswith(prefix) for name in names))
+    return next(prefixes, "") if names else ""
 
 
 def drop_ignored(tensors: dict[str, LazyTensor], ignored: Iterable[str]) -> dict[str, LazyTensor]:
     """Return the tensors whose names match none of the patterns."""
-    return {
-        name: tensor for name, tensor in tensors.items() if not any(fnmatchcase(name, pattern) for pattern in ignored)
-    }
+    left_out = set()
+    for pattern in ignored:
+        if names := [name for name in tensors if fnmatchcase(name, pattern)]:
+            left_out.update(names)
+            if isinstance(ignored, IgnoredNames):
+                ignored.matched.add(pattern)
+    return {name: tensor for name, tensor in tensors.items() if name not in left_out}
 
 
 def read_weight_files(folder: Path) -> tuple[dict[str, LazyTensor], list[Path]]:
@@ -100,12 +151,39 @@ def read_safetensors(path: Path) -> dict[str, LazyTensor]:
 
 
 def read_torch_weights(path: Path) -> dict[str, LazyTensor]:
-    """Return the tensors of a state dict that torch.save wrote."""
+    """Return the tensors of a state dict that torch.save wrote, which may be nested below keys of `NESTED_KEYS`.
+
+    Raises `CheckpointError` for a file without tensors, for one that has them below two keys, and for a damaged one.
+    """
     content, read_tensor = pickle_reader.load_torch_file(path)
     if not isinstance(content, dict):
         raise CheckpointError(f"{path.name} must hold tensors by name, and holds a {type(content).__name__}")
-    nested = next((content[key] for key in NESTED_KEYS if isinstance(content.get(key), dict)), content)
-    return collect_torch_tensors(nested, read_tensor)
+    tensors = collect_torch_tensors(find_state_dict(content, path.name), read_tensor)
+    if not tensors:
+        keys = list_names(shorten(key) for key in content)
+        accepted = f"by name, or below {' or '.join(NESTED_KEYS)}"
+        raise CheckpointError(f"{path.name} holds no tensors but {keys or 'nothing'}; they are read {accepted}")
+    return tensors
+
+
+def find_state_dict(content: dict, file_name: str) -> dict:
+    """Return the dictionary of tensors below the keys of `NESTED_KEYS`. Raises `CheckpointError` below two of them."""
+    for _ in range(MAX_NESTING):
+        keys = [key for key in NESTED_KEYS if isinstance(content.get(key), dict) and has_tensors(content[key])]
+        if not keys:
+            break
+        if len(keys) > 1:
+            raise CheckpointError(f"{file_name} holds tensors below {' and '.join(keys)}; save those of one model")
+        content = content[keys[0]]
+    return content
+
+
+def has_tensors(content: dict, depth: int = MAX_NESTING) -> bool:
+    """Return whether a dictionary holds tensors, or one below keys of `NESTED_KEYS` does."""
+    if any(isinstance(value, pickle_reader.TorchTensor) for value in content.values()):
+        return True
+    inner = [content[key] for key in NESTED_KEYS if isinstance(content.get(key), dict)]
+    return depth > 0 and any(has_tensors(value, depth - 1) for value in inner)
 
 
 def collect_torch_tensors(content: dict, read_tensor: Callable) -> dict[str, LazyTensor]:

@@ -30,7 +30,7 @@ from encoders.run.warm_start import init_sharded_state
 from encoders.run.watchdog import Watchdog
 from encoders.training import distributed, sharding, step
 from encoders.training.checkpoint import Checkpoints, quiet_orbax
-from encoders.training.metric_log import MetricLog, digest_metric_rows
+from encoders.training.metric_log import MetricLog
 from encoders.utils.buckets import is_in_bucket
 from encoders.utils.errors import describe_error, is_disk_full, is_of_bucket, is_refusal
 from encoders.utils.files import write_signed_json
@@ -80,8 +80,7 @@ def train(
         else:
             state = warm_start.build_state(run, log) if warm_start else init_sharded_state(run)
         profiler = StepProfiler(run, start_step, log) if profile else None
-        expected_rows, num_steps = notes.get("metric_rows"), experiment.num_steps
-        metric_log = MetricLog(run.folder, start_step, num_steps, experiment.name, is_primary, expected_rows, log)
+        metric_log = MetricLog(run.folder, start_step, experiment.num_steps, experiment.name, is_primary, notes, log)
         outputs.enter_context(closing(metric_log))
         time_account.step = start_step
         if is_primary:
@@ -259,7 +258,7 @@ def run_train_steps(session: TrainSession, state: step.TrainState) -> Scores:
         with time_account.measure("other processes"):
             stop_reason = None if is_last else session.stop.poll_reason()
         if is_last or is_converged or stop_reason or current_step % intervals.save_every == 0:
-            notes = interval_metrics.to_notes() | {"metric_rows": len(session.metric_log.rows)}
+            notes = interval_metrics.to_notes() | session.metric_log.to_notes()
             with time_account.measure("checkpoints"):
                 session.checkpoints.save(current_step, state, notes, cost)
         if is_converged:
@@ -378,8 +377,7 @@ def write_result(session: TrainSession, fingerprint: str, scores: Scores, cut_ro
         "name": experiment.name,
         "fingerprint": fingerprint,
         "steps": session.time_account.step,
-        "metric_rows": len(rows),
-        "metric_digest": digest_metric_rows(rows),
+        **session.metric_log.to_notes(),
         "parameters": count_params(run.state_shapes.params),
         "tokens_per_second": statistics.median(r["time"]["tokens_per_second"] for r in rows if r["split"] == "train"),
         "heldout": scores,

@@ -43,7 +43,7 @@ class TokenTask:
 
     symmetric: ClassVar[bool] = False
     needs_offsets: ClassVar[bool] = True
-    rows_version: ClassVar[int] = 3
+    rows_version: ClassVar[int] = 4
 
     def __post_init__(self):
         parse_tags(self.labels)

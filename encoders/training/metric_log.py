@@ -6,9 +6,10 @@ import json
 import secrets
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO
 
 from encoders.utils.buckets import copy_file, is_in_bucket
@@ -107,10 +108,10 @@ class MetricLog:
         total_steps: int,
         run_name: str,
         is_writer: bool = True,
-        expected_rows: int | None = None,
+        notes: Mapping = MappingProxyType({}),
         log: Callable[[str], None] = print,
     ):
-        """Keep the rows up to `resumed_step`, of which the checkpoint knows `expected_rows`.
+        """Keep the rows up to `resumed_step`, of which `notes` of the checkpoint have the number and the digest.
 
         A damaged file is copied into the folder of damaged files, and `log` says what is wrong with it.
         """
@@ -119,8 +120,10 @@ class MetricLog:
         path = folder / METRICS_FILE
         rows, problems = scan_metric_rows(path)
         self.rows = [row for row in rows if row["step"] <= resumed_step]
-        if expected_rows is not None and len(self.rows) != expected_rows:
+        if (expected_rows := notes.get("metric_rows", len(self.rows))) != len(self.rows):
             problems.append(f"up to step {resumed_step} it holds {len(self.rows)} of {expected_rows} rows")
+        elif notes.get("metric_digest") not in (None, digest_metric_rows(self.rows)):
+            problems.append(f"its rows up to step {resumed_step} are those of another run")
         self.file = self.event_writer = None
         if is_writer:
             self.file = reopen_rows(path, self.rows, problems, log)
@@ -130,6 +133,10 @@ class MetricLog:
         # The rate is the mean of all steps so far: a recent mean would extrapolate the pause of an evaluation.
         pace = {"smoothing": 0, "mininterval": seconds, "maxinterval": seconds}
         self.progress_bar = tqdm(**steps, **pace, file=sys.stderr, disable=not is_writer)
+
+    def to_notes(self) -> dict:
+        """Return what a checkpoint knows of the rows."""
+        return {"metric_rows": len(self.rows), "metric_digest": digest_metric_rows(self.rows)}
 
     def write_row(self, step: int, split: str, scores: dict, timing: dict[str, float]) -> None:
         row = {"step": step, "split": split} | scores | {"time": timing}

@@ -59,7 +59,7 @@ def whole(folder):
     return folder
 
 
-@pytest.mark.parametrize("task, version", [(PAIRS, 2), (SQUAD_2_0, 3), (TokenTask(("O", "B-x", "I-x")), 3)])
+@pytest.mark.parametrize("task, version", [(PAIRS, 2), (SQUAD_2_0, 3), (TokenTask(("O", "B-x", "I-x")), 4)])
 def test_a_task_whose_rows_are_read_otherwise_than_before_has_other_stores(folder, task, version):
     assert labelled(folder, task).describe_content()["version"] == version
 

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 import launch
-from encoders.exchange.convert import export_run, import_checkpoint
-from encoders.exchange.weights import CheckpointError, read_weights
+from encoders.exchange.convert import export_run, find_unmatched, import_checkpoint
+from encoders.exchange.weights import CheckpointError, IgnoredNames, read_weights
 from encoders.experiment import RunSpec
 from encoders.families import bert
 from encoders.inference.predictor import load_predictor
@@ -215,7 +215,7 @@ import json, sys
 sys.path.insert(0, {root!r})
 import jax
 jax.config.update("jax_num_cpu_devices", 4)
-from encoders.exchange.convert import export_run, import_checkpoint
+from encoders.exchange.convert import export_run, find_unmatched, import_checkpoint
 from encoders.run.run import Run
 import_checkpoint({folder!r}, {run!r}, tokenizer_files={tokenizer_files!r})
 params = Run.open({run!r}).load_params()[1]
@@ -286,6 +286,18 @@ def test_extra_tensors_are_left_out_by_name(tmp_path):
     words = ["import", str(folder), str(tmp_path / "run"), "--vocabulary", str(HOME / "vocabularies" / "bert")]
     assert launch.main([*words, "--ignore", "probe.*"]) == 0
     assert same(params_of(tmp_path / "run"), params_of(import_reference("bert-pretraining", tmp_path / "plain")))
+
+
+def test_a_pattern_that_matches_no_name_is_logged(tmp_path):
+    lines, folder = [], copied("electra-pair", tmp_path / "theirs")
+    rewrite(folder / "generator", lambda tensors: tensors | {"probe.0.weight": np.zeros(3, np.float32)})
+    options = dict(tokenizer_files=HOME / "vocabularies" / "electra", log=lines.append)
+    import_checkpoint(folder, tmp_path / "run", ignored=["prob.*", "probe.*"], **options)
+    (line,) = [line for line in lines if "--ignore" in line]
+    assert_names(line, "--ignore prob.* ", "no tensor")
+    write_json(tmp_path / "modules.json", [{"path": "2_Normalize", "type": "sentence_transformers.models.Normalize"}])
+    ignored = IgnoredNames(("2_*", "Normalize", "similarity_fn_name", "Pooling"))
+    assert find_unmatched(ignored, tmp_path) == ["Pooling"]
 
 
 @pytest.mark.parametrize(

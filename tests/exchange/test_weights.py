@@ -1,6 +1,7 @@
 """Files of tensors as published, whole and damaged."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from encoders.exchange import pickle_reader, weights
+from encoders.exchange.published_folder import read_transformers_folder
 from encoders.exchange.weights import CheckpointError, list_names, read_json, read_weights, write_safetensors
+from tests.exchange.references import CASES, HOME
 from tests.refusals import raises_naming
 
 TENSORS = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(4, np.float32)}
@@ -218,17 +221,100 @@ def test_tensors_that_are_not_floating_point_are_listed_and_not_read(dtype, fold
         entry.read()
 
 
-@pytest.mark.parametrize("key", ["state_dict", "model_state_dict", None])
-def test_a_state_dict_may_be_nested(key, tmp_path, monkeypatch):
-    storage = pickle_reader.TorchStorage("0", np.dtype(np.float32), 3)
-    tensors = {"a.weight": pickle_reader.TorchTensor(storage, 0, (3,), (1,))}
-    content = {key: tensors, "epoch": 3} if key else tensors
+# Wrapped -----------------------------------------------------------------------------------------------------------
+
+STORAGE = pickle_reader.TorchStorage("0", np.dtype(np.float32), 3)
+STATE = {"a.weight": pickle_reader.TorchTensor(STORAGE, 0, (3,), (1,))}
+
+
+def read_torch(content, monkeypatch) -> list[str]:
+    """The names that are read of a file of torch with this content."""
     monkeypatch.setattr(pickle_reader, "load_torch_file", lambda path: (content, lambda tensor: None))
-    assert list(weights.read_torch_weights(tmp_path / "pytorch_model.bin")) == ["a.weight"]
+    return list(weights.read_torch_weights(Path("pytorch_model.bin")))
 
 
-def test_the_prefix_of_parallel_training_is_removed_and_named_tensors_are_left_out(tmp_path):
-    names = ("bert.a.weight", "bert.b.weight", "extra.0.weight")
-    save_file({f"module.{name}": np.zeros(1, np.float32) for name in names}, tmp_path / "model.safetensors")
-    assert list(weights.read_weights(tmp_path)[0]) == list(names)
-    assert list(weights.read_weights(tmp_path, ["extra.*"])[0]) == list(names[:2])
+@pytest.mark.parametrize(
+    "content",
+    [
+        STATE,
+        {"state_dict": STATE, "epoch": 3},
+        {"model_state_dict": STATE},
+        {"model": STATE, "optimizer": {"state": {}}},
+        {"checkpoint": {"state_dict": STATE}},
+        {"checkpoint": {"model": {"state_dict": STATE}}},
+        {"model": {"hidden_size": 8}, "state_dict": STATE},  # options, and no tensors
+        {"loss": STATE["a.weight"], "state_dict": STATE},
+    ],
+)
+def test_a_state_dict_may_be_nested(content, monkeypatch):
+    assert read_torch(content, monkeypatch) == ["a.weight"]
+
+
+def test_two_state_dicts_in_a_file_are_refused(monkeypatch):
+    with raises_naming(CheckpointError, "pytorch_model.bin", "state_dict and model;"):
+        read_torch({"model": STATE, "state_dict": STATE}, monkeypatch)
+
+
+def test_a_file_without_tensors_is_refused_with_its_keys(monkeypatch):
+    endless = {}
+    endless["model"] = endless
+    contents = ({"net": {"weights": STATE}, 7: 1}, ["'net', 7;"]), ({}, ["nothing;"]), (endless, ["'model';"])
+    for content, named in contents:
+        with raises_naming(CheckpointError, "pytorch_model.bin", "state_dict or", *named):
+            read_torch(content, monkeypatch)
+
+
+def test_a_folder_without_tensors_is_refused(tmp_path):
+    save_file({}, tmp_path / "model.safetensors")
+    with raises_naming(CheckpointError, "model.safetensors", "no tensors"):
+        read_weights(tmp_path)
+    save_file(TENSORS, tmp_path / "model.safetensors")
+    with raises_naming(CheckpointError, tmp_path, "--ignore a* b"):
+        read_weights(tmp_path, ["a*", "b"])
+
+
+def read_names(folder, names, ignored=(), own_prefix="") -> tuple[list[str], list[str]]:
+    """The names that are read of a file of tensors with these, and what is logged."""
+    lines = []
+    save_file({name: np.zeros(1, np.float32) for name in names}, folder / "model.safetensors")
+    return sorted(read_weights(folder, ignored, own_prefix, lines.append)[0]), lines
+
+
+@pytest.mark.parametrize(
+    "prefix", ["module.", "module.module.", "_orig_mod.", "model.", "module._orig_mod.", "model._orig_mod.module."]
+)
+def test_prefixes_of_wrappers_are_removed_from_all_names_and_logged(prefix, tmp_path):
+    names = ["bert.a.weight", "cls.b.weight"]
+    found, (line,) = read_names(tmp_path, [prefix + name for name in names], own_prefix="bert.")
+    assert found == names and f" {prefix} " in line and str(tmp_path) in line
+
+
+def test_a_prefix_that_only_some_names_have_remains(tmp_path):
+    names = ["module.bert.a.weight", "temperature"]
+    assert read_names(tmp_path, names) == (names, [])
+    assert read_names(tmp_path, names, ["temp*"])[0] == ["bert.a.weight"]
+
+
+@pytest.mark.parametrize("wrapper", ["", "module.", "_orig_mod.", "model.", "model._orig_mod."])
+@pytest.mark.parametrize("names", [["model.a.weight", "model.b.weight"], ["head.b.weight", "model.a.weight"]])
+def test_an_architecture_keeps_a_prefix_of_its_own(names, wrapper, tmp_path):
+    """ModernBERT's names begin with model. as those of a Lightning module do."""
+    assert read_names(tmp_path, [wrapper + name for name in names], own_prefix="model.")[0] == names
+
+
+def test_named_tensors_are_left_out_by_their_names_with_and_without_a_prefix(tmp_path):
+    names = ["module.bert.a.weight", "module.bert.b.weight", "module.extra.0.weight"]
+    for pattern in ("extra.*", "module.extra.*"):
+        assert read_names(tmp_path, names, [pattern])[0] == ["bert.a.weight", "bert.b.weight"]
+
+
+@pytest.mark.parametrize("wrapper", ["module.", "model.", "model._orig_mod."])
+@pytest.mark.parametrize("name", sorted(name for name in CASES if (HOME / name / "config.json").is_file()))
+def test_every_architecture_is_read_from_a_wrapper(name, wrapper, tmp_path):
+    lines, plain = [], read_transformers_folder(HOME / name)
+    tensors = {wrapper + key: (entry.shape, entry.read) for key, entry in read_weights(HOME / name)[0].items()}
+    write_safetensors(tmp_path / "model.safetensors", tensors)
+    (tmp_path / "config.json").write_bytes((HOME / name / "config.json").read_bytes())
+    found = read_transformers_folder(tmp_path, log=lines.append)
+    assert found.tensors.keys() == plain.tensors.keys() and found.heads == plain.heads
+    assert len(lines) <= 1 and all(f" {wrapper} " in line for line in lines)

@@ -61,6 +61,14 @@ def overwrite_by_copy(path, draw):
     shutil.copy(draw.choice([p for p in list_files(path.parents[1]) if p != path]), path)
 
 
+def take_from_another_run(path, draw):
+    """Replace a file of a run by that of the same run with another seed."""
+    run = next(p for p in path.parents if p.name in ("finished", "unfinished"))
+    other = run.parent / f"other-{run.name}" / path.relative_to(run)
+    if other.exists():
+        shutil.copy(other, path)
+
+
 def duplicate_line(path, draw):
     lines = path.read_bytes().splitlines(keepends=True)
     at = draw.randrange(len(lines))
@@ -98,7 +106,8 @@ def list_files(folder):
 
 def mutate(folder, draw):
     """Damage a random file of a folder, and return what was done."""
-    path, change = draw.choice(list_files(folder)), draw.choice(MUTATIONS)
+    changes = MUTATIONS + (take_from_another_run,) * (2 * (folder.name in ("finished", "unfinished")))
+    path, change = draw.choice(list_files(folder)), draw.choice(changes)
     if change is change_checkpoints and "checkpoints" not in path.parts:
         change = flip_bit
     change(path, draw)
@@ -107,16 +116,18 @@ def mutate(folder, draw):
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A finished run, the same run after nine of twelve steps, its store, and an imported run."""
+    """A finished run, the same run after nine of twelve steps, both with another seed, their store, and an import."""
     folder = tmp_path_factory.mktemp("home")
     corpus = str(texts.write(folder / "text.txt", documents=60))
     base = experiment(corpus, "bert", folder)
     base = replace(base, intervals=replace(base.intervals, keep_checkpoints=4))
-    loop.train(base, folder / "finished", quiet)
-    shutil.copytree(folder / "finished", folder / "unfinished")
-    shutil.rmtree(folder / "unfinished" / "checkpoints" / "12")
-    (folder / "unfinished" / "result.json").unlink()
-    write_signed_json(folder / "unfinished" / checkpoint.SAVED_STEPS_FILE, {"latest": 9, "best": 9})
+    for name, seed in (("", base.seed), ("other-", base.seed + 1)):
+        finished, unfinished = folder / f"{name}finished", folder / f"{name}unfinished"
+        loop.train(replace(base, seed=seed), finished, quiet)
+        shutil.copytree(finished, unfinished)
+        shutil.rmtree(unfinished / "checkpoints" / "12")
+        (unfinished / "result.json").unlink()
+        write_signed_json(unfinished / checkpoint.SAVED_STEPS_FILE, {"latest": 9, "best": 9})
     import_checkpoint(HOME / "bert-pretraining", folder / "imported", tokenizer_files=HOME / "vocabularies" / "bert")
     return folder, base
 
@@ -161,8 +172,9 @@ def test_damage_is_noticed_and_named_or_changes_nothing(target, home, tmp_path, 
 
     def build_copy(number) -> Path:
         copy = tmp_path / str(number)
-        for name in dict.fromkeys([target, "stores", "text.txt"]):
-            source = folder / name
+        sources = (folder / name for name in dict.fromkeys([target, f"other-{target}", "stores", "text.txt"]))
+        for source in filter(Path.exists, sources):
+            name = source.name
             shutil.copytree(source, copy / name) if source.is_dir() else shutil.copy(source, copy / name)
         return copy
 

@@ -12,6 +12,8 @@ from encoders.data.row_files import RowError, RowReader
 from encoders.data.store import Split
 from encoders.tasks.conll import extract_entities, parse_tags, read_tags
 from encoders.tasks.token_classification import IGNORED_TAG, TaggedRows, TokenClassification, TokenTask
+from encoders.utils.errors import UserError
+from tests.refusals import assert_names, raises_naming
 
 LABELS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
 
@@ -46,6 +48,8 @@ ADA = [("Ada", "B-PER"), ("wrote", "O")]
         "#\thttp://a/b [2009]\n1\tAda\tB-PER\n2\twrote\tO\n",
         "1 Ada NNP B-PER\n2 wrote VBD O\n",
         "0\tAda\tB-PER\n1\twrote\tO\n",
+        "Ada B-PER\rwrote O\r",
+        "-DOCSTART- -X- O\r\rAda\tB-PER\rwrote\tO",
     ],
 )
 def test_every_variant_of_conlls_format_gives_the_same_sentence(tmp_path, content):
@@ -60,6 +64,13 @@ def test_every_variant_of_conlls_format_gives_the_same_sentence(tmp_path, conten
         ("# O\n1 O\n\n1 O\n", [[("#", "O"), ("1", "O")], [("1", "O")]]),  # a sign and numbers that are words
         ("1 NN O\n\n1 NN O\n", [[("1", "O")], [("1", "O")]]),  # no sentence counts on
         ("a\rb\tO\n", [[("a\rb", "O")]]),
+        ("2009 CD O\n2011 CD O\n2010 CD O\n", [[("2009", "O"), ("2011", "O"), ("2010", "O")]]),
+        ("7 O\n8 O\n9 O\n", [[("7", "O"), ("8", "O"), ("9", "O")]]),
+        ("1 NN O\n\n2 NN O\n", [[("1", "O")], [("2", "O")]]),  # too few to be an index
+        ("B-52 O\nI-beam O\n", [[("B-52", "O"), ("I-beam", "O")]]),
+        ("O O\nO O\n", [[("O", "O"), ("O", "O")]]),
+        ("O O\nE-mail I-LOC\n", [[("O", "O"), ("E-mail", "I-LOC")]]),
+        ("1\tAda\t_\t_\t_\t_\t_\t_\t_\tB-PER\n2\twrote\t_\t_\t_\t_\t_\t_\t_\tO\n", [ADA]),  # as many columns as CoNLL-U
     ],
 )
 def test_words_are_read_as_they_are(tmp_path, content, sentences):
@@ -84,6 +95,53 @@ def test_a_bad_sentence_is_named_by_its_line_and_can_be_skipped(tmp_path, bad, v
     assert all(value in line for value in values)
 
 
+@pytest.mark.parametrize("first", [0, 1, 14041])
+def test_an_index_may_run_on_through_the_file(tmp_path, first):
+    rows = [f"{first} Ada B-PER", f"{first + 1} wrote O", "", f"{first + 2} Rome B-LOC", "", f"{first + 3} Ada B-PER"]
+    found = [ADA, [("Rome", "B-LOC")], [("Ada", "B-PER")]]
+    assert read(tmp_path, "\n".join(rows)) == (found, [])
+
+
+def test_a_gap_in_an_index_that_runs_on_is_named_once(tmp_path):
+    content = "0 Ada B-PER\n1 wrote O\n\n2 Ada B-PER\n4 wrote O\n\n5 Ada B-PER\n6 wrote O\n"
+    found, (line,) = read(tmp_path, content, on_bad_row="skip")
+    assert found == [ADA, ADA]
+    assert_names(line, "train.txt:5: ", "'4'", "3")
+
+
+CONLLU = "\t{}\tAda\tPROPN\tNNP\tCase=Nom\t0\troot\t_\t{}\n"
+
+
+@pytest.mark.parametrize(
+    "content, line",
+    [
+        ("1" + CONLLU.format("Ada", "_"), 1),
+        ("# text = Ada\n1" + CONLLU.format("Ada", "SpaceAfter=No"), 2),
+        ("1-2" + CONLLU.format("Adas", "_") + "1" + CONLLU.format("Ada", "_"), 1),
+        ("1.1" + CONLLU.format("Ada", "_"), 1),
+    ],
+)
+def test_conllu_is_refused_by_name(tmp_path, content, line):
+    for read_file in (lambda: read(tmp_path, content, on_bad_row="skip"), lambda: read_tags(tmp_path / "train.txt")):
+        with raises_naming(RowError, f"train.txt:{line}: ", "CoNLL-U", "column 4"):
+            read_file()
+
+
+@pytest.mark.parametrize("content", ["B-ACTOR\tbruce\nI-ACTOR\twillis\nO\tin\n", "O in\n\nB_LOC Rome\n"])
+def test_a_file_with_the_tag_first_is_refused_by_name(tmp_path, content):
+    first, last = content.split()[:2]
+    with raises_naming(RowError, "train.txt:1: ", repr(first), repr(last), "tag last"):
+        read(tmp_path, content)
+
+
+@pytest.mark.parametrize(
+    "content, shown", [("Ada\tB-PER\rwrote\tO\n", "B-PER\\rwrote"), ("Ada O\r\rwrote O\r\nRome O\r\n", "O\\r\\rwrote")]
+)
+def test_a_carriage_return_behind_the_word_is_named(tmp_path, content, shown):
+    with raises_naming(RowError, "train.txt:1: ", shown, "\\r\\n"):
+        read(tmp_path, content)
+
+
 def test_a_word_without_tokens_is_named(tmp_path):
     (tmp_path / "train.txt").write_text("Ada B-PER\n\u200b O\nwrote O\n")
     task = TokenTask(LABELS)
@@ -98,6 +156,15 @@ def test_the_tags_of_a_file_are_those_of_its_rows(tmp_path):
     (tmp_path / "a.txt").write_text("# comment\nAda B-PER\nwrote O\n")
     (tmp_path / "a.jsonl").write_text(json.dumps({"words": ["Ada", "wrote"], "tags": ["B-PER", "O"]}))
     assert read_tags(tmp_path / "a.txt") == read_tags(tmp_path / "a.jsonl") == ("O", "B-PER")
+
+
+def test_a_file_without_tags_names_its_first_bad_row(tmp_path):
+    (tmp_path / "a.txt").write_text("Ada B-PER\nwrote\n\nRome\n")
+    with raises_naming(RowError, "a.txt:2: ", "'wrote' lacks a tag"):
+        read_tags(tmp_path / "a.txt")
+    (tmp_path / "a.jsonl").write_text(json.dumps({"words": [], "tags": []}))
+    with raises_naming(RowError, "a.jsonl: ", "no sentence has tags"):
+        read_tags(tmp_path / "a.jsonl")
 
 
 # Schemes
@@ -136,6 +203,44 @@ def test_the_entities_of_each_scheme(tags, entities):
 def test_tags_of_no_scheme_are_refused_by_name(labels, named):
     with pytest.raises(ValueError, match=f"{named}.*IOB.*BIOES.*BILOU"):
         TokenTask(labels)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ("b-per", "i-per", "O"),
+        ("O", "b-per"),
+        ("o", "b_per", "i_per"),
+        ("O", "B:PER", "I:PER"),
+        ("O", "B/PER"),
+        ("O", "Begin-PER", "Inside-PER"),
+        ("OUT", "BEGIN-PER", "END-PER", "UNIT-LOC"),
+        ("O", "PER-b", "PER-i"),
+        ("O", "PER:B"),
+    ],
+)
+def test_tags_in_another_form_are_refused_by_name(labels):
+    shown = next(label for label in labels if label.lower() not in ("o", "out"))
+    with raises_naming(UserError, repr(shown), "B-PER", "IOB", "BIOES", "BILOU"):
+        TokenTask(labels)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ("NOUN", "VERB", "PRP$", "-LRB-", "X", "O"),
+        ("nsubj:pass", "aux:pass", "in:out"),
+        ("s-bar", "e-mail", "in-law"),
+        ("b", "i", "n"),
+        ("N/A", "B/W"),
+        ("LOC:x", "O"),
+        ("b-side", "noun"),
+        ("b-side", "b:x"),
+        ("X", "O"),
+    ],
+)
+def test_labels_without_a_scheme_are_each_a_name(labels):
+    assert parse_tags(labels) == [("O", "") if label == "O" else ("S", label) for label in labels]
 
 
 def find_entities_as_seqeval(tags: list[str]) -> set[tuple[int, int, str]]:
