@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -170,6 +171,27 @@ class Tokenizer:
         if self.kind == "bpe":
             return {"add_prefix_space": words is not None and words.pre_tokenize_str("a")[:1] == [("Ġa", (0, 1))]}
         return {"do_lower_case": normalizer is not None and normalizer.normalize_str("A") == "a"}
+
+    def get_text_rules(self) -> dict[str, bool]:
+        """Return the rules on accents, Chinese characters, punctuation and the first space of a tokenizer.json, under
+        their names in transformers."""
+        keeps_accents = "\u0301" in unicodedata.normalize("NFD", self.normalize("é"))
+        if self.kind == "wordpiece":
+            return {"strip_accents": not keeps_accents, "tokenize_chinese_chars": self.normalize("中") != "中"}
+        words = self._backend.pre_tokenizer
+        if self.kind == "unigram" and words is not None:
+            pieces = [piece for piece, _ in words.pre_tokenize_str("a.b")]
+            options = {"keep_accents": keeps_accents, "split_by_punct": len(pieces) > 1}
+            return options | {"add_prefix_space": "".join(pieces).startswith("▁")}
+        return {}
+
+    def normalize(self, text: str) -> str:
+        """Return a text as the rules write it before they split it."""
+        return text if self._backend.normalizer is None else self._backend.normalizer.normalize_str(text)
+
+    def get_added_tokens(self) -> dict:
+        """Return the id and the `tokenizers.AddedToken` of each token that is found whole in a text, by its name."""
+        return {token.content: (id, token) for id, token in self._backend.get_added_tokens_decoder().items()}
 
     @property
     def lowers_text(self) -> bool:

@@ -71,8 +71,7 @@ def read_published_tokenizer(
         if path.suffix == ".txt":
             return build_wordpiece(number_word_pieces(_read_rows(path)), lowercase), {}
         if path.suffix == ".model":
-            has_added_tokens = path.with_name("added_tokens.json").is_file()
-            return _parse_sentencepiece(path.read_bytes(), lowercase, has_added_tokens), {}
+            return _parse_sentencepiece(path.read_bytes(), lowercase, _normalizes_added_tokens(path.parent)), {}
         if path.suffix == ".json":
             merges, gpt2_merges = path.with_name("merges.txt"), path.with_name("vocab.bpe")
             rows = _read_merges(gpt2_merges if gpt2_merges.is_file() and not merges.is_file() else merges)
@@ -100,7 +99,13 @@ def number_word_pieces(rows: list[str]) -> dict[str, int]:
 
 def number_listed_tokens(rows: list[str], kind: str, own_names: Mapping[str, str]) -> dict[str, int]:
     """Return the tokens of a list by name, with the usual special tokens behind those that it has. Raises `ValueError`
-    for a token that is there twice, and for one of a character list that is longer and no name, as <null_1> is."""
+    for a token that is there twice, for one of `own_names` that is not there, and for one of a character list that is
+    longer and no name, as <null_1> is."""
+    if lacking := [(role, name) for role, name in own_names.items() if name not in rows]:
+        (role, name), *_ = lacking
+        usual = " or ".join(list_special_names(kind)[role])
+        hint = f"name a token of the list, add this one as a line, or leave {role} to {usual}, which need not be listed"
+        raise UserError(f"the list of {len(rows)} tokens lacks {name!r}, the name for {role}; {hint}")
     names_by_role = list_special_names(kind, own_names)
     special = set(chain.from_iterable(names_by_role.values()))
     if repeated := [token for token, count in Counter(rows).items() if count > 1]:
@@ -145,6 +150,14 @@ def _read_fairseq_dictionary(folder: Path, add_prefix_space: bool):
         raise UserError(f"dict.txt holds {num_words} of the {len(names)} tokens of encoder.json; it must hold all")
     tokens = number_tokens(names.get(row, row) for row in filled)
     return build_byte_level_bpe(tokens, _read_merges(folder / "vocab.bpe"), add_prefix_space)
+
+
+def _normalizes_added_tokens(folder: Path) -> bool:
+    """Return whether transformers finds the tokens of added_tokens.json in normalized text: where tokenizer_config.json
+    has no added_tokens_decoder, which has flags of its own."""
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text("utf-8-sig")) if path.is_file() else {}
+    return (folder / "added_tokens.json").is_file() and not settings.get("added_tokens_decoder")
 
 
 def _parse_sentencepiece(content: bytes, lowercase: bool, normalizes_mask: bool):

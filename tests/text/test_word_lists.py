@@ -55,6 +55,17 @@ def test_a_list_with_special_tokens_of_the_users_names_keeps_its_ids(kind, tmp_p
     assert load_tokenizer(tmp_path / "again.json").vocab == vocab
 
 
+@pytest.mark.parametrize("kind", ["character", "words"])
+def test_a_special_token_of_the_users_name_that_the_list_lacks_is_refused(kind, tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_text("<cls>\n<pad>\n<eos>\n<unk>\nA\nB\n", encoding="utf-8")
+    with pytest.raises(ValueError) as caught:
+        TokenizerSpec(kind, path=str(path), special_tokens=("cls=<cls>", "sep=<eoss>")).load()
+    assert all(value in str(caught.value) for value in [str(path), "'<eoss>'", "sep", "[SEP] or </s>", "as a line"])
+    vocab = TokenizerSpec(kind, path=str(path), special_tokens=("cls=<cls>",)).load().vocab
+    assert (vocab.sep_id, vocab.mask_id) == (6, 7)  # the usual names are added
+
+
 @pytest.mark.parametrize(
     "settings, values",
     [
