@@ -27,8 +27,8 @@ class Batch(struct.PyTreeNode, kw_only=True):
     - `example_index [b s]`: index of the example in its table, `row * s + slot`. Masks are drawn from it.
     - `pass_index [b s]`: number of the pass over the data, from 0.
     - `example_mask [b s]`: 1 where the slot holds an example, else 0.
-    - `labels`: by name, `[b s]` for a label of an example, `[b g]` for one of a group of texts, `[b g d]` for a vector,
-      and `[b l]` for a label of a token.
+    - `labels`: by name. A label of an example is `[b s]`, and one of a token `[b l]`. A label of a group of texts is
+      `[b g]`, and its vector `[b g d]`.
 
     A row of three slots with two examples, "a b" before "c", and "d" alone:
 

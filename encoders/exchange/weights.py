@@ -70,7 +70,7 @@ def read_weights(
     folder: Path, ignored: Iterable[str] = (), own_prefix: str = "", log: Callable[[str], None] = lambda line: None
 ) -> tuple[dict[str, LazyTensor], list[Path]]:
     """Return the tensors of a folder that transformers wrote, without those that match a pattern of `ignored`, and the
-    files that hold them. The prefixes of `WRAPPER_PREFIXES` are removed, and logged, where all names begin with them.
+    files that hold them. A prefix of `WRAPPER_PREFIXES` that begins every name is removed and logged.
 
     `own_prefix` begins names of the architecture's own. Raises `CheckpointError` for missing and for damaged weights.
     """

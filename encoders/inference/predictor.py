@@ -304,8 +304,6 @@ class Predictor:
         """Return one vector of each text, `[b d]`, or of packed texts `[b s d]`."""
         return compute_vectors(self.config, params, batch, layer, pooling, dense)
 
-    # Shared by the methods above
-
     def require_params(self, param_name: str, head_name: str) -> None:
         if param_name not in self.params:
             raise missing_head(self.run.folder, self.params, param_name, head_name)

@@ -153,8 +153,8 @@ def _read_fairseq_dictionary(folder: Path, add_prefix_space: bool):
 
 
 def _normalizes_added_tokens(folder: Path) -> bool:
-    """Return whether transformers finds the tokens of added_tokens.json in normalized text: where tokenizer_config.json
-    has no added_tokens_decoder, which has flags of its own."""
+    """Return whether transformers finds the tokens of added_tokens.json in normalized text. An added_tokens_decoder of
+    tokenizer_config.json has flags of its own."""
     path = folder / "tokenizer_config.json"
     settings = json.loads(path.read_text("utf-8-sig")) if path.is_file() else {}
     return (folder / "added_tokens.json").is_file() and not settings.get("added_tokens_decoder")
