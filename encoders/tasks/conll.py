@@ -45,7 +45,7 @@ def read_conll_sentences(path: AnyPath, labels: Sequence[str]) -> Iterator[Recor
             fields = [field.strip(" \r\n") for field in line.split("\t" if "\t" in line else " ")]
             if is_conllu_line(fields):
                 accepted = "give a file of two columns, word and tag; the part of speech UPOS is column 4"
-                raise RowError(f"{path}:{number}", f"the line is in CoNLL-U, and no column there holds tags; {accepted}")
+                raise RowError(f"{path}:{number}", f"the line is in CoNLL-U, where no column has tags; {accepted}")
             fields = [field for field in fields if field]
             if not line.strip() or fields[0].startswith("-DOCSTART-"):
                 sentences.append([])
