@@ -17,6 +17,13 @@ def gather_hidden_states(hidden: Float[Array, "b l d"], positions: Int[Array, "b
     return jnp.take_along_axis(hidden, positions[..., None], axis=1)
 
 
+def compute_vocabulary_logits(
+    head, encoder, hidden: Float[Array, "b l d"], positions: Int[Array, "b k"]
+) -> Float[Array, "b k v"]:
+    """Return the logits of a token head at `positions`, whose output table is the word embedding of `encoder`."""
+    return head(gather_hidden_states(hidden, positions), encoder.active_embeddings.word_embedding.embedding)
+
+
 def summarize_examples(
     config, hidden: Float[Array, "b l d"], batch: EncoderInputs, pooling: str | None = None
 ) -> Float[Array, "b s d"]:

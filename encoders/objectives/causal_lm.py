@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from encoders.data.batch import Batch
 from encoders.model.config import EncoderConfig
 from encoders.model.encoder import Encoder
-from encoders.model.heads import gather_hidden_states
+from encoders.model.heads import compute_vocabulary_logits
 from encoders.objectives.base import Metrics, Objective, ObjectiveModule, perplexity
 from encoders.objectives.losses import compute_class_metrics
 from encoders.objectives.masking import MaskedBatch
@@ -71,5 +71,5 @@ class CausalLMModule(ObjectiveModule):
     def compute_token_logits(self, batch: MaskedBatch, train: bool = False) -> Float[Array, "b k v"]:
         """Return vocabulary logits at the masked positions, each from the tokens before it."""
         hidden = self.encoder(batch, train=train)
-        before = gather_hidden_states(hidden, jnp.maximum(batch.masked_positions - 1, 0))
-        return self.tokens(before, self.encoder.active_embeddings.word_embedding.embedding)
+        before = jnp.maximum(batch.masked_positions - 1, 0)
+        return compute_vocabulary_logits(self.tokens, self.encoder, hidden, before)

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from encoders.data.batch import Batch
 from encoders.model.config import EncoderConfig
 from encoders.model.encoder import Encoder
-from encoders.model.heads import ClassificationHead, gather_hidden_states, pool_examples
+from encoders.model.heads import ClassificationHead, compute_vocabulary_logits, pool_examples
 from encoders.objectives.base import Metrics, Objective, ObjectiveModule, perplexity
 from encoders.objectives.losses import compute_class_metrics, compute_masked_lm_metrics
 from encoders.objectives.masking import MaskedBatch, Masking, mask_tokens
@@ -90,8 +90,7 @@ class MaskedLMModule(ObjectiveModule):
         return metrics
 
     def predict_tokens(self, hidden: Float[Array, "b l d"], batch: MaskedBatch) -> Float[Array, "b k v"]:
-        masked = gather_hidden_states(hidden, batch.masked_positions)
-        return self.tokens(masked, self.encoder.active_embeddings.word_embedding.embedding)
+        return compute_vocabulary_logits(self.tokens, self.encoder, hidden, batch.masked_positions)
 
     def compute_token_logits(self, batch: MaskedBatch) -> Float[Array, "b k v"]:
         """Return vocabulary logits at the masked positions."""

@@ -119,6 +119,8 @@ def choose_column_classes(report_table: ReportTable) -> list[str]:
 
     >>> choose_column_classes(ReportTable("Runs", ("score", "run"), (("12.5 ±0.3", "bert"), ("-", "albert-v2"))))
     ['number', 'words']
+    >>> choose_column_classes(ReportTable("Runs", ("ours",), (("L2 H128; 64 x 128, 625 steps, 0.0003",),)))
+    ['prose']
     """
     classes = []
     for cells in list(zip(*report_table.rows, strict=True)) or [()] * len(report_table.header):

@@ -28,7 +28,7 @@ from encoders.experiment import Experiment, RunSpec, describe_differences
 from encoders.families.conventions import infer_conventions
 from encoders.text.tokenization import VOCAB_SHAPE, VocabInfo
 from encoders.training.checkpoint import SAVED_STEPS_FILE
-from encoders.training.metric_log import METRICS_FILE, digest_metric_rows, read_metric_rows
+from encoders.training.metric_log import METRICS_FILE, find_row_problem, read_metric_rows
 from encoders.utils.buckets import make_absolute, parse_path
 from encoders.utils.errors import UserError
 from encoders.utils.files import (
@@ -188,12 +188,8 @@ def read_run_rows(folder: Path) -> list[dict]:
         rows = read_metric_rows(folder / METRICS_FILE)
     except DamagedFile as error:
         raise RunError(str(error)) from None
-    result = read_result(folder) or {}
-    num_rows = result.get("metric_rows", len(rows))
-    if len(rows) != num_rows:
-        raise RunError(f"{folder / METRICS_FILE} is damaged: it holds {len(rows)} of {num_rows} rows")
-    if result.get("metric_digest") not in (None, digest_metric_rows(rows)):
-        raise RunError(f"{folder / METRICS_FILE} holds the rows of another run than {RESULT_FILE}")
+    if problem := find_row_problem(rows, read_result(folder) or {}):
+        raise RunError(f"{folder / METRICS_FILE} is damaged: {problem}")
     return rows
 
 

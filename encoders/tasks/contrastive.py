@@ -19,7 +19,7 @@ from encoders.data.formats import Format
 from encoders.data.store import Split
 from encoders.model.config import EncoderConfig
 from encoders.model.encoder import Encoder
-from encoders.model.heads import POOLER_PARAMS, embed_examples, gather_hidden_states, make_pooler
+from encoders.model.heads import POOLER_PARAMS, compute_vocabulary_logits, embed_examples, make_pooler
 from encoders.model.ops import make_dense
 from encoders.objectives.base import Metrics, Scores, SupervisedObjective, TaskModule
 from encoders.objectives.causal_lm import choose_next_tokens
@@ -128,8 +128,8 @@ class MaskingContrastiveModule(ContrastiveModule):
 
     def compute_token_logits(self, batch: MaskedBatch, train: bool = False) -> Float[Array, "b k v"]:
         """Return vocabulary logits at the masked positions."""
-        masked = gather_hidden_states(self.encoder(batch, train=train), batch.masked_positions)
-        return self.tokens(masked, self.encoder.active_embeddings.word_embedding.embedding)
+        hidden = self.encoder(batch, train=train)
+        return compute_vocabulary_logits(self.tokens, self.encoder, hidden, batch.masked_positions)
 
 
 class DenoisingModule(ContrastiveModule):
@@ -143,8 +143,7 @@ class DenoisingModule(ContrastiveModule):
     def predict_tokens(self, batch: ShortenedBatch, train: bool) -> Metrics:
         vectors = self.pool_texts(self.encoder(batch.shortened, train=train), batch.shortened)
         hidden = self.encoder.decode(batch, vectors, self.decoder["layers"], train)
-        before = gather_hidden_states(hidden, batch.masked_positions - 1)
-        logits = self.tokens(before, self.encoder.active_embeddings.word_embedding.embedding)
+        logits = compute_vocabulary_logits(self.tokens, self.encoder, hidden, batch.masked_positions - 1)
         score = lambda logits, row: compute_class_metrics(
             logits, row.masked_labels, row.masked_weights, "reconstruction"
         )

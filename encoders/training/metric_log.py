@@ -95,6 +95,14 @@ def digest_metric_rows(rows: list[dict]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def find_row_problem(rows: list[dict], notes: Mapping) -> str | None:
+    """Return how rows differ from those whose number and digest a checkpoint or a result has, if they do."""
+    if (expected := notes.get("metric_rows", len(rows))) != len(rows):
+        return f"it holds {len(rows)} of {expected} rows"
+    digest = notes.get("metric_digest")
+    return "its rows are those of another run" if digest and digest != digest_metric_rows(rows) else None
+
+
 class MetricLog:
     """Metrics of a run in `metrics.jsonl`, where all but the entry `time` depend on the experiment alone.
 
@@ -120,10 +128,8 @@ class MetricLog:
         path = folder / METRICS_FILE
         rows, problems = scan_metric_rows(path)
         self.rows = [row for row in rows if row["step"] <= resumed_step]
-        if (expected_rows := notes.get("metric_rows", len(self.rows))) != len(self.rows):
-            problems.append(f"up to step {resumed_step} it holds {len(self.rows)} of {expected_rows} rows")
-        elif notes.get("metric_digest") not in (None, digest_metric_rows(self.rows)):
-            problems.append(f"its rows up to step {resumed_step} are those of another run")
+        if problem := find_row_problem(self.rows, notes):
+            problems.append(f"up to step {resumed_step} {problem}")
         self.file = self.event_writer = None
         if is_writer:
             self.file = reopen_rows(path, self.rows, problems, log)
