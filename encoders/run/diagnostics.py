@@ -79,6 +79,16 @@ def describe_cut_rows(run: Run, cut_rows: dict[str, int]) -> list[str]:
     return lines
 
 
+def describe_passes(run: Run) -> str | None:
+    """Return a line with the passes over labelled rows in the last phase: steps do not follow the number of rows."""
+    if not isinstance(run.experiment.data, LabelledData):
+        return None
+    stream, phase = run.open_stream(), run.experiment.phases[-1]
+    num_rows = len(stream.tables.get_table(phase.format, phase.seq_length, 0))
+    num_drawn = stream.count_consumed_rows(phase.until_step - 1) + phase.batch_size
+    return f"{num_drawn / num_rows:,.1f} passes over {num_rows:,} rows, to phases.until_step={phase.until_step:,}"
+
+
 def describe_guessing(scores: Scores) -> list[str]:
     """Return a line for a classifier that always giving the commonest answer would equal."""
     for accuracy_name, baseline_name in (("label_accuracy", "accuracy_baseline"), ("tag_accuracy", "tag_baseline")):

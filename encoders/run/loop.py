@@ -67,6 +67,8 @@ def train(
             log(shortage)
         if hint := diagnostics.describe_loop_of_layers(experiment.model, run.mesh.devices.flat[0].platform):
             log(hint)
+        if passes := diagnostics.describe_passes(run):
+            log(f"{experiment.name}: {passes}")
         cut_rows = diagnostics.count_cut_rows(run)
         for line in diagnostics.describe_cut_rows(run, cut_rows):
             log(line)

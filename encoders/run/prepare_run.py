@@ -19,10 +19,11 @@ from encoders.training import distributed
 BYTES_PER_TOKEN = 16  # of a batch: four arrays of int32
 
 
-def check_memory(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
+def check_memory(experiment: Experiment, mesh: jax.sharding.Mesh, log: Callable[[str], None]) -> None:
     """Raise `RunError` where parameters, moments and gradients alone exceed the memory of a device, or a batch that of
-    the machine."""
-    sizes = {name: size for name, size in estimate_memory(experiment, mesh).items() if name != "activations"}
+    the machine. Activations, which the compiler may keep fewer of, are warned of."""
+    estimate = estimate_memory(experiment, mesh)
+    sizes = {name: size for name, size in estimate.items() if name != "activations"}
     available = find_device_memory(mesh.local_devices[0])
     if sum(sizes.values()) > available:
         problem = f"{experiment.name} needs {format_gibibytes(sizes)} on a device of {available / 2**30:.2f} GiB"
@@ -31,10 +32,13 @@ def check_memory(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
         raise RunError(f"{problem}; lower the model's sizes ({fields}), or spread it with mesh.fsdp")
     for phase in experiment.phases:
         batch_bytes = BYTES_PER_TOKEN * phase.batch_size * phase.seq_length // jax.process_count()
-        if batch_bytes > (available := count_machine_memory()):
+        if batch_bytes > (machine_bytes := count_machine_memory()):
             rows = f"phases.batch_size={phase.batch_size} rows of phases.seq_length={phase.seq_length}"
-            sizes = f"{batch_bytes / 2**30:,.2f} GiB of the {available / 2**30:.2f} that the machine has"
+            sizes = f"{batch_bytes / 2**30:,.2f} GiB of the {machine_bytes / 2**30:.2f} that the machine has"
             raise RunError(f"{rows} take {sizes}; lower phases.batch_size")
+    if sum(estimate.values()) > available:
+        sizes = f"{format_gibibytes(estimate)} on a device of {available / 2**30:.2f} GiB"
+        log(f"warning: {experiment.name} may need {sizes}; raise grad_accum_steps, or lower phases.batch_size")
 
 
 def find_device_memory(device: jax.Device) -> int:
@@ -60,7 +64,7 @@ def prepare_run(
     """
     mesh = experiment.mesh.build()
     check_batch_sizes(experiment, mesh)
-    check_memory(experiment, mesh)
+    check_memory(experiment, mesh, log)
     if differences := differing_fields(experiment, folder):
         raise wrong_experiment(folder, differences)
     warm_start = WarmStart(experiment) if experiment.init_from else None

@@ -19,6 +19,7 @@ from encoders.run.folder import (
     TOKENIZER_FILE,
     RunError,
     check_recorded_file,
+    count_logged_steps,
     open_run_folder,
     parse_run_spec,
     read_run_record,
@@ -156,9 +157,17 @@ class Run:
         return start_step, state, notes
 
     def find_newest_step(self, checkpoints: Checkpoints, log: Callable[[str], None]) -> int | None:
-        """Return the newest step that was ever saved, and log where its checkpoint is missing."""
+        """Return the newest step that is known to have been saved, and log where its checkpoint is missing.
+
+        The record of saved steps may be lost too. Each checkpoint waits for the one before, so a run that has gone
+        beyond two intervals has saved one.
+        """
         try:
             newest = checkpoints.read_saved_steps().get("latest")
+            recorded = parse_run_spec(read_run_record(self.folder))
+            save_every = max(spec.intervals.save_every for spec in (recorded, self.experiment))
+            if newest is None and count_logged_steps(self.folder) > 2 * save_every:
+                newest = save_every
         except DamagedFile as error:
             log(f"{error}; the next checkpoint writes it again")
             return None

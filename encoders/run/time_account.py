@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from encoders.training.metric_log import format_row, reopen_rows, scan_metric_rows
-
-TIMES_FILE = "times.jsonl"
+from encoders.run.folder import RECORD_FILE, read_run_record
+from encoders.training.metric_log import TIMES_FILE, format_row, reopen_rows, scan_metric_rows
 
 
 class TimeAccount:
@@ -26,6 +25,7 @@ class TimeAccount:
         self.seconds: Counter[str] = Counter()
         self.activity, self.activity_began = "preparation", clock()
         self.file: IO[str] | None = None
+        self.owner: str | None = None
         self.num_rows = self.start_step = self.step = 0  # `step` is the last one that was begun
 
     def switch_to(self, activity: str) -> str:
@@ -50,7 +50,8 @@ class TimeAccount:
 
     def open(self, folder: Path, log: Callable[[str], None]) -> None:
         """Append rows to the file in a run's folder; intact rows of a damaged file are kept, and `log` says so."""
-        rows, problems = scan_metric_rows(folder / TIMES_FILE)
+        self.owner = read_owner(folder)
+        rows, problems = scan_time_rows(folder, self.owner)
         self.num_rows, self.start_step = len(rows), self.step
         self.file = reopen_rows(folder / TIMES_FILE, rows, problems, log)
         self.write_row()
@@ -62,6 +63,7 @@ class TimeAccount:
         self.switch_to(self.activity)
         self.num_rows += 1
         steps = {"step": self.step, "split": "times", "start_step": self.start_step, "begun_at": self.begun_at}
+        steps |= {"owner": self.owner}
         seconds = {name: round(value, 3) for name, value in self.seconds.items()}
         self.file.write(format_row(self.num_rows, steps | {"time": seconds}))
         self.file.flush()
@@ -89,6 +91,23 @@ class TimeReport:
         return self.seconds.get("steps", 0.0) / self.total if self.total else 0.0
 
 
+def read_owner(folder: Path) -> str | None:
+    """Return the fingerprint of the run in a folder."""
+    return read_run_record(folder)["fingerprint"] if (folder / RECORD_FILE).exists() else None
+
+
+def scan_time_rows(folder: Path, owner: str | None) -> tuple[list[dict], list[str]]:
+    """Return the intact rows that the run with the fingerprint `owner` wrote, and a description of each damage.
+
+    Rows of earlier versions have no owner.
+    """
+    rows, problems = scan_metric_rows(folder / TIMES_FILE)
+    own_rows = [row for row in rows if row.get("owner", owner) == owner]
+    if len(own_rows) < len(rows):
+        problems.append(f"{len(rows) - len(own_rows)} of its rows are those of another run")
+    return own_rows, problems
+
+
 def read_time_report(folder: Path) -> TimeReport | None:
     """Return where the time of a run went, or None without intact rows.
 
@@ -96,7 +115,7 @@ def read_time_report(folder: Path) -> TimeReport | None:
     preparation of all but the first process is that of restarts. Steps up to the last one of an earlier process are
     done twice, and take as long as others of their process.
     """
-    rows, _ = scan_metric_rows(folder / TIMES_FILE)
+    rows, _ = scan_time_rows(folder, read_owner(folder))
     last_rows = {row["begun_at"]: row for row in rows}
     seconds: Counter[str] = Counter()
     furthest_step, ended_at = 0, None

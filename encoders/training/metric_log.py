@@ -17,7 +17,7 @@ from encoders.utils.errors import UserError
 from encoders.utils.field_checks import check_fields
 from encoders.utils.files import NUMBER, DamagedFile, check_shape, write_file_atomically
 
-METRICS_FILE, DAMAGED_FOLDER = "metrics.jsonl", "damaged"
+METRICS_FILE, TIMES_FILE, DAMAGED_FOLDER = "metrics.jsonl", "times.jsonl", "damaged"
 
 ROW_SHAPE = {"step": int, "split": str, "time": {str: NUMBER}}
 

@@ -18,8 +18,9 @@ from encoders.inference.predictor import load_predictor
 from encoders.objectives.masked_lm import MaskedLM
 from encoders.objectives.sentence_pair import NextSentencePrediction
 from encoders.reporting.page import read_runs
-from encoders.run import loop
+from encoders.run import diagnostics, loop
 from encoders.run.folder import RunError
+from encoders.run.prepare_run import prepare_run
 from encoders.run.run import Run
 from encoders.tasks.classification import Classification
 from encoders.tasks.glue import GLUE_TASKS, NUM_GLUE_TRAIN_ROWS
@@ -218,6 +219,17 @@ def test_model_and_vocabulary_are_those_of_init_from(pretrained, sentiment, home
     line, experiment = train_from(pretrained, GLUE_TASKS["SST-2"], sentiment, home, "after")
     assert experiment.model == MODEL and experiment.data.tokenizer.path == f"{pretrained}/tokenizer.json"
     assert "encoder, pooler; fresh: classes" in line
+
+
+def test_the_log_has_the_passes_over_the_rows_that_are_left(pretrained, sentiment, home):
+    recipe = replace(QUICK, batch_size=8, num_epochs=3, num_steps=None)
+    experiment = build_finetuning("few", GLUE_TASKS["SST-2"], sentiment, recipe, 16, init_from=pretrained)
+    assert experiment.num_steps == 6
+    experiment = replace(
+        experiment, data=replace(experiment.data, max_train_examples=8, store_dir=str(home / "stores"))
+    )
+    with prepare_run(experiment, home / "few", quiet) as (run, _, _):
+        assert diagnostics.describe_passes(run) == "6.0 passes over 8 rows, to phases.until_step=6"
 
 
 def test_a_head_is_transferred_only_for_the_same_labels(learned, sentiment, home):

@@ -96,6 +96,15 @@ def test_removed_checkpoints_do_not_begin_a_run_anew(finished, unfinished):  # n
         loop.train(finished[0], unfinished, quiet)
 
 
+@pytest.mark.parametrize("others", [["saved_steps.json", "metrics.jsonl"], ["saved_steps.json", "times.jsonl"]])
+def test_removed_records_of_checkpoints_do_not_begin_a_run_anew_either(finished, unfinished, others):  # noqa: F811
+    shutil.rmtree(unfinished / "checkpoints")
+    for name in others:
+        (unfinished / name).unlink()
+    with pytest.raises(RunError, match="lost all its checkpoints"):
+        loop.train(finished[0], unfinished, quiet)
+
+
 def test_a_missing_newest_checkpoint_is_named_and_the_one_before_used(finished, unfinished):  # noqa: F811
     shutil.rmtree(unfinished / "checkpoints" / "9")
     with pytest.raises(RunError, match="latest.*3, 6"):

@@ -16,7 +16,7 @@ from encoders.families import bert
 from encoders.objectives.replaced_tokens import ReplacedTokenDetection
 from encoders.run import diagnostics, loop
 from encoders.run.folder import RunError
-from encoders.run.prepare_run import prepare_run
+from encoders.run.prepare_run import check_memory, prepare_run
 from encoders.run.run import Run
 from encoders.run.warm_start import init_sharded_state
 from encoders.run.watchdog import Watchdog
@@ -137,6 +137,16 @@ def test_a_batch_or_a_model_that_no_memory_holds_is_refused_before_its_text_is_r
     with raises_naming(RunError, "model.max_positions=1000000000", "GiB"):
         loop.train(wide, tmp_path / "run", quiet)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_whose_activations_may_not_fit_is_warned_of(corpus, tmp_path, monkeypatch):
+    made, lines = experiment(corpus, "roberta", tmp_path), []
+    mesh = made.mesh.build()
+    needed = sum(ledger.estimate_memory(made, mesh).values())
+    check_memory(made, mesh, pytest.fail)
+    monkeypatch.setattr("encoders.run.prepare_run.find_device_memory", lambda device: int(needed) - 1)
+    check_memory(made, mesh, lines.append)
+    assert len(lines) == 1 and all(part in lines[0] for part in ("GiB (parameters", "activations", "grad_accum_steps"))
 
 
 @pytest.mark.parametrize(("length", "advice"), [(16, "raise it, as far as it allows"), (32, "no row of this model is")])

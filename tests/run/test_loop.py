@@ -32,10 +32,10 @@ from encoders.run.evaluate import evaluate_run
 from encoders.run.folder import RESULT_FILE, RunError, read_result
 from encoders.run.preemption import RunStopped, StopRequest
 from encoders.run.run import Run
-from encoders.run.time_account import TIMES_FILE, read_time_report
+from encoders.run.time_account import read_time_report
 from encoders.text.tokenization import TokenizerSpec
 from encoders.training import step
-from encoders.training.metric_log import Intervals, read_metric_rows
+from encoders.training.metric_log import TIMES_FILE, Intervals, read_metric_rows
 from encoders.training.optimizer import AdamW, Lamb
 from encoders.training.sharding import Mesh
 from encoders.training.step import TrainState

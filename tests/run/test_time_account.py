@@ -1,12 +1,15 @@
 """Where the time of a run went, over all of its processes."""
 
 import itertools
+import json
 from collections import Counter
 
 import pytest
 
-from encoders.run.time_account import TIMES_FILE, TimeAccount, TimeReport, format_time, read_time_report
-from encoders.training.metric_log import format_row
+from encoders.run.time_account import TimeAccount, TimeReport, format_time, read_time_report
+from encoders.text.tokenization import make_blank_vocab
+from encoders.training.metric_log import TIMES_FILE, format_row
+from encoders.utils.files import write_signed_json
 
 
 def test_the_parts_of_a_process_add_up_to_the_time_since_it_began(tmp_path):
@@ -61,6 +64,25 @@ def test_a_damaged_row_is_named_and_the_others_are_kept(tmp_path):
     account.close()
     assert len(lines) == 1 and str(path) in lines[0]
     assert read_time_report(tmp_path).seconds["steps"] == 20.0
+
+
+def test_rows_of_another_run_are_named_and_do_not_count(tmp_path):
+    write_signed_json(tmp_path / "experiment.json", build_record(fingerprint="here"))
+    account = TimeAccount()
+    account.open(tmp_path, pytest.fail)
+    account.close()
+    write_signed_json(tmp_path / "experiment.json", build_record(fingerprint="there"))
+    assert read_time_report(tmp_path) is None
+    lines, account = [], TimeAccount()
+    account.open(tmp_path, lines.append)
+    account.close()
+    assert len(lines) == 1 and "another run" in lines[0]
+    assert {json.loads(line)["owner"] for line in (tmp_path / TIMES_FILE).read_text().splitlines()} == {"there"}
+
+
+def build_record(fingerprint: str) -> dict:
+    facts = make_blank_vocab(8).to_json_value()
+    return {"fingerprint": fingerprint, "versions": {}, "devices": [], "facts": facts, "experiment": {"model": {}}}
 
 
 def test_a_row_that_a_killed_process_did_not_finish_is_left_out(tmp_path):

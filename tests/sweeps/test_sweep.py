@@ -10,10 +10,9 @@ import pytest
 from encoders.costs.ledger import make_blank_vocab, run_flops
 from encoders.run.folder import RunError, RunInUse, build_run_record, lock_run
 from encoders.run.preemption import STOPPED_STATUS, RunStopped, StopRequest
-from encoders.run.time_account import TIMES_FILE
 from encoders.sweeps import sweep as sweeps
 from encoders.sweeps.sweep import FAILURE_FILE, Sweep, measure_progress
-from encoders.training.metric_log import format_row
+from encoders.training.metric_log import TIMES_FILE, format_row
 from tests.reporting.test_table_results import build_sst2_run
 from tests.test_experiment import BASE
 
