@@ -21,7 +21,7 @@ from encoders.cli.measure_runs import measure_runs
 from encoders.cli.mine_pairs import mine_pairs
 from encoders.cli.predict_lines import predict_lines
 from encoders.cli.print_prices import price_experiments
-from encoders.cli.recorded_tables import build_results_page, check_choice_of_record, collect_recorded_results
+from encoders.cli.recorded_tables import build_results_page, check_choice_of_record, open_record
 from encoders.cli.show import describe_experiment_export, show_experiments
 from encoders.cli.stores import inspect_store, prepare_stores
 from encoders.data.labelled import LabelledData
@@ -270,7 +270,8 @@ def show_table(
         if record:
             record_table(Path(record), table, runs_dir, log_to_stderr)
     if path := record or recorded:
-        results = collect_recorded_results(Path(path), choice.experiment)
+        opened = open_record(Path(path), choice.experiment)
+        results = table_results.collect_table_results(opened.table, opened)
     else:
         results = table_results.collect_table_results(table, RunsFolder(runs_dir))
     print(table_results.format_results(results, table_format))

@@ -8,13 +8,12 @@ from pathlib import Path
 from encoders.cli.experiment_files import ExperimentChoice, find_experiment_file, import_experiment_file
 from encoders.reporting.records import RecordedRuns, parse_study, read_record
 from encoders.reporting.results_page import format_results_page
-from encoders.reporting.table_results import TableResults, collect_table_results
 from encoders.utils.errors import UserError
 from encoders.utils.serialization import ExperimentError
 
 
-def collect_recorded_results(path: Path, name: str | None = None) -> TableResults:
-    """Return the table of a file of results, made by the experiment file `name`, by default the one it was made by.
+def open_record(path: Path, name: str | None = None) -> RecordedRuns:
+    """Return a file of results with its table, made by the experiment file `name`, by default the one it was made by.
 
     Raises `UserError` for a damaged file, and where the experiment file makes another table.
     """
@@ -24,7 +23,7 @@ def collect_recorded_results(path: Path, name: str | None = None) -> TableResult
     table = replace(module.table(study), source_file=module_path.stem) if hasattr(module, "table") else None
     if table is None or (table.name, table.source_file) != (record["table"], record["file"]):
         raise UserError(f"{path} has the results of {record['table']}, which {module_path} does not make")
-    return collect_table_results(table, RecordedRuns(path, record, table))
+    return RecordedRuns(path, record, table)
 
 
 def check_choice_of_record(choice: ExperimentChoice) -> None:
@@ -39,4 +38,4 @@ def build_results_page(folder: Path, title: str) -> str:
     paths = sorted(folder.glob("*.json"))
     if not paths:
         raise UserError(f"{folder} holds no files of results; `table NAME --record {folder}/NAME.json` writes one")
-    return format_results_page([collect_recorded_results(path) for path in paths], title)
+    return format_results_page([open_record(path) for path in paths], title)

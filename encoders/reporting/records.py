@@ -116,15 +116,19 @@ class RecordedRuns:
         return self.record["training"].get(row.name) or describe_training(row)
 
 
+def describe_hardware(session: Mapping) -> str:
+    """Return the number and the kind of the devices of a session, and the machine's processor."""
+    kinds = Counter(map(parse_device_kind, session["devices"]))
+    devices = " and ".join(f"{count} {kind}" for kind, count in kinds.items())
+    return f"{devices} ({', '.join(filter(None, (session['accelerator'], session['processor'])))})"
+
+
 def describe_session(session: Mapping, runs: Iterable[Mapping]) -> str:
     """Return number, hardware, versions, commit, command and dates of runs that were recorded together."""
     runs = list(runs)
-    kinds = Counter(map(parse_device_kind, session["devices"]))
-    devices = " and ".join(f"{count} {kind}" for kind, count in kinds.items())
-    hardware = ", ".join(filter(None, (session["accelerator"], session["processor"])))
     versions = ", ".join(f"{name} {version}" for name, version in session["versions"].items())
     dates = sorted({run["finished"] for run in runs if run["finished"]})
-    parts = [f"{len(runs)} {'run' if len(runs) == 1 else 'runs'} on {devices} ({hardware})", versions]
+    parts = [f"{len(runs)} {'run' if len(runs) == 1 else 'runs'} on {describe_hardware(session)}", versions]
     parts += [f"commit {session['commit']}"] if session["commit"] else []
     parts += [" to ".join(dict.fromkeys((dates[0], dates[-1])))] if dates else []
     return f"{', '.join(parts)}: {session['command']}"

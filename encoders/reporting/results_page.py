@@ -1,4 +1,4 @@
-"""One Markdown page of all records: the papers' relations beside ours, then each table with its costs."""
+"""One Markdown page of all records: the papers' relations beside ours, the fastest runs, then each table."""
 
 from __future__ import annotations
 
@@ -6,16 +6,21 @@ import itertools
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from encoders.reporting.quality_board import build_quality_board
+from encoders.reporting.records import RecordedRuns
 from encoders.reporting.row_pairs import MAX_LISTED_PAIRS, RowPair, summarize_undecided
 from encoders.reporting.table_formats import ReportTable, format_tables
-from encoders.reporting.table_results import TableResults
+from encoders.reporting.table_results import TableResults, collect_table_results
 
 VERDICT_TEXTS = {"for": "agrees", "against": "differs"}  # other agreements say themselves
 
 
-def format_results_page(tables: Sequence[TableResults], title: str) -> str:
+def format_results_page(records: Sequence[RecordedRuns], title: str) -> str:
     """Return the page as Markdown."""
+    tables = [collect_table_results(recorded.table, recorded) for recorded in records]
     report_tables = [build_relations_table(tables)]
+    if board := build_quality_board(records):
+        report_tables.append(board)
     report_tables += [report_table for results in tables for report_table in results.build_report_tables()]
     return f"# {title}\n\n{format_tables(report_tables, 'markdown')}\n"
 

@@ -136,8 +136,8 @@ def test_a_command_has_what_differs_from_the_defaults():
 def test_the_page_of_records_lists_relations_of_the_papers_and_the_tables(tmp_path):
     table, path = build_table(3), tmp_path / "t.json"
     record_seeds(path, tmp_path / "runs", table, range(3))
-    results = collect_recorded(path, table)
-    page = format_results_page([results], "Results")
+    results, recorded = collect_recorded(path, table), RecordedRuns(path, read_record(path), table)
+    page = format_results_page([recorded], "Results")
     lines = [line for line in page.splitlines() if line.startswith("| t_small")]
     assert len(lines) == 3 + 2  # of SST-2 two rows are equal in the paper
     relations = {tuple(cell.strip() for cell in line.split("|")[2:4]): line for line in lines}
