@@ -132,7 +132,7 @@ def shorten(command: str, home: Path) -> list[str]:
 
 # Words of commands that fine-tune, prepare a store in other ways or need more processes. Live tests run them, the
 # default ones the rest.
-LIVE_WORDS = ("mini", "import PUBLISHED", "bert-base-uncased", "bench", "--processes")
+LIVE_WORDS = ("mini", "train first", "import PUBLISHED", "bert-base-uncased", "bench", "--processes")
 
 
 def run_commands(home: Path, commands: list[str]) -> dict[str, int]:

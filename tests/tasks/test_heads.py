@@ -52,7 +52,9 @@ def build_network(objective, model=MODEL):
     return partial(apply, variables), variables["params"]
 
 
-@pytest.mark.parametrize("head", ["pooled", "linear", "tanh", "gelu"])
+@pytest.mark.parametrize(
+    "head", ["pooled", *(pytest.param(h, marks=pytest.mark.live) for h in ("linear", "tanh", "gelu"))]
+)
 def test_every_example_of_a_packed_row_gets_its_own_logits(head):
     apply, params = build_network(Classification(("a", "b", "c"), head))
     batch = packed()

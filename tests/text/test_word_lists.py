@@ -162,7 +162,7 @@ def test_a_long_line_is_split_piece_by_piece(monkeypatch):
 
     segmenter = SimpleNamespace(segment=segment)
     monkeypatch.setattr(corpus, "import_optional", lambda *_: segmenter)
-    line = "“ a" * 100_000 + " " + "word " * 30_000
+    line = "“ a" * 20_000 + " " + "word " * 6_000
     sentences = make_sentence_splitter("split", "en")(line)
     assert "".join(sentences).replace(" ", "") == line.replace(" ", "")
     assert max(sizes) <= corpus.MAX_LINE_CHARS + 1
