@@ -13,6 +13,9 @@ from jaxtyping import Array, Bool, Float, Int
 from encoders.model.ops import keep_elements
 
 MIN_BLOCKED_LENGTH, QUERY_BLOCK = 1024, 256
+MAX_MASKED_WINDOWS = (
+    4  # of a row that a TPU does not cut: by XLA's estimate its blocks take longer to move than to skip
+)
 DROP_NOTHING = Partial(keep_elements)
 
 
@@ -149,7 +152,25 @@ def fused_attention_by_mask(query, key, value, example_ids, dropout_fn, is_causa
 
 
 def local_attention(query, key, value, example_ids, dropout_fn, implementation, is_causal, window):
-    """Compute attention within `window` in blocks: `window` queries read 2 * `window` keys, whatever the length.
+    """Compute attention within `window`: in blocks, and on a TPU under a mask where a row has few windows."""
+    in_blocks = partial(local_attention_in_blocks, dropout_fn, implementation, is_causal, window)
+    is_short = query.shape[1] <= MAX_MASKED_WINDOWS * window
+    if is_short and implementation == "xla" and dropout_fn.func is keep_elements:
+        under_mask = partial(local_attention_under_mask, is_causal, window)
+        return jax.lax.platform_dependent(query, key, value, example_ids, tpu=under_mask, default=in_blocks)
+    return in_blocks(query, key, value, example_ids)
+
+
+def local_attention_under_mask(is_causal, window, query, key, value, example_ids):
+    positions = jnp.arange(query.shape[1])
+    is_near = jnp.abs(positions[:, None] - positions) <= window // 2
+    return unfused_masked_attention(
+        query, key, value, make_attention_mask(example_ids, is_causal) & is_near, DROP_NOTHING
+    )
+
+
+def local_attention_in_blocks(dropout_fn, implementation, is_causal, window, query, key, value, example_ids):
+    """Compute attention in blocks: `window` queries read 2 * `window` keys, whatever the length.
 
     Keys are padded by half a window at both ends and cut into blocks, and each block is put beside the next.
     """

@@ -11,6 +11,7 @@ import pytest
 
 from encoders.costs.ledger import count_params, eval_param_shapes
 from encoders.families import modernbert
+from encoders.model import attention
 from encoders.model.attention import dot_product_attention
 from encoders.model.encoder import Encoder
 from encoders.model.flops import forward_flops
@@ -87,6 +88,18 @@ def test_attention_in_blocks_is_attention_under_a_mask(length, implementation, i
     expected = jnp.einsum("bhlm,bmhk->blhk", weights, value)
     attend = partial(dot_product_attention, implementation=implementation, is_causal=is_causal, window=8)
     np.testing.assert_allclose(attend(query, key, value, jnp.asarray(examples)), expected, rtol=0, atol=2e-6)
+    on_tpus = attention.local_attention_under_mask(is_causal, 8, query, key, value, jnp.asarray(examples))
+    np.testing.assert_allclose(on_tpus, expected, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    "platform, length, is_cut", [("tpu", 32, False), ("tpu", 40, True), ("cpu", 32, True), ("cuda", 32, True)]
+)
+def test_a_tpu_cuts_rows_of_many_windows_and_others_cut_all(platform, length, is_cut):
+    attend = jax.jit(partial(dot_product_attention, window=8))
+    heads = [jax.ShapeDtypeStruct((2, length, 3, 4), jnp.float32)] * 3
+    lowered = attend.trace(*heads, jax.ShapeDtypeStruct((2, length), jnp.int32)).lower(lowering_platforms=(platform,))
+    assert (f"tensor<2x3x{length}x{length}x" in lowered.as_text()) == (not is_cut)
 
 
 def test_a_token_of_a_local_layer_reads_those_within_half_a_window_and_no_others():
