@@ -13,9 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from encoders.model.ops import keep_elements
 
 MIN_BLOCKED_LENGTH, QUERY_BLOCK = 1024, 256
-MAX_MASKED_WINDOWS = (
-    4  # of a row that a TPU does not cut: by XLA's estimate its blocks take longer to move than to skip
-)
+MAX_MASKED_WINDOWS = 4  # in a row that TPUs do not cut: by XLA's estimate moving its blocks costs more than they save
 DROP_NOTHING = Partial(keep_elements)
 
 
