@@ -2,7 +2,9 @@
 
     python launch.py train objective_body --with corpus=wiki-1.txt.xz glue=GLUE
 
-Cost and score: not measured here.
+Measured on one core of an AMD EPYC beside other work, 4 M tokens a masked language model and three seeds
+(experiments/results/README.md): half an hour a row. ModernBERT's layers are better with both objectives: 31.2 against
+24.7 % at [MASK], 65.0 against 62.8 % of parts of speech. Masked tokens teach more of these than replaced ones.
 
 All rows have the FLOPs of masked tokens on BERT's layers. ModernBERT's second layer attends within a window of 16
 tokens; its feed-forward network has two thirds of BERT's inner width, so that its three matrices have the size of
