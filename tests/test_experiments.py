@@ -44,6 +44,7 @@ def test_the_names_of_a_files_experiments_differ(path):
     assert names and len(set(names)) == len(names)
 
 
+@pytest.mark.live
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_an_experiment_initialises_at_its_full_size(name):
     experiment = EXPERIMENTS[name]

@@ -113,7 +113,14 @@ def test_the_widths_of_albert_table_12_have_the_parameters_of_their_sizes():
     assert [round(count / 1e6, 2) for count in counts[:4]] == [17.68, 58.72, 222.60, 495.52]
 
 
-@pytest.mark.parametrize("file, scale", [(file, scale) for scale in SCALES for file in list_files(scale)])
+@pytest.mark.parametrize(
+    "file, scale",
+    [
+        pytest.param(file, scale, marks=[] if scale == "small" else pytest.mark.live)
+        for scale in SCALES
+        for file in list_files(scale)
+    ],
+)
 def test_members_are_equal_in_what_the_table_says(file, scale):
     made = table(file, scale)
     rows = [row for row in made.rows if row.pretrain_runs]
