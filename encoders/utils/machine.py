@@ -9,11 +9,14 @@ from pathlib import Path
 
 def find_commit() -> str | None:
     """Return the commit of the package, "-dirty" behind it if files have changed, or None outside a repository."""
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    # `describe --dirty` would write the index, and a process that is killed would leave its lock.
+    git = ["git", "--no-optional-locks", "-C", str(Path(__file__).parent)]
+    run_git = lambda *words: subprocess.run([*git, *words], capture_output=True, text=True).stdout.strip()
     try:
-        return subprocess.run(git, capture_output=True, text=True).stdout.strip() or None
+        commit, changes = run_git("describe", "--always"), run_git("status", "--porcelain", "--untracked-files=no")
     except OSError:  # without git
         return None
+    return (commit + "-dirty" * bool(changes)) or None
 
 
 def describe_processor() -> str:
