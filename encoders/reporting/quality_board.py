@@ -38,8 +38,7 @@ class Attempt:
 def list_attempts(recorded: RecordedRuns) -> Iterator[Attempt]:
     """Yield the recorded runs whose scores have goals."""
     columns = [column for column in recorded.table.columns if column.name in GOALS and not column.task]
-    runs = {run.name: run for row in recorded.table.rows for run in row.pretrain_runs}
-    for column, run in itertools.product(columns, runs.values()):
+    for column, run in itertools.product(columns, recorded.table.experiments):
         if attempt := build_attempt(recorded, run, column):
             yield attempt
 

@@ -28,13 +28,7 @@ from encoders.experiment import Experiment, RunSpec, describe_differences
 from encoders.families.conventions import infer_conventions
 from encoders.text.tokenization import VOCAB_SHAPE, VocabInfo
 from encoders.training.checkpoint import SAVED_STEPS_FILE
-from encoders.training.metric_log import (
-    METRICS_FILE,
-    TIMES_FILE,
-    find_row_problem,
-    read_metric_rows,
-    scan_metric_rows,
-)
+from encoders.training.metric_log import METRICS_FILE, TIMES_FILE, find_row_problem, read_metric_rows
 from encoders.utils.buckets import make_absolute, parse_path
 from encoders.utils.errors import UserError
 from encoders.utils.files import (
@@ -197,12 +191,6 @@ def read_run_rows(folder: Path) -> list[dict]:
     if problem := find_row_problem(rows, read_result(folder) or {}):
         raise RunError(f"{folder / METRICS_FILE} is damaged: {problem}")
     return rows
-
-
-def count_logged_steps(folder: Path) -> int:
-    """Return the last step of which a row of metrics or of times tells, or 0."""
-    rows = (row for name in (METRICS_FILE, TIMES_FILE) for row in scan_metric_rows(folder / name)[0])
-    return max((row["step"] for row in rows), default=0)
 
 
 def count_saved_steps(folder: Path) -> int | None:

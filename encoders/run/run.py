@@ -19,11 +19,11 @@ from encoders.run.folder import (
     TOKENIZER_FILE,
     RunError,
     check_recorded_file,
-    count_logged_steps,
     open_run_folder,
     parse_run_spec,
     read_run_record,
 )
+from encoders.run.time_account import count_logged_steps
 from encoders.text.tokenization import VocabInfo, load_tokenizer
 from encoders.training import distributed, sharding, step
 from encoders.training.checkpoint import CheckpointDamaged, Checkpoints, build_abstract_state
@@ -148,6 +148,8 @@ class Run:
                         f"{self.folder}: {text}, and the same command resumes from the one before"
                     ) from error
                 log(f"{self.folder}: {error}")
+        if state is None and newest is None:
+            newest = self.infer_saved_step()
         if state is None and (damaged or newest is not None):
             reasons = "; ".join(damaged.values()) or f"checkpoint {newest} is missing"
             raise RunError(f"{self.folder} lost all its checkpoints ({reasons}); to start over, remove it")
@@ -157,23 +159,24 @@ class Run:
         return start_step, state, notes
 
     def find_newest_step(self, checkpoints: Checkpoints, log: Callable[[str], None]) -> int | None:
-        """Return the newest step that is known to have been saved, and log where its checkpoint is missing.
-
-        The record of saved steps may be lost too. Each checkpoint waits for the one before, so a run that has gone
-        beyond two intervals has saved one.
-        """
+        """Return the newest step that was ever saved, and log where its checkpoint is missing."""
         try:
             newest = checkpoints.read_saved_steps().get("latest")
-            recorded = parse_run_spec(read_run_record(self.folder))
-            save_every = max(spec.intervals.save_every for spec in (recorded, self.experiment))
-            if newest is None and count_logged_steps(self.folder) > 2 * save_every:
-                newest = save_every
         except DamagedFile as error:
             log(f"{error}; the next checkpoint writes it again")
             return None
         if newest is not None and newest not in checkpoints.all_steps():
             log(f"{self.folder}: checkpoint {newest} is missing")
         return newest
+
+    def infer_saved_step(self) -> int | None:
+        """Return a step that the rows of a run prove to have been saved, or None.
+
+        Each checkpoint waits for the one before, so a run that went beyond two intervals has saved the first.
+        """
+        recorded = parse_run_spec(read_run_record(self.folder))
+        save_every = max(spec.intervals.save_every for spec in (recorded, self.experiment))
+        return save_every if count_logged_steps(self.folder) > 2 * save_every else None
 
     def load_params(self, step_name: str = "latest", infer_shardings: Callable | None = None) -> tuple[int, dict]:
         """Return a step and its parameters, on the mesh or by `infer_shardings`.

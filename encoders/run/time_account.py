@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from encoders.run.folder import RECORD_FILE, read_run_record
-from encoders.training.metric_log import TIMES_FILE, format_row, reopen_rows, scan_metric_rows
+from encoders.training.metric_log import METRICS_FILE, TIMES_FILE, format_row, reopen_rows, scan_metric_rows
 
 
 class TimeAccount:
@@ -62,10 +62,9 @@ class TimeAccount:
             return
         self.switch_to(self.activity)
         self.num_rows += 1
-        steps = {"step": self.step, "split": "times", "start_step": self.start_step, "begun_at": self.begun_at}
-        steps |= {"owner": self.owner}
+        row = {"step": self.step, "split": "times", "start_step": self.start_step, "begun_at": self.begun_at}
         seconds = {name: round(value, 3) for name, value in self.seconds.items()}
-        self.file.write(format_row(self.num_rows, steps | {"time": seconds}))
+        self.file.write(format_row(self.num_rows, row | {"owner": self.owner, "time": seconds}))
         self.file.flush()
 
     def close(self) -> None:
@@ -106,6 +105,13 @@ def scan_time_rows(folder: Path, owner: str | None) -> tuple[list[dict], list[st
     if len(own_rows) < len(rows):
         problems.append(f"{len(rows) - len(own_rows)} of its rows are those of another run")
     return own_rows, problems
+
+
+def count_logged_steps(folder: Path) -> int:
+    """Return the last step of which a row of a run's metrics or times tells, or 0."""
+    time_rows, _ = scan_time_rows(folder, read_owner(folder))
+    metric_rows, _ = scan_metric_rows(folder / METRICS_FILE)
+    return max((row["step"] for row in (*metric_rows, *time_rows)), default=0)
 
 
 def read_time_report(folder: Path) -> TimeReport | None:

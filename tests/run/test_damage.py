@@ -105,6 +105,21 @@ def test_removed_records_of_checkpoints_do_not_begin_a_run_anew_either(finished,
         loop.train(finished[0], unfinished, quiet)
 
 
+def test_a_damaged_record_of_checkpoints_does_not_begin_a_run_anew(finished, unfinished):  # noqa: F811
+    shutil.rmtree(unfinished / "checkpoints")
+    flip(unfinished / "saved_steps.json")
+    with pytest.raises(RunError, match="lost all its checkpoints"):
+        loop.train(finished[0], unfinished, quiet)
+
+
+def test_a_lost_record_of_checkpoints_names_no_old_one_that_was_removed(finished, unfinished):  # noqa: F811
+    (unfinished / "saved_steps.json").unlink()
+    shutil.rmtree(unfinished / "checkpoints" / "3")
+    logged = resume(finished, unfinished)
+    assert "resumes from step 9" in logged and "missing" not in logged
+    assert_same_run(unfinished, finished[1])
+
+
 def test_a_missing_newest_checkpoint_is_named_and_the_one_before_used(finished, unfinished):  # noqa: F811
     shutil.rmtree(unfinished / "checkpoints" / "9")
     with pytest.raises(RunError, match="latest.*3, 6"):

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from encoders.run.time_account import TimeAccount, TimeReport, format_time, read_time_report
+from encoders.run.time_account import TimeAccount, TimeReport, count_logged_steps, format_time, read_time_report
 from encoders.text.tokenization import make_blank_vocab
 from encoders.training.metric_log import TIMES_FILE, format_row
 from encoders.utils.files import write_signed_json
@@ -69,10 +69,12 @@ def test_a_damaged_row_is_named_and_the_others_are_kept(tmp_path):
 def test_rows_of_another_run_are_named_and_do_not_count(tmp_path):
     write_signed_json(tmp_path / "experiment.json", build_record(fingerprint="here"))
     account = TimeAccount()
+    account.step = 7
     account.open(tmp_path, pytest.fail)
     account.close()
+    assert count_logged_steps(tmp_path) == 7
     write_signed_json(tmp_path / "experiment.json", build_record(fingerprint="there"))
-    assert read_time_report(tmp_path) is None
+    assert read_time_report(tmp_path) is None and count_logged_steps(tmp_path) == 0
     lines, account = [], TimeAccount()
     account.open(tmp_path, lines.append)
     account.close()
