@@ -21,6 +21,7 @@ from encoders.model.ops import (
     make_rms_norm,
     shard_rows,
 )
+from encoders.model.rotary import rotate_heads
 
 
 @runtime_checkable
@@ -53,11 +54,13 @@ class LayerContext(struct.PyTreeNode):
 
 
 class Embeddings(nn.Module):
-    """Sum of word, position and token-type embeddings, layer norm and dropout (BERT §3.2), `[b l e]`."""
+    """Sum of word, position and token-type embeddings, layer norm and dropout (BERT §3.2), `[b l e]`.
+
+    There is no table of positions where `config.row_features` gives them to the layers.
+    """
 
     config: object
     tied_word_embedding: nn.Module | None = None  # the word table of another network (ELECTRA's tied token embeddings)
-    has_positions = True
     norm_has_bias = True
     projection_init = None  # of the encoder's projection e → d; None selects that of the config
 
@@ -71,6 +74,11 @@ class Embeddings(nn.Module):
             self.segment = make_embedding_table(config, config.num_token_types)
         self.norm = make_layer_norm(config, use_bias=self.norm_has_bias)
         self.drop = Dropout(config.hidden_dropout)
+
+    @property
+    def has_positions(self) -> bool:
+        """True if a learned table of positions is added."""
+        return self.config.row_features is None
 
     @property
     def word_embedding(self) -> nn.Module:
@@ -131,7 +139,10 @@ def attend(config, query, key, value, context: LayerContext, train: bool, is_cau
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention, residual and layer norm after it (post-LN)."""
+    """Multi-head self-attention, residual and layer norm after it (post-LN).
+
+    Queries and keys are rotated where `config.row_features` gives a rotary table.
+    """
 
     config: object
     is_causal = False  # True if a token attends only to itself and earlier ones
@@ -140,8 +151,11 @@ class SelfAttention(nn.Module):
     def __call__(self, x: Float[Array, "b l d"], context: LayerContext, train: bool) -> Float[Array, "b l d"]:
         config = self.config
         project = lambda name: make_dense(config, config.hidden_size, name)(x)
-        qkv = [project(name).reshape(*x.shape[:2], config.num_heads, -1) for name in ("query", "key", "value")]
-        mixed = attend(config, *qkv, context, train, self.is_causal)
+        shape = *x.shape[:2], config.num_heads, -1
+        query, key, value = (project(name).reshape(shape) for name in ("query", "key", "value"))
+        if (table := context.row_features) is not None:
+            query, key = rotate_heads(query, table), rotate_heads(key, table)
+        mixed = attend(config, query, key, value, context, train, self.is_causal)
         out = make_dense(config, config.hidden_size, "out")(mixed.reshape(x.shape))
         return make_layer_norm(config, "norm")(x + Dropout(config.hidden_dropout)(out, train))
 

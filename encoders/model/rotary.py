@@ -33,14 +33,18 @@ def make_frequency_table(position_ids: Int[Array, "b l"], frequencies: Float[Arr
 
 
 class RotaryFeatures(nn.Module):
-    """The rotary table of all layers, of the base `config.rope_theta`; a part of the config as `row_features`."""
+    """The rotary table of all layers; a part of the config as `row_features`.
+
+    The base is `config.rope_theta`, or 10,000 in configs without that field.
+    """
 
     config: object
 
     def __call__(self, context) -> RotaryTable:
         config = self.config
         head_size = config.hidden_size // config.num_heads
-        return make_rotary_table(context.position_ids, head_size, config.rope_theta, jnp.dtype(config.dtype))
+        theta = getattr(config, "rope_theta", 10_000.0)
+        return make_rotary_table(context.position_ids, head_size, theta, jnp.dtype(config.dtype))
 
 
 def check_rotary_fields(config) -> None:

@@ -15,39 +15,27 @@ layer's norm, and the smaller deviation of output matrices are not steps of thei
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import flax.linen as nn
-from encoders.library.ablations.objective_body import BASE, MODERN, replace_with_masked_lm
+from encoders.library.ablations.objective_body import (
+    BASE,
+    LEARNED_POSITIONS,
+    MODERN,
+    build_short_rows,
+    replace_with_masked_lm,
+)
 
 import encoders
 from encoders.costs.ledger import run_flops
 from encoders.families import modernbert
 from encoders.model import rotary
 from encoders.model.config import EncoderConfig
-from encoders.model.layers import Embeddings, attend
+from encoders.model.layers import attend
 from encoders.model.ops import ACTIVATIONS, Dropout, make_dense, make_layer_norm
 from encoders.sweeps.paper_table import PaperTable, Study
 from encoders.sweeps.score_columns import MLM_AT_MASK, SST2
 
 COLUMNS = (SST2, MLM_AT_MASK)
-
-
-@encoders.register
-class SteppedEmbeddings(Embeddings):
-    """BERT's embeddings, with learned positions where layers have none."""
-
-    @property
-    def has_positions(self) -> bool:
-        return self.config.positions == "learned"
-
-
-@encoders.register
-class SteppedRotary(rotary.RotaryFeatures):
-    """The rotary table, unless positions are learned."""
-
-    def __call__(self, context) -> rotary.RotaryTable | None:
-        return None if self.config.positions == "learned" else super().__call__(context)
 
 
 def add_residual(config, x, compute):
@@ -126,16 +114,12 @@ class SteppedFinalNorm(nn.Module):
 class SteppedConfig(EncoderConfig):
     """BERT's layers by default; each field that follows makes one thing of them ModernBERT's."""
 
-    positions: Literal["learned", "rotary"] = "learned"
     feed_forward: type = SteppedFeedForward  # or GatedSteppedFeedForward
     norm_first: bool = False
     use_biases: bool = True
     local_window: int | None = None  # in every second layer
-    rope_theta: float = 10_000.0
-    embeddings: type = SteppedEmbeddings
     attention: type = SteppedAttention
     final_norm: type | None = SteppedFinalNorm
-    row_features: type | None = SteppedRotary
 
     @property
     def attention_windows(self) -> tuple[int | None, ...]:
@@ -143,7 +127,7 @@ class SteppedConfig(EncoderConfig):
 
 
 STEPS = {
-    "rotary positions": {"positions": "rotary"},
+    "rotary positions": {"row_features": rotary.RotaryFeatures},
     "gated feed-forward": {"feed_forward": GatedSteppedFeedForward},
     "norms before": {"norm_first": True},
     "no biases": {"use_biases": False},
@@ -153,17 +137,18 @@ SIZES = ("vocab_size", "hidden_size", "num_layers", "num_heads", "intermediate_s
 
 
 def table(study: Study) -> PaperTable:
-    masked_lm = replace_with_masked_lm(BASE)
+    masked_lm, short_rows = replace_with_masked_lm(BASE), build_short_rows(study)
     model = SteppedConfig(**{name: getattr(BASE.model, name) for name in SIZES})
     modern = replace(modernbert.BASE, vocab_size=model.vocab_size, pooling="cls")
-    compute = run_flops(study.build_pretrain_run("steps-bert", replace(masked_lm, model=model)))
-    models = [("BERT's layers", "steps-bert", model, {})]
+    learned = LEARNED_POSITIONS | short_rows
+    compute = run_flops(study.build_pretrain_run("steps-bert", replace(masked_lm, model=model), small_changes=learned))
+    models = [("BERT's layers", "steps-bert", model, learned)]
     for index, (name, fields) in enumerate(STEPS.items(), 1):
         model = replace(model, **fields)
         # Three matrices of two thirds of the width have the size of two.
         changes = {"model": {"intermediate_size": MODERN["model"]["intermediate_size"]}} if index > 1 else {}
-        models.append((f"+ {name}", f"steps-{index}", model, changes))
-    models.append(("ModernBERT's layers", "body-modernbert-mlm", modern, MODERN))
+        models.append((f"+ {name}", f"steps-{index}", model, changes | short_rows))
+    models.append(("ModernBERT's layers", "body-modernbert-mlm", modern, MODERN | short_rows))
     rows = []
     for name, run_name, model, changes in models:
         experiment, scaling = replace(masked_lm, model=model), dict(small_changes=changes, total_flops=compute)

@@ -21,18 +21,28 @@ from encoders.sweeps.paper_table import PaperTable, Study
 from encoders.sweeps.score_columns import ELECTRA_COLUMNS, MLM_AT_MASK, SST2
 
 COLUMNS = (SST2, MLM_AT_MASK, *ELECTRA_COLUMNS)
+LEARNED_POSITIONS = {"model": {"row_features": None}}  # which small scale would replace
+ROW_LENGTHS = (16, 32, 64)  # one after the other: learned positions need short rows at first
 MODERN = {"model": {"intermediate_size": 344, "local_window": 16, "global_every": 2}}
+
+
+def build_short_rows(study: Study) -> dict:
+    """Return the phases of a run whose rows have each of `ROW_LENGTHS`."""
+    scale = replace(study.small_scale, row_lengths=ROW_LENGTHS)
+    return {"phases": scale.build_phases(round(study.num_tokens / scale.batch_tokens), BASE.phases[0].format)}
 
 
 def table(study: Study) -> PaperTable:
     bert = replace(BASE, objective=replace(BASE.objective, generator_width=1 / 2))
     modern = replace(bert, model=replace(modernbert.BASE, vocab_size=BASE.model.vocab_size, pooling="cls"))
-    compute = run_flops(study.build_pretrain_run("rate-mlm-15", replace_with_masked_lm(bert)))
-    runs = {  # the first is one of the table `mask_rate` as well
-        "MLM, BERT's layers": ("rate-mlm-15", replace_with_masked_lm(bert), {}),
-        "RTD, BERT's layers": ("body-bert-rtd", bert, {}),
-        "MLM, ModernBERT's layers": ("body-modernbert-mlm", replace_with_masked_lm(modern), MODERN),
-        "RTD, ModernBERT's layers": ("body-modernbert-rtd", modern, MODERN),
+    masked_lm, short_rows = replace_with_masked_lm(bert), build_short_rows(study)
+    learned = LEARNED_POSITIONS | short_rows
+    compute = run_flops(study.build_pretrain_run("body-bert-mlm", masked_lm, small_changes=learned))
+    runs = {
+        "MLM, BERT's layers": ("body-bert-mlm", masked_lm, learned),
+        "RTD, BERT's layers": ("body-bert-rtd", bert, learned),
+        "MLM, ModernBERT's layers": ("body-modernbert-mlm", replace_with_masked_lm(modern), MODERN | short_rows),
+        "RTD, ModernBERT's layers": ("body-modernbert-rtd", modern, MODERN | short_rows),
     }
     rows = []
     for name, (run_name, experiment, changes) in runs.items():

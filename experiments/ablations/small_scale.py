@@ -20,19 +20,14 @@ from encoders.sweeps.score_columns import ELECTRA_COLUMNS, MLM_AT_MASK, ScoreCol
 COLUMNS = (MLM_AT_MASK, ScoreColumn("MLM loss", "mlm_loss", factor=1.0, lower_is_better=True), *ELECTRA_COLUMNS)
 # Of a step: tokens, and the lengths of its rows, one after the other.
 BATCHES = {
-    "rows of 64 alone": (512, (64,)),
     "rows of 16 alone": (512, (16,)),
-    "rows of 16, then 64": (512, (16, 64)),
-    "1,024 tokens a step": (1024, (16, 32, 64)),
-    "256 tokens a step": (256, (16, 32, 64)),
+    "rows of 128 alone": (512, (128,)),
+    "rows of 16, 32, then 64": (512, (16, 32, 64)),
+    "1,024 tokens a step": (1024, (64,)),
+    "256 tokens a step": (256, (64,)),
 }
 CHANGES = {
-    "64 rows": {"phases": {"*": {"batch_size": 64}}},
-    "8 rows": {"phases": {"*": {"batch_size": 8}}},
-    "rows of 32 tokens": {"phases": {"*": {"seq_length": 32, "batch_size": 32}}},
-    "rows of 128 tokens": {"phases": {"*": {"seq_length": 128, "batch_size": 8}}},
-}
-CHANGES = {
+    "learned positions": {"model": {"row_features": None}},
     "2e-3": {"optimizer": {"learning_rate": 2e-3}},
     "5e-4": {"optimizer": {"learning_rate": 5e-4}},
     "warm-up 1,000": {"optimizer": {"warmup_steps": 1000}},

@@ -10,6 +10,7 @@ from encoders.costs.ledger import make_blank_vocab
 from encoders.data.batch import build_single_example_batch
 from encoders.families import albert, bert, deberta, electra, esm, eurobert, modernbert, neobert, roberta
 from encoders.model.config import EncoderConfig
+from encoders.model.rotary import RotaryFeatures
 from encoders.objectives.embedding_losses import NoComparison
 from encoders.objectives.masked_lm import MaskedLM
 from encoders.objectives.replaced_tokens import ReplacedTokenDetection
@@ -28,6 +29,7 @@ BODIES: dict[str, EncoderConfig] = {
     "roberta": replace(roberta.BASE, **SIZES, embedding_size=128),
     "albert": replace(albert.BASE, **SIZES, embedding_size=8),
     "electra": replace(electra.BASE, **SIZES, embedding_size=8),
+    "albert with rotary positions": replace(albert.BASE, **SIZES, embedding_size=8, row_features=RotaryFeatures),
     "modernbert": replace(modernbert.BASE, **SIZES, embedding_size=128, local_window=4),
     "eurobert": eurobert.make_eurobert_config(128, 4, 2, 24, vocab_size=90, max_positions=12, num_key_heads=1),
     "neobert": replace(neobert.BASE, **SIZES, embedding_size=128),

@@ -15,6 +15,7 @@ from encoders.model.attention import dot_product_attention
 from encoders.model.config import EncoderConfig
 from encoders.model.layers import Embeddings, FeedForward, LayerContext, SelfAttention
 from encoders.model.ops import ACTIVATIONS, Dropout, hash_indices, make_initializer
+from encoders.model.rotary import RotaryFeatures
 from tests.batches import TOKEN_FIELDS, make_batch
 
 QUICK = {"xla_backend_optimization_level": 0}  # compiles in a third of the time
@@ -202,6 +203,25 @@ def test_attend_adds_its_input_and_normalises_after():
     np.testing.assert_allclose(found, normalised(x + out, p["norm"]), **CLOSE)
 
 
+def test_rotary_positions_turn_each_pair_of_a_query_and_a_key_by_its_angle():
+    model = replace(MODEL, row_features=RotaryFeatures)
+    x, positions, example = normal(0, 2, 5, 12), np.array([[0, 1, 2, 0, 0], [0, 1, 2, 3, 4]]), np.ones((2, 5), int)
+    turned = context(example).replace(position_ids=jnp.asarray(positions))
+    turned = turned.replace(row_features=RotaryFeatures(model).apply({}, turned))
+    p = parameters(SelfAttention(model), jnp.asarray(x), turned, False)
+    heads = lambda name: (x @ p[name]["kernel"] + p[name]["bias"]).reshape(2, 5, 3, 4)
+    turns = np.exp(1j * positions[..., None] * 10_000.0 ** np.array([0, -1 / 2]))[:, :, None]
+
+    def turn(head):  # its first half are real parts, and its second the imaginary ones
+        complex_head = (head[..., :2] + 1j * head[..., 2:]) * turns
+        return np.concatenate([complex_head.real, complex_head.imag], -1).astype(np.float32)
+
+    mixed = jax.jit(dot_product_attention)(turn(heads("query")), turn(heads("key")), heads("value"), example)
+    out = np.asarray(mixed).reshape(2, 5, 12) @ p["out"]["kernel"] + p["out"]["bias"]
+    found = apply(SelfAttention(model), p, x, turned)
+    np.testing.assert_allclose(found, normalised(x + out, p["norm"]), **CLOSE)
+
+
 @pytest.mark.parametrize("activation", ["gelu", "gelu_tanh"])
 def test_transform_adds_its_input_and_normalises_after(activation):
     model, x, one = replace(MODEL, activation=activation), normal(0, 2, 5, 12), context(np.ones((2, 5), int))
@@ -227,6 +247,15 @@ def test_embeddings_are_the_normalised_sum_of_three_tables():
     tables = [p[name]["embedding"] for name in ("word", "position", "segment")]
     total = sum(table[ids] for table, ids in zip(tables, (tokens, positions, segments), strict=True))
     np.testing.assert_allclose(embedded(MODEL, p, *FIELDS), normalised(total, p["norm"]), **CLOSE)
+
+
+def test_there_is_no_table_of_positions_where_layers_have_rotary_ones():
+    model = replace(MODEL, row_features=RotaryFeatures)
+    p = parameters(Embeddings(model), BLANK, False)
+    assert set(p) == {"word", "segment", "norm"}
+    tokens, _, segments, _ = map(np.array, FIELDS)
+    total = p["word"]["embedding"][tokens] + p["segment"]["embedding"][segments]
+    np.testing.assert_allclose(embedded(model, p, *FIELDS), normalised(total, p["norm"]), **CLOSE)
 
 
 def test_the_epsilon_of_the_model_is_that_of_its_norms():

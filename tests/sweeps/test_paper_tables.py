@@ -180,7 +180,7 @@ def test_rows_of_alberts_tables_are_fine_tuned_alike_whatever_they_share():
     "option, values",
     [
         ({"seeds": 0}, ["--with seeds=0 ", "1"]),
-        ({"tokens": 10.0}, ["--with tokens=10 ", "1536"]),
+        ({"tokens": 10.0}, ["--with tokens=10 ", "512"]),
         ({"rows": 0}, ["--with rows=0 ", "1"]),
         ({"tasks": ("SST2",)}, ["'SST2'", "CoLA, SST-2"]),
     ],
