@@ -158,7 +158,7 @@ class Study:
     entities: str = "conll2003"
     sentences: str = "sentences.txt"  # files to learn the vectors of sentences from: one a line, and NLI
     nli: str = "nli.csv"
-    tasks: tuple[str, ...] | None = None  # to fine-tune for below the paper's scale, by default SST-2 where scored
+    tasks: tuple[str, ...] | None = None  # to fine-tune for below the paper's scale; None: SST-2 where scored
     runs: str = "runs"  # the folder of the runs
     extra_corpus: tuple[str, ...] = ("tfds:c4/realnewslike",)  # added by tables about more text
     seeds: int | None = None  # by default those of the scale; at paper scale one run, fine-tuned five times
@@ -238,7 +238,7 @@ class Study:
         build_run = partial(self.build_pretrain_run, run_name, experiment, **scaling)
         sources = [source.name for source in source_runs] or [None] * len(self.pretrain_seeds)
         runs = [build_run(seed, init_from=name) for seed, name in zip(self.pretrain_seeds, sources, strict=True)]
-        chosen = self.tasks or ("SST-2",)
+        chosen = ("SST-2",) if self.tasks is None else self.tasks
         tasks = [task for task in list_tasks(columns) if not self.is_scaled_down or task in chosen]
         finetune_runs = [tuned for run in runs for task in tasks for tuned in self.build_finetune_runs(run, task)]
         cells = self.build_published_row(name, published, columns).published

@@ -9,8 +9,9 @@ import pytest
 from encoders.cli.experiment_files import import_experiment_file
 from encoders.costs.ledger import count_encoder_params, count_params, eval_param_shapes, run_flops
 from encoders.experiment import Experiment
+from encoders.model.rotary import RotaryFeatures
 from encoders.objectives.base import SupervisedObjective
-from encoders.sweeps.paper_table import Study
+from encoders.sweeps.paper_table import Study, parse_task_name
 from encoders.sweeps.score_columns import ALBERT_AVERAGE, ALBERT_COLUMNS
 from encoders.sweeps.small_scale import SCALES as SMALL_SCALES
 from encoders.tasks.question_answering import ConditionedSpanPrediction
@@ -190,6 +191,12 @@ def test_what_a_study_cannot_be_is_refused(option, values):
         Study(**option)
 
 
+@pytest.mark.parametrize("tasks, names", [(None, {"SST-2"}), ((), set()), (("CoLA",), {"CoLA"})])
+def test_small_scale_fine_tunes_for_the_tasks_that_are_named_and_for_sst_2_without(tasks, names):
+    runs = import_experiment_file(HOME / "electra_t5.py").table(Study(tasks=tasks, seeds=1)).rows[0].finetune_runs
+    assert {parse_task_name(run) for run in runs} == names
+
+
 def test_a_small_member_differs_from_the_papers_in_size_and_recipe_alone():
     small, paper = members("small")["albert-small-seed0"], members("paper")["albert-paper-seed0"]
     assert (small.objective, small.model.shared_parts) == (paper.objective, paper.model.shared_parts)
@@ -197,6 +204,7 @@ def test_a_small_member_differs_from_the_papers_in_size_and_recipe_alone():
     assert {name: getattr(small.model, name) for name in sizes} == sizes and small.model.embedding_size == 32
     assert small.phases[0].format == paper.phases[0].format and small.data.tokenizer.kind == "unigram"
     assert small.num_steps * small.phases[0].batch_size * small.phases[0].seq_length == pytest.approx(10e6, rel=0.001)
+    assert (small.model.row_features, paper.model.row_features) == (RotaryFeatures, None)
     assert paper.phases[0].until_step == 125_000 and paper.optimizer.learning_rate == 1.76e-3
 
 
