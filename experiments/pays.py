@@ -5,8 +5,9 @@
 
 Cost and score: not measured here.
 
-Every family is pre-trained on 10 M tokens of the corpus, and once for a single step, as a baseline of what is measured
-without fine-tuning. Both are then fine-tuned on 10,000 rows of SST-2 and on CoLA.
+Every family is pre-trained on 10 M tokens of the corpus, or as many as `--with tokens=2e6` says, and once for a single
+step, as a baseline of what is measured without fine-tuning. Both are then fine-tuned on 10,000 rows of SST-2 and on
+CoLA, or for `--with tasks=...`.
 """
 
 from dataclasses import replace
@@ -23,14 +24,21 @@ BASES = {
 }
 
 
-def experiments(corpus: tuple[str, ...], root: str = "glue", runs: str = "runs", seeds: int = 3):
+def experiments(
+    corpus: tuple[str, ...],
+    root: str = "glue",
+    runs: str = "runs",
+    seeds: int = 3,
+    tokens: float = SMALL.num_tokens,
+    tasks: tuple[str, ...] = ("SST-2", "CoLA"),
+):
     experiments = []
     for family, base in BASES.items():
         base = replace(base, data=replace(base.data, corpus=corpus))
-        for suffix, num_tokens in (("pretrained", SMALL.num_tokens), ("untrained", SMALL.batch_tokens)):
+        for suffix, num_tokens in (("pretrained", tokens), ("untrained", SMALL.batch_tokens)):
             run = replace(SMALL.shrink_experiment(base, num_tokens), name=f"pays-{family}-{suffix}")
             experiments.append(run)
-            for task in ("SST-2", "CoLA"):
+            for task in tasks:
                 experiments += build_finetuning_grid(
                     f"{run.name}-{task}",
                     GLUE_TASKS[task],

@@ -5,7 +5,6 @@ All problems are found before anything is written, and listed in one error. Runs
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -44,10 +43,10 @@ from encoders.training.optimizer import flatten_with_paths, tree_paths
 from encoders.training.sharding import Mesh
 from encoders.utils.buckets import check_local_paths
 from encoders.utils.files import atomic_dir, write_json
+from encoders.utils.machine import limit_malloc_arenas
 
 LogFn = Callable[[str], None]
 HFTensors = dict[str, tuple[tuple[int, ...], Callable[[], np.ndarray]]]  # name → shape, function that reads the values
-M_ARENA_MAX = -8  # of glibc's malloc.h
 EMBEDDING_LEAVES = ("word/embedding", "position/embedding", "segment/embedding", "norm/scale", "norm/bias")
 
 
@@ -142,12 +141,14 @@ class ImportSources:
         return checkpoint, f"encoder/{inner_path}" if module in ("discriminator", "generator") else path
 
     def build_param_shapes(self, vocab) -> dict:
-        """Return shapes of all parameters, with a pooler that the checkpoint has and the objective lacks."""
+        """Return shapes of all parameters, with heads that the checkpoint has and the objective lacks."""
         shapes = step.eval_module_shapes(self.objective.module(self.config, vocab))
-        if "pooler" in self.checkpoint_by_module[""].heads and "pooler" not in shapes:
-            width = self.config.hidden_size
-            kernel, bias = (jax.ShapeDtypeStruct(shape, np.float32) for shape in ((width, width), (width,)))
-            shapes["pooler"] = {"dense": {"kernel": kernel, "bias": bias}}
+        main, width = self.checkpoint_by_module[""], self.config.hidden_size
+        if "pooler" in main.heads and "pooler" not in shapes:
+            shapes["pooler"] = {"dense": build_dense_shapes(width, width)}
+        for head, count_features in main.architecture.kept_heads.items():
+            if head in main.heads:
+                shapes[head] = build_dense_shapes(*count_features(self.config))
         if DENSE_PARAMS in self.checkpoint_by_module:
             shapes[DENSE_PARAMS] = self.checkpoint_by_module[DENSE_PARAMS].build_param_shapes()
         return shapes
@@ -189,6 +190,12 @@ class ImportSources:
                 with open(path, "rb") as file:
                     digest.update(hashlib.file_digest(file, "sha256").digest())
         return digest.hexdigest()[:16]
+
+
+def build_dense_shapes(num_inputs: int, num_outputs: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return the shapes of a dense layer's parameters."""
+    kernel, bias = (jax.ShapeDtypeStruct(shape, np.float32) for shape in ((num_inputs, num_outputs), (num_outputs,)))
+    return {"kernel": kernel, "bias": bias}
 
 
 def pair_electra_checkpoints(discriminator: PublishedCheckpoint, generator: PublishedCheckpoint) -> ImportSources:
@@ -268,7 +275,7 @@ def describe_export(spec: RunSpec, pad_id: int, shapes: dict) -> str:
         networks = list(split_networks(spec, jax.eval_shape(merge_word_tables, shapes)))
         described = []
         for _, config, params in networks:
-            architecture, (heads, class_name) = choose_model_class(spec, pad_id, config, params)
+            _, (heads, class_name) = choose_model_class(spec, pad_id, config, params)
             omitted = sorted(params.keys() - {"encoder", *heads})
             described.append(class_name + (f" without {' and '.join(omitted)}" if omitted else ""))
     except CheckpointError as error:
@@ -308,7 +315,8 @@ def choose_model_class(
         params = {name: tree for name, tree in params.items() if name in ENCODER_PARAMS}
     architecture, heads = find_architecture(spec, pad_id, config, params), frozenset(params) - {"encoder"}
     writable = [row for row in architecture.model_classes if heads.issuperset(row[0])]
-    return architecture, max(writable, key=lambda row: len(row[0]))
+    written_heads, class_name = max(writable, key=lambda row: len(row[0]))
+    return architecture, ((*written_heads, *heads.intersection(architecture.kept_heads)), class_name)
 
 
 def build_hf_checkpoint(
@@ -387,10 +395,3 @@ def explain_incompatibility(
     if token_head != architecture.token_classifier_head:
         return f"its classifier of tokens is {architecture.token_classifier_head} and not {token_head}"
     return None
-
-
-def limit_malloc_arenas() -> None:
-    """Make all threads share one heap: glibc's several keep freed memory, 0.1 to 0.4 GB with BERT-large."""
-    library = ctypes.CDLL(None)
-    if hasattr(library, "mallopt"):
-        library.mallopt(M_ARENA_MAX, 1)

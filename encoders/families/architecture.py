@@ -89,7 +89,9 @@ class Architecture:
     model of the type shares. `hf_defaults` are defaults of config.json that differ from `config_fields`.
     `classifier_head` is the value of `Classification.head` that computes its classifier, `token_classifier_head` that
     of `TokenClassification.token_head`. `classifier_dropout_field` is the dropout rate of that head in config.json and
-    its default; None is the hidden dropout.
+    its default; None is the hidden dropout. `kept_heads` are dense layers that every class of the type holds beside its
+    encoder, with a function of the config for their numbers of inputs and outputs: no objective here trains them, and
+    an export has them where an import had them.
     """
 
     name: str
@@ -99,6 +101,7 @@ class Architecture:
     token_classifier_head: Literal["linear", "pooled"] = "linear"
     classifier_dropout_field: tuple[str, float | None] = ("classifier_dropout", None)
     sentence_task: Literal["nsp", "sop"] | None = None  # of the published pair head
+    kept_heads: dict[str, Callable[[Any], tuple[int, int]]] = field(default_factory=dict)
     replaced_class: str = "ForPreTraining"
     former_names: tuple[tuple[str, str], ...] = ()
     unread_tensors: str = r"(?!)"
@@ -182,7 +185,9 @@ class Architecture:
         """
         found = [self.list_top_modules(name) for name in tensor_names]
         named = [heads for heads, class_name in self.model_classes if class_name in class_names]
-        covers = lambda heads: all(not modules or {"encoder", *heads} & {*modules} for modules in found)
+        covers = lambda heads: all(
+            not modules or {"encoder", *self.kept_heads, *heads} & {*modules} for modules in found
+        )
         heads = next(iter([*named, *(heads for heads, _ in self.model_classes if covers(heads))]), ())
         choose = lambda modules: next((module for module in modules if module in heads), modules[0])
         return frozenset(choose(modules) for modules in found if modules) - {"encoder"}

@@ -3,7 +3,7 @@
 Pre-norm layers with biases, rotary positions, and a norm after the last layer. Its tokens are amino acids, and the
 embeddings of an example are scaled by the share of its masked ones (`EsmConfig.token_dropout`).
 
-The head that predicts contacts in the published files, a regression on attention weights, is not read and not written.
+The head that predicts contacts in the published files, a regression on attention weights, is kept for an export.
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ SIZES = {
 
 FREQUENCIES = "rotary_embeddings.inv_freq"
 BUFFERS = r"(^|\.)(embeddings\.position_ids|rotary_embeddings\.inv_freq)$"
-UNREAD_TENSORS = r"(^|\.)(embeddings\.position_embeddings\.weight|contact_head\.regression\.(weight|bias))$"
+UNREAD_TENSORS = r"(^|\.)embeddings\.position_embeddings\.weight$"
 # Our module of a layer, and theirs: as BERT's, with the norm of attention before it.
 LAYER_NAMES = {ours: theirs for ours, theirs, _ in LAYER_MODULES} | {
     "attend/norm": "attention.LayerNorm",
@@ -245,6 +245,7 @@ ARCHITECTURE = Architecture(
         *((f"encoder/layers/{ours}", "{root}.encoder.layer.{}." + theirs) for ours, theirs in LAYER_NAMES.items()),
         ("encoder/final_norm/norm", "{root}.encoder.emb_layer_norm_after"),
         ("pooler/dense", "{root}.pooler.dense"),
+        ("contacts", "{root}.contact_head.regression"),
         ("tokens/dense", "lm_head.dense"),
         ("tokens/norm", "lm_head.layer_norm"),
         ("tokens", "lm_head"),
@@ -254,6 +255,7 @@ ARCHITECTURE = Architecture(
     ),
     tied_tensors=(("lm_head.decoder.weight", "esm.embeddings.word_embeddings.weight"),),
     classifier_head="tanh",
+    kept_heads={"contacts": lambda config: (config.num_layers * config.num_heads, 1)},
     config_class=EsmConfig,
     config_fields=(
         ("vocab_size", "vocab_size", 33),

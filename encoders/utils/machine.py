@@ -1,10 +1,13 @@
-"""Facts about this machine and this copy of the package, for records of measurements."""
+"""Facts about this machine and this copy of the package, for records of measurements; how it keeps memory."""
 
 from __future__ import annotations
 
+import ctypes
 import platform
 import subprocess
 from pathlib import Path
+
+M_ARENA_MAX = -8  # of glibc's malloc.h
 
 
 def find_commit() -> str | None:
@@ -25,3 +28,10 @@ def describe_processor() -> str:
     lines = cpu_info.read_text(encoding="utf-8").splitlines() if cpu_info.exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return models[0] if models else platform.machine()
+
+
+def limit_malloc_arenas() -> None:
+    """Make all threads share one heap: glibc's several keep freed memory, 0.1 to 0.4 GB with BERT-large."""
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):
+        library.mallopt(M_ARENA_MAX, 1)

@@ -93,8 +93,6 @@ NECESSARY = {
     "esm": {"vocab_size": 33, "position_embedding_type": "rotary", "mask_token_id": 32},
     "deberta-v2": DISTANCES,
 }
-# Tensors of theirs that a run of ours does not have.
-UNREAD = {"esm": {"contact_head.regression.weight", "contact_head.regression.bias"}}
 SPECIAL = {
     "roberta": {"pad_token_id": 1, "type_vocab_size": 1},
     "eurobert": {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1, "mask_token_id": 2},

@@ -54,10 +54,8 @@ def test_transformers_loads_what_is_exported_whole_and_computes_the_same(name, t
         kind = getattr(transformers, "AutoModel" + case.kind.removeprefix("Model"))
         model, info = kind.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert type(model) is references.get_class(case.family, case.kind)
-    unread = references.UNREAD.get(case.family, set())
-    assert {name.removeprefix(f"{case.family}.") for name in info.pop("missing_keys")} == unread
     assert not any(info.values()), info
-    assert not caplog.records or unread
+    assert not caplog.records
     with np.load(HOME / name / "expected.npz") as stored:
         expected = dict(stored)
     inputs = {part: expected[part] for part in ("ids", "mask", "types")}
@@ -169,7 +167,7 @@ def test_sentence_transformers_loads_an_exported_encoder_without_a_warning(famil
     export_run(tmp_path / "run", tmp_path / "out")
     with caplog.at_level(logging.WARNING):
         model = library.SentenceTransformer(str(tmp_path / "out"), device="cpu")
-    assert not caplog.records or family in references.UNREAD
+    assert not caplog.records
     vectors = model.encode(["tan ber", "mut"])
     assert vectors.shape == (2, 12) and np.isfinite(vectors).all()
 

@@ -259,11 +259,24 @@ def test_tensors_that_are_no_part_of_the_network_are_left_out_and_others_are_nam
         "esm.embeddings.position_ids": np.zeros((1, 19), np.int64),
     }
     theirs = change_tensors("esm-masked", tmp_path / "theirs", lambda tensors: tensors | unread)
-    assert "esm.contact_head.regression.weight" in read_weights(theirs)[0]
     import_run("esm-masked", tmp_path / "run", theirs)
     other = {"esm.contact_head.other.weight": np.zeros(3, np.float32)}
     theirs = change_tensors("esm-masked", tmp_path / "more", lambda tensors: tensors | other)
     with raises_naming(CheckpointError, "unexpected: esm.contact_head.other.weight"):
+        import_run("esm-masked", tmp_path / "again", theirs)
+
+
+def test_the_head_of_contacts_is_exported_as_it_was_imported(tmp_path):
+    run = import_run("esm-masked", tmp_path / "run")
+    export_run(run, tmp_path / "out")
+    theirs, ours = read_weights(HOME / "esm-masked")[0], read_weights(tmp_path / "out")[0]
+    names = [name for name in theirs if "contact_head" in name]
+    assert sorted(names) == ["esm.contact_head.regression.bias", "esm.contact_head.regression.weight"]
+    for name in names:
+        np.testing.assert_array_equal(ours[name].read(), theirs[name].read())
+    short = lambda tensors: tensors | {"esm.contact_head.regression.weight": np.zeros((1, 2), np.float32)}
+    theirs = change_tensors("esm-masked", tmp_path / "short", short)
+    with raises_naming(CheckpointError, "contact_head.regression.weight is [1, 2]", "[1, 9]"):
         import_run("esm-masked", tmp_path / "again", theirs)
 
 
