@@ -173,7 +173,12 @@ def test_a_folder_in_a_bucket_needs_the_package_of_its_scheme(capsys):
     [
         ("quickstart-bert", [], ["exports as BertForPreTraining"]),
         ("quickstart-roberta", [], ["exports as RobertaForMaskedLM"]),
-        ("quickstart-electra", [], ["exports as ElectraForPreTraining and ElectraForMaskedLM"]),
+        (
+            "quickstart-electra",
+            ["model.row_features=none"],
+            ["exports as ElectraForPreTraining and ElectraForMaskedLM"],
+        ),
+        ("quickstart-electra", [], ["cannot be exported", "electra", "row_features=RotaryFeatures"]),
         (
             "quickstart-roberta",
             ["model.position_offset=5"],

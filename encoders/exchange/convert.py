@@ -358,14 +358,16 @@ def to_hf_layout(path: str, leaf, layer: int) -> np.ndarray:
 
 
 def find_architecture(spec: RunSpec, pad_id: int, config: EncoderConfig, params: dict) -> Architecture:
-    """Return the first architecture that represents a network. Raises `CheckpointError` with each one's reason."""
+    """Return the first architecture that represents a network. Raises `CheckpointError` with the reason of the
+    family's own one, or else of each."""
     reasons = {}
     for name, architecture in ARCHITECTURES.items():
         reasons[name] = explain_incompatibility(spec, pad_id, architecture, config, params)
         if reasons[name] is None:
             return architecture
-    lines = [f"\n  {name}: {reason}" for name, reason in reasons.items()]
-    raise CheckpointError(f"no architecture of transformers represents this run:{''.join(lines)}")
+    named = {config.conventions.name} & {*reasons} or reasons
+    explained = "; ".join(f"{name}: {reasons[name]}" for name in named)
+    raise CheckpointError(f"no architecture of transformers represents this run; {explained}")
 
 
 def explain_incompatibility(

@@ -236,7 +236,8 @@ class Architecture:
         hf_config = self.build_hf_config(config) | {"pad_token_id": pad_id}
         read_back = self.read_encoder_config(hf_config).collect_computation_fields()
         wanted = config.collect_computation_fields()
-        return [f"{name}={value!r}" for name, value in wanted.items() if read_back[name] != value]
+        describe = lambda value: value.__name__ if isinstance(value, type) else repr(value)
+        return [f"{name}={describe(value)}" for name, value in wanted.items() if read_back[name] != value]
 
     def build_hf_config(self, config: EncoderConfig) -> dict:
         """Return the fields of config.json for an encoder."""

@@ -244,7 +244,7 @@ def test_every_device_reads_its_share_of_the_parameters(tmp_path):
         ({"position_offset": 3}, "position_offset=3"),
     ],
 )
-def test_a_network_that_no_architecture_represents_is_refused_with_reasons(setting, shown, tmp_path):
+def test_a_network_that_no_architecture_represents_is_refused_with_the_reason_of_its_family(setting, shown, tmp_path):
     run = import_reference("bert-masked", tmp_path / "like")
     like = Run.open(run)
     network = RunSpec(name="own", model=replace(bert.TINY, **setting), objective=MaskedLM())
@@ -254,8 +254,9 @@ def test_a_network_that_no_architecture_represents_is_refused_with_reasons(setti
     write_json(folder / "experiment.json", build_run_record(network, "mark", like.vocab))
     shapes = jax.eval_shape(partial(init_params, 0, network.objective.module(network.model, like.vocab)))
     save_params(folder / "checkpoints", jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes), "none")
-    with raises_naming(CheckpointError, *(f"{family}: " for family in ("bert", "roberta", "albert", "electra")), shown):
+    with raises_naming(CheckpointError, "bert: ", shown) as raised:
         export_run(folder, tmp_path / "out")
+    assert "albert: " not in str(raised.value)
     assert not (tmp_path / "out").exists()
 
 

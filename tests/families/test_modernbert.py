@@ -66,7 +66,8 @@ def test_examples_packed_into_a_row_have_the_hidden_states_of_rows_of_their_own(
     alone = make_rows(*lengths)
     expected = np.concatenate([x[:n] for x, n in zip(encode(TINY, alone), lengths, strict=True)])
     packed = encode(TINY, pack_rows(alone, *lengths))[0, : sum(lengths)]
-    np.testing.assert_allclose(packed, expected, rtol=0, atol=3e-6)
+    # On some processors the same rows, compiled and computed op by op, differ by 2.5e-6 of the largest.
+    np.testing.assert_allclose(packed, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("length", [5, 8, 9, 23])
