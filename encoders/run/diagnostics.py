@@ -2,6 +2,7 @@
 
 import shutil
 import statistics
+from dataclasses import replace
 from functools import partial, reduce
 
 import jax
@@ -22,6 +23,7 @@ from encoders.run.run import Run
 from encoders.training import distributed, step
 from encoders.training.optimizer import flatten_with_paths
 from encoders.utils.buckets import is_in_bucket
+from encoders.utils.errors import UserError
 
 SPIKE_DEVIATIONS = 6.0  # standard deviations above the mean of the rows before
 SPIKE_WINDOW = 50  # rows of the log
@@ -168,11 +170,28 @@ def describe_disk_shortage(run: Run) -> str | None:
     return f"{run.folder}: {sizes}; lower intervals.keep_checkpoints"
 
 
-def describe_loop_of_layers(model: EncoderConfig, platform: str) -> str | None:
-    """Return a line where the layers are a loop on a TPU: by XLA's estimate unrolled ones are up to twice as fast."""
-    if platform != "tpu" or model.unroll_layers or model.remat != "none":
-        return None
-    return "on TPUs model.unroll_layers=true is faster by XLA's estimate, and takes longer to compile: `price --search`"
+def describe_slow_settings(model: EncoderConfig, platform: str) -> list[str]:
+    """Return a line for each setting with which an accelerator is slower than it could be."""
+    lines = []
+    if platform == "tpu" and not model.unroll_layers and model.remat == "none":
+        lines.append(
+            "on TPUs model.unroll_layers=true is faster by XLA's estimate, and compiles longer: `price --search`"
+        )
+    if platform in ("tpu", "gpu") and model.dtype == "float32":
+        lines.append(
+            "accelerators multiply faster with model.dtype=bfloat16, which rounds more; parameters stay in float32"
+        )
+    if platform == "gpu" and takes_fused_attention(model):
+        lines.append("on GPUs model.attention_impl=cudnn, or cudnn_packed for packed rows, is the fused attention")
+    return lines
+
+
+def takes_fused_attention(model: EncoderConfig) -> bool:
+    """Return whether a model with XLA's attention may have cuDNN's."""
+    try:
+        return model.attention_impl == "xla" and bool(replace(model, attention_impl="cudnn"))
+    except UserError:  # with dropout, in float32, or of a family whose attention it does not compute
+        return False
 
 
 def describe_out_of_memory(experiment: Experiment, error: BaseException) -> str | None:

@@ -65,7 +65,7 @@ def train(
             raise RunError(f"{folder} was made by process 0 and is missing here: all processes must see the same files")
         if is_primary and (shortage := diagnostics.describe_disk_shortage(run)):
             log(shortage)
-        if hint := diagnostics.describe_loop_of_layers(experiment.model, run.mesh.devices.flat[0].platform):
+        for hint in diagnostics.describe_slow_settings(experiment.model, run.mesh.devices.flat[0].platform):
             log(hint)
         if passes := diagnostics.describe_passes(run):
             log(f"{experiment.name}: {passes}")

@@ -12,7 +12,7 @@ import pytest
 
 from encoders.costs import ledger
 from encoders.experiment import Experiment
-from encoders.families import bert
+from encoders.families import bert, deberta
 from encoders.objectives.replaced_tokens import ReplacedTokenDetection
 from encoders.run import diagnostics, loop
 from encoders.run.folder import RunError
@@ -208,9 +208,25 @@ def test_the_watchdog_of_a_run_that_makes_progress_logs_nothing():
     assert not watchdog.thread.is_alive()
 
 
-def test_a_loop_of_layers_is_named_on_tpus_alone():
-    config = bert.BASE
-    assert "model.unroll_layers" in diagnostics.describe_loop_of_layers(config, "tpu")
-    assert diagnostics.describe_loop_of_layers(config, "cpu") is None
-    for changes in ({"unroll_layers": True}, {"remat": "full"}):
-        assert diagnostics.describe_loop_of_layers(replace(config, **changes), "tpu") is None
+HALF = {"dtype": "bfloat16"}
+NO_DROPOUT = {**HALF, "attention_dropout": 0.0}
+
+
+@pytest.mark.parametrize(
+    "platform, config, changes, named",
+    [
+        ("cpu", bert.BASE, {}, []),
+        ("tpu", bert.BASE, {}, ["model.unroll_layers", "model.dtype"]),
+        ("tpu", bert.BASE, {"unroll_layers": True, **HALF}, []),
+        ("tpu", bert.BASE, {"remat": "full", **HALF}, []),
+        ("gpu", bert.BASE, {}, ["model.dtype"]),
+        ("gpu", bert.BASE, HALF, []),  # dropout of attention weights needs XLA's attention
+        ("gpu", bert.BASE, NO_DROPOUT, ["model.attention_impl"]),
+        ("gpu", bert.BASE, NO_DROPOUT | {"attention_impl": "cudnn"}, []),
+        ("gpu", deberta.BASE, NO_DROPOUT, []),
+    ],
+)
+def test_settings_that_are_slow_on_an_accelerator_are_named(platform, config, changes, named):
+    lines = diagnostics.describe_slow_settings(replace(config, **changes), platform)
+    fields = ("model.unroll_layers", "model.dtype", "model.attention_impl")
+    assert [next(name for name in fields if name in line) for line in lines] == named
