@@ -35,21 +35,28 @@ def make_frequency_table(position_ids: Int[Array, "b l"], frequencies: Float[Arr
 class RotaryFeatures(nn.Module):
     """The rotary table of all layers; a part of the config as `row_features`.
 
-    The base is `config.rope_theta`, or 10,000 in configs without that field.
+    The base is `config.rope_theta`, or 10,000 in configs without that field. Raises `UserError` for heads of an odd
+    size.
     """
 
     config: object
 
     def __call__(self, context) -> RotaryTable:
         config = self.config
+        check_head_size(config)
         head_size = config.hidden_size // config.num_heads
         theta = getattr(config, "rope_theta", 10_000.0)
         return make_rotary_table(context.position_ids, head_size, theta, jnp.dtype(config.dtype))
 
 
 def check_rotary_fields(config) -> None:
-    """Raise `UserError` for a base that is not above 0, and for heads of an odd size, whose entries make no pairs."""
+    """Raise `UserError` for a base that is not above 0, and for heads of an odd size."""
     check_fields(config, "model.", [("rope_theta", lambda theta: theta > 0, "above 0")])
+    check_head_size(config)
+
+
+def check_head_size(config) -> None:
+    """Raise `UserError` for heads of an odd size, whose entries make no pairs."""
     if config.hidden_size // config.num_heads % 2:
         raise UserError(
             f"model.hidden_size={config.hidden_size} and model.num_heads={config.num_heads} make heads of "

@@ -16,7 +16,9 @@ from encoders.model.config import EncoderConfig
 from encoders.model.layers import Embeddings, FeedForward, LayerContext, SelfAttention
 from encoders.model.ops import ACTIVATIONS, Dropout, hash_indices, make_initializer
 from encoders.model.rotary import RotaryFeatures
+from encoders.utils.errors import UserError
 from tests.batches import TOKEN_FIELDS, make_batch
+from tests.refusals import raises_naming
 
 QUICK = {"xla_backend_optimization_level": 0}  # compiles in a third of the time
 MODEL = EncoderConfig(
@@ -220,6 +222,12 @@ def test_rotary_positions_turn_each_pair_of_a_query_and_a_key_by_its_angle():
     out = np.asarray(mixed).reshape(2, 5, 12) @ p["out"]["kernel"] + p["out"]["bias"]
     found = apply(SelfAttention(model), p, x, turned)
     np.testing.assert_allclose(found, normalised(x + out, p["norm"]), **CLOSE)
+
+
+def test_rotary_positions_of_heads_of_an_odd_size_are_refused():
+    model = replace(MODEL, row_features=RotaryFeatures, num_heads=4)
+    with raises_naming(UserError, "model.num_heads=4", "heads of 3"):
+        RotaryFeatures(model).apply({}, context(np.ones((1, 2), int)))
 
 
 @pytest.mark.parametrize("activation", ["gelu", "gelu_tanh"])
