@@ -56,7 +56,7 @@ class LayerContext(struct.PyTreeNode):
 class Embeddings(nn.Module):
     """Sum of word, position and token-type embeddings, layer norm and dropout (BERT §3.2), `[b l e]`.
 
-    A config with `row_features`, which show the layers where tokens are, has no table of positions.
+    Positions are left out where `config.row_features` gives them to the layers.
     """
 
     config: object
