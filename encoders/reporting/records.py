@@ -9,6 +9,7 @@ and differences of pairs it has the part of the variance that is due to test ite
 from __future__ import annotations
 
 import itertools
+import shlex
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -208,7 +209,7 @@ def resolve_study(table: PaperTable) -> Study:
     """Return the study of a table with the number of seeds and the tasks that its runs have, also if by default."""
     tuned = {parse_task_name(run) for row in table.rows for run in row.finetune_runs}
     tasks = tuple(task for task in list_tasks(table.columns) if task in tuned)
-    return replace(table.study, seeds=len({parse_seed(e) for e in table.experiments}), tasks=tasks or None)
+    return replace(table.study, seeds=len({parse_seed(e) for e in table.experiments}), tasks=tasks)
 
 
 def build_run_entry(experiment: Experiment, scores: Mapping[str, Score], source: RunsFolder) -> dict:
@@ -332,7 +333,9 @@ def merge_studies(old: Study, new: Study) -> Study:
     """Return the later study with the seeds, tasks and measures of both."""
     either = {name: getattr(new, name) or getattr(old, name) for name in ("blimp", "probes", "sts")}
     tasks = tuple(dict.fromkeys((*(old.tasks or ()), *(new.tasks or ()))))
-    return replace(new, seeds=max(old.seeds or 1, new.seeds or 1), tasks=tasks or None, **either)
+    if old.tasks is None and new.tasks is None:
+        tasks = None
+    return replace(new, seeds=max(old.seeds or 1, new.seeds or 1), tasks=tasks, **either)
 
 
 def merge_item_variances(old: Iterable[dict], new: Iterable[dict]) -> list[dict]:
@@ -368,7 +371,8 @@ def format_command(table: PaperTable) -> str:
     for name in (f.name for f in fields(Study) if f.name != "runs"):
         value = getattr(table.study, name)
         if value != getattr(defaults, name):
-            settings.append(f"{name}={','.join(value) if isinstance(value, tuple) else value}")
+            text = ",".join(value) or "()" if isinstance(value, tuple) else value
+            settings.append(shlex.quote(f"{name}={text}"))
     return " ".join(["train", table.source_file, *(["--with", *settings] if settings else [])])
 
 

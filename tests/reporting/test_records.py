@@ -131,6 +131,7 @@ def test_a_command_has_what_differs_from_the_defaults():
     table = build_table(3)
     assert format_command(replace(table, study=Study())) == "train t"
     assert format_command(replace(table, study=Study(tasks=("SST-2", "MRPC")))) == "train t --with tasks=SST-2,MRPC"
+    assert format_command(replace(table, study=Study(tasks=()))) == "train t --with 'tasks=()'"
 
 
 def test_the_page_of_records_lists_relations_of_the_papers_and_the_tables(tmp_path):
@@ -238,6 +239,7 @@ def test_a_merged_study_has_the_seeds_tasks_and_measures_of_both():
     assert (
         merge_studies(replace(old, tasks=None), new).tasks == new.tasks
         and merge_studies(Study(), Study()).tasks is None
+        and merge_studies(Study(tasks=()), Study(tasks=())).tasks == ()
     )
 
 
