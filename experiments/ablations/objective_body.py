@@ -37,9 +37,10 @@ def table(study: Study) -> PaperTable:
     modern = replace(bert, model=replace(modernbert.BASE, vocab_size=BASE.model.vocab_size, pooling="cls"))
     masked_lm, short_rows = replace_with_masked_lm(bert), build_short_rows(study)
     learned = LEARNED_POSITIONS | short_rows
-    compute = run_flops(study.build_pretrain_run("body-bert-mlm", masked_lm, small_changes=learned))
+    masked_name = "body-bert-mlm" if study.is_scaled_down else "rate-mlm-15"  # of the table `mask_rate` as well
+    compute = run_flops(study.build_pretrain_run(masked_name, masked_lm, small_changes=learned))
     runs = {
-        "MLM, BERT's layers": ("body-bert-mlm", masked_lm, learned),
+        "MLM, BERT's layers": (masked_name, masked_lm, learned),
         "RTD, BERT's layers": ("body-bert-rtd", bert, learned),
         "MLM, ModernBERT's layers": ("body-modernbert-mlm", replace_with_masked_lm(modern), MODERN | short_rows),
         "RTD, ModernBERT's layers": ("body-modernbert-rtd", modern, MODERN | short_rows),
