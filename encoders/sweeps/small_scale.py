@@ -99,7 +99,9 @@ class Scale:
             data=replace(experiment.data, tokenizer=tokenizer),
             optimizer=AdamW(self.learning_rate, min(self.warmup_steps, num_steps // 10), bias_correction=True),
             phases=self.build_phases(num_steps, form),
-            intervals=Intervals(100, interval, interval, keep_checkpoints=1, eval_batches=EVAL_BATCHES),
+            intervals=Intervals(
+                log_every=100, eval_every=interval, save_every=interval, keep_checkpoints=1, eval_batches=EVAL_BATCHES
+            ),
         )
         return apply_changes(shrunk, changes)
 
