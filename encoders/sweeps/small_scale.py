@@ -45,9 +45,13 @@ class Scale:
         """Return the tokens of a step in each length of a row."""
         return self.batch_tokens * len(self.row_lengths)
 
-    def build_phases(self, num_steps: int, form: Format) -> tuple[Phase, ...]:
-        """Return phases of about equal parts of `num_steps`, one for each length of a row."""
-        phases, count = [], len(self.row_lengths)
+    def count_steps(self, num_tokens: float) -> int:
+        """Return the steps that read about `num_tokens` tokens."""
+        return round(num_tokens / self.batch_tokens)
+
+    def build_phases(self, num_tokens: float, form: Format) -> tuple[Phase, ...]:
+        """Return phases of about equal parts of `num_tokens`, one for each length of a row."""
+        phases, num_steps, count = [], self.count_steps(num_tokens), len(self.row_lengths)
         for i, length in enumerate(self.row_lengths, start=1):
             phases.append(Phase(num_steps * i // count, length, self.batch_tokens // length, form))
         return tuple(phases)
@@ -88,8 +92,8 @@ class Scale:
         positions = model.row_features or RotaryFeatures
         vocabulary = {"vocab_size": self.vocab_size, "train_chars": self.train_chars}
         tokenizer = replace(experiment.data.tokenizer, **vocabulary)
-        num_steps = round(num_tokens / self.batch_tokens)
-        interval = max(num_steps // 3, 1)
+        num_steps = self.count_steps(num_tokens)
+        interval = max(num_steps // NUM_EVALS, 1)
         known = {field.name for field in fields(experiment.objective)}
         objective_changes = {name: value for name, value in self.objective_changes if name in known}
         changes = {**changes, "objective": objective_changes | changes.get("objective", {})}
@@ -98,7 +102,7 @@ class Scale:
             model=replace(model, **self.sizes, embedding_size=embedding_size, row_features=positions),
             data=replace(experiment.data, tokenizer=tokenizer),
             optimizer=AdamW(self.learning_rate, min(self.warmup_steps, num_steps // 10), bias_correction=True),
-            phases=self.build_phases(num_steps, form),
+            phases=self.build_phases(num_tokens, form),
             intervals=Intervals(
                 log_every=100, eval_every=interval, save_every=interval, keep_checkpoints=1, eval_batches=EVAL_BATCHES
             ),
@@ -124,6 +128,7 @@ def make_recipe(seq_length: int) -> Recipe:
     return Recipe(3e-4, 32, num_epochs=4, max_seq_length=seq_length, optimizer=optimizer)
 
 
+NUM_EVALS = 3  # of a run
 EVAL_BATCHES = 200  # of as many tokens as a step, so that scores on held-out rows resolve half a point
 # A generator a quarter as wide as a network of 128 learns nothing, and at the paper's weight of 50 neither leaves the
 # unigram plateau. Learned positions leave it late: experiments/ablations/small_scale.py.

@@ -29,7 +29,7 @@ MODERN = {"model": {"intermediate_size": 344, "local_window": 16, "global_every"
 def build_short_rows(study: Study) -> dict:
     """Return the phases of a run whose rows have each of `ROW_LENGTHS`."""
     scale = replace(study.small_scale, row_lengths=ROW_LENGTHS)
-    return {"phases": scale.build_phases(round(study.num_tokens / scale.batch_tokens), BASE.phases[0].format)}
+    return {"phases": scale.build_phases(study.num_tokens, BASE.phases[0].format)}
 
 
 def table(study: Study) -> PaperTable:

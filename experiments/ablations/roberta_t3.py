@@ -17,6 +17,7 @@ from encoders.library.ablations.roberta_t1 import build_base_experiment
 from encoders.data.formats import FullSentences
 from encoders.sweeps.paper_table import PaperTable, Study
 from encoders.sweeps.score_columns import MLM_AT_MASK, MLM_PERPLEXITY, MNLI, SST2
+from encoders.sweeps.small_scale import EVAL_BATCHES, NUM_EVALS
 
 COLUMNS = (MLM_PERPLEXITY, MNLI, SST2, MLM_AT_MASK)
 # Batch size, steps, learning rate, small batch as a multiple of the usual one, the published row.
@@ -49,13 +50,13 @@ def build_small_changes(study: Study, multiple: float, learning_rate: float) -> 
     """Return a row's changes at small scale: as many tokens in batches of `multiple` times the usual size."""
     scale = study.small_scale
     larger = replace(scale, batch_tokens=round(scale.batch_tokens * multiple))
-    steps = round(study.num_tokens / larger.batch_tokens)
-    interval = max(steps // 5, 1)
+    steps = larger.count_steps(study.num_tokens)
+    interval = max(steps // NUM_EVALS, 1)
     return {
-        "phases": larger.build_phases(steps, FullSentences()),
+        "phases": larger.build_phases(study.num_tokens, FullSentences()),
         "optimizer": {
             "learning_rate": scale.learning_rate * learning_rate / 7e-4,
             "warmup_steps": max(steps // 12, 1),
         },
-        "intervals": {"eval_every": interval, "save_every": interval, "eval_batches": round(50 / multiple)},
+        "intervals": {"eval_every": interval, "save_every": interval, "eval_batches": round(EVAL_BATCHES / multiple)},
     }

@@ -64,7 +64,7 @@ def table(study: Study) -> PaperTable:
             rows.append(build_row(study, f"{part}, {name}", base, changes))
         for name, (batch_tokens, row_lengths) in BATCHES.items():
             scale = replace(study.small_scale, batch_tokens=batch_tokens, row_lengths=row_lengths)
-            phases = scale.build_phases(round(study.num_tokens / batch_tokens), base.phases[0].format)
+            phases = scale.build_phases(study.num_tokens, base.phases[0].format)
             rows.append(build_row(study, f"{part}, {name}", base, {"phases": phases}))
     return study.build_table("small_scale", "The search for the small scale", COLUMNS, rows, "tokens")
 
