@@ -160,12 +160,7 @@ def measure_step(experiments: Sequence[Experiment], options: BenchOptions) -> It
 
 
 JAX_SETTINGS = {"scan": [], "unrolled": ["model.unroll_layers=true"], "rematerialised": ["model.remat=dots"]}
-TORCH_ENGINES = {
-    "as installed": {"engine": "eager", "fast": False},
-    "eager": {"engine": "eager", "fast": True},
-    "compiled": {"engine": "compile", "fast": True},
-    "onnxruntime": {"engine": "onnxruntime", "fast": False},
-}
+TORCH_ENGINES = {"eager": "eager", "compiled": "compile", "onnxruntime": "onnxruntime"}
 
 
 def choose_variants(options: BenchOptions, dtype: str) -> tuple[list[str], list[str]]:
@@ -174,9 +169,8 @@ def choose_variants(options: BenchOptions, dtype: str) -> tuple[list[str], list[
         return ["scan"], ["compiled"]
     is_training = options.task == "train"
     settings = ["scan", "unrolled", "rematerialised"] if is_training else ["scan", "unrolled"]
-    if dtype != "float32":
-        return settings, ["eager", "compiled"]
-    return settings, ["as installed", "eager", "compiled"] if is_training else list(TORCH_ENGINES)
+    has_onnxruntime = dtype == "float32" and not is_training
+    return settings, list(TORCH_ENGINES) if has_onnxruntime else ["eager", "compiled"]
 
 
 def measure_peers(experiments: Sequence[Experiment], options: BenchOptions) -> Iterator[ResultRow]:
@@ -239,7 +233,7 @@ def make_peer_variants(bench_input: BenchInput, engines: Sequence[str], options:
         "inputs": str(path),
     }
     return [
-        options.make_variant(f"{experiment.name}, transformers {name}", "torch", spec | TORCH_ENGINES[name])
+        options.make_variant(f"{experiment.name}, transformers {name}", "torch", spec | {"engine": TORCH_ENGINES[name]})
         for name in engines
     ]
 
@@ -277,7 +271,7 @@ def measure_ceiling(experiments: Sequence[Experiment], options: BenchOptions) ->
     """Yield the peak rates of this device: matrix products in each dtype, and memory read and written."""
     variants = [options.make_matmul_variant(dtype) for dtype in ("float32", "bfloat16")]
     for product in list(variants):
-        spec = product.spec | options.torch_settings | {"fast": True}
+        spec = product.spec | options.torch_settings
         variants.append(options.make_variant(f"{product.name}, torch", "torch", spec))
     variants.append(options.make_variant("memory", "jax", {"task": "copy", "bytes": 2**28}))
     for name, timing in options.time_variants(*variants).items():

@@ -45,7 +45,7 @@ def spec(tmp_path):
         np.savez(tmp_path / "inputs.npz", **arrays, pair=draw.integers(0, 2, (1, B)))
         config = CONFIG | OWN.get(family, {})
         generator = config | {"hidden_size": 12, "intermediate_size": 30} if family == "electra" else None
-        fixed = {"task": "train", "dtype": "float32", "engine": "eager", "fast": True, "device": "cpu", "threads": 1}
+        fixed = {"task": "train", "dtype": "float32", "engine": "eager", "device": "cpu", "threads": 1}
         own = {"family": family, "config": config, "generator": generator, "pair": family in torch_step.PAIR_LABELS}
         return fixed | own | {"inputs": str(tmp_path / "inputs.npz")} | changes
 
@@ -70,6 +70,11 @@ def test_bfloat16_trains_float32_parameters_to_nearly_the_same_loss(spec):
     (exact, _), (rounded, facts) = (trained(spec(dtype=dtype), 1) for dtype in ("float32", "bfloat16"))
     assert rounded == pytest.approx(exact, rel=0.02)
     assert rounded != exact
+
+
+def test_float32_on_a_cpu_is_never_rounded_to_bfloat16(spec, torch):
+    torch_step.build_torch_work(spec(task="infer"))
+    assert torch.get_float32_matmul_precision() == "highest"
 
 
 def test_a_compiled_step_is_compiled_before_it_is_timed(spec):
