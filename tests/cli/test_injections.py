@@ -79,7 +79,15 @@ def list_commands(home: Path) -> dict[str, list[str]]:
 
 
 VERBS = list(commands.VERB_FUNCTIONS)
-SLOW_VERBS = {"predict", "measure", "mine", "submit", "export", "bench"}  # they read and write as the others do
+SLOW_VERBS = {
+    "evaluate",
+    "predict",
+    "measure",
+    "mine",
+    "submit",
+    "export",
+    "bench",
+}  # they read and write as the others do
 VERBS_OF_EACH_KIND = [verb for verb in VERBS if verb not in SLOW_VERBS]
 NUM_INJECTIONS = int(os.environ.get("ENCODERS_INJECTIONS", "12"))  # of the live tests, for each verb
 OUTPUTS = (

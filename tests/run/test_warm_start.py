@@ -21,6 +21,7 @@ from encoders.objectives.sentence_pair import NextSentencePrediction
 from encoders.run import loop, tiling
 from encoders.run.evaluate import evaluate_run
 from encoders.run.folder import RunError, register_run
+from encoders.run.prepare_run import prepare_run
 from encoders.run.run import Run
 from encoders.run.warm_start import WarmStart, init_sharded_state
 from encoders.tasks.classification import Classification
@@ -250,10 +251,11 @@ def test_an_imported_run_has_no_text_to_evaluate(home):
 
 def test_the_source_run_is_part_of_the_fingerprint(home, tmp_path):
     base = experiment(home, "bert-pretraining", *BERT, steps=4)
-    loop.train(base, tmp_path / "run", quiet)
+    with prepare_run(base, tmp_path / "run", quiet):
+        pass
     other = replace(base, init_from=str(home / "bert-encoder"))
-    with raises_naming(RunError, "init_from"):
-        loop.train(other, tmp_path / "run", quiet)
+    with raises_naming(RunError, "init_from"), prepare_run(other, tmp_path / "run", quiet):
+        pass
 
 
 # Tiled from a smaller model -------------------------------------------------------------------------------------------
