@@ -2,8 +2,8 @@
 
     python launch.py train electra_tying --with corpus=wiki-1.txt.xz glue=GLUE
 
-Cost and score: not measured here at this small scale. What the one before could tell is in experiments/README.md, "The
-papers' tables at the scale before".
+Cost and score, measured on one core of a shared Intel Xeon with `tokens=2e6 'tasks=()' seeds=5`: 4 to 8 minutes a run.
+No two rows can be told apart yet: experiments/README.md, "The papers' tables".
 
 Both networks have one size, for 500,000 steps at paper scale, and share nothing, the token embeddings, or all
 embeddings. The paper's third row shares the whole encoders; the released code, and this table, all embeddings.
