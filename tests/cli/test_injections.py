@@ -79,15 +79,8 @@ def list_commands(home: Path) -> dict[str, list[str]]:
 
 
 VERBS = list(commands.VERB_FUNCTIONS)
-SLOW_VERBS = {
-    "evaluate",
-    "predict",
-    "measure",
-    "mine",
-    "submit",
-    "export",
-    "bench",
-}  # they read and write as the others do
+# They read and write as the others do.
+SLOW_VERBS = {"evaluate", "predict", "measure", "mine", "submit", "export", "bench"}
 VERBS_OF_EACH_KIND = [verb for verb in VERBS if verb not in SLOW_VERBS]
 NUM_INJECTIONS = int(os.environ.get("ENCODERS_INJECTIONS", "12"))  # of the live tests, for each verb
 OUTPUTS = (
